@@ -1,0 +1,29 @@
+"""Train PyTorch networks without weight transport: feedback alignment and its relatives."""
+
+from falign.convert import (
+    ConversionError,
+    backprop,
+    check,
+    convert,
+    feedback_state,
+    load_feedback_state,
+    revert,
+    targets,
+)
+from falign.rules import ALL_RULES, Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALL_RULES",
+    "ConversionError",
+    "Rule",
+    "__version__",
+    "backprop",
+    "check",
+    "convert",
+    "feedback_state",
+    "load_feedback_state",
+    "revert",
+    "targets",
+]

@@ -1,0 +1,164 @@
+"""The one mechanism: cut a layer's input, and deliver the error to the cut through other weights.
+
+A *cut* detaches a layer's input, so that autograd does no work for it. A *delivery* is an identity on some tensor
+whose backward hands that tensor its own error and every cut the error carried to it through the feedback ``B``.
+Layerwise, the tensor is the layer's output; direct, it is the network's output. ``loss.backward()`` stays ordinary.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from falign.layers import KINDS
+from falign.scratch import Scratch, plain_eager
+
+
+class Carries(Protocol):
+    """What a delivery asks of a rule."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether B is a parameter that receives the gradient of its layer's weight."""
+        ...
+
+    def effective(self, *sources: Tensor, scratch: Scratch | None = None) -> Tensor:
+        """The B that carries the error of this pass, from the tensors that determine it."""
+        ...
+
+    def error(self, error: Tensor, output: Tensor, target: Tensor, axis: int) -> Tensor:
+        """What is projected to the cuts, for a rule that needs targets."""
+        ...
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply`` without its inspection of the signature, a third of the cost of a small layer's pass."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*args)  # what Function.apply itself ends in
+
+
+class _Layerwise(Function):
+    """Identity on y; backward: (e, B carries e to x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch, *sources: Tensor
+    ):
+        return y.clone()  # not y or a view of it: an in-place operation may follow
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, *sources = inputs
+        ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
+        ctx.save_for_backward(*sources, *((x.detach(),) if ctx.keeps_x else ()))
+
+    @staticmethod
+    def backward(ctx: Any, e: Tensor):
+        kind, sources, x = KINDS[ctx.kind], ctx.saved_tensors, None
+        if ctx.keeps_x:
+            *sources, x = sources
+        carried = None
+        if ctx.needs_input_grad[1]:
+            feedback = ctx.rule.effective(*sources, scratch=ctx.scratch if plain_eager(*sources) else None)
+            if feedback.dtype != e.dtype:
+                feedback = feedback.to(e.dtype)
+            carried = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
+        learned = (None,) * len(sources)
+        if ctx.rule.learned:
+            learned = (kind.gradient(e, sources[0].to(e.dtype), x, ctx.spec), *learned[1:])
+        return e, carried, None, None, None, None, None, *learned
+
+
+class _Direct(Function):
+    """Identity on the output; backward: (e, e @ B_l reshaped to every cut x_l)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        output: Tensor,
+        target: Tensor | None,
+        axis: int,
+        rule: Carries,
+        gains: tuple[float, ...],
+        channels: tuple[int, ...],
+        *cuts: Tensor,
+    ):
+        return output.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        out, target, ctx.axis, ctx.rule, ctx.gains, ctx.channels, *cuts = inputs
+        count = len(cuts) // 2
+        ctx.shapes = [x.shape for x in cuts[:count]]
+        ctx.targeted = target is not None
+        ctx.save_for_backward(*cuts[count:], *((out.detach(), target) if target is not None else ()))
+
+    @staticmethod
+    def backward(ctx: Any, e: Tensor):
+        feedbacks, projected = ctx.saved_tensors, e
+        if ctx.targeted:
+            *feedbacks, output, target = feedbacks
+            projected = ctx.rule.error(e, output, target, ctx.axis)
+        carried = [
+            project(_scaled(projected, gain), feedback, shape, channels)
+            for feedback, shape, gain, channels in zip(feedbacks, ctx.shapes, ctx.gains, ctx.channels, strict=True)
+        ]
+        return e, None, None, None, None, None, *carried, *((None,) * len(carried))
+
+
+def _scaled(error: Tensor, gain: float) -> Tensor:
+    return error if gain == 1 else error * gain
+
+
+def project(error: Tensor, feedback: Tensor, shape: tuple[int, ...], channels: int) -> Tensor:
+    """``(e @ B).reshape(shape of x)``, whole samples or position by position.
+
+    Args:
+        error: the gradient at the network's output; its size is a multiple of B's rows.
+        feedback: B, (outputs, elements of one sample of x), or (outputs, features) where output and x share
+            position axes.
+        shape: shape of the cut x.
+        channels: 1 where the features of output and x are axis 1 and they share the position axes behind it
+            (convolutions over positions), else 0: features are last, or the whole sample is one vector.
+    """
+    if feedback.dtype != error.dtype:
+        feedback = feedback.to(error.dtype)
+    if channels:
+        return (error.movedim(1, -1) @ feedback).movedim(-1, 1)
+    return (error.reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+
+
+class Cut(NamedTuple):
+    """One cut of a direct rule: the layer's input, and the feedback that reaches it."""
+
+    layer: str
+    x: Tensor
+    feedback: Tensor
+    gain: float
+    channels: int
+
+
+def deliver_layerwise(
+    y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch, sources: tuple[Tensor, ...]
+) -> Tensor:
+    """Return y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, *sources)
+
+
+def deliver_direct(output: Tensor, target: Tensor | None, axis: int, rule: Carries, cuts: list[Cut]) -> Tensor:
+    """Return the output; in backward every cut receives the output's error projected by its gain · B.
+
+    Args:
+        output: the network's output, (batch, ...).
+        target: for a targeted rule, the targets in the output's shape; their classes lie along ``axis``.
+        axis: the axis of the classes.
+        rule: the direct rule.
+        cuts: where to.
+    """
+    _, xs, feedbacks, gains, channels = zip(*cuts, strict=True)
+    return _apply(_Direct, output, target, axis, rule, gains, channels, *xs, *feedbacks)

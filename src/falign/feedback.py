@@ -1,0 +1,194 @@
+"""Random feedback matrices: families, their scale, and their seeds.
+
+A family draws a (rows, columns) matrix whose entries have mean zero and variance one. ``draw`` scales it by
+``scale / √spread``, so that an error keeps its norm, up to ``scale``, on its way: E|error carried|² = scale²·|error|².
+What is drawn is a pure function of (seed, layer name, family): it is drawn on the CPU in float32 from a generator of
+its own and only then converted, so every device and dtype holds the same numbers.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Generator, Tensor
+
+Family = Callable[[tuple[int, int], Generator], Tensor]
+
+
+def generator(seed: int, name: str, purpose: str) -> Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    digest = sha256(f"{seed}\0{name}\0{purpose}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Entries N(0, 1)."""
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    def __str__(self) -> str:
+        return "normal"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Entries U(-√3, √3)."""
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        return (torch.rand(shape, generator=random) * 2 - 1) * 3**0.5
+
+    def __str__(self) -> str:
+        return "uniform"
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Orthonormal rows (or columns, if there are fewer), Haar distributed, times √max(rows, columns)."""
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        rows, columns = shape
+        tall = torch.randn(max(shape), min(shape), generator=random)
+        q, r = torch.linalg.qr(tall)
+        q = q * r.diagonal().sign() * max(shape) ** 0.5
+        return q if rows >= columns else q.mT.contiguous()
+
+    def __str__(self) -> str:
+        return "orthogonal"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """U Vᵀ / √rank, U and V with entries N(0, 1): at most ``rank`` directions of the error arrive."""
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"feedback family low-rank needs a rank of at least 1, got {self.rank}")
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        left = torch.randn(shape[0], self.rank, generator=random)
+        right = torch.randn(self.rank, shape[1], generator=random)
+        return left @ right / self.rank**0.5
+
+    def __str__(self) -> str:
+        return f"low-rank({self.rank})"
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Each column has ``entries`` N(0, 1) entries at random rows (all of them if there are fewer), times √(rows/entries).
+
+    A column belongs to one neuron that receives an error: it listens to that many error neurons.
+    """
+
+    entries: int
+
+    def __post_init__(self) -> None:
+        if self.entries < 1:
+            raise ValueError(f"feedback family sparse needs at least 1 entry a column, got {self.entries}")
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        rows, columns = shape
+        kept = min(self.entries, rows)
+        chosen = torch.rand(columns, rows, generator=random).topk(kept, dim=1).indices.mT
+        values = torch.randn(kept, columns, generator=random) * (rows / kept) ** 0.5
+        return torch.zeros(shape).scatter_(0, chosen, values)
+
+    def __str__(self) -> str:
+        return f"sparse({self.entries})"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """N(0, 1) entries that all layers read from one sequence, each from a start of its own.
+
+    The memory of all feedback is that of the largest layer (and a sixteenth, the room for the starts), not the sum.
+    Layers of the same shape hold shifted, hence different, matrices. Unlike Launay et al. 2020, where every layer
+    reads from the same start and equal layers receive the same feedback.
+    """
+
+    _CHUNK = 1 << 20
+    _ROOM = 1 << 16
+
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+        raise TypeError("the shared family is read with sequence() and start(), not drawn layer by layer")
+
+    def __str__(self) -> str:
+        return "shared"
+
+    def _room(self, size: int) -> int:
+        return max(self._ROOM, size // 16)
+
+    def start(self, seed: int, name: str, size: int) -> int:
+        """Where the layer ``name`` with ``size`` entries begins to read."""
+        return int(torch.randint(self._room(size), (), generator=generator(seed, name, "shared start")))
+
+    def sequence(self, seed: int, largest: int) -> Tensor:
+        """The sequence, long enough for a layer of ``largest`` entries; a longer one begins with a shorter one."""
+        length = largest + self._room(largest)
+        chunks = range((length + self._CHUNK - 1) // self._CHUNK)
+        return torch.cat(
+            [torch.randn(self._CHUNK, generator=generator(seed, "", f"shared {chunk}")) for chunk in chunks]
+        )[:length].clone()
+
+
+FAMILIES: dict[str, Callable[..., Family]] = {
+    "normal": Normal,
+    "uniform": Uniform,
+    "orthogonal": Orthogonal,
+    "low-rank": LowRank,
+    "sparse": Sparse,
+    "shared": Shared,
+}
+
+
+def family(text: str) -> Family:
+    """The family that a text names: ``normal``, ``uniform``, ``orthogonal``, ``shared``, ``low-rank(8)``, ``sparse(1)``.
+
+    Args:
+        text: the name, with its number in brackets or behind a colon (``low-rank:8``) where it takes one.
+
+    Raises:
+        ValueError: the name is unknown, or its number is missing, superfluous or below one.
+    """
+    match = re.fullmatch(r"([a-z-]+)(?:\((-?\d+)\)|:(-?\d+))?", text.strip())
+    known = "normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES), shared"
+    if match is None or match[1] not in FAMILIES:
+        raise ValueError(f"unknown feedback family {text!r}: choose one of {known}")
+    number = match[2] or match[3]
+    if (number is not None) != (match[1] in ("low-rank", "sparse")):
+        need = "takes no number" if number is not None else "needs a number"
+        raise ValueError(f"feedback family {text!r} {need}: choose one of {known}")
+    return FAMILIES[match[1]]() if number is None else FAMILIES[match[1]](int(number))
+
+
+def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviation: float) -> Tensor:
+    """Draw the feedback of one layer: family entries of variance one, times ``deviation``.
+
+    Args:
+        family: how to draw a (rows, columns) matrix; a convolution's B is drawn as (first axis, all others).
+        shape: shape of B.
+        seed: the seed given to ``convert``.
+        name: the layer's name in the model; it gives every layer a generator of its own.
+        deviation: standard deviation of the entries, scale / √spread.
+
+    Returns:
+        B, float32 on the CPU.
+
+    Raises:
+        ValueError: the family returned another shape or a number that is not finite.
+    """
+    rows = shape[0]
+    columns = max(1, torch.Size(shape[1:]).numel())
+    drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
+    if not isinstance(drawn, Tensor) or tuple(drawn.shape) != (rows, columns):
+        got = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise ValueError(f"feedback of layer {name!r}: the family returned {got}, expected a tensor ({rows}, {columns})")
+    if not torch.isfinite(drawn).all():
+        raise ValueError(f"feedback of layer {name!r}: the family returned numbers that are not finite")
+    return (drawn.float() * deviation).reshape(shape)

@@ -1,0 +1,94 @@
+"""The value that every loader returns, valid by construction."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """Data that are missing, damaged or inconsistent: what came, what was expected, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A training and a test set of labelled images.
+
+    Attributes:
+        name: The name it was loaded by; for a path, the name of the folder.
+        train_images: Pixels as stored, ``(train, channels, height, width)``: 0 to 255 (``digits``: to 16).
+        train_labels: Positions in ``classes``, ``(train,)``.
+        test_images: As ``train_images``, of the same channels, height and width.
+        test_labels: As ``train_labels``.
+        classes: The name of every class, in the order of the labels.
+
+    Raises:
+        DataError: If the parts do not fit each other.
+    """
+
+    name: str
+    train_images: UInt8[Tensor, "train channels height width"] = field(repr=False)
+    train_labels: Int64[Tensor, " train"] = field(repr=False)
+    test_images: UInt8[Tensor, "test channels height width"] = field(repr=False)
+    test_labels: Int64[Tensor, " test"] = field(repr=False)
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._check("training", self.train_images, self.train_labels)
+        self._check("test", self.test_images, self.test_labels)
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise DataError(
+                f"{self.name}: training images are {_by(self.train_images)} and test images "
+                f"{_by(self.test_images)} (channels × height × width), expected the same: give both sets "
+                "images of one kind and size"
+            )
+
+    def _check(self, split: str, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or labels.dtype != torch.int64 or labels.ndim != 1:
+            raise DataError(
+                f"{self.name}: the {split} set came as {images.dtype} images of {images.ndim} dimensions and "
+                f"{labels.dtype} labels of {labels.ndim}, expected uint8 of 4 (N, C, H, W) and int64 of 1: "
+                "convert them"
+            )
+        if images.numel() == 0:
+            raise DataError(
+                f"{self.name}: the {split} set has shape {tuple(images.shape)}, expected at least one image "
+                "of at least one pixel: check that its files are the right ones"
+            )
+        if len(labels) != len(images):
+            raise DataError(
+                f"{self.name}: the {split} set has {len(labels)} labels for {len(images)} images, expected "
+                "one for each: check that both files belong to the same set"
+            )
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= len(self.classes):
+            raise DataError(
+                f"{self.name}: the {split} labels run from {lowest} to {highest}, expected 0 to "
+                f"{len(self.classes) - 1} for {len(self.classes)} classes: correct the labels"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+    def mean_and_std(self) -> tuple[Float64[Tensor, " channels"], Float64[Tensor, " channels"]]:
+        """Mean and population standard deviation of every channel of the training images.
+
+        Computed exactly from the histogram of the 256 pixel values, so no float copy of the images is made.
+
+        Returns:
+            Mean and standard deviation in pixel units, as stored (not divided by 255), ``(channels,)`` each.
+        """
+        histograms = [channel.flatten().bincount(minlength=256) for channel in self.train_images.unbind(1)]
+        share = torch.stack(histograms).double() / (self.train_images.numel() / self.shape[0])
+        values = torch.arange(256, dtype=torch.float64, device=share.device)
+        mean = share @ values
+        variance = (share * (values - mean[:, None]).square()).sum(1)
+        return mean, variance.sqrt()
+
+
+def _by(images: Tensor) -> str:
+    return "×".join(str(size) for size in images.shape[1:])

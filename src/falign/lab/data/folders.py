@@ -1,0 +1,122 @@
+"""A folder of images by class, split by folders or, without a split, by a fixed rule."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from falign.lab.data.dataset import DataError, Dataset
+from falign.lab.data.images import decode, inspect
+from falign.lab.data.progress import track
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+_TEST_FOLDERS = ("test", "val", "valid")
+
+Listing = dict[str, list[Path]]
+"""The images of every class, both in alphabetical order."""
+
+
+def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
+    """Read ``train/<class>/<image>`` and ``test/<class>/<image>``, or ``<class>/<image>`` without a split.
+
+    The test folder may be called ``val`` or ``valid`` too; the first of the three with class folders counts.
+    Without ``train``, one sixth of every class is the test set, rounded, and at least one image of two: those
+    whose names have the smallest SHA-256. So the split depends on the names alone and is the same everywhere.
+
+    Images are grey if all of them are, else all have three channels. Hidden files and files with endings
+    other than .png, .jpg, .jpeg, .bmp, .gif and .webp are passed over. The classes are the names of the
+    training folders in alphabetical order.
+
+    Args:
+        folder: The folder.
+        progress: Whether to show a bar while decoding.
+
+    Returns:
+        The data set, named like the folder.
+
+    Raises:
+        DataError: If there are no such folders, an image is damaged, or two images differ in size.
+    """
+    train, test = _split(folder)
+    classes = tuple(train)
+    if unknown := sorted(set(test) - set(train)):
+        raise DataError(
+            f"{folder}: the test set has the class {unknown[0]} and the training set has not, expected the "
+            "same class folders in both: rename or remove it"
+        )
+    files = [path for listing in (train, test) for images in listing.values() for path in images]
+    size, grey = _one_size(files)
+    decoded = track(files, f"decoding {folder.name}", total=len(files), shown=progress)
+    images = np.empty((len(files), 1 if grey else 3, *size), np.uint8)
+    for row, path in zip(images, decoded, strict=True):
+        row[...] = decode(path, name=str(path), grey=grey)
+    train_labels, test_labels = _labels(train, classes), _labels(test, classes)
+    train_images, test_images = torch.from_numpy(images).split([len(train_labels), len(test_labels)])
+    return Dataset(
+        name=folder.resolve().name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=classes,
+    )
+
+
+def _split(folder: Path) -> tuple[Listing, Listing]:
+    if (folder / "train").is_dir():
+        for name in _TEST_FOLDERS:
+            if (folder / name).is_dir() and (test := _listing(folder / name)):
+                return _listing(folder / "train"), test
+        raise DataError(
+            f"{folder} holds train and none of {', '.join(_TEST_FOLDERS)} with class folders in it, expected "
+            "one: add it, or move the class folders of train up to have them split"
+        )
+    train, test = {}, {}
+    for name, images in _listing(folder).items():
+        count = round(len(images) / 6) or int(len(images) > 1)
+        held_out = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())[:count]
+        train[name] = [path for path in images if path not in held_out]
+        test[name] = held_out
+    return train, test
+
+
+def _listing(folder: Path) -> Listing:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    listing = {
+        path.name: sorted(
+            image
+            for image in path.iterdir()
+            if image.suffix.lower() in _SUFFIXES and not image.name.startswith(".")
+        )
+        for path in classes
+    }
+    for name, images in listing.items():
+        if not images:
+            raise DataError(
+                f"{folder / name} holds no images, expected a folder of one class with files ending in "
+                f"{', '.join(sorted(_SUFFIXES))}: add images or remove the folder"
+            )
+    return listing
+
+
+def _one_size(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
+    size, grey = inspect(files[0])
+    for path in files[1:]:
+        other, other_grey = inspect(path)
+        if other != size:
+            raise DataError(
+                f"{files[0]} is {size[0]} × {size[1]} and {path} is {other[0]} × {other[1]} (height × "
+                "width), expected images of one size: resize them"
+            )
+        grey = grey and other_grey
+    return size, grey
+
+
+def _labels(listing: Listing, classes: tuple[str, ...]) -> Int64[Tensor, " n"]:
+    return torch.tensor(
+        [classes.index(name) for name, images in listing.items() for _ in images], dtype=torch.int64
+    )

@@ -1,0 +1,40 @@
+"""The rules: one small file each."""
+
+from falign.rules.adaptive_feedback_alignment import AdaptiveFeedbackAlignment
+from falign.rules.backpropagation import Backpropagation
+from falign.rules.batchwise_sign_feedback import BatchwiseRandomSignFeedback
+from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
+from falign.rules.feedback_alignment import FeedbackAlignment
+from falign.rules.kolen_pollack import KolenPollack
+from falign.rules.rule import Rule
+from falign.rules.sign_feedback import FixedRandomSignFeedback, UniformSignFeedback
+
+ALL_RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        Backpropagation,
+        FeedbackAlignment,
+        DirectFeedbackAlignment,
+        UniformSignFeedback,
+        FixedRandomSignFeedback,
+        BatchwiseRandomSignFeedback,
+        DirectRandomTargetProjection,
+        KolenPollack,
+        AdaptiveFeedbackAlignment,
+    )
+}
+
+__all__ = [
+    "ALL_RULES",
+    "AdaptiveFeedbackAlignment",
+    "Backpropagation",
+    "BatchwiseRandomSignFeedback",
+    "DirectFeedbackAlignment",
+    "DirectRandomTargetProjection",
+    "FeedbackAlignment",
+    "FixedRandomSignFeedback",
+    "KolenPollack",
+    "Rule",
+    "UniformSignFeedback",
+]

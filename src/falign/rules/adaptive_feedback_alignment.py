@@ -1,0 +1,61 @@
+"""Adaptive feedback alignment: feedback that tracks the weights."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from falign.rules.rule import Rule
+from falign.scratch import plain_eager
+
+if TYPE_CHECKING:
+    from falign.wiring import Feedback
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveFeedbackAlignment(Rule):
+    """B ← (1 - α) B + α W, once for every change of W.
+
+    α = 0 is feedback alignment, α = 1 backpropagation. The move is made by the first forward pass that sees changed
+    weights, whatever changed them, so it works with every optimizer, and gradient accumulation, several losses or
+    two forwards before one backward do not move B twice. The change is noticed by |W|² (float64, kept in the buffer
+    ``seen``, so a resumed run continues exactly). B and ``seen`` are in ``state_dict``.
+
+    The text that defines the adaFA of Robertson and Koyejo 2024 is not available; this is our reading of it.
+
+    Args:
+        rate: α in [0, 1].
+
+    Needs: the weights themselves, slowly. Limits: weight transport at rate α.
+
+    Source: after Robertson and Koyejo 2024.
+    """
+
+    name: ClassVar[str] = "adafa"
+    adapts: ClassVar[bool] = True
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"adafa: rate is {self.rate}, expected a number from 0 (fa) to 1 (bp)")
+
+    def state(self) -> dict[str, Tensor]:
+        """|W|² of the weights last followed."""
+        return {"seen": torch.tensor(-1.0, dtype=torch.float64)}
+
+    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+        """(B,), moved if the weights are not those that it has followed already."""
+        matrix, weight = feedback.matrix, weight.detach()
+        with torch.no_grad():
+            now = torch.linalg.vector_norm(weight, dtype=torch.float64)
+            moved = now != feedback.seen
+            if matrix.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and plain_eager(matrix):
+                if moved:
+                    matrix.lerp_(weight, self.rate)
+                    feedback.seen.copy_(now)
+                return (matrix,)
+            followed = torch.lerp(matrix, weight.to(matrix.dtype), (self.rate * moved).to(matrix.dtype))
+            matrix.copy_(followed)  # the graph keeps `followed`: a later move must not reach into an earlier pass
+            feedback.seen.copy_(now)
+        return (followed,)

@@ -1,0 +1,55 @@
+"""Direct random target projection."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from falign.rules.rule import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectRandomTargetProjection(Rule):
+    """Every layer receives the target, not the error, through a fixed random matrix.
+
+    ``error at x_l = -s t B_l``, t the targets (one-hot for class indices), B_l (outputs, elements of one sample).
+    ``s`` carries what the loss multiplies the error with (1/batch of a mean, the scale of a loss scaler, the share of
+    a micro-batch): the least-squares number in ``e ≈ s (ŷ - t)``, exact for the loss that matches ``output``. Without
+    it the hidden layers would train at another rate than the output layer, by a factor of the batch size, and
+    accumulation or loss scaling would change the gradient.
+
+    Targets enter by a context around forward and loss::
+
+        with falign.targets(model, y):
+            loss_fn(model(x), y).backward()
+
+    Args:
+        output: which ŷ the output stands for: "softmax" (cross-entropy), "sigmoid" (binary cross-entropy) or
+            "linear" (squared error).
+
+    Needs: targets, as class indices or in the output's shape. Limits: the hidden layers never see an error.
+
+    Source: Frenkel, Lefebvre and Bol 2021 (Frontiers in Neuroscience 15), fig. 1(e), algorithm 1. There the update
+    is written for y* - y, hence the sign here.
+    """
+
+    name: ClassVar[str] = "drtp"
+    wiring: ClassVar = "direct"
+    targeted: ClassVar[bool] = True
+    output: Literal["softmax", "sigmoid", "linear"] = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.output not in ("softmax", "sigmoid", "linear"):
+            raise ValueError(f"drtp: output is {self.output!r}, expected softmax, sigmoid or linear")
+
+    def error(self, error: Tensor, output: Tensor, target: Tensor, axis: int) -> Tensor:
+        """-s t, from the output and its error; classes lie along ``axis``."""
+        if self.output == "softmax":
+            output = torch.softmax(output.float() if output.dtype.itemsize < 4 else output, axis)
+        elif self.output == "sigmoid":
+            output = torch.sigmoid(output)
+        difference = (output - target).to(output.dtype)
+        power = (difference * difference).sum()
+        share = (error.to(output.dtype) * difference).sum() / power.clamp_min(torch.finfo(power.dtype).tiny)
+        return (-share * target).to(error.dtype)

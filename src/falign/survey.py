@@ -1,0 +1,195 @@
+"""What a rule would find in a model: the layers that take it, and everything that stands in its way."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from falign.layers import LOOKUPS, kind_of
+
+#: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
+_NORMALISATIONS = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU,
+)  # fmt: skip
+
+_REFUSED: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "write its projections as nn.Linear around scaled_dot_product_attention",
+    nn.RNNBase: "unroll it with nn.Linear cells",
+    nn.RNNCellBase: "write its two maps as nn.Linear",
+    nn.Bilinear: "write it as nn.Linear on the outer product",
+}
+
+_PRODUCTS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "convolution", "_convolution",
+        "matmul", "addbmm", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+    )
+    if hasattr(torch.ops.aten, name)
+)  # fmt: skip
+
+
+class Survey:
+    """The layers of a model that take a rule, by name, and why the others do not.
+
+    Attributes:
+        layers: name -> layer, in the model's order.
+        problems: one sentence each.
+    """
+
+    def __init__(self, model: nn.Module, skip: Iterable[str]) -> None:
+        self.model = model
+        self.layers: dict[str, nn.Module] = {}
+        self.problems: list[str] = []
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._spared: list[nn.Module] = []
+        names = [name for name, _ in model.named_modules()]
+        self._skip = set(skip)
+        for name in sorted(self._skip.difference(names)):
+            near = get_close_matches(name, names, n=3) or [name for name in names if name][:6]
+            self.problems.append(f"skip names {name!r}, which is no layer of the model; near it: {', '.join(near)}")
+        self._visit("", model, set())
+
+    def _visit(self, name: str, module: nn.Module, seen: set[int]) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        if name in self._skip or isinstance(module, (*LOOKUPS, *_NORMALISATIONS)):
+            self._spared.append(module)
+            return
+        own = dict(module.named_parameters(recurse=False))
+        if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
+            self._refuse(name, module, "has no shape yet: run one batch through the model first")
+        elif kind_of(module) is not None:
+            self.layers[name] = module
+        elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
+            self._refuse(name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)")
+        elif any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
+            listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
+            self._refuse(
+                name, module,
+                f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear or a "
+                "convolution, or name it in skip= (backpropagation) if it only adds or scales with them",
+            )  # fmt: skip
+            for child_name, child in module.named_children():
+                self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
+        else:
+            for child_name, child in module.named_children():
+                self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
+
+    def _refuse(self, name: str, module: nn.Module, why: str) -> None:
+        self.problems.append(f"layer {name or '(root)'!r} ({type(module).__name__}) {why}")
+
+    def run(self, example: Any) -> Any:
+        """Run the example once, without gradients and leaving no trace; note which layers ran, on which shapes.
+
+        Layers that run only in training (auxiliary heads) are looked for in a second run, in the model's own mode.
+
+        Args:
+            example: the model's input; a tuple is its positional arguments, a dict its keyword arguments.
+
+        Returns:
+            What the model returned, or None where it failed (then there is a problem that says how).
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        buffers = {buffer: buffer.clone() for buffer in self.model.buffers()}
+        handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
+        watch = _Watch(self.model, [*self.layers.values(), *self._spared])
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+                self.model.eval()
+                result = call(self.model, example)
+                if set(self.layers) - set(self.shapes) and any(modes.values()):
+                    for module, mode in modes.items():
+                        module.training = mode
+                    call(self.model, example)
+        except Exception as error:
+            self.problems.append(f"the model does not run on the example: {type(error).__name__}: {error}")
+            return None
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            with torch.no_grad():
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
+            for handle in handles:
+                handle.remove()
+            watch.remove()
+        for name in self.layers:
+            if name not in self.shapes:
+                self.problems.append(
+                    f"layer {name!r} did not run on the example, so no error can reach it: call it in forward "
+                    "(using its weight by other means passes falign by), or name it in skip="
+                )
+        self.problems.extend(watch.problems())
+        return result
+
+    def _note(self, name: str) -> Any:
+        def note(layer: nn.Module, args: tuple) -> None:
+            if args and isinstance(args[0], Tensor):
+                self.shapes.setdefault(name, []).append(tuple(args[0].shape))
+
+        return note
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """The model on an example: a tuple is positional arguments, a dict keyword arguments, anything else the input."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+class _Watch(TorchDispatchMode):
+    """Finds products with a parameter outside the layer that owns it: they would be plain backpropagation."""
+
+    def __init__(self, model: nn.Module, allowed: list[nn.Module]) -> None:
+        super().__init__()
+        self._depth = 0
+        self._owner = {
+            parameter.untyped_storage().data_ptr(): name
+            for name, parameter in model.named_parameters()
+            if parameter.dim() > 1 and not isinstance(parameter, UninitializedParameter)
+        }
+        for module in allowed:
+            skipped = kind_of(module) is None and not isinstance(module, LOOKUPS)
+            for parameter in module.parameters() if skipped else ():
+                self._owner.pop(parameter.untyped_storage().data_ptr(), None)
+        self._found: dict[str, str] = {}
+        self._handles = [
+            handle
+            for module in allowed
+            for handle in (
+                module.register_forward_pre_hook(self._enter),
+                module.register_forward_hook(self._leave, always_call=True),
+            )
+        ]
+
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        self._depth += 1
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._depth -= 1
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def problems(self) -> list[str]:
+        return [
+            f"parameter {name!r} is multiplied by {operation} outside its layer: the error would return through it by "
+            "backpropagation; call the layer itself, or name the layer in skip="
+            for name, operation in self._found.items()
+        ]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if not self._depth and func.overloadpacket in _PRODUCTS:
+            for operand in args:
+                if isinstance(operand, Tensor) and operand.layout is torch.strided:
+                    owner = self._owner.get(operand.untyped_storage().data_ptr())
+                    if owner is not None:
+                        self._found.setdefault(owner, func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

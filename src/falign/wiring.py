@@ -1,0 +1,262 @@
+"""How a rule hangs on a model: a ``Feedback`` in every layer that takes it, one ``Wiring`` for the whole."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from falign.delivery import Cut, deliver_direct, deliver_layerwise
+from falign.layers import KINDS
+from falign.scratch import Scratch
+
+if TYPE_CHECKING:
+    from falign.rules import Rule
+
+Output = Callable[[Any], Tensor] | str | int | None
+
+
+class Wiring:
+    """What all layers of one converted model share: the rule, whether it is on, and the cuts of the running forward.
+
+    It is plain Python and hangs nothing on the root module: a root that is ``nn.Sequential`` would run it as a layer.
+    """
+
+    def __init__(self, rule: "Rule", seed: int, output: Output) -> None:
+        self.rule = rule
+        self.seed = seed
+        self.output = output
+        self.on = True
+        self.target: Tensor | None = None
+        self.scratch = Scratch()
+        self.running = False
+        self.cuts: list[Cut] = []
+        self.fired: set[str] = set()
+
+    def start(self, model: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of the root: forget what an earlier pass, or a recomputation, left behind."""
+        self.cuts, self.fired, self.running = [], set(), True
+
+    def deliver(self, model: nn.Module, args: tuple, result: Any) -> Any:
+        """Forward hook of the root: hang the delivery to all cuts on the output."""
+        cuts, self.cuts, self.running = self.cuts, [], False
+        if not cuts:
+            return None
+        output = pick(result, self.output)
+        for cut in cuts:
+            if not fits(cut, output):
+                rows, columns = cut.feedback.shape
+                raise RuntimeError(
+                    f"direct feedback of layer {cut.layer!r} is {rows} x {columns}, but the model's output is "
+                    f"{tuple(output.shape)} and the layer's input {tuple(cut.x.shape)}: convert the model with an "
+                    "example of the shape that it is trained on"
+                )
+        target, axis = None, -1
+        if self.rule.targeted:
+            target, axis = as_output(self.target, output)
+        delivered = deliver_direct(output, target, axis, self.rule, cuts)
+        return delivered if output is result else substitute(result, output, delivered)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle takes no tensors of a forward along."""
+        return {**self.__dict__, "cuts": [], "target": None, "running": False}
+
+
+class SharedSequence(nn.Module):
+    """The one random sequence that all layers of a model read under the shared family."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values, persistent=False)
+
+
+class Feedback(nn.Module):
+    """The feedback of one layer: a submodule of it, so that B follows it everywhere, with the two hooks of the layer.
+
+    ``B`` is a buffer outside ``state_dict`` (for learned or adaptive feedback: in it) with the layer's device and
+    dtype. Under the shared family it is None, and the layer reads ``gain`` times a stretch of the one ``sequence``.
+    """
+
+    B: Tensor | None
+
+    def __init__(self, wiring: Wiring, name: str, kind: str, channels: int, matrix: Tensor) -> None:
+        super().__init__()
+        rule = wiring.rule
+        self.wiring = wiring
+        self.name = name
+        self.kind = kind
+        self.channels = channels
+        self.gain = 1.0
+        self._input: list[Tensor | None] = [None]
+        if rule.learned:
+            self.B = nn.Parameter(matrix)
+        else:
+            self.register_buffer("B", matrix, persistent=rule.adapts)
+        for key, value in rule.state().items():
+            self.register_buffer(key, value.to(matrix.device), persistent=rule.adapts)
+
+    @property
+    def matrix(self) -> Tensor:
+        """B as it is stored: with |B₀| for random signs, the number c for uniform ones."""
+        matrix = self.B
+        return self.stretch() if matrix is None else matrix
+
+    def effective(self, weight: Tensor) -> Tensor:
+        """The matrix that carries this layer's error now, signs included; changes nothing."""
+        rule = self.wiring.rule
+        with torch.no_grad():
+            return rule.effective(*rule.sources(self, weight, advance=False)) * self.gain
+
+    def share(self, sequence: "SharedSequence", start: int, shape: tuple[int, ...], gain: float) -> None:
+        """Read B from a sequence that all layers hold, in place of a B of its own."""
+        self.B, self.sequence, self.start, self.shape, self.gain = None, sequence, start, shape, gain
+
+    def own(self, matrix: Tensor) -> None:
+        """Hold a B of its own again."""
+        self.B, self.gain = matrix, 1.0
+        del self.sequence
+
+    def stretch(self) -> Tensor:
+        """This layer's view of the shared sequence."""
+        stop = self.start + torch.Size(self.shape).numel()
+        return self.sequence.values[self.start : stop].view(self.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle takes no tensors of a forward along."""
+        return {**self.__dict__, "_input": [None]}
+
+    def cut_layerwise(self, layer: nn.Module, args: tuple) -> tuple | None:
+        """Forward pre-hook of the layer, layerwise wiring."""
+        self._input[0] = None
+        if not (torch.is_grad_enabled() and self.wiring.on):
+            return None
+        x = self._first(args)
+        if not (x.requires_grad or self.wiring.rule.learned):
+            return None
+        self._input[0] = x
+        return (x.detach(), *args[1:])
+
+    def deliver_layerwise(self, layer: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
+        """Forward hook of the layer, layerwise wiring."""
+        x = self._input[0]
+        if x is None:
+            return None
+        self._input[0] = None
+        wiring = self.wiring
+        sources = wiring.rule.sources(self, layer.weight, advance=self._advances())
+        spec = KINDS[self.kind].spec(layer)
+        return deliver_layerwise(y, x, self.gain, wiring.rule, self.kind, spec, wiring.scratch, sources)
+
+    def cut_direct(self, layer: nn.Module, args: tuple) -> tuple | None:
+        """Forward pre-hook of the layer, direct wiring."""
+        wiring = self.wiring
+        if not (torch.is_grad_enabled() and wiring.on):
+            return None
+        x = self._first(args)
+        if wiring.running:
+            wiring.fired.add(self.name)
+        elif self.name not in wiring.fired or not in_backward():
+            raise RuntimeError(
+                f"layer {self.name!r} ran with gradients outside the forward of the converted model, where no error "
+                f"can be delivered to it: call the model that was given to falign.convert, and use "
+                "torch.utils.checkpoint with use_reentrant=False"
+            )
+        if not x.requires_grad:
+            return None
+        wiring.cuts.append(Cut(self.name, x, self.matrix, self.gain, self.channels))
+        return (x.detach(), *args[1:])
+
+    def _first(self, args: tuple) -> Tensor:
+        if not args:
+            raise TypeError(
+                f"layer {self.name!r} was called with keyword arguments only: pass its input as the first argument, "
+                "falign cuts it there"
+            )
+        return args[0]
+
+    def _advances(self) -> bool:
+        """A pass of training, and not its recomputation by activation checkpointing."""
+        return self.training and (torch.compiler.is_compiling() or not in_backward())
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` says."""
+        shape = "x".join(map(str, self.matrix.shape)) or "one number a layer"
+        return f"{self.wiring.rule.name}, {shape}"
+
+
+def fits(cut: Cut, output: Tensor) -> bool:
+    """Whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
+    x, (rows, columns) = cut.x, cut.feedback.shape
+    if cut.channels:
+        return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]
+    if output.dim() == 1 or output[0].numel() == rows:
+        return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x[0].numel() == columns)
+    return x.shape[:-1] == output.shape[:-1] and x.shape[-1] == columns and output.shape[-1] == rows
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def pick(result: Any, output: Output) -> Tensor:
+    """The tensor that carries the error, out of what the model returned.
+
+    Raises:
+        TypeError: it is no floating-point tensor, or the model returns a structure and ``output`` does not say which.
+    """
+    if output is None:
+        chosen, how = result, "pass output= (a key, an index, or a function of what the model returns)"
+    elif callable(output):
+        chosen, how = output(result), "output= must return one"
+    else:
+        try:
+            chosen = result[output]
+        except (KeyError, IndexError, TypeError):
+            chosen = getattr(result, output, None) if isinstance(output, str) else None
+        how = f"output={output!r} does not pick one"
+    if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
+        raise TypeError(
+            f"a direct rule needs the tensor at which the error begins, the model returned {type(result).__name__}: {how}"
+        )
+    return chosen
+
+
+def substitute(structure: Any, old: Tensor, new: Tensor) -> Any:
+    """The structure with ``new`` wherever it held ``old``: mappings, sequences, named tuples and dataclasses."""
+    if structure is old:
+        return new
+    if isinstance(structure, Mapping):
+        changed = {key: substitute(value, old, new) for key, value in structure.items()}
+        return changed if type(structure) is dict else type(structure)(**changed)
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(substitute(value, old, new) for value in structure))
+    if isinstance(structure, Sequence) and not isinstance(structure, str):
+        return type(structure)(substitute(value, old, new) for value in structure)  # pyright: ignore[reportCallIssue]
+    if is_dataclass(structure) and not isinstance(structure, type):
+        values = {field.name: getattr(structure, field.name) for field in fields(structure) if field.init}
+        return replace(structure, **{name: substitute(value, old, new) for name, value in values.items()})
+    return structure
+
+
+def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
+    """Targets in the output's shape, and the axis of the classes.
+
+    Raises:
+        RuntimeError: no targets were given, or they fit neither the output's shape nor its positions.
+    """
+    if target is None:
+        raise RuntimeError("rule drtp needs the targets: run forward and loss within `with falign.targets(model, y):`")
+    if target.shape == output.shape and target.is_floating_point():
+        return target.to(output.dtype), -1
+    for axis in (-1, 1):
+        positions = [*output.shape]
+        del positions[axis]
+        if list(target.shape) == positions and not target.is_floating_point():
+            hot = nn.functional.one_hot(target, output.shape[axis]).to(output.dtype)
+            return hot.movedim(-1, axis), axis
+    raise RuntimeError(
+        f"rule drtp got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
+        "class indices (the output's shape without its classes) or floating-point targets in the output's shape"
+    )
