@@ -11,6 +11,7 @@ from falign.convert import (
     targets,
 )
 from falign.rules import ALL_RULES, Rule
+from falign.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "ALL_RULES",
     "ConversionError",
     "Rule",
+    "Verification",
     "__version__",
     "backprop",
     "check",
@@ -26,4 +28,5 @@ __all__ = [
     "load_feedback_state",
     "revert",
     "targets",
+    "verify",
 ]

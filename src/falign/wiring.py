@@ -167,6 +167,17 @@ class Feedback(nn.Module):
         wiring.cuts.append(Cut(self.name, x, self.matrix, self.gain, self.channels))
         return (x.detach(), *args[1:])
 
+    def remember(self, key: str, value: Tensor) -> None:
+        """Write a buffer: in place, so that ``functional_call`` sees it; under ``torch.compile`` by replacement.
+
+        A compiled backward may recompute what it needs from the buffer, which in-place writing would have changed
+        under it (seen in torch 2.13).
+        """
+        if torch.compiler.is_compiling():
+            setattr(self, key, value)
+        else:
+            getattr(self, key).copy_(value)
+
     def _first(self, args: tuple) -> Tensor:
         if not args:
             raise TypeError(
@@ -254,8 +265,8 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
         positions = [*output.shape]
         del positions[axis]
         if list(target.shape) == positions and not target.is_floating_point():
-            hot = nn.functional.one_hot(target, output.shape[axis]).to(output.dtype)
-            return hot.movedim(-1, axis), axis
+            classes = torch.arange(output.shape[axis], device=output.device)  # one_hot does not pass vmap
+            return (target.unsqueeze(-1) == classes).to(output.dtype).movedim(-1, axis), axis
     raise RuntimeError(
         f"rule drtp got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
         "class indices (the output's shape without its classes) or floating-point targets in the output's shape"

@@ -50,12 +50,12 @@ class AdaptiveFeedbackAlignment(Rule):
         with torch.no_grad():
             now = torch.linalg.vector_norm(weight, dtype=torch.float64)
             moved = now != feedback.seen
-            if matrix.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and plain_eager(matrix):
+            if matrix.device.type == "cpu" and plain_eager(matrix):
                 if moved:
                     matrix.lerp_(weight, self.rate)
                     feedback.seen.copy_(now)
                 return (matrix,)
             followed = torch.lerp(matrix, weight.to(matrix.dtype), (self.rate * moved).to(matrix.dtype))
-            matrix.copy_(followed)  # the graph keeps `followed`: a later move must not reach into an earlier pass
-            feedback.seen.copy_(now)
-        return (followed,)
+            feedback.remember("B", followed)
+            feedback.remember("seen", now)
+        return (followed,)  # not the buffer: a later move must not reach into an earlier pass

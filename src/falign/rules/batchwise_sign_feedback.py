@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 class BatchwiseRandomSignFeedback(Rule):
     """B = |B_t| ⊙ sign(W) with other random magnitudes in every training pass t.
 
-    |B_t| is the layer's pool |B₀| (as many draws as W has entries) turned by a random number of places. So the
-    magnitude of each weight is an independent fresh draw from the pool in every pass, and a pass costs no drawing:
-    drawing 17 million normals for a 4096 x 4096 layer takes longer than its whole step. What is not independent are
-    two weights of the same layer in different passes: where one pass has a run of magnitudes, another has the same
-    run elsewhere. The number of places is a function of (how many passes there were), kept in the buffer ``passes``.
+    |B_t| is a pool |B₀| of as many draws as W has entries, N, turned by ``t · stride mod N`` places, the stride near
+    the golden section of N and without a common divisor with it. So every weight meets every draw of the pool once
+    in N passes: the magnitudes of one weight over time are independent fresh draws, as are those of all weights
+    within a pass. Not independent is what one weight has now and another had earlier. It costs no drawing: 17 million
+    normals for a 4096 x 4096 layer would take longer than its whole step. The buffer ``passes`` holds t.
     Evaluation draws nothing: a pass with ``model.eval()`` keeps the last magnitudes.
 
     Needs: the sign of W. Limits: one bit of the weight is transported.
@@ -44,8 +46,9 @@ class BatchwiseRandomSignFeedback(Rule):
     def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
         """(pool, places to turn it by, W)."""
         if advance:
-            feedback.passes.add_(1)
-        return feedback.matrix, _places(feedback.passes, weight.numel()), weight.detach()
+            feedback.remember("passes", feedback.passes + 1)
+        size = weight.numel()
+        return feedback.matrix, feedback.passes * _stride(size) % size, weight.detach()
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
         """|B_t| ⊙ sign(W)."""
@@ -58,9 +61,10 @@ class BatchwiseRandomSignFeedback(Rule):
         return signed(weight, [pool[index]], scratch)
 
 
-def _places(passes: Tensor, size: int) -> Tensor:
-    """A pseudo-random number in [0, size) for every number of passes (two rounds of a 32-bit mixing function)."""
-    mixed = passes * 0x9E3779B1 & 0xFFFFFFFF
-    for factor in (0x21F0AAAD, 0x735A2D97):
-        mixed = (mixed ^ (mixed >> 15)) * factor & 0xFFFFFFFF
-    return (mixed ^ (mixed >> 15)) % size
+@lru_cache
+def _stride(size: int) -> int:
+    """A number near the golden section of size without a common divisor: its multiples visit every place once."""
+    stride = max(1, round(size * 0.6180339887498949))
+    while gcd(stride, size) > 1:
+        stride += 1
+    return stride

@@ -82,9 +82,7 @@ class Cifar:
                 f"{count * size}: it is truncated or altered, get it anew"
             )
         records = np.frombuffer(content, np.uint8).reshape(count, size)
-        images = records[:, self.label_bytes :].reshape(
-            count, *_SHAPE
-        )  # the slice is strided, so this copies
+        images = records[:, self.label_bytes :].reshape(count, *_SHAPE).copy()
         return torch.from_numpy(images), torch.from_numpy(records[:, self.label_bytes - 1].astype(np.int64))
 
     def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:

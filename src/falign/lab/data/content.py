@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 GZIP_FAULTS = (gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a truncated or altered gzip file raises."""
 

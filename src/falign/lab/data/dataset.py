@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64
 from torch import Tensor
 
 
@@ -17,8 +17,9 @@ class Dataset:
 
     Attributes:
         name: The name it was loaded by; for a path, the name of the folder.
-        train_images: Pixels as stored, ``(train, channels, height, width)``: 0 to 255 (``digits``: to 16).
-        train_labels: Positions in ``classes``, ``(train,)``.
+        train_images: Pixels as stored, uint8, ``(train, channels, height, width)``; from 0 to 255,
+            in ``digits`` to 16.
+        train_labels: Positions in ``classes``, int64, ``(train,)``.
         test_images: As ``train_images``, of the same channels, height and width.
         test_labels: As ``train_labels``.
         classes: The name of every class, in the order of the labels.
@@ -28,10 +29,11 @@ class Dataset:
     """
 
     name: str
-    train_images: UInt8[Tensor, "train channels height width"] = field(repr=False)
-    train_labels: Int64[Tensor, " train"] = field(repr=False)
-    test_images: UInt8[Tensor, "test channels height width"] = field(repr=False)
-    test_labels: Int64[Tensor, " test"] = field(repr=False)
+    # types and shapes are checked below, always and with a sentence, so the annotations do not repeat them
+    train_images: Tensor = field(repr=False)
+    train_labels: Tensor = field(repr=False)
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:

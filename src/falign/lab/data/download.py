@@ -58,8 +58,8 @@ class PublishedFile:
         """
         if fault := self.fault(path):
             raise DataError(
-                f"{path} {fault}: it is damaged or of another data set, delete it to have it downloaded, or load "
-                "its folder by path if the data are your own"
+                f"{path} {fault}: it is damaged or of another data set, so get it anew, or load its folder "
+                "by path if the data are your own"
             )
 
 
@@ -96,8 +96,17 @@ def fetch(file: PublishedFile, folder: Path, *, progress: bool) -> Path:
                     raise DataError(f"what it served {fault}")
             return target
         except (OSError, DataError) as error:  # every error of the network is an OSError
-            refusals.append(f"{url}: {error}")
+            refusals.append(f"{url}: {_reason(error)}")
     raise DataError(
         f"{file.name} could not be downloaded to {folder} ({'; '.join(refusals)}), expected one mirror to "
-        "serve it intact: try again, or put the file there by hand"
+        "serve it intact: connect to the network and try again, or put the file there by hand"
     )
+
+
+def _reason(error: Exception) -> str:
+    """The error in few words; those of requests repeat the address and their whole chain of causes."""
+    response = getattr(error, "response", error)  # only errors of requests have one, or None
+    if response is error:
+        return str(error)
+    status = getattr(response, "status_code", None)
+    return f"HTTP status {status}" if status else type(error).__name__

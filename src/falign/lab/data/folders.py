@@ -27,9 +27,9 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
     Without ``train``, one sixth of every class is the test set, rounded, and at least one image of two: those
     whose names have the smallest SHA-256. So the split depends on the names alone and is the same everywhere.
 
-    Images are grey if all of them are, else all have three channels. Hidden files and files with endings
-    other than .png, .jpg, .jpeg, .bmp, .gif and .webp are passed over. The classes are the names of the
-    training folders in alphabetical order.
+    Images are grey if all of them are, else all have three channels; those with a palette (every GIF) count
+    as coloured. Hidden files and files with endings other than .png, .jpg, .jpeg, .bmp, .gif and .webp are
+    passed over. The classes are the names of the training folders in alphabetical order.
 
     Args:
         folder: The folder.
@@ -49,7 +49,12 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
             "same class folders in both: rename or remove it"
         )
     files = [path for listing in (train, test) for images in listing.values() for path in images]
-    size, grey = _one_size(files)
+    if not files:
+        raise DataError(
+            f"{folder} holds neither the four standard IDX files nor class folders, expected either: check "
+            "the path"
+        )
+    size, grey = _one_size(sorted(files))
     decoded = track(files, f"decoding {folder.name}", total=len(files), shown=progress)
     images = np.empty((len(files), 1 if grey else 3, *size), np.uint8)
     for row, path in zip(images, decoded, strict=True):
@@ -78,21 +83,21 @@ def _split(folder: Path) -> tuple[Listing, Listing]:
     train, test = {}, {}
     for name, images in _listing(folder).items():
         count = round(len(images) / 6) or int(len(images) > 1)
-        held_out = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())[:count]
+        held_out = set(sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())[:count])
         train[name] = [path for path in images if path not in held_out]
-        test[name] = held_out
+        test[name] = [path for path in images if path in held_out]
     return train, test
 
 
 def _listing(folder: Path) -> Listing:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    def visible(path: Path) -> list[Path]:
+        # by name: paths themselves sort differently on Windows
+        return sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+
     listing = {
-        path.name: sorted(
-            image
-            for image in path.iterdir()
-            if image.suffix.lower() in _SUFFIXES and not image.name.startswith(".")
-        )
-        for path in classes
+        path.name: [image for image in visible(path) if image.suffix.lower() in _SUFFIXES]
+        for path in visible(folder)
+        if path.is_dir()
     }
     for name, images in listing.items():
         if not images:
@@ -117,6 +122,5 @@ def _one_size(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
 
 
 def _labels(listing: Listing, classes: tuple[str, ...]) -> Int64[Tensor, " n"]:
-    return torch.tensor(
-        [classes.index(name) for name, images in listing.items() for _ in images], dtype=torch.int64
-    )
+    counts = torch.tensor([len(listing.get(name, ())) for name in classes])
+    return torch.arange(len(classes)).repeat_interleave(counts)

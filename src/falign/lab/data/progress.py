@@ -1,4 +1,4 @@
-"""Progress bars, on standard error."""
+"""Progress bars: on standard error, and only where somebody watches (a terminal or a notebook)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,8 @@ def track(items: Iterable[Item], description: str, *, total: int, shown: bool) -
         The same items.
     """
     console = Console(stderr=True)
-    return rich_track(items, description, total=total, console=console, disable=not shown, transient=True)
+    disable = not (shown and _watched(console))
+    return rich_track(items, description, total=total, console=console, disable=disable, transient=True)
 
 
 class DownloadBar:
@@ -66,9 +67,14 @@ def download_bar(name: str, *, shown: bool) -> Iterator[DownloadBar | bool]:
     Yields:
         What pooch takes as its ``progressbar``: the bar, or False.
     """
-    if not shown:
+    console = Console(stderr=True)
+    if not (shown and _watched(console)):
         yield False
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         yield DownloadBar(progress, progress.add_task(name, total=None))
+
+
+def _watched(console: Console) -> bool:
+    return console.is_terminal or console.is_jupyter

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from falign.lab.data.cifar import CIFAR10, CIFAR100
 from falign.lab.data.dataset import Dataset
@@ -13,6 +13,7 @@ from falign.lab.data.idx import IDX_NAMES, Idx
 from falign.lab.data.tiny_imagenet import TinyImageNet
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What turns the files of a data set into a value."""
 

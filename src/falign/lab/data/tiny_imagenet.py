@@ -52,7 +52,7 @@ class TinyImageNet:
             progress: Whether to show a bar while decoding.
 
         Returns:
-            The data set, of shape 3 × 64 × 64; kept images are mapped from the disk, so shared by processes.
+            The data set, of shape 3 × 64 × 64; kept images are mapped from the disk, once for all processes.
 
         Raises:
             DataError: If a file is damaged or missing, or the lists do not fit each other.
@@ -60,7 +60,7 @@ class TinyImageNet:
         (path,) = paths
         lists = ("wnids.txt", "words.txt", "val/val_annotations.txt")
         text = {file: content.decode(errors="replace") for file, content in members(path, _ROOT, lists)}
-        wnids = re.findall(r"^n\d{8}$", text["wnids.txt"], re.MULTILINE)
+        wnids: list[str] = re.findall(r"^n\d{8}$", text["wnids.txt"], re.MULTILINE)
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         if not len(labels) == len(wnids) == self.classes:
             raise DataError(

@@ -1,0 +1,229 @@
+"""Check the gradients of a batch against the written-out definition of the rule, computed another way."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from falign.convert import backprop, revert, targets
+from falign.delivery import Cut
+from falign.survey import call
+from falign.wiring import Feedback, Wiring, as_output, pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One parameter: how far its gradient is from the definition's, and how it lies to the true gradient.
+
+    Attributes:
+        parameter: its name.
+        error: |taken - defined| / |defined| (absolute where the definition gives zero).
+        angle: degrees between the gradient taken and backpropagation's; NaN where one is zero.
+    """
+
+    parameter: str
+    error: float
+    angle: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What ``verify`` found; true where every row is within the tolerance, and prints as a table."""
+
+    rule: str
+    tolerance: float
+    rows: tuple[Row, ...]
+
+    @property
+    def worst(self) -> Row:
+        """The row with the largest error."""
+        return max(self.rows, key=lambda row: row.error if row.error == row.error else float("inf"))
+
+    def __bool__(self) -> bool:
+        return all(row.error <= self.tolerance for row in self.rows)
+
+    def __str__(self) -> str:
+        width = max(len(row.parameter) for row in self.rows)
+        lines = [f"rule {self.rule}: gradients against its definition, tolerance {self.tolerance:.0e}"]
+        lines += [f"{'parameter':{width}}  relative error  angle to backpropagation"]
+        for row in self.rows:
+            mark = "" if row.error <= self.tolerance else "   WRONG"
+            lines.append(f"{row.parameter:{width}}  {row.error:14.1e}  {row.angle:21.2f} deg{mark}")
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target: Tensor | None = None) -> Verification:
+    """Compare this batch's gradients with the rule's definition, layer by layer.
+
+    The definition is computed without the delivery that ``convert`` hangs on the model. Layerwise rules: every layer
+    computes ``W·cut(x) + (B·x - cut(B·x))`` with the layer's own forward, so that autograd itself transposes the
+    layer's map with B in its place. Direct rules: the gradient of ``⟨e, f⟩ + Σ_l ⟨e B_l, x_l⟩`` over all cut inputs,
+    with e and B_l held fixed. Copies of the model are used; the model, its gradients, its buffers and the random
+    generators stay as they are. Takes three steps' time and twice the model's memory.
+
+    Args:
+        model: a converted model.
+        x: the batch (a tuple: positional arguments, a dict: keyword arguments).
+        loss_fn: what the model returns -> scalar loss.
+        target: the targets, for a rule that needs them.
+
+    Returns:
+        A ``Verification``; it is true when every gradient is as defined (relative error ≤ 1e-9 in float64, 1e-4 in
+        float32, 5e-2 in shorter types).
+
+    Raises:
+        ValueError: the model is not converted, or the loss is not a finite scalar.
+    """
+    rule = _wiring(model).rule
+    state = torch.random.get_rng_state()
+
+    def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
+        twin = _plain_copy(model)
+        torch.random.set_rng_state(state)
+        try:
+            with torch.enable_grad(), targets(twin, target) if target is not None else _nothing():
+                make(twin)
+        finally:
+            torch.random.set_rng_state(state)
+        return {name: parameter.grad for name, parameter in twin.named_parameters()}
+
+    taken = gradients(lambda twin: _loss(loss_fn(call(twin, x))).backward())
+    defined = gradients(lambda twin: _define(twin, x, loss_fn))
+    true = gradients(lambda twin: _backprop(twin, x, loss_fn))
+    rows = tuple(
+        Row(parameter=name, error=_error(gradient, defined[name]), angle=_angle(gradient, true[name]))
+        for name, gradient in taken.items()
+        if not (gradient is None and defined[name] is None)
+    )
+    short = min((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda dtype: dtype.itemsize)
+    tolerance = {8: 1e-9, 4: 1e-4}.get(5e-2 if short.itemsize < 4 else short.itemsize, 5e-2)
+    return Verification(rule=rule.name, tolerance=tolerance, rows=rows)
+
+
+def _wiring(model: nn.Module) -> Wiring:
+    for module in model.modules():
+        if (wiring := module.__dict__.get("_falign")) is not None:
+            return wiring
+    raise ValueError(f"the model ({type(model).__name__}) is not converted: call falign.convert(model, rule) first")
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _loss(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not torch.isfinite(loss):
+        what = f"{float(loss)}" if isinstance(loss, Tensor) and loss.numel() == 1 else f"{loss!r:.60}"
+        raise ValueError(f"loss_fn returned {what}, expected one finite number")
+    return loss
+
+
+def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    with backprop(twin):
+        _loss(loss_fn(call(twin, x))).backward()
+
+
+def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    wiring = _wiring(twin)
+    if wiring.rule.wiring == "none":
+        _loss(loss_fn(call(twin, x))).backward()
+    elif wiring.rule.wiring == "layerwise":
+        _define_layerwise(twin, x, loss_fn)
+    else:
+        _define_direct(twin, wiring, x, loss_fn)
+
+
+def _parts(twin: nn.Module) -> list[tuple[nn.Module, Feedback]]:
+    return [
+        (layer, layer.feedback) for layer in twin.modules() if isinstance(getattr(layer, "feedback", None), Feedback)
+    ]
+
+
+def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    parts = _parts(twin)
+    learned = _wiring(twin).rule.learned
+    revert(twin)
+    keep: list[Tensor | None] = [None]
+    for layer, part in parts:
+        carrier = copy.deepcopy(layer)
+
+        def before(layer: nn.Module, args: tuple) -> tuple:
+            keep[0] = args[0]
+            return (args[0].detach(), *args[1:])
+
+        def after(
+            layer: nn.Module, args: tuple, y: Tensor, part: Feedback = part, carrier: nn.Module = carrier
+        ) -> Tensor:
+            part.wiring.rule.sources(part, layer.weight, advance=part.training)
+            del carrier.weight
+            carrier.weight = part.effective(layer.weight).detach()
+            through = carrier(keep[0], *args[1:])
+            if learned:
+                part.B.requires_grad_(False)
+            return y + (through - through.detach())
+
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+    _loss(loss_fn(call(twin, x))).backward()
+    if learned:
+        for layer, part in parts:
+            layer.feedback = part
+            part.B.requires_grad_(True)
+            part.B.grad = layer.weight.grad
+
+
+def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    cuts: list[Cut] = []
+    original = wiring.deliver
+    hooks = twin._forward_hooks
+    for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", None) is Wiring.deliver]:
+        del hooks[key]
+    assert original is not None
+    result = call(twin, x)
+    cuts, wiring.cuts, wiring.running = wiring.cuts, [], False
+    output = pick(result, wiring.output)
+    loss = _loss(loss_fn(result))
+    (error,) = torch.autograd.grad(loss, output, retain_graph=True)
+    projected = error
+    if wiring.rule.targeted:
+        goal, axis = as_output(wiring.target, output)
+        projected = wiring.rule.error(error, output.detach(), goal, axis)
+    total = loss
+    for cut in cuts:
+        matrix = cut.feedback * cut.gain
+        if cut.channels:
+            delivered = torch.einsum("nk...,kc->nc...", projected, matrix)
+        else:
+            delivered = torch.einsum("nk,kc->nc", projected.reshape(-1, matrix.shape[0]), matrix).reshape(cut.x.shape)
+        total = total + (delivered * cut.x).sum()
+    total.backward()
+
+
+def _error(taken: Tensor | None, defined: Tensor | None) -> float:
+    if taken is None or defined is None:
+        return float("inf")
+    difference, size = (taken - defined).double().norm(), defined.double().norm()
+    return float(difference / size if size > 0 else difference)
+
+
+def _angle(taken: Tensor | None, true: Tensor | None) -> float:
+    if taken is None or true is None or not (taken.any() and true.any()):
+        return float("nan")
+    cosine = nn.functional.cosine_similarity(taken.double().flatten(), true.double().flatten(), dim=0)
+    return float(torch.rad2deg(cosine.clamp(-1, 1).acos()))
