@@ -161,7 +161,7 @@ def loss_of(output: Tensor, y: Tensor) -> Tensor:
 def step(model: nn.Module, x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Forward, loss, backward; gradients are added to what is there."""
     with falign.targets(model, y):
-        loss = loss_of((forward or model)(x), y)
+        loss = loss_of((model if forward is None else forward)(x), y)
     loss.backward()
     return loss
 
@@ -176,8 +176,11 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor, forward: Callable[[Tensor]
 def relative(one: dict, other: dict) -> float:
     """The largest relative difference of two dicts of gradients; the keys must agree."""
     assert one.keys() == other.keys()
+
+    def vector(value: Tensor) -> Tensor:
+        return torch.as_tensor(value).detach().double()
+
     return max(
-        float((torch.as_tensor(one[key]).double() - torch.as_tensor(other[key]).double()).norm())
-        / max(float(torch.as_tensor(other[key]).double().norm()), 1e-300)
+        float((vector(one[key]) - vector(other[key])).norm()) / max(float(vector(other[key]).norm()), 1e-300)
         for key in one
     )

@@ -5,7 +5,7 @@ whose backward hands that tensor its own error and every cut the error carried t
 Layerwise, the tensor is the layer's output; direct, it is the network's output. ``loss.backward()`` stays ordinary.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from falign.layers import KINDS
 from falign.scratch import Scratch, plain_eager
 
 
+@runtime_checkable
 class Carries(Protocol):
     """What a delivery asks of a rule."""
 
@@ -32,9 +33,25 @@ class Carries(Protocol):
         ...
 
 
+def transformed() -> bool:
+    """Whether a torch.func transform (vmap, grad, …) is at work.
+
+    Raises:
+        RuntimeError: within ``torch.compile``, which there drops the backward of an autograd function without a word.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "torch.compile loses the delivery of errors within torch.func transforms (as of torch 2.13): compile the "
+            "model without vmap, or use vmap without compile"
+        )
+    return True
+
+
 def _apply(function: type[Function], *args: Any) -> Any:
     """``function.apply`` without its inspection of the signature, a third of the cost of a small layer's pass."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transformed() or torch.compiler.is_compiling():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # what Function.apply itself ends in
 
@@ -104,9 +121,12 @@ class _Direct(Function):
         if ctx.targeted:
             *feedbacks, output, target = feedbacks
             projected = ctx.rule.error(e, output, target, ctx.axis)
+        wanted = ctx.needs_input_grad[-2 * len(feedbacks) :]
         carried = [
-            project(_scaled(projected, gain), feedback, shape, channels)
-            for feedback, shape, gain, channels in zip(feedbacks, ctx.shapes, ctx.gains, ctx.channels, strict=True)
+            project(_scaled(projected, gain), feedback, shape, channels) if want else None
+            for feedback, shape, gain, channels, want in zip(
+                feedbacks, ctx.shapes, ctx.gains, ctx.channels, wanted, strict=False
+            )
         ]
         return e, None, None, None, None, None, *carried, *((None,) * len(carried))
 

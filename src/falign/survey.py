@@ -1,5 +1,6 @@
 """What a rule would find in a model: the layers that take it, and everything that stands in its way."""
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -100,7 +101,8 @@ class Survey:
         handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
         watch = _Watch(self.model, [*self.layers.values(), *self._spared])
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), watch:
+                warnings.simplefilter("ignore")
                 self.model.eval()
                 result = call(self.model, example)
                 if set(self.layers) - set(self.shapes) and any(modes.values()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from falign.delivery import Cut, deliver_direct, deliver_layerwise
+from falign.delivery import Cut, deliver_direct, deliver_layerwise, transformed
 from falign.layers import KINDS
 from falign.scratch import Scratch
 
@@ -89,6 +89,7 @@ class Feedback(nn.Module):
         self.channels = channels
         self.gain = 1.0
         self._input: list[Tensor | None] = [None]
+        self._ran = False
         if rule.learned:
             self.B = nn.Parameter(matrix)
         else:
@@ -132,7 +133,7 @@ class Feedback(nn.Module):
         if not (torch.is_grad_enabled() and self.wiring.on):
             return None
         x = self._first(args)
-        if not (x.requires_grad or self.wiring.rule.learned):
+        if not (wants_error(x) or self.wiring.rule.learned):
             return None
         self._input[0] = x
         return (x.detach(), *args[1:])
@@ -162,7 +163,7 @@ class Feedback(nn.Module):
                 f"can be delivered to it: call the model that was given to falign.convert, and use "
                 "torch.utils.checkpoint with use_reentrant=False"
             )
-        if not x.requires_grad:
+        if not wants_error(x):
             return None
         wiring.cuts.append(Cut(self.name, x, self.matrix, self.gain, self.channels))
         return (x.detach(), *args[1:])
@@ -187,8 +188,14 @@ class Feedback(nn.Module):
         return args[0]
 
     def _advances(self) -> bool:
-        """A pass of training, and not its recomputation by activation checkpointing."""
-        return self.training and (torch.compiler.is_compiling() or not in_backward())
+        """A pass of training, and not its recomputation by activation checkpointing.
+
+        Under re-entrant checkpointing the pass itself has no gradients, and the recomputation is all there is.
+        """
+        if torch.compiler.is_compiling() or not in_backward():
+            self._ran = True
+            return self.training
+        return self.training and not self._ran
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says."""
@@ -204,6 +211,14 @@ def fits(cut: Cut, output: Tensor) -> bool:
     if output.dim() == 1 or output[0].numel() == rows:
         return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x[0].numel() == columns)
     return x.shape[:-1] == output.shape[:-1] and x.shape[-1] == columns and output.shape[-1] == rows
+
+
+def wants_error(x: Tensor) -> bool:
+    """Whether a backward may ask for the error at x.
+
+    Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
+    """
+    return x.requires_grad or transformed()
 
 
 def in_backward() -> bool:

@@ -34,6 +34,7 @@ class AdaptiveFeedbackAlignment(Rule):
 
     name: ClassVar[str] = "adafa"
     adapts: ClassVar[bool] = True
+    default_scale: ClassVar[float] = 0.3
     rate: float = 0.01
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class AdaptiveFeedbackAlignment(Rule):
                     matrix.lerp_(weight, self.rate)
                     feedback.seen.copy_(now)
                 return (matrix,)
-            followed = torch.lerp(matrix, weight.to(matrix.dtype), (self.rate * moved).to(matrix.dtype))
+            followed = torch.lerp(matrix, weight.to(matrix.dtype), moved.to(matrix.dtype) * self.rate)
             feedback.remember("B", followed)
             feedback.remember("seen", now)
         return (followed,)  # not the buffer: a later move must not reach into an earlier pass

@@ -1,0 +1,168 @@
+"""The command ``falign``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter, Token
+
+from falign.lab.config import ConfigError, TrainConfig, option
+
+# What needs torch is imported in the commands, so that help comes at once.
+
+_FILES = Group("Files", sort_key=6)
+_FREE = ("epochs",)
+"""Options that may differ when a run goes on."""
+
+
+def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """With --resume, options that are not given are those of the run."""
+    given = next((part for part in arguments if part.name == "--resume" and part.tokens), None)
+    if given is None:
+        return
+    from falign.lab.runs import Run
+
+    config, _ = Run(Path(given.tokens[-1].value)).read_config()
+    values = asdict(config)
+    for part in arguments:
+        value = values.get(part.keys[-1]) if part.keys else None
+        if value is not None and not part.tokens:
+            part.append(Token(keyword=part.name, value=str(value), source=str(given.tokens[-1].value)))
+
+
+def _version() -> str:
+    from falign import __version__
+
+    return __version__
+
+
+app = App(
+    name="falign",
+    help="Train networks without weight transport, and see how well the errors align with the true gradient.",
+    version=_version,
+    config=_stored,
+)
+
+
+@app.command
+def train(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    data: Annotated[
+        Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")
+    ] = None,
+    out: Annotated[
+        Path | None, Parameter(group=_FILES, show_default=lambda _: "runs/DATASET-MODEL-RULE-SEED")
+    ] = None,
+    resume: Annotated[Path | None, Parameter(group=_FILES)] = None,
+    force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+) -> int:
+    """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
+
+    falign train digits --model mlp:64-128-10 --rule dfa
+
+    Ctrl-C leaves a run that --resume continues, to the same numbers.
+
+    Args:
+        config: What to train.
+        data: Folder that holds the data sets; what is not there is downloaded.
+        out: The run folder.
+        resume: Go on with the run in this folder; of its options only --epochs may be raised.
+        force: Replace the run that the folder holds.
+    """
+    from falign.lab.completion import located
+    from falign.lab.runs import Run
+    from falign.lab.train import resume as go_on
+    from falign.lab.train import train as begin
+
+    if resume is None:
+        outcome = begin(config, out, data=data, replaces=force)
+    else:
+        if out is not None or force:
+            raise ConfigError(
+                f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}"
+            )
+        before, _ = Run(resume).read_config()
+        config = replace(config, dataset=located(config.dataset))
+        for name, (now, then) in config.differences(before).items():
+            if name not in _FREE:
+                raise ConfigError(
+                    f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, "
+                    "or begin a new run"
+                )
+        outcome = go_on(resume, epochs=config.epochs, data=data)
+    print(outcome.message, file=sys.stdout if outcome.status == "done" else sys.stderr)
+    return {"done": 0, "diverged": 1, "interrupted": 130}[outcome.status]
+
+
+@app.command
+def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
+    """Print a table of several runs, and write one picture: accuracy, loss and mean angle against the epoch.
+
+    falign compare runs/digits-* --out digits.png
+
+    Args:
+        runs: Run folders that falign train wrote.
+        out: The picture, a PNG file.
+    """
+    from rich.console import Console
+
+    from falign.lab import compare as comparison
+    from falign.lab.pictures import png
+    from falign.lab.writing import write
+
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
+    found = comparison.read(runs)
+    comparison.show(found, Console())
+    write(out, png(comparison.figure(found)))
+    print(f"the picture is {out}")
+    return 0
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        tokens: Its words; None is those of the command line.
+
+    Returns:
+        0: done; 1: it went wrong on the way; 2: an argument is wrong; 130: interrupted.
+    """
+    try:
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        return command(*bound.args, **bound.kwargs) or 0
+    except CycloptsError as error:
+        return _failed(f"{_sentence(error)} See falign --help.", 2)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    except (ValueError, RuntimeError) as error:
+        code = _code(error)
+        if code is None:
+            raise
+        return _failed(str(error), code)
+
+
+def _sentence(error: CycloptsError) -> str:
+    return " ".join(str(error).split())
+
+
+def _code(error: Exception) -> int | None:
+    """The exit code of an error whose message is meant for the user; None for others."""
+    from falign.lab.data import DataError
+    from falign.lab.writing import RunError, WriteError
+
+    if isinstance(error, WriteError):
+        return 1
+    return 2 if isinstance(error, (ConfigError, DataError, RunError)) else None
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"falign: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
