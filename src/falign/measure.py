@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import degrees
+from math import acos, degrees
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,8 @@ def gradient_angles(
 def angle(one: Tensor, other: Tensor) -> float:
     """The angle between two tensors as vectors, in degrees; 90 where one is zero."""
     one, other = one.detach().double().flatten(), other.detach().double().flatten()
-    norms = one.norm() * other.norm()
-    cosine = torch.dot(one, other) / norms if norms > 0 else torch.zeros(())
-    return degrees(float(cosine.clamp(-1, 1).acos()))
+    norms = float(one.norm() * other.norm())
+    return degrees(acos(max(-1.0, min(1.0, float(torch.dot(one, other)) / norms)))) if norms > 0 else 90.0
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 
 def _loss(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not torch.isfinite(loss):
-        what = f"{float(loss)}" if isinstance(loss, Tensor) and loss.numel() == 1 else f"{loss!r:.60}"
+        what = f"{float(loss.detach())}" if isinstance(loss, Tensor) and loss.numel() == 1 else f"{loss!r:.60}"
         raise ValueError(f"loss_fn returned {what}, expected one finite number")
     return loss
 
