@@ -46,9 +46,7 @@ def accuracy(
     model = networks()[network]
     if rule != "bp":
         falign.convert(model, rule, seed=seed, scale=scale, example=x[:2])
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3 if rule == "kp" else 0.0
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3 if rule == "kp" else 0.0)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(100):
             optimizer.zero_grad()
@@ -95,7 +93,9 @@ def main() -> None:
                 runs = [accuracy(network, rule, scale, rate, seed, data, chosen.epochs) for seed in range(chosen.seeds)]
                 best[rate] = sum(runs) / len(runs)
             rate = max(best, key=best.get)
-            rows.append({"network": network, "rule": rule, "scale": scale, "rate": rate, "accuracy": round(best[rate], 2)})
+            rows.append(
+                {"network": network, "rule": rule, "scale": scale, "rate": rate, "accuracy": round(best[rate], 2)}
+            )
             print(f"{network:5} {rule:6} scale {scale} rate {rate} accuracy {best[rate]:.2f}", flush=True)
             chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
 

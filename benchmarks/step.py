@@ -18,16 +18,15 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import falign
-try:
-    from falign.lab.models import build
-except ImportError:
-    build = None
+
+from falign.lab.models import build
 
 RULES = [rule for rule in falign.ALL_RULES if rule != "bp"]
 
@@ -35,7 +34,7 @@ RULES = [rule for rule in falign.ALL_RULES if rule != "bp"]
 def mlp(*sizes: int) -> nn.Sequential:
     """ReLU network of linear layers."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -59,9 +58,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int, int]]
 }
 
 
-def stepper(
-    model: nn.Module, x: Tensor, y: Tensor, optimizer: bool, targeted: bool = False
-) -> Callable[[], None]:
+def stepper(model: nn.Module, x: Tensor, y: Tensor, optimizer: bool, targeted: bool = False) -> Callable[[], None]:
     """One training step: forward, cross-entropy, backward, and SGD where asked for."""
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
 
@@ -159,7 +156,9 @@ def main() -> None:
         for optimizer in (False, True):
             new = measure(case, optimizer, chosen.rules, optimizer and not chosen.no_peers, chosen.repetitions)
             for row in new:
-                print("{case:9} {step:17} {variant:14} {ratio:6.3f} [{low:.3f}, {high:.3f}] {ms:10.3f} ms".format(**row))
+                print(
+                    "{case:9} {step:17} {variant:14} {ratio:6.3f} [{low:.3f}, {high:.3f}] {ms:10.3f} ms".format(**row)
+                )
             rows += new
     if chosen.out:
         where = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {chosen.threads} threads"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from oracles import Step
 from torch import Tensor, nn
 
 import falign
+from oracles import Step
 
 RULES = tuple(falign.ALL_RULES)
 LAYERWISE = tuple(name for name, rule in falign.ALL_RULES.items() if rule.wiring == "layerwise")
@@ -58,8 +58,8 @@ class CausalMean(nn.Module):
 
 def mlp() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 30), nn.ReLU(inplace=True), nn.Linear(30, 25, bias=False), nn.Tanh(),
-        nn.Linear(25, 7),
+        nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 30), nn.ReLU(inplace=True),
+        nn.Linear(30, 25, bias=False), nn.Tanh(), nn.Linear(25, 7),
     )  # fmt: skip
 
 

@@ -129,7 +129,13 @@ def softmax(z: Array) -> Array:
 
 
 def gradients(
-    rule: str, steps: list[Step], x: Array, y: Array, weights: dict[str, Array], feedback: dict[str, Array], passes: int = 1
+    rule: str,
+    steps: list[Step],
+    x: Array,
+    y: Array,
+    weights: dict[str, Array],
+    feedback: dict[str, Array],
+    passes: int = 1,
 ) -> dict[str, Array]:
     """All gradients of the mean cross-entropy under a rule, by parameter name.
 

@@ -5,12 +5,12 @@ import io
 
 import pytest
 import torch
-from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, relative, step
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 import falign
+from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, relative, step
 
 pytestmark = pytest.mark.parametrize("rule", RULES)
 

@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
-from cases import DIRECT, RULES, batch, build, gradients, loss_of, relative, step
 
 import falign
+from cases import DIRECT, RULES, batch, build, gradients, loss_of, relative, step
 
 pytestmark = [
     pytest.mark.compiled,
@@ -42,7 +42,9 @@ def test_default_backend_trains_as_eager_does(rule):
     model = build("mlp", rule)
     eager, (x, y) = copy.deepcopy(model), batch("mlp")
     compiled = torch.compile(model, fullgraph=True)
-    pairs = [(m, torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9), f) for m, f in ((model, compiled), (eager, None))]
+    pairs = [
+        (m, torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9), f) for m, f in ((model, compiled), (eager, None))
+    ]
     for count in range(5):
         with torch._dynamo.config.patch(error_on_recompile=count > 1):
             for trained, optimizer, forward in pairs:
@@ -69,7 +71,9 @@ def test_compile_around_a_transform_is_right_or_refused(rule):
         parameters, buffers = torch.func.stack_module_state(members)
         torch._dynamo.reset()
         with falign.targets(base, y):
-            sum(loss_of(output, y) for output in torch.compile(outputs, backend=backend)(parameters, buffers)).backward()
+            sum(
+                loss_of(output, y) for output in torch.compile(outputs, backend=backend)(parameters, buffers)
+            ).backward()
         for index, member in enumerate(members):
             expected = gradients(copy.deepcopy(member), x, y)
             assert relative({name: parameters[name].grad[index] for name in expected}, expected) <= 1e-12

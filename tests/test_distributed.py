@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from cases import RULES, batch, build, gradients, relative, step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import falign
+from cases import RULES, batch, build, gradients, relative, step
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 

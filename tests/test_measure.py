@@ -5,10 +5,10 @@ from math import degrees
 
 import pytest
 import torch
-from cases import RULES, batch, build, gradients, loss_of
 from torch import nn
 
 import falign
+from cases import RULES, batch, build, gradients, loss_of
 from falign.measure import angle, gradient_angles
 
 
@@ -32,7 +32,9 @@ def test_angles_are_those_of_the_gradients(rule, case):
 @pytest.mark.parametrize("rule", RULES)
 def test_measuring_leaves_no_trace(rule):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(9, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(9, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
     falign.convert(model, rule)
     x, y = torch.randn(16, 9), torch.randint(3, (16,))
     with falign.targets(model, y):
@@ -41,7 +43,9 @@ def test_measuring_leaves_no_trace(rule):
     slopes, random = [p.grad.clone() for p in model.parameters()], torch.random.get_rng_state()
     gradient_angles(model, loss_of, x, y)
     assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(before[1].values(), falign.feedback_state(model).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before[1].values(), falign.feedback_state(model).values(), strict=True)
+    )
     assert all(torch.equal(a, p.grad) for a, p in zip(slopes, model.parameters(), strict=True))
     assert torch.equal(random, torch.random.get_rng_state())
     assert model.training
@@ -64,7 +68,9 @@ def test_frozen_layers_are_left_out_and_no_grad_does_not_matter():
 
 def test_effective_feedback_of_a_sign_rule_has_the_signs():
     """Peers compare |B₀| with W and report 90 degrees; with the signs the angle is about 37."""
-    model = falign.convert(nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 200)), "frsf", feedback="normal")
+    model = falign.convert(
+        nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 200)), "frsf", feedback="normal"
+    )
     nn.init.normal_(model[2].weight)
     part = model[2].feedback
     assert angle(part.effective(model[2].weight), model[2].weight) == pytest.approx(50.5, abs=1)

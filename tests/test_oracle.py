@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import CASES, RULES, batch, build, gradients, loss_of, relative
 
 import falign
+import oracles
+from cases import CASES, RULES, batch, build, gradients, loss_of, relative
 
 
 def arrays(model):
@@ -20,7 +20,9 @@ def arrays(model):
 def test_gradients_equal_the_definition(rule, case):
     model = build(case, rule)
     x, y = batch(case)
-    feedback = {name: b.numpy() for name, b in falign.feedback_state(model).items() if not name.endswith((".passes", ".seen"))}
+    feedback = {
+        name: b.numpy() for name, b in falign.feedback_state(model).items() if not name.endswith((".passes", ".seen"))
+    }
     defined = oracles.gradients(rule, CASES[case].steps, x.numpy(), y.numpy(), arrays(model), feedback)
     taken = gradients(model, x, y)
     assert relative(taken, defined) <= 1e-10

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from cases import LAYERWISE, RULES, batch, build, gradients, loss_of, relative, step
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import falign
+from cases import LAYERWISE, RULES, batch, build, gradients, loss_of, relative, step
 from falign.rules import AdaptiveFeedbackAlignment, DirectRandomTargetProjection, KolenPollack
 
 
@@ -65,7 +65,9 @@ def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case):
     before = [(m.weight - m.feedback.B).detach().clone() for m in layers]
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 50, x, y)
     for layer, start in zip(layers, before, strict=True):
-        assert torch.allclose((layer.weight - layer.feedback.B).detach(), (1 - 0.05) ** 50 * start, rtol=1e-10, atol=1e-13)
+        assert torch.allclose(
+            (layer.weight - layer.feedback.B).detach(), (1 - 0.05) ** 50 * start, rtol=1e-10, atol=1e-13
+        )
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 400, x, y)
     weights, feedback = layers[1].weight.detach(), layers[1].feedback.B.detach()
     assert float((weights - feedback).norm()) < 1e-8
@@ -173,7 +175,9 @@ def test_sign_rules_give_zero_where_the_weight_is_zero(rule):
 
 @pytest.mark.parametrize("rule", ["usf", "frsf", "brsf"])
 def test_large_layers_take_the_piecewise_path_to_the_same_matrix(rule):
-    model = falign.convert(nn.Sequential(nn.Linear(9, 700), nn.ReLU(), nn.Linear(700, 701), nn.ReLU(), nn.Linear(701, 3)), rule)
+    model = falign.convert(
+        nn.Sequential(nn.Linear(9, 700), nn.ReLU(), nn.Linear(700, 701), nn.ReLU(), nn.Linear(701, 3)), rule
+    )
     x, y = torch.randn(5, 9), torch.randint(3, (5,))
     for _ in range(3):
         result = falign.verify(model, x, lambda output: loss_of(output, y))

@@ -50,12 +50,8 @@ app = App(
 def train(
     config: Annotated[TrainConfig, Parameter(name="*")],
     *,
-    data: Annotated[
-        Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")
-    ] = None,
-    out: Annotated[
-        Path | None, Parameter(group=_FILES, show_default=lambda _: "runs/DATASET-MODEL-RULE-SEED")
-    ] = None,
+    data: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")] = None,
+    out: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "runs/DATASET-MODEL-RULE-SEED")] = None,
     resume: Annotated[Path | None, Parameter(group=_FILES)] = None,
     force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
 ) -> int:
@@ -81,16 +77,13 @@ def train(
         outcome = begin(config, out, data=data, replaces=force)
     else:
         if out is not None or force:
-            raise ConfigError(
-                f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}"
-            )
+            raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
         before, _ = Run(resume).read_config()
         config = replace(config, dataset=located(config.dataset))
         for name, (now, then) in config.differences(before).items():
             if name not in _FREE:
                 raise ConfigError(
-                    f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, "
-                    "or begin a new run"
+                    f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
                 )
         outcome = go_on(resume, epochs=config.epochs, data=data)
     print(outcome.message, file=sys.stdout if outcome.status == "done" else sys.stderr)
@@ -135,7 +128,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
-        return _failed(f"{_sentence(error)} See falign --help.", 2)
+        return _failed(f"{_sentence(error)}: see falign --help", 2)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
     except (ValueError, RuntimeError) as error:
@@ -146,7 +139,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: CycloptsError) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _code(error: Exception) -> int | None:

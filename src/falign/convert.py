@@ -2,20 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
-from math import isfinite, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from falign.feedback import Family, Normal, Shared, draw, family
-from falign.layers import KINDS, Kind, kind_of
-from falign.rules import ALL_RULES, Rule
-from falign.survey import Survey
-from falign.wiring import Feedback, Output, SharedSequence, Wiring, pick
-
-FeedbackChoice = str | Family | Mapping[str, Tensor] | None
+from falign.outputs import Output
+from falign.plan import DDP_IGNORED, FeedbackChoice, Plan
+from falign.rules import Rule
+from falign.wiring import Feedback, Wiring, converted, feedbacks
 
 
 class ConversionError(ValueError):
@@ -66,7 +61,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = _Plan(model, rule, feedback, scale, skip, example, output)
+    plan = Plan(model, rule, feedback, scale, skip, example, output)
     if plan.problems:
         raise ConversionError("the model cannot be converted:\n" + "\n".join(f"- {line}" for line in plan.problems))
     plan.hang(seed)
@@ -84,233 +79,7 @@ def check(
     output: Output = None,
 ) -> list[str]:
     """Everything that would keep ``convert`` with the same arguments from converting the model; empty when fine."""
-    return _Plan(model, rule, feedback, scale, skip, example, output).problems
-
-
-class _Plan:
-    """A conversion before it is carried out: which layers, which shapes, which problems."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        rule: str | Rule,
-        feedback: FeedbackChoice,
-        scale: float | None,
-        skip: Iterable[str],
-        example: Any,
-        output: Output,
-    ) -> None:
-        self.model, self.output = model, output
-        self.problems: list[str] = []
-        self.layers: dict[str, nn.Module] = {}
-        self.shapes: dict[str, tuple[tuple[int, ...], int]] = {}
-        self.rule = self._rule(rule)
-        self._refuse_wrapped()
-        if self.rule is None or self.problems:
-            return
-        if isinstance(skip, str):
-            skip = (skip,)
-        survey = Survey(model, skip)
-        if self.rule.wiring == "none":
-            self.problems = [line for line in survey.problems if line.startswith("skip")]
-            return
-        self.layers, self.problems = survey.layers, survey.problems
-        if not self.layers and not self.problems:
-            self.problems.append(
-                f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
-            )
-        result = survey.run(example) if example is not None and self.layers else None
-        if self.rule.wiring == "direct" and not self.problems:
-            self._direct_shapes(survey, result)
-        else:
-            self.shapes = {name: (tuple(layer.weight.shape), 0) for name, layer in self.layers.items()}
-        self.scale = self._scale(scale)
-        self.family, self.given = self._family(feedback)
-
-    def _rule(self, rule: str | Rule) -> Rule | None:
-        if isinstance(rule, Rule):
-            return rule
-        if isinstance(rule, str) and rule in ALL_RULES:
-            return ALL_RULES[rule]()
-        if isinstance(rule, type) and issubclass(rule, Rule):
-            return rule()
-        self.problems.append(f"unknown rule {rule!r}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
-        return None
-
-    def _refuse_wrapped(self) -> None:
-        if not isinstance(self.model, nn.Module):
-            self.problems.append(f"expected a torch.nn.Module, got {type(self.model).__name__}")
-        elif converted := _wirings(self.model):
-            self.problems.append(
-                f"the model is converted already, to rule {converted[0].rule.name!r}: call falign.revert(model) first"
-            )
-        elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
-            self.model, torch.jit.ScriptModule
-        ):
-            self.problems.append(
-                f"the model is wrapped in {type(self.model).__name__}: convert the plain model first, then wrap it"
-            )
-
-    def _scale(self, scale: float | None) -> float:
-        if scale is None:
-            return self.rule.default_scale
-        if not isinstance(scale, (int, float)) or not isfinite(scale) or scale <= 0:
-            self.problems.append(f"scale is {scale!r}, expected a positive number")
-            return 1.0
-        return float(scale)
-
-    def _family(self, feedback: FeedbackChoice) -> tuple[Family, dict[str, Tensor]]:
-        if feedback is None:
-            return Normal(), {}
-        if isinstance(feedback, Mapping):
-            return Normal(), self._tensors(feedback)
-        if not self.rule.draws:
-            self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
-        if isinstance(feedback, str):
-            try:
-                feedback = family(feedback)
-            except ValueError as error:
-                self.problems.append(str(error))
-                return Normal(), {}
-        if not callable(feedback):
-            self.problems.append(
-                f"feedback is a {type(feedback).__name__}, expected a family, a callable or {{layer name: tensor}}"
-            )
-        if isinstance(feedback, Shared) and (self.rule.learned or self.rule.adapts):
-            self.problems.append(f"rule {self.rule.name!r} changes each layer's feedback: the shared family cannot serve it")
-        return feedback, {}
-
-    def _tensors(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for name, tensor in given.items():
-            if name not in self.layers:
-                near = get_close_matches(str(name), self.layers, n=3) or list(self.layers)[:6]
-                self.problems.append(f"feedback names {name!r}, which takes no feedback; layers: {', '.join(near)}")
-            elif not isinstance(tensor, Tensor):
-                self.problems.append(f"feedback of layer {name!r} is a {type(tensor).__name__}, expected a tensor")
-            elif name in self.shapes and self.rule.draws and tuple(tensor.shape) != self.shapes[name][0]:
-                self.problems.append(
-                    f"feedback of layer {name!r} has shape {tuple(tensor.shape)}, expected {self.shapes[name][0]}"
-                )
-            elif not torch.isfinite(tensor).all():
-                self.problems.append(f"feedback of layer {name!r} holds numbers that are not finite")
-        if not self.rule.draws:
-            self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
-        return dict(given)
-
-    def _direct_shapes(self, survey: Survey, result: Any) -> None:
-        if not survey.shapes:
-            others = [name for name, layer in self.layers.items() if not isinstance(layer, nn.Linear)]
-            if others:
-                self.problems.append(
-                    f"rule {self.rule.name!r} needs an example: the size of the input of {', '.join(others)} cannot "
-                    "be read off the layer; pass example=x with a batch x"
-                )
-            outputs = list(self.layers.values())[-1].weight.shape[0]
-            self.shapes = {name: ((outputs, layer.weight.shape[1]), 0) for name, layer in self.layers.items()}
-            return
-        try:
-            out = tuple(pick(result, self.output).shape)
-        except TypeError as error:
-            self.problems.append(str(error))
-            return
-        for name, layer in self.layers.items():
-            kind = kind_of(layer)
-            shapes = {_direct_shape(x, out, kind) for x in survey.shapes[name]}
-            if None in shapes:
-                self.problems.append(
-                    f"layer {name!r} has input {survey.shapes[name][0]} and the model output {out}: a direct rule needs "
-                    "the batch first in both; name the layer in skip= or move the axis"
-                )
-            elif len(shapes) > 1:
-                self.problems.append(
-                    f"layer {name!r} runs on inputs of different sizes ({', '.join(map(str, survey.shapes[name]))}): one "
-                    "direct feedback cannot serve them; use a layerwise rule or name it in skip="
-                )
-            else:
-                (self.shapes[name],) = shapes
-
-    def hang(self, seed: int) -> None:
-        """Draw every B, then hang the hooks: a failure while drawing leaves the model as it was."""
-        wiring = Wiring(self.rule, seed, self.output)
-        parts = {name: self._feedback(wiring, name) for name in self.layers}
-        if isinstance(getattr(self, "family", None), Shared):
-            self._share(parts, seed)
-        self.model._falign = wiring
-        if self.rule.wiring == "direct":
-            self.model.register_forward_pre_hook(wiring.start)
-        for name, layer in self.layers.items():
-            part = layer.feedback = parts[name]
-            part.train(layer.training)
-            if self.rule.wiring == "direct":
-                layer.register_forward_pre_hook(part.cut_direct)
-            else:
-                layer.register_forward_pre_hook(part.cut_layerwise)
-                layer.register_forward_hook(part.deliver_layerwise)
-        if self.rule.wiring == "direct":
-            self.model.register_forward_hook(wiring.deliver)
-        # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
-        own = [name for name, _ in self.model.named_buffers(remove_duplicate=False) if "feedback" in name.split(".")]
-        self.model._ddp_params_and_buffers_to_ignore = [*getattr(self.model, _IGNORED, ()), *own]
-
-    def _feedback(self, wiring: Wiring, name: str) -> Feedback:
-        layer, (shape, channels) = self.layers[name], self.shapes[name]
-        kind = kind_of(layer)
-        deviation = self._deviation(layer, kind, shape)
-
-        def drawn() -> Tensor:
-            if name in self.given:
-                return self.given[name].detach()
-            if isinstance(self.family, Shared):
-                return torch.zeros(())
-            return draw(self.family, shape, seed=wiring.seed, name=name, deviation=deviation)
-
-        stored = self.rule.stored(drawn, deviation).to(layer.weight.device, layer.weight.dtype, copy=True)
-        return Feedback(wiring, name, kind.name, channels, stored)
-
-    def _deviation(self, layer: nn.Module, kind: Kind, shape: tuple[int, ...]) -> float:
-        return self.scale / sqrt(shape[1] if self.rule.wiring == "direct" else kind.spread(layer))
-
-    def _share(self, parts: dict[str, Feedback], seed: int) -> None:
-        sizes = {name: torch.Size(self.shapes[name][0]).numel() for name in parts}
-        values = self.rule.stored(lambda: self.family.sequence(seed, max(sizes.values())), 1.0)
-        weight = next(iter(self.layers.values())).weight
-        sequence = SharedSequence(values.to(weight.device, weight.dtype))
-        for name, part in parts.items():
-            layer, shape = self.layers[name], self.shapes[name][0]
-            gain = self._deviation(layer, KINDS[part.kind], shape)
-            part.share(sequence, self.family.start(seed, name, sizes[name]), shape, gain)
-
-
-_IGNORED = "_ddp_params_and_buffers_to_ignore"
-
-
-def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], kind: Kind) -> tuple[tuple[int, int], int] | None:
-    """(shape of B, axis of the shared channels or 0); None where x and the output do not have the batch first."""
-    if kind.channel_first and len(x) == len(out) > 2 and x[0] == out[0] and x[2:] == out[2:]:
-        return (out[1], x[1]), 1
-    if not kind.channel_first and len(out) > 2 and x[:-1] == out[:-1]:
-        return (out[-1], x[-1]), 0
-    if len(x) == len(out) == 1:
-        return (out[0], x[0]), 0
-    if not out or not x or x[0] != out[0]:
-        return None
-    return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
-
-
-def _wirings(model: nn.Module) -> list[Wiring]:
-    return [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
-
-
-def _converted(model: nn.Module) -> list[Wiring]:
-    wirings = _wirings(model)
-    if not wirings:
-        raise ValueError(f"the model ({type(model).__name__}) is not converted: call falign.convert(model, rule) first")
-    return wirings
-
-
-def _feedbacks(model: nn.Module) -> dict[str, Feedback]:
-    _converted(model)
-    return {part.name: part for part in model.modules() if isinstance(part, Feedback)}
+    return Plan(model, rule, feedback, scale, skip, example, output).problems
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -319,16 +88,18 @@ def revert(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is not converted.
     """
-    _converted(model)
+    converted(model)
     for module in list(model.modules()):
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), (Feedback, Wiring))]:
+            for key in [
+                key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), (Feedback, Wiring))
+            ]:
                 del hooks[key]
         if isinstance(getattr(module, "feedback", None), Feedback):
             del module.feedback
-        if module.__dict__.pop("_falign", None) is not None and hasattr(module, _IGNORED):
-            kept = [name for name in getattr(module, _IGNORED) if "feedback" not in name.split(".")]
-            setattr(module, _IGNORED, kept)
+        if module.__dict__.pop("_falign", None) is not None and hasattr(module, DDP_IGNORED):
+            kept = [name for name in getattr(module, DDP_IGNORED) if "feedback" not in name.split(".")]
+            setattr(module, DDP_IGNORED, kept)
     return model
 
 
@@ -342,14 +113,14 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: the model is not converted.
     """
-    wirings = _converted(model)
-    before = [wiring.on for wiring in wirings]
-    for wiring in wirings:
+    hung = converted(model)
+    before = [wiring.on for wiring in hung]
+    for wiring in hung:
         wiring.on = False
     try:
         yield model
     finally:
-        for wiring, on in zip(wirings, before, strict=True):
+        for wiring, on in zip(hung, before, strict=True):
             wiring.on = on
 
 
@@ -364,14 +135,14 @@ def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
     Raises:
         ValueError: the model is not converted.
     """
-    wirings = _converted(model)
-    before = [wiring.target for wiring in wirings]
-    for wiring in wirings:
+    hung = converted(model)
+    before = [wiring.target for wiring in hung]
+    for wiring in hung:
         wiring.target = target
     try:
         yield model
     finally:
-        for wiring, old in zip(wirings, before, strict=True):
+        for wiring, old in zip(hung, before, strict=True):
             wiring.target = old
 
 
@@ -384,7 +155,7 @@ def feedback_state(model: nn.Module) -> dict[str, Tensor]:
         ValueError: the model is not converted.
     """
     state: dict[str, Tensor] = {}
-    for name, part in _feedbacks(model).items():
+    for name, part in feedbacks(model).items():
         state[name] = (part.matrix.detach() * part.gain).clone()
         for key in part.wiring.rule.state():
             state[f"{name}.{key}"] = getattr(part, key).detach().clone()
@@ -413,7 +184,7 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         listed = "\n".join(f"- {line}" for line in sorted(problems))
         raise ValueError(f"this is the feedback of another network, nothing was loaded:\n{listed}")
     with torch.no_grad():
-        for name, part in _feedbacks(model).items():
+        for name, part in feedbacks(model).items():
             if part.B is None:
                 part.own(here[name])
             part.matrix.copy_(state[name])

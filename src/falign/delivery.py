@@ -5,9 +5,10 @@ whose backward hands that tensor its own error and every cut the error carried t
 Layerwise, the tensor is the layer's output; direct, it is the network's output. ``loss.backward()`` stays ordinary.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
@@ -19,10 +20,7 @@ from falign.scratch import Scratch, plain_eager
 class Carries(Protocol):
     """What a delivery asks of a rule."""
 
-    @property
-    def learned(self) -> bool:
-        """Whether B is a parameter that receives the gradient of its layer's weight."""
-        ...
+    learned: ClassVar[bool]  # B is a parameter that receives the gradient of its layer's weight
 
     def effective(self, *sources: Tensor, scratch: Scratch | None = None) -> Tensor:
         """The B that carries the error of this pass, from the tensors that determine it."""
@@ -53,7 +51,7 @@ def _apply(function: type[Function], *args: Any) -> Any:
     """``function.apply`` without its inspection of the signature, a third of the cost of a small layer's pass."""
     if transformed() or torch.compiler.is_compiling():
         return function.apply(*args)
-    return super(Function, function).apply(*args)  # what Function.apply itself ends in
+    return super(Function, function).apply(*args)  # type: ignore[misc]  # what Function.apply itself ends in
 
 
 class _Layerwise(Function):
@@ -74,8 +72,8 @@ class _Layerwise(Function):
         ctx.save_for_backward(*sources, *((x.detach(),) if ctx.keeps_x else ()))
 
     @staticmethod
-    def backward(ctx: Any, e: Tensor):
-        kind, sources, x = KINDS[ctx.kind], ctx.saved_tensors, None
+    def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        kind, sources, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
             *sources, x = sources
         carried = None
@@ -116,7 +114,7 @@ class _Direct(Function):
         ctx.save_for_backward(*cuts[count:], *((out.detach(), target) if target is not None else ()))
 
     @staticmethod
-    def backward(ctx: Any, e: Tensor):
+    def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         feedbacks, projected = ctx.saved_tensors, e
         if ctx.targeted:
             *feedbacks, output, target = feedbacks
@@ -135,7 +133,9 @@ def _scaled(error: Tensor, gain: float) -> Tensor:
     return error if gain == 1 else error * gain
 
 
-def project(error: Tensor, feedback: Tensor, shape: tuple[int, ...], channels: int) -> Tensor:
+def project(
+    error: Float[Tensor, "*output"], feedback: Float[Tensor, "rows columns"], shape: tuple[int, ...], channels: int
+) -> Float[Tensor, "*input"]:
     """``(e @ B).reshape(shape of x)``, whole samples or position by position.
 
     Args:
@@ -164,7 +164,14 @@ class Cut(NamedTuple):
 
 
 def deliver_layerwise(
-    y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch, sources: tuple[Tensor, ...]
+    y: Tensor,
+    x: Tensor,
+    gain: float,
+    rule: Carries,
+    kind: str,
+    spec: Any,
+    scratch: Scratch,
+    sources: tuple[Tensor, ...],
 ) -> Tensor:
     """Return y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
     return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, *sources)

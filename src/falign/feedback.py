@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 Family = Callable[[tuple[int, int], Generator], Tensor]
@@ -27,7 +28,7 @@ def generator(seed: int, name: str, purpose: str) -> Generator:
 class Normal:
     """Entries N(0, 1)."""
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         return torch.randn(shape, generator=random)
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ class Normal:
 class Uniform:
     """Entries U(-√3, √3)."""
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         return (torch.rand(shape, generator=random) * 2 - 1) * 3**0.5
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ class Uniform:
 class Orthogonal:
     """Orthonormal rows (or columns, if there are fewer), Haar distributed, times √max(rows, columns)."""
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         rows, columns = shape
         tall = torch.randn(max(shape), min(shape), generator=random)
         q, r = torch.linalg.qr(tall)
@@ -70,7 +71,7 @@ class LowRank:
         if self.rank < 1:
             raise ValueError(f"feedback family low-rank needs a rank of at least 1, got {self.rank}")
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         left = torch.randn(shape[0], self.rank, generator=random)
         right = torch.randn(self.rank, shape[1], generator=random)
         return left @ right / self.rank**0.5
@@ -81,7 +82,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Each column has ``entries`` N(0, 1) entries at random rows (all of them if there are fewer), times √(rows/entries).
+    """Each column has ``entries`` N(0, 1) entries at random rows (or all rows), times √(rows / entries).
 
     A column belongs to one neuron that receives an error: it listens to that many error neurons.
     """
@@ -92,7 +93,7 @@ class Sparse:
         if self.entries < 1:
             raise ValueError(f"feedback family sparse needs at least 1 entry a column, got {self.entries}")
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         rows, columns = shape
         kept = min(self.entries, rows)
         chosen = torch.rand(columns, rows, generator=random).topk(kept, dim=1).indices.mT
@@ -115,7 +116,7 @@ class Shared:
     _CHUNK = 1 << 20
     _ROOM = 1 << 16
 
-    def __call__(self, shape: tuple[int, int], random: Generator) -> Tensor:
+    def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         raise TypeError("the shared family is read with sequence() and start(), not drawn layer by layer")
 
     def __str__(self) -> str:
@@ -128,7 +129,7 @@ class Shared:
         """Where the layer ``name`` with ``size`` entries begins to read."""
         return int(torch.randint(self._room(size), (), generator=generator(seed, name, "shared start")))
 
-    def sequence(self, seed: int, largest: int) -> Tensor:
+    def sequence(self, seed: int, largest: int) -> Float[Tensor, " length"]:
         """The sequence, long enough for a layer of ``largest`` entries; a longer one begins with a shorter one."""
         length = largest + self._room(largest)
         chunks = range((length + self._CHUNK - 1) // self._CHUNK)
@@ -148,10 +149,11 @@ FAMILIES: dict[str, Callable[..., Family]] = {
 
 
 def family(text: str) -> Family:
-    """The family that a text names: ``normal``, ``uniform``, ``orthogonal``, ``shared``, ``low-rank(8)``, ``sparse(1)``.
+    """The family that a text names.
 
     Args:
-        text: the name, with its number in brackets or behind a colon (``low-rank:8``) where it takes one.
+        text: ``normal``, ``uniform``, ``orthogonal``, ``shared``, ``low-rank(RANK)``, ``sparse(ENTRIES)``; the number
+            may also stand behind a colon (``low-rank:8``).
 
     Raises:
         ValueError: the name is unknown, or its number is missing, superfluous or below one.
@@ -188,7 +190,9 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
     drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
     if not isinstance(drawn, Tensor) or tuple(drawn.shape) != (rows, columns):
         got = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
-        raise ValueError(f"feedback of layer {name!r}: the family returned {got}, expected a tensor ({rows}, {columns})")
+        raise ValueError(
+            f"feedback of layer {name!r}: the family returned {got}, expected a tensor ({rows}, {columns})"
+        )
     if not torch.isfinite(drawn).all():
         raise ValueError(f"feedback of layer {name!r}: the family returned numbers that are not finite")
     return (drawn.float() * deviation).reshape(shape)

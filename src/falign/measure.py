@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from falign.convert import backprop, targets
 from falign.layers import kind_of
-from falign.wiring import Feedback
+from falign.wiring import feedbacks
 
 
 def gradient_angles(
@@ -33,16 +33,16 @@ def gradient_angles(
     Raises:
         ValueError: the model is not converted.
     """
-    weights = {
-        name: layer.weight
+    weights: dict[str, Tensor] = {
+        name: layer.get_parameter("weight")
         for name, layer in model.named_modules()
-        if kind_of(layer) is not None and layer.weight.requires_grad and ".feedback" not in name
+        if kind_of(layer) is not None and layer.get_parameter("weight").requires_grad and ".feedback" not in name
     }
 
     def gradients() -> tuple[Tensor, ...]:
         with untouched(model), targets(model, y), torch.enable_grad():
             loss = loss_fn(model(x), y)
-            return torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+            return torch.autograd.grad(loss, tuple(weights.values()), materialize_grads=True)
 
     taken = gradients()
     with backprop(model):
@@ -61,10 +61,7 @@ def angle(one: Tensor, other: Tensor) -> float:
 def untouched(model: nn.Module) -> Iterator[None]:
     """A pass within leaves the model's buffers and the random generators as they were."""
     fixed = {
-        id(buffer)
-        for part in model.modules()
-        if isinstance(part, Feedback) and not part.wiring.rule.adapts
-        for buffer in (part.matrix,)
+        id(buffer) for part in feedbacks(model).values() if not part.wiring.rule.adapts for buffer in (part.matrix,)
     }
     kept = [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in fixed]
     devices = {buffer.device for buffer in (*model.parameters(), *model.buffers()) if buffer.device.type == "cuda"}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from falign.layers import LOOKUPS, kind_of
+from falign.layers import LOOKUPS, Kind, Layer, kind_of
 
 #: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
 _NORMALISATIONS = (
@@ -39,12 +39,15 @@ class Survey:
 
     Attributes:
         layers: name -> layer, in the model's order.
+        kinds: name -> its kind.
+        shapes: name -> the shapes of its inputs on the example, one a call.
         problems: one sentence each.
     """
 
     def __init__(self, model: nn.Module, skip: Iterable[str]) -> None:
         self.model = model
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, Layer] = {}
+        self.kinds: dict[str, Kind] = {}
         self.problems: list[str] = []
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self._spared: list[nn.Module] = []
@@ -65,10 +68,12 @@ class Survey:
         own = dict(module.named_parameters(recurse=False))
         if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
-        elif kind_of(module) is not None:
-            self.layers[name] = module
+        elif (kind := kind_of(module)) is not None:
+            self.layers[name], self.kinds[name] = module, kind
         elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
-            self._refuse(name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)")
+            self._refuse(
+                name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)"
+            )
         elif any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
             listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
             self._refuse(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from falign.convert import backprop, revert, targets
+from falign.layers import Layer
+from falign.outputs import as_output, pick
 from falign.survey import call
-from falign.wiring import Feedback, Wiring, as_output, pick
+from falign.wiring import Feedback, Wiring, converted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     Raises:
         ValueError: the model is not converted, or the loss is not a finite scalar.
     """
-    rule = _wiring(model).rule
+    rule = converted(model)[0].rule
     state = torch.random.get_rng_state()
 
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
@@ -109,13 +111,6 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     return Verification(rule=rule.name, tolerance=tolerance, rows=rows)
 
 
-def _wiring(model: nn.Module) -> Wiring:
-    for module in model.modules():
-        if (wiring := module.__dict__.get("_falign")) is not None:
-            return wiring
-    raise ValueError(f"the model ({type(model).__name__}) is not converted: call falign.convert(model, rule) first")
-
-
 def _plain_copy(model: nn.Module) -> nn.Module:
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in gradients:
@@ -140,7 +135,7 @@ def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None
 
 
 def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
-    wiring = _wiring(twin)
+    wiring = converted(twin)[0]
     if wiring.rule.wiring == "none":
         _loss(loss_fn(call(twin, x))).backward()
     elif wiring.rule.wiring == "layerwise":
@@ -149,7 +144,7 @@ def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
         _define_direct(twin, wiring, x, loss_fn)
 
 
-def _parts(twin: nn.Module) -> list[tuple[nn.Module, Feedback]]:
+def _parts(twin: nn.Module) -> list[tuple[Layer, Any]]:
     return [
         (layer, layer.feedback) for layer in twin.modules() if isinstance(getattr(layer, "feedback", None), Feedback)
     ]
@@ -157,19 +152,17 @@ def _parts(twin: nn.Module) -> list[tuple[nn.Module, Feedback]]:
 
 def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     parts = _parts(twin)
-    learned = _wiring(twin).rule.learned
+    learned = converted(twin)[0].rule.learned
     revert(twin)
     keep: list[Tensor | None] = [None]
     for layer, part in parts:
         carrier = copy.deepcopy(layer)
 
-        def before(layer: nn.Module, args: tuple) -> tuple:
+        def before(layer: Layer, args: tuple) -> tuple:
             keep[0] = args[0]
             return (args[0].detach(), *args[1:])
 
-        def after(
-            layer: nn.Module, args: tuple, y: Tensor, part: Feedback = part, carrier: nn.Module = carrier
-        ) -> Tensor:
+        def after(layer: Layer, args: tuple, y: Tensor, part: Any = part, carrier: nn.Module = carrier) -> Tensor:
             part.wiring.rule.sources(part, layer.weight, advance=part.training)
             del carrier.weight
             carrier.weight = part.effective(layer.weight).detach()

@@ -1,20 +1,17 @@
 """How a rule hangs on a model: a ``Feedback`` in every layer that takes it, one ``Wiring`` for the whole."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from falign.delivery import Cut, deliver_direct, deliver_layerwise, transformed
-from falign.layers import KINDS
+from falign.layers import KINDS, Layer
+from falign.outputs import Output, as_output, fits, pick, substitute
 from falign.scratch import Scratch
 
 if TYPE_CHECKING:
     from falign.rules import Rule
-
-Output = Callable[[Any], Tensor] | str | int | None
 
 
 class Wiring:
@@ -79,6 +76,9 @@ class Feedback(nn.Module):
     """
 
     B: Tensor | None
+    sequence: SharedSequence
+    start: int
+    shape: tuple[int, ...]
 
     def __init__(self, wiring: Wiring, name: str, kind: str, channels: int, matrix: Tensor) -> None:
         super().__init__()
@@ -121,13 +121,13 @@ class Feedback(nn.Module):
     def stretch(self) -> Tensor:
         """This layer's view of the shared sequence."""
         stop = self.start + torch.Size(self.shape).numel()
-        return self.sequence.values[self.start : stop].view(self.shape)
+        return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no tensors of a forward along."""
         return {**self.__dict__, "_input": [None]}
 
-    def cut_layerwise(self, layer: nn.Module, args: tuple) -> tuple | None:
+    def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
         """Forward pre-hook of the layer, layerwise wiring."""
         self._input[0] = None
         if not (torch.is_grad_enabled() and self.wiring.on):
@@ -138,7 +138,7 @@ class Feedback(nn.Module):
         self._input[0] = x
         return (x.detach(), *args[1:])
 
-    def deliver_layerwise(self, layer: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
+    def deliver_layerwise(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
         """Forward hook of the layer, layerwise wiring."""
         x = self._input[0]
         if x is None:
@@ -149,7 +149,7 @@ class Feedback(nn.Module):
         spec = KINDS[self.kind].spec(layer)
         return deliver_layerwise(y, x, self.gain, wiring.rule, self.kind, spec, wiring.scratch, sources)
 
-    def cut_direct(self, layer: nn.Module, args: tuple) -> tuple | None:
+    def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Forward pre-hook of the layer, direct wiring."""
         wiring = self.wiring
         if not (torch.is_grad_enabled() and wiring.on):
@@ -203,16 +203,6 @@ class Feedback(nn.Module):
         return f"{self.wiring.rule.name}, {shape}"
 
 
-def fits(cut: Cut, output: Tensor) -> bool:
-    """Whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
-    x, (rows, columns) = cut.x, cut.feedback.shape
-    if cut.channels:
-        return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]
-    if output.dim() == 1 or output[0].numel() == rows:
-        return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x[0].numel() == columns)
-    return x.shape[:-1] == output.shape[:-1] and x.shape[-1] == columns and output.shape[-1] == rows
-
-
 def wants_error(x: Tensor) -> bool:
     """Whether a backward may ask for the error at x.
 
@@ -226,63 +216,24 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def pick(result: Any, output: Output) -> Tensor:
-    """The tensor that carries the error, out of what the model returned.
+def wirings(model: nn.Module) -> list[Wiring]:
+    """The wirings of all converted models within a model, itself included."""
+    return [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
+
+
+def converted(model: nn.Module) -> list[Wiring]:
+    """The same, where there must be one.
 
     Raises:
-        TypeError: it is no floating-point tensor, or the model returns a structure and ``output`` does not say which.
+        ValueError: the model is not converted.
     """
-    if output is None:
-        chosen, how = result, "pass output= (a key, an index, or a function of what the model returns)"
-    elif callable(output):
-        chosen, how = output(result), "output= must return one"
-    else:
-        try:
-            chosen = result[output]
-        except (KeyError, IndexError, TypeError):
-            chosen = getattr(result, output, None) if isinstance(output, str) else None
-        how = f"output={output!r} does not pick one"
-    if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
-        raise TypeError(
-            f"a direct rule needs the tensor at which the error begins, the model returned {type(result).__name__}: {how}"
-        )
-    return chosen
+    found = wirings(model)
+    if not found:
+        raise ValueError(f"the model ({type(model).__name__}) is not converted: call falign.convert(model, rule) first")
+    return found
 
 
-def substitute(structure: Any, old: Tensor, new: Tensor) -> Any:
-    """The structure with ``new`` wherever it held ``old``: mappings, sequences, named tuples and dataclasses."""
-    if structure is old:
-        return new
-    if isinstance(structure, Mapping):
-        changed = {key: substitute(value, old, new) for key, value in structure.items()}
-        return changed if type(structure) is dict else type(structure)(**changed)
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(substitute(value, old, new) for value in structure))
-    if isinstance(structure, Sequence) and not isinstance(structure, str):
-        return type(structure)(substitute(value, old, new) for value in structure)  # pyright: ignore[reportCallIssue]
-    if is_dataclass(structure) and not isinstance(structure, type):
-        values = {field.name: getattr(structure, field.name) for field in fields(structure) if field.init}
-        return replace(structure, **{name: substitute(value, old, new) for name, value in values.items()})
-    return structure
-
-
-def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
-    """Targets in the output's shape, and the axis of the classes.
-
-    Raises:
-        RuntimeError: no targets were given, or they fit neither the output's shape nor its positions.
-    """
-    if target is None:
-        raise RuntimeError("rule drtp needs the targets: run forward and loss within `with falign.targets(model, y):`")
-    if target.shape == output.shape and target.is_floating_point():
-        return target.to(output.dtype), -1
-    for axis in (-1, 1):
-        positions = [*output.shape]
-        del positions[axis]
-        if list(target.shape) == positions and not target.is_floating_point():
-            classes = torch.arange(output.shape[axis], device=output.device)  # one_hot does not pass vmap
-            return (target.unsqueeze(-1) == classes).to(output.dtype).movedim(-1, axis), axis
-    raise RuntimeError(
-        f"rule drtp got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
-        "class indices (the output's shape without its classes) or floating-point targets in the output's shape"
-    )
+def feedbacks(model: nn.Module) -> dict[str, Feedback]:
+    """{layer name: its feedback} of a converted model."""
+    converted(model)
+    return {part.name: part for part in model.modules() if isinstance(part, Feedback)}

@@ -50,11 +50,11 @@ class AdaptiveFeedbackAlignment(Rule):
         matrix, weight = feedback.matrix, weight.detach()
         with torch.no_grad():
             now = torch.linalg.vector_norm(weight, dtype=torch.float64)
-            moved = now != feedback.seen
+            moved = now != feedback.get_buffer("seen")
             if matrix.device.type == "cpu" and plain_eager(matrix):
                 if moved:
                     matrix.lerp_(weight, self.rate)
-                    feedback.seen.copy_(now)
+                    feedback.remember("seen", now)
                 return (matrix,)
             followed = torch.lerp(matrix, weight.to(matrix.dtype), moved.to(matrix.dtype) * self.rate)
             feedback.remember("B", followed)

@@ -45,10 +45,12 @@ class BatchwiseRandomSignFeedback(Rule):
 
     def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
         """(pool, places to turn it by, W)."""
+        passes = feedback.get_buffer("passes")
         if advance:
-            feedback.remember("passes", feedback.passes + 1)
+            passes = passes + 1
+            feedback.remember("passes", passes)
         size = weight.numel()
-        return feedback.matrix, feedback.passes * _stride(size) % size, weight.detach()
+        return feedback.matrix, passes * _stride(size) % size, weight.detach()
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
         """|B_t| ⊙ sign(W)."""

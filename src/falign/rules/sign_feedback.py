@@ -37,7 +37,7 @@ class UniformSignFeedback(Rule):
         return feedback.matrix, weight.detach()
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
-        """c · sign(W)."""
+        """C · sign(W)."""
         number, weight = sources
         return signed(weight, [number], scratch)
 

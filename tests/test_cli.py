@@ -1,0 +1,236 @@
+"""The command: its help, its exit codes, and one sentence for every wrong argument."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import falign
+from falign.cli import main
+from falign.lab.config import TrainConfig, option
+from falign.lab.models import ACTIVATIONS
+from falign.lab.ridge import SCHEDULES
+
+TRAIN = ["train", "digits", "--model", "mlp:64-16-10"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FALIGN_DATA", raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "no command": (["tarin"], ["tarin", "train", "compare"]),
+    "no data set": (["train", "--model", "lenet"], ["dataset", "requires an argument"]),
+    "no model": (["train", "digits"], ["--model", "requires an argument"]),
+    "data set": (["train", "digit", "--model", "lenet"], ["'digit'", "digits", "a path"]),
+    "rule": ([*TRAIN, "--rule", "fba"], ["--rule is 'fba'", "bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa"]),
+    "family": ([*TRAIN, "--feedback", "gauss"], ["'gauss'", "normal, uniform, orthogonal, low-rank(RANK)"]),
+    "family's number": ([*TRAIN, "--feedback", "sparse"], ["'sparse' needs a number"]),
+    "family without effect": (
+        [*TRAIN, "--rule", "usf", "--feedback", "normal"],
+        ["--feedback", "usf", "leave it out"],
+    ),
+    "family for bp": ([*TRAIN, "--rule", "bp", "--feedback", "normal"], ["--feedback", "bp", "leave it out"]),
+    "scale for bp": ([*TRAIN, "--rule", "bp", "--scale", "2"], ["--scale", "bp", "leave it out"]),
+    "scale": ([*TRAIN, "--scale", "0"], ["--scale is 0.0", "positive"]),
+    "another rule's option": ([*TRAIN, "--adafa-rate", "0.1"], ["--adafa-rate is for rule adafa", "fa"]),
+    "rule's option": (
+        [*TRAIN, "--rule", "adafa", "--adafa-rate", "2"],
+        ["rate is 2.0", "from 0 (fa) to 1 (bp)"],
+    ),
+    "rule's word": ([*TRAIN, "--rule", "drtp", "--drtp-output", "x"], ["x", "softmax", "sigmoid", "linear"]),
+    "shared family": ([*TRAIN, "--rule", "kp", "--feedback", "shared"], ["--rule kp", "shared"]),
+    "model": (["train", "digits", "--model", "alexnet"], ["'alexnet'", "mlp:SIZES, lenet, resnet20"]),
+    "sizes": (["train", "digits", "--model", "mlp:784-16-10"], ["784", "1×8×8 = 64", "use mlp:64-16-10"]),
+    "size": (["train", "digits", "--model", "lenet"], ["12×12", "8×8", "use mlp"]),
+    "activation": ([*TRAIN, "--activation", "elu"], ["elu", *ACTIVATIONS]),
+    "activation without effect": (
+        ["train", "digits", "--model", "resnet20", "--activation", "tanh"],
+        ["--activation", "resnet20", "leave it out"],
+    ),
+    "optimizer": ([*TRAIN, "--optimizer", "sdg"], ["sdg", "sgd", "adam", "adamw"]),
+    "learning rate": ([*TRAIN, "--lr", "-0.1"], ["--learning-rate is -0.1", "positive"]),
+    "infinite learning rate": ([*TRAIN, "--lr", "inf"], ["--learning-rate is inf", "positive"]),
+    "learning rate's word": ([*TRAIN, "--lr", "fast"], ["fast", "float"]),
+    "momentum": ([*TRAIN, "--momentum", "1"], ["--momentum is 1.0", "below 1"]),
+    "momentum without effect": ([*TRAIN, "--optimizer", "adam", "--momentum", "0.9"], ["--momentum", "adam"]),
+    "weight decay": ([*TRAIN, "--weight-decay", "-1"], ["--weight-decay is -1.0", "at least 0"]),
+    "batch size": ([*TRAIN, "--batch-size", "0"], ["--batch-size is 0", "at least 1"]),
+    "epochs": ([*TRAIN, "--epochs", "-1"], ["--epochs is -1", "at least 0"]),
+    "epochs' word": ([*TRAIN, "--epochs", "1.5"], ["--epochs", "1.5", "a whole number"]),
+    "ridge": ([*TRAIN, "--ridge", "-1"], ["--ridge is -1.0", "at least 0"]),
+    "ridge schedule": ([*TRAIN, "--ridge", "1", "--ridge-schedule", "linear"], ["linear", *SCHEDULES]),
+    "ridge time": (
+        [*TRAIN, "--ridge", "1", "--ridge-schedule", "cutoff"],
+        ["cutoff", "give --ridge-steps T"],
+    ),
+    "ridge time without effect": (
+        [*TRAIN, "--ridge", "1", "--ridge-steps", "5"],
+        ["--ridge-steps", "leave it out"],
+    ),
+    "schedule without ridge": (
+        [*TRAIN, "--ridge-schedule", "cutoff", "--ridge-steps", "5"],
+        ["--ridge is 0"],
+    ),
+    "device": ([*TRAIN, "--device", "gpu"], ["--device is 'gpu'", "cpu, cuda"]),
+    "dtype": ([*TRAIN, "--dtype", "float16"], ["float16", "float32", "float64"]),
+    "autocast": (
+        [*TRAIN, "--dtype", "float64", "--autocast", "bf16"],
+        ["--autocast bf16", "float32", "float64"],
+    ),
+    "measuring": ([*TRAIN, "--measure-every", "-1"], ["--measure-every is -1", "at least 0"]),
+    "option": ([*TRAIN, "--colour", "red"], ["--colour"]),
+    "word too many": ([*TRAIN, "mnist"], ["mnist"]),
+    "resume of no run": (["train", "--resume", "nothing"], ["nothing is not a run folder", "config.json"]),
+    "data folder": (
+        ["train", "mnist", "--model", "lenet", "--data", "nothing"],
+        ["the data folder nothing is not a folder"],
+    ),
+    "compare nothing": (["compare"], ["no run folders given"]),
+    "compare no run": (["compare", "nothing"], ["nothing is not a run folder"]),
+    "compare to no picture": (["compare", "nothing", "--out", "a.pdf"], ["--out is a.pdf", ".png"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_every_wrong_argument_gets_one_sentence(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = WRONG[case]
+    code, _, said = run(words, capsys)
+    assert code == 2
+    for part in expected:
+        assert part in said
+    assert "Traceback" not in said
+    assert said.startswith("falign: ")
+    listed = 2 if "cannot be converted" in said else 1
+    assert len(said.strip().splitlines()) == listed
+    assert not Path("runs").exists(), "nothing is written before the arguments are known to be right"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = run([*TRAIN, "--device", "cuda"], capsys)
+    assert code == 2
+    assert "--device is cuda, but PyTorch sees 0 CUDA devices here: use --device cpu" in said
+
+
+def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run([*TRAIN, "--epochs", "2"], capsys)
+    folder = "runs/digits-mlp-64-16-10-fa-0"
+    assert code == 0
+    assert f"done after step 46: records and pictures are in {folder}" in said
+    code, _, wrong = run([*TRAIN, "--epochs", "2"], capsys)
+    assert code == 2
+    assert f"{folder} holds a run already: continue it with --resume {folder}, replace it with --force" in wrong
+    assert run(["train", "--resume", folder, "--epochs", "3"], capsys)[0] == 0
+    assert run([*TRAIN, "--resume", folder, "--epochs", "3"], capsys)[0] == 0, "the same options may be repeated"
+    assert run([*TRAIN, "--rule", "bp", "--out", "bp", "--epochs", "1"], capsys)[0] == 0
+    assert run([*TRAIN, "--rule", "bp", "--out", "bp", "--epochs", "2", "--force"], capsys)[0] == 0
+    code, said, _ = run(["compare", folder, "bp", "--out", "both.png"], capsys)
+    assert code == 0
+    assert "digits · mlp:64-16-10" in said
+    assert Path("both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resume_refuses_other_options_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*TRAIN, "--epochs", "1", "--out", "one"], capsys)[0] == 0
+    for words, expected in [
+        (["--lr", "0.5"], "--learning-rate is 0.5, but the run in one has 0.01"),
+        (["--optimizer", "adam"], "--optimizer is adam, but the run in one has sgd"),
+        (["--rule", "bp"], "--rule is bp, but the run in one has fa"),
+        (["mnist"], "DATASET is mnist, but the run in one has digits"),
+        (["--ridge", "1"], "--ridge is 1.0, but the run in one has 0.0"),
+        (["--out", "two"], "leave out --out"),
+        (["--force"], "leave out --force"),
+    ]:
+        code, _, said = run(["train", *words, "--resume", "one"], capsys)
+        assert code == 2
+        assert expected in said
+
+
+def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = run([*TRAIN, "--lr", "1e12", "--epochs", "1"], capsys)
+    assert code == 1
+    assert re.search(r"the run diverged at step \d+: the \w+ of layer 'fc\d' stopped being finite", said)
+    assert len(said.strip().splitlines()) == 1
+
+
+OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
+
+
+def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(["train", "--help"], capsys)
+    assert code == 0
+    rows = re.findall(r"^│ \*? *((?:DATASET )?--[a-z -]+)", said, re.M)
+    names = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
+    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--force"}
+    assert set(OPTIONS) == {
+        *(
+            "--model",
+            "--activation",
+            "--epochs",
+            "--rule",
+            "--feedback",
+            "--scale",
+            "--adafa-rate",
+            "--drtp-output",
+        ),
+        *("--optimizer", "--learning-rate", "--momentum", "--weight-decay", "--batch-size"),
+        *("--ridge", "--ridge-schedule", "--ridge-steps", "--seed", "--device", "--dtype", "--autocast"),
+        *("--measure-every", "--probe-size"),
+    }
+    for group in (
+        "Rule",
+        "Optimizer",
+        "Ridge on the output layer's weights",
+        "Numbers and machine",
+        "Measuring",
+        "Files",
+    ):
+        assert f"─ {group} ─" in said
+    words = " ".join(said.replace("│", " ").split())
+    assert ", ".join([*falign.ALL_RULES][:-1]) + " or adafa" in words
+    for default in ("[default: 10]", "[default: fa]", "0.01 for sgd", "[default: 64]", "[default: auto]"):
+        assert default in words
+
+
+def test_every_option_of_a_rule_is_an_option_of_the_command() -> None:
+    known = {part.name for part in fields(TrainConfig)}
+    for name, rule in falign.ALL_RULES.items():
+        assert {f"{name}_{part.name}" for part in fields(rule)} <= known
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(["--help"], capsys)
+    assert code == 0
+    assert all(word in said for word in ("train", "compare", "--version", "--help"))
+    assert run([], capsys)[1] == said
+    assert run(["--version"], capsys)[:2] == (0, f"{falign.__version__}\n")
+    assert all(word in run(["compare", "--help"], capsys)[1] for word in ("RUNS", "--out", "comparison.png"))
+
+
+def test_the_command_itself_does_not_import_torch() -> None:
+    """Help comes at once: beside the package's own __init__ nothing that it needs imports torch."""
+    code = (
+        "import sys, types; package = types.ModuleType('falign'); package.__path__ = [sys.argv.pop()];"
+        "package.__version__ = '1'; sys.modules['falign'] = package; from falign.cli import main;"
+        "main(['train', '--help']); assert 'torch' not in sys.modules and 'polars' not in sys.modules"
+    )
+    folder = str(Path(falign.__file__).parent)
+    subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, timeout=60)
