@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 import falign
-
 from falign.lab.models import build
 
 RULES = [rule for rule in falign.ALL_RULES if rule != "bp"]

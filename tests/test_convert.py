@@ -337,7 +337,7 @@ def test_keyword_call_of_a_layer_is_refused():
             return self.out(input=torch.relu(self.inner(x)))
 
     model = falign.convert(Keyword(), "fa")
-    with pytest.raises(TypeError, match="layer 'out' was called with keyword arguments only"):
+    with pytest.raises(TypeError, match=r"layer 'out' was called with keyword arguments only"):
         model(torch.randn(3, 4))
 
 
@@ -387,7 +387,7 @@ def test_feedback_of_another_network_is_refused():
     ],
 )
 def test_a_model_that_is_not_converted(call):
-    with pytest.raises(ValueError, match="is not converted: call falign.convert"):
+    with pytest.raises(ValueError, match=r"is not converted: call falign.convert"):
         call(net())
 
 

@@ -224,7 +224,7 @@ def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool)
     if not channel_first and len(out) > 2 and x[:-1] == out[:-1]:
         return (out[-1], x[-1]), 0
     if len(x) == len(out) == 1:
-        return (*out, *x), 0
+        return (torch.Size(out).numel(), torch.Size(x).numel()), 0
     if not out or not x or x[0] != out[0]:
         return None
     return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
