@@ -1,0 +1,156 @@
+"""Everything that a run needs to go on as if it had not been interrupted, in one file.
+
+A checkpoint is one safetensors file, so that its tensors and its numbers cannot come from two moments.
+Tensors: ``model.*``, the model's ``state_dict`` (with fixed feedback it loads into the plain network);
+``feedback.*``, the buffers of the feedback outside it; ``optimizer.I.*``, what the optimizer keeps for
+parameter I; ``generator.*``, states of random generators. Metadata, as JSON: where the run is, all records so
+far, and a checksum of the tensors.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialised
+from torch import Tensor
+
+from falign.lab.learner import Learner
+from falign.lab.runs import Run
+from falign.lab.writing import RunError, leftovers, write
+
+KEPT = 2
+"""So many checkpoints of a run are kept."""
+
+
+@dataclass(kw_only=True)
+class Course:
+    """Where a run is, and what it has measured.
+
+    Attributes:
+        step: Steps done.
+        epoch: Epochs done.
+        position: Batches of the running epoch done.
+        loss: Sum over the images of the running epoch of the loss at their batch.
+        right: How many of them were right.
+        seen: How many they were.
+        seconds: Time spent training and measuring.
+        rows: The records.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(run: Run, learner: Learner, course: Course) -> Path:
+    """Write a checkpoint, then take away all but the last ones.
+
+    Args:
+        run: Where.
+        learner: Model and optimizer.
+        course: Where the run is.
+
+    Returns:
+        The file.
+
+    Raises:
+        WriteError: It cannot be written; the earlier checkpoints are untouched.
+    """
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(learner).items()}
+    state = {"format": 1, "course": asdict(course), "sha256": _digest(tensors)}
+    path = run.folder / f"checkpoint-{course.step:08d}.safetensors"
+    write(path, serialised(tensors, {"falign": json.dumps(state)}))
+    for old in (*run.checkpoints()[:-KEPT], *leftovers(run.folder)):
+        with suppress(OSError):
+            old.unlink(missing_ok=True)
+    return path
+
+
+def restore(path: Path, learner: Learner) -> Course:
+    """Put a checkpoint's content into a learner made from the same configuration.
+
+    Args:
+        path: The file.
+        learner: A learner before its first step.
+
+    Returns:
+        Where the run was.
+
+    Raises:
+        RunError: The file is damaged or belongs to another network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            state = json.loads(file.metadata()["falign"])
+        if state["sha256"] != _digest(tensors):
+            raise ValueError("its checksum is wrong")
+        course = Course(**{part.name: state["course"][part.name] for part in fields(Course)})
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} cannot be read ({error}): delete it to go on from the checkpoint before it") from None
+    try:
+        _put(tensors, learner)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise RunError(f"{path} does not fit --model {learner.config.model}, was its code changed? ({error})") from None
+    return course
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    state = learner.model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise RunError(f"state {name!r} of the model is a {type(value).__name__}: a checkpoint holds tensors only")
+        tensors[f"model.{name}"] = value
+    tensors |= {f"feedback.{name}": buffer for name, buffer in _left_out(learner).items()}
+    for index, parts in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in parts.items() if value is not None}
+    tensors["generator.cpu"] = torch.get_rng_state()
+    if torch.device(learner.config.device).type == "cuda":
+        tensors["generator.cuda"] = torch.cuda.get_rng_state(learner.config.device)
+    return tensors
+
+
+def _left_out(learner: Learner) -> dict[str, Tensor]:
+    """Buffers outside ``state_dict``: fixed feedback and its counters."""
+    state = learner.model.state_dict()
+    return {name: buffer for name, buffer in learner.model.named_buffers() if name not in state}
+
+
+def _put(tensors: dict[str, Tensor], learner: Learner) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    learner.model.load_state_dict(part("model."))
+    feedback = part("feedback.")
+    with torch.no_grad():
+        for name, buffer in _left_out(learner).items():
+            buffer.copy_(feedback[name])
+    kept: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimizer.").items():
+        index, _, key = name.partition(".")
+        kept.setdefault(int(index), {})[key] = value
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+    torch.set_rng_state(tensors["generator.cpu"])
+    if "generator.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator.cuda"], learner.config.device)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Several runs side by side: one table, one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import polars as pl
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from falign.lab.config import TrainConfig
+from falign.lab.pictures import axes, degrees, line, logarithmic, plot
+from falign.lab.runs import Run
+from falign.lab.writing import RunError
+
+_LISTED = 6
+"""Up to so many angles are listed one by one."""
+_WIDTH = 26
+"""Longer words are folded."""
+_WORDS = ("dataset", "model", "rule")
+"""Options that tell runs from each other."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """What a run folder says.
+
+    Attributes:
+        name: The folder's name, or its path where two names are equal.
+        config: What was run.
+        records: What was measured.
+        status: How the run stands.
+    """
+
+    name: str
+    config: TrainConfig
+    records: pl.DataFrame
+    status: dict[str, Any]
+
+    def tested(self) -> pl.DataFrame:
+        """The points at which the test set was seen, with the mean angle of the layers before the last."""
+        names = [name for name in self.records.columns if name.startswith("angle_")]
+        mean = pl.mean_horizontal(names[:-1] or names) if names else pl.lit(None, pl.Float64)
+        return self.records.filter(pl.col("test_loss").is_not_null()).with_columns(mean_angle=mean)
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """Read run folders.
+
+    Args:
+        folders: At least one.
+
+    Returns:
+        Their content, in the same order.
+
+    Raises:
+        RunError: A folder is no run, or a file in it is damaged.
+    """
+    if not folders:
+        raise RunError("no run folders given: give one or more that falign train wrote")
+    names = [folder.resolve().name for folder in folders]
+    found = []
+    for folder, name in zip(folders, names, strict=True):
+        run = Run(folder)
+        config, _ = run.read_config()
+        records, status = run.read_records(), run.read_status()
+        shown = name if names.count(name) == 1 else str(folder)
+        found.append(Record(name=shown, config=config, records=records, status=status))
+    return found
+
+
+def show(runs: Sequence[Record], console: Console) -> None:
+    """Print the table, at its own width if the terminal is narrower: wrapped lines beat lost digits."""
+    made = table(runs)
+    natural = Measurement.get(console, console.options.update(width=1000), made).maximum
+    console.width = max(console.width, natural)
+    console.print(made)
+
+
+def table(runs: Sequence[Record]) -> Table:
+    """The runs as a table for the terminal, a run a row; what all of several runs share is its title.
+
+    Accuracies are of the test set, in percent; the loss is the last epoch's mean over the training images;
+    angles are the last ones, layer by layer in degrees, or their mean over the layers before the last, which
+    always has its true gradient.
+    """
+    shared = _shared(runs)
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=" · ".join(shared.values()) or None,
+        title_style="bold",
+    )
+    made.add_column("run", overflow="fold", max_width=_WIDTH)
+    for name in _WORDS:
+        if name not in shared:
+            made.add_column(name, overflow="fold", max_width=_WIDTH)
+    for name in ("epochs", "test %", "best %", "train loss", "angles °", "seconds"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("status", no_wrap=True)
+    for run in runs:
+        words = [str(getattr(run.config, name)) for name in _WORDS if name not in shared]
+        made.add_row(run.name, *words, *_figures(run), _status(run))
+    return made
+
+
+def _shared(runs: Sequence[Record]) -> dict[str, str]:
+    """What several runs have in common."""
+    values = {name: {str(getattr(run.config, name)) for run in runs} for name in _WORDS}
+    return {name: found.pop() for name, found in values.items() if len(runs) > 1 and len(found) == 1}
+
+
+def _figures(run: Record) -> list[str]:
+    tested = run.tested()
+    accuracy = tested["test_accuracy"].drop_nulls()
+    losses = tested["train_loss"].drop_nulls()
+    last = run.records.tail(1)
+    angles = [last[name].item() for name in last.columns if name.startswith("angle_") and last.height]
+    shown = [value for value in angles if value is not None]
+    if len(shown) > _LISTED:
+        angle = f"mean {sum(shown[:-1]) / (len(shown) - 1):.0f}"
+    else:
+        angle = " ".join(f"{value:.0f}" for value in shown)
+    return [
+        f"{tested['epoch'].max() or 0:g}" if tested.height else "0",
+        f"{100 * accuracy[-1]:.2f}" if len(accuracy) else "—",
+        f"{100 * float(accuracy.max()):.2f}" if len(accuracy) else "—",  # pyright: ignore[reportArgumentType]
+        f"{losses[-1]:.4g}" if len(losses) else "—",
+        angle or "—",
+        f"{last['seconds'].item():.1f}" if last.height else "—",
+    ]
+
+
+def _status(run: Record) -> str:
+    status = str(run.status.get("status"))
+    return f"diverged at step {run.status.get('step')}" if status == "diverged" else status
+
+
+def figure(runs: Sequence[Record]) -> Figure:
+    """Test accuracy, training loss and mean angle against the epoch, one line a run."""
+    made = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
+    made.suptitle(" · ".join(_shared(runs).values()), fontsize=12)
+    panels = (
+        ("test_accuracy", 100.0, "Test accuracy", "right answers, %"),
+        ("train_loss", 1.0, "Training loss", "cross-entropy"),
+        ("mean_angle", 1.0, "Mean angle to the true gradient", "degrees, layers before the last"),
+    )
+    for position, (column, factor, title, ylabel) in enumerate(panels, 1):
+        target = axes(made, (1, 3, position), title, ylabel)
+        plot(
+            target,
+            [
+                line(run.tested(), column, run.name, shade, factor)
+                for run, shade in zip(runs, _colours(len(runs)), strict=True)
+            ],
+        )
+        if column == "train_loss":
+            logarithmic(target)
+        if column == "mean_angle":
+            degrees(target)
+    handles, names = made.axes[0].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside lower center", ncols=min(4, len(runs)), frameon=False)
+    return made
+
+
+def _colours(count: int) -> list[Any]:
+    if count <= 10:
+        return [matplotlib.colormaps["tab10"](index) for index in range(count)]
+    return [matplotlib.colormaps["turbo"](index / (count - 1)) for index in range(count)]

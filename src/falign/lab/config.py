@@ -1,0 +1,123 @@
+"""What one training run is, as a value; its fields are the options of ``falign train``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+
+# The help of the command needs this module, so nothing here may import torch: it would take a second.
+
+Activation = Literal["relu", "tanh", "sigmoid", "identity", "gelu"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cutoff", "inverse-square", "exponential"]
+DType = Literal["float32", "float64"]
+DrtpOutput = Literal["softmax", "sigmoid", "linear"]
+Autocast = Literal["none", "bf16"]
+
+LEARNING_RATES = {"sgd": 0.01, "adam": 0.001, "adamw": 0.001}
+MOMENTUM = 0.9
+WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
+
+_RULE = Group("Rule", sort_key=1)
+_OPTIMIZER = Group("Optimizer", sort_key=2)
+_RIDGE = Group("Ridge on the output layer's weights", sort_key=3)
+_MACHINE = Group("Numbers and machine", sort_key=4)
+_MEASURING = Group("Measuring", sort_key=5)
+
+
+class ConfigError(ValueError):
+    """An option that cannot be meant: what came, what was expected, what to do."""
+
+
+def _whole(kind: type, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"it is {tokens[0].value}, expected a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+"""Not left to cyclopts, which rounds."""
+
+
+def _depends(text: str) -> Any:
+    return lambda _: text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines the numbers of a run, apart from the data themselves.
+
+    Attributes:
+        dataset: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
+            folder of IDX files or of images by class.
+        model: mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or package.module:factory.
+        activation: Between the layers of mlp and lenet.
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa.
+        feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
+            shared.
+        scale: Size of the feedback; 1 keeps the norm of the error that it carries.
+        adafa_rate: adafa: the part of W - B by which B moves to W at every step.
+        drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
+        optimizer: The optimizer.
+        learning_rate: Constant over the run.
+        momentum: sgd: its momentum.
+        weight_decay: Of all parameters: with sgd and adam part of the gradient, with adamw apart from it.
+        batch_size: Images a step.
+        epochs: Passes through the training set.
+        ridge: Strength λ: the output layer's W ← (1 - ηλ(t)) W - …, η the learning rate, t the step from 0.
+        ridge_schedule: λ(t): constant: λ; cutoff: λ for t ≤ T, then 0; inverse-square: λ/(1 + t/T)²;
+            exponential: λ exp(-t/T).
+        ridge_steps: T of the schedule, in steps.
+        seed: Of weights, feedback, batches and dropout, each by a generator of its own: all rules start from
+            the same weights and see the same batches.
+        device: cpu, cuda, cuda:N, mps, or auto: cuda where there is one.
+        dtype: Of weights and images.
+        autocast: bf16: forward passes in bfloat16 where it is safe.
+        measure_every: Measure loss and angles every so many steps too, not at the ends of epochs only (0).
+        probe_size: Training images on which the angles are measured, the same ones throughout.
+    """
+
+    dataset: str = field(kw_only=False)
+    model: str
+    activation: Annotated[Activation | None, Parameter(show_default=_depends("relu"))] = None
+    epochs: Whole = 10
+    rule: Annotated[str, Parameter(group=_RULE)] = "fa"
+    feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
+    scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
+    adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
+    drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None
+    optimizer: Annotated[Optimizer, Parameter(group=_OPTIMIZER)] = "sgd"
+    learning_rate: Annotated[
+        float | None,
+        Parameter(
+            name=["--learning-rate", "--lr"],
+            group=_OPTIMIZER,
+            show_default=_depends(", ".join(f"{value} for {name}" for name, value in LEARNING_RATES.items())),
+        ),
+    ] = None
+    momentum: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends(str(MOMENTUM)))] = None
+    weight_decay: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends("0, for adamw 0.01"))] = (
+        None
+    )
+    batch_size: Annotated[Whole, Parameter(group=_OPTIMIZER)] = 64
+    ridge: Annotated[float, Parameter(group=_RIDGE)] = 0.0
+    ridge_schedule: Annotated[Schedule, Parameter(group=_RIDGE)] = "constant"
+    ridge_steps: Annotated[float | None, Parameter(group=_RIDGE)] = None
+    seed: Annotated[Whole, Parameter(group=_MACHINE)] = 0
+    device: Annotated[str, Parameter(group=_MACHINE)] = "auto"
+    dtype: Annotated[DType, Parameter(group=_MACHINE)] = "float32"
+    autocast: Annotated[Autocast, Parameter(group=_MACHINE)] = "none"
+    measure_every: Annotated[Whole, Parameter(group=_MEASURING)] = 0
+    probe_size: Annotated[Whole, Parameter(group=_MEASURING)] = 256
+
+    def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
+        """{option: (value here, value there)} of the fields that differ."""
+        there = asdict(other)
+        return {key: (value, there[key]) for key, value in asdict(self).items() if value != there[key]}
+
+
+def option(name: str) -> str:
+    """A field as the command writes it."""
+    return "DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"

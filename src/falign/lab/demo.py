@@ -1,0 +1,39 @@
+"""Four rules on the digits that scikit-learn ships: ``python -m falign.lab.demo``."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from falign.lab import compare
+from falign.lab.config import TrainConfig
+from falign.lab.pictures import png
+from falign.lab.train import train
+from falign.lab.writing import write
+
+RULES = ("bp", "fa", "dfa", "usf")
+
+
+def main(out: Path = Path("runs/demo")) -> None:
+    """Train the same network by four rules, print the comparison, and write the pictures.
+
+    Args:
+        out: A folder; each rule gets a run folder in it, and what an earlier demonstration wrote is replaced.
+    """
+    console = Console()
+    folders = [out / rule for rule in RULES]
+    for rule, folder in zip(RULES, folders, strict=True):
+        console.rule(rule)
+        config = TrainConfig("digits", model="mlp:64-128-128-10", rule=rule, epochs=20, batch_size=32)
+        train(config, folder, replaces=True, console=console)
+    runs = compare.read(folders)
+    compare.show(runs, console)
+    picture = out / "comparison.png"
+    write(picture, png(compare.figure(runs)))
+    console.print(f"comparison: {picture}", highlight=False, soft_wrap=True)
+    for folder in folders:
+        console.print(f"{folder.name}: loss, accuracy and angles in {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:2]))

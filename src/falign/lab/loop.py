@@ -1,0 +1,108 @@
+"""The training loop: step, measure, save, and stop when asked to or when there is nothing finite left."""
+
+from dataclasses import dataclass
+from math import isfinite
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from falign.lab import checkpoints
+from falign.lab.batches import order
+from falign.lab.checkpoints import Course
+from falign.lab.display import Display
+from falign.lab.divergence import finite
+from falign.lab.interrupt import Interrupt
+from falign.lab.runs import Run
+from falign.lab.setting import Setting
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loop:
+    """The steps of one run.
+
+    Attributes:
+        setting: Network and data.
+        run: Where records and checkpoints go.
+        course: Where the run is; it moves.
+        display: Where progress is shown.
+        interrupt: Asked after every step.
+    """
+
+    setting: Setting
+    run: Run
+    course: Course
+    display: Display
+    interrupt: Interrupt
+
+    def go(self) -> bool:
+        """Train to the last epoch.
+
+        Returns:
+            Whether it got there; False if it was asked to stop, and then it can go on from a checkpoint.
+
+        Raises:
+            Diverged: A loss, a weight or a buffer is not finite.
+            WriteError: Records or checkpoint cannot be written.
+        """
+        config, course = self.setting.learner.config, self.course
+        began = perf_counter() - course.seconds
+        if not course.rows:
+            self._measure(began, ends_epoch=True)
+        while course.epoch < config.epochs:
+            images = order(config.seed, course.epoch, len(self.setting.train)).to(self.setting.x.device)
+            batches = images.split(config.batch_size)
+            for batch in batches[course.position :]:
+                self._step(*self.setting.train.take(batch))
+                ends_epoch = course.position == len(batches)
+                if ends_epoch or (config.measure_every and course.step % config.measure_every == 0):
+                    self._measure(began, ends_epoch=ends_epoch)
+                if ends_epoch:
+                    course.epoch, course.position, course.loss, course.right, course.seen = (
+                        course.epoch + 1,
+                        0,
+                        0.0,
+                        0,
+                        0,
+                    )
+                if ends_epoch or self.interrupt.requested:
+                    self._save(began)
+                if self.interrupt.requested and course.epoch < config.epochs:
+                    return False
+        return True
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        course = self.course
+        loss, right = self.setting.learner.step(x, y, course.step)
+        course.step += 1
+        course.position += 1
+        course.loss += loss * len(x)
+        course.right += right
+        course.seen += len(x)
+        self.display.step(course.step, course.loss / course.seen, course.right / course.seen)
+
+    def _measure(self, began: float, *, ends_epoch: bool) -> None:
+        """Add a record: training so far in this epoch, angles, and at the end of an epoch the test."""
+        setting, course = self.setting, self.course
+        learner = setting.learner
+        test_loss, test_accuracy = learner.test(setting.test) if ends_epoch else (None, None)
+        if not finite(learner.model) or not isfinite(test_loss or 0.0):
+            raise learner.fault(setting.x, course.step)
+        row: dict[str, Any] = {
+            "step": course.step,
+            "epoch": course.epoch + course.seen / len(setting.train),
+            "train_loss": course.loss / course.seen if course.seen else None,
+            "train_accuracy": course.right / course.seen if course.seen else None,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+        for name, degrees in learner.angles(setting.x, setting.y).items():
+            row[f"angle_{name}"] = degrees if isfinite(degrees) else None
+        row["seconds"] = perf_counter() - began
+        course.rows.append(row)
+        self.display.measured(row)
+
+    def _save(self, began: float) -> None:
+        self.course.seconds = perf_counter() - began
+        self.run.write_records(self.course.rows)
+        checkpoints.save(self.run, self.setting.learner, self.course)

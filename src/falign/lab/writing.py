@@ -1,0 +1,54 @@
+"""Writing a file whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked: which file, why, what to do."""
+
+
+class WriteError(RunError):
+    """A file that could not be written while a run went on; what was there before is still there."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that its name always holds either the old content or the new one.
+
+    Args:
+        path: The file; its folder exists.
+        content: What it shall hold.
+
+    Raises:
+        WriteError: It cannot be written; what was there before is still there.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+        _settle(path.parent)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left half-written in a folder."""
+    return list(folder.glob(".*.partial-*"))
+
+
+def _settle(folder: Path) -> None:
+    """Make a rename last through a power cut, where a folder can be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

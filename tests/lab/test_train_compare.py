@@ -1,0 +1,87 @@
+"""The table of several runs, and what is said of folders that are none."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from falign.lab import compare
+from falign.lab.config import TrainConfig
+from falign.lab.runs import Run
+from falign.lab.writing import RunError
+
+COLUMNS = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+ROWS = [
+    dict(zip((*COLUMNS, "angle_fc1", "angle_fc2", "seconds"), row, strict=True))
+    for row in [
+        (0, 0.0, None, None, 2.3, 0.1, 91.0, 0.0, 0.1),
+        (5, 1.0, 1.25, 0.5, 0.9, 0.875, 60.4, 0.0, 1.25),
+        (7, 1.4, 0.8, 0.7, None, None, 55.0, 0.0, 1.5),
+        (10, 2.0, 0.625, 0.75, 0.95, 0.85, 45.2, 0.0, 2.5),
+    ]
+]
+
+
+def written(folder: Path, *, rule: str = "fa", model: str = "lenet", rows: list[dict] = ROWS, **status) -> Path:
+    run = Run(folder)
+    run.begin()
+    run.write_config(TrainConfig("digits", model=model, rule=rule), {})
+    run.write_records(rows)
+    run.write_status(**{"status": "done", "step": 10, **status})
+    return folder
+
+
+def shown(folders: list[Path], width: int = 120) -> list[list[str]]:
+    console = Console(file=io.StringIO(), width=width)
+    compare.show(compare.read(folders), console)
+    return [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_a_run_a_row(tmp_path: Path) -> None:
+    table = shown([written(tmp_path / "one"), written(tmp_path / "two", rule="dfa", status="interrupted")])
+    assert table[0] == ["digits", "·", "lenet"], "what the runs share is the title"
+    assert [" ".join(row) for row in table[3:]] == [
+        "one fa 2 85.00 87.50 0.625 45 0 2.5 done",
+        "two dfa 2 85.00 87.50 0.625 45 0 2.5 interrupted",
+    ]
+
+
+def test_one_run_has_all_columns(tmp_path: Path) -> None:
+    table = shown([written(tmp_path / "one", status="diverged", step=12)])
+    row = " ".join(table[-1])
+    assert row == "one digits lenet fa 2 85.00 87.50 0.625 45 0 2.5 diverged at step 12"
+
+
+def test_many_layers_have_a_mean_without_the_last(tmp_path: Path) -> None:
+    angles = {f"angle_{number}": 10.0 * number for number in range(1, 8)}
+    rows = [{"step": 0, "epoch": 0.0, "test_loss": 1.0, "test_accuracy": 0.5, **angles, "seconds": 0.0}]
+    table = shown([written(tmp_path / "one", rows=rows)])
+    assert " ".join(table[-1]) == "one digits lenet fa 0 50.00 50.00 — mean 35 0.0 done"
+
+
+def test_narrow_terminals_lose_no_digits(tmp_path: Path) -> None:
+    folders = [written(tmp_path / "a-very-long-name-of-a-run-folder"), written(tmp_path / "two", rule="bp")]
+    assert any("87.50" in row and "0.625" in row for row in shown(folders, width=30))
+
+
+def test_equal_names_are_told_apart(tmp_path: Path) -> None:
+    folders = [written(tmp_path / "a" / "fa"), written(tmp_path / "b" / "fa")]
+    assert [run.name for run in compare.read(folders)] == [str(folder) for folder in folders]
+
+
+@pytest.mark.parametrize("name", ["config.json", "records.parquet", "status.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"PAR1\x00\x00PAR1"])
+def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = written(tmp_path / "one")
+    (folder / name).write_bytes(content)
+    with pytest.raises(RunError, match=rf"one/{name} cannot be read .*damaged"):
+        compare.read([folder])
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nothing is not a run folder"):
+        compare.read([tmp_path / "nothing"])
+    (written(tmp_path / "one") / "records.parquet").unlink()
+    with pytest.raises(RunError, match=r"one has no records.parquet yet"):
+        compare.read([tmp_path / "one"])

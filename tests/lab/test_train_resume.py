@@ -1,0 +1,208 @@
+"""A run that was stopped goes on to the same numbers as one that was not."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+
+from falign import ALL_RULES
+from falign.lab import train as training
+from falign.lab.config import ConfigError, TrainConfig
+from falign.lab.learner import Learner
+from falign.lab.train import resume, train
+from falign.lab.writing import RunError
+
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd", "weight_decay": 1e-3},
+    "adam": {"optimizer": "adam"},
+    "adamw": {"optimizer": "adamw"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(**options) -> TrainConfig:
+    fixed = {"dataset": "digits", "model": "mlp:64-24-16-10", "epochs": 3, "batch_size": 100}
+    return TrainConfig(**{**fixed, **options})
+
+
+def begin(options: TrainConfig, folder: Path) -> training.Outcome:
+    return train(options, folder, console=Console(file=io.StringIO()))
+
+
+def go_on(folder: Path, **options) -> training.Outcome:
+    return resume(folder, console=Console(file=io.StringIO()), **options)
+
+
+def numbers(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "records.parquet").drop("seconds")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have tests of their own, and here they would be most of the time."""
+    monkeypatch.setattr(training, "draw", lambda *_: None)
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch):
+    """Sends a real SIGINT to this process while it makes its step number ``step``."""
+    step = Learner.step
+
+    def arm(number: int) -> None:
+        def armed(learner: Learner, x: torch.Tensor, y: torch.Tensor, done: int) -> tuple[float, int]:
+            if done + 1 == number:
+                signal.raise_signal(signal.SIGINT)
+            return step(learner, x, y, done)
+
+        monkeypatch.setattr(Learner, "step", armed)
+
+    return arm
+
+
+NETWORK = """
+from torch import nn
+
+def network(shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+        nn.Linear(144, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, classes),
+    )
+"""
+
+CASES = [
+    *((rule, "sgd", {}) for rule in ALL_RULES),
+    *((rule, "adam", {}) for rule in ("bp", "kp", "adafa", "brsf", "drtp")),
+    ("kp", "adamw", {}),
+    ("brsf", "sgd", {"feedback": "shared"}),
+    ("fa", "sgd", {"feedback": "shared", "dtype": "float64"}),
+    ("fa", "sgd", {"ridge": 0.1, "ridge_schedule": "exponential", "ridge_steps": 10.0}),
+    ("dfa", "sgd", {"autocast": "bf16"}),
+    ("dfa", "sgd", {"model": "networks_with_dropout:network"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "optimizer", "options"), CASES, ids=lambda value: str(value))
+def test_interrupted_within_an_epoch_and_resumed(
+    rule: str, optimizer: str, options: dict, tmp_path: Path, interrupt_at, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks_with_dropout.py").write_text(NETWORK)
+    options = config(rule=rule, measure_every=7, **{**OPTIMIZERS[optimizer], **options})
+    begin(options, tmp_path / "whole")
+    interrupt_at(22)
+    outcome = begin(options, tmp_path / "parts")
+    assert (outcome.status, outcome.step) == ("interrupted", 22)
+    assert "--resume" in outcome.message
+    torch.manual_seed(99)  # nothing may come from the process's own generator
+    assert go_on(tmp_path / "parts").status == "done"
+    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))
+
+
+def test_dropout_depends_on_the_seed_of_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks_with_dropout.py").write_text(NETWORK)
+    found = []
+    for process, seed in ((1, 0), (2, 0), (1, 5)):
+        torch.manual_seed(process)
+        begin(config(model="networks_with_dropout:network", epochs=1, seed=seed), tmp_path / f"{process}-{seed}")
+        found.append(numbers(tmp_path / f"{process}-{seed}"))
+    assert found[0].equals(found[1])
+    assert not found[0].equals(found[2])
+
+
+def test_resumed_at_the_end_of_an_epoch_with_more_epochs(tmp_path: Path) -> None:
+    begin(config(rule="kp", epochs=4, **OPTIMIZERS["sgd"]), tmp_path / "whole")
+    begin(config(rule="kp", epochs=2, **OPTIMIZERS["sgd"]), tmp_path / "parts")
+    outcome = go_on(tmp_path / "parts", epochs=4)
+    assert outcome.status == "done"
+    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))
+    checkpoints = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
+    assert checkpoints == ["checkpoint-00000045.safetensors", "checkpoint-00000060.safetensors"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, monkeypatch) -> None:
+    begin(config(), tmp_path / "whole")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(config(), tmp_path / "parts")
+    assert go_on(tmp_path / "parts").status == "done"
+    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))
+
+
+def test_a_complete_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    begin(config(epochs=1), tmp_path)
+    before = numbers(tmp_path)
+    outcome = go_on(tmp_path)
+    assert "--epochs" in outcome.message
+    assert numbers(tmp_path).equals(before)
+
+
+def test_fewer_epochs_than_done_are_refused(tmp_path: Path) -> None:
+    begin(config(epochs=2), tmp_path)
+    with pytest.raises(ConfigError, match=r"--epochs is 1, .* is in epoch 2"):
+        go_on(tmp_path, epochs=1)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    begin(config(epochs=1), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"data_sha256": "', '"data_sha256": "0'))
+    with pytest.raises(RunError, match="digits is not the data"):
+        go_on(tmp_path)
+
+
+def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
+    options = config(model="mlp:64-12-10", rule="brsf", batch_size=2, learning_rate=1e-3)
+    words = [
+        "train",
+        "digits",
+        "--model",
+        options.model,
+        "--rule",
+        "brsf",
+        "--batch-size",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
+    code = "import sys, torch; torch.set_num_threads(1); from falign.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--epochs", "100000", "--out", str(tmp_path / "parts")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.lstrip().startswith("epoch") and line.split()[1].startswith("1/"):
+            break
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted after step" in said
+    assert f"--resume {tmp_path / 'parts'}" in said
+    assert "Traceback" not in said
+    outcome = go_on(tmp_path / "parts", epochs=3)
+    assert outcome.status == "done"
+    begin(options, tmp_path / "whole")
+    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))

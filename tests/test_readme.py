@@ -1,0 +1,31 @@
+"""The README's first example runs as it is printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
+def test_first_example(tmp_path):
+    text = README.read_text()
+    example = tmp_path / "example.py"
+    example.write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
+    clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, env=clean, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy = float(re.search(r"test accuracy ([\d.]+)", done.stdout)[1])
+    assert accuracy > 0.88
+    assert "rule dfa: gradients against its definition" in done.stdout
+    assert "WRONG" not in done.stdout
+
+
+def test_every_rule_stands_in_the_table():
+    import falign
+
+    assert all(f"| `{name}` |" in README.read_text() for name in falign.ALL_RULES)
