@@ -69,6 +69,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "learning rate": ([*TRAIN, "--lr", "-0.1"], ["--learning-rate is -0.1", "positive"]),
     "infinite learning rate": ([*TRAIN, "--lr", "inf"], ["--learning-rate is inf", "positive"]),
     "learning rate's word": ([*TRAIN, "--lr", "fast"], ["fast", "float"]),
+    "rate decay": ([*TRAIN, "--rate-decay", "1.5"], ["--rate-decay is 1.5", "at most 1"]),
     "momentum": ([*TRAIN, "--momentum", "1"], ["--momentum is 1.0", "below 1"]),
     "momentum without effect": ([*TRAIN, "--optimizer", "adam", "--momentum", "0.9"], ["--momentum", "adam"]),
     "weight decay": ([*TRAIN, "--weight-decay", "-1"], ["--weight-decay is -1.0", "at least 0"]),
@@ -191,7 +192,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--adafa-rate",
             "--drtp-output",
         ),
-        *("--optimizer", "--learning-rate", "--momentum", "--weight-decay", "--batch-size"),
+        *("--optimizer", "--learning-rate", "--rate-decay", "--momentum", "--weight-decay", "--batch-size"),
         *("--ridge", "--ridge-schedule", "--ridge-steps", "--seed", "--device", "--dtype", "--autocast"),
         *("--measure-every", "--probe-size"),
     }

@@ -86,6 +86,29 @@ def test_skip_is_the_explicit_way_to_backpropagation():
     assert set(falign.feedback_state(plain)) == {"0", "4"}
 
 
+@pytest.mark.parametrize("rule", ["fa", "dfa", "usf"])
+def test_a_transformer_with_its_attention_left_to_backpropagation(rule):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Embedding(11, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 11)).double()
+    x, y = torch.randint(11, (3, 5)), torch.randint(11, (3, 5))
+    names = ("1.layers.0.self_attn", "1.layers.1.self_attn")
+    problems = falign.check(model, rule, example=x)
+    assert len(problems) == 2
+    assert all(any(name in problem for problem in problems) for name in names)
+    falign.convert(model, rule, skip=names, example=x)
+    assert set(falign.feedback_state(model)) == {
+        "1.layers.0.linear1", "1.layers.0.linear2", "1.layers.1.linear1", "1.layers.1.linear2", "2",
+    }  # fmt: skip
+    assert falign.verify(model, x, lambda output: loss_of(output, y))
+
+
+def test_an_empty_batch():
+    model = falign.convert(build("mlp"), "dfa", example=batch("mlp")[0])
+    model(torch.zeros(0, 20, dtype=torch.float64)).sum().backward()
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("model", "example", "expected"),
     [

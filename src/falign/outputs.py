@@ -79,6 +79,6 @@ def fits(cut: Cut, output: Tensor) -> bool:
     x, (rows, columns) = cut.x, cut.feedback.shape
     if cut.channels:
         return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]
-    if output.dim() == 1 or output[0].numel() == rows:
-        return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x[0].numel() == columns)
+    if output.dim() == 1 or output.shape[1:].numel() == rows:
+        return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x.shape[1:].numel() == columns)
     return x.shape[:-1] == output.shape[:-1] and x.shape[-1] == columns and output.shape[-1] == rows

@@ -51,6 +51,7 @@ class Survey:
         self.problems: list[str] = []
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self._spared: list[nn.Module] = []
+        self._explained: list[nn.Parameter] = []
         names = [name for name, _ in model.named_modules()]
         self._skip = set(skip)
         for name in sorted(self._skip.difference(names)):
@@ -64,6 +65,8 @@ class Survey:
         seen.add(id(module))
         if name in self._skip or isinstance(module, (*LOOKUPS, *_NORMALISATIONS)):
             self._spared.append(module)
+            if name in self._skip or not isinstance(module, LOOKUPS):
+                self._explained += module.parameters()
             return
         own = dict(module.named_parameters(recurse=False))
         if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
@@ -71,10 +74,12 @@ class Survey:
         elif (kind := kind_of(module)) is not None:
             self.layers[name], self.kinds[name] = module, kind
         elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
+            self._explained += module.parameters()
             self._refuse(
                 name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)"
             )
         elif any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
+            self._explained += own.values()
             listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
             self._refuse(
                 name, module,
@@ -104,10 +109,12 @@ class Survey:
         modes = {module: module.training for module in self.model.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.model.buffers()}
         handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
-        watch = _Watch(self.model, [*self.layers.values(), *self._spared])
+        watch = _Watch(self.model, [*self.layers.values(), *self._spared], self._explained)
+        fast = torch.backends.mha.get_fastpath_enabled()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), watch:
                 warnings.simplefilter("ignore")
+                torch.backends.mha.set_fastpath_enabled(False)  # evaluation's short cut past a transformer's layers
                 self.model.eval()
                 result = call(self.model, example)
                 if set(self.layers) - set(self.shapes) and any(modes.values()):
@@ -118,6 +125,7 @@ class Survey:
             self.problems.append(f"the model does not run on the example: {type(error).__name__}: {error}")
             return None
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for module, mode in modes.items():
                 module.training = mode
             with torch.no_grad():
@@ -153,7 +161,7 @@ def call(model: nn.Module, example: Any) -> Any:
 class _Watch(TorchDispatchMode):
     """Finds products with a parameter outside the layer that owns it: they would be plain backpropagation."""
 
-    def __init__(self, model: nn.Module, allowed: list[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, allowed: list[nn.Module], explained: list[nn.Parameter]) -> None:
         super().__init__()
         self._depth = 0
         self._owner = {
@@ -161,10 +169,8 @@ class _Watch(TorchDispatchMode):
             for name, parameter in model.named_parameters()
             if parameter.dim() > 1 and not isinstance(parameter, UninitializedParameter)
         }
-        for module in allowed:
-            skipped = kind_of(module) is None and not isinstance(module, LOOKUPS)
-            for parameter in module.parameters() if skipped else ():
-                self._owner.pop(parameter.untyped_storage().data_ptr(), None)
+        for parameter in explained:
+            self._owner.pop(parameter.untyped_storage().data_ptr(), None)
         self._found: dict[str, str] = {}
         self._handles = [
             handle

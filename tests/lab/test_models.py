@@ -16,6 +16,14 @@ from falign.lab.models import ACTIVATIONS, build
 from falign.lab.resnet import Block, ResNet20
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def made(model: str, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, **options) -> nn.Module:
     return build(model, shape=shape, classes=classes, **{"seed": 0, **options})
 
@@ -60,7 +68,7 @@ def test_lenet_is_lenet_5() -> None:
     ("model", "shape"),
     [
         *(("lenet", shape) for shape in [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 16, 20), (1, 17, 12)]),
-        *(("resnet20", shape) for shape in [(3, 32, 32), (2, 16, 20), (1, 9, 5)]),
+        *(("resnet20", shape) for shape in [(3, 32, 32), (1, 9, 5)]),
     ],
 )
 @pytest.mark.parametrize("rule", ["fa", "dfa"])

@@ -23,8 +23,8 @@ from falign.lab.train import default_folder, train
 
 MODEL = "mlp:64-64-10"
 
-#: Test accuracy after six epochs; measured: 0.94 to 0.97 (drtp 0.91).
-REACHED = dict.fromkeys(ALL_RULES, 0.9) | {"drtp": 0.80}
+#: Test accuracy after six epochs; measured: 0.917 (adafa) to 0.936, drtp 0.886.
+REACHED = dict.fromkeys(ALL_RULES, 0.88) | {"drtp": 0.80}
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +176,17 @@ def test_options_train(options: dict, tmp_path: Path) -> None:
     records = train(config(**options), tmp_path, console=quiet()).run.read_records()
     assert records["test_accuracy"][-1] > 0.5
     assert records["test_loss"][-1] < records["test_loss"][0]
+
+
+def test_the_learning_rate_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
+    options = completed(config(rate_decay=0.5, learning_rate=0.08))
+    learner = make(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+    for epoch, expected in ((0, 0.08), (1, 0.04), (3, 0.01)):
+        learner.begin(epoch)
+        assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    still = train(config(rate_decay=1e-12, epochs=3), tmp_path, console=quiet()).run.read_records()
+    assert still["test_loss"][0] != still["test_loss"][1]
+    assert still["test_loss"][3] == pytest.approx(still["test_loss"][1], rel=1e-5)
 
 
 def test_no_epochs_measures_the_beginning(tmp_path: Path) -> None:

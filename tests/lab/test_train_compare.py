@@ -71,7 +71,7 @@ def test_equal_names_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "records.parquet", "status.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"PAR1\x00\x00PAR1"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"{", b"PAR1\x00\x00PAR1"])
 def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     folder = written(tmp_path / "one")
     (folder / name).write_bytes(content)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from falign import ALL_RULES
 from falign.lab import train as training
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner
+from falign.lab.runs import Run
 from falign.lab.train import resume, train
 from falign.lab.writing import RunError
 
@@ -90,6 +92,7 @@ CASES = [
     ("brsf", "sgd", {"feedback": "shared"}),
     ("fa", "sgd", {"feedback": "shared", "dtype": "float64"}),
     ("fa", "sgd", {"ridge": 0.1, "ridge_schedule": "exponential", "ridge_steps": 10.0}),
+    ("fa", "sgd", {"rate_decay": 0.5, "ridge": 0.1}),
     ("dfa", "sgd", {"autocast": "bf16"}),
     ("dfa", "sgd", {"model": "networks_with_dropout:network"}),
 ]
@@ -171,7 +174,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
-    options = config(model="mlp:64-12-10", rule="brsf", batch_size=2, learning_rate=1e-3)
+    options = config(model="mlp:64-12-10", rule="brsf", batch_size=8, learning_rate=1e-3)
     words = [
         "train",
         "digits",
@@ -180,7 +183,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         "--rule",
         "brsf",
         "--batch-size",
-        "2",
+        "8",
         "--lr",
         "1e-3",
     ]
@@ -195,14 +198,15 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     for line in process.stdout:
         if line.lstrip().startswith("epoch") and line.split()[1].startswith("1/"):
             break
-    time.sleep(0.1)
+    time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted after step" in said
     assert f"--resume {tmp_path / 'parts'}" in said
     assert "Traceback" not in said
-    outcome = go_on(tmp_path / "parts", epochs=3)
-    assert outcome.status == "done"
-    begin(options, tmp_path / "whole")
+    status = Run(tmp_path / "parts").read_status()
+    assert status["status"] == "interrupted"
+    assert go_on(tmp_path / "parts", epochs=status["epoch"] + 1).status == "done"
+    begin(replace(options, epochs=status["epoch"] + 1), tmp_path / "whole")
     assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))

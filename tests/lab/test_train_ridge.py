@@ -96,6 +96,17 @@ def test_no_optimizer_sees_it(options: dict) -> None:
         assert np.array_equal(after["fc2.bias"], plain["fc2.bias"])
 
 
+def test_it_has_the_learning_rate_of_the_epoch() -> None:
+    made, twin = (learner(rate_decay=0.5, momentum=0.0, **options) for options in (ridge("constant"), {}))
+    before = values(made)["fc2.weight"]
+    x, y = batch()
+    for each in (made, twin):
+        each.begin(3)
+        each.step(x, y, 0)
+    difference = values(twin)["fc2.weight"] - values(made)["fc2.weight"]
+    np.testing.assert_allclose(difference, RATE / 8 * STRENGTH * before, rtol=1e-10, atol=1e-14)
+
+
 def test_it_acts_on_the_layer_that_runs_last() -> None:
     class Turned(torch.nn.Module):
         def __init__(self) -> None:

@@ -51,6 +51,20 @@ class Course:
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    def end_step(self, *, loss: float, right: int, size: int) -> None:
+        """Count one batch of ``size`` images."""
+        self.step += 1
+        self.position += 1
+        self.loss += loss * size
+        self.right += right
+        self.seen += size
+
+    def end_epoch(self) -> None:
+        """Begin to count anew."""
+        self.epoch += 1
+        self.position = self.right = self.seen = 0
+        self.loss = 0.0
+
 
 def save(run: Run, learner: Learner, course: Course) -> Path:
     """Write a checkpoint, then take away all but the last ones.

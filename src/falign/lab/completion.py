@@ -151,6 +151,7 @@ _TINY = 1e-300
 _RANGES: dict[str, tuple[float, float, str]] = {
     "scale": (_TINY, inf, "a positive number"),
     "learning_rate": (_TINY, inf, "a positive number"),
+    "rate_decay": (_TINY, 1, "a number above 0, at most 1"),
     "momentum": (0, 1 - 1e-12, "a number from 0 to below 1"),
     "weight_decay": (0, inf, "a number of at least 0"),
     "batch_size": (1, inf, "at least 1"),

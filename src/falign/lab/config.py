@@ -61,7 +61,8 @@ class TrainConfig:
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
         optimizer: The optimizer.
-        learning_rate: Constant over the run.
+        learning_rate: Of the first epoch.
+        rate_decay: Factor on the learning rate after every epoch; 1 keeps it constant.
         momentum: sgd: its momentum.
         weight_decay: Of all parameters: with sgd and adam part of the gradient, with adamw apart from it.
         batch_size: Images a step.
@@ -97,6 +98,7 @@ class TrainConfig:
             show_default=_depends(", ".join(f"{value} for {name}" for name, value in LEARNING_RATES.items())),
         ),
     ] = None
+    rate_decay: Annotated[float, Parameter(group=_OPTIMIZER)] = 1.0
     momentum: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends(str(MOMENTUM)))] = None
     weight_decay: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends("0, for adamw 0.01"))] = (
         None

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from falign.lab import compare
@@ -20,6 +21,7 @@ def main(out: Path = Path("runs/demo")) -> None:
     Args:
         out: A folder; each rule gets a run folder in it, and what an earlier demonstration wrote is replaced.
     """
+    torch.set_num_threads(1)  # for so small a network two only wait for each other
     console = Console()
     folders = [out / rule for rule in RULES]
     for rule, folder in zip(RULES, folders, strict=True):

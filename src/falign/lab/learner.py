@@ -66,8 +66,13 @@ class Learner:
         if self.ridge is None:
             self.optimizer.step()
         else:
-            self.ridge.around(self.optimizer.step, done)
+            self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
         return value, int(count)
+
+    def begin(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = number(self.config.learning_rate) * self.config.rate_decay**epoch
 
     def fault(self, x: Tensor, done: int) -> Exception:
         """What to raise when something is not finite: it says which layer was the first."""
@@ -142,7 +147,6 @@ def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor) ->
     if config.ridge:
         ridge = Ridge(
             model.get_parameter(f"{layers[-1]}.weight"),
-            rate=number(config.learning_rate),
             strength=config.ridge,
             schedule=config.ridge_schedule,
             steps=config.ridge_steps,

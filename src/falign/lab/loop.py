@@ -52,19 +52,14 @@ class Loop:
         while course.epoch < config.epochs:
             images = order(config.seed, course.epoch, len(self.setting.train)).to(self.setting.x.device)
             batches = images.split(config.batch_size)
+            self.setting.learner.begin(course.epoch)
             for batch in batches[course.position :]:
                 self._step(*self.setting.train.take(batch))
                 ends_epoch = course.position == len(batches)
                 if ends_epoch or (config.measure_every and course.step % config.measure_every == 0):
                     self._measure(began, ends_epoch=ends_epoch)
                 if ends_epoch:
-                    course.epoch, course.position, course.loss, course.right, course.seen = (
-                        course.epoch + 1,
-                        0,
-                        0.0,
-                        0,
-                        0,
-                    )
+                    course.end_epoch()
                 if ends_epoch or self.interrupt.requested:
                     self._save(began)
                 if self.interrupt.requested and course.epoch < config.epochs:
@@ -74,11 +69,7 @@ class Loop:
     def _step(self, x: Tensor, y: Tensor) -> None:
         course = self.course
         loss, right = self.setting.learner.step(x, y, course.step)
-        course.step += 1
-        course.position += 1
-        course.loss += loss * len(x)
-        course.right += right
-        course.seen += len(x)
+        course.end_step(loss=loss, right=right, size=len(x))
         self.display.step(course.step, course.loss / course.seen, course.right / course.seen)
 
     def _measure(self, began: float, *, ends_epoch: bool) -> None:

@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -148,5 +148,5 @@ def _imported(model: str) -> Callable[..., object]:
     return found
 
 
-def _takes_any(parameters: "inspect.MappingProxyType[str, inspect.Parameter]") -> bool:  # pyright: ignore
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -45,7 +45,6 @@ class Ridge:
 
     Args:
         weight: The output layer's weights.
-        rate: η, the learning rate.
         strength: λ.
         schedule: A name of ``SCHEDULES``.
         steps: T, in steps; None for a schedule without one.
@@ -53,21 +52,21 @@ class Ridge:
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6 and the schedules named with it.
     """
 
-    def __init__(self, weight: Tensor, *, rate: float, strength: float, schedule: str, steps: float | None) -> None:
+    def __init__(self, weight: Tensor, *, strength: float, schedule: str, steps: float | None) -> None:
         self._weight = weight
-        self._rate = rate
         self._strength = strength
         self._schedule = SCHEDULES[schedule]
         self._steps = 1.0 if steps is None else steps
 
-    def around(self, update: Callable[[], object], t: int) -> None:
+    def around(self, update: Callable[[], object], t: int, *, rate: float) -> None:
         """Make the optimizer's update and the ridge's, both from W(t).
 
         Args:
             update: What makes the optimizer's step.
             t: Steps done before this one.
+            rate: η, the learning rate of this step.
         """
-        shrink = self._rate * self._schedule(self._strength, self._steps, t)
+        shrink = rate * self._schedule(self._strength, self._steps, t)
         old = self._weight.detach().clone() if shrink else None
         update()
         if old is not None:

@@ -113,7 +113,10 @@ class Run:
         """
         if not (self.folder / STATUS).exists():
             return {"status": "unknown"}
-        return self._read_json(STATUS)
+        content = self._read_json(STATUS)
+        if not isinstance(content.get("status"), str):
+            raise self._damaged(STATUS, "it says no status")
+        return content
 
     def write_records(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one row for each measured point; what was not measured there is null."""
