@@ -167,6 +167,7 @@ def test_layers_that_run_only_in_training_are_seen():
         ({"feedback": {"2": torch.full((7, 30), float("inf"))}}, "holds numbers that are not finite"),
         pytest.param({"feedback": {"2": 3.0}}, "feedback of layer '2' is a float, expected a tensor", marks=untyped),
         pytest.param({"feedback": 3.0}, "feedback is a float, expected a family", marks=untyped),
+        ({"rule": "bp", "scale": 2.0}, "rule 'bp' has no feedback: pass neither feedback= nor scale="),
         ({"rule": "usf", "feedback": "normal"}, "rule 'usf' makes its feedback from the weights"),
         ({"rule": "kp", "feedback": "shared"}, "the shared family cannot serve it"),
         ({"example": torch.zeros(4, 21)}, "the model does not run on the example: RuntimeError"),

@@ -115,11 +115,13 @@ def test_shared_feedback_does_not_depend_on_the_other_layers():
 
 
 def test_scale_and_default():
-    one = falign.feedback_state(falign.convert(net(), "fa"))
+    one = falign.feedback_state(falign.convert(net(), "fa", scale=1.0))
     three = falign.feedback_state(falign.convert(net(), "fa", scale=3.0))
     for name in one:
         assert torch.allclose(three[name], 3 * one[name])
         assert float(one[name].std()) == pytest.approx(one[name].shape[1] ** -0.5, rel=0.15)
+    default = falign.feedback_state(falign.convert(net(), "fa"))
+    assert all(torch.allclose(default[name], falign.ALL_RULES["fa"].default_scale * one[name]) for name in one)
 
 
 def test_a_callable_and_given_tensors():

@@ -128,7 +128,7 @@ def test_adaptive_feedback_sees_changes_of_any_kind():
 def test_adaptive_feedback_runs_from_feedback_alignment_to_backpropagation():
     x, y = batch("mlp")
     fixed, true = gradients(build("mlp", "fa"), x, y), gradients(build("mlp", "bp"), x, y)
-    fa = falign.convert(build("mlp"), AdaptiveFeedbackAlignment(rate=0.0), scale=1.0)
+    fa = falign.convert(build("mlp"), AdaptiveFeedbackAlignment(rate=0.0), scale=falign.ALL_RULES["fa"].default_scale)
     assert relative(gradients(fa, x, y), fixed) == 0
     assert relative(gradients(build("mlp", AdaptiveFeedbackAlignment(rate=1.0)), x, y), true) <= 1e-14
 

@@ -48,6 +48,8 @@ class Plan:
         survey = Survey(model, skip)
         if self.rule.wiring == "none":
             self.problems = [line for line in survey.problems if line.startswith("skip")]
+            if feedback is not None or scale is not None:
+                self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
         if not self.layers and not self.problems:

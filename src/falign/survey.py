@@ -181,6 +181,10 @@ class _Watch(TorchDispatchMode):
             )
         ]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else entering the mode imports the compiler, for a second
+
     def _enter(self, module: nn.Module, args: tuple) -> None:
         self._depth += 1
 

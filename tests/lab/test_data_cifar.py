@@ -80,9 +80,7 @@ def test_an_altered_archive_is_refused_by_its_checksum(tmp_path, name):
     layout = SMALL[name]
     files, _ = contents(layout)
     path = pack(tmp_path / ARCHIVE[name], layout, files)
-    made = PublishedFile(
-        name=ARCHIVE[name], unpacked=layout.root, sha256=hashlib.sha256(path.read_bytes()).hexdigest()
-    )
+    made = PublishedFile(name=ARCHIVE[name], unpacked=layout.root, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     source = Source(name=name, files=(made,), read=layout.read)
     places = {"given": tmp_path, "cache": tmp_path / "cache", "download": False, "progress": False}
     assert len(load_source(source, **places).test_labels) == layout.test_records

@@ -169,9 +169,7 @@ def test_a_data_set_is_downloaded_to_the_cache_and_only_if_allowed(mirrors, tmp_
         )
 
     source = Source(name="made", files=files, read=read)
-    with pytest.raises(
-        DataError, match=r"made is not in .*given/made and .*cache/made, expected one.bin, two"
-    ):
+    with pytest.raises(DataError, match=r"made is not in .*given/made and .*cache/made, expected one.bin, two"):
         load_source(source, given=given, cache=cache, download=False, progress=False)
     assert mirrors.asked == []
     (given / "one.bin").write_bytes(CONTENT)

@@ -59,9 +59,7 @@ def test_in_the_cache_after_the_folder(mnist_10k, tmp_path):
 def test_other_idx_files_are_not_taken_for_mnist_10k(mnist_10k, tmp_path):
     other = mnist_10k.rename(mnist_10k.parent / "other")
     with pytest.raises(DataError, match="mnist-10k is not in"):
-        load_source(
-            SOURCES["mnist-10k"], given=other, cache=tmp_path / "cache", download=True, progress=False
-        )
+        load_source(SOURCES["mnist-10k"], given=other, cache=tmp_path / "cache", download=True, progress=False)
     assert load(str(other)).name == "other"
 
 
@@ -72,9 +70,7 @@ def test_other_idx_files_are_not_taken_for_mnist(mnist_10k):
 
 @pytest.mark.parametrize("name", ["", "mnits", "./nowhere", "cifar-10"])
 def test_an_unknown_name(name):
-    with pytest.raises(
-        DataError, match=f"'{name}' is neither a known data set .* expected one of digits, mnist"
-    ):
+    with pytest.raises(DataError, match=f"'{name}' is neither a known data set .* expected one of digits, mnist"):
         load(name)
 
 

@@ -20,3 +20,4 @@ class DirectFeedbackAlignment(Rule):
 
     name: ClassVar[str] = "dfa"
     wiring: ClassVar = "direct"
+    default_scale: ClassVar[float] = 0.3

@@ -36,6 +36,7 @@ class DirectRandomTargetProjection(Rule):
 
     name: ClassVar[str] = "drtp"
     wiring: ClassVar = "direct"
+    default_scale: ClassVar[float] = 0.6
     targeted: ClassVar[bool] = True
     output: Literal["softmax", "sigmoid", "linear"] = "softmax"
 

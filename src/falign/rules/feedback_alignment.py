@@ -18,3 +18,4 @@ class FeedbackAlignment(Rule):
     """
 
     name: ClassVar[str] = "fa"
+    default_scale: ClassVar[float] = 0.6

@@ -22,4 +22,5 @@ class KolenPollack(Rule):
     """
 
     name: ClassVar[str] = "kp"
+    default_scale: ClassVar[float] = 0.6
     learned: ClassVar[bool] = True

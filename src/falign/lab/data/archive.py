@@ -67,6 +67,4 @@ def _missing(path: Path, name: str) -> DataError:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read as an archive ({error}), expected the published one: get it anew"
-    )
+    return DataError(f"{path} cannot be read as an archive ({error}), expected the published one: get it anew")

@@ -42,9 +42,7 @@ class Cifar:
     class_file: str
     classes: int
 
-    def read(
-        self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False
-    ) -> Dataset:
+    def read(self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
         """Read the archive, or the folder it unpacks to.
 
         Args:
@@ -89,8 +87,7 @@ class Cifar:
         names = tuple(content.decode(errors="replace").split())
         if len(names) != self.classes:
             raise DataError(
-                f"{path}: {self.class_file} names {len(names)} classes, expected {self.classes}: "
-                "get the data set anew"
+                f"{path}: {self.class_file} names {len(names)} classes, expected {self.classes}: get the data set anew"
             )
         return names
 

@@ -9,9 +9,7 @@ import torch
 from falign.lab.data.dataset import Dataset
 
 
-def read_digits(
-    name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False
-) -> Dataset:
+def read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
     """Split the digits into 1,437 training and 360 test images, stratified by class, with the seed 0.
 
     The pixels keep their values from 0 to 16, and both sets the order of the source.
@@ -33,9 +31,7 @@ def read_digits(
     pixels, targets = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(pixels).astype(np.uint8).reshape(-1, 1, 8, 8))
     labels = torch.from_numpy(np.asarray(targets).astype(np.int64))
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
     train, test = np.sort(train), np.sort(test)
     return Dataset(
         name=name,

@@ -51,8 +51,7 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
     files = [path for listing in (train, test) for images in listing.values() for path in images]
     if not files:
         raise DataError(
-            f"{folder} holds neither the four standard IDX files nor class folders, expected either: check "
-            "the path"
+            f"{folder} holds neither the four standard IDX files nor class folders, expected either: check the path"
         )
     size, grey = _one_size(sorted(files))
     decoded = track(files, f"decoding {folder.name}", total=len(files), shown=progress)

@@ -35,9 +35,7 @@ class Idx:
 
     classes: tuple[str, ...] | None = None
 
-    def read(
-        self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False
-    ) -> Dataset:
+    def read(self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
         """Read training images, training labels, test images and test labels.
 
         Args:
@@ -78,8 +76,7 @@ def find_idx(folder: Path) -> list[Path] | None:
         DataError: If it holds some of them only.
     """
     found = [
-        next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
-        for name in IDX_NAMES
+        next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None) for name in IDX_NAMES
     ]
     if not any(found):
         return None
@@ -109,9 +106,7 @@ def read_idx(path: Path, dimensions: int) -> UInt8[Tensor, "..."]:
         with opened(path) as stream:
             content = stream.read()
     except GZIP_FAULTS as error:
-        raise DataError(
-            f"{path} is no intact gzip file ({error}), expected one: get the file anew"
-        ) from error
+        raise DataError(f"{path} is no intact gzip file ({error}), expected one: get the file anew") from error
     magic, header = bytes((0, 0, _UNSIGNED_BYTE, dimensions)), 4 + 4 * dimensions
     if len(content) < header or content[:4] != magic:
         raise DataError(

@@ -55,9 +55,7 @@ def load(name: str, *, folder: Path | None = None, download: bool = True, progre
     return read_image_folder(path, progress=progress)
 
 
-def load_source(
-    source: Source, *, given: Path | None, cache: Path, download: bool, progress: bool
-) -> Dataset:
+def load_source(source: Source, *, given: Path | None, cache: Path, download: bool, progress: bool) -> Dataset:
     """Load one data set of the table.
 
     Args:
@@ -74,9 +72,7 @@ def load_source(
         DataError: If it is not found, damaged or inconsistent.
     """
     if source.files and given is not None and not given.is_dir():
-        raise DataError(
-            f"the data folder {given} is not a folder, expected an existing one: correct its path"
-        )
+        raise DataError(f"the data folder {given} is not a folder, expected an existing one: correct its path")
     paths = _locate(source, [place for place in (given, cache) if place is not None])
     if paths is not None:
         for file, path in zip(source.files, paths, strict=True):

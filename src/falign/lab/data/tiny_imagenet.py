@@ -40,9 +40,7 @@ class TinyImageNet:
     tests: int = 10_000
     side: int = 64
 
-    def read(
-        self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False
-    ) -> Dataset:
+    def read(self, name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
         """Read the archive, or the folder it unpacks to.
 
         Args:
@@ -75,9 +73,7 @@ class TinyImageNet:
                     f"{path}: val_annotations.txt gives {test} the class {annotated.get(test)}, expected one "
                     "of wnids.txt: get the data set anew"
                 )
-        train = [
-            f"train/{wnid}/images/{wnid}_{k}.JPEG" for wnid in labels for k in range(self.train_per_class)
-        ]
+        train = [f"train/{wnid}/images/{wnid}_{k}.JPEG" for wnid in labels for k in range(self.train_per_class)]
         return Dataset(
             name=name,
             train_images=self._images(path, train, keep and keep / "train.npy", progress),
@@ -120,13 +116,10 @@ def _load_kept(kept: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         images = np.load(kept, mmap_mode="c", allow_pickle=False)  # "c": writes stay in memory
     except (ValueError, EOFError) as error:
-        raise DataError(
-            f"{kept} is damaged ({error}), expected decoded images: delete it to decode again"
-        ) from error
+        raise DataError(f"{kept} is damaged ({error}), expected decoded images: delete it to decode again") from error
     if images.shape != shape or images.dtype != np.uint8:
         raise DataError(
-            f"{kept} holds {images.dtype} of {images.shape}, expected uint8 of {shape}: delete it to decode "
-            "again"
+            f"{kept} holds {images.dtype} of {images.shape}, expected uint8 of {shape}: delete it to decode again"
         )
     return images
 
