@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -150,22 +151,45 @@ def figure(runs: Sequence[Record]) -> Figure:
         ("train_loss", 1.0, "Training loss", "cross-entropy"),
         ("mean_angle", 1.0, "Mean angle to the true gradient", "degrees, layers before the last"),
     )
+    names = _names(runs)
     for position, (column, factor, title, ylabel) in enumerate(panels, 1):
         target = axes(made, (1, 3, position), title, ylabel)
         plot(
             target,
             [
-                line(run.tested(), column, run.name, shade, factor)
-                for run, shade in zip(runs, _colours(len(runs)), strict=True)
+                line(run.tested(), column, name, shade, factor)
+                for run, name, shade in zip(runs, names, _colours(len(runs)), strict=True)
             ],
         )
+        if column == "test_accuracy":
+            _trained(target)
         if column == "train_loss":
             logarithmic(target)
         if column == "mean_angle":
             degrees(target)
-    handles, names = made.axes[0].get_legend_handles_labels()
-    made.legend(handles, names, loc="outside lower center", ncols=min(4, len(runs)), frameon=False)
+    handles, shown = made.axes[0].get_legend_handles_labels()
+    columns = max(1, min(len(runs), 150 // (8 + max(map(len, names)))))
+    made.legend(handles, shown, loc="outside lower center", ncols=columns, frameon=False)
     return made
+
+
+def _names(runs: Sequence[Record]) -> list[str]:
+    """What tells the runs apart in a picture: the rule, else rule and seed, else the folder."""
+    for names in (
+        [run.config.rule for run in runs],
+        [f"{run.config.rule}, seed {run.config.seed}" for run in runs],
+    ):
+        if len(set(names)) == len(runs):
+            return names
+    return [run.name for run in runs]
+
+
+def _trained(target: Axes) -> None:
+    """Let the axis begin below the first epoch's end: the untrained start would press all lines together."""
+    values = [y for drawn in target.lines for x, y in drawn.get_xydata() if x >= 1]  # pyright: ignore
+    if values:
+        low, high = min(values), max(values)
+        target.set_ylim(max(0.0, low - 0.1 * (high - low) - 1), min(100.5, high + 0.1 * (high - low) + 1))
 
 
 def _colours(count: int) -> list[Any]:
