@@ -158,7 +158,7 @@ def test_layers_that_run_only_in_training_are_seen():
     [
         ({"rule": "feedback"}, "unknown rule 'feedback': choose one of bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa"),
         pytest.param({"rule": 3}, "unknown rule 3", marks=untyped),
-        ({"skip": ("3",)}, "skip names '3', which is no layer of the model; near it: "),
+        ({"skip": ("3",)}, "skip names '3', which the model does not have; near it: "),
         ({"skip": ("linear",)}, "near it: 0, 1, 2"),
         ({"scale": -1.0}, "scale is -1.0, expected a positive number"),
         ({"scale": float("nan")}, "scale is nan"),

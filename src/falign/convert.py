@@ -108,7 +108,8 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     """Within this context forward passes of the model are backpropagated truly, on the same weights.
 
     What counts is where the forward runs: a loss of a forward from within has the true gradient wherever its
-    ``backward`` is called. Feedback neither learns nor draws.
+    ``backward`` is called, also where activation checkpointing recomputes a part (of the latest forward). Feedback
+    neither learns nor draws.
 
     Raises:
         ValueError: the model is not converted.
@@ -135,6 +136,8 @@ def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
     Raises:
         ValueError: the model is not converted.
     """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"targets are a {type(target).__name__}, expected a tensor of class indices or of outputs")
     hung = converted(model)
     before = [wiring.target for wiring in hung]
     for wiring in hung:
@@ -176,7 +179,9 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     problems = [f"layer {name!r} has feedback here, but not in the state" for name in here if name not in state]
     problems += [f"the state has {name!r}, which takes no feedback here" for name in state if name not in here]
     for name in here.keys() & state.keys():
-        if tuple(state[name].shape) != tuple(here[name].shape):
+        if not isinstance(state[name], Tensor):
+            problems.append(f"{name!r} is a {type(state[name]).__name__}, expected a tensor")
+        elif tuple(state[name].shape) != tuple(here[name].shape):
             problems.append(f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(here[name].shape)}")
         elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             problems.append(f"{name!r} holds numbers that are not finite")

@@ -158,6 +158,7 @@ class Cut(NamedTuple):
 
     layer: str
     x: Tensor
+    version: int  # of x when it was cut, -1 where that is not known
     feedback: Tensor
     gain: float
     channels: int
@@ -187,5 +188,5 @@ def deliver_direct(output: Tensor, target: Tensor | None, axis: int, rule: Carri
         rule: the direct rule.
         cuts: where to.
     """
-    _, xs, feedbacks, gains, channels = zip(*cuts, strict=True)
+    _, xs, _, feedbacks, gains, channels = zip(*cuts, strict=True)
     return _apply(_Direct, output, target, axis, rule, gains, channels, *xs, *feedbacks)

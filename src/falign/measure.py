@@ -36,7 +36,7 @@ def gradient_angles(
     weights: dict[str, Tensor] = {
         name: layer.get_parameter("weight")
         for name, layer in model.named_modules()
-        if kind_of(layer) is not None and layer.get_parameter("weight").requires_grad and ".feedback" not in name
+        if kind_of(layer) is not None and layer.get_parameter("weight").requires_grad
     }
 
     def gradients() -> tuple[Tensor, ...]:

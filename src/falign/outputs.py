@@ -1,6 +1,7 @@
 """The output of a model: which tensor carries the error, what fits to it, and the targets in its shape."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -21,7 +22,12 @@ def pick(result: Any, output: Output) -> Tensor:
     if output is None:
         chosen, how = result, "pass output= (a key, an index, or a function of what the model returns)"
     elif callable(output):
-        chosen, how = output(result), "output= must return one"
+        try:
+            chosen, how = output(result), "output= must return one"
+        except Exception as error:
+            chosen, how = None, f"output= raised {type(error).__name__}: {error}"
+    elif isinstance(result, Tensor):
+        chosen, how = None, f"it is no structure, leave output={output!r} out"
     else:
         try:
             chosen = result[output]
@@ -32,24 +38,46 @@ def pick(result: Any, output: Output) -> Tensor:
         raise TypeError(
             f"a direct rule needs the tensor where the error begins, the model returned {type(result).__name__}: {how}"
         )
+    if chosen is not result and substitute(result, chosen, chosen.new_empty(0)) is result:
+        raise TypeError(
+            f"output= picked a tensor that is no part of what the model returned ({type(result).__name__}), where the "
+            "error could not enter: return it from the model, in a dict, a list, a tuple or a dataclass"
+        )
     return chosen
 
 
 def substitute(structure: Any, old: Tensor, new: Tensor) -> Any:
-    """The structure with ``new`` wherever it held ``old``: mappings, sequences, named tuples and dataclasses."""
+    """The structure with ``new`` wherever it held ``old``; itself where it does not hold it.
+
+    It looks into mappings, lists, tuples, named tuples and dataclasses.
+    """
+    changed = _substituted(structure, old, new)
+    return structure if changed is None else changed
+
+
+def _substituted(structure: Any, old: Tensor, new: Tensor) -> Any:
     if structure is old:
         return new
     if isinstance(structure, Mapping):
-        changed = {key: substitute(value, old, new) for key, value in structure.items()}
-        return changed if type(structure) is dict else type(structure)(**changed)
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(substitute(value, old, new) for value in structure))
-    if isinstance(structure, Sequence) and not isinstance(structure, str):
-        return type(structure)(substitute(value, old, new) for value in structure)  # pyright: ignore[reportCallIssue]
-    if is_dataclass(structure) and not isinstance(structure, type):
-        values = {field.name: getattr(structure, field.name) for field in fields(structure) if field.init}
-        return replace(structure, **{name: substitute(value, old, new) for name, value in values.items()})
-    return structure
+        parts = {key: _substituted(value, old, new) for key, value in structure.items()}
+    elif isinstance(structure, (list, tuple)):
+        parts = dict(enumerate(_substituted(value, old, new) for value in structure))
+    elif is_dataclass(structure) and not isinstance(structure, type):
+        parts = {f.name: _substituted(getattr(structure, f.name), old, new) for f in fields(structure) if f.init}
+    else:
+        return None
+    parts = {key: value for key, value in parts.items() if value is not None}
+    if not parts:
+        return None
+    if isinstance(structure, (Mapping, list)):
+        changed: Any = copy.copy(structure)
+        for key, value in parts.items():
+            changed[key] = value
+        return changed
+    if isinstance(structure, tuple):
+        values = [parts.get(index, value) for index, value in enumerate(structure)]
+        return type(structure)(*values) if hasattr(structure, "_fields") else type(structure)(values)
+    return replace(structure, **{str(key): value for key, value in parts.items()})
 
 
 def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
@@ -62,15 +90,19 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
         raise RuntimeError("rule drtp needs the targets: run forward and loss within `with falign.targets(model, y):`")
     if target.shape == output.shape and target.is_floating_point():
         return target.to(output.dtype), -1
-    for axis in (-1, 1):
-        positions = [*output.shape]
-        del positions[axis]
-        if list(target.shape) == positions and not target.is_floating_point():
-            classes = torch.arange(output.shape[axis], device=output.device)  # one_hot does not pass vmap
-            return (target.unsqueeze(-1) == classes).to(output.dtype).movedim(-1, axis), axis
+    fitting = [
+        axis
+        for axis in ((-1, 1) if output.dim() > 2 else (-1,))
+        if target.shape == output.movedim(axis, -1).shape[:-1] and not target.is_floating_point()
+    ]
+    if len(fitting) == 1:
+        (axis,) = fitting
+        classes = torch.arange(output.shape[axis], device=output.device)  # one_hot does not pass vmap
+        return (target.unsqueeze(-1) == classes).to(output.dtype).movedim(-1, axis), axis
     raise RuntimeError(
         f"rule drtp got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
-        "class indices (the output's shape without its classes) or floating-point targets in the output's shape"
+        "class indices (the output's shape without its classes, if only one axis can be these) or floating-point "
+        "targets in the output's shape"
     )
 
 

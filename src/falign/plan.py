@@ -43,8 +43,10 @@ class Plan:
         if found is None or self.problems:
             return
         self.rule = found
-        if isinstance(skip, str):
-            skip = (skip,)
+        skip = (skip,) if isinstance(skip, str) else tuple(skip or ())
+        if wrong := [name for name in skip if not isinstance(name, str)]:
+            self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
+            return
         survey = Survey(model, skip)
         if self.rule.wiring == "none":
             self.problems = [line for line in survey.problems if line.startswith("skip")]
@@ -52,6 +54,7 @@ class Plan:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
+        self.weights = {name: _weight(layer) for name, layer in self.layers.items()}
         if not self.layers and not self.problems:
             self.problems.append(
                 f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
@@ -60,16 +63,16 @@ class Plan:
         if self.rule.wiring == "direct" and not self.problems:
             self._direct_shapes(survey, result)
         else:
-            self.shapes = {name: (tuple(layer.weight.shape), 0) for name, layer in self.layers.items()}
+            self.shapes = {name: (tuple(weight.shape), 0) for name, weight in self.weights.items()}
         self.scale = self._scale(scale)
         self.family, self.given = self._family(feedback)
 
     def _rule(self, rule: str | Rule) -> Rule | None:
-        if isinstance(rule, Rule):
+        if isinstance(rule, Rule) and hasattr(rule, "name"):
             return rule
         if isinstance(rule, str) and rule in ALL_RULES:
             return ALL_RULES[rule]()
-        if isinstance(rule, type) and issubclass(rule, Rule):
+        if isinstance(rule, type) and issubclass(rule, Rule) and hasattr(rule, "name"):
             return rule()
         self.problems.append(f"unknown rule {rule!r}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
         return None
@@ -79,7 +82,8 @@ class Plan:
             self.problems.append(f"expected a torch.nn.Module, got {type(self.model).__name__}")
         elif converted := wirings(self.model):
             self.problems.append(
-                f"the model is converted already, to rule {converted[0].rule.name!r}: call falign.revert(model) first"
+                f"the model, or a part of it, is converted already, to rule {converted[0].rule.name!r}: "
+                "call falign.revert(model) first"
             )
         elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
             self.model, torch.jit.ScriptModule
@@ -144,8 +148,8 @@ class Plan:
                     f"rule {self.rule.name!r} needs an example: the size of the input of {', '.join(others)} cannot "
                     "be read off the layer; pass example=x with a batch x"
                 )
-            outputs = list(self.layers.values())[-1].weight.shape[0]
-            self.shapes = {name: ((outputs, layer.weight.shape[1]), 0) for name, layer in self.layers.items()}
+            outputs = list(self.weights.values())[-1].shape[0]
+            self.shapes = {name: ((outputs, weight.shape[1]), 0) for name, weight in self.weights.items()}
             return
         try:
             out = tuple(pick(result, self.output).shape)
@@ -183,15 +187,20 @@ class Plan:
                 layer.register_forward_pre_hook(part.cut_direct)
             else:
                 layer.register_forward_pre_hook(part.cut_layerwise)
-                layer.register_forward_hook(part.deliver_layerwise)
+                layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
         if self.rule.wiring == "direct":
-            self.model.register_forward_hook(wiring.deliver)
+            self.model.register_forward_hook(wiring.deliver, always_call=True)  # also when the forward raises
         # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
-        own = [name for name, _ in self.model.named_buffers(remove_duplicate=False) if "feedback" in name.split(".")]
+        own = [
+            f"{name}.{key}"
+            for name, part in self.model.named_modules(remove_duplicate=False)
+            if isinstance(part, (Feedback, SharedSequence))
+            for key, _ in part.named_buffers(recurse=False)
+        ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *own])
 
     def _feedback(self, wiring: Wiring, name: str) -> Feedback:
-        layer, (shape, channels) = self.layers[name], self.shapes[name]
+        layer, weight, (shape, channels) = self.layers[name], self.weights[name], self.shapes[name]
         kind = self.kinds[name]
         deviation = self._deviation(layer, kind, shape)
 
@@ -202,7 +211,7 @@ class Plan:
                 return torch.zeros(())
             return draw(self.family, shape, seed=wiring.seed, name=name, deviation=deviation)
 
-        stored = self.rule.stored(drawn, deviation).to(layer.weight.device, layer.weight.dtype, copy=True)
+        stored = self.rule.stored(drawn, deviation).to(weight.device, weight.dtype, copy=True)
         return Feedback(wiring, name, kind.name, channels, stored)
 
     def _deviation(self, layer: Layer, kind: Kind, shape: tuple[int, ...]) -> float:
@@ -211,12 +220,21 @@ class Plan:
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
         sizes = {name: torch.Size(self.shapes[name][0]).numel() for name in parts}
         values = self.rule.stored(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
-        weight = next(iter(self.layers.values())).weight
+        weight = next(iter(self.weights.values()))
         sequence = SharedSequence(values.to(weight.device, weight.dtype))
         for name, part in parts.items():
             layer, shape = self.layers[name], self.shapes[name][0]
             gain = self._deviation(layer, KINDS[part.kind], shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
+
+
+def _weight(layer: Layer) -> Tensor:
+    """The weight, read in evaluation mode: in training a parametrization may change its state when it is read."""
+    training = layer.training
+    try:
+        return layer.eval().weight.detach()
+    finally:
+        layer.train(training)
 
 
 def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool) -> tuple[tuple[int, int], int] | None:

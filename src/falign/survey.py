@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from falign.layers import LOOKUPS, Kind, Layer, kind_of
+from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of
 
 #: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
 _NORMALISATIONS = (
@@ -52,11 +52,11 @@ class Survey:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self._spared: list[nn.Module] = []
         self._explained: list[nn.Parameter] = []
-        names = [name for name, _ in model.named_modules()]
+        names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
         self._skip = set(skip)
         for name in sorted(self._skip.difference(names)):
             near = get_close_matches(name, names, n=3) or [name for name in names if name][:6]
-            self.problems.append(f"skip names {name!r}, which is no layer of the model; near it: {', '.join(near)}")
+            self.problems.append(f"skip names {name!r}, which the model does not have; near it: {', '.join(near)}")
         self._visit("", model, set())
 
     def _visit(self, name: str, module: nn.Module, seen: set[int]) -> None:
@@ -69,10 +69,22 @@ class Survey:
                 self._explained += module.parameters()
             return
         own = dict(module.named_parameters(recurse=False))
+        if kind_of(module) is None:
+            named = {key for key in own if f"{name}.{key}".lstrip(".") in self._skip}
+            self._explained += [own.pop(key) for key in named]
         if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
         elif (kind := kind_of(module)) is not None:
             self.layers[name], self.kinds[name] = module, kind
+            if hasattr(module, "feedback"):
+                self._refuse(name, module, "has an attribute feedback of its own, which falign needs: rename it")
+        elif isinstance(module, tuple(base for kind in KINDS.values() for base in kind.types)):
+            self._explained += own.values()
+            self._refuse(
+                name, module,
+                "has a forward of its own, so its map is not known: use the plain layer, or name it in skip= "
+                "(backpropagation)",
+            )  # fmt: skip
         elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
             self._explained += module.parameters()
             self._refuse(
@@ -84,7 +96,7 @@ class Survey:
             self._refuse(
                 name, module,
                 f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear or a "
-                "convolution, or name it in skip= (backpropagation) if it only adds or scales with them",
+                "convolution, or name the parameter in skip= (backpropagation) if it only adds or scales",
             )  # fmt: skip
             for child_name, child in module.named_children():
                 self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
@@ -145,7 +157,9 @@ class Survey:
 
     def _note(self, name: str) -> Any:
         def note(layer: nn.Module, args: tuple) -> None:
-            if args and isinstance(args[0], Tensor):
+            if not args:
+                raise TypeError(f"layer {name!r} was called with keyword arguments only: pass its input as the first")
+            if isinstance(args[0], Tensor):
                 self.shapes.setdefault(name, []).append(tuple(args[0].shape))
 
         return note
@@ -164,14 +178,15 @@ class _Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module, allowed: list[nn.Module], explained: list[nn.Parameter]) -> None:
         super().__init__()
         self._depth = 0
-        self._owner = {
+        self._owner: dict[int, str | None] = {
             parameter.untyped_storage().data_ptr(): name
             for name, parameter in model.named_parameters()
-            if parameter.dim() > 1 and not isinstance(parameter, UninitializedParameter)
+            if not isinstance(parameter, UninitializedParameter)
         }
         for parameter in explained:
             self._owner.pop(parameter.untyped_storage().data_ptr(), None)
         self._found: dict[str, str] = {}
+        self._kept: list[Tensor] = []
         self._handles = [
             handle
             for module in allowed
@@ -203,10 +218,15 @@ class _Watch(TorchDispatchMode):
         ]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not self._depth and func.overloadpacket in _PRODUCTS:
-            for operand in args:
-                if isinstance(operand, Tensor) and operand.layout is torch.strided:
-                    owner = self._owner.get(operand.untyped_storage().data_ptr())
-                    if owner is not None:
-                        self._found.setdefault(owner, func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self._depth:
+            return result
+        operands = [operand for operand in args if isinstance(operand, Tensor) and operand.layout is torch.strided]
+        owners = [self._owner.get(operand.untyped_storage().data_ptr()) for operand in operands]
+        if func.overloadpacket in _PRODUCTS:
+            for owner in filter(None, owners):
+                self._found.setdefault(owner, func.overloadpacket.__name__)
+        elif owners and isinstance(result, Tensor) and all(owners):
+            self._owner[result.untyped_storage().data_ptr()] = owners[0]  # a scaled or cast weight is still the weight
+            self._kept.append(result)  # or its memory could become an activation's
+        return result

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from falign.convert import backprop, revert, targets
 from falign.layers import Layer
@@ -80,7 +81,10 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     Raises:
         ValueError: the model is not converted, or the loss is not a finite scalar.
     """
-    rule = converted(model)[0].rule
+    if "_falign" not in model.__dict__:
+        converted(model)
+        raise ValueError("verify takes the model that was given to falign.convert, not a part or a wrapper of it")
+    rule = model.__dict__["_falign"].rule
     state = torch.random.get_rng_state()
 
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
@@ -126,6 +130,8 @@ def _loss(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not torch.isfinite(loss):
         what = f"{float(loss.detach())}" if isinstance(loss, Tensor) and loss.numel() == 1 else f"{loss!r:.60}"
         raise ValueError(f"loss_fn returned {what}, expected one finite number")
+    if not loss.requires_grad:
+        raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to verify")
     return loss
 
 
@@ -164,6 +170,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         def after(layer: Layer, args: tuple, y: Tensor, part: Any = part, carrier: nn.Module = carrier) -> Tensor:
             part.wiring.rule.sources(part, layer.weight, advance=part.training)
+            if is_parametrized(carrier, "weight"):
+                remove_parametrizations(carrier, "weight")
             del carrier.weight
             carrier.weight = part.effective(layer.weight).detach()
             through = carrier(keep[0], *args[1:])

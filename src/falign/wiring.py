@@ -32,16 +32,28 @@ class Wiring:
         self.fired: set[str] = set()
 
     def start(self, model: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the root: forget what an earlier pass, or a recomputation, left behind."""
+        """Forward pre-hook of the root: forget what an earlier pass, or a recomputation, left behind.
+
+        Raises:
+            RuntimeError: the model calls itself: errors of the outer call would be lost.
+        """
+        if self.running and not torch.compiler.is_compiling():
+            raise RuntimeError("a direct rule needs a model that does not call itself: use a layerwise rule")
         self.cuts, self.fired, self.running = [], set(), True
 
     def deliver(self, model: nn.Module, args: tuple, result: Any) -> Any:
         """Forward hook of the root: hang the delivery to all cuts on the output."""
         cuts, self.cuts, self.running = self.cuts, [], False
-        if not cuts:
+        if not cuts or result is None:  # None: the forward raised, and only the state had to be put right
             return None
         output = pick(result, self.output)
+        watched = not (torch.compiler.is_compiling() or transformed())
         for cut in cuts:
+            if watched and cut.x._version != cut.version:
+                raise RuntimeError(
+                    f"the input of layer {cut.layer!r} was changed in place after the layer ran, which would change "
+                    "the error delivered to it: write x = x + … in place of x += …"
+                )
             if not fits(cut, output):
                 rows, columns = cut.feedback.shape
                 raise RuntimeError(
@@ -53,6 +65,8 @@ class Wiring:
         if self.rule.targeted:
             target, axis = as_output(self.target, output)
         delivered = deliver_direct(output, target, axis, self.rule, cuts)
+        if watched and output.requires_grad:
+            _refuse_another_way(output, delivered)
         return delivered if output is result else substitute(result, output, delivered)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,6 +103,7 @@ class Feedback(nn.Module):
         self.channels = channels
         self.gain = 1.0
         self._input: list[Tensor | None] = [None]
+        self._on = [True]
         self._ran = False
         if rule.learned:
             self.B = nn.Parameter(matrix)
@@ -130,7 +145,7 @@ class Feedback(nn.Module):
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
         """Forward pre-hook of the layer, layerwise wiring."""
         self._input[0] = None
-        if not (torch.is_grad_enabled() and self.wiring.on):
+        if not (self._is_on() and torch.is_grad_enabled()):
             return None
         x = self._first(args)
         if not (wants_error(x) or self.wiring.rule.learned):
@@ -145,14 +160,15 @@ class Feedback(nn.Module):
             return None
         self._input[0] = None
         wiring = self.wiring
-        sources = wiring.rule.sources(self, layer.weight, advance=self._advances())
+        weight = layer.weight if wiring.rule.reads_weight else None
+        sources = wiring.rule.sources(self, weight, advance=self._advances())
         spec = KINDS[self.kind].spec(layer)
         return deliver_layerwise(y, x, self.gain, wiring.rule, self.kind, spec, wiring.scratch, sources)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Forward pre-hook of the layer, direct wiring."""
         wiring = self.wiring
-        if not (torch.is_grad_enabled() and wiring.on):
+        if not (self._is_on() and torch.is_grad_enabled()):
             return None
         x = self._first(args)
         if wiring.running:
@@ -165,7 +181,8 @@ class Feedback(nn.Module):
             )
         if not wants_error(x):
             return None
-        wiring.cuts.append(Cut(self.name, x, self.matrix, self.gain, self.channels))
+        version = -1 if torch.compiler.is_compiling() or transformed() else x._version
+        wiring.cuts.append(Cut(self.name, x, version, self.matrix, self.gain, self.channels))
         return (x.detach(), *args[1:])
 
     def remember(self, key: str, value: Tensor) -> None:
@@ -178,6 +195,14 @@ class Feedback(nn.Module):
             setattr(self, key, value)
         else:
             getattr(self, key).copy_(value)
+
+    def _is_on(self) -> bool:
+        """Whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
+        if torch.compiler.is_compiling():
+            return self.wiring.on
+        if not in_backward():
+            self._on[0] = self.wiring.on
+        return self._on[0]
 
     def _first(self, args: tuple) -> Tensor:
         if not args:
@@ -203,6 +228,22 @@ class Feedback(nn.Module):
         return f"{self.wiring.rule.name}, {shape}"
 
 
+def _refuse_another_way(output: Tensor, delivered: Tensor) -> None:
+    """Raise in a backward that reaches the output without passing the delivery hung on it."""
+    seen: list[int] = []
+    delivered.register_hook(lambda error: seen.append(torch._C._current_graph_task_id()))
+
+    def check(error: Tensor) -> None:
+        if torch._C._current_graph_task_id() not in seen:
+            raise RuntimeError(
+                "the loss does not pass through the model's output that carries the error, so no layer below the last "
+                "would learn: compute the loss from that output, outside the model (output= picks another)"
+            )
+        seen.clear()
+
+    output.register_hook(check)
+
+
 def wants_error(x: Tensor) -> bool:
     """Whether a backward may ask for the error at x.
 
@@ -217,8 +258,12 @@ def in_backward() -> bool:
 
 
 def wirings(model: nn.Module) -> list[Wiring]:
-    """The wirings of all converted models within a model, itself included."""
-    return [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
+    """The wirings of all converted models within a model, itself included, and of the one that it is a part of."""
+    found = [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
+    for part in model.modules():
+        if isinstance(part, Feedback) and part.wiring not in found:
+            found.append(part.wiring)
+    return found
 
 
 def converted(model: nn.Module) -> list[Wiring]:
@@ -234,6 +279,7 @@ def converted(model: nn.Module) -> list[Wiring]:
 
 
 def feedbacks(model: nn.Module) -> dict[str, Feedback]:
-    """{layer name: its feedback} of a converted model."""
+    """{layer name, from this model on: its feedback} of a converted model, of a part of one, or of several in one."""
     converted(model)
-    return {part.name: part for part in model.modules() if isinstance(part, Feedback)}
+    found = ((name, part) for name, part in model.named_modules() if isinstance(part, Feedback))
+    return {name.removesuffix("feedback").removesuffix("."): part for name, part in found}

@@ -32,6 +32,7 @@ class AdaptiveFeedbackAlignment(Rule):
     Source: after Robertson and Koyejo 2024.
     """
 
+    reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "adafa"
     adapts: ClassVar[bool] = True
     default_scale: ClassVar[float] = 0.3
@@ -45,8 +46,11 @@ class AdaptiveFeedbackAlignment(Rule):
         """|W|² of the weights last followed."""
         return {"seen": torch.tensor(-1.0, dtype=torch.float64)}
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(B,), moved if the weights are not those that it has followed already."""
+        if not advance:
+            return (feedback.matrix,)
+        assert weight is not None
         matrix, weight = feedback.matrix, weight.detach()
         with torch.no_grad():
             now = torch.linalg.vector_norm(weight, dtype=torch.float64)

@@ -33,6 +33,7 @@ class BatchwiseRandomSignFeedback(Rule):
     Source: Liao, Leibo and Poggio 2016 (AAAI), "batchwise random-magnitude sign-concordant feedback".
     """
 
+    reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "brsf"
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
@@ -43,8 +44,9 @@ class BatchwiseRandomSignFeedback(Rule):
         """How many training passes there were."""
         return {"passes": torch.zeros((), dtype=torch.int64)}
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(pool, places to turn it by, W)."""
+        assert weight is not None
         passes = feedback.get_buffer("passes")
         if advance:
             passes = passes + 1

@@ -50,7 +50,8 @@ class DirectRandomTargetProjection(Rule):
             output = torch.softmax(output.float() if output.dtype.itemsize < 4 else output, axis)
         elif self.output == "sigmoid":
             output = torch.sigmoid(output)
-        difference = (output - target).to(output.dtype)
+        named = (target != 0).any(axis, keepdim=True)  # an ignored sample has no target and no error
+        difference = (output - target).to(output.dtype) * named
         power = (difference * difference).sum()
         share = (error.to(output.dtype) * difference).sum() / power.clamp_min(torch.finfo(power.dtype).tiny)
         return (-share * target).to(error.dtype)

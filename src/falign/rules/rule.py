@@ -24,6 +24,7 @@ class Rule:
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
+        reads_weight: the feedback of a pass depends on W.
         targeted: the rule needs ``falign.targets``.
     """
 
@@ -33,6 +34,7 @@ class Rule:
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
+    reads_weight: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
@@ -43,8 +45,11 @@ class Rule:
         """Further buffers that the rule keeps at every layer."""
         return {}
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
-        """The tensors that determine the feedback of this pass; ``advance`` is a pass of training."""
+    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+        """The tensors that determine the feedback of this pass; ``advance`` is a pass of training.
+
+        ``weight`` is given to rules that read it.
+        """
         return (feedback.matrix,)
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:

@@ -25,6 +25,7 @@ class UniformSignFeedback(Rule):
     Source: Liao, Leibo and Poggio 2016 (AAAI), "uniform sign-concordant feedback"; Moskovitz et al. 2018.
     """
 
+    reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "usf"
     draws: ClassVar[bool] = False
 
@@ -32,8 +33,9 @@ class UniformSignFeedback(Rule):
         """The number c."""
         return torch.tensor(deviation)
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(c, W)."""
+        assert weight is not None
         return feedback.matrix, weight.detach()
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
@@ -51,14 +53,16 @@ class FixedRandomSignFeedback(Rule):
     Source: Liao, Leibo and Poggio 2016 (AAAI), "fixed random-magnitude sign-concordant feedback".
     """
 
+    reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "frsf"
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """|B₀|."""
         return draw().abs()
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(|B₀|, W)."""
+        assert weight is not None
         return feedback.matrix, weight.detach()
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
