@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from falign.convert import backprop, revert, targets
-from falign.layers import Layer
+from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick
 from falign.survey import call
 from falign.wiring import Feedback, Wiring, converted
@@ -156,13 +155,22 @@ def _parts(twin: nn.Module) -> list[tuple[Layer, Any]]:
     ]
 
 
+def _like(layer: Layer) -> Any:
+    """A layer of the same kind and options, without weight, bias, hooks and parametrizations."""
+    base = next(base for kind in KINDS.values() for base in kind.types if isinstance(layer, base))
+    empty = nn.Module()
+    plain = base.__new__(base)
+    plain.__dict__.update({**layer.__dict__, **empty.__dict__, "bias": None})
+    return plain
+
+
 def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     parts = _parts(twin)
     learned = converted(twin)[0].rule.learned
     revert(twin)
     keep: list[Tensor | None] = [None]
     for layer, part in parts:
-        carrier = copy.deepcopy(layer)
+        carrier = _like(layer)
 
         def before(layer: Layer, args: tuple) -> tuple:
             keep[0] = args[0]
@@ -170,23 +178,20 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         def after(layer: Layer, args: tuple, y: Tensor, part: Any = part, carrier: nn.Module = carrier) -> Tensor:
             part.wiring.rule.sources(part, layer.weight, advance=part.training)
-            if is_parametrized(carrier, "weight"):
-                remove_parametrizations(carrier, "weight")
-            del carrier.weight
-            carrier.weight = part.effective(layer.weight).detach()
+            carrier.__dict__["weight"] = part.effective(layer.weight).detach()
             through = carrier(keep[0], *args[1:])
-            if learned:
-                part.B.requires_grad_(False)
-            return y + (through - through.detach())
+            y = y + (through - through.detach())
+            if learned:  # and B's own gradient: that of a weight in its place
+                carrier.__dict__["weight"] = part.B
+                through = carrier(args[0], *args[1:])
+                y = y + (through - through.detach())
+            return y
 
         layer.register_forward_pre_hook(before)
-        layer.register_forward_hook(after)
+        layer.register_forward_hook(after, prepend=True)
     _loss(loss_fn(call(twin, x))).backward()
-    if learned:
-        for layer, part in parts:
-            layer.feedback = part
-            part.B.requires_grad_(True)
-            part.B.grad = layer.weight.grad
+    for layer, part in parts if learned else ():
+        layer.feedback = part
 
 
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
