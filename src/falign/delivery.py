@@ -101,13 +101,14 @@ class _Direct(Function):
         rule: Carries,
         gains: tuple[float, ...],
         channels: tuple[int, ...],
+        reached: list[int],
         *cuts: Tensor,
     ):
         return output.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.gains, ctx.channels, *cuts = inputs
+        out, target, ctx.axis, ctx.rule, ctx.gains, ctx.channels, ctx.reached, *cuts = inputs
         count = len(cuts) // 2
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.targeted = target is not None
@@ -115,6 +116,8 @@ class _Direct(Function):
 
     @staticmethod
     def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not torch.compiler.is_compiling():
+            ctx.reached.append(torch._C._current_graph_task_id())
         feedbacks, projected = ctx.saved_tensors, e
         if ctx.targeted:
             *feedbacks, output, target = feedbacks
@@ -126,7 +129,7 @@ class _Direct(Function):
                 feedbacks, ctx.shapes, ctx.gains, ctx.channels, wanted, strict=False
             )
         ]
-        return e, None, None, None, None, None, *carried, *((None,) * len(carried))
+        return e, None, None, None, None, None, None, *carried, *((None,) * len(carried))
 
 
 def _scaled(error: Tensor, gain: float) -> Tensor:
@@ -178,7 +181,9 @@ def deliver_layerwise(
     return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, *sources)
 
 
-def deliver_direct(output: Tensor, target: Tensor | None, axis: int, rule: Carries, cuts: list[Cut]) -> Tensor:
+def deliver_direct(
+    output: Tensor, target: Tensor | None, axis: int, rule: Carries, cuts: list[Cut], reached: list[int]
+) -> Tensor:
     """Return the output; in backward every cut receives the output's error projected by its gain · B.
 
     Args:
@@ -187,6 +192,7 @@ def deliver_direct(output: Tensor, target: Tensor | None, axis: int, rule: Carri
         axis: the axis of the classes.
         rule: the direct rule.
         cuts: where to.
+        reached: gets the number of every backward that delivers.
     """
     _, xs, _, feedbacks, gains, channels = zip(*cuts, strict=True)
-    return _apply(_Direct, output, target, axis, rule, gains, channels, *xs, *feedbacks)
+    return _apply(_Direct, output, target, axis, rule, gains, channels, reached, *xs, *feedbacks)

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
-def plain_eager(*tensors: Tensor) -> bool:
-    """Whether nothing watches these tensors: no graph is recorded, traced, transformed or compiled."""
+def plain_eager(*tensors: Tensor, recorded: bool = False) -> bool:
+    """Whether these tensors are not traced, transformed or compiled, nor (unless it may be) recorded in a graph."""
     return not (
-        torch.is_grad_enabled()
+        (torch.is_grad_enabled() and not recorded)
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or any(type(tensor) not in (Tensor, Parameter) for tensor in tensors)

@@ -1,5 +1,6 @@
 """How a rule hangs on a model: a ``Feedback`` in every layer that takes it, one ``Wiring`` for the whole."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ class Wiring:
         self.target: Tensor | None = None
         self.scratch = Scratch()
         self.running = False
+        self.watched = False  # whether versions and hooks of tensors can be looked at in this forward
         self.cuts: list[Cut] = []
         self.fired: set[str] = set()
 
@@ -40,6 +42,7 @@ class Wiring:
         if self.running and not torch.compiler.is_compiling():
             raise RuntimeError("a direct rule needs a model that does not call itself: use a layerwise rule")
         self.cuts, self.fired, self.running = [], set(), True
+        self.watched = not (torch.compiler.is_compiling() or transformed())
 
     def deliver(self, model: nn.Module, args: tuple, result: Any) -> Any:
         """Forward hook of the root: hang the delivery to all cuts on the output."""
@@ -47,9 +50,8 @@ class Wiring:
         if not cuts or result is None:  # None: the forward raised, and only the state had to be put right
             return None
         output = pick(result, self.output)
-        watched = not (torch.compiler.is_compiling() or transformed())
         for cut in cuts:
-            if watched and cut.x._version != cut.version:
+            if self.watched and cut.x._version != cut.version:
                 raise RuntimeError(
                     f"the input of layer {cut.layer!r} was changed in place after the layer ran, which would change "
                     "the error delivered to it: write x = x + … in place of x += …"
@@ -64,9 +66,10 @@ class Wiring:
         target, axis = None, -1
         if self.rule.targeted:
             target, axis = as_output(self.target, output)
-        delivered = deliver_direct(output, target, axis, self.rule, cuts)
-        if watched and output.requires_grad:
-            _refuse_another_way(output, delivered)
+        reached: list[int] = []
+        delivered = deliver_direct(output, target, axis, self.rule, cuts, reached)
+        if self.watched and output.requires_grad:
+            output.register_hook(partial(_refuse_another_way, reached))
         return delivered if output is result else substitute(result, output, delivered)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class Feedback(nn.Module):
         self.gain = 1.0
         self._input: list[Tensor | None] = [None]
         self._on = [True]
-        self._ran = False
+        self._ran = [False]
         if rule.learned:
             self.B = nn.Parameter(matrix)
         else:
@@ -161,7 +164,7 @@ class Feedback(nn.Module):
         self._input[0] = None
         wiring = self.wiring
         weight = layer.weight if wiring.rule.reads_weight else None
-        sources = wiring.rule.sources(self, weight, advance=self._advances())
+        sources = wiring.rule.sources(self, weight, advance=wiring.rule.advances and self._advances())
         spec = KINDS[self.kind].spec(layer)
         return deliver_layerwise(y, x, self.gain, wiring.rule, self.kind, spec, wiring.scratch, sources)
 
@@ -181,7 +184,7 @@ class Feedback(nn.Module):
             )
         if not wants_error(x):
             return None
-        version = -1 if torch.compiler.is_compiling() or transformed() else x._version
+        version = x._version if wiring.watched else -1
         wiring.cuts.append(Cut(self.name, x, version, self.matrix, self.gain, self.channels))
         return (x.detach(), *args[1:])
 
@@ -218,9 +221,9 @@ class Feedback(nn.Module):
         Under re-entrant checkpointing the pass itself has no gradients, and the recomputation is all there is.
         """
         if torch.compiler.is_compiling() or not in_backward():
-            self._ran = True
+            self._ran[0] = True
             return self.training
-        return self.training and not self._ran
+        return self.training and not self._ran[0]
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says."""
@@ -228,20 +231,14 @@ class Feedback(nn.Module):
         return f"{self.wiring.rule.name}, {shape}"
 
 
-def _refuse_another_way(output: Tensor, delivered: Tensor) -> None:
-    """Raise in a backward that reaches the output without passing the delivery hung on it."""
-    seen: list[int] = []
-    delivered.register_hook(lambda error: seen.append(torch._C._current_graph_task_id()))
-
-    def check(error: Tensor) -> None:
-        if torch._C._current_graph_task_id() not in seen:
-            raise RuntimeError(
-                "the loss does not pass through the model's output that carries the error, so no layer below the last "
-                "would learn: compute the loss from that output, outside the model (output= picks another)"
-            )
-        seen.clear()
-
-    output.register_hook(check)
+def _refuse_another_way(reached: list[int], error: Tensor) -> None:
+    """Raise in a backward that reaches the output without having passed the delivery hung on it."""
+    if torch._C._current_graph_task_id() not in reached:
+        raise RuntimeError(
+            "the loss does not pass through the model's output that carries the error, so no layer below the last "
+            "would learn: compute the loss from that output, outside the model (output= picks another)"
+        )
+    reached.clear()
 
 
 def wants_error(x: Tensor) -> bool:

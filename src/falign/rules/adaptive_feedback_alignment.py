@@ -32,6 +32,7 @@ class AdaptiveFeedbackAlignment(Rule):
     Source: after Robertson and Koyejo 2024.
     """
 
+    advances: ClassVar[bool] = True
     reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "adafa"
     adapts: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class BatchwiseRandomSignFeedback(Rule):
     Source: Liao, Leibo and Poggio 2016 (AAAI), "batchwise random-magnitude sign-concordant feedback".
     """
 
+    advances: ClassVar[bool] = True
     reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "brsf"
 
@@ -45,22 +46,24 @@ class BatchwiseRandomSignFeedback(Rule):
         return {"passes": torch.zeros((), dtype=torch.int64)}
 
     def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
-        """(pool, places to turn it by, W)."""
+        """(pool, places to turn it by, W), or the pool's two pieces and W where the number can be read."""
         assert weight is not None
-        passes = feedback.get_buffer("passes")
+        passes, size = feedback.get_buffer("passes"), weight.numel()
         if advance:
             passes = passes + 1
             feedback.remember("passes", passes)
-        size = weight.numel()
-        return feedback.matrix, passes * _stride(size) % size, weight.detach()
+        pool, weight = feedback.matrix, weight.detach()
+        if pool.device.type == "cpu" and plain_eager(pool, weight, recorded=True):
+            turn = int(passes) * _stride(size) % size
+            return pool.view(-1)[turn:], pool.view(-1)[:turn], weight
+        return pool, passes * _stride(size) % size, weight
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
         """|B_t| ⊙ sign(W)."""
         pool, places, weight = sources
+        if places.dim() == 1:
+            return signed(weight, [pool, places], scratch)
         pool = pool.reshape(-1)
-        if pool.device.type == "cpu" and plain_eager(*sources):
-            turn = int(places)
-            return signed(weight, [pool[turn:], pool[:turn]] if turn else [pool], scratch)
         index = (torch.arange(pool.numel(), device=pool.device) + places) % pool.numel()
         return signed(weight, [pool[index]], scratch)
 

@@ -24,6 +24,7 @@ class Rule:
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
+        advances: a training pass changes what the rule keeps.
         reads_weight: the feedback of a pass depends on W.
         targeted: the rule needs ``falign.targets``.
     """
@@ -34,6 +35,7 @@ class Rule:
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
+    advances: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
 
