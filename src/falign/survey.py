@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of
+from falign.watch import Watch
 
 #: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
 _NORMALISATIONS = (
@@ -23,15 +23,6 @@ _REFUSED: dict[type[nn.Module], str] = {
     nn.RNNCellBase: "write its two maps as nn.Linear",
     nn.Bilinear: "write it as nn.Linear on the outer product",
 }
-
-_PRODUCTS = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in (
-        "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "convolution", "_convolution",
-        "matmul", "addbmm", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
-    )
-    if hasattr(torch.ops.aten, name)
-)  # fmt: skip
 
 
 class Survey:
@@ -121,7 +112,7 @@ class Survey:
         modes = {module: module.training for module in self.model.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.model.buffers()}
         handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
-        watch = _Watch(self.model, [*self.layers.values(), *self._spared], self._explained)
+        watch = Watch(self.model, [*self.layers.values(), *self._spared], self._explained)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), watch:
@@ -170,63 +161,3 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, dict):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
-
-
-class _Watch(TorchDispatchMode):
-    """Finds products with a parameter outside the layer that owns it: they would be plain backpropagation."""
-
-    def __init__(self, model: nn.Module, allowed: list[nn.Module], explained: list[nn.Parameter]) -> None:
-        super().__init__()
-        self._depth = 0
-        self._owner: dict[int, str | None] = {
-            parameter.untyped_storage().data_ptr(): name
-            for name, parameter in model.named_parameters()
-            if not isinstance(parameter, UninitializedParameter)
-        }
-        for parameter in explained:
-            self._owner.pop(parameter.untyped_storage().data_ptr(), None)
-        self._found: dict[str, str] = {}
-        self._kept: list[Tensor] = []
-        self._handles = [
-            handle
-            for module in allowed
-            for handle in (
-                module.register_forward_pre_hook(self._enter),
-                module.register_forward_hook(self._leave, always_call=True),
-            )
-        ]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else entering the mode imports the compiler, for a second
-
-    def _enter(self, module: nn.Module, args: tuple) -> None:
-        self._depth += 1
-
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._depth -= 1
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def problems(self) -> list[str]:
-        return [
-            f"parameter {name!r} is multiplied by {operation} outside its layer: the error would return through it by "
-            "backpropagation; call the layer itself, or name the layer in skip="
-            for name, operation in self._found.items()
-        ]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self._depth:
-            return result
-        operands = [operand for operand in args if isinstance(operand, Tensor) and operand.layout is torch.strided]
-        owners = [self._owner.get(operand.untyped_storage().data_ptr()) for operand in operands]
-        if func.overloadpacket in _PRODUCTS:
-            for owner in filter(None, owners):
-                self._found.setdefault(owner, func.overloadpacket.__name__)
-        elif owners and isinstance(result, Tensor) and all(owners):
-            self._owner[result.untyped_storage().data_ptr()] = owners[0]  # a scaled or cast weight is still the weight
-            self._kept.append(result)  # or its memory could become an activation's
-        return result
