@@ -114,15 +114,8 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: the model is not converted.
     """
-    hung = converted(model)
-    before = [wiring.on for wiring in hung]
-    for wiring in hung:
-        wiring.on = False
-    try:
+    with _holding(model, "on", False):
         yield model
-    finally:
-        for wiring, on in zip(hung, before, strict=True):
-            wiring.on = on
 
 
 @contextmanager
@@ -138,15 +131,21 @@ def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"targets are a {type(target).__name__}, expected a tensor of class indices or of outputs")
-    hung = converted(model)
-    before = [wiring.target for wiring in hung]
-    for wiring in hung:
-        wiring.target = target
-    try:
+    with _holding(model, "target", target):
         yield model
+
+
+@contextmanager
+def _holding(model: nn.Module, attribute: str, value: object) -> Iterator[None]:
+    hung = converted(model)
+    before = [getattr(wiring, attribute) for wiring in hung]
+    for wiring in hung:
+        setattr(wiring, attribute, value)
+    try:
+        yield
     finally:
         for wiring, old in zip(hung, before, strict=True):
-            wiring.target = old
+            setattr(wiring, attribute, old)
 
 
 def feedback_state(model: nn.Module) -> dict[str, Tensor]:
