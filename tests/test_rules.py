@@ -177,7 +177,7 @@ def test_sign_rules_give_zero_where_the_weight_is_zero(rule):
 @pytest.mark.parametrize("rule", ["usf", "frsf", "brsf"])
 def test_large_layers_take_the_piecewise_path_to_the_same_matrix(rule):
     model = falign.convert(
-        nn.Sequential(nn.Linear(9, 700), nn.ReLU(), nn.Linear(700, 701), nn.ReLU(), nn.Linear(701, 3)), rule
+        nn.Sequential(nn.Linear(9, 900), nn.ReLU(), nn.Linear(900, 1201), nn.ReLU(), nn.Linear(1201, 3)), rule
     )
     x, y = torch.randn(5, 9), torch.randint(3, (5,))
     for _ in range(3):

@@ -68,7 +68,7 @@ def signed(weight: Tensor, magnitudes: list[Tensor], scratch: "Scratch | None") 
 
     Without scratch an ordinary expression; with it, written piece by piece while a piece is in the cache.
     """
-    if scratch is None or weight.numel() < _PIECE or not weight.is_contiguous():
+    if scratch is None or weight.numel() < _SMALL or not weight.is_contiguous():
         whole = magnitudes[0] if len(magnitudes) == 1 else torch.cat(magnitudes)
         return torch.sign(weight) * (whole.view(weight.shape) if whole.dim() == 1 else whole)
     result = scratch.like(weight)
@@ -84,4 +84,5 @@ def signed(weight: Tensor, magnitudes: list[Tensor], scratch: "Scratch | None") 
     return result
 
 
-_PIECE = 1 << 17
+_SMALL = 1 << 17
+_PIECE = 1 << 19
