@@ -95,6 +95,7 @@ def revert(model: nn.Module) -> nn.Module:
                 key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), (Feedback, Wiring))
             ]:
                 del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
         if isinstance(getattr(module, "feedback", None), Feedback):
             del module.feedback
         if module.__dict__.pop("_falign", None) is not None and hasattr(module, DDP_IGNORED):

@@ -61,7 +61,9 @@ def angle(one: Tensor, other: Tensor) -> float:
 def untouched(model: nn.Module) -> Iterator[None]:
     """A pass within leaves the model's buffers and the random generators as they were."""
     fixed = {
-        id(buffer) for part in feedbacks(model).values() if not part.wiring.rule.adapts for buffer in (part.matrix,)
+        id(part.sequence.values if part.B is None else part.B)
+        for part in feedbacks(model).values()
+        if not part.wiring.rule.adapts
     }
     kept = [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in fixed]
     devices = {buffer.device for buffer in (*model.parameters(), *model.buffers()) if buffer.device.type == "cuda"}

@@ -103,10 +103,10 @@ class Plan:
     def _family(self, feedback: FeedbackChoice) -> tuple[Family, dict[str, Tensor]]:
         if feedback is None:
             return Normal(), {}
-        if isinstance(feedback, Mapping):
-            return Normal(), self._tensors(feedback)
         if not self.rule.draws:
             self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
+        if isinstance(feedback, Mapping):
+            return Normal(), self._tensors(feedback)
         if isinstance(feedback, str):
             try:
                 feedback = family(feedback)
@@ -136,8 +136,6 @@ class Plan:
                 )
             elif not torch.isfinite(tensor).all():
                 self.problems.append(f"feedback of layer {name!r} holds numbers that are not finite")
-        if not self.rule.draws:
-            self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
         return dict(given)
 
     def _direct_shapes(self, survey: Survey, result: Any) -> None:

@@ -13,7 +13,7 @@ from falign.convert import backprop, revert, targets
 from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick
 from falign.survey import call
-from falign.wiring import Feedback, Wiring, converted
+from falign.wiring import Wiring, converted, feedbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +149,6 @@ def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
         _define_direct(twin, wiring, x, loss_fn)
 
 
-def _parts(twin: nn.Module) -> list[tuple[Layer, Any]]:
-    return [
-        (layer, layer.feedback) for layer in twin.modules() if isinstance(getattr(layer, "feedback", None), Feedback)
-    ]
-
-
 def _like(layer: Layer) -> Any:
     """A layer of the same kind and options, without weight, bias, hooks and parametrizations."""
     base = next(base for kind in KINDS.values() for base in kind.types if isinstance(layer, base))
@@ -165,7 +159,7 @@ def _like(layer: Layer) -> Any:
 
 
 def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
-    parts = _parts(twin)
+    parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in feedbacks(twin).items()]
     learned = converted(twin)[0].rule.learned
     revert(twin)
     keep: list[Tensor | None] = [None]
