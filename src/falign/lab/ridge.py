@@ -1,39 +1,13 @@
 """Ridge on the output layer's weights: how strong it is at a step, and what it does."""
 
 from collections.abc import Callable
-from math import exp
 
 import torch
 from torch import Tensor
 
+from falign.theory.two_layer.schedules import SCHEDULES
 
-def constant(strength: float, steps: float, t: int) -> float:
-    """``λ(t) = λ``."""
-    return strength
-
-
-def cutoff(strength: float, steps: float, t: int) -> float:
-    """``λ(t) = λ`` for t ≤ T, then 0."""
-    return strength if t <= steps else 0.0
-
-
-def inverse_square(strength: float, steps: float, t: int) -> float:
-    """``λ(t) = λ / (1 + t/T)²``."""
-    return strength / (1 + t / steps) ** 2
-
-
-def exponential(strength: float, steps: float, t: int) -> float:
-    """``λ(t) = λ exp(-t/T)``."""
-    return strength * exp(-t / steps)
-
-
-SCHEDULES: dict[str, Callable[[float, float, int], float]] = {
-    "constant": constant,
-    "cutoff": cutoff,
-    "inverse-square": inverse_square,
-    "exponential": exponential,
-}
-"""name -> (λ, T, t) -> λ(t), t the steps done before this one: the first step has t = 0."""
+__all__ = ["SCHEDULES", "Ridge"]
 
 
 class Ridge:

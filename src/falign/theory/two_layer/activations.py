@@ -1,0 +1,152 @@
+"""The hidden layer's activations ψ, their derivatives, and the facts about them that theorems ask for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import e, inf, isfinite, pi, sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """An activation ψ, elementwise.
+
+    Attributes:
+        name: What the tables and the command line call it.
+        value: u -> ψ(u).
+        slope: (u, ψ(u)) -> ψ'(u): from the value where that is cheaper, as 1 - ψ² for tanh.
+        smooth: Whether ψ is twice continuously differentiable.
+        bounds: sup|ψ|, sup|ψ'|, sup|ψ''|; ``inf`` where there is none. For relu the third is meant away from 0.
+        into: (u, out): writes ψ(u) to ``out``, in as few passes over memory as there are; None leaves it to ``value``.
+        carry: (b, u, ψ(u), out): writes ``ψ'(u) ⊙ b`` to ``out`` likewise, b broadcast; None leaves it to ``slope``.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
+    smooth: bool
+    bounds: tuple[float, float, float]
+    into: Callable[[Tensor, Tensor], object] | None = None
+    carry: Callable[[Tensor, Tensor, Tensor, Tensor], object] | None = None
+
+    def write(self, u: Float[Tensor, "..."], out: Float[Tensor, "..."]) -> None:
+        """Write ``ψ(u)`` to ``out``."""
+        if self.into is None:
+            out.copy_(self.value(u))
+        else:
+            self.into(u, out)
+
+    def write_carried(
+        self, b: Float[Tensor, "..."], u: Float[Tensor, "..."], value: Float[Tensor, "..."], out: Float[Tensor, "..."]
+    ) -> None:
+        """Write ``ψ'(u) ⊙ b`` to ``out``, ``value`` being ψ(u)."""
+        if self.carry is None:
+            torch.mul(self.slope(u, value), b, out=out)
+        else:
+            self.carry(b, u, value, out)
+
+    def derivative(self, u: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """``ψ'(u)``; relu has 0 at 0."""
+        return self.slope(u, self.value(u))
+
+    def both(self, u: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """``ψ(u)`` and ``ψ'(u)`` from one evaluation."""
+        value = self.value(u)
+        return value, self.slope(u, value)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether ψ, ψ' and ψ'' are all bounded, as theorem 3.2 wants beside smoothness."""
+        return all(isfinite(bound) for bound in self.bounds)
+
+
+_ATEN = torch.ops.aten
+
+
+def _same(u: Tensor) -> Tensor:
+    return u
+
+
+def _copy(u: Tensor, out: Tensor) -> None:
+    if u is not out:
+        out.copy_(u)
+
+
+def _tanh(u: Tensor, out: Tensor) -> None:
+    if u.dtype == torch.float32 and u.device.type == "cpu":
+        torch.mul(u, 2, out=out).sigmoid_()
+        torch.add(out.new_full((), -1.0), out, alpha=2, out=out)
+    else:
+        torch.tanh(u, out=out)
+
+
+def _erf_carry(b: Tensor, u: Tensor, value: Tensor, out: Tensor) -> None:
+    torch.mul(u, u, out=out).neg_().exp_().mul_(b * (2 / sqrt(pi)))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation(
+            name="identity",
+            value=_same,
+            slope=lambda u, value: torch.ones_like(u),
+            smooth=True,
+            bounds=(inf, 1.0, 0.0),
+            into=_copy,
+            carry=lambda b, u, value, out: out.copy_(b.expand_as(out)),
+        ),
+        Activation(
+            name="relu",
+            value=torch.relu,
+            slope=lambda u, value: (u > 0).to(u.dtype),
+            smooth=False,
+            bounds=(inf, 1.0, 0.0),
+            into=lambda u, out: torch.clamp_min(u, 0, out=out),
+            carry=lambda b, u, value, out: _ATEN.leaky_relu_backward.grad_input(
+                b.expand_as(u), u, 0.0, False, grad_input=out
+            ),
+        ),
+        Activation(
+            name="tanh",
+            value=torch.tanh,
+            slope=lambda u, value: 1 - value * value,
+            smooth=True,
+            bounds=(1.0, 1.0, 4 / sqrt(27)),
+            into=_tanh,
+            carry=lambda b, u, value, out: _ATEN.tanh_backward.grad_input(b.expand_as(u), value, grad_input=out),
+        ),
+        Activation(
+            name="sigmoid",
+            value=torch.sigmoid,
+            slope=lambda u, value: value * (1 - value),
+            smooth=True,
+            bounds=(1.0, 1 / 4, 1 / sqrt(108)),
+            into=lambda u, out: torch.sigmoid(u, out=out),
+            carry=lambda b, u, value, out: _ATEN.sigmoid_backward.grad_input(b.expand_as(u), value, grad_input=out),
+        ),
+        Activation(
+            name="erf",
+            value=torch.erf,
+            slope=lambda u, value: torch.exp(-u * u) * (2 / sqrt(pi)),
+            smooth=True,
+            bounds=(1.0, 2 / sqrt(pi), sqrt(8 / (pi * e))),
+            into=lambda u, out: torch.erf(u, out=out),
+            carry=_erf_carry,
+        ),
+    )
+}
+"""name -> activation."""
+
+
+def activation(name: str) -> Activation:
+    """The activation of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

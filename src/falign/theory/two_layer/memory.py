@@ -1,0 +1,63 @@
+"""How much memory a block of runs takes, before it is started."""
+
+import torch
+
+from falign.theory.two_layer.dual import piece_size
+
+
+def bytes_needed(
+    engine: str,
+    *,
+    n: int,
+    d: int,
+    p: int,
+    seeds: int = 1,
+    penalties: int = 1,
+    outputs: int = 1,
+    test: int = 0,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> int:
+    """Bytes of a block's data, start, state and, at most, of the arrays that live during one step.
+
+    Counted are the tensors of the engine and of the start it was given (for ``dual`` the reduced one, of
+    ``draw_reduced``; a whole start adds its W, seeds · p · d), and an upper bound on a step's temporaries. Not counted:
+    the interpreter, what a library's matrix product takes for itself, and the start's drawing. Dropout takes three
+    more arrays of hidden activities; measuring a literal block takes three arrays of one seed's W, and pieces of 2²⁴
+    hidden activities in place of a step's.
+
+    Args:
+        engine: ``literal``, ``dual`` or ``width-free``.
+        n: Training points.
+        d: Input dimension.
+        p: Hidden neurons; no matter for ``width-free``.
+        seeds: Runs of different draws.
+        penalties: Runs of each draw.
+        outputs: k, for ``literal``.
+        test: Points that are measured and not trained on.
+        batch: Points of a step, for ``literal``; None for all.
+        dtype: Of the run.
+
+    Raises:
+        ValueError: there is no such engine.
+    """
+    runs = seeds * penalties
+    data = seeds * (n + test) * (d + (outputs if engine == "literal" else 1))
+    if engine == "literal":
+        points = n if batch is None else batch
+        weights = seeds * p * (d + 2 * outputs) + runs * p * (d + outputs)
+        step = 4 * runs * p * points + 2 * runs * p * outputs + seeds * points * (d + outputs)
+        numbers = data + weights + step + 4 * runs * points * outputs
+    elif engine == "dual":
+        most, neurons = piece_size(n, p)
+        start = seeds * p * (n + test + 2)
+        state = runs * (2 * n * p + 2 * p + n * n + 2 * n)
+        numbers = data + start + state + n * neurons * min(runs, most) + runs * (n * n + 5 * n)
+    elif engine == "width-free":
+        r = min(n, d)
+        gram = seeds * (n * r + r * r + 4 * r + n + 4) + seeds * test * (2 * r + 3)
+        state = seeds * ((r + 1) * (r + 2) + r) + runs * (4 * r + 3)
+        numbers = gram + state + 2 * runs * r
+    else:
+        raise ValueError(f"unknown engine {engine!r}: choose one of literal, dual, width-free")
+    return numbers * dtype.itemsize

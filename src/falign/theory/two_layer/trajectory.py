@@ -1,0 +1,96 @@
+"""Advance an engine and record what it measures at chosen steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A block of runs [seeds penalties] that advance together."""
+
+    @property
+    def t(self) -> int:
+        """Steps done."""
+        ...
+
+    def advance(self, steps: int) -> None:
+        """Make that many steps."""
+        ...
+
+    def error(self) -> Tensor:
+        """``e = y - f`` at the current weights, [seeds penalties n]."""
+        ...
+
+    def measure(self) -> dict[str, Tensor]:
+        """Numbers of each run at the current weights, [seeds penalties]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """What a block of runs measured on its way.
+
+    Attributes:
+        steps: Steps done at each recording.
+        values: name -> numbers; nan from a run's first recording that was not finite onwards.
+        diverged: The step of that recording, -1 where there was none.
+    """
+
+    steps: Int[Tensor, " times"]
+    values: Mapping[str, Float[Tensor, "seeds penalties times"]]
+    diverged: Int[Tensor, "seeds penalties"]
+
+
+def simulate(engine: Engine, at: Sequence[int]) -> Trajectory:
+    """Advance the engine to each step of ``at`` and measure there.
+
+    A run that overflows stays in its block, where it disturbs no other, and is told from the others by
+    ``diverged``: no number of it is handed out from then on.
+
+    Args:
+        engine: Any of the engines, wherever it stands.
+        at: Steps to record at, increasing, none before ``engine.t``.
+
+    Raises:
+        ValueError: the steps do not increase or lie behind the engine.
+    """
+    if not at or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False)):
+        raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
+    columns: dict[str, list[Tensor]] = {}
+    failed: Tensor | None = None
+    diverged = torch.empty(0)
+    for step in at:
+        engine.advance(step - engine.t)
+        measured = {name: value.detach().cpu() for name, value in engine.measure().items()}
+        whole = torch.stack([value.isfinite() for value in measured.values()]).all(0)
+        if failed is None:
+            failed = torch.zeros_like(whole)
+            diverged = torch.full(whole.shape, -1)
+        diverged = torch.where(~whole & ~failed, step, diverged)
+        failed = failed | ~whole
+        for name, value in measured.items():
+            columns.setdefault(name, []).append(value.masked_fill(failed, torch.nan))
+    return Trajectory(
+        steps=torch.tensor(list(at)),
+        values={name: torch.stack(column, -1) for name, column in columns.items()},
+        diverged=diverged,
+    )
+
+
+def spaced(steps: int, points: int) -> list[int]:
+    """At most ``points`` recording steps from 0 to ``steps``, dense early: 0 and about equal ratios above.
+
+    Raises:
+        ValueError: steps is negative or there are fewer than 2 points.
+    """
+    if steps < 0 or points < 2:
+        raise ValueError(f"recording wants at least 0 steps and 2 points, got {steps} and {points}")
+    if steps + 1 <= points:
+        return list(range(steps + 1))
+    ratio = torch.linspace(0, 1, points - 1, dtype=torch.float64)
+    return sorted({0, *(round(float(step)) for step in steps**ratio)})
