@@ -4,10 +4,11 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint bench clean
 
 demo: .venv/installed
-	$(BIN)/python -m falign.lab.demo
+	$(BIN)/python -m falign.lab.demo runs/demo
+	$(BIN)/falign reproduce --preset quick --workers 2 --out results
 
 test: .venv/installed
-	FALIGN_TYPECHECK=1 $(BIN)/python -m pytest -n 2 -m "not slow and not compiled"
+	FALIGN_TYPECHECK=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not compiled"
 	$(BIN)/python -m pytest -m "compiled and not slow"
 
 test-slow: .venv/installed
@@ -21,6 +22,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/two_layer.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -36,7 +36,7 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
 
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "no command": (["tarin"], ["tarin", "train", "compare"]),
+    "no command": (["tarin"], ["tarin", "train", "compare", "reproduce"]),
     "no data set": (["train", "--model", "lenet"], ["dataset", "requires an argument"]),
     "no model": (["train", "digits"], ["--model", "requires an argument"]),
     "data set": (["train", "digit", "--model", "lenet"], ["'digit'", "digits", "a path"]),
@@ -104,6 +104,24 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["train", "mnist", "--model", "lenet", "--data", "nothing"],
         ["the data folder nothing is not a folder"],
     ),
+    "reproduce a name": (["reproduce", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
+    "status of a name": (["status", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
+    "report of a name": (["report", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
+    "preset": (["reproduce", "--preset", "large"], ["large", "smoke", "quick", "paper"]),
+    "workers": (["reproduce", "--workers", "0"], ["--workers is 0, expected at least 1"]),
+    "workers' word": (["reproduce", "--workers", "many"], ["--workers", "many"]),
+    "memory": (["reproduce", "--memory", "-1"], ["--memory is -1, expected a positive number of GiB"]),
+    "infinite memory": (["reproduce", "--memory", "inf"], ["--memory is inf, expected a positive number of GiB"]),
+    "reproduce's device": (["reproduce", "--device", "gpu"], ["--device is 'gpu', expected cpu, cuda or cuda:N"]),
+    "reproduce's data": (["reproduce", "--data", "nothing"], ["the data folder nothing is not a folder"]),
+    "cores without Ray": (["reproduce", "--cpus-per-run", "2"], ["--cpus-per-run is 2, but it is for --ray", "leave"]),
+    "GPUs without Ray": (["reproduce", "--gpus-per-run", "1"], ["--gpus-per-run is 1, but it is for --ray"]),
+    "workers with Ray": (
+        ["reproduce", "--ray", "local", "--workers", "2"],
+        ["--workers is 2", "--ray", "leave it out"],
+    ),
+    "status of nothing": (["status"], ["there are no results in results", "--out"]),
+    "report of nothing": (["report"], ["there are no results in results", "--out"]),
     "compare nothing": (["compare"], ["no run folders given"]),
     "compare no run": (["compare", "nothing"], ["nothing is not a run folder"]),
     "compare to no picture": (["compare", "nothing", "--out", "a.pdf"], ["--out is a.pdf", ".png"]),
@@ -121,7 +139,8 @@ def test_every_wrong_argument_gets_one_sentence(case: str, capsys: pytest.Captur
     assert said.startswith("falign: ")
     listed = 2 if "cannot be converted" in said else 1
     assert len(said.strip().splitlines()) == listed
-    assert not Path("runs").exists(), "nothing is written before the arguments are known to be right"
+    assert not Path("runs").exists()
+    assert not Path("results").exists(), "nothing is written before the arguments are known to be right"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -172,6 +191,7 @@ def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(said.strip().splitlines()) == 1
 
 
+COMMANDS = ("train", "compare", "list", "reproduce", "status", "report")
 OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
 
 
@@ -211,6 +231,32 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         assert default in words
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("list", set()),
+        (
+            "reproduce",
+            {
+                *("NAME", "--preset", "--out", "--data", "--workers", "--memory", "--device"),
+                *("--ray", "--cpus-per-run", "--gpus-per-run"),
+            },
+        ),
+        ("status", {"NAME", "--preset", "--out"}),
+        ("report", {"NAME", "--preset", "--out"}),
+    ],
+)
+def test_the_help_of_the_laboratory_is_frozen(
+    command: str, options: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said, _ = run([command, "--help"], capsys)
+    assert code == 0
+    assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|--)[A-Z a-z-]*)", said, re.M)} == options
+    words = " ".join(said.replace("│", " ").split())
+    for default in ("[choices: smoke, quick, paper] [default: quick]", "[default: results]") if options else ():
+        assert default in words
+
+
 def test_every_option_of_a_rule_is_an_option_of_the_command() -> None:
     known = {part.name for part in fields(TrainConfig)}
     for name, rule in falign.ALL_RULES.items():
@@ -220,7 +266,7 @@ def test_every_option_of_a_rule_is_an_option_of_the_command() -> None:
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run(["--help"], capsys)
     assert code == 0
-    assert all(word in said for word in ("train", "compare", "--version", "--help"))
+    assert all(word in said for word in (*COMMANDS, "--version", "--help"))
     assert run([], capsys)[1] == said
     assert run(["--version"], capsys)[:2] == (0, f"{falign.__version__}\n")
     assert all(word in run(["compare", "--help"], capsys)[1] for word in ("RUNS", "--out", "comparison.png"))
@@ -231,7 +277,8 @@ def test_the_command_itself_does_not_import_torch() -> None:
     code = (
         "import sys, types; package = types.ModuleType('falign'); package.__path__ = [sys.argv.pop()];"
         "package.__version__ = '1'; sys.modules['falign'] = package; from falign.cli import main;"
-        "main(['train', '--help']); assert 'torch' not in sys.modules and 'polars' not in sys.modules"
+        "main(['train', '--help']); main(['reproduce', '--help']);"
+        "assert 'torch' not in sys.modules and 'polars' not in sys.modules"
     )
     folder = str(Path(falign.__file__).parent)
     subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, timeout=60)

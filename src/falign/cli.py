@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
@@ -13,6 +13,9 @@ from falign.lab.config import ConfigError, TrainConfig, option
 # What needs torch is imported in the commands, so that help comes at once.
 
 _FILES = Group("Files", sort_key=6)
+_WHERE = Group("Where it is computed", sort_key=7)
+_RESULTS = Path("results")
+_Preset = Literal["smoke", "quick", "paper"]
 _FREE = ("epochs",)
 """Options that may differ when a run goes on."""
 
@@ -115,6 +118,123 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
     return 0
 
 
+@app.command(name="list")
+def list_papers() -> int:
+    """List the papers and their experiments: number of runs at each preset, claims and figures."""
+    from rich.console import Console
+
+    from falign.lab.experiment.summary import show_papers
+    from falign.papers import PAPERS
+
+    show_papers(PAPERS, Console())
+    return 0
+
+
+@app.command
+def reproduce(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Preset = "quick",
+    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
+    data: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")] = None,
+    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    memory: Annotated[
+        float | None, Parameter(group=_WHERE, show_default=lambda _: "half of the machine's, shared among the workers")
+    ] = None,
+    device: Annotated[str, Parameter(group=_WHERE)] = "cpu",
+    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
+    cpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    gpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "0")] = None,
+) -> int:
+    """Compute the runs of papers that are missing, judge what the papers claim, and write a page of it.
+
+    falign reproduce song2021 --preset quick --workers 2
+
+    Called again, it does only what is missing; several may work on one folder at once.
+
+    Args:
+        names: Papers or experiments; none is all papers.
+        preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
+        out: Folder of the results.
+        data: Folder that holds the data sets; what is not there is downloaded.
+        workers: Processes that compute; 1 is this one alone.
+        memory: GiB that a block of runs may need.
+        device: cpu, cuda or cuda:INDEX.
+        ray: Compute on the Ray cluster at this address; local starts one here.
+        cpus_per_run: Cores that Ray gives to a block of runs.
+        gpus_per_run: GPUs, or a part of one, that Ray gives to a block of runs.
+    """
+    from rich.console import Console
+
+    from falign.lab.experiment import options
+    from falign.lab.experiment.reproduce import reproduce as bring_all
+    from falign.lab.experiment.selection import select
+    from falign.papers import PAPERS
+
+    selection = select(names, PAPERS)
+    executor = options.executor(
+        workers=workers, device=device, data=data, ray=ray, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run
+    )
+    limit = options.memory(memory, workers=workers, device=device)
+    return bring_all(selection, preset, out=out, executor=executor, memory=limit, console=Console())
+
+
+@app.command
+def status(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Preset = "quick",
+    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
+) -> int:
+    """Show how the runs of papers stand, and what their claims come to so far.
+
+    falign status song2021 --preset quick
+
+    Args:
+        names: Papers or experiments; none is all papers.
+        preset: Which runs.
+        out: Folder of the results.
+    """
+    from rich.console import Console
+
+    from falign.lab.experiment.reproduce import read
+    from falign.lab.experiment.selection import select
+    from falign.lab.experiment.store import Store
+    from falign.lab.experiment.summary import show
+    from falign.papers import PAPERS
+
+    selection, store = select(names, PAPERS), Store(folder=out)
+    store.open(create=False)
+    show(store, selection, read(store, selection, preset), Console())
+    return 0
+
+
+@app.command
+def report(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Preset = "quick",
+    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
+) -> int:
+    """Write the page of papers again from the runs that are there; nothing is computed.
+
+    falign report song2021 --preset quick
+
+    Args:
+        names: Papers, or experiments whose papers are meant; none is all papers.
+        preset: Which runs.
+        out: Folder of the results, where the page is written.
+    """
+    from falign.lab.experiment.reproduce import read
+    from falign.lab.experiment.selection import select
+    from falign.lab.experiment.store import Store
+    from falign.lab.report import write_report
+    from falign.papers import PAPERS
+
+    selection, store = select(names, PAPERS), Store(folder=out)
+    store.open(create=False)
+    page, numbers = write_report(out, read(store, selection, preset))
+    print(f"the page is {page}, the same as JSON {numbers}")
+    return 0
+
+
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -145,11 +265,11 @@ def _sentence(error: CycloptsError) -> str:
 def _code(error: Exception) -> int | None:
     """The exit code of an error whose message is meant for the user; None for others."""
     from falign.lab.data import DataError
-    from falign.lab.writing import RunError, WriteError
+    from falign.lab.writing import RunError
 
-    if isinstance(error, WriteError):
-        return 1
-    return 2 if isinstance(error, (ConfigError, DataError, RunError)) else None
+    if isinstance(error, RunError):
+        return error.code
+    return 2 if isinstance(error, (ConfigError, DataError)) else None
 
 
 def _failed(message: str, code: int) -> int:

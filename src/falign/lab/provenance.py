@@ -5,7 +5,9 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,41 @@ def provenance(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def place(device: str) -> dict[str, Any]:
+    """Where a block of an experiment is computed: versions, the commit of falign itself, machine, device, threads.
+
+    What costs time, such as asking git, is done once a process.
+
+    Args:
+        device: The device that is computed on.
+
+    Returns:
+        Values that JSON can hold, the same for all blocks of a process.
+    """
+    return {**_place(device), "threads": torch.get_num_threads()}
+
+
+@cache
+def _place(device: str) -> dict[str, Any]:
+    return {
+        "falign": falign.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "polars")},
+        "git": _source(),
+        "platform": platform.platform(),
+        "device": _device_name(device),
+    }
+
+
+def _source() -> dict[str, Any] | None:
+    """The commit of falign's source and whether its files differ from it; None where git does not keep them."""
+    folder = str(Path(falign.__file__).parent)
+    if _git("-C", folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changes = _git("-C", folder, "rev-parse", "HEAD"), _git("-C", folder, "status", "--porcelain", "--", ".")
+    return None if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
 def _version(package: str) -> str | None:

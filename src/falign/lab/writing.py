@@ -3,14 +3,20 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked: which file, why, what to do."""
 
+    code: ClassVar[int] = 2
+    """Exit code of a command that ends with it: an argument is wrong."""
+
 
 class WriteError(RunError):
     """A file that could not be written while a run went on; what was there before is still there."""
+
+    code = 1
 
 
 def write(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """The papers that established the field, each as experiments that are run and claims that are judged."""
 
 from falign.lab.experiment import Paper
+from falign.papers.song2021 import SONG2021
 
-PAPERS: dict[str, Paper] = {}
+PAPERS: dict[str, Paper] = {paper.name: paper for paper in (SONG2021,)}
 """Name on the command line -> paper."""

@@ -5,7 +5,8 @@ from typing import Literal
 
 import polars as pl
 
-from falign.lab.experiment.specification import Claim, Experiment, Missing, Paper, Reading
+from falign.lab.experiment.reading import Claim, Missing, Reading
+from falign.lab.experiment.specification import Experiment, Paper
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,7 +18,7 @@ class Results:
         preset: The preset.
         table: Records of the runs that were done: columns of the point, ``seed``, columns of the records.
         runs: One row a run of the preset: ``key``, columns of the point, ``seed``, ``status`` ("done", "diverged",
-            "failed" or "missing"), ``message`` (null if done), ``seconds`` (null if missing).
+            "failed", "no data" or "missing"), ``message`` (null if done), ``seconds`` (null if missing).
         provenance: The distinct settings that the runs were computed in: versions, commit, device, threads.
     """
 
@@ -74,4 +75,7 @@ def judge(claim: Claim, table: pl.DataFrame) -> Verdict:
         reading = claim.read(table)
     except Missing as missing:
         return Verdict(claim=claim, verdict="not run", message=str(missing))
+    except Exception as error:  # a fault of one claim, which must not take the others' verdicts with it
+        message = f"the claim cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return Verdict(claim=claim, verdict="not run", message=message)
     return Verdict(claim=claim, verdict="holds" if reading.holds else "fails", reading=reading)

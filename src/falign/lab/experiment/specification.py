@@ -1,4 +1,4 @@
-"""What an experiment is: frozen values that say what to run, and how figures and claims are read off the runs."""
+"""What an experiment is: frozen values that say what to run, and what is read off the runs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import product
-from math import inf
 from pathlib import Path
 
-import polars as pl
-from matplotlib.figure import Figure
+from falign.lab.experiment.reading import Choice, Claim, Picture
 
 Scalar = str | int | float | bool
 Point = Mapping[str, Scalar]
@@ -18,10 +16,6 @@ Point = Mapping[str, Scalar]
 
 PRESETS = ("smoke", "quick", "paper")
 """Sizes and repetitions: seconds, minutes on two cores, the paper's own. The mathematics is the same."""
-
-
-class Missing(LookupError):  # noqa: N818  # it is an answer, not a fault
-    """A claim cannot be read: which runs the table lacks."""
 
 
 @dataclass(frozen=True)
@@ -81,96 +75,6 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A figure as a function of the table.
-
-    Args:
-        name: A short name of letters, digits and hyphens.
-        caption: What is seen, in a sentence or two; where the paper has such a figure, its number.
-        data: Table of the runs that were done -> what is drawn, which the report also offers as CSV.
-        draw: What is drawn -> the figure.
-    """
-
-    name: str
-    caption: str
-    data: Callable[[pl.DataFrame], pl.DataFrame]
-    draw: Callable[[pl.DataFrame], Figure]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """A number beside the interval in which it should lie.
-
-    Args:
-        label: What the number is, such as "p = 1000".
-        measured: The number.
-        low: The interval's lower end.
-        high: Its upper end.
-    """
-
-    label: str
-    measured: float
-    low: float = -inf
-    high: float = inf
-
-    @property
-    def holds(self) -> bool:
-        """Whether the number lies in the interval, ends included; NaN does not."""
-        return self.low <= self.measured <= self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What was measured for a claim, which holds if all its checks do.
-
-    Args:
-        checks: At least one.
-        note: What else a reader should know, such as how many runs were read.
-    """
-
-    checks: tuple[Check, ...]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.checks:
-            raise ValueError("a reading without a check judges nothing: raise Missing if the table lacks the runs")
-
-    @property
-    def holds(self) -> bool:
-        """Whether every check holds."""
-        return all(check.holds for check in self.checks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a paper states, beside how it is measured.
-
-    Args:
-        name: A short name of letters, digits and hyphens.
-        statement: What the paper states.
-        place: Where it states it; or where else the statement comes from.
-        how: How the number is read off the table.
-        because: Why the interval is what it is: standard errors, a known scaling, a value of the paper.
-        read: Table of the runs that were done -> what was measured; raises Missing if runs are lacking.
-    """
-
-    name: str
-    statement: str
-    place: str
-    how: str
-    because: str
-    read: Callable[[pl.DataFrame], Reading]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An ambiguity of a paper, the reading that was taken, and what depends on it."""
-
-    question: str
-    taken: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A grid of runs, what computes them, and what is read off them.
 
@@ -182,7 +86,7 @@ class Experiment:
         grid: {preset: points}.
         seeds: {preset: number of seeds a point}.
         run: Computes a block of runs at once and gives their outcomes in the same order; a function of a module,
-            so that other processes can import it.
+            so that other processes can import it. A ``DataError`` says that a data set is not here.
         together: Axes along which the runs of a block may differ, beside the seed; what differs along another
             axis comes into another block.
         at_most: Largest number of runs in a block.

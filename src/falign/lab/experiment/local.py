@@ -1,0 +1,197 @@
+"""Executors of this machine: this process, or worker processes."""
+
+import os
+import signal
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import current_process, get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pickle import PicklingError
+from types import TracebackType
+
+from falign.lab.experiment.execution import Answer, Block, Finished, compute
+from falign.lab.experiment.specification import Setting
+from falign.lab.experiment.worker import work
+from falign.lab.writing import RunError
+
+_NAME = "falign worker"
+_GRACE = 5.0
+"""Seconds that a worker may take to end, so that its own exit code is seen."""
+
+
+class InThisProcess:
+    """Computes one block after the other, here.
+
+    Args:
+        setting: Device and data.
+    """
+
+    slots = 1
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._blocks: deque[Block] = deque()
+
+    def submit(self, block: Block) -> None:
+        """Take a block."""
+        self._blocks.append(block)
+
+    def wait(self, timeout: float | None = None) -> list[Finished]:
+        """Compute the next block, however long it takes; none if there is none."""
+        if not self._blocks:
+            return []
+        block = self._blocks.popleft()
+        return [Finished(block=block, answer=compute(block.experiment.run, block.tasks, self._setting))]
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left to end."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Worker:
+    """A worker process and the pipe to it."""
+
+    process: SpawnProcess
+    pipe: Connection
+
+
+class Workers:
+    """Computes blocks in worker processes, which are started as they are needed.
+
+    Each worker has a pipe of its own, so that when one dies it is known which block it had, and the other
+    workers and their blocks are not touched. (``ProcessPoolExecutor`` gives up all blocks when one worker dies,
+    and leaves its workers behind when its own process is killed.)
+
+    Args:
+        count: Number of workers; the cores of this machine are shared among them.
+        setting: Device and data.
+    """
+
+    def __init__(self, count: int, setting: Setting) -> None:
+        if current_process().name == _NAME:
+            raise RuntimeError(
+                'a worker would start workers: put what your script does under if __name__ == "__main__"'
+            )
+        self.slots = count
+        self._setting = setting
+        self._idle: list[_Worker] = []
+        self._waiting: deque[Block] = deque()
+        self._busy: dict[_Worker, Block] = {}
+        self._started: set[_Worker] = set()
+        self._refused: list[Finished] = []
+
+    def submit(self, block: Block) -> None:
+        """Take a block; if all workers are busy it waits for one."""
+        self._waiting.append(block)
+        self._distribute()
+
+    def wait(self, timeout: float | None = None) -> list[Finished]:
+        """Wait until a worker has answered or died."""
+        if self._refused or not self._busy:
+            refused, self._refused = self._refused, []
+            return refused
+        ready = wait([worker.pipe for worker in self._busy], timeout)
+        collected = [self._collect(worker) for worker in list(self._busy) if worker.pipe in ready]
+        finished = [each for each in collected if each is not None]
+        self._distribute()
+        return finished
+
+    def _distribute(self) -> None:
+        while self._waiting and len(self._busy) < self.slots:
+            worker = self._idle.pop() if self._idle else self._start()
+            block = self._waiting.popleft()
+            try:
+                worker.pipe.send((block.experiment.run, block.tasks, self._setting))
+            except (PicklingError, AttributeError, TypeError) as error:
+                self._idle.append(worker)
+                answer = Answer(error=f"the runs cannot be sent to a worker: {type(error).__name__}: {error}")
+                self._refused.append(Finished(block=block, answer=answer))
+                continue
+            except BrokenPipeError:
+                pass  # it died while idle or starting: the next wait finds that its pipe has ended
+            self._busy[worker] = block
+
+    def _collect(self, worker: _Worker) -> Finished | None:
+        """The answer of a worker whose pipe is ready; None if all it says is that it has started.
+
+        If the pipe has ended, the worker has died. One that fails before it has started would do so with every
+        block, so that is an error of its own.
+        """
+        try:
+            answer: Answer | None = worker.pipe.recv()
+            if answer is None:
+                self._started.add(worker)
+                return None
+            block = self._busy.pop(worker)
+        except (EOFError, OSError):
+            block = self._busy.pop(worker)
+            worker.process.join(_GRACE)
+            worker.process.kill()  # nothing, unless it has closed its pipe and lives on
+            worker.process.join()
+            worker.pipe.close()
+            if worker not in self._started and (worker.process.exitcode or 0) > 0:
+                code = worker.process.exitcode
+                raise RunError(f"a worker process cannot start (exit code {code}): use --workers 1") from None
+            return Finished(block=block, answer=Answer(error=_death(worker.process.exitcode), lost=True))
+        self._idle.append(worker)
+        return Finished(block=block, answer=answer)
+
+    def _start(self) -> _Worker:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        threads = max(1, _cores() // self.slots)
+        process = context.Process(target=work, args=(theirs, threads), name=_NAME, daemon=True)
+        with _interrupts_held_back():
+            process.start()
+        theirs.close()
+        return _Worker(process=process, pipe=ours)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        workers = [*self._idle, *self._busy]
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.pipe.close()
+
+
+def local(workers: int, setting: Setting) -> InThisProcess | Workers:
+    """The executor of this machine for a number of workers; one needs no process of its own."""
+    return InThisProcess(setting) if workers == 1 else Workers(workers, setting)
+
+
+@contextmanager
+def _interrupts_held_back():
+    """Processes started in this context never see Ctrl-C: the one that started them ends them."""
+    resource_tracker.ensure_running()  # or the start would do so, and let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _death(code: int | None) -> str:
+    """How a worker died."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"its worker process was killed by {name}{hint}"
+    return f"its worker process ended with exit code {code}"

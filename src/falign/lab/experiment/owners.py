@@ -1,0 +1,109 @@
+"""Sharing a store: which process has taken which runs, and which of these processes still live."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from falign.lab.experiment.store import Store
+from falign.lab.writing import leftovers, write
+
+
+class Owner:
+    """A process that takes runs of a store; a context manager.
+
+    ``OUT/owners/<id>.lock`` is locked as long as the process lives: the system itself frees the lock of a killed
+    one, so no clock and no process number decides who is alive. ``OUT/owners/<id>.json`` lists the runs that the
+    process has taken. Both are read and changed only while :meth:`Store.alone` is held. Machines may share a store
+    on a network's file system if its locks (``flock``) reach from one machine to the other.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._name = f"{os.getpid()}-{uuid4().hex[:12]}"
+        self._lock = FileLock(self._file("lock"))
+        self._taken: set[str] = set()
+
+    def __enter__(self) -> "Owner":
+        self._file("lock").parent.mkdir(exist_ok=True)
+        with self._store.alone():
+            self._lock.acquire(timeout=0)
+            self._write()
+            if not _living(self._store, besides=self._name):
+                for folder in self._store.folder.iterdir():
+                    for path in leftovers(folder):  # of killed processes: nobody else is writing now
+                        path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._store.alone():
+            self._file("json").unlink(missing_ok=True)
+            self._lock.release()
+            self._file("lock").unlink(missing_ok=True)
+
+    def take(self, keys: Iterable[str]) -> set[str]:
+        """Take runs.
+
+        Args:
+            keys: Those that are wanted.
+
+        Returns:
+            Those that are now this owner's: the ones that no other living process has taken.
+        """
+        with self._store.alone():
+            granted = set(keys).difference(*_living(self._store, besides=self._name))
+            self._taken |= granted
+            self._write()
+        return granted
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give runs back, be they finished or not."""
+        with self._store.alone():
+            self._taken -= set(keys)
+            self._write()
+
+    def _write(self) -> None:
+        write(self._file("json"), json.dumps(sorted(self._taken)).encode())
+
+    def _file(self, kind: str) -> Path:
+        return self._store.folder / "owners" / f"{self._name}.{kind}"
+
+
+def taken(store: Store) -> set[str]:
+    """Keys of the runs that living processes have taken."""
+    with store.alone():
+        return set().union(*_living(store, besides=None))
+
+
+def _living(store: Store, besides: str | None) -> list[set[str]]:
+    """The keys that each living owner has taken; what is left of dead ones is deleted."""
+    claims: list[set[str]] = []
+    for path in (store.folder / "owners").glob("*.lock"):
+        if path.stem == besides:
+            continue
+        lock, listed = FileLock(path), path.with_suffix(".json")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            claims.append(_read(listed))
+            continue
+        listed.unlink(missing_ok=True)
+        lock.release()
+        path.unlink(missing_ok=True)
+    return claims
+
+
+def _read(path: Path) -> set[str]:
+    with suppress(FileNotFoundError):  # it lives, and has not yet said what it takes
+        return set(json.loads(path.read_text()))
+    return set()

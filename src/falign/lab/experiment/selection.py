@@ -1,0 +1,48 @@
+"""Which papers and experiments the names on the command line mean."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from falign.lab.config import ConfigError
+from falign.lab.experiment.specification import Experiment, Paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Papers, and those of their experiments that were asked for.
+
+    Args:
+        papers: The papers, whole: a report shows all of a paper, whichever experiment was run last.
+        experiments: The experiments that were asked for, in the order of their papers.
+    """
+
+    papers: tuple[Paper, ...]
+    experiments: tuple[Experiment, ...]
+
+
+def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
+    """Find papers and experiments by their names.
+
+    Args:
+        names: Names of papers, or full names of experiments; none is all.
+        papers: {name: paper}.
+
+    Returns:
+        What they mean, each experiment once.
+
+    Raises:
+        ConfigError: A name is not known.
+    """
+    known = {experiment.name for paper in papers.values() for experiment in paper.experiments}
+    for name in names:
+        if name not in papers and name not in known:
+            listed = ", ".join([*papers, *sorted(known)]) or "none"
+            raise ConfigError(f"NAME is {name!r}, expected a paper or an experiment: {listed}")
+    chosen = tuple(
+        experiment
+        for paper in papers.values()
+        for experiment in paper.experiments
+        if not names or paper.name in names or experiment.name in names
+    )
+    concerned = tuple(paper for paper in papers.values() if any(each in chosen for each in paper.experiments))
+    return Selection(papers=concerned, experiments=chosen)

@@ -1,0 +1,70 @@
+"""From the entries and records of single runs to the tables that figures and claims read."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from falign.lab.experiment.entries import Entry
+from falign.lab.experiment.records import series
+from falign.lab.experiment.results import Results
+from falign.lab.experiment.specification import Experiment, Task
+
+INDEX = "__run__"
+"""The column of records that says which run each is of."""
+
+
+def results(
+    experiment: Experiment, preset: str, tasks: Sequence[Task], entries: Mapping[str, Entry], records: pl.DataFrame
+) -> Results:
+    """Put together what is there of an experiment.
+
+    Args:
+        experiment: The experiment.
+        preset: The preset.
+        tasks: All its runs.
+        entries: {key: entry} of those that are kept.
+        records: Records of those that are done, with ``INDEX``, the place of the run in ``tasks``; may be empty.
+
+    Returns:
+        The results, both tables in the order of the tasks.
+    """
+    points = pl.DataFrame([*_points(tasks), series("seed", [task.seed for task in tasks])])
+    found = [entries.get(task.key) for task in tasks]
+    runs = pl.DataFrame(
+        [
+            pl.Series("key", [task.key for task in tasks], dtype=pl.String),
+            *points.get_columns(),
+            pl.Series("status", [entry.status if entry else "missing" for entry in found], dtype=pl.String),
+            pl.Series("message", [entry.message if entry else None for entry in found], dtype=pl.String),
+            pl.Series("seconds", [entry.seconds if entry else None for entry in found], dtype=pl.Float64),
+        ]
+    )
+    if records.is_empty():
+        joined = points.clear()
+    else:
+        ordered = records.sort(INDEX, maintain_order=True)
+        joined = pl.concat([points[ordered[INDEX]], ordered.drop(INDEX)], how="horizontal")
+    return Results(
+        experiment=experiment,
+        preset=preset,
+        table=joined,
+        runs=runs,
+        provenance=_origins(entry for entry in found if entry),
+    )
+
+
+def _points(tasks: Sequence[Task]) -> list[pl.Series]:
+    """One column an axis; null where a point lacks the axis."""
+    axes = dict.fromkeys(axis for task in tasks for axis in task.point)
+    return [series(axis, [task.point.get(axis) for task in tasks]) for axis in axes]
+
+
+def _origins(entries) -> tuple[dict, ...]:
+    """The distinct provenances, leaving out when each run was started."""
+    found = {}
+    for entry in entries:
+        origin = {name: value for name, value in entry.provenance.items() if name != "started"}
+        if origin:
+            found.setdefault(json.dumps(origin, sort_keys=True), origin)
+    return tuple(found.values())

@@ -1,0 +1,37 @@
+"""The report: every figure and every claim beside what was measured, as one page and as the same numbers in JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from falign.lab.experiment.results import PaperResults
+from falign.lab.report.content import compose
+from falign.lab.report.document import document
+from falign.lab.report.page import page
+from falign.lab.writing import write
+
+__all__ = ["write_report"]
+
+
+def write_report(out: Path, papers: Sequence[PaperResults]) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.json``, each whole or not at all.
+
+    A claim that cannot be read or a picture that cannot be drawn is shown as such, with the reason; neither keeps
+    the rest from being written.
+
+    Args:
+        out: The folder; made if it is not there.
+        papers: What is there of each paper, in the order in which they shall appear.
+
+    Returns:
+        The paths of the page and of the JSON file.
+
+    Raises:
+        WriteError: A file cannot be written; what was there before is still there.
+    """
+    report = compose(papers)
+    out.mkdir(parents=True, exist_ok=True)
+    html, numbers = out / "report.html", out / "report.json"
+    write(html, page(report).encode())
+    write(numbers, json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1).encode())
+    return html, numbers

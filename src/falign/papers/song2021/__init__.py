@@ -1,0 +1,71 @@
+"""Song, Xu and Lafferty 2021: convergence and alignment in two-layer networks, with and without a ridge."""
+
+from falign.lab.experiment import Choice, Paper
+from falign.papers.song2021.alignment import ALIGNMENT
+from falign.papers.song2021.convergence import CONVERGENCE
+from falign.papers.song2021.figure2 import FIGURE2
+from falign.papers.song2021.figure3 import FIGURE3
+from falign.papers.song2021.inputs import INPUTS
+from falign.papers.song2021.remarks import DROPOUT, OPEN
+from falign.papers.song2021.widths import TIME, WIDTHS
+
+SONG2021 = Paper(
+    name="song2021",
+    title="Convergence and Alignment of Gradient Descent with Random Backpropagation Weights",
+    authors="Ganlin Song, Ruitu Xu, John Lafferty",
+    venue="NeurIPS 2021",
+    address="https://arxiv.org/abs/2106.06044",
+    experiments=(FIGURE2, WIDTHS, TIME, OPEN, DROPOUT, FIGURE3, CONVERGENCE, ALIGNMENT, INPUTS),
+    choices=(
+        Choice(
+            "Sign: algorithm 1 subtracts η Σ e_i (…) although e = y - f, which ascends.",
+            "Descent. The printed sign leaves the finite numbers within some dozens of steps.",
+        ),
+        Choice(
+            "The ridge's update is printed with 1 - λ(t), the discussion has 1 - ηλ.",
+            "β ← (1 - ηλ(t)) β + …, the gradient step on ½λ(t)|β|². Only with it do λ = Lγ and S_λ ∝ 1/η make sense.",
+        ),
+        Choice(
+            "β(t) in the discussion carries η/√p before b.",
+            "(η/√p)²: the printed brackets are what is left of a square; with it the identity holds to rounding.",
+        ),
+        Choice(
+            "The values of λ in figure 2 stand in a legend that cannot be read.",
+            "Linear 0, 1, 3, 10, 30; ReLU 0, 1, 3, 10; tanh 0, 0.03, 0.1, 0.3: from no alignment to strong alignment.",
+        ),
+        Choice(
+            "The law of the synthetic inputs is not stated.",
+            "x ~ N(0, I_d), with which the stated rates converge in thousands of steps. Experiment song2021.open shows "
+            "N(0, I_d/d) beside it: the same rates then learn d times slower.",
+        ),
+        Choice(
+            "“Until the loss function converges”: no number of steps, no rule.",
+            "5000 steps for linear, 2000 for ReLU, 3000 for tanh networks. With constant λ > 0 there is no fixed point "
+            "and the cosine keeps rising, see song2021.open; numbers at λ > 0 are numbers at that step.",
+        ),
+        Choice(
+            "Whether the inputs, the teacher and the start are new in each of the 50 runs.",
+            "All are, the teacher having the student's width. The runs of one seed share them across λ, so that "
+            "differences between values of λ are paired.",
+        ),
+        Choice(
+            "Figure 3: scale of the initial weights, and whether the loss is a mean.",
+            "Equation 2.1 taken literally, all weights N(0, 1) and f = βᵀψ(Wx)/√p, cross-entropy averaged over the "
+            "batch; N(0, 1/d) for the first layer is shown beside it.",
+        ),
+        Choice(
+            "Figure 3: alignment of δ_BP and δ_FA of a k-dimensional output.",
+            "The mean over all training images of cos∠(β e_i, b e_i); the flattened cos∠(β, b) is in the data too.",
+        ),
+        Choice(
+            "The theorems name constants (C1, C2, c1, c2, c_S) without values.",
+            "Inequalities are tried as printed at the sizes of the grid; what the constants would have to be is "
+            "measured and kept in the table. Where a value is needed, c_S is the point's.",
+        ),
+        Choice(
+            "Images: the paper trains on MNIST.",
+            "At the preset “paper” MNIST, its 10,000-digit part and Fashion-MNIST, those that are there; the smaller "
+            "presets train on the 8 × 8 digits that scikit-learn ships.",
+        ),
+    ),
+)

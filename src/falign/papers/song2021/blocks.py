@@ -1,0 +1,55 @@
+"""From a block of runs to a simulator's batch, and back to the outcome of each run."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from falign.lab.experiment import Outcome, Task
+from falign.theory.two_layer import Penalty, Trajectory
+
+Row = tuple[int, int]
+"""Seed and width: what a row of a batch stands for; its columns are the ridges."""
+
+
+def row_of(task: Task) -> Row:
+    """The row of a run: its seed and its point's "p"."""
+    return task.seed, int(task.point["p"])
+
+
+def penalty_of(task: Task) -> Penalty:
+    """The ridge of a run: its point's "strength", constant in time."""
+    return Penalty(float(task.point["strength"]))
+
+
+def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
+    """Rows and columns of the batch that holds all runs of a block, each once."""
+    return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
+
+
+def outcomes(tasks: Sequence[Task], trajectory: Trajectory, columns: Sequence[str]) -> list[Outcome]:
+    """What each run of a block left.
+
+    Args:
+        tasks: The runs, in any order.
+        trajectory: Of their batch, rows and columns as ``batch`` gives them.
+        columns: What is kept of what was measured.
+
+    Returns:
+        One outcome a run, with a record at every recorded step until it diverged.
+    """
+    rows, penalties = batch(tasks)
+    steps = trajectory.steps.tolist()
+    found = []
+    for task in tasks:
+        at = rows.index(row_of(task)), penalties.index(penalty_of(task))
+        values = {name: trajectory.values[name][at] for name in columns}
+        found.append(_outcome(values, steps, int(trajectory.diverged[at])))
+    return found
+
+
+def _outcome(values: dict[str, Tensor], steps: list[int], diverged: int) -> Outcome:
+    kept = len(steps) if diverged < 0 else steps.index(diverged)
+    records = {"step": steps[:kept], **{name: column[:kept].tolist() for name, column in values.items()}}
+    if diverged < 0:
+        return Outcome(records=records)
+    return Outcome(records=records, diverged=f"a weight or the loss was not finite at step {diverged}: lower the rate")

@@ -1,0 +1,195 @@
+"""Theorems 3.2, 4.2 and 4.3: the error falls geometrically, and the weights stay near where they began."""
+
+from collections.abc import Sequence
+from math import log
+
+import polars as pl
+
+from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment.statistics import Estimate, mean, needed, slope, summary
+from falign.papers.song2021.checks import DELTA, outcome, shares
+from falign.papers.song2021.drawing_theory import distances
+from falign.theory.two_layer import Penalty, draw
+from falign.theory.two_layer.gram import sample
+from falign.theory.two_layer.theorems import TheoremCheck, theorem_3_2, theorem_4_2, theorem_4_3
+
+_ACTIVATIONS = ("tanh", "sigmoid")
+"""The activations that the paper names for which the theorem's conditions hold."""
+
+
+def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Try a theorem on each run by itself, with the run's own γ."""
+    return [outcome(_check(task)) for task in tasks]
+
+
+def _check(task: Task) -> TheoremCheck:
+    point = task.point
+    n, d, p, steps = (int(point[name]) for name in ("n", "d", "p", "steps"))
+    rate, strength = float(point["rate"]), float(point["strength"])
+    penalty = Penalty(strength, "exponential", 20.0) if strength else Penalty()
+    if point["activation"] == "identity":
+        gram = sample([task.seed], n=n, d=d, p=p, inputs="scaled")
+        return theorem_4_3(gram, d=d, rate=rate, steps=steps, penalties=[penalty], delta=DELTA, on_column_space=n > d)
+    activation = str(point["activation"])
+    start = draw([task.seed], n=n, d=d, p=p, activation=activation, inputs="scaled")
+    if strength:
+        return theorem_4_2(start, activation=activation, rate=rate, steps=steps, penalties=[penalty], delta=DELTA)
+    return theorem_3_2(start, activation=activation, rate=rate, steps=steps, delta=DELTA)
+
+
+def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Point, ...]:
+    """Widths at one sample size, sample sizes at one width, with and without a ridge, and linear networks."""
+    base, wide = sizes[len(sizes) // 2], widths[-1]
+    pairs = sorted({*((base, p) for p in widths), *((n, wide) for n in sizes)})
+    bounded = [
+        point
+        for n, p in pairs
+        for point in grid(activation=_ACTIVATIONS, strength=(0.0, 0.1), n=n, d=2 * n, p=p, rate=0.2, steps=steps)
+    ]
+    linear = [
+        point
+        for n, d in ((base, 10 * base), (10 * base, base))
+        for point in grid(
+            activation="identity", strength=(0.0, 0.1), n=n, d=d, p=1000 * wide, rate=0.1 * min(1.0, d / n), steps=steps
+        )
+    ]
+    return (*bounded, *linear)
+
+
+def _theorem(name: str) -> pl.Expr:
+    linear = pl.col("activation") == "identity"
+    return {
+        "3.2": ~linear & (pl.col("strength") == 0),
+        "4.2": ~linear & (pl.col("strength") > 0),
+        "4.3": linear,
+    }[name]
+
+
+def _held(table: pl.DataFrame, theorem: str) -> Reading:
+    return Reading(
+        checks=shares(
+            table.filter(_theorem(theorem)),
+            ["activation", "n", "d", "p", "strength"],
+            "{activation}, n = {n}, d = {d}, p = {p}, λ(0) = {strength:g}",
+        )
+    )
+
+
+def _distances(table: pl.DataFrame) -> pl.DataFrame:
+    """How far the weights went, of runs without a ridge: from the constants that they imply."""
+    plain = table.filter(_theorem("3.2"))
+    root = pl.col("p").sqrt()
+    return plain.with_columns(
+        beta_change=pl.col("c2") * pl.col("n") / (pl.col("lambda_min") * root),
+        weight_change=pl.col("c1") * pl.col("n") * pl.col("p").log().sqrt() / (pl.col("lambda_min") * root),
+    )
+
+
+def _along(table: pl.DataFrame, activation: str, value: str, axis: str) -> Estimate:
+    """Exponent of a distance along widths or sample sizes, the other one fixed where most points are."""
+    other = {"p": "n", "n": "p"}[axis]
+    own = table.filter(pl.col("activation") == activation)
+    fixed = own.group_by(other).agg(points=pl.col(axis).n_unique()).sort("points")[other][-1]
+    logs = [
+        (log(at), mean(rows[value].log(), of=f"{value} at {axis} = {at}"))
+        for (at,), rows in own.filter(pl.col(other) == fixed).sort(axis).group_by(axis, maintain_order=True)
+    ]
+    return slope([at for at, _ in logs], [each.value for _, each in logs], [each.error for _, each in logs])
+
+
+def _scaling(table: pl.DataFrame) -> Reading:
+    moved = _distances(table)
+    needed(moved, "activation", _ACTIVATIONS)
+    narrow, wide = min(moved["p"]), max(moved["p"])
+    logarithm = 0.5 * log(log(wide) / log(narrow)) / log(wide / narrow)
+    checks = []
+    for activation in _ACTIVATIONS:
+        for value, name in (("beta_change", "β_r"), ("weight_change", "w_r")):
+            in_p = _along(moved, activation, value, "p")
+            checks.append(
+                Check(
+                    label=f"{activation}, {name}: exponent of p",
+                    measured=in_p.value,
+                    high=-0.5 + logarithm + 3 * in_p.error,
+                )
+            )
+            in_n = _along(moved.with_columns(pl.col(value) * pl.col("lambda_min")), activation, value, "n")
+            checks.append(
+                Check(label=f"{activation}, {name}: exponent of n", measured=in_n.value, high=1 + 3 * in_n.error)
+            )
+    return Reading(checks=tuple(checks))
+
+
+def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+    moved = _distances(table)
+    return pl.concat(
+        [
+            summary(moved, value, by=["activation", "n", "p"]).with_columns(shown=pl.lit(value))
+            for value in ("beta_change", "weight_change")
+        ]
+    )
+
+
+CONVERGENCE = Experiment(
+    name="song2021.convergence",
+    title="Convergence, and how far the weights go",
+    source="Song, Xu and Lafferty 2021, theorems 3.2, 4.2 and 4.3",
+    revision=1,
+    grid={
+        "smoke": _points((100, 400), (3, 6), steps=50),
+        "quick": _points((250, 1000, 4000), (5, 10, 20), steps=200),
+        "paper": _points((500, 1000, 2000, 4000, 8000, 16000), (5, 10, 20, 40), steps=500),
+    },
+    seeds={"smoke": 3, "quick": 8, "paper": 50},
+    run=run,
+    at_most=10,
+    pictures=(
+        Picture(
+            name="distances",
+            caption="How far the farthest neuron's weights go from their start, without a ridge: against the width, "
+            "one line a sample size n. Both fall as 1/√p.",
+            data=_drawn,
+            draw=distances,
+        ),
+    ),
+    claims=(
+        Claim(
+            name="theorem-3-2",
+            statement="|e(t+1)| ≤ (1 - ηγ/4)|e(t)| for all t, with probability at least 1 - δ.",
+            place="Theorem 3.2, equation 3.1",
+            how="Share of runs in which the inequality holds at every step, with γ = λ_min(Ḡ) of the run's inputs, "
+            "among those that meet the assumptions.",
+            because=f"At least 1 - δ = {1 - DELTA:g}, less 3 standard errors of a share of so many runs. The paper's "
+            "constants C1 and C2 have no value: the widths are what they are.",
+            read=lambda table: _held(table, "3.2"),
+        ),
+        Claim(
+            name="theorem-3-2-parameters",
+            statement="|w_r(t) - w_r(0)| ≤ c1 n√(log p)/(γ√p) and |β_r(t) - β_r(0)| ≤ c2 n/(γ√p).",
+            place="Theorem 3.2, equation 3.2",
+            how="Slope of the logarithm of the farthest neuron's distance against log p; against log n, the distance "
+            "multiplied by γ.",
+            because="The bound's exponents are -½ in p and 1 in n. The farthest of p neurons goes √log p farther than "
+            "a typical one, a factor that the bound has for w_r and for β_r hides in c2: the slope that it has between "
+            "these widths is allowed, and 3 standard errors. It is a bound: smaller exponents agree with it.",
+            read=_scaling,
+        ),
+        Claim(
+            name="theorem-4-2",
+            statement="With a summable ridge |e(t+1)| ≤ (1 - ηγ/4 - ηλ(t))|e(t)| + λ(t)|y|.",
+            place="Theorem 4.2, equation 4.2",
+            how="As for theorem 3.2, with λ(t) = 0.1 exp(-t/20).",
+            because="As for theorem 3.2; c̃_S has no value.",
+            read=lambda table: _held(table, "4.2"),
+        ),
+        Claim(
+            name="theorem-4-3",
+            statement="For linear networks |e(t+1)| ≤ (1 - ηγ/2 - ηλ(t))|e(t)| + λ(t)|y|; for n > d on the column "
+            "space of X.",
+            place="Theorem 4.3, equation 4.3, and “large sample scenario”",
+            how="As for theorem 3.2, with γ the smallest (for n > d: the smallest non-zero) eigenvalue of XXᵀ.",
+            because="As for theorem 3.2; c_S has no value.",
+            read=lambda table: _held(table, "4.3"),
+        ),
+    ),
+)

@@ -1,0 +1,128 @@
+"""Figure 2: alignment against width, and the loss along training, for three activations and several ridges."""
+
+from collections.abc import Sequence
+
+import polars as pl
+import torch
+
+from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment.statistics import final, summary
+from falign.papers.song2021 import figure2_claims as claims
+from falign.papers.song2021.blocks import batch, outcomes
+from falign.papers.song2021.drawing import alignment_and_loss
+from falign.papers.song2021.sizes import RATES, STEPS, STRENGTHS, WIDTHS, shown_width
+from falign.theory.two_layer import Dual, WidthFree, bytes_needed, draw_reduced, simulate, spaced
+
+_KEPT = ("loss", "cosine", "beta_norm")
+
+
+def points(
+    widths: Sequence[int], *, n: int = 50, d: int = 150, shorter: int = 1, inputs: Sequence[str] = ("standard",)
+) -> tuple[Point, ...]:
+    """Every activation with its rate and its ridges, at several widths and laws of the inputs.
+
+    Args:
+        widths: p.
+        n: Sample size.
+        d: Input dimension.
+        shorter: What the number of steps is divided by.
+        inputs: Laws of the inputs.
+    """
+    return tuple(
+        point
+        for name, rate in RATES.items()
+        for point in grid(
+            activation=name,
+            inputs=inputs,
+            p=widths,
+            strength=STRENGTHS[name],
+            n=n,
+            d=d,
+            rate=rate,
+            steps=STEPS[name] // shorter,
+        )
+    )
+
+
+def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Train all networks of a block together: the linear ones width-free, the others in the dual form."""
+    rows, penalties = batch(tasks)
+    point = tasks[0].point
+    activation, rate = str(point["activation"]), float(point["rate"])
+    linear = activation == "identity"
+    start = draw_reduced(
+        [seed for seed, _ in rows],
+        n=int(point["n"]),
+        d=int(point["d"]),
+        p=int(point["p"]),
+        activation=activation,
+        inputs=str(point["inputs"]),  # pyright: ignore[reportArgumentType]  # the grid holds the two names
+        dtype=torch.float64 if linear else torch.float32,
+        device=setting.device,
+    )
+    if linear:
+        engine = WidthFree.from_start(start, rate=rate, penalties=penalties)
+    else:
+        engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
+    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 150)), _KEPT)
+
+
+def memory(tasks: Sequence[Task]) -> int:
+    """Bytes of a block."""
+    rows, penalties = batch(tasks)
+    point = tasks[0].point
+    linear = point["activation"] == "identity"
+    return bytes_needed(
+        engine="width-free" if linear else "dual",
+        n=int(point["n"]),
+        d=int(point["d"]),
+        p=int(point["p"]),
+        seeds=len(rows),
+        penalties=len(penalties),
+        dtype=torch.float64 if linear else torch.float32,
+    )
+
+
+def cost(task: Task) -> float:
+    """What a run costs, in multiplications."""
+    point = task.point
+    wide = 1 if point["activation"] == "identity" else int(point["p"])
+    return float(int(point["n"]) ** 2 * wide * int(point["steps"]))
+
+
+def _data(table: pl.DataFrame) -> pl.DataFrame:
+    """Both rows of the figure: final cosines by width, and losses by step at one width."""
+    ends = summary(final(table, by=["activation", "p", "strength"]), "cosine", by=["activation", "strength", "p"])
+    paths = summary(table.filter(pl.col("p") == shown_width(table)), "loss", by=["activation", "strength", "p", "step"])
+    return pl.concat(
+        [ends.with_columns(shown=pl.lit("cosine")), paths.with_columns(shown=pl.lit("loss"))], how="diagonal"
+    )
+
+
+FIGURE2 = Experiment(
+    name="song2021.figure2",
+    title="Alignment against width, and loss along training",
+    source="Song, Xu and Lafferty 2021, section 5, figure 2",
+    revision=1,
+    grid={
+        "smoke": points((40, 80, 160), n=10, d=30, shorter=20),
+        "quick": points((200, 800, 3200)),
+        "paper": points(WIDTHS),
+    },
+    seeds={"smoke": 2, "quick": 4, "paper": 50},
+    run=run,
+    together=("strength",),
+    memory=memory,
+    cost=cost,
+    pictures=(
+        Picture(
+            name="figure-2",
+            caption="Figure 2 of the paper. Above: cosine of the angle between β and b at the end of training, against "
+            "the width p; mean ± standard deviation over the runs. Below: training loss along training, "
+            "with the same band. One line a ridge λ.",
+            data=_data,
+            draw=alignment_and_loss,
+        ),
+    ),
+    claims=(claims.VANISHES, claims.GROWS, claims.SLOWER, claims.EARLY, claims.PLATEAU),
+)

@@ -1,0 +1,97 @@
+"""Experiments as values: keys of runs, grids, verdicts."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from examples import CLAIM, WRONG, experiment, paper
+
+from falign.lab.config import ConfigError
+from falign.lab.experiment import Check, Missing, Reading, Task, grid
+from falign.lab.experiment.results import judge
+from falign.lab.experiment.selection import select
+
+TASK = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Task("toy.other", 1, {"rate": 0.1, "steps": 4}, 0),
+        Task("toy.decay", 2, {"rate": 0.1, "steps": 4}, 0),
+        Task("toy.decay", 1, {"rate": 0.2, "steps": 4}, 0),
+        Task("toy.decay", 1, {"rate": 0.1, "steps": 4, "width": 1}, 0),
+        Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 1),
+    ],
+    ids=str,
+)
+def test_a_key_changes_with_everything_that_a_run_depends_on(other: Task) -> None:
+    assert other.key != TASK.key
+
+
+def test_a_key_is_the_same_in_any_order_and_in_any_process() -> None:
+    assert Task("toy.decay", 1, {"steps": 4, "rate": 0.1}, 0).key == TASK.key
+    code = (
+        "import json, hashlib; print(hashlib.sha256(json.dumps("
+        "['toy.decay', 1, {'rate': 0.1, 'steps': 4}, 0]).encode()).hexdigest()[:32])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == TASK.key
+
+
+def test_presets_share_the_runs_that_they_have_in_common() -> None:
+    one = experiment(seeds=2)
+    more = replace(one, seeds={**one.seeds, "paper": 5})
+    assert {task.key for task in one.tasks("smoke")} < {task.key for task in more.tasks("paper")}
+
+
+def test_a_grid_is_the_product_of_its_axes() -> None:
+    assert grid(p=[1, 2], rule="fa", rate=(0.1, 0.2)) == (
+        {"p": 1, "rule": "fa", "rate": 0.1},
+        {"p": 1, "rule": "fa", "rate": 0.2},
+        {"p": 2, "rule": "fa", "rate": 0.1},
+        {"p": 2, "rule": "fa", "rate": 0.2},
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"), [(1.0, True), (2.0, True), (2.1, False), (float("nan"), False), (float("inf"), False)]
+)
+def test_a_check_holds_in_its_interval_ends_included(value: float, holds: bool) -> None:
+    assert Check(label="x", measured=value, low=1.0, high=2.0).holds is holds
+
+
+def test_a_reading_needs_a_check() -> None:
+    with pytest.raises(ValueError, match="raise Missing"):
+        Reading(checks=())
+
+
+def raising(error: Exception) -> Callable[[pl.DataFrame], Reading]:
+    def read(table: pl.DataFrame) -> Reading:
+        raise error
+
+    return read
+
+
+def test_verdicts() -> None:
+    table = pl.DataFrame({"step": [0], "rate": [0.5], "seed": [0], "x": [0.5]})
+    assert judge(CLAIM, table).verdict == "holds"
+    assert judge(WRONG, table).verdict == "fails"
+    assert judge(CLAIM, table.clear()).message == "no run is done"
+    missing = judge(replace(CLAIM, read=raising(Missing("no run has p = 100"))), table)
+    assert (missing.verdict, missing.message, missing.reading) == ("not run", "no run has p = 100", None)
+    broken = judge(replace(CLAIM, read=raising(KeyError("cosine"))), table)
+    assert (broken.verdict, broken.message) == ("not run", "the claim cannot be read: KeyError: 'cosine'")
+
+
+def test_names_mean_papers_or_experiments() -> None:
+    one, two = experiment(name="toy.one"), experiment(name="toy.two")
+    papers = {"toy": paper(one, two)}
+    assert [each.name for each in select([], papers).experiments] == ["toy.one", "toy.two"]
+    assert [each.name for each in select(["toy.two", "toy.two"], papers).experiments] == ["toy.two"]
+    assert select(["toy.two"], papers).papers == (papers["toy"],), "the report shows the whole paper"
+    assert [each.name for each in select(["toy.two", "toy"], papers).experiments] == ["toy.one", "toy.two"]
+    with pytest.raises(ConfigError, match=r"NAME is 'tony', expected a paper or an experiment: toy, toy.one, toy.two"):
+        select(["tony"], papers)

@@ -1,0 +1,249 @@
+"""The store: one file a run, written whole, read into one table; damage is named and set aside."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from examples import decay, do, experiment, table
+
+from falign.lab.experiment import Outcome, Task
+from falign.lab.experiment.entries import Entry
+from falign.lab.experiment.owners import Owner
+from falign.lab.experiment.records import Unfit, frame
+from falign.lab.experiment.store import Store
+from falign.lab.writing import RunError
+
+ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
+
+
+def made(folder: Path) -> tuple[Store, list[str]]:
+    said: list[str] = []
+    store = Store(folder=folder, say=said.append)
+    store.open(create=True)
+    return store, said
+
+
+def filled(folder: Path, **options) -> tuple[Store, list[str]]:
+    store, said = made(folder)
+    for task in experiment(**options).tasks("smoke"):
+        store.put(Entry.of(task, "done", seconds=0.5), frame(task, decay(task)))
+    return store, said
+
+
+def test_a_run_keeps_everything_about_it(tmp_path: Path) -> None:
+    store, _ = made(tmp_path)
+    origin = {"torch": "2", "git": {"commit": "abc", "changed": True}, "started": "2026-01-01T00:00:00+00:00"}
+    entry = Entry.of(ONE, "diverged", message="at step 3", seconds=1.5, provenance=origin)
+    store.put(entry, frame(ONE, decay(ONE)))
+    assert store.entry(ONE) == entry
+    path = tmp_path / "toy.decay" / f"{ONE.key}.parquet"
+    metadata = pl.read_parquet_metadata(path)
+    assert {name: json.loads(metadata[name]) for name in ("format", "point", "seed", "status", "provenance")} == {
+        "format": 1,
+        "point": {"rate": 0.1, "steps": 4},
+        "seed": 0,
+        "status": "diverged",
+        "provenance": origin,
+    }
+    assert pl.read_parquet(path)["x"].to_list() == decay(ONE).records["x"]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_the_table_has_points_seeds_and_records_in_the_order_of_the_runs(tmp_path: Path) -> None:
+    selected = experiment()
+    store, _ = filled(tmp_path)
+    results = store.results(selected, "smoke")
+    expected = [
+        {**task.point, "seed": task.seed, "step": step, "x": x}
+        for task in selected.tasks("smoke")
+        for step, x in enumerate(decay(task).records["x"])
+    ]
+    assert results.table.to_dicts() == expected
+    assert results.runs["status"].to_list() == ["done"] * 10
+    assert results.runs["seconds"].to_list() == [0.5] * 10
+    assert results.runs.columns == ["key", "rate", "steps", "seed", "status", "message", "seconds"]
+
+
+def test_columns_of_different_types_become_one(tmp_path: Path) -> None:
+    store, _ = made(tmp_path)
+    selected = experiment(rates=(0, 0.5), seeds=2)
+    kept: list[dict] = [{"x": [1, 2], "y": [None, None]}, {"x": [0.5], "y": ["a"]}, {}, {"x": [], "z": []}]
+    for task, records in zip(selected.tasks("smoke"), kept, strict=True):
+        store.put(Entry.of(task, "done"), frame(task, Outcome(records=records)))
+    found = store.results(selected, "smoke").table
+    assert found["rate"].dtype == pl.Float64
+    assert found["x"].to_list() == [1.0, 2.0, 0.5]
+    assert found["y"].to_list() == [None, None, "a"]
+    assert found["seed"].to_list() == [0, 0, 1]
+
+
+def test_a_store_without_records(tmp_path: Path) -> None:
+    store, _ = made(tmp_path)
+    selected = experiment()
+    assert store.results(selected, "smoke").table.is_empty()
+    assert store.results(selected, "smoke").count("missing") == 10
+    for task in selected.tasks("smoke"):
+        store.put(Entry.of(task, "done"), frame(task, Outcome(records={})))
+    results = store.results(selected, "smoke")
+    assert results.table.is_empty()
+    assert results.count("done") == 10
+    assert results.table.columns == ["rate", "steps", "seed"]
+
+
+def test_only_runs_that_are_done_come_into_the_table(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    first, second, third, *_ = experiment().tasks("smoke")
+    store.put(Entry.of(first, "diverged", message="at step 2"), frame(first, decay(first)))
+    store.put(Entry.of(second, "failed", message="ValueError: no"), pl.DataFrame())
+    store.path(third).unlink()
+    results = store.results(experiment(), "smoke")
+    assert set(results.table.filter(pl.col("rate") == 0.1)["seed"]) == {3, 4}
+    assert results.runs["status"].to_list()[:4] == ["diverged", "failed", "missing", "done"]
+    assert results.runs["message"].to_list()[:4] == ["at step 2", "ValueError: no", None, None]
+
+
+def test_the_distinct_origins(tmp_path: Path) -> None:
+    store, _ = made(tmp_path)
+    for number, task in enumerate(experiment().tasks("smoke")):
+        origin = {"threads": 1 + number % 2, "started": str(number)}
+        store.put(Entry.of(task, "done", provenance=origin), pl.DataFrame())
+    assert store.results(experiment(), "smoke").provenance == ({"threads": 1}, {"threads": 2})
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def zeroed(content: bytes) -> bytes:
+    """The records are gone, the metadata at the file's end is whole."""
+    return content[:4] + bytes(100) + content[104:]
+
+
+def emptied(content: bytes) -> bytes:
+    return b""
+
+
+def foreign(content: bytes) -> bytes:
+    return b"PAR1" + b"what is this" * 10 + b"PAR1"
+
+
+@pytest.mark.parametrize("damage", [cut, zeroed, emptied, foreign])
+def test_a_damaged_file_is_named_set_aside_and_computed_again(damage, tmp_path: Path) -> None:
+    filled(tmp_path / "whole")
+    store, said = filled(tmp_path / "damaged")
+    path = store.path(ONE)
+    path.write_bytes(damage(path.read_bytes()))
+    results = store.results(experiment(), "smoke")
+    assert results.runs["status"].to_list() == ["missing"] + ["done"] * 9
+    assert len(said) == 1
+    assert f"{path} is damaged (" in said[0]
+    assert f"it is set aside as {path.name}.corrupt, and the run counts as missing" in said[0]
+    assert path.with_name(f"{path.name}.corrupt").exists()
+    assert do(experiment(), tmp_path / "damaged")[0] == 0
+    assert table(experiment(), tmp_path / "damaged").equals(table(experiment(), tmp_path / "whole"))
+
+
+def test_a_file_under_the_name_of_another_run_is_set_aside(tmp_path: Path) -> None:
+    store, said = filled(tmp_path)
+    first, second, *_ = experiment().tasks("smoke")
+    shutil.copy(store.path(first), store.path(second))
+    assert store.entry(second) is None
+    assert f"it holds the run {first.key} of toy.decay" in said[0]
+    pl.DataFrame({"x": [1]}).write_parquet(store.path(first))
+    assert store.entry(first) is None
+    assert "its metadata has no key" in said[1]
+
+
+def test_another_revision_is_left_alone(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    newer = experiment(revision=2, seeds=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "toy.decay").iterdir()}
+    assert store.results(newer, "smoke").count("missing") == 2
+    _, said = do(newer, tmp_path)
+    assert "toy.decay: 10 runs of other revisions are left alone" in said
+    assert store.others(newer) == 10
+    assert store.results(newer, "smoke").count("done") == 2
+    assert before.items() <= {path: path.read_bytes() for path in (tmp_path / "toy.decay").iterdir()}.items()
+
+
+def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"is an output folder that is not ours, it has no falign.json: give a new"):
+        Store(folder=tmp_path).open(create=True)
+    with pytest.raises(RunError, match=r"thesis.tex is an output folder that is not ours"):
+        Store(folder=tmp_path / "thesis.tex").open(create=True)
+    with pytest.raises(RunError, match=r"cannot use .*Not a directory; give another folder"):
+        Store(folder=tmp_path / "thesis.tex" / "results").open(create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_another_process_is_just_making(tmp_path: Path) -> None:
+    (tmp_path / ".falign.json.partial-123").write_text("{")
+    Store(folder=tmp_path).open(create=True)
+    assert (tmp_path / "falign.json").exists()
+
+
+def test_what_killed_processes_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    partial = tmp_path / "toy.decay" / f".{ONE.key}.parquet.partial-123"
+    partial.write_text("PAR1")
+    with Owner(store), Owner(store):
+        assert not partial.exists()
+        partial.write_text("PAR1")
+        with Owner(store):
+            assert partial.exists(), "somebody else may be writing it"
+
+
+def test_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there are no results in"):
+        Store(folder=tmp_path / "nothing").open(create=False)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": 2}', r"by a newer falign \(format 2, this one knows 1\): update"),
+        ("{", "falign.json cannot be read"),
+    ],
+)
+def test_a_store_of_another_version(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "falign.json").write_text(content)
+    with pytest.raises(RunError, match=words):
+        Store(folder=tmp_path).open(create=True)
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ({"x": [1.0, math.nan]}, "column 'x' holds nan in record 1, expected finite numbers"),
+        ({"step": [0, 1], "x": [-math.inf, 1.0]}, "column 'x' holds -inf in record 0"),
+        ({"x": [1.0, 2.0], "y": [1]}, "differ in length: x 2, y 1"),
+        ({"rate": [1.0]}, "a column 'rate', which is the name of an axis"),
+        ({"seed": [1]}, "a column 'seed', which is the name of an axis or of the store's own"),
+        ({"x": [1, "one"]}, "column 'x' mixes int, str"),
+        ({"x": [True, 1.0]}, "column 'x' mixes bool, float"),
+        ({"x": [2**70]}, "column 'x' holds a whole number beyond 64 bits"),
+    ],
+    ids=str,
+)
+def test_records_that_are_not_fit_to_be_kept(records: dict, words: str) -> None:
+    with pytest.raises(Unfit, match=words):
+        frame(ONE, Outcome(records=records))
+
+
+def test_records_of_a_diverged_run_end_before_the_numbers_do() -> None:
+    outcome = Outcome(records={"step": [0, 1, 2], "x": [1.0, math.inf, 3.0]}, diverged="at step 1")
+    assert frame(ONE, outcome).to_dicts() == [{"step": 0, "x": 1.0}]
+
+
+def test_a_large_store_is_read_at_once(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, rates=[number / 100 for number in range(10)], seeds=30)
+    selected = experiment(rates=[number / 100 for number in range(10)], seeds=30)
+    start = time.process_time()
+    assert store.results(selected, "smoke").count("done") == 300
+    assert time.process_time() - start < 1.0

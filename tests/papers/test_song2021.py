@@ -1,0 +1,167 @@
+"""Song, Xu and Lafferty 2021 at its smallest size: everything runs, is drawn, and is judged as it should be."""
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from falign.lab.experiment import PRESETS, Experiment, Setting
+from falign.lab.experiment.local import local
+from falign.lab.experiment.reproduce import reproduce
+from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment.selection import select
+from falign.lab.experiment.store import Store
+from falign.lab.report.drawing import Drawn, drawn
+from falign.papers import PAPERS
+from falign.papers.song2021.figure2 import FIGURE2
+from falign.papers.song2021.figure2 import run as run_figure2
+from falign.papers.song2021.figure3 import FIGURE3
+from falign.papers.song2021.widths import WIDTHS
+
+pytestmark = pytest.mark.xdist_group("song2021")  # all tests of one process share its runs
+
+PAPER = PAPERS["song2021"]
+CLAIMS = [(experiment, claim) for experiment in PAPER.experiments for claim in experiment.claims]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    out = tmp_path_factory.mktemp("results")
+    console = Console(file=io.StringIO())
+    code = reproduce(
+        select(["song2021"], PAPERS), "smoke", out=out, executor=local(1, Setting()), memory=2**31, console=console
+    )
+    assert code == 0, console.file.getvalue()  # pyright: ignore
+    assert (out / "report.html").stat().st_size > 10_000
+    store = Store(folder=out)
+    return {experiment.name: store.results(experiment, "smoke") for experiment in PAPER.experiments}
+
+
+@pytest.mark.parametrize("experiment", PAPER.experiments, ids=lambda experiment: experiment.name)
+def test_all_runs_are_done_and_all_pictures_drawn(experiment: Experiment, results: dict[str, Results]) -> None:
+    found = results[experiment.name]
+    assert found.count("done") == len(experiment.tasks("smoke"))
+    for picture in experiment.pictures:
+        assert isinstance(drawn(picture, found.table, "x"), Drawn)
+
+
+@pytest.mark.parametrize(("experiment", "claim"), CLAIMS, ids=[claim.name for _, claim in CLAIMS])
+def test_every_claim_can_be_read(experiment: Experiment, claim, results: dict[str, Results]) -> None:
+    verdict = judge(claim, results[experiment.name].table)
+    assert "cannot be read" not in (verdict.message or "")
+    assert verdict.verdict != "not run" or verdict.message
+
+
+def test_claims_that_hold_at_every_size(results: dict[str, Results]) -> None:
+    verdicts = {claim.name: judge(claim, results[experiment.name].table).verdict for experiment, claim in CLAIMS}
+    sure = (
+        "n-over-p",
+        "time-sqrt-p",
+        "theorem-3-2",
+        "theorem-4-2",
+        "theorem-4-3",
+        "theorem-4-6-constant",
+        "other-schedules-align",
+        "no-cutoff",
+        "large-sample",
+        "proposition-3-3",
+        "dropout-helps",
+    )
+    assert {name: verdicts[name] for name in sure} == dict.fromkeys(sure, "holds")
+
+
+@pytest.mark.parametrize(
+    ("claim", "column", "worse"),
+    [
+        ("alignment-vanishes", "cosine", pl.when(pl.col("strength") == 0).then(0.5 + pl.col("seed") / 100)),
+        ("alignment-grows", "cosine", pl.lit(1.0) / (1 + pl.col("strength")) + pl.col("seed") / 100),
+        ("loss-of-order-lambda", "loss", pl.col("strength") * 1000),
+        ("n-over-p", "b_dot_beta", pl.max("b_dot_beta").over("p", "strength", "seed")),
+        ("theorem-3-2", "held", pl.col("held") * 0),
+        ("theorem-4-6-constant", "mean_cosine", pl.col("mean_cosine") * 100 / pl.col("p")),
+        ("other-schedules-align", "mean_cosine", pl.col("mean_cosine") / 100),
+        ("proposition-3-3", "smallest", pl.col("smallest") / 100),
+        ("dropout-fails-wide", "cosine", pl.col("p") / 1000 + pl.col("seed") / 1000),
+        ("images-align", "error_cosine", pl.lit(0.5) + pl.col("seed") / 100),
+    ],
+)
+def test_a_claim_fails_on_numbers_that_contradict_it(
+    claim: str, column: str, worse: pl.Expr, results: dict[str, Results]
+) -> None:
+    experiment, found = next((experiment, found) for experiment, found in CLAIMS if found.name == claim)
+    table = results[experiment.name].table
+    assert judge(found, table.with_columns(**{column: pl.coalesce(worse, column)})).verdict == "fails"
+
+
+@pytest.mark.parametrize("experiment", PAPER.experiments, ids=lambda experiment: experiment.name)
+def test_presets_change_sizes_and_repetitions_only(experiment: Experiment) -> None:
+    assert experiment.name.startswith("song2021.")
+    assert set(experiment.grid) == set(experiment.seeds) == set(PRESETS)
+    axes = {preset: {tuple(sorted(point)) for point in experiment.grid[preset]} for preset in PRESETS}
+    assert axes["smoke"] == axes["quick"] == axes["paper"]
+    for preset in PRESETS:
+        keys = [task.key for task in experiment.tasks(preset)]
+        assert len(set(keys)) == len(keys)
+
+
+def test_figure_2_has_the_sizes_of_the_paper() -> None:
+    tasks = FIGURE2.tasks("paper")
+    assert {task.point["p"] for task in tasks} == {100 * 2**k for k in range(1, 8)}
+    assert {(task.point["n"], task.point["d"]) for task in tasks} == {(50, 150)}
+    assert {(task.point["activation"], task.point["rate"]) for task in tasks} == {
+        ("identity", 1e-4),
+        ("relu", 1e-3),
+        ("tanh", 1e-2),
+    }
+    assert FIGURE2.seeds["paper"] == 50
+
+
+def test_figure_3_has_the_sizes_of_the_paper() -> None:
+    point = next(point for point in FIGURE3.grid["paper"] if point["dataset"] == "mnist")
+    assert (point["pixels"], point["p"], point["batch"], point["rate"], point["epochs"]) == (784, 1000, 600, 0.01, 300)
+    assert {point["strength"] for point in FIGURE3.grid["paper"]} == {0.0, 0.1, 0.3}
+    assert FIGURE3.seeds["paper"] == 10
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_a_run_does_not_depend_on_its_block(activation: str) -> None:
+    block = [
+        task for task in FIGURE2.tasks("smoke") if task.point["activation"] == activation and task.point["p"] == 80
+    ]
+    alone = run_figure2([block[-1]], Setting())[0].records
+    together = run_figure2(block, Setting())[-1].records
+    assert alone["step"] == together["step"]
+    assert alone["cosine"] == pytest.approx(together["cosine"], abs=1e-5)
+
+
+@pytest.mark.parametrize("experiment", [FIGURE2, WIDTHS], ids=lambda experiment: experiment.name)
+def test_memory_grows_with_the_block(experiment: Experiment) -> None:
+    tasks = experiment.tasks("paper")
+    assert experiment.memory is not None
+    assert 0 < experiment.memory(tasks[:1]) < experiment.memory([*tasks[:1], replace(tasks[0], seed=1)])
+
+
+def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:
+    task = next(task for task in FIGURE2.tasks("smoke") if task.point["activation"] == "relu")
+    outcome = run_figure2([replace(task, point={**task.point, "rate": 1.0, "steps": 400})], Setting())[0]
+    assert outcome.diverged is not None
+    assert "lower the rate" in outcome.diverged
+    assert all(value is not None and abs(value) < float("inf") for value in outcome.records["loss"])  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", ["mnist-10k", "fashion-mnist"])
+def test_figure_3_on_real_images(name: str) -> None:
+    folder = os.environ.get("FALIGN_DATA")
+    if not folder:
+        pytest.skip(f"{name} is not in the repository: set FALIGN_DATA to a folder that holds it")
+    base = next(task for task in FIGURE3.tasks("paper") if task.point["dataset"] == name)
+    points = [{**base.point, "p": 40, "epochs": 2, "strength": strength} for strength in (0.0, 0.3)]
+    tasks = [replace(base, point=point) for point in points]
+    for outcome in FIGURE3.run(tasks, Setting(data=Path(folder))):
+        assert outcome.diverged is None
+        assert outcome.records["step"] == [0, 1, 2]
+        assert outcome.records["loss"][-1] < outcome.records["loss"][0]  # pyright: ignore
