@@ -29,3 +29,15 @@ def test_every_rule_stands_in_the_table():
     import falign
 
     assert all(f"| `{name}` |" in README.read_text() for name in falign.ALL_RULES)
+
+
+@pytest.mark.parametrize("page", ["two_layer.md", "laboratory.md"])
+def test_examples_of_the_docs(page, tmp_path):
+    path = README.parent / "docs" / page
+    if not path.exists():
+        pytest.skip("the docs are not beside the tests")
+    example = tmp_path / "example.py"
+    example.write_text("\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)))
+    clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
+    done = subprocess.run([sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import torch
 from scipy import special
 
 from falign.theory.two_layer import ACTIVATIONS, activation
+from falign.theory.two_layer.activations import form
 
 VALUES = {
     "identity": lambda u: u,
@@ -30,6 +31,22 @@ def test_value_and_derivative(name):
     assert torch.equal(slope, psi.derivative(U))
     h = 1e-6
     assert torch.allclose(slope, (psi.value(U + h) - psi.value(U - h)) / (2 * h), atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", VALUES)
+def test_written_forms_are_the_activation(name, dtype):
+    """``scale φ(stretch u) + shift`` and the carried slope, to a rounding of the dtype."""
+    u, b = U.to(dtype), torch.linspace(-2, 2, len(U), dtype=dtype)
+    psi = form(activation(name), u)
+    value, carried = torch.empty_like(u), torch.empty_like(u)
+    psi.inner.write(u * psi.stretch, value)
+    psi.inner.write_carried(b, u * psi.stretch, value, carried)
+    expected, slope = activation(name).both(u.double())
+    tolerance = {"rtol": 1e-6, "atol": 2e-7} if dtype == torch.float32 else {"rtol": 1e-14, "atol": 1e-15}
+    assert torch.allclose((psi.scale * value + psi.shift).double(), expected, **tolerance)
+    carried = carried.double() * psi.scale * psi.stretch
+    assert torch.allclose(carried, slope * b.double(), rtol=tolerance["rtol"], atol=4 * tolerance["atol"])
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -76,12 +76,43 @@ def test_more_outputs_are_refused():
         Dual(draw([0], n=2, d=2, p=2), rate=-0.1)
 
 
-@pytest.mark.parametrize("size", [1, 20, 100, 200])
+@pytest.mark.parametrize(("size", "chunk"), [(1, 1), (20, 2), (100, 800), (200, 5), (10_000, 2)])
 @pytest.mark.parametrize("activation", RATES)
-def test_pieces_of_every_size_are_the_whole(activation, size, monkeypatch):
-    """Single neurons, parts of a run, a run, several runs; 9 and 7 neurons do not divide evenly."""
+def test_pieces_of_every_size_are_the_whole(activation, size, chunk, monkeypatch):
+    """Single neurons, parts of a run, a run, several runs, one chunk and many; 9 neurons leave a remainder."""
     s = draw((3, 8, 4), n=6, d=7, p=9, activation=activation, test=3)
     options = {"activation": activation, "rate": RATES[activation], "penalties": PENALTIES[:3]}
     whole = simulate(Dual(s, **options), AT)
-    monkeypatch.setattr("falign.theory.two_layer.dual._CACHED", size)
+    monkeypatch.setattr("falign.theory.two_layer.pieces._CACHED", size)
+    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", chunk)
     agree(simulate(Dual(s, **options), AT), whole, 1e-12)
+
+
+@pytest.mark.parametrize("activation", RATES)
+def test_single_precision_in_chunks_follows_double(activation, monkeypatch):
+    """Also the form that an activation has in float32 only; what X's pseudoinverse magnifies is left out."""
+    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", 16)
+    starts = [
+        draw((3, 8), n=20, d=30, p=50, activation=activation, test=5, dtype=t) for t in (torch.float64, torch.float32)
+    ]
+    names = ("loss", "cosine", "beta_norm", "b_dot_beta", "beta_change", "weight_change", "test_loss")
+    options = {"activation": activation, "rate": RATES[activation] / 5, "penalties": PENALTIES[:3]}
+    exact, rounded = (simulate(Dual(s, **options), AT, names) for s in starts)
+    agree(rounded, exact, 2e-4)
+    single = Dual(starts[1], activation=activation, rate=1e-3)
+    assert torch.allclose(single.U[:, 0], starts[1].X @ starts[1].W.mT, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_is_named_is_measured(monkeypatch):
+    engine = Dual(draw((3, 8), n=6, d=7, p=9, test=3), rate=1e-3)
+    engine.advance(5)
+    whole = engine.measure()
+    for name, value in whole.items():
+        assert list(engine.measure([name])) == [name]
+        assert torch.equal(engine.measure([name])[name], value)
+    monkeypatch.setattr(Dual, "_travelled", None)
+    assert list(engine.measure({"cosine", "loss"})) == ["loss", "cosine"]
+    with pytest.raises(ValueError, match="unknown measurement 'accuracy': choose from b_dot_beta, beta_change"):
+        engine.measure(["loss", "accuracy"])
+    with pytest.raises(ValueError, match="no measurement was named"):
+        engine.measure([])

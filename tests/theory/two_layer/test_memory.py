@@ -73,13 +73,15 @@ def engine(name, sizes, **chosen):
     return WidthFree.sample(range(3), **dimensions, **options)
 
 
-@pytest.mark.parametrize("pieces", [1 << 20, 4000])
+@pytest.mark.parametrize(("pieces", "chunk"), [(1 << 20, 800), (1 << 20, 100), (25_000, 77), (4000, 800)])
 @pytest.mark.parametrize("case", CASES)
-def test_formula_covers_what_is_held_and_little_more(case, pieces, monkeypatch):
-    monkeypatch.setattr("falign.theory.two_layer.dual._CACHED", pieces)
+def test_formula_covers_what_is_held_and_little_more(case, pieces, chunk, monkeypatch):
+    monkeypatch.setattr("falign.theory.two_layer.pieces._CACHED", pieces)
+    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", chunk)
     name, sizes = CASES[case]
     runs = engine(name, sizes)
     runs.advance(2)
+    runs.measure()
     held = storages(runs)
     live = Live(set(held))
     with live:

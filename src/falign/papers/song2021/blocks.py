@@ -26,13 +26,12 @@ def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
     return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
 
 
-def outcomes(tasks: Sequence[Task], trajectory: Trajectory, columns: Sequence[str]) -> list[Outcome]:
+def outcomes(tasks: Sequence[Task], trajectory: Trajectory) -> list[Outcome]:
     """What each run of a block left.
 
     Args:
         tasks: The runs, in any order.
         trajectory: Of their batch, rows and columns as ``batch`` gives them.
-        columns: What is kept of what was measured.
 
     Returns:
         One outcome a run, with a record at every recorded step until it diverged.
@@ -42,7 +41,7 @@ def outcomes(tasks: Sequence[Task], trajectory: Trajectory, columns: Sequence[st
     found = []
     for task in tasks:
         at = rows.index(row_of(task)), penalties.index(penalty_of(task))
-        values = {name: trajectory.values[name][at] for name in columns}
+        values = {name: column[at] for name, column in trajectory.values.items()}
         found.append(_outcome(values, steps, int(trajectory.diverged[at])))
     return found
 

@@ -64,7 +64,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         engine = WidthFree.from_start(start, rate=rate, penalties=penalties)
     else:
         engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
-    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 150)), _KEPT)
+    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 150), _KEPT))
 
 
 def memory(tasks: Sequence[Task]) -> int:

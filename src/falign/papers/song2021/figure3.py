@@ -28,7 +28,7 @@ from falign.theory.two_layer.trajectory import Trajectory, simulate
 
 STRENGTHS = (0.0, 0.1, 0.3)
 _RUN = ["dataset", "weights", "p", "strength"]
-_MEASURED = ("loss", "cosine", "error_cosine", "accuracy")
+_MEASURED = ("loss", "cosine", "error_cosine")
 
 
 class _Judged:
@@ -49,7 +49,7 @@ class _Judged:
         return self._engine.error()
 
     def measure(self) -> dict[str, Tensor]:
-        return {**self._engine.measure(), "accuracy": self._engine.accuracy(self._images, self._labels)}
+        return {**self._engine.measure(_MEASURED), "accuracy": self._engine.accuracy(self._images, self._labels)}
 
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
@@ -79,7 +79,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     steps = -(-len(images) // size)
     epochs = sorted({round(int(point["epochs"]) * (k / 20) ** 2) for k in range(21)})
     trajectory = simulate(_Judged(engine, test_images, test_labels), [epoch * steps for epoch in epochs])
-    return outcomes(tasks, _in_epochs(trajectory, steps), _MEASURED)
+    return outcomes(tasks, _in_epochs(trajectory, steps))
 
 
 def _data(name: str, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:

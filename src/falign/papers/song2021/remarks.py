@@ -31,7 +31,7 @@ def run_dropout(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     engine = Literal(
         start, activation=activation, rate=float(point["rate"]), penalties=penalties, dropout=float(point["dropout"])
     )
-    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 40)), ("loss", "cosine"))
+    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 40), ("loss", "cosine")))
 
 
 def memory_dropout(tasks: Sequence[Task]) -> int:

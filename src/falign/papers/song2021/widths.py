@@ -30,8 +30,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         penalties=penalties,
         device=setting.device,
     )
-    trajectory = simulate(engine, spaced(int(point["steps"]), int(point["records"])))
-    return outcomes(tasks, trajectory, ("loss", "cosine", "b_dot_beta"))
+    at = spaced(int(point["steps"]), int(point["records"]))
+    return outcomes(tasks, simulate(engine, at, ("loss", "cosine", "b_dot_beta")))
 
 
 def memory(tasks: Sequence[Task]) -> int:

@@ -1,6 +1,6 @@
 """Algorithm 1 as it is written, on the weights themselves, for many runs at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import sqrt
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.losses import loss as loss_named
-from falign.theory.two_layer.measures import alignment, error_cosine, largest
+from falign.theory.two_layer.measures import ALWAYS, alignment, chosen, error_cosine, largest, travelled
 from falign.theory.two_layer.sampling import Batches, Dropout
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Start
@@ -160,29 +160,35 @@ class Literal:
         return y if y.dim() == 2 else y.unsqueeze(1)
 
     @torch.no_grad()
-    def measure(self) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
         """Loss, alignment and how far the weights have come.
+
+        Args:
+            names: Which of them; None for all.
 
         Returns:
             loss, cosine ``cos∠(b, β)``, beta_norm, b_dot_beta, beta_change ``max_r |β_r - β_r(0)|``, weight_change
             ``max_r |w_r - w_r(0)|``, weight_growth ``½(|W|² - |W(0)|²)``; with k outputs error_cosine, the mean over
             points of ``cos∠(be, βe)``; with test points test_loss.
+
+        Raises:
+            ValueError: a name is unknown.
         """
-        f, y = self._outputs(self.start.X), self._targets(self._y)
-        found = {"loss": self.loss.value(f, y), **alignment(self._b, self._beta)}
-        found["beta_change"] = largest(self._beta - self._beta0)
-        far, growth = [], []
-        for now, before in zip(self.W, self.start.W, strict=True):
-            change = now - before
-            far.append(largest(change))
-            growth.append((change * (before + change / 2)).sum((-1, -2)))
-        found |= {"weight_change": torch.stack(far), "weight_growth": torch.stack(growth)}
-        if not self._scalar:
-            found["error_cosine"] = error_cosine(self.loss.error(f, y), self._b, self._beta)
-        if self.start.X_test is not None and self.start.y_test is not None:
-            y_test = self._targets(with_outputs(self.start.y_test, self._scalar))
-            found["test_loss"] = self.loss.value(self._outputs(self.start.X_test), y_test)
-        return found
+        start = self.start
+        known = [*ALWAYS, *([] if self._scalar else ["error_cosine"]), *([] if start.X_test is None else ["test_loss"])]
+        wanted = chosen(names, known)
+        found = {**alignment(self._b, self._beta), "beta_change": largest(self._beta - self._beta0)}
+        if wanted & {"loss", "error_cosine"}:
+            f, y = self._outputs(start.X), self._targets(self._y)
+            found["loss"] = self.loss.value(f, y)
+            if not self._scalar:
+                found["error_cosine"] = error_cosine(self.loss.error(f, y), self._b, self._beta)
+        if wanted & {"weight_change", "weight_growth"}:
+            found |= travelled(self.W, start.W)
+        if "test_loss" in wanted and start.X_test is not None and start.y_test is not None:
+            y_test = self._targets(with_outputs(start.y_test, self._scalar))
+            found["test_loss"] = self.loss.value(self._outputs(start.X_test), y_test)
+        return {name: found[name] for name in known if name in wanted}
 
 
 def with_outputs(tensor: Tensor, scalar: bool) -> Tensor:

@@ -1,8 +1,28 @@
 """What the engines measure, from β, b and e."""
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+ALWAYS = ("loss", "cosine", "beta_norm", "b_dot_beta", "beta_change", "weight_change", "weight_growth")
+"""What every engine measures that knows each neuron's weights."""
+
+
+def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[str]:
+    """The measurements asked for; all where none are named.
+
+    Raises:
+        ValueError: an engine knows no such measurement here, or none was asked for.
+    """
+    if names is None:
+        return frozenset(known)
+    unknown = sorted(set(names) - set(known))
+    if unknown or not names:
+        what = f"unknown measurement {unknown[0]!r}" if unknown else "no measurement was named"
+        raise ValueError(f"{what}: choose from {', '.join(sorted(known))}")
+    return frozenset(names)
 
 
 def ratio(dot: Float[Tensor, "*runs"], norms: Float[Tensor, "*runs"]) -> Float[Tensor, "*runs"]:
@@ -26,6 +46,18 @@ def alignment(
 def largest(change: Float[Tensor, "*runs p width"]) -> Float[Tensor, "*runs"]:
     """``max_r |change_r|`` over the rows."""
     return change.square().sum(-1).amax(-1).sqrt()
+
+
+def travelled(
+    now: Float[Tensor, "seeds penalties p d"], before: Float[Tensor, "seeds p d"]
+) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    """``max_r |w_r - w_r(0)|`` and ``½(|W|² - |W(0)|²)``, one seed after the other."""
+    far, growth = [], []
+    for after, start in zip(now, before, strict=True):
+        change = after - start
+        far.append(largest(change))
+        growth.append((change * (start + change / 2)).sum((-1, -2)))
+    return {"weight_change": torch.stack(far), "weight_growth": torch.stack(growth)}
 
 
 def error_cosine(

@@ -2,7 +2,7 @@
 
 import torch
 
-from falign.theory.two_layer.dual import piece_size
+from falign.theory.two_layer.pieces import layout
 
 
 def bytes_needed(
@@ -24,7 +24,8 @@ def bytes_needed(
     ``draw_reduced``; a whole start adds its W, seeds · p · d), and an upper bound on a step's temporaries. Not counted:
     the interpreter, what a library's matrix product takes for itself, and the start's drawing. Dropout takes three
     more arrays of hidden activities; measuring a literal block takes three arrays of one seed's W, and pieces of 2²⁴
-    hidden activities in place of a step's.
+    hidden activities in place of a step's. Measuring how far a dual block's weights have come takes six arrays of a
+    piece, measuring the rest of it three of β.
 
     Args:
         engine: ``literal``, ``dual`` or ``width-free``.
@@ -49,10 +50,11 @@ def bytes_needed(
         step = 4 * runs * p * points + 2 * runs * p * outputs + seeds * points * (d + outputs)
         numbers = data + weights + step + 4 * runs * points * outputs
     elif engine == "dual":
-        most, neurons = piece_size(n, p)
-        start = seeds * p * (n + test + 2)
-        state = runs * (2 * n * p + 2 * p + n * n + 2 * n)
-        numbers = data + start + state + n * neurons * min(runs, most) + runs * (n * n + 5 * n)
+        most = layout(n, p, runs)
+        start = seeds * (p * (n + test + 2) + (n + test) * min(n, d))
+        state = runs * (2 * n * p + 2 * p + n * n + 2 * n) + n * most.runs * most.whole
+        copies = most.runs * most.chunks * (n * n + 3 * n + 2) if most.runs > 1 < most.chunks else 0
+        numbers = data + start + state + runs * (n * n + 5 * n) + copies
     elif engine == "width-free":
         r = min(n, d)
         gram = seeds * (n * r + r * r + 4 * r + n + 4) + seeds * test * (2 * r + 3)

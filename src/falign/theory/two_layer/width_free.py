@@ -1,13 +1,13 @@
 """Linear feedback alignment in the coordinates that its run stays in: the width enters as a number."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.two_layer.gram import Gram, from_start, sample
-from falign.theory.two_layer.measures import ratio
+from falign.theory.two_layer.measures import chosen, ratio
 from falign.theory.two_layer.reduced import Reduced
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Scale, Start
@@ -114,8 +114,15 @@ class WidthFree:
         return self._e @ self.gram.basis.mT + self.gram.rest.unsqueeze(1)
 
     @torch.no_grad()
-    def measure(self) -> dict[str, Float[Tensor, "seeds penalties"]]:
-        """Loss, alignment and growth: ``Literal.measure`` without the maxima over neurons."""
+    def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
+        """Loss, alignment and growth: ``Literal.measure`` without the maxima over neurons.
+
+        Args:
+            names: Which of them; None for all.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
         gram, p, root = self.gram, self._p, self._p.sqrt()
         u, a, c = self._u, self._decaying[..., -2], self._decaying[..., -1]
         tau, rho, nu = gram.b_b.unsqueeze(1), gram.b_beta.unsqueeze(1), gram.beta_beta.unsqueeze(1)
@@ -135,7 +142,8 @@ class WidthFree:
         }
         if gram.test is not None:
             found["test_loss"] = gram.test.loss(self._decaying, q, self._on_b)
-        return found
+        wanted = chosen(names, found)
+        return {name: value for name, value in found.items() if name in wanted}
 
 
 def _output_map(gram: Gram) -> Float[Tensor, "seeds r_2 r_1"]:
