@@ -253,7 +253,8 @@ def test_the_help_of_the_laboratory_is_frozen(
     assert code == 0
     assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|--)[A-Z a-z-]*)", said, re.M)} == options
     words = " ".join(said.replace("│", " ").split())
-    for default in ("[choices: smoke, quick, paper] [default: quick]", "[default: results]") if options else ():
+    preset = "quick" if command == "reproduce" else "the one of which most runs are there"
+    for default in (f"[choices: smoke, quick, paper] [default: {preset}]", "[default: results]") if options else ():
         assert default in words
 
 
@@ -270,6 +271,12 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], capsys)[1] == said
     assert run(["--version"], capsys)[:2] == (0, f"{falign.__version__}\n")
     assert all(word in run(["compare", "--help"], capsys)[1] for word in ("RUNS", "--out", "comparison.png"))
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "falign", "--version"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{falign.__version__}\n"
 
 
 def test_the_command_itself_does_not_import_torch() -> None:

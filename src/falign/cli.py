@@ -16,6 +16,7 @@ _FILES = Group("Files", sort_key=6)
 _WHERE = Group("Where it is computed", sort_key=7)
 _RESULTS = Path("results")
 _Preset = Literal["smoke", "quick", "paper"]
+_Shown = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
 _FREE = ("epochs",)
 """Options that may differ when a run goes on."""
 
@@ -181,7 +182,7 @@ def reproduce(
 @app.command
 def status(
     *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Preset = "quick",
+    preset: _Shown = None,
     out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
 ) -> int:
     """Show how the runs of papers stand, and what their claims come to so far.
@@ -196,21 +197,24 @@ def status(
     from rich.console import Console
 
     from falign.lab.experiment.reproduce import read
-    from falign.lab.experiment.selection import select
+    from falign.lab.experiment.selection import choose, select
     from falign.lab.experiment.store import Store
     from falign.lab.experiment.summary import show
     from falign.papers import PAPERS
 
-    selection, store = select(names, PAPERS), Store(folder=out)
+    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
-    show(store, selection, read(store, selection, preset), Console())
+    chosen, note = choose(preset, store.counts(selection.experiments))
+    if note:
+        print(note)
+    show(store, selection, read(store, selection, chosen), Console())
     return 0
 
 
 @app.command
 def report(
     *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Preset = "quick",
+    preset: _Shown = None,
     out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
 ) -> int:
     """Write the page of papers again from the runs that are there; nothing is computed.
@@ -223,14 +227,21 @@ def report(
         out: Folder of the results, where the page is written.
     """
     from falign.lab.experiment.reproduce import read
-    from falign.lab.experiment.selection import select
+    from falign.lab.experiment.selection import choose, select
     from falign.lab.experiment.store import Store
     from falign.lab.report import write_report
+    from falign.lab.writing import RunError
     from falign.papers import PAPERS
 
-    selection, store = select(names, PAPERS), Store(folder=out)
+    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
-    page, numbers = write_report(out, read(store, selection, preset))
+    counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
+    chosen, note = choose(preset, counts)
+    if any(counts.values()) and not counts[chosen]:
+        raise RunError(f"{note}; the page was left as it is")
+    if note:
+        print(note)
+    page, numbers = write_report(out, read(store, selection, chosen))
     print(f"the page is {page}, the same as JSON {numbers}")
     return 0
 
@@ -275,7 +286,3 @@ def _code(error: Exception) -> int | None:
 def _failed(message: str, code: int) -> int:
     print(f"falign: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,6 +43,18 @@ def write(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def unwritable(folder: Path, error: OSError) -> RunError:
+    """What to say of a folder in which nothing can be written."""
+    return RunError(
+        f"cannot write in {folder}: {error.strerror or error}; make it writable, or give another folder with --out"
+    )
+
+
+def free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3 and so on that is not there."""
+    return next(each for n in count(1) if not os.path.lexists(each := Path(f"{path}-{n}" if n > 1 else path)))
 
 
 def leftovers(folder: Path) -> list[Path]:

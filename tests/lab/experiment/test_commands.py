@@ -1,18 +1,26 @@
 """``falign list``, ``reproduce``, ``status`` and ``report`` on a paper of toys."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import examples
 import pytest
 from examples import CLAIM, WRONG, experiment, notes, paper
+from filelock import FileLock
+from rich.console import Console
 
 from falign import papers
 from falign.cli import main
+from falign.lab.experiment import grid
 from falign.lab.experiment.entries import Entry
 from falign.lab.experiment.owners import Owner
 from falign.lab.experiment.records import frame
+from falign.lab.experiment.reproduce import read
+from falign.lab.experiment.selection import select
 from falign.lab.experiment.store import Store
+from falign.lab.experiment.summary import show, show_papers
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +83,84 @@ def test_status_of_what_is_running_and_of_other_revisions(capsys: pytest.Capture
     assert code == 0
     assert rows(said)["toy.one"] == ["10", "0", "0.0", "s", "2", "not", "run", "3", "running,", "7", "missing"]
     assert "toy.one: 1 run of another revision is left alone" in said
+
+
+def contents(folder: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def test_status_only_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["reproduce", "toy.one"], capsys)
+    Path("results/.lock").unlink(missing_ok=True)
+    damaged = next(Path("results/toy.one").iterdir())
+    damaged.write_bytes(b"PAR1")
+    before = contents("results")
+    monkeypatch.setattr(FileLock, "acquire", None)
+    code, said, wrong = run(["status"], capsys)
+    assert code == 0
+    assert rows(said)["toy.one"][:2] == ["10", "9"]
+    assert f"falign: {damaged} is damaged (" in wrong
+    assert "the run counts as missing, and falign reproduce computes it again" in wrong
+    assert contents("results") == before
+    code, _, wrong = run(["report"], capsys)
+    assert code == 0
+    assert "is damaged" in wrong
+    assert {path.name for path in contents("results").keys() ^ before.keys()} == set()
+
+
+def test_the_preset_of_which_most_runs_are_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = experiment(name="toy.one", claims=(CLAIM,))
+    other = {"smoke": 2, "quick": 3}
+    sized = replace(one, grid={**one.grid, "paper": grid(rate=0.3, steps=9)}, seeds={**one.seeds, **other})
+    monkeypatch.setattr(papers, "PAPERS", {"toy": paper(sized)})
+    assert run(["reproduce", "--preset", "smoke"], capsys)[0] == 0
+    code, said, _ = run(["status"], capsys)
+    assert code == 0
+    assert said.splitlines()[0] == "preset quick, of which 4 runs are there", "both have four, and quick is larger"
+    page = Path("results/report.html").read_text()
+    code, said, wrong = run(["report", "--preset", "paper"], capsys)
+    assert (code, said) == (2, "")
+    assert wrong == (
+        "falign: no run of preset paper is there, but of preset quick 4 runs are: use --preset quick; "
+        "the page was left as it is\n"
+    )
+    assert Path("results/report.html").read_text() == page
+    code, said, _ = run(["status", "--preset", "paper"], capsys)
+    assert code == 0
+    assert said.startswith("no run of preset paper is there, but of preset quick 4 runs are: use --preset quick\n")
+    code, said, _ = run(["report"], capsys)
+    assert code == 0
+    assert said.startswith("preset quick, of which 4 runs are there\nthe page is")
+
+
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_a_narrow_terminal_cuts_no_word(width: int, tmp_path: Path) -> None:
+    experiments = tuple(
+        replace(experiment(name=name, claims=(CLAIM, WRONG)), title="t") for name in ("song2021.figure2", "toy.one")
+    )
+    whole = paper(*experiments)
+    store = Store(folder=tmp_path / "many")
+    store.open(create=True)
+    statuses = ("done", "diverged", "failed", "no data")
+    for each in experiments:
+        for number, task in enumerate(each.tasks("smoke")[:9]):
+            entry = Entry.of(task, statuses[number % 4], message="m", seconds=1999.0)  # pyright: ignore
+            store.put(entry, frame(task, examples.decay(task)))
+    selection = select([], {"toy": whole})
+    printed = io.StringIO()
+    console = Console(file=printed, force_terminal=True, width=width, color_system=None)
+    show(store, selection, read(store, selection, "smoke"), console)
+    show_papers({"toy": whole}, console)
+    said = printed.getvalue()
+    tables = [line for line in said.splitlines() if line.startswith(" ")]
+    assert max(map(len, tables)) <= width
+    assert "…" not in said
+    words = set(said.replace(",", " ").split())
+    assert {"song2021.figure2", "diverged", "failed", "missing", "data", "not", "run"} <= words
+    assert {"experiment", "runs", "done", "time", "claims", "other", "smoke", "quick", "paper", "judged"} <= words
+    assert "4 h 59 min" in said or "5 h" in said, "a time stays on one line"
 
 
 def test_a_folder_that_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from falign.lab.experiment import progress
 from falign.lab.experiment.entries import Entry
-from falign.lab.experiment.owners import Owner, taken
+from falign.lab.experiment.owners import Owner, running, taken
 from falign.lab.experiment.records import frame
 from falign.lab.experiment.store import Store
 
@@ -28,10 +28,10 @@ def test_a_run_has_one_owner(store: Store) -> None:
         assert one.take(["a", "b"]) == {"a", "b"}
         assert two.take(["b", "c"]) == {"c"}
         assert one.take(["a"]) == {"a"}, "what is one's own may be taken again"
-        assert taken(store) == {"a", "b", "c"}
+        assert running(store) == taken(store) == {"a", "b", "c"}
         one.release(["b"])
         assert two.take(["b"]) == {"b"}
-    assert taken(store) == set()
+    assert running(store) == taken(store) == set()
     assert list((store.folder / "owners").iterdir()) == []
 
 
@@ -48,6 +48,8 @@ def test_what_a_dead_process_had_taken_is_free(store: Store) -> None:
             assert one.take(["a", "b"]) == {"b"}
             assert taken(store) == {"a", "b"}
             other.kill()
+        assert running(store) == {"b"}
+        assert (store.folder / "owners" / "other.json").exists(), "it only looks"
         assert one.take(["a"]) == {"a"}
         assert len(list((store.folder / "owners").iterdir())) == 2
 

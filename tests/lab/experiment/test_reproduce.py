@@ -14,12 +14,11 @@ from rich.console import Console
 from falign.lab.experiment import progress
 from falign.lab.experiment.execution import Block
 from falign.lab.experiment.local import local
-from falign.lab.experiment.progress import duration
 from falign.lab.experiment.reproduce import reproduce
 from falign.lab.experiment.selection import Selection
 from falign.lab.experiment.specification import Experiment, Setting
 from falign.lab.experiment.store import Store
-from falign.lab.experiment.tally import Tally
+from falign.lab.experiment.tally import Tally, duration
 
 
 @pytest.fixture
@@ -124,20 +123,25 @@ def test_progress_without_a_terminal_is_lines_that_can_be_read(tmp_path: Path, m
     assert all(character.isprintable() or character == "\n" for character in said)
     lines = said.splitlines()
     assert lines[0] == "toy.decay: 0 of 10 runs there, 10 left"
-    assert lines[1] == "toy.decay: 0 of 10 runs there, 2 running, 8 left"
-    assert lines[2].startswith("toy.decay: 2 of 10 runs there, 2 running, 6 left, about ")
+    assert lines[1] == "toy.decay: 2 runs begun"
+    assert lines[2] == "toy.decay: 0 of 10 runs there, 2 running, 8 left"
+    assert lines[3].startswith("toy.decay: 2 of 10 runs there, 2 running, 6 left, about ")
     assert any(line.startswith("toy.decay: 10 of 10 runs there, after ") for line in lines)
 
 
 def test_lines_come_seldom(tmp_path: Path) -> None:
     _, said = do(experiment(at_most=1), tmp_path)
-    assert len([line for line in said.splitlines() if "runs there" in line]) == 2
+    assert [line for line in said.splitlines() if "toy.decay: " in line][:2] == [
+        *("toy.decay: 0 of 10 runs there, 10 left", "toy.decay: 1 run begun")
+    ]
+    assert len([line for line in said.splitlines() if "runs there" in line or "begun" in line]) == 3
 
 
 def test_a_terminal_has_bars(tmp_path: Path) -> None:
     printed = io.StringIO()
     do(experiment(), tmp_path, console=Console(file=printed, force_terminal=True, width=100))
     assert "━" in printed.getvalue()
+    assert "begun" not in printed.getvalue()
 
 
 def test_the_estimate_counts_what_runs_cost() -> None:
@@ -153,7 +157,7 @@ def test_the_estimate_counts_what_runs_cost() -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0.42, 9.94, 9.96, 59.7, 200.0, 7500.0)] == [
-        *("0.4 s", "9.9 s", "10 s", "1 min 0 s", "3 min 20 s", "2 h 5 min")
+        *("0.4 s", "9.9 s", "10 s", "1 min", "3 min 20 s", "2 h 5 min")
     ]
 
 

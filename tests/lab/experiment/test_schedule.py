@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from examples import do, experiment, table
 
+from falign.lab.config import ConfigError
 from falign.lab.experiment.execution import Answer, Block, Finished, compute
 from falign.lab.experiment.specification import Setting
 from falign.lab.experiment.store import Store
@@ -99,3 +100,13 @@ def test_an_executor_is_not_entered_for_nothing(tmp_path: Path) -> None:
             raise AssertionError
 
     assert do(experiment(), tmp_path, executor=Unreachable(lambda block, call: None))[0] == 0
+
+
+def test_an_executor_that_cannot_be_reached_leaves_no_folder(tmp_path: Path) -> None:
+    class Unreachable(Scripted):
+        def __enter__(self) -> Scripted:
+            raise ConfigError("nothing answers")
+
+    with pytest.raises(ConfigError, match="nothing answers"):
+        do(experiment(), tmp_path / "out", executor=Unreachable(lambda block, call: None))
+    assert not (tmp_path / "out").exists()

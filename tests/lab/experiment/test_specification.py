@@ -10,9 +10,9 @@ import pytest
 from examples import CLAIM, WRONG, experiment, paper
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment import Check, Missing, Reading, Task, grid
-from falign.lab.experiment.results import judge
-from falign.lab.experiment.selection import select
+from falign.lab.experiment import PRESETS, Check, Missing, Reading, Task, grid
+from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment.selection import choose, select
 
 TASK = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 
@@ -77,12 +77,15 @@ def raising(error: Exception) -> Callable[[pl.DataFrame], Reading]:
 
 def test_verdicts() -> None:
     table = pl.DataFrame({"step": [0], "rate": [0.5], "seed": [0], "x": [0.5]})
-    assert judge(CLAIM, table).verdict == "holds"
-    assert judge(WRONG, table).verdict == "fails"
-    assert judge(CLAIM, table.clear()).message == "no run is done"
-    missing = judge(replace(CLAIM, read=raising(Missing("no run has p = 100"))), table)
+    run = {"key": "k", "rate": 0.5, "seed": 0, "status": "done", "message": None, "seconds": 1.0}
+    results = Results(experiment=experiment(), preset="smoke", table=table, runs=pl.DataFrame([run]), provenance=())
+    assert judge(CLAIM, results).verdict == "holds"
+    assert judge(WRONG, results).verdict == "fails"
+    lacking = replace(results, table=table.clear(), runs=pl.DataFrame([run | {"status": "missing"}]))
+    assert judge(CLAIM, lacking).message == "no run is done"
+    missing = judge(replace(CLAIM, read=raising(Missing("no run has p = 100"))), results)
     assert (missing.verdict, missing.message, missing.reading) == ("not run", "no run has p = 100", None)
-    broken = judge(replace(CLAIM, read=raising(KeyError("cosine"))), table)
+    broken = judge(replace(CLAIM, read=raising(KeyError("cosine"))), results)
     assert (broken.verdict, broken.message) == ("not run", "the claim cannot be read: KeyError: 'cosine'")
 
 
@@ -95,3 +98,23 @@ def test_names_mean_papers_or_experiments() -> None:
     assert [each.name for each in select(["toy.two", "toy"], papers).experiments] == ["toy.one", "toy.two"]
     with pytest.raises(ConfigError, match=r"NAME is 'tony', expected a paper or an experiment: toy, toy.one, toy.two"):
         select(["tony"], papers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts", "expected"),
+    [
+        (None, (10, 20, 3), ("quick", "preset quick, of which 20 runs are there")),
+        (None, (10, 10, 3), ("quick", "preset quick, of which 10 runs are there")),
+        (None, (1, 1, 1), ("paper", "preset paper, of which 1 run is there")),
+        (None, (0, 0, 0), ("quick", "")),
+        ("smoke", (0, 0, 0), ("smoke", "")),
+        ("smoke", (1, 20, 0), ("smoke", "")),
+        (
+            "paper",
+            (1, 5, 0),
+            ("paper", "no run of preset paper is there, but of preset quick 5 runs are: use --preset quick"),
+        ),
+    ],
+)
+def test_the_preset_that_is_shown(asked: str | None, counts: tuple[int, ...], expected: tuple[str, str]) -> None:
+    assert choose(asked, dict(zip(PRESETS, counts, strict=True))) == expected

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from falign.lab.experiment import Missing
-from falign.lab.experiment.statistics import final, mean, needed, paired, slope, summary
+from falign.lab.experiment.statistics import final, least_share, mean, paired, slope, summary
 
 RUNS = pl.DataFrame(
     {
@@ -41,19 +41,28 @@ def test_a_mean_with_its_standard_error() -> None:
 def test_pairs_are_runs_of_one_seed() -> None:
     found = paired(RUNS.filter(pl.col("p") == 1), "cosine", axis="strength", low=0.0, high=1.0, by=["p"])
     np.testing.assert_allclose([found.value, found.error], [0.25, stats.sem([0.2, 0.3])])
-    np.testing.assert_allclose(found.significance, 0.25 / stats.sem([0.2, 0.3]))
 
 
-def test_a_slope_is_that_of_weighted_least_squares() -> None:
-    x, y, errors = np.array([0.0, 1.0, 3.0]), np.array([1.0, 2.5, 4.0]), np.array([0.1, 0.2, 0.4])
-    found = slope(x.tolist(), y.tolist(), errors.tolist())
-    fit, covariance = np.polyfit(x, y, 1, w=1 / errors, cov="unscaled")
-    np.testing.assert_allclose([found.value, found.error], [fit[0], covariance[0, 0] ** 0.5])
-    with pytest.raises(Missing):
-        slope([1.0], [1.0], [1.0])
+def test_a_confidence_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0, 3.5]
+    found = mean(values, of="x")
+    low, high = stats.t.interval(0.99, 3, loc=np.mean(values), scale=stats.sem(values))
+    np.testing.assert_allclose([found.value - found.half(), found.value + found.half()], [low, high])
+    np.testing.assert_allclose(found.half(5), stats.t.ppf(1 - 0.001, 3) * stats.sem(values))
+    assert mean([0.0, 0.0], of="x").above() > 0, "equal numbers are no reason to call a mean of 0 positive"
 
 
-def test_what_a_claim_needs_is_named() -> None:
-    needed(RUNS, "p", [1, 2])
-    with pytest.raises(Missing, match="no run is done with p = 3, 4"):
-        needed(RUNS, "p", [2, 3, 4])
+def test_a_slope_is_taken_seed_by_seed() -> None:
+    table = pl.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "x": [0.0, 1.0, 3.0] * 2, "y": [1.0, 2.5, 4.0, 11.0, 13.0, 14.0]})
+    slopes = [stats.linregress([0, 1, 3], y).slope for y in ([1, 2.5, 4], [11, 13, 14])]
+    found = slope(table, "x", "y")
+    np.testing.assert_allclose([found.value, found.error], [np.mean(slopes), stats.sem(slopes)])
+    with pytest.raises(Missing, match="at least 2 values of x, got 1"):
+        slope(table.filter(pl.col("x") == 0), "x", "y")
+
+
+def test_the_least_share_is_binomial() -> None:
+    assert least_share(8, 0.9) == 5 / 8
+    assert stats.binom.cdf(4, 8, 0.9) < 0.01 <= stats.binom.cdf(5, 8, 0.9)
+    with pytest.raises(Missing, match="1 runs are too few"):
+        least_share(1, 0.9)

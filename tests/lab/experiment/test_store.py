@@ -1,7 +1,9 @@
 """The store: one file a run, written whole, read into one table; damage is named and set aside."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,13 +11,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 from examples import decay, do, experiment, table
+from filelock import FileLock
 
 from falign.lab.experiment import Outcome, Task
-from falign.lab.experiment.entries import Entry
+from falign.lab.experiment.entries import Corrupt, Entry, read
 from falign.lab.experiment.owners import Owner
 from falign.lab.experiment.records import Unfit, frame
 from falign.lab.experiment.store import Store
-from falign.lab.writing import RunError
+from falign.lab.writing import RunError, WriteError
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 
@@ -43,7 +46,7 @@ def test_a_run_keeps_everything_about_it(tmp_path: Path) -> None:
     path = tmp_path / "toy.decay" / f"{ONE.key}.parquet"
     metadata = pl.read_parquet_metadata(path)
     assert {name: json.loads(metadata[name]) for name in ("format", "point", "seed", "status", "provenance")} == {
-        "format": 1,
+        "format": 2,
         "point": {"rate": 0.1, "steps": 4},
         "seed": 0,
         "status": "diverged",
@@ -155,7 +158,126 @@ def test_a_file_under_the_name_of_another_run_is_set_aside(tmp_path: Path) -> No
     assert f"it holds the run {first.key} of toy.decay" in said[0]
     pl.DataFrame({"x": [1]}).write_parquet(store.path(first))
     assert store.entry(first) is None
-    assert "its metadata has no key" in said[1]
+    assert "it has no checksum" in said[1]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    store, said = filled(tmp_path, rates=(0.1,), seeds=1)
+    path = store.path(ONE)
+    content = path.read_bytes()
+    read(path)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(Corrupt):
+            read(path)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 7}, "its key is {key}, but its experiment, revision, point and seed have"),
+        ({"point": {"rate": 0.2, "steps": 4}}, "its key is {key}, but its experiment, revision, point and seed have"),
+        ({"revision": 2}, "its key is {key}, but its experiment, revision, point and seed have"),
+        ({"status": "fine"}, "its status is 'fine'"),
+        ({"point": 3}, "its metadata is no entry"),
+    ],
+    ids=str,
+)
+def test_an_entry_must_be_of_the_run_that_its_key_says(change: dict, words: str, tmp_path: Path) -> None:
+    store, said = made(tmp_path)
+    entry = Entry.of(ONE, "done")
+    for name, value in change.items():
+        object.__setattr__(entry, name, value)  # what no entry would be made with
+    store.put(entry, frame(ONE, decay(ONE)))
+    assert store.entry(ONE) is None
+    assert words.format(key=ONE.key) in said[0]
+
+
+def test_files_without_a_checksum_count_as_missing(tmp_path: Path) -> None:
+    store, said = filled(tmp_path)
+    (tmp_path / "falign.json").write_text('{"format": 1}')
+    for task in experiment().tasks("smoke")[:3]:
+        metadata = {name: json.dumps(value) for name, value in {"format": 1, **vars(Entry.of(task, "done"))}.items()}
+        pl.DataFrame({"x": [1.0]}).write_parquet(store.path(task), metadata=metadata)
+    assert store.results(experiment(), "smoke").count("missing") == 3
+    assert said == ["toy.decay: 3 runs are of an older format, without a checksum: such runs count as missing"]
+    assert store.entry(ONE) is None
+    assert do(experiment(), tmp_path)[0] == 0
+    assert store.results(experiment(), "smoke").count("done") == 10
+    assert len(list((tmp_path / "toy.decay").iterdir())) == 10, "none was set aside"
+    assert json.loads((tmp_path / "falign.json").read_text()) == {"format": 2}, "an older falign keeps away"
+
+
+def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
+    store, said = filled(tmp_path)
+    path = store.path(ONE)
+    path.with_name(f"{path.name}.corrupt").mkdir()
+    for number, content in ((2, b"one"), (3, b"two")):
+        path.write_bytes(content)
+        assert store.entry(ONE) is None
+        assert path.with_name(f"{path.name}.corrupt-{number}").read_bytes() == content
+        assert f"it is set aside as {path.name}.corrupt-{number}," in said[-1]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_a_file_that_cannot_be_read_is_not_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = filled(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    words = rf"cannot read {store.path(ONE)}: {os.strerror(number)}; nothing was done to it"
+    for attempt in (lambda: store.entry(ONE), lambda: store.results(experiment(), "smoke")):
+        with pytest.raises(RunError, match=words):
+            attempt()
+    assert (said, sorted(tmp_path.rglob("*"))) == ([], before)
+
+
+def test_a_store_that_is_only_read_is_not_changed(tmp_path: Path) -> None:
+    filled(tmp_path)
+    said: list[str] = []
+    store = Store(folder=tmp_path, repairs=False, say=said.append)
+    store.path(ONE).write_bytes(b"PAR1")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert store.results(experiment(), "smoke").count("missing") == 1
+    assert len(said) == 1
+    assert said[0].startswith(f"{store.path(ONE)} is damaged (")
+    assert said[0].endswith("): the run counts as missing, and falign reproduce computes it again")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_file_where_a_folder_belongs(tmp_path: Path) -> None:
+    store, _ = made(tmp_path)
+    (tmp_path / "toy.decay").write_text("mine")
+    with pytest.raises(
+        RunError, match=r"toy.decay is a file, expected the folder of the runs of toy.decay: move it away"
+    ):
+        store.results(experiment(), "smoke")
+    with pytest.raises(RunError, match=r"toy\.decay is a file"):
+        do(experiment(), tmp_path)
+    with pytest.raises(WriteError, match=r"cannot make the folder .*toy.decay: File exists"):
+        store.put(Entry.of(ONE, "done"), frame(ONE, decay(ONE)))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_reproducing_in_a_folder_that_cannot_be_written(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, seeds=1)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    with pytest.raises(RunError, match=rf"cannot write in {tmp_path}: {os.strerror(code)}; make it writable, or give"):
+        do(experiment(), tmp_path)
 
 
 def test_another_revision_is_left_alone(tmp_path: Path) -> None:
@@ -207,7 +329,7 @@ def test_a_folder_without_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"format": 2}', r"by a newer falign \(format 2, this one knows 1\): update"),
+        ('{"format": 3}', r"by a newer falign \(format 3, this one knows 2\): update"),
         ("{", "falign.json cannot be read"),
     ],
 )

@@ -121,6 +121,11 @@ def test_search(visit: Any) -> None:
     page.fill("#words", "no such words")
     assert kept(page) == []
     assert not page.is_visible("section.paper")
+    assert page.inner_text("#found") == "No claim matches."
+    page.fill("#words", "n-over-p")
+    assert page.eval_on_selector_all("article.claim:not([hidden])", "all => all.map(each => each.dataset.name)") == [
+        "n-over-p"
+    ]
     page.fill("#words", "")
     assert len(kept(page)) == 8
     assert page.inner_text("#found") == ""

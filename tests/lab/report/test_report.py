@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -124,6 +125,14 @@ def test_every_verdict_is_the_claims_own(sample: tuple[Page, dict, str]) -> None
         assert shown["data-verdict"] == told["verdict"]
         assert "hidden" not in shown, "a failing claim is seen"
     assert {each["verdict"] for each in first["claims"]} == {"holds", "fails", "not run"}
+
+
+def test_a_smoke_test_is_called_one(tmp_path: Path) -> None:
+    note = "Preset smoke has the sizes of a smoke test: its verdicts mean little."
+    html, _ = written(tmp_path, replace(paper_of(results_of()), preset="smoke"))
+    assert html.count(note) == 1
+    html, _ = written(tmp_path, paper_of(results_of()))
+    assert note not in html
 
 
 def test_page_and_json_have_the_same_numbers(sample: tuple[Page, dict, str]) -> None:

@@ -8,6 +8,7 @@ from two_layer_cases import PENALTIES, RATES
 
 from falign.feedback import generator
 from falign.theory.two_layer import Literal, Penalty, Start, draw, simulate
+from falign.theory.two_layer.measures import error_cosine
 
 
 def start(outputs=None, seeds=(3, 8), p=9, **kwargs):
@@ -209,3 +210,15 @@ def test_divergence_is_recorded_and_disturbs_no_other_run():
 def test_wrong_options_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Literal(start(), **{"rate": 1e-3, **given})
+
+
+def test_the_cosine_of_errors_does_not_depend_on_their_size():
+    random = torch.Generator().manual_seed(0)
+    e = torch.randn(1, 1, 6, 3, generator=random)
+    b, beta = torch.randn(1, 1, 40, 3, generator=random), torch.randn(1, 1, 40, 3, generator=random)
+    expected = torch.nn.functional.cosine_similarity(e @ b.mT, e @ beta.mT, dim=-1).mean(-1)
+    torch.testing.assert_close(error_cosine(e, b[:, 0:1], beta), expected)
+    small = e * torch.tensor([1.0, 1e-10, 1e-20, 1e-30, 1e-36, 1e3])[:, None]
+    torch.testing.assert_close(error_cosine(small, b, beta), expected)
+    vanished = torch.cat([e, torch.zeros(1, 1, 5, 3)], 2)
+    torch.testing.assert_close(error_cosine(vanished, b, beta), expected)

@@ -5,7 +5,7 @@ import torch
 import two_layer_oracle as oracle
 
 from falign.feedback import generator
-from falign.theory.two_layer import Literal, Penalty, Start, draw, draw_reduced, project, reduce
+from falign.theory.two_layer import Dual, Literal, Penalty, Start, WidthFree, draw, draw_reduced, project, reduce
 
 ARRAYS = ("X", "y", "W", "beta", "b", "X_test", "y_test")
 SIZES = {"n": 6, "d": 7, "p": 2500}
@@ -127,3 +127,32 @@ def test_wrong_choices_are_refused():
         draw([0], n=2, d=2, p=2, activation="swish")
     with pytest.raises(ValueError, match="only a scalar output"):
         reduce(draw([0], n=2, d=2, p=2, outputs=3))
+
+
+def test_a_negative_number_of_test_points_is_refused():
+    for drawing in (draw, draw_reduced):
+        with pytest.raises(ValueError, match="test must be at least 0, got -1"):
+            drawing([0], n=2, d=2, p=2, test=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"float32 or float64, got {dtype}"):
+        draw([0], n=2, d=2, p=2, dtype=dtype)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        draw_reduced([0], n=2, d=2, p=2, dtype=dtype)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        WidthFree.sample([0], n=2, d=2, p=2, rate=0.1, dtype=dtype)
+    arrays = vars(draw([0], n=2, d=2, p=2))
+    half = {name: value.to(dtype) for name, value in arrays.items() if isinstance(value, torch.Tensor)}
+    with pytest.raises(ValueError, match="float32 or float64"):
+        Start(**half)
+
+
+@pytest.mark.parametrize("engine", [Literal, Dual, WidthFree.from_start])
+def test_engines_do_not_go_back(engine):
+    run = engine(draw([0], n=2, d=3, p=4), rate=0.1)
+    run.advance(0)
+    with pytest.raises(ValueError, match="at least 0 steps, got -3"):
+        run.advance(-3)
+    assert run.t == 0

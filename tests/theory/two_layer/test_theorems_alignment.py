@@ -140,3 +140,31 @@ def test_a_run_that_has_not_converged_does_not_judge_the_law():
     with pytest.raises(ValueError, match="two seeds"):
         linear_alignment_law((200,), n=10, d=30, rate=1e-4, steps=5, seeds=[0])
     assert torch.isfinite(check.measured).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"strength": 0.0}, "positive, finite strength"),
+        ({"strength": -1.0}, "positive, finite strength"),
+        ({"sum_constant": 0.0}, "positive, finite sum_constant"),
+        ({"d": 0}, "positive, finite d"),
+        ({"delta": 1.0}, "between 0 and 1"),
+    ],
+)
+def test_what_leaves_no_ridge_is_refused(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        theorem_4_6(_gram(0, 1000), **{"d": 1000, "rate": 0.1, "strength": 2.0, "sum_constant": 3.0, **wrong})
+
+
+def test_inputs_that_are_zero_are_refused():
+    start = draw([0], n=4, d=60, p=300, inputs="scaled")
+    gram = from_start(replace(start, X=0 * start.X))
+    with pytest.raises(ValueError, match="XXᵀ is zero"):
+        theorem_4_6(gram, d=60, rate=0.2, strength=2.0, sum_constant=3.0)
+
+
+def test_a_block_has_one_width():
+    gram = sample(range(2), n=10, d=1000, p=[500, 50000], inputs="scaled")
+    with pytest.raises(ValueError, match="widths from 500 to 50000: one width a block"):
+        theorem_4_6(gram, d=1000, rate=0.1, strength=2.0, sum_constant=3.0)

@@ -19,6 +19,7 @@ from falign.theory.two_layer.theorems import (
     theorem_4_2,
     theorem_4_3,
 )
+from falign.theory.two_layer.theorems.linear import on_subspace
 
 CUTOFF = (Penalty(), Penalty(0.1, "cutoff", 20.0), Penalty(0.1, "exponential", 10.0))
 
@@ -202,3 +203,69 @@ def test_bad_requests_are_refused():
         theorem_3_2(draw([0], n=2, d=3, p=4, outputs=2), activation="tanh", rate=0.1, steps=1)
     with pytest.raises(ValueError, match="two sample sizes"):
         parameter_scaling((5,), (10, 20), seeds=[0])
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, inf])
+def test_gamma_must_be_positive(gamma):
+    gram = sample([0], n=3, d=30, p=100, inputs="scaled")
+    with pytest.raises(ValueError, match="positive, finite gamma"):
+        theorem_3_2(_start(p=10), activation="tanh", rate=0.1, steps=1, gamma=gamma)
+    with pytest.raises(ValueError, match="positive, finite gamma"):
+        theorem_4_3(gram, d=30, rate=0.1, steps=1, gamma=gamma)
+
+
+@pytest.mark.parametrize("delta", [-0.1, 0.0, 1.0, 2.0, float("nan")])
+def test_delta_lies_between_0_and_1(delta):
+    gram = sample([0], n=3, d=30, p=100, inputs="scaled")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        theorem_3_2(_start(p=10), activation="tanh", rate=0.1, steps=1, delta=delta)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        theorem_4_2(_start(p=10), activation="tanh", rate=0.1, steps=1, penalties=CUTOFF, delta=delta)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        theorem_4_3(gram, d=30, rate=0.1, steps=1, delta=delta)
+
+
+def test_other_constants_must_be_positive_and_inputs_not_all_zero():
+    gram = sample(range(2), n=3, d=30, p=100, inputs="scaled")
+    for wrong in ({"largest": 0.0}, {"sum_constant": -1.0}, {"d": 0}):
+        with pytest.raises(ValueError, match=f"positive, finite {next(iter(wrong))}"):
+            theorem_4_3(gram, rate=0.1, steps=1, **{"d": 30, **wrong})
+    with pytest.raises(ValueError, match="XXᵀ is zero"):
+        theorem_4_3(replace(gram, K=0 * gram.K), d=30, rate=0.1, steps=1)
+    start = _start(p=50)
+    check = theorem_3_2(replace(start, X=0 * start.X), activation="tanh", rate=0.1, steps=3)
+    assert "assumption 3.1" in [assumption.name for assumption in check.failing]
+
+
+def test_dependent_inputs_hold_on_the_true_column_space():
+    """Rank below n ≤ d: of the null direction nothing is left but zeros, and the others run as they would."""
+    start = draw(range(3), n=6, d=60, p=4000, inputs="scaled")
+    X, y = start.X.clone(), start.y.clone()
+    X[:2, 1] = X[:2, 0]
+    start = replace(start, X=X, y=y)
+    whole = theorem_4_3(from_start(start), d=60, rate=0.1, steps=200)
+    assert [assumption.name for assumption in whole.failing] == ["full rank"]
+    gram, n, smallest, largest = on_subspace(from_start(start))
+    assert (gram.K > 0).sum(-1).tolist() == [5, 5, 6]
+    values = torch.linalg.svdvals(X).square()
+    torch.testing.assert_close(smallest, torch.stack([values[0, 4], values[1, 4], values[2, 5]]))
+    torch.testing.assert_close(largest, values[:, 0])
+    check = theorem_4_3(from_start(start), d=60, rate=0.1, steps=200, on_column_space=True)
+    assert n == 6
+    assert check.verdict == "holds", check.sentence
+    Q = torch.linalg.svd(X)[0]
+    Q[:2, :, 5] = 0
+    projected = replace(start, y=(Q @ (Q.mT @ y.unsqueeze(-1)))[..., 0])
+    literal = Literal(projected, rate=0.1)
+    literal.advance(200)
+    torch.testing.assert_close(check.measured[:, -1], literal.error()[:, 0].norm(dim=-1), rtol=0, atol=1e-11)
+
+
+def test_the_limit_of_full_rank_is_the_one_that_was_used():
+    start = draw([0], n=6, d=60, p=400, inputs="scaled")
+    X = start.X.clone()
+    X[:, 1] = X[:, 0]
+    check = theorem_4_3(from_start(replace(start, X=X)), d=60, rate=0.1, steps=5)
+    largest = float(torch.linalg.svdvals(X).square().max())
+    assert _assumption(check, "full rank").needed == pytest.approx(1e-12 * largest)
+    assert f"where {1e-12 * largest:.4g} is the limit" in check.sentence

@@ -1,5 +1,8 @@
 """The linear engine against the literal one: number by number from a start, and in law from a sample."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -90,3 +93,22 @@ def test_wrong_sizes_are_refused():
             WidthFree.sample((0,), **{"n": 2, "d": 2, "p": 5, "rate": 0.1, **wrong})
     with pytest.raises(ValueError, match="only a scalar output"):
         WidthFree.from_start(draw([0], n=2, d=2, p=2, outputs=2), rate=0.1)
+
+
+def test_widths_are_integers_of_any_type():
+    options = {"n": 3, "d": 4, "rate": 0.1}
+    plain = WidthFree.sample((0, 1), p=50, **options).gram
+    for p in (np.int64(50), [np.int32(50), 50]):
+        assert torch.equal(WidthFree.sample((0, 1), p=p, **options).gram.Z_Z, plain.Z_Z)
+    with pytest.raises(ValueError, match=r"p must be below 2⁶³, got 9223372036854775808"):
+        WidthFree.sample((0,), p=2**63, **options)
+    assert torch.isfinite(WidthFree.sample((0,), p=2**63 - 1, **options).gram.Z_Z).all()
+
+
+@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before")
+def test_widths_that_are_no_integers_are_refused():
+    for p in (1e9, [50, 50.0]):
+        with pytest.raises(ValueError, match=r"p must be an integer, got .* of type float: write int\(p\)"):
+            WidthFree.sample((0, 1), n=3, d=4, p=p, rate=0.1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="n must be an integer"):
+        draw((0,), n=3.0, d=4, p=5)  # pyright: ignore[reportArgumentType]

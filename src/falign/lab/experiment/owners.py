@@ -11,7 +11,10 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from falign.lab.experiment.store import Store
-from falign.lab.writing import leftovers, write
+from falign.lab.writing import leftovers, unwritable, write
+
+_PATIENCE = 5.0
+"""Seconds to wait for one's own new lock, which another process may just be looking at."""
 
 
 class Owner:
@@ -33,9 +36,13 @@ class Owner:
         self._taken: set[str] = set()
 
     def __enter__(self) -> "Owner":
-        self._file("lock").parent.mkdir(exist_ok=True)
+        folder = self._file("lock").parent
         with self._store.alone():
-            self._lock.acquire(timeout=0)
+            try:
+                folder.mkdir(exist_ok=True)
+                self._lock.acquire(timeout=_PATIENCE)
+            except OSError as error:
+                raise unwritable(folder, error) from None
             self._write()
             if not _living(self._store, besides=self._name):
                 for folder in self._store.folder.iterdir():
@@ -83,6 +90,28 @@ def taken(store: Store) -> set[str]:
     """Keys of the runs that living processes have taken."""
     with store.alone():
         return set().union(*_living(store, besides=None))
+
+
+def running(store: Store) -> set[str]:
+    """The same as :func:`taken`, found out by reading alone: nothing in the store is made, changed or deleted."""
+    if os.name != "posix":
+        return taken(store)
+    claims = (store.folder / "owners").glob("*.lock")
+    return set().union(*(_read(path.with_suffix(".json")) for path in claims if _locked(path)))
+
+
+def _locked(path: Path) -> bool:
+    """Whether a living process holds a lock."""
+    import fcntl  # of POSIX only
+
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:  # it is gone, or not for us to read
+        return False
+    return False
 
 
 def _living(store: Store, besides: str | None) -> list[set[str]]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from falign.lab.experiment.tally import Tally
+from falign.lab.experiment.tally import Tally, duration
 
 _PAUSE = 10.0
 """Seconds between two lines of an experiment, without a terminal."""
@@ -29,6 +29,8 @@ class Progress:
         self._slots = slots
         self._start = monotonic()
         self._next = self._start + _PAUSE
+        self._begun: set[str] = set()
+        self._next_begun = self._start
         self._open = {tally.experiment.name for tally in tallies if tally.left}
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -60,6 +62,18 @@ class Progress:
         """Print one line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def begun(self, name: str, runs: int) -> None:
+        """Say that the first runs of an experiment are at work: a block may take long, and says nothing itself.
+
+        Args:
+            name: The experiment.
+            runs: How many have begun.
+        """
+        if self._bars.disable and name not in self._begun and monotonic() >= self._next_begun:
+            self._begun.add(name)
+            self._next_begun = monotonic() + _PAUSE
+            self.say(f"{name}: {runs} {'run' if runs == 1 else 'runs'} begun")
+
     def update(self) -> None:
         """Show how the runs stand: a finished experiment by a line at once, others by bars, or a line at times."""
         for tally in self._tallies:
@@ -79,15 +93,3 @@ class Progress:
     def _estimate(self, tally: Tally) -> str:
         seconds = tally.estimate(max(1, self._slots()))
         return f", about {duration(seconds)}" if seconds else ""
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -83,7 +83,9 @@ class Claim:
         place: Where it states it; or where else the statement comes from.
         how: How the number is read off the table.
         because: Why the interval is what it is: standard errors, a known scaling, a value of the paper.
-        read: Table of the runs that were done -> what was measured; raises Missing if runs are lacking.
+        read: Table of the runs -> what was measured; raises Missing if these runs cannot tell. It is only called
+            when every run of the scope is done.
+        scope: Of which points the claim is about, as an expression of their columns; None is all.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Claim:
     how: str
     because: str
     read: Callable[[pl.DataFrame], Reading]
+    scope: pl.Expr | None = None
 
 
 @dataclass(frozen=True)

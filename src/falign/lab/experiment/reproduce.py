@@ -56,7 +56,7 @@ def reproduce(
         WriteError: Something cannot be written.
     """
     store = Store(folder=out, say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    store.open(create=True)
+    store.check()
     try:
         with _terminable():
             _run(store, selection.experiments, preset, executor, memory, console)
@@ -108,17 +108,20 @@ def _run(
         before.update(failed)
     progress = Progress(console, list(tallies.values()), lambda: executor.slots)
     if not any(tally.left for tally in tallies.values()):
+        store.open(create=True)
         return  # an executor that is never entered need not be reachable
-    with progress, Owner(store) as owner, executor:
-        Schedule(
-            store=store,
-            owner=owner,
-            executor=executor,
-            memory=memory,
-            tallies=tallies,
-            before=before,
-            progress=progress,
-        ).run()
+    with progress, executor:
+        store.open(create=True)  # not before the executor has turned out to be reachable
+        with Owner(store) as owner:
+            Schedule(
+                store=store,
+                owner=owner,
+                executor=executor,
+                memory=memory,
+                tallies=tallies,
+                before=before,
+                progress=progress,
+            ).run()
 
 
 @contextmanager

@@ -8,6 +8,9 @@ import polars as pl
 from falign.lab.experiment.reading import Claim, Missing, Reading
 from falign.lab.experiment.specification import Experiment, Paper
 
+_OWN = ("key", "seed", "status", "message", "seconds")
+"""Columns of ``runs`` that are not of the point."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Results:
@@ -59,23 +62,44 @@ class Verdict:
     message: str | None = None
 
 
-def judge(claim: Claim, table: pl.DataFrame) -> Verdict:
-    """Read a claim off a table.
+def judge(claim: Claim, results: Results) -> Verdict:
+    """Read a claim off the runs of its scope, if all of them are done.
+
+    A part of the runs could hold up a claim by accident, and the mean over the runs that did not diverge says nothing
+    of the others: then the claim is not run. Points of which no run has its data set here are no part of the scope.
 
     Args:
         claim: The claim.
-        table: The records of the runs that were done.
+        results: What is there of its experiment.
 
     Returns:
-        The verdict: not run if the table lacks what the claim needs.
+        The verdict: not run if runs are lacking, or if they cannot tell.
     """
-    if table.is_empty():
-        return Verdict(claim=claim, verdict="not run", message="no run is done")
+    scope = pl.lit(True) if claim.scope is None else claim.scope
     try:
-        reading = claim.read(table)
+        lacking = _lacking(results.runs.filter(scope))
+        reading = None if lacking else claim.read(results.table.filter(scope))
     except Missing as missing:
         return Verdict(claim=claim, verdict="not run", message=str(missing))
     except Exception as error:  # a fault of one claim, which must not take the others' verdicts with it
         message = f"the claim cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return Verdict(claim=claim, verdict="not run", message=message)
+    if reading is None:
+        return Verdict(claim=claim, verdict="not run", message=lacking)
     return Verdict(claim=claim, verdict="holds" if reading.holds else "fails", reading=reading)
+
+
+def _lacking(runs: pl.DataFrame) -> str | None:
+    """Which runs of a scope are lacking; None if all are done that have their data here."""
+    point = [name for name in runs.columns if name not in _OWN]
+    absent = (pl.col("status") == "no data").all().over(point) if point else pl.col("status") == "no data"
+    there = runs.filter(~absent)
+    if there.is_empty():
+        return "no run that it is about has its data here"
+    lacking = there.filter(pl.col("status") != "done")
+    if lacking.is_empty():
+        return None
+    if lacking.height == there.height and set(lacking["status"]) == {"missing"}:
+        return "no run is done"
+    counts = ", ".join(f"{count} {status}" for status, count in lacking["status"].value_counts().sort("status").rows())
+    return f"{lacking.height} of its {there.height} runs are not done: {counts}"

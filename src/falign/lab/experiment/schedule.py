@@ -93,6 +93,7 @@ class Schedule:
         if too_large is not None:
             self._fail(block, Answer(error=too_large))
             return
+        self.progress.begun(tally.experiment.name, len(block.tasks))
         self.executor.submit(block)
         self._at_work += 1
         tally.running += len(block.tasks)

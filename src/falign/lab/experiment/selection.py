@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment.specification import Experiment, Paper
+from falign.lab.experiment.specification import PRESETS, Experiment, Paper
+
+_DEFAULT = "quick"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +48,22 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     )
     concerned = tuple(paper for paper in papers.values() if any(each in chosen for each in paper.experiments))
     return Selection(papers=concerned, experiments=chosen)
+
+
+def choose(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
+    """Choose which preset to show.
+
+    Args:
+        asked: The preset that was asked for; None is the one of which most runs are there, of several the largest.
+        counts: {preset: how many of its runs are there}.
+
+    Returns:
+        The preset, and what a person should know of the choice; empty if nothing.
+    """
+    best = max(reversed(PRESETS), key=counts.__getitem__)
+    number = "1 run is" if counts[best] == 1 else f"{counts[best]} runs are"
+    if asked is None:
+        return (best, f"preset {best}, of which {number} there") if counts[best] else (_DEFAULT, "")
+    if counts[asked] or not counts[best]:
+        return asked, ""
+    return asked, f"no run of preset {asked} is there, but of preset {best} {number}: use --preset {best}"

@@ -6,25 +6,41 @@ from math import sqrt
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from falign.lab.experiment.reading import Missing
 
 Values = pl.Series | Sequence[float]
+CONFIDENCE = 0.99
+"""Of every interval that is said to be one of confidence."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean or a slope, and its standard error."""
+    """A mean over independent runs.
+
+    Attributes:
+        value: The mean.
+        error: Its standard error.
+        runs: How many there are, at least 2.
+    """
 
     value: float
     error: float
+    runs: int
 
-    @property
-    def significance(self) -> float:
-        """The value in standard errors; 0 where both are 0."""
-        return (
-            self.value / self.error if self.error else float(np.sign(self.value)) * float("inf") if self.value else 0.0
-        )
+    def half(self, comparisons: int = 1) -> float:
+        """Half the width of the 99 % confidence interval of the mean, by Student's t.
+
+        Args:
+            comparisons: How many such intervals are judged together; all of them hold at 99 % (Bonferroni).
+        """
+        tail = (1 - CONFIDENCE) / 2 / comparisons
+        return float(stats.t.ppf(1 - tail, self.runs - 1)) * self.error
+
+    def above(self, comparisons: int = 1) -> float:
+        """What a mean must reach to be above 0 with 99 % confidence."""
+        return max(self.half(comparisons), float(np.finfo(np.float64).tiny))
 
 
 def final(table: pl.DataFrame, *, over: str = "step", by: Sequence[str]) -> pl.DataFrame:
@@ -73,7 +89,7 @@ def mean(values: Values, *, of: str) -> Estimate:
     found = np.asarray(values, dtype=np.float64)
     if found.size < 2:
         raise Missing(f"{of}: {found.size} runs are done, expected at least 2 for a standard error")
-    return Estimate(float(found.mean()), float(found.std(ddof=1) / sqrt(found.size)))
+    return Estimate(float(found.mean()), float(found.std(ddof=1) / sqrt(found.size)), found.size)
 
 
 def paired(table: pl.DataFrame, value: str, *, axis: str, low: object, high: object, by: Sequence[str]) -> Estimate:
@@ -96,34 +112,32 @@ def paired(table: pl.DataFrame, value: str, *, axis: str, low: object, high: obj
     return mean(pairs[f"{value}_high"] - pairs[value], of=f"{value} at {axis} = {low} and {high}")
 
 
-def slope(
-    x: Sequence[float] | pl.Series, y: Sequence[float] | pl.Series, errors: Sequence[float] | pl.Series
-) -> Estimate:
-    """Slope of the straight line of weighted least squares, and its standard error.
+def slope(table: pl.DataFrame, x: str, y: str) -> Estimate:
+    """Slope of the straight line of least squares, one for each seed: their mean and its standard error.
+
+    The runs of one seed share what the seed draws, so that only the seeds are independent.
 
     Args:
-        x: At least two abscissas.
-        y: Ordinates.
-        errors: Standard errors of the ordinates, above 0.
+        table: One row a run.
+        x: Column of the abscissa.
+        y: Column of the ordinate.
 
     Raises:
-        Missing: There are fewer than two points.
+        Missing: There are fewer than two seeds, or fewer than two abscissas.
     """
-    at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    weights = np.asarray(errors, dtype=np.float64) ** -2.0
-    if at.size < 2:
-        raise Missing(f"a slope needs at least 2 points, got {at.size}")
-    centred = at - np.average(at, weights=weights)
-    spread = float((weights * centred**2).sum())
-    return Estimate(float((weights * centred * values).sum() / spread), 1 / sqrt(spread))
+    if table[x].n_unique() < 2:
+        raise Missing(f"a slope needs at least 2 values of {x}, got {table[x].n_unique()}")
+    slopes = [float(np.polyfit(runs[x].to_numpy(), runs[y].to_numpy(), 1)[0]) for _, runs in table.group_by("seed")]
+    return mean(slopes, of=f"slope of {y}")
 
 
-def needed(table: pl.DataFrame, column: str, values: Sequence[object]) -> None:
-    """Check that a table holds the points that a claim is about.
+def least_share(runs: int, probability: float) -> float:
+    """The least share of so many runs that does not contradict a probability at 99 %, by the binomial law.
 
     Raises:
-        Missing: Some are lacking; says which.
+        Missing: So few runs contradict nothing, whatever they are.
     """
-    there = set(table[column].unique().to_list()) if column in table.columns else set()
-    if lacking := [value for value in values if value not in there]:
-        raise Missing(f"no run is done with {column} = {', '.join(map(str, lacking))}")
+    least = int(stats.binom.ppf(1 - CONFIDENCE, runs, probability))
+    if least == 0:
+        raise Missing(f"{runs} runs are too few to contradict a probability of {probability:g}")
+    return least / runs

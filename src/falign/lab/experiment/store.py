@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,12 @@ import polars as pl
 from filelock import FileLock
 
 from falign.lab.experiment import table
-from falign.lab.experiment.entries import FORMAT, UNREADABLE, Corrupt, Entry, encode, read, read_records
+from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, encode, read
 from falign.lab.experiment.results import Results
-from falign.lab.experiment.specification import Experiment, Task
-from falign.lab.writing import RunError, leftovers, write
+from falign.lab.experiment.specification import PRESETS, Experiment, Task
+from falign.lab.writing import RunError, WriteError, free, leftovers, unwritable, write
 
 MARKER = "falign.json"
-_FILE = "__file__"
 
 
 def _to_standard_error(message: str) -> None:
@@ -31,10 +31,13 @@ class Store:
 
     Args:
         folder: The folder.
+        repairs: Whether damaged files are set aside under another name; without it a store that is read is not
+            changed.
         say: Told what a person should know, such as a damaged file.
     """
 
     folder: Path
+    repairs: bool = True
     say: Callable[[str], None] = field(default=_to_standard_error, compare=False)
 
     def open(self, *, create: bool) -> None:
@@ -46,24 +49,37 @@ class Store:
         Raises:
             RunError: It is not one, or one of a newer falign, or cannot be made.
         """
+        version = self.check()
+        if version == 0 and not create:
+            raise RunError(f"there are no results in {self.folder}: give another folder with --out, or reproduce")
+        if version < FORMAT and create:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unusable(error) from None
+            write(self.folder / MARKER, json.dumps({"format": FORMAT}).encode())
+
+    def check(self) -> int:
+        """The format of the store; 0 if there is none yet. Nothing is written.
+
+        Raises:
+            RunError: The folder is not a store and cannot become one, or is one of a newer falign.
+        """
         marker = self.folder / MARKER
         try:
             if marker.exists():
-                self._check(marker)
-                return
+                return self._version(marker)
             if self.folder.exists() and not self._empty():
                 raise RunError(
                     f"{self.folder} is an output folder that is not ours, it has no {MARKER}: "
                     "give a new or an empty folder with --out"
                 )
-            if not create:
-                raise RunError(f"there are no results in {self.folder}: give another folder with --out, or reproduce")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(marker, json.dumps({"format": FORMAT}).encode())
         except OSError as error:
-            raise RunError(
-                f"cannot use {self.folder}: {error.strerror or error}; give another folder with --out"
-            ) from None
+            raise self._unusable(error) from None
+        return 0
+
+    def _unusable(self, error: OSError) -> RunError:
+        return RunError(f"cannot use {self.folder}: {error.strerror or error}; give another folder with --out")
 
     def _empty(self) -> bool:
         """Whether the folder holds nothing, or just the marker that another process is writing."""
@@ -71,23 +87,34 @@ class Store:
             path.name == MARKER or path in leftovers(self.folder) for path in self.folder.iterdir()
         )
 
-    def _check(self, marker: Path) -> None:
+    def _version(self, marker: Path) -> int:
         try:
-            version = json.loads(marker.read_text(encoding="utf-8"))["format"]
-            newer = version > FORMAT
+            version = int(json.loads(marker.read_text(encoding="utf-8"))["format"])
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{marker} cannot be read: restore it, or give another folder with --out") from None
-        if newer:
+        if version > FORMAT:
             raise RunError(
                 f"{self.folder} was written by a newer falign (format {version}, this one knows {FORMAT}): "
                 "update falign, or give another folder with --out"
             )
+        return version
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within this context no other process is in it; to be held shortly."""
-        with FileLock(self.folder / ".lock"):
+        """Within this context no other process is in it; to be held shortly.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def path(self, task: Task) -> Path:
         """The file of a run, there or not."""
@@ -100,25 +127,48 @@ class Store:
             WriteError: It cannot be written.
         """
         folder = self.folder / entry.experiment
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"cannot make the folder {folder}: {error.strerror or error}") from None
         write(folder / f"{entry.key}.parquet", encode(entry, records))
 
     def entry(self, task: Task) -> Entry | None:
-        """What is kept of a run; None if nothing is. A damaged file is set aside and counts as nothing."""
-        found = self._read(task)
-        return None if found is None else found[0]
+        """What is kept of a run; None if nothing is. A damaged file counts as nothing, and so does an older one.
+
+        Raises:
+            RunError: A file is there and cannot be read.
+        """
+        with suppress(Older):
+            found = self._read(task)
+            return None if found is None else found[0]
+        return None
 
     def entries(self, tasks: Sequence[Task]) -> dict[str, Entry]:
-        """{key: what is kept of the run}, all files read whole; damaged ones are set aside and count as nothing."""
-        return self._load(tasks)[0]
+        """{key: what is kept of the run}; damaged and older files are named and count as nothing.
+
+        Raises:
+            RunError: A file is there and cannot be read.
+        """
+        return {key: entry for key, (entry, _) in self._load(tasks).items()}
+
+    def counts(self, experiments: Iterable[Experiment]) -> dict[str, int]:
+        """{preset: how many of its runs have a file}; no file is opened."""
+        counted: dict[str, int] = dict.fromkeys(PRESETS, 0)
+        for experiment in experiments:
+            names = self._names(experiment.name)
+            for preset in PRESETS:
+                counted[preset] += sum(f"{task.key}.parquet" in names for task in experiment.tasks(preset))
+        return counted
 
     def others(self, experiment: Experiment) -> int:
         """Number of runs of other revisions of an experiment, which are never read and never touched."""
-        count = 0
-        for name in self._names(experiment.name):
-            with suppress(Corrupt, FileNotFoundError):
-                count += read(self.folder / experiment.name / name)[0].revision != experiment.revision
-        return count
+        known = {f"{task.key}.parquet" for preset in PRESETS for task in experiment.tasks(preset)}
+        number = 0
+        for name in self._names(experiment.name) - known:
+            with suppress(Corrupt, Older, FileNotFoundError):
+                number += read(self.folder / experiment.name / name)[0].revision != experiment.revision
+        return number
 
     def results(self, experiment: Experiment, preset: str) -> Results:
         """All that is there of an experiment.
@@ -129,69 +179,82 @@ class Store:
 
         Returns:
             Its runs, and the records of those that are done.
+
+        Raises:
+            RunError: A file is there and cannot be read.
         """
         tasks = experiment.tasks(preset)
-        entries, records = self._load(tasks)
-        return table.results(experiment, preset, tasks, entries, records)
+        found = self._load(tasks)
+        entries = {key: entry for key, (entry, _) in found.items()}
+        alike: dict[str, dict[Path, int]] = {}
+        for index, task in enumerate(tasks):
+            entry, kind = found.get(task.key, (None, ""))
+            if entry is not None and entry.status == "done":
+                alike.setdefault(kind, {})[self.path(task)] = index
+        return table.results(experiment, preset, tasks, entries, table.records(alike.values()))
 
     def _names(self, experiment: str) -> set[str]:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return {name for name in os.listdir(self.folder / experiment) if name.endswith(".parquet")}
-        return set()
-
-    def _load(self, tasks: Sequence[Task]) -> tuple[dict[str, Entry], pl.DataFrame]:
-        """Entries by key, and the records of the runs that are done, with their index in ``tasks``."""
-        names = {name: self._names(name) for name in {task.experiment for task in tasks}}
-        entries: dict[str, Entry] = {}
-        alike: dict[str, dict[int, Task]] = {}
-        for index, task in enumerate(tasks):
-            if f"{task.key}.parquet" in names[task.experiment] and (found := self._read(task)) is not None:
-                entries[task.key] = found[0]
-                if found[0].status == "done":
-                    alike.setdefault(found[1], {})[index] = task
-        frames = [self._records(group, entries) for group in alike.values()]
-        return entries, pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
-
-    def _records(self, tasks: Mapping[int, Task], entries: dict[str, Entry]) -> pl.DataFrame:
-        """The records of runs whose columns are alike, by one scan; file by file if one of them is damaged."""
-        paths = {str(self.path(task)): index for index, task in tasks.items()}
+        folder = self.folder / experiment
         try:
-            records = pl.scan_parquet(list(paths), include_file_paths=_FILE, glob=False).collect()
-        except UNREADABLE:
-            for task in tasks.values():
-                try:
-                    read_records(self.path(task))
-                except Corrupt as error:
-                    self._set_aside(task, str(error))
-                    del entries[task.key]
-            kept = {index: task for index, task in tasks.items() if task.key in entries}
-            if len(kept) == len(tasks):
-                raise
-            return self._records(kept, entries) if kept else pl.DataFrame()
-        order = pl.DataFrame({_FILE: list(paths), table.INDEX: list(paths.values())})
-        return records.join(order, on=_FILE, how="left", maintain_order="left").drop(_FILE)
+            return {name for name in os.listdir(folder) if name.endswith(".parquet")}
+        except FileNotFoundError:
+            return set()
+        except NotADirectoryError:
+            raise RunError(
+                f"{folder} is a file, expected the folder of the runs of {experiment}: move it away"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot read {folder}: {error.strerror or error}") from None
+
+    def _load(self, tasks: Sequence[Task]) -> dict[str, tuple[Entry, str]]:
+        """{key: the entry, and the kind of its records}, of the files that are whole."""
+        names = {name: self._names(name) for name in {task.experiment for task in tasks}}
+        found: dict[str, tuple[Entry, str]] = {}
+        older: Counter[str] = Counter()
+        for task in tasks:
+            if f"{task.key}.parquet" not in names[task.experiment]:
+                continue
+            try:
+                kept = self._read(task)
+            except Older:
+                older[task.experiment] += 1
+                continue
+            if kept is not None:
+                found[task.key] = kept
+        for name, number in older.items():
+            which = "1 run is" if number == 1 else f"{number} runs are"
+            self.say(f"{name}: {which} of an older format, without a checksum: such runs count as missing")
+        return found
 
     def _read(self, task: Task) -> tuple[Entry, str] | None:
-        path = self.path(task)
         try:
-            entry, columns = read(path)
-            if (entry.key, entry.experiment) != (task.key, task.experiment):
-                raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
+            return self._kept(task)
+        except Corrupt as error:
+            self._damaged(task, str(error))
+            return None
+
+    def _kept(self, task: Task) -> tuple[Entry, str] | None:
+        try:
+            entry, kind = read(self.path(task))
         except FileNotFoundError:
             return None
-        except Corrupt as error:
-            return self._set_aside(task, str(error))
-        return entry, columns
+        if (entry.key, entry.experiment) != (task.key, task.experiment):
+            raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
+        return entry, kind
 
-    def _set_aside(self, task: Task, why: str) -> None:
-        """Rename a damaged file, unless another process has put a good one there meanwhile."""
+    def _damaged(self, task: Task, why: str) -> None:
+        """Name a damaged file, and set it aside unless another process has put a good one there meanwhile."""
         path = self.path(task)
-        with self.alone(), suppress(FileNotFoundError):
-            with suppress(Corrupt):
-                entry, _ = read(path)
-                read_records(path)
-                if (entry.key, entry.experiment) == (task.key, task.experiment):
-                    return
-            aside = path.with_name(f"{path.name}.corrupt")
-            os.replace(path, aside)
-            self.say(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")
+        if not self.repairs:
+            self.say(f"{path} is damaged ({why}): the run counts as missing, and falign reproduce computes it again")
+            return
+        with self.alone():
+            try:
+                self._kept(task)
+            except Corrupt:
+                aside = free(path.with_name(f"{path.name}.corrupt"))
+                try:
+                    os.replace(path, aside)
+                except OSError as error:
+                    raise unwritable(path.parent, error) from None
+                self.say(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")

@@ -8,12 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from falign.lab.experiment.owners import taken
-from falign.lab.experiment.progress import duration
+from falign.lab.experiment.owners import running
 from falign.lab.experiment.results import PaperResults, Results, judge
 from falign.lab.experiment.selection import Selection
 from falign.lab.experiment.specification import PRESETS, Paper
 from falign.lab.experiment.store import Store
+from falign.lab.experiment.tally import duration
 
 _WIDTH = 120
 _WORDS = ("experiment", "claims", "other")
@@ -51,18 +51,18 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
     """
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
-    claimed = taken(store)
+    claimed = running(store)
     table = _table("experiment", "runs", "done", "time", "claims", "other")
     verdicts = Counter()
     for result in results:
-        judged = Counter(judge(claim, result.table).verdict for claim in result.experiment.claims)
+        judged = Counter(judge(claim, result).verdict for claim in result.experiment.claims)
         verdicts += judged
         missing = result.runs.filter(pl.col("status") == "missing")["key"]
-        running = sum(key in claimed for key in missing)
+        at_work = sum(key in claimed for key in missing)
         others = {
-            "running": running,
+            "running": at_work,
             **{status: result.count(status) for status in ("diverged", "failed", "no data")},
-            "missing": missing.len() - running,
+            "missing": missing.len() - at_work,
         }
         table.add_row(
             result.experiment.name,
@@ -101,14 +101,18 @@ def _table(*columns: str) -> Table:
     """An empty table: columns of words begin at the left, columns of numbers end at the right."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        made.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
+        made.add_column(column, justify="left" if column in _WORDS else "right")
     return made
 
 
 def _print(table: Table, console: Console) -> None:
-    """Print a table; where there is no terminal, lines may be as long as they need."""
+    """Print a table: one that is too wide breaks its lines between words. Without a terminal they may be longer."""
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, _WIDTH))
+    for column in table.columns:
+        texts = [str(each) for each in (column.header, *column.cells)]
+        column.min_width = max(len(word) for text in texts for word in text.split(" "))
+        column.no_wrap = column.header == "time" or not any(" " in text for text in texts)
     console.print(table)
 
 

@@ -1,7 +1,8 @@
 """From the entries and records of single runs to the tables that figures and claims read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import polars as pl
 
@@ -9,9 +10,11 @@ from falign.lab.experiment.entries import Entry
 from falign.lab.experiment.records import series
 from falign.lab.experiment.results import Results
 from falign.lab.experiment.specification import Experiment, Task
+from falign.lab.writing import RunError
 
 INDEX = "__run__"
 """The column of records that says which run each is of."""
+_FILE = "__file__"
 
 
 def results(
@@ -52,6 +55,32 @@ def results(
         runs=runs,
         provenance=_origins(entry for entry in found if entry),
     )
+
+
+def records(alike: Iterable[Mapping[Path, int]]) -> pl.DataFrame:
+    """Read the records of runs whose files were found whole.
+
+    Args:
+        alike: {file: index of its run}, one for each kind of columns: the files of a kind are read by one scan.
+
+    Returns:
+        All records, with ``INDEX``; empty if there are no files.
+
+    Raises:
+        RunError: A file cannot be read.
+    """
+    frames = [_scan({str(path): index for path, index in paths.items()}) for paths in alike]
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+
+
+def _scan(paths: Mapping[str, int]) -> pl.DataFrame:
+    try:
+        found = pl.scan_parquet(list(paths), include_file_paths=_FILE, glob=False).collect()
+    except OSError as error:  # the files were whole a moment ago, so it is the reading that fails
+        folder = Path(next(iter(paths))).parent
+        raise RunError(f"cannot read the runs in {folder}: {error.strerror or error}") from None
+    order = pl.DataFrame({_FILE: list(paths), INDEX: list(paths.values())})
+    return found.join(order, on=_FILE, how="left", maintain_order="left").drop(_FILE)
 
 
 def _points(tasks: Sequence[Task]) -> list[pl.Series]:

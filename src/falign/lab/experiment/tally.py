@@ -73,3 +73,16 @@ class Tally:
         if rest := len(self.left) - self.running - self.elsewhere:
             parts.append(f"{rest} left")
         return ", ".join(parts)
+
+
+def duration(seconds: float | int) -> str:
+    """A time in the two largest units that matter: "0.4 s", "12 s", "3 min 20 s", "1 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"

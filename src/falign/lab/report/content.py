@@ -203,7 +203,7 @@ def _experiment(results: Results, suffix: str) -> ExperimentPart:
     return ExperimentPart(
         anchor=anchor,
         results=results,
-        verdicts=tuple(judge(claim, results.table) for claim in experiment.claims),
+        verdicts=tuple(judge(claim, results) for claim in experiment.claims),
         figures=tuple(
             drawn(picture, results.table, f"{anchor}.{picture.name}".replace(".", "-"))
             for picture in experiment.pictures

@@ -3,6 +3,7 @@
 import math
 
 from falign.lab.experiment import Check
+from falign.lab.experiment.tally import duration as duration  # the page's times are the terminal's
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _FEW = 3
@@ -63,19 +64,6 @@ def interval(check: Check) -> str:
     if math.isinf(check.low) and check.low < 0:
         return "any number" if check.high == math.inf else f"≤ {high}"
     return f"≥ {low}" if check.high == math.inf else f"[{low}, {high}]"
-
-
-def duration(seconds: float | int) -> str:
-    """A time in the two largest units that matter: "0.4 s", "12 s", "3 min 20 s", "1 h 5 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
 
 
 def portable(value: object) -> object:

@@ -34,7 +34,7 @@
     const buttons = [...filter.querySelectorAll("button")];
     const words = document.getElementById("words");
     const claims = [...document.querySelectorAll("article.claim")];
-    const texts = new Map(claims.map((claim) => [claim, claim.textContent.toLowerCase()]));
+    const texts = new Map(claims.map((claim) => [claim, `${claim.dataset.name} ${claim.textContent}`.toLowerCase()]));
     let kind = "all";
 
     const show = () => {
@@ -53,7 +53,8 @@
       for (const section of document.querySelectorAll("section.choices, section.provenance, details.unfinished"))
         section.hidden = !everything;
       for (const each of buttons) each.setAttribute("aria-pressed", String(each.dataset.kind === kind));
-      document.getElementById("found").textContent = everything ? "" : `${count} of ${claims.length} claims`;
+      const found = count ? `${count} of ${claims.length} claims` : "No claim matches.";
+      document.getElementById("found").textContent = everything ? "" : found;
     };
 
     for (const each of buttons)

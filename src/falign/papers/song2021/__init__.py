@@ -6,6 +6,7 @@ from falign.papers.song2021.convergence import CONVERGENCE
 from falign.papers.song2021.figure2 import FIGURE2
 from falign.papers.song2021.figure3 import FIGURE3
 from falign.papers.song2021.inputs import INPUTS
+from falign.papers.song2021.kernels import KERNELS
 from falign.papers.song2021.remarks import DROPOUT, OPEN
 from falign.papers.song2021.widths import TIME, WIDTHS
 
@@ -15,7 +16,7 @@ SONG2021 = Paper(
     authors="Ganlin Song, Ruitu Xu, John Lafferty",
     venue="NeurIPS 2021",
     address="https://arxiv.org/abs/2106.06044",
-    experiments=(FIGURE2, WIDTHS, TIME, OPEN, DROPOUT, FIGURE3, CONVERGENCE, ALIGNMENT, INPUTS),
+    experiments=(FIGURE2, WIDTHS, TIME, OPEN, DROPOUT, FIGURE3, KERNELS, CONVERGENCE, ALIGNMENT, INPUTS),
     choices=(
         Choice(
             "Sign: algorithm 1 subtracts η Σ e_i (…) although e = y - f, which ascends.",
@@ -45,8 +46,9 @@ SONG2021 = Paper(
         ),
         Choice(
             "Whether the inputs, the teacher and the start are new in each of the 50 runs.",
-            "All are, the teacher having the student's width. The runs of one seed share them across λ, so that "
-            "differences between values of λ are paired.",
+            "All are, the teacher having the student's width. The runs of one seed share inputs and random streams "
+            "across λ and, as far as sizes allow, across widths: differences are taken run by run, and standard errors "
+            "are over the seeds.",
         ),
         Choice(
             "Figure 3: scale of the initial weights, and whether the loss is a mean.",
@@ -56,6 +58,11 @@ SONG2021 = Paper(
         Choice(
             "Figure 3: alignment of δ_BP and δ_FA of a k-dimensional output.",
             "The mean over all training images of cos∠(β e_i, b e_i); the flattened cos∠(β, b) is in the data too.",
+        ),
+        Choice(
+            "Dropout: share, rate and activation are not stated.",
+            "ReLU, half of the hidden neurons, η = 5e-4: half of figure 2's rate, as dropout doubles the second "
+            "moments that bound a stable step.",
         ),
         Choice(
             "The theorems name constants (C1, C2, c1, c2, c_S) without values.",

@@ -26,12 +26,13 @@ def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
     return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
 
 
-def outcomes(tasks: Sequence[Task], trajectory: Trajectory) -> list[Outcome]:
+def outcomes(tasks: Sequence[Task], trajectory: Trajectory, unit: str = "step") -> list[Outcome]:
     """What each run of a block left.
 
     Args:
         tasks: The runs, in any order.
         trajectory: Of their batch, rows and columns as ``batch`` gives them.
+        unit: What its steps are, for the message.
 
     Returns:
         One outcome a run, with a record at every recorded step until it diverged.
@@ -42,13 +43,15 @@ def outcomes(tasks: Sequence[Task], trajectory: Trajectory) -> list[Outcome]:
     for task in tasks:
         at = rows.index(row_of(task)), penalties.index(penalty_of(task))
         values = {name: column[at] for name, column in trajectory.values.items()}
-        found.append(_outcome(values, steps, int(trajectory.diverged[at])))
+        found.append(_outcome(values, steps, int(trajectory.diverged[at]), unit))
     return found
 
 
-def _outcome(values: dict[str, Tensor], steps: list[int], diverged: int) -> Outcome:
+def _outcome(values: dict[str, Tensor], steps: list[int], diverged: int, unit: str) -> Outcome:
     kept = len(steps) if diverged < 0 else steps.index(diverged)
     records = {"step": steps[:kept], **{name: column[:kept].tolist() for name, column in values.items()}}
     if diverged < 0:
         return Outcome(records=records)
-    return Outcome(records=records, diverged=f"a weight or the loss was not finite at step {diverged}: lower the rate")
+    return Outcome(
+        records=records, diverged=f"a weight or the loss was not finite at {unit} {diverged}: lower the rate"
+    )

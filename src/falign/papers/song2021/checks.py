@@ -1,11 +1,12 @@
 """Theorems tried run by run, as experiments: what a check leaves in the table, and how often it held."""
 
 from collections.abc import Sequence
-from math import isfinite, sqrt
+from math import isfinite
 
 import polars as pl
 
 from falign.lab.experiment import Check, Missing, Outcome
+from falign.lab.experiment.statistics import least_share
 from falign.theory.two_layer.theorems import TheoremCheck
 
 DELTA = 0.1
@@ -29,7 +30,7 @@ def outcome(check: TheoremCheck) -> Outcome:
 
 
 def shares(table: pl.DataFrame, by: Sequence[str], label: str) -> tuple[Check, ...]:
-    """For every group, the share of runs in which the inequality held, if its assumptions did.
+    """For every group, the share of runs in which the inequality held, among those that meet the assumptions.
 
     Args:
         table: One row a run.
@@ -37,21 +38,24 @@ def shares(table: pl.DataFrame, by: Sequence[str], label: str) -> tuple[Check, .
         label: With a place for each of them, such as "n = {n}".
 
     Returns:
-        One check a group: at least 1 - δ, less 3 standard errors of a share of so many runs.
+        One check a group: the least share that does not contradict 1 - δ at 99 %, by the binomial law.
 
     Raises:
-        Missing: In no run all assumptions held.
+        Missing: A group has no run that meets the assumptions, or too few to contradict anything.
     """
-    met = table.filter(pl.col("verdict") != "assumption fails")
-    if met.is_empty():
-        failing = ", ".join(sorted(set(table["failing"].drop_nulls().to_list())))
-        raise Missing(f"in no run that is done the assumptions hold: {failing or 'no run is done'}")
-    groups = met.group_by(by).agg(pl.col("held").mean(), runs=pl.len(), slack=pl.col("slack").min()).sort(by)
-    return tuple(
-        Check(
-            label=f"{label.format(**row)}: share of {row['runs']} runs (least slack {row['slack']:.2g})",
-            measured=row["held"],
-            low=1 - DELTA - 3 * sqrt(DELTA * (1 - DELTA) / row["runs"]),
+    checks = []
+    for values, runs in table.sort(by).group_by(by, maintain_order=True):
+        name = label.format(**dict(zip(by, values, strict=True)))
+        met = runs.filter(pl.col("verdict") != "assumption fails")
+        if met.is_empty():
+            failing = ", ".join(sorted(set(runs["failing"].drop_nulls().to_list())))
+            raise Missing(f"{name}: no run meets the assumptions: {failing}")
+        left_out = f", {runs.height - met.height} do not meet the assumptions" if met.height < runs.height else ""
+        checks.append(
+            Check(
+                label=f"{name}: share of {met.height} runs (least slack {met['slack'].min():.2g}{left_out})",
+                measured=float(met["held"].mean()),  # pyright: ignore[reportArgumentType]  # a column of numbers
+                low=least_share(met.height, 1 - DELTA),
+            )
         )
-        for row in groups.to_dicts()
-    )
+    return tuple(checks)

@@ -109,7 +109,7 @@ FIGURE2 = Experiment(
         "quick": points((200, 800, 3200)),
         "paper": points(WIDTHS),
     },
-    seeds={"smoke": 2, "quick": 4, "paper": 50},
+    seeds={"smoke": 2, "quick": 5, "paper": 50},
     run=run,
     together=("strength",),
     memory=memory,

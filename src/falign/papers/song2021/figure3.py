@@ -7,28 +7,19 @@ import torch
 from torch import Tensor
 
 from falign.lab.data import load
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Reading,
-    Setting,
-    Task,
-    grid,
-)
-from falign.lab.experiment.statistics import final, paired, summary
+from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment.statistics import summary
 from falign.papers.song2021.blocks import batch, outcomes
 from falign.papers.song2021.drawing import alignment_and_accuracy
+from falign.papers.song2021.figure3_claims import CLAIMS
 from falign.theory.two_layer import Literal, Start, bytes_needed, draw_weights
 from falign.theory.two_layer.trajectory import Trajectory, simulate
 
 STRENGTHS = (0.0, 0.1, 0.3)
-_RUN = ["dataset", "weights", "p", "strength"]
 _MEASURED = ("loss", "cosine", "error_cosine")
+_IMAGES = {"digits": (64, 1437, 360), "mnist": (784, 60000, 10000)}
+_IMAGES |= {"mnist-10k": (784, 9000, 1000), "fashion-mnist": _IMAGES["mnist"]}
+"""Name -> pixels, training images, test images."""
 
 
 class _Judged:
@@ -79,7 +70,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     steps = -(-len(images) // size)
     epochs = sorted({round(int(point["epochs"]) * (k / 20) ** 2) for k in range(21)})
     trajectory = simulate(_Judged(engine, test_images, test_labels), [epoch * steps for epoch in epochs])
-    return outcomes(tasks, _in_epochs(trajectory, steps))
+    return outcomes(tasks, _in_epochs(trajectory, steps), "epoch")
 
 
 def _data(name: str, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,59 +89,47 @@ def _in_epochs(trajectory: Trajectory, steps: int) -> Trajectory:
 
 
 def memory(tasks: Sequence[Task]) -> int:
-    """Bytes of a block."""
+    """Bytes of a block: the engine, the images twice more while they are loaded, the pieces that are measured."""
     rows, penalties = batch(tasks)
     point = tasks[0].point
-    return bytes_needed(
+    pixels, train, test = _IMAGES[str(point["dataset"])]
+    hidden = min(1 << 24, len(rows) * len(penalties) * int(point["p"]) * train)
+    engine = bytes_needed(
         engine="literal",
-        n=int(point["batch"]),
-        d=int(point["pixels"]),
+        n=train,
+        d=pixels,
         p=int(point["p"]),
         outputs=10,
-        seeds=len(rows),
-        penalties=len(penalties),
+        test=test,
+        batch=int(point["batch"]),
+        seeds=1,
+        penalties=len(rows) * len(penalties),
         dtype=torch.float32,
     )
+    return engine + 4 * (2 * pixels * (train + test) + 3 * hidden)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "weights", "strength", "step"]
     return pl.concat(
-        [summary(table, name, by=keys).with_columns(shown=pl.lit(name)) for name in ("error_cosine", "accuracy")]
+        [
+            summary(table, name, by=keys).with_columns(shown=pl.lit(name))
+            for name in ("error_cosine", "cosine", "accuracy")
+        ]
     )
 
 
-def _gain(table: pl.DataFrame, value: str, weights: str, *, low: float) -> Reading:
-    ends = final(table.filter(pl.col("weights") == weights), by=_RUN)
-    if ends.is_empty():
-        raise Missing(f"no run is done with weights = {weights}")
-    checks = []
-    for name in sorted(ends["dataset"].unique().to_list()):
-        own = ends.filter(pl.col("dataset") == name)
-        for strength in STRENGTHS[1:]:
-            gain = paired(own, value, axis="strength", low=0.0, high=strength, by=["dataset"])
-            checks.append(
-                Check(
-                    label=f"{name}: λ = {strength:g} less λ = 0 is {gain.value:+.3f}; in standard errors",
-                    measured=gain.significance,
-                    low=low,
-                )
-            )
-    return Reading(checks=tuple(checks), note=f"{ends['seed'].n_unique()} runs a point")
-
-
-def _points(*sets: tuple[str, int, int], p: int, size: int, epochs: int) -> tuple[Point, ...]:
-    """Data sets with their number of pixels, both readings of the weights, all ridges."""
+def _points(*sets: str, p: int, size: int, epochs: int) -> tuple[Point, ...]:
+    """Data sets, both readings of the weights, all ridges."""
     return tuple(
         point
-        for name, pixels, divisor in sets
+        for name in sets
         for point in grid(
             dataset=name,
-            pixels=pixels,
             weights=("standard", "scaled"),
             strength=STRENGTHS,
             p=p,
-            batch=size // divisor,
+            batch=size,
             rate=1e-2,
             epochs=epochs,
         )
@@ -163,17 +142,15 @@ FIGURE3 = Experiment(
     source="Song, Xu and Lafferty 2021, section 5, figure 3",
     revision=1,
     grid={
-        "smoke": _points(("digits", 64, 1), p=50, size=200, epochs=5),
-        "quick": _points(("digits", 64, 1), p=300, size=100, epochs=200),
-        "paper": _points(
-            ("mnist", 784, 1), ("mnist-10k", 784, 1), ("fashion-mnist", 784, 1), p=1000, size=600, epochs=300
-        ),
+        "smoke": _points("digits", p=50, size=200, epochs=5),
+        "quick": _points("digits", p=300, size=100, epochs=200),
+        "paper": _points("mnist", "mnist-10k", "fashion-mnist", p=1000, size=600, epochs=300),
     },
     seeds={"smoke": 2, "quick": 4, "paper": 10},
     run=run,
     together=("strength",),
     memory=memory,
-    cost=lambda task: float(int(task.point["pixels"]) * int(task.point["p"]) * int(task.point["epochs"])),
+    cost=lambda task: float(_IMAGES[str(task.point["dataset"])][0] * int(task.point["p"]) * int(task.point["epochs"])),
     pictures=(
         Picture(
             name="figure-3",
@@ -183,32 +160,5 @@ FIGURE3 = Experiment(
             draw=alignment_and_accuracy,
         ),
     ),
-    claims=(
-        Claim(
-            name="images-align",
-            statement="Both alignment and convergence are improved by adding regularization, and increasing λ further "
-            "facilitates alignment.",
-            place="Section 5, figure 3, left",
-            how="Mean cosine of the error signals at the end, against λ = 0, paired by seed, in standard errors; "
-            "weights N(0, 1).",
-            because="More than 3 standard errors above 0.",
-            read=lambda table: _gain(table, "error_cosine", "standard", low=3.0),
-        ),
-        Claim(
-            name="images-accuracy",
-            statement="… with a small gain in test accuracy.",
-            place="Section 5, figure 3, right",
-            how="Test accuracy at the end, against λ = 0, paired by seed, in standard errors; weights N(0, 1).",
-            because="More than 3 standard errors above 0.",
-            read=lambda table: _gain(table, "accuracy", "standard", low=3.0),
-        ),
-        Claim(
-            name="images-accuracy-scaled",
-            statement="… with a small gain in test accuracy, if the initial weights are N(0, 1/d) instead.",
-            place="Not in the paper: how far figure 3, right, depends on the size of the initial weights",
-            how="As above, weights N(0, 1/d).",
-            because="As above.",
-            read=lambda table: _gain(table, "accuracy", "scaled", low=3.0),
-        ),
-    ),
+    claims=CLAIMS,
 )

@@ -1,7 +1,8 @@
 """Inner products of a linear network's initial weights: all that its run depends on, computed or drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.theory.two_layer.reduced import Reduced, reduce
 from falign.theory.two_layer.start import Start
-from falign.theory.two_layer.streams import Scale, inputs_of
+from falign.theory.two_layer.streams import Scale, inputs_of, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,13 @@ def from_start(start: Start | Reduced) -> Gram:
 
 
 def sample(
-    seeds: Sequence[int], *, n: int, d: int, p: int | Sequence[int], inputs: Scale = "standard", test: int = 0
+    seeds: Sequence[int],
+    *,
+    n: int,
+    d: int,
+    p: SupportsIndex | Sequence[SupportsIndex],
+    inputs: Scale = "standard",
+    test: int = 0,
 ) -> Gram:
     """Inputs, and inner products and a linear teacher of width p drawn in law, in float64 on the CPU.
 
@@ -101,14 +108,14 @@ def sample(
         seeds: One run each.
         n: Training points.
         d: Input dimension.
-        p: Width, one for all seeds or one for each.
+        p: Width, an integer of any type, one for all seeds or one for each.
         inputs: Distribution of the inputs, drawn from the generators that ``draw`` uses.
         test: Points that are not trained on.
 
     Raises:
-        ValueError: a size is below 1, or there are not as many widths as seeds.
+        ValueError: a size is below 1 or no integer, or there are not as many widths as seeds.
     """
-    widths = [p] * len(seeds) if isinstance(p, int) else list(p)
+    widths = [whole_number("p", width) for width in (p if isinstance(p, Iterable) else [p] * len(seeds))]
     if len(widths) != len(seeds):
         raise ValueError(f"{len(widths)} widths were given for {len(seeds)} seeds: one for all or one for each")
     if not seeds or min(n, d, *widths) < 1 or test < 0:

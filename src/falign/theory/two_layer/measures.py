@@ -65,10 +65,17 @@ def error_cosine(
     b: Float[Tensor, "seeds #penalties p k"],
     beta: Float[Tensor, "seeds penalties p k"],
 ) -> Float[Tensor, "seeds penalties"]:
-    """Mean over the points of ``cos∠(b e_i, β e_i)``, from the k × k products of b and β."""
+    """Mean over the points of ``cos∠(b e_i, β e_i)``, from the k × k products of b and β.
+
+    Points whose error is 0 have no direction and are left out; errors are brought to size 1 first, as the squares of
+    small ones would be lost.
+    """
+    size = e.abs().amax(-1, keepdim=True)
+    seen = size[..., 0] > 0
+    e = e / torch.where(size > 0, size, 1.0)
 
     def product(left: Tensor, right: Tensor) -> Tensor:
         return ((e @ (left.mT @ right)) * e).sum(-1)
 
     norms = (product(b, b).clamp_min(0) * product(beta, beta).clamp_min(0)).sqrt()
-    return ratio(product(b, beta), norms).mean(-1)
+    return ratio(product(b, beta), norms).sum(-1) / seen.sum(-1).clamp_min(1)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.two_layer.start import Scale, Start, Teacher, draw_data, draw_output_weights
-from falign.theory.two_layer.streams import rows_of
+from falign.theory.two_layer.streams import check_dtype, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class Reduced:
         X_test: Inputs that are measured and not trained on [seeds m d], or None.
         y_test: Their targets [seeds m].
         U_test: ``X_test W(0)ᵀ`` [seeds m p].
+
+    Raises:
+        ValueError: the dtype is neither float32 nor float64.
     """
 
     X: Float[Tensor, "seeds n d"]
@@ -35,6 +38,9 @@ class Reduced:
     X_test: Float[Tensor, "seeds m d"] | None = None
     y_test: Float[Tensor, "seeds m"] | None = None
     U_test: Float[Tensor, "seeds m p"] | None = None
+
+    def __post_init__(self) -> None:
+        check_dtype(self.U.dtype)
 
 
 def reduce(start: Start) -> Reduced:
@@ -89,6 +95,7 @@ def draw_reduced(
         dtype: Of everything returned.
         device: Of everything returned.
     """
+    check_dtype(dtype)
     data = draw_data(seeds, n=n, d=d, p=p, activation=activation, inputs=inputs, teacher=teacher, test=test)
     points = torch.cat([data["X"], data["X_test"]], 1) if test else data["X"]
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0

@@ -93,7 +93,13 @@ class Penalty:
 
 
 def shrinkage(penalties: Sequence[Penalty], rate: float, start: int, steps: int) -> Float[Tensor, "steps penalties"]:
-    """``1 - ηλ(t)`` of every penalty for t = start, …, start + steps - 1, in float64."""
+    """``1 - ηλ(t)`` of every penalty for t = start, …, start + steps - 1, in float64.
+
+    Raises:
+        ValueError: a negative number of steps: a run does not go back.
+    """
+    if steps < 0:
+        raise ValueError(f"an engine advances by at least 0 steps, got {steps}: make a new one to begin again")
     return 1 - rate * torch.stack([penalty.values(steps, start=start) for penalty in penalties], dim=1)
 
 

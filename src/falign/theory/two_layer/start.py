@@ -14,6 +14,7 @@ from falign.theory.two_layer.streams import (
     Teacher,
     answers,
     check_choice,
+    check_dtype,
     check_sizes,
     inputs_of,
     normal,
@@ -48,7 +49,8 @@ class Start:
         seeds: Seed of each run, the name of its streams of batches and dropout masks; 0, 1, … if left out.
 
     Raises:
-        ValueError: an axis is empty, shapes disagree, or a number is not finite.
+        ValueError: an axis is empty, shapes disagree, the dtype is neither float32 nor float64, or a number is not
+            finite.
     """
 
     X: Float[Tensor, "..."]
@@ -63,6 +65,7 @@ class Start:
     def __post_init__(self) -> None:
         if self.W.dim() != 3:
             raise ValueError(f"W must be [seeds p d], got {list(self.W.shape)}")
+        check_dtype(self.W.dtype)
         seeds, p, _ = self.W.shape
         outputs = list(self.beta.shape[2:])
         self._expect("beta", self.beta, [seeds, p, *outputs])
@@ -112,7 +115,7 @@ def draw_data(
     test: int = 0,
 ) -> dict[str, Tensor]:
     """X, y and, where ``test`` points are asked for, X_test and y_test, in float64 on the CPU; see ``draw``."""
-    check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs)
+    check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs, test=test)
     check_choice("inputs", inputs, ("standard", "scaled"))
     check_choice("teacher", teacher, ("network", "linear"))
     found: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
@@ -138,6 +141,7 @@ def draw_weights(
     """W, beta and b, all N(0, 1); with ``weights="scaled"`` W is N(0, 1/d)."""
     check_sizes(seeds=len(seeds), d=d, p=p, outputs=outputs)
     check_choice("weights", weights, ("standard", "scaled"))
+    check_dtype(dtype)
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0
     W = torch.empty(len(seeds), p, d, dtype=dtype, device=device)
     for index, seed in enumerate(seeds):
@@ -192,7 +196,7 @@ def draw(
         device: Of everything returned.
 
     Raises:
-        ValueError: a size is below 1 or a choice unknown.
+        ValueError: a size is no integer or below 1, a choice unknown, or the dtype neither float32 nor float64.
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 5. The distribution of the inputs is not stated there.
     """

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from math import sqrt
+from operator import index
 from typing import Literal as OneOf
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -51,11 +53,32 @@ def answers(seed: int, X: Tensor, p: int, activation: str, teacher: Teacher, out
     return y if outputs else y[:, 0]
 
 
+def whole_number(name: str, value: object) -> int:
+    """The integer that a value of any integer type is.
+
+    Raises:
+        ValueError: it is none, such as 1e9, or above 2⁶³ - 1.
+    """
+    if not isinstance(value, SupportsIndex):
+        raise ValueError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}: write int({name})")
+    number = index(value)
+    if number >= 2**63:
+        raise ValueError(f"{name} must be below 2⁶³, got {number}")
+    return number
+
+
 def check_sizes(**sizes: int | None) -> None:
-    """Refuse a size below 1."""
+    """Refuse a size that is no integer or below 1; for ``test`` below 0."""
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+        least = 0 if name == "test" else 1
+        if size is not None and whole_number(name, size) < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse what a run loses its small steps in."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"runs are in float32 or float64, got {dtype}: η/√p times an error is lost in fewer digits")
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Linear feedback alignment in the coordinates that its run stays in: the width enters as a number."""
 
 from collections.abc import Collection, Sequence
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from falign.theory.two_layer.measures import chosen, ratio
 from falign.theory.two_layer.reduced import Reduced
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Scale, Start
+from falign.theory.two_layer.streams import check_dtype
 
 
 class WidthFree:
@@ -28,11 +30,15 @@ class WidthFree:
         rate: η.
         penalties: One run per seed and penalty.
 
+    Raises:
+        ValueError: a rate out of range, or a Gram that is in neither float32 nor float64.
+
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 6, equation for β(t), with the square on its last
     coefficient that the print has lost; the rest is derived here.
     """
 
     def __init__(self, gram: Gram, *, rate: float, penalties: Sequence[Penalty] = (Penalty(),)) -> None:
+        check_dtype(gram.y.dtype)
         self.gram = gram
         self.rate, self.penalties = checked(rate, penalties)
         self.t = 0
@@ -64,7 +70,7 @@ class WidthFree:
         *,
         n: int,
         d: int,
-        p: int | Sequence[int],
+        p: SupportsIndex | Sequence[SupportsIndex],
         rate: float,
         penalties: Sequence[Penalty] = (Penalty(),),
         inputs: Scale = "standard",
@@ -78,7 +84,8 @@ class WidthFree:
             seeds: One run each.
             n: Training points.
             d: Input dimension.
-            p: Width of the network and its linear teacher, one for all seeds or one for each.
+            p: Width of the network and its linear teacher, an integer of any type below 2⁶³, one for all seeds or
+                one for each.
             rate: η.
             penalties: One run per seed and penalty.
             inputs: Distribution of the inputs.

@@ -56,13 +56,21 @@ def theorem_4_6(
         steps, least/mean/spread of the final cosine, error after the run relative to |y|.
 
     Raises:
-        ValueError: S_λ is less than one step's λ, or the schedule would take more than ``longest`` steps.
+        ValueError: L, c_S or d is not positive, δ not in (0, 1), X is zero, the runs differ in width, S_λ is less than
+            one step's λ, or the schedule would take more than ``longest`` steps.
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6. λ is put on for exactly T steps: the printed t ≤ T is
     T + 1, whose sum can exceed S_λ.
     """
-    gram, n, own, top = on_subspace(gram)
-    gamma, M, p = float(_smallest_nonzero(gram).min()), float(top.max()), float(gram.p.min())
+    conditions.check_levels(delta=delta, strength=strength, sum_constant=sum_constant, d=d)
+    if gram.p.amin() < gram.p.amax():
+        raise ValueError(
+            f"T depends on the width, and this block has widths from {float(gram.p.min()):.10g} to "
+            f"{float(gram.p.max()):.10g}: one width a block"
+        )
+    own = gram.K.amin(-1)
+    gram, n, nonzero, top = on_subspace(gram)
+    gamma, M, p = float(nonzero.min()), float(top.max()), float(gram.p[0])
     ridge = strength * gamma
     total = sum_constant * penalty_limit(gamma, M, p=p, n=n, rate=rate)
     penalty = penalty_of_sum(ridge, total, schedule)
@@ -106,11 +114,6 @@ def _summary(cosine: Float[Tensor, "runs times"]) -> dict[str, float]:
     final = cosine[:, -1]
     spread = float(final.std()) if len(final) > 1 else 0.0
     return {"least cosine": float(cosine.min()), "mean cosine": float(final.mean()), "spread of the cosine": spread}
-
-
-def _smallest_nonzero(gram: Gram) -> Float[Tensor, " seeds"]:
-    """λ_min(XXᵀ) on the span of the inputs: where they are dependent, it still gives the ridge a size."""
-    return torch.where(1e-12 * gram.K.amax(-1, keepdim=True) < gram.K, gram.K, torch.inf).amin(-1)
 
 
 def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:

@@ -1,6 +1,6 @@
 """The assumptions that several theorems share, measured."""
 
-from math import isfinite, log, sqrt
+from math import inf, isfinite, log, sqrt
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,30 @@ from falign.theory.two_layer.start import Start
 from falign.theory.two_layer.theorems.statement import Assumption
 
 
+def check_levels(*, delta: float | int, gamma: float | int | None = None, **others: float | int | None) -> None:
+    """Refuse δ outside (0, 1), and a γ or another constant that is not positive.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"δ is the share of runs that may fail, between 0 and 1, got delta={delta}")
+    for name, value in {"gamma": gamma, **others}.items():
+        if value is not None and not 0 < value < inf:
+            raise ValueError(f"the theorem wants a positive, finite {name}, got {name}={value}")
+
+
 def positive(
     name: str, statement: str, smallest: Float[Tensor, " runs"], largest: Float[Tensor, " runs"], needed: float | None
 ) -> Assumption:
-    """That a smallest eigenvalue is at least ``needed``, or, without it, above the rounding of the largest."""
+    """That a smallest eigenvalue is at least ``needed``, or, without it, above 10⁻¹² of the largest, its rounding."""
     limit = needed if needed is not None else float(1e-12 * largest.max())
     measured = float(smallest.min())
     return Assumption(
         name=name,
         statement=statement,
         measured=measured,
-        needed=needed if needed is not None else 0.0,
+        needed=limit,
         holds=measured >= limit * (1 - 1e-12) and measured > 0,
     )
 

@@ -40,6 +40,9 @@ def theorem_3_2(
         gamma: γ; None takes each run's own λ_min(Ḡ), the largest that assumption 3.1 allows.
         delta: δ, the share of runs that may fail.
 
+    Raises:
+        ValueError: γ is not positive, δ not in (0, 1), or there is no step.
+
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 3.2. A condition on η is not printed; the one that the bound
     cannot do without is listed among the assumptions.
     """
@@ -73,6 +76,9 @@ def theorem_4_2(
         gamma: γ; None takes each run's own λ_min(Ḡ).
         delta: δ, the share of runs that may fail.
 
+    Raises:
+        ValueError: γ or c̃_S is not positive, δ not in (0, 1), or there is no step.
+
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.2 and equation 4.2. The update is read as (1 - ηλ(t))β:
     the printed 1 - λ(t) contradicts the bound's ηλ(t).
     """
@@ -91,6 +97,7 @@ def _check(
     sum_constant: float | None,
 ) -> TheoremCheck:
     """Both theorems: 3.2 is 4.2 without penalties."""
+    conditions.check_levels(delta=delta, gamma=gamma, sum_constant=sum_constant)
     seeds, p, _ = start.W.shape
     n = start.X.shape[-2]
     kernel = limiting_kernel(start.X, activation_named(activation)).expand(seeds, n, n)

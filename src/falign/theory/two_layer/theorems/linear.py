@@ -46,12 +46,17 @@ def theorem_4_3(
         gamma: γ; None takes each run's own λ_min(XXᵀ), where the strict inequality of the paper is an equality.
         largest: M; None takes the largest λ_max(XXᵀ).
         delta: δ, the share of runs that may fail.
-        on_column_space: For n > d: replace y by its projection on X's column space and count only the d non-zero
-            eigenvalues. Without it n > d fails the assumption on λ_min.
+        on_column_space: For n > d, or dependent inputs: replace y by its projection on X's column space and count
+            only the non-zero eigenvalues, those above 10⁻¹² of the largest. Without it such inputs fail the assumption
+            on λ_min.
+
+    Raises:
+        ValueError: γ, M, c_S or d is not positive, δ not in (0, 1), X is zero, or there is no step.
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3, equation 4.3 and "large sample scenario". The update is
     read as (1 - ηλ(t))β.
     """
+    conditions.check_levels(delta=delta, gamma=gamma, largest=largest, sum_constant=sum_constant, d=d)
     gram, n, own, top = on_subspace(gram) if on_column_space else _whole(gram)
     runs = len(penalties)
     used = own if gamma is None else torch.full_like(own, gamma)
@@ -82,7 +87,7 @@ def theorem_4_3(
     return TheoremCheck(
         name="Theorem 4.3",
         source="Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3",
-        reading="β ← (1 - ηλ(t))β + …" + ("; y projected, the d non-zero eigenvalues" if on_column_space else ""),
+        reading="β ← (1 - ηλ(t))β + …" + ("; y projected, the non-zero eigenvalues" if on_column_space else ""),
         assumptions=assumptions,
         bound=step_bound(course, gammas, rate=rate, share=0.5, pull=1.0),
         measured=course.error[:, 1:],
@@ -99,12 +104,42 @@ def penalty_limit(gamma: float, largest: float, *, p: float, n: int, rate: float
 
 
 def on_subspace(gram: Gram) -> tuple[Gram, int, Float[Tensor, " seeds"], Float[Tensor, " seeds"]]:
-    """The run with y projected on X's column space; its points n, and smallest and largest non-zero eigenvalue."""
-    return replace(gram, rest=torch.zeros_like(gram.rest)), gram.basis.shape[1], gram.K.amin(-1), gram.K.amax(-1)
+    """The run with y projected on X's column space; its points n, and smallest and largest non-zero eigenvalue.
+
+    The directions of dependent inputs stay as coordinates in which all is zero: seeds may differ in rank.
+    """
+    n, top = gram.basis.shape[1], _largest(gram)
+    seen = 1e-12 * top.unsqueeze(-1) < gram.K
+
+    def kept(tensor: Tensor) -> Tensor:
+        return torch.where(seen, tensor, 0.0)
+
+    projected = replace(
+        gram,
+        K=kept(gram.K),
+        y=kept(gram.y),
+        rest=torch.zeros_like(gram.rest),
+        Z_Z=torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), gram.Z_Z, 0.0),
+        Z_beta=kept(gram.Z_beta),
+        Z_b=kept(gram.Z_b),
+    )
+    return projected, n, torch.where(seen, gram.K, torch.inf).amin(-1), top
 
 
 def _whole(gram: Gram) -> tuple[Gram, int, Float[Tensor, " seeds"], Float[Tensor, " seeds"]]:
     """The run as it is; n, and the extreme eigenvalues of the n × n matrix XXᵀ."""
     n, r = gram.basis.shape[1:]
     smallest = gram.K.amin(-1) if n == r else torch.zeros_like(gram.K[:, 0])
-    return gram, n, smallest, gram.K.amax(-1)
+    return gram, n, smallest, _largest(gram)
+
+
+def _largest(gram: Gram) -> Float[Tensor, " seeds"]:
+    """``λ_max(XXᵀ)``.
+
+    Raises:
+        ValueError: it is 0.
+    """
+    largest = gram.K.amax(-1)
+    if not (largest > 0).all():
+        raise ValueError("XXᵀ is zero for at least one seed: the theorem is about inputs that are not all zero")
+    return largest
