@@ -58,7 +58,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
 
 
 def _followed(
-    engine: Dual, at: Sequence[int], predicted: Float[Tensor, "runs ridges times n"], gamma: Float[Tensor, "runs 1"]
+    engine: Dual, at: Sequence[int], predicted: Float[Tensor, "runs ridges steps n"], gamma: Float[Tensor, "runs 1"]
 ) -> dict[str, Float[Tensor, "runs ridges times"]]:
     """What is recorded at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
     y = engine.start.y.norm(dim=-1, keepdim=True)
