@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from falign.lab.experiment import marker
 from falign.lab.experiment.entries import RETRIED
 from falign.lab.experiment.execution import Executor
 from falign.lab.experiment.owners import Owner
@@ -56,7 +57,7 @@ def reproduce(
         WriteError: Something cannot be written.
     """
     store = Store(folder=out, say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    store.check()
+    marker.version(out)
     try:
         with _terminable():
             _run(store, selection.experiments, preset, executor, memory, console)

@@ -1,6 +1,5 @@
 """Where runs are kept: ``OUT/<experiment>/<key>.parquet``, one file a run, written whole or not at all."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -12,13 +11,11 @@ from pathlib import Path
 import polars as pl
 from filelock import FileLock
 
-from falign.lab.experiment import table
+from falign.lab.experiment import marker, table
 from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, encode, read
 from falign.lab.experiment.results import Results
 from falign.lab.experiment.specification import PRESETS, Experiment, Task
-from falign.lab.writing import RunError, WriteError, free, leftovers, unwritable, write
-
-MARKER = "falign.json"
+from falign.lab.writing import RunError, WriteError, free, unwritable, write
 
 
 def _to_standard_error(message: str) -> None:
@@ -49,55 +46,11 @@ class Store:
         Raises:
             RunError: It is not one, or one of a newer falign, or cannot be made.
         """
-        version = self.check()
-        if version == 0 and not create:
+        there = marker.version(self.folder)
+        if there == 0 and not create:
             raise RunError(f"there are no results in {self.folder}: give another folder with --out, or reproduce")
-        if version < FORMAT and create:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise self._unusable(error) from None
-            write(self.folder / MARKER, json.dumps({"format": FORMAT}).encode())
-
-    def check(self) -> int:
-        """The format of the store; 0 if there is none yet. Nothing is written.
-
-        Raises:
-            RunError: The folder is not a store and cannot become one, or is one of a newer falign.
-        """
-        marker = self.folder / MARKER
-        try:
-            if marker.exists():
-                return self._version(marker)
-            if self.folder.exists() and not self._empty():
-                raise RunError(
-                    f"{self.folder} is an output folder that is not ours, it has no {MARKER}: "
-                    "give a new or an empty folder with --out"
-                )
-        except OSError as error:
-            raise self._unusable(error) from None
-        return 0
-
-    def _unusable(self, error: OSError) -> RunError:
-        return RunError(f"cannot use {self.folder}: {error.strerror or error}; give another folder with --out")
-
-    def _empty(self) -> bool:
-        """Whether the folder holds nothing, or just the marker that another process is writing."""
-        return self.folder.is_dir() and all(
-            path.name == MARKER or path in leftovers(self.folder) for path in self.folder.iterdir()
-        )
-
-    def _version(self, marker: Path) -> int:
-        try:
-            version = int(json.loads(marker.read_text(encoding="utf-8"))["format"])
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{marker} cannot be read: restore it, or give another folder with --out") from None
-        if version > FORMAT:
-            raise RunError(
-                f"{self.folder} was written by a newer falign (format {version}, this one knows {FORMAT}): "
-                "update falign, or give another folder with --out"
-            )
-        return version
+        if there < FORMAT and create:
+            marker.make(self.folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -1,0 +1,70 @@
+"""The marker of a store, ``OUT/falign.json``: what makes a folder one, and of which format it is."""
+
+import json
+from pathlib import Path
+
+from falign.lab.experiment.entries import FORMAT
+from falign.lab.writing import RunError, leftovers, write
+
+NAME = "falign.json"
+
+
+def version(folder: Path) -> int:
+    """The format of a store; 0 if there is none yet. Nothing is written.
+
+    Args:
+        folder: The store's folder, there or not.
+
+    Raises:
+        RunError: The folder is not a store and cannot become one, or is one of a newer falign.
+    """
+    marker = folder / NAME
+    try:
+        if marker.exists():
+            return _read(marker)
+        if folder.exists() and not _empty(folder):
+            raise RunError(
+                f"{folder} is an output folder that is not ours, it has no {NAME}: "
+                "give a new or an empty folder with --out"
+            )
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    return 0
+
+
+def make(folder: Path) -> None:
+    """Make a folder a store of the format that is written now.
+
+    Args:
+        folder: Its folder; made if there is none.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    write(folder / NAME, json.dumps({"format": FORMAT}).encode())
+
+
+def _empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or just the marker that another process is writing."""
+    return folder.is_dir() and all(path.name == NAME or path in leftovers(folder) for path in folder.iterdir())
+
+
+def _read(marker: Path) -> int:
+    try:
+        found = int(json.loads(marker.read_text(encoding="utf-8"))["format"])
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{marker} cannot be read: restore it, or give another folder with --out") from None
+    if found > FORMAT:
+        raise RunError(
+            f"{marker.parent} was written by a newer falign (format {found}, this one knows {FORMAT}): "
+            "update falign, or give another folder with --out"
+        )
+    return found
+
+
+def _unusable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"cannot use {folder}: {error.strerror or error}; give another folder with --out")
