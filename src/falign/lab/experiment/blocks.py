@@ -40,8 +40,7 @@ def blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots:
 
 def cost(block: Block) -> float:
     """What a block costs, in the unit of its experiment; the number of its runs if that has none."""
-    price = block.experiment.cost
-    return float(len(block.tasks)) if price is None else float(sum(price(task) for task in block.tasks))
+    return block.experiment.price(block.tasks)
 
 
 def refusal(block: Block, memory: int) -> str | None:

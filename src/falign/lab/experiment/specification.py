@@ -110,6 +110,10 @@ class Experiment:
     pictures: tuple[Picture, ...] = ()
     claims: tuple[Claim, ...] = ()
 
+    def price(self, tasks: Sequence[Task]) -> float:
+        """What runs cost, in the experiment's unit; their number if it has none."""
+        return float(len(tasks)) if self.cost is None else float(sum(self.cost(task) for task in tasks))
+
     def tasks(self, preset: str) -> tuple[Task, ...]:
         """All runs of a preset: every point with every seed, seeds counted from 0."""
         return tuple(

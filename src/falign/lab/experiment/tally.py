@@ -1,6 +1,5 @@
 """How the runs of an experiment stand while they are computed, and how long the rest will take."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from falign.lab.experiment.execution import Block
@@ -32,18 +31,18 @@ class Tally:
     """What they cost, in the experiment's unit."""
 
     def __post_init__(self) -> None:
-        self._cost_left = self._price(tuple(self.left.values()))
+        self._cost_left = self.experiment.price(tuple(self.left.values()))
 
     def settle(self, task: Task, status: str) -> None:
         """Count a run that is there now."""
         if self.left.pop(task.key, None) is not None:
-            self._cost_left -= self._price((task,))
+            self._cost_left -= self.experiment.price((task,))
             self.status[status] = self.status.get(status, 0) + 1
 
     def timed(self, block: Block, seconds: float) -> None:
         """Learn from a block that has finished how long such runs take."""
         self.seconds += seconds
-        self._cost += self._price(block.tasks)
+        self._cost += self.experiment.price(block.tasks)
 
     def estimate(self, slots: int) -> float | None:
         """Seconds until the experiment's runs are there; None as long as nothing is known.
@@ -56,10 +55,6 @@ class Tally:
         if not self._cost:
             return None
         return self.seconds / self._cost * self._cost_left / slots
-
-    def _price(self, tasks: Sequence[Task]) -> float:
-        price = self.experiment.cost
-        return float(len(tasks)) if price is None else float(sum(price(task) for task in tasks))
 
     def __str__(self) -> str:
         """Such as "120 of 350 runs there (2 failed), 50 running, 180 left"."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from falign.lab.experiment import Outcome, Task
-from falign.theory.two_layer import Penalty, Trajectory
+from falign.theory.two_layer import Penalty, Trajectory, bytes_needed
 
 Row = tuple[int, int]
 """Seed and width: what a row of a batch stands for; its columns are the ridges."""
@@ -24,6 +25,21 @@ def penalty_of(task: Task) -> Penalty:
 def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
     """Rows and columns of the batch that holds all runs of a block, each once."""
     return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
+
+
+def engine_bytes(tasks: Sequence[Task], engine: str, dtype: torch.dtype) -> int:
+    """Bytes that an engine needs for a block: see ``bytes_needed``; sizes are the point's "n" and "d"."""
+    rows, penalties = batch(tasks)
+    point = tasks[0].point
+    return bytes_needed(
+        engine=engine,
+        n=int(point["n"]),
+        d=int(point["d"]),
+        p=max(p for _, p in rows),
+        seeds=len(rows),
+        penalties=len(penalties),
+        dtype=dtype,
+    )
 
 
 def outcomes(tasks: Sequence[Task], trajectory: Trajectory, unit: str = "step") -> list[Outcome]:

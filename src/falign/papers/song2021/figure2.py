@@ -8,10 +8,10 @@ import torch
 from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import final, summary
 from falign.papers.song2021 import figure2_claims as claims
-from falign.papers.song2021.blocks import batch, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
 from falign.papers.song2021.drawing import alignment_and_loss
 from falign.papers.song2021.sizes import RATES, STEPS, STRENGTHS, WIDTHS, shown_width
-from falign.theory.two_layer import Dual, WidthFree, bytes_needed, draw_reduced, simulate, spaced
+from falign.theory.two_layer import Dual, WidthFree, draw_reduced, simulate, spaced
 
 _KEPT = ("loss", "cosine", "beta_norm")
 
@@ -69,18 +69,9 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
 
 def memory(tasks: Sequence[Task]) -> int:
     """Bytes of a block."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    linear = point["activation"] == "identity"
-    return bytes_needed(
-        engine="width-free" if linear else "dual",
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=int(point["p"]),
-        seeds=len(rows),
-        penalties=len(penalties),
-        dtype=torch.float64 if linear else torch.float32,
-    )
+    if tasks[0].point["activation"] == "identity":
+        return engine_bytes(tasks, "width-free", torch.float64)
+    return engine_bytes(tasks, "dual", torch.float32)
 
 
 def cost(task: Task) -> float:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import summary
-from falign.papers.song2021.blocks import batch
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
 from falign.papers.song2021.drawing_kernels import kernels_by_width
 from falign.papers.song2021.kernels_claims import CLAIMS, worst
-from falign.theory.two_layer import Dual, activation, bytes_needed, draw_reduced, spaced
+from falign.theory.two_layer import Dual, Trajectory, activation, draw_reduced, spaced
 from falign.theory.two_layer.infinite_width import predicted_error
 from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel
 
@@ -46,15 +46,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     )
     at = spaced(steps, min(_RECORDS, steps + 1))
     columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0])
-    found = []
-    for task in tasks:
-        place = (
-            rows.index((task.seed, int(task.point["p"]))),
-            [each.strength for each in penalties].index(float(task.point["strength"])),
-        )
-        records = {"step": at, **{column: values[place].tolist() for column, values in columns.items()}}
-        found.append(Outcome(records=records))
-    return found
+    whole = torch.full((len(rows), len(penalties)), -1)  # a number that is not finite is refused with its record
+    return outcomes(tasks, Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
 
 
 def _followed(
@@ -96,7 +89,7 @@ def memory(tasks: Sequence[Task]) -> int:
     rows, penalties = batch(tasks)
     point = tasks[0].point
     n, p, runs = int(point["n"]), int(point["p"]), len(rows) * len(penalties)
-    engine = bytes_needed(engine="dual", n=n, d=int(point["d"]), p=p, seeds=len(rows), penalties=len(penalties))
+    engine = engine_bytes(tasks, "dual", torch.float64)
     return engine + 8 * runs * n * (6 * p + int(point["steps"]) + 8 * n) + (128 << 20)
 
 

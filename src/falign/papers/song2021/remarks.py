@@ -8,10 +8,10 @@ import torch
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
-from falign.papers.song2021.blocks import batch, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
 from falign.papers.song2021.drawing_theory import dropout_by_width, readings
 from falign.papers.song2021.figure2_claims import vanishing
-from falign.theory.two_layer import Literal, bytes_needed, draw, simulate, spaced
+from falign.theory.two_layer import Literal, draw, simulate, spaced
 
 _SHARE = 0.5
 """Of the hidden neurons, dropped; the paper names none."""
@@ -44,15 +44,7 @@ def memory_dropout(tasks: Sequence[Task]) -> int:
     rows, penalties = batch(tasks)
     point = tasks[0].point
     masks = 3 * len(rows) * len(penalties) * int(point["p"]) * int(point["n"])
-    return 4 * masks + bytes_needed(
-        engine="literal",
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=int(point["p"]),
-        seeds=len(rows),
-        penalties=len(penalties),
-        dtype=torch.float32,
-    )
+    return 4 * masks + engine_bytes(tasks, "literal", torch.float32)
 
 
 def _helps(table: pl.DataFrame) -> Reading:

@@ -7,9 +7,9 @@ import torch
 
 from falign.lab.experiment import Check, Claim, Experiment, Missing, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, mean, slope, summary
-from falign.papers.song2021.blocks import batch, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
 from falign.papers.song2021.drawing import cosine_by_width, time_by_width
-from falign.theory.two_layer import WidthFree, bytes_needed, simulate, spaced
+from falign.theory.two_layer import WidthFree, simulate, spaced
 
 _REACHED = 0.5
 """The cosine that "time to alignment" waits for."""
@@ -35,17 +35,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
 
 def memory(tasks: Sequence[Task]) -> int:
     """Bytes of a block."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    return bytes_needed(
-        engine="width-free",
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=max(p for _, p in rows),
-        seeds=len(rows),
-        penalties=len(penalties),
-        dtype=torch.float64,
-    )
+    return engine_bytes(tasks, "width-free", torch.float64)
 
 
 def _gained(table: pl.DataFrame) -> pl.DataFrame:
