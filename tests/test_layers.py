@@ -130,3 +130,18 @@ def test_every_mode_of_the_layer_classes_is_covered():
     names = {cls.__name__ for kind in KINDS.values() for cls in kind.types}
     expected = {"Linear"} | {f"Conv{t}{d}d" for t, d in itertools.product(("", "Transpose"), (1, 2, 3))}
     assert names == expected
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sums_over_the_weights_of_each_neuron(transposed, groups):
+    """⟨W, ∂z/∂W⟩ of one channel is its output, ⟨W, ·⟩ out of one channel what it adds to the whole output."""
+    layer = (nn.ConvTranspose2d if transposed else nn.Conv2d)(4, 6, 3, groups=groups, bias=False).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    kind = kind_of(layer)
+    error = torch.randn_like(layer(x))
+    (gradient,) = torch.autograd.grad((layer(x) * error).sum(), layer.weight)
+    product = layer.weight.detach() * gradient
+    torch.testing.assert_close(kind.incoming(product, layer), (layer(x) * error).sum((0, 2, 3)).detach())
+    alone = [float((layer(x * (torch.arange(4) == channel)[:, None, None]) * error).sum()) for channel in range(4)]
+    torch.testing.assert_close(kind.outgoing(product, layer), torch.tensor(alone, dtype=torch.float64))

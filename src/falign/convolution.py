@@ -130,3 +130,17 @@ def spread(layer: Any) -> float:
     if layer.transposed:
         return layer.in_channels / layer.groups * prod(layer.kernel_size) / prod(layer.stride)
     return layer.in_channels / layer.groups * prod(layer.kernel_size)
+
+
+def incoming(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " out"]:
+    """Sum over the weights into each output channel, of a tensor of the weight's shape."""
+    if not layer.transposed:  # (out, in / groups, ...)
+        return product.flatten(1).sum(1)
+    return product.reshape(layer.groups, -1, *product.shape[1:]).flatten(3).sum((1, 3)).flatten()
+
+
+def outgoing(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " in"]:
+    """Sum over the weights out of each input channel, of a tensor of the weight's shape."""
+    if layer.transposed:  # (in, out / groups, ...)
+        return product.flatten(1).sum(1)
+    return product.reshape(layer.groups, -1, *product.shape[1:]).flatten(3).sum((1, 3)).flatten()

@@ -40,6 +40,14 @@ def _linear_spread(layer: Layer) -> float:
     return float(layer.in_features)
 
 
+def _linear_incoming(product: Float[Tensor, "out in"], layer: Layer) -> Float[Tensor, " out"]:
+    return product.sum(1)
+
+
+def _linear_outgoing(product: Float[Tensor, "out in"], layer: Layer) -> Float[Tensor, " in"]:
+    return product.sum(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of layer.
@@ -52,6 +60,10 @@ class Kind:
         gradient: (error at the output, B, x, spec) -> gradient of B's shape, as if B were the weight.
         spread: layer -> to how many inputs one element of the error is carried; a feedback of entries with
             variance scale² / spread keeps the error's squared norm, up to scale², on average.
+        incoming: (tensor of the weight's shape, layer) -> its sum over the weights into each neuron (channel) of the
+            output: ``Σ_j T[k, j]``.
+        outgoing: (tensor of the weight's shape, layer) -> its sum over the weights out of each neuron (channel) of
+            the input: ``Σ_i T[i, k]``.
         needs_input: whether ``error`` reads x (its shape and memory format); else anything may stand for it.
         channel_first: whether the feature axis is axis 1 (convolutions) and not the last.
     """
@@ -62,6 +74,8 @@ class Kind:
     error: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     gradient: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     spread: Callable[[Layer], float]
+    incoming: Callable[[Tensor, Layer], Tensor]
+    outgoing: Callable[[Tensor, Layer], Tensor]
     needs_input: bool
     channel_first: bool
 
@@ -73,6 +87,8 @@ LINEAR = Kind(
     error=_linear_error,
     gradient=_linear_gradient,
     spread=_linear_spread,
+    incoming=_linear_incoming,
+    outgoing=_linear_outgoing,
     needs_input=False,
     channel_first=False,
 )
@@ -83,6 +99,8 @@ CONVOLUTION = Kind(
     error=convolution.input_error,
     gradient=convolution.weight_gradient,
     spread=convolution.spread,
+    incoming=convolution.incoming,
+    outgoing=convolution.outgoing,
     needs_input=True,
     channel_first=True,
 )
