@@ -143,5 +143,7 @@ def test_sums_over_the_weights_of_each_neuron(transposed, groups):
     (gradient,) = torch.autograd.grad((layer(x) * error).sum(), layer.weight)
     product = layer.weight.detach() * gradient
     torch.testing.assert_close(kind.incoming(product, layer), (layer(x) * error).sum((0, 2, 3)).detach())
-    alone = [float((layer(x * (torch.arange(4) == channel)[:, None, None]) * error).sum()) for channel in range(4)]
+    alone = [
+        float((layer(x * (torch.arange(4) == channel)[:, None, None]) * error).sum().detach()) for channel in range(4)
+    ]
     torch.testing.assert_close(kind.outgoing(product, layer), torch.tensor(alone, dtype=torch.float64))
