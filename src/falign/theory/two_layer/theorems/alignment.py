@@ -7,11 +7,11 @@ from jaxtyping import Float
 from scipy.optimize import root_scalar
 from torch import Tensor
 
+from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.gram import Gram
 from falign.theory.two_layer.schedules import Penalty
 from falign.theory.two_layer.theorems import conditions
 from falign.theory.two_layer.theorems.linear import on_subspace, penalty_limit
-from falign.theory.two_layer.theorems.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.trajectory import simulate, spaced
 from falign.theory.two_layer.width_free import WidthFree
 

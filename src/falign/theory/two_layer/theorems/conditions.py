@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.statement import Assumption
 from falign.theory.two_layer.activations import Activation
 from falign.theory.two_layer.start import Start
-from falign.theory.two_layer.theorems.statement import Assumption
 
 
 def check_levels(*, delta: float | int, gamma: float | int | None = None, **others: float | int | None) -> None:

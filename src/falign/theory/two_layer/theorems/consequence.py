@@ -5,12 +5,12 @@ from math import sqrt
 
 import torch
 
+from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.dual import Dual
 from falign.theory.two_layer.kernels import limiting_kernel
 from falign.theory.two_layer.start import Scale, Start
 from falign.theory.two_layer.theorems import conditions
-from falign.theory.two_layer.theorems.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.trajectory import spaced
 from falign.theory.two_layer.width_free import WidthFree
 

@@ -5,6 +5,7 @@ from math import log, sqrt
 
 import torch
 
+from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.dual import Dual
 from falign.theory.two_layer.kernels import limiting_kernel
@@ -12,7 +13,6 @@ from falign.theory.two_layer.schedules import Penalty
 from falign.theory.two_layer.start import Start
 from falign.theory.two_layer.theorems import conditions
 from falign.theory.two_layer.theorems.course import Course, follow, step_bound
-from falign.theory.two_layer.theorems.statement import Assumption, TheoremCheck
 
 _PAPER = "Song, Xu and Lafferty 2021 (NeurIPS)"
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.kernels import hermite_coefficients, limiting_kernel
 from falign.theory.two_layer.start import inputs_of
 from falign.theory.two_layer.theorems.conditions import bounded_activation
-from falign.theory.two_layer.theorems.statement import Assumption, TheoremCheck
 
 
 def proposition_3_3(ns: Sequence[int], *, ratio: float, activation: str, seeds: Sequence[int]) -> TheoremCheck:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.gram import Gram
 from falign.theory.two_layer.schedules import Penalty
 from falign.theory.two_layer.theorems import conditions
 from falign.theory.two_layer.theorems.course import follow, step_bound
-from falign.theory.two_layer.theorems.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.width_free import WidthFree
 
 
