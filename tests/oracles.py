@@ -136,11 +136,12 @@ def gradients(
     weights: dict[str, Array],
     feedback: dict[str, Array],
     passes: int = 1,
+    errors: dict[str, tuple[Array, Array]] | None = None,
 ) -> dict[str, Array]:
     """All gradients of the mean cross-entropy under a rule, by parameter name.
 
     ``feedback`` holds what ``falign.feedback_state`` gave before the pass; ``passes`` counts the training passes up
-    to and including this one.
+    to and including this one; ``errors`` receives the error at every layer's output and the one it hands to its input.
     """
     saved: dict = {}
     output = forward(steps, x, weights, saved)
@@ -160,8 +161,14 @@ def gradients(
         matrix = feedback[step.name]
         return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
 
+    def carry(step: Step, e: Array, x: Array) -> Array:
+        handed = (direct if rule in ("dfa", "drtp") else layerwise)(step, e, x)
+        if errors is not None:
+            errors[step.name] = e, handed
+        return handed
+
     result: dict[str, Array] = {}
-    backward(steps, error, weights, saved, direct if rule in ("dfa", "drtp") else layerwise, result)
+    backward(steps, error, weights, saved, carry, result)
     if rule == "kp":
         for name in feedback:
             result[name + ".feedback.B"] = result[name + ".weight"]

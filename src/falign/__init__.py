@@ -1,5 +1,6 @@
 """Train PyTorch networks without weight transport: feedback alignment and its relatives."""
 
+from falign import measure
 from falign.convert import (
     ConversionError,
     backprop,
@@ -26,6 +27,7 @@ __all__ = [
     "convert",
     "feedback_state",
     "load_feedback_state",
+    "measure",
     "revert",
     "targets",
     "verify",

@@ -29,6 +29,7 @@ class Wiring:
         self.target: Tensor | None = None
         self.scratch = Scratch()
         self.running = False
+        self.monitored = False  # whether a falign.measure.Monitor is at work
         self.watched = False  # whether versions and hooks of tensors can be looked at in this forward
         self.cuts: list[Cut] = []
         self.fired: set[str] = set()
@@ -74,7 +75,7 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no tensors of a forward along."""
-        return {**self.__dict__, "cuts": [], "target": None, "running": False}
+        return {**self.__dict__, "cuts": [], "target": None, "running": False, "monitored": False}
 
 
 class SharedSequence(nn.Module):
@@ -122,10 +123,11 @@ class Feedback(nn.Module):
         return self.stretch() if matrix is None else matrix
 
     def effective(self, weight: Tensor) -> Tensor:
-        """The matrix that carries this layer's error now, signs included; changes nothing."""
+        """The matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
         rule = self.wiring.rule
         with torch.no_grad():
-            return rule.effective(*rule.sources(self, weight, advance=False)) * self.gain
+            matrix = rule.effective(*rule.sources(self, weight, advance=False))
+            return matrix if self.gain == 1 else matrix * self.gain
 
     def share(self, sequence: "SharedSequence", start: int, shape: tuple[int, ...], gain: float) -> None:
         """Read B from a sequence that all layers hold, in place of a B of its own."""

@@ -19,7 +19,8 @@ def test_angles_are_those_of_the_gradients(rule, case):
     own, true = gradients(copy.deepcopy(model), x, y), gradients(build(case, "bp"), x, y)
     angles = gradient_angles(model, loss_of, x, y)
     for name, value in angles.items():
-        f, g = own[name + ".weight"].flatten(), true[name + ".weight"].flatten()
+        keys = [key for key in (name + ".weight", name + ".bias") if key in own]
+        f, g = (torch.cat([slopes[key].flatten() for key in keys]) for slopes in (own, true))
         expected = degrees(float(torch.acos(torch.clamp(f @ g / f.norm() / g.norm(), -1, 1))))
         assert value == pytest.approx(expected, abs=1e-5)
     layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
@@ -61,7 +62,7 @@ def test_dropout_masks_match():
 
 def test_frozen_layers_are_left_out_and_no_grad_does_not_matter():
     model, (x, y) = build("mlp", "fa"), batch("mlp")
-    model[2].weight.requires_grad_(False)
+    model[2].requires_grad_(False)
     with torch.no_grad():
         assert list(gradient_angles(model, loss_of, x, y)) == ["0", "4", "6"]
 

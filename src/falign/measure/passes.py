@@ -1,0 +1,179 @@
+"""Two passes over one batch, by the rule and by backpropagation, and what every layer saw in each."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from falign.convert import backprop, targets
+from falign.layers import Layer, kind_of
+from falign.measure.angles import by_sample, effective_rank
+from falign.measure.untouched import eagerly, untouched
+from falign.survey import call
+from falign.wiring import Feedback
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+Place = tuple[Literal["delivered", "received"], str, int]
+"""Where an error is seen: handed to a layer's input or arriving at its output, the layer, which of its calls."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passes:
+    """What the two passes left.
+
+    Attributes:
+        loss: The loss.
+        order: Layers that a gradient reaches, in the order in which they ran.
+        taken: {parameter: gradient by the rule}.
+        true: {parameter: gradient by backpropagation}.
+        delivered: {layer: angle between the error that it hands to its input and the true one, a number a sample and
+            call}; layers whose input wants no error are not in it.
+        received: {layer: the same of the error at its output}.
+        ranks: {layer: effective rank of the error that it hands to its input}.
+    """
+
+    loss: float
+    order: tuple[str, ...]
+    taken: dict[str, Tensor]
+    true: dict[str, Tensor]
+    delivered: dict[str, Tensor]
+    received: dict[str, Tensor]
+    ranks: dict[str, float]
+
+
+def linear_maps(model: nn.Module) -> dict[str, Layer]:
+    """{name: layer} of a model's linear maps and convolutions, converted or not."""
+    return {name: layer for name, layer in model.named_modules() if kind_of(layer) is not None}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of what a gradient trains, feedback left out."""
+    learned = {
+        id(parameter) for part in model.modules() if isinstance(part, Feedback) for parameter in part.parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in learned
+    }
+
+
+def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
+    """Pass a batch by the rule and by backpropagation, on the same weights and random numbers, leaving no trace.
+
+    Args:
+        model: A converted model.
+        loss_fn: (model output, y) -> scalar.
+        x: The batch; a tuple is positional arguments, a dict keyword arguments.
+        y: Its targets; tensors are also what a rule that needs targets is given.
+
+    Raises:
+        ValueError: The batch has one sample, the loss is not a finite scalar that depends on the weights, or a weight
+            is not a finite number.
+    """
+    _check_batch(x)
+    errors: dict[Place, Tensor] = {}
+    angles: dict[str, dict[str, list[Tensor]]] = {"delivered": defaultdict(list), "received": defaultdict(list)}
+    ranks: dict[str, float] = {}
+
+    def compare(place: Place, true: Tensor) -> None:
+        side, layer, _ = place
+        own = errors.pop(place, None)
+        if own is None:
+            return
+        angles[side][layer].append(by_sample(own, true))
+        if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
+            ranks[layer] = rank
+
+    with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
+        with untouched(model):
+            loss, order, taken = _pass(model, loss_fn, x, y, errors.__setitem__)
+        with untouched(model), backprop(model):
+            _, _, true = _pass(model, loss_fn, x, y, compare)
+    delivered, received = (
+        {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
+    )
+    return Passes(loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks)
+
+
+def _pass(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, see: Callable[[Place, Tensor], None]
+) -> tuple[float, tuple[str, ...], dict[str, Tensor]]:
+    """Loss, layers in running order, gradients of one pass; ``see`` is given every error when it arrives."""
+    parameters = trainable(model)
+    with _seen(model, see) as order:
+        loss = loss_fn(call(model, x), y)
+        _check_loss(loss, model)
+        found = torch.autograd.grad(loss, tuple(parameters.values()), materialize_grads=True)
+    return float(loss.detach()), tuple(order), dict(zip(parameters, found, strict=True))
+
+
+@contextmanager
+def _seen(model: nn.Module, see: Callable[[Place, Tensor], None]) -> Iterator[dict[str, int]]:
+    """Show every error that crosses the border of a layer; gives {layer: its calls}, in their order."""
+    calls: dict[str, int] = {}
+
+    def show(side: Literal["delivered", "received"], name: str, tensor: Tensor) -> None:
+        place: Place = (side, name, calls[name])
+        node, output = get_gradient_edge(tensor)[:2]  # and not a hook on the tensor: an in-place operation may follow
+
+        def arrived(errors: tuple[Tensor | None, ...]) -> None:
+            error = errors[output]
+            if error is not None:
+                see(place, error.detach())
+
+        node.register_prehook(arrived)
+
+    def enter(name: str) -> Callable[[nn.Module, tuple], tuple | None]:
+        def before(layer: nn.Module, args: tuple) -> tuple | None:
+            calls[name] = calls.get(name, 0) + 1
+            if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
+                return None
+            own = args[0].view_as(args[0])  # through it passes this layer's share of the error, and no other's
+            show("delivered", name, own)
+            return (own, *args[1:])
+
+        return before
+
+    def leave(name: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def after(layer: nn.Module, args: tuple, y: Any) -> None:
+            if isinstance(y, Tensor) and y.requires_grad:
+                show("received", name, y)
+
+        return after
+
+    with ExitStack() as hooks:
+        for name, layer in linear_maps(model).items():
+            hooks.callback(layer.register_forward_pre_hook(enter(name), prepend=True).remove)  # before the cut
+            hooks.callback(layer.register_forward_hook(leave(name)).remove)
+        yield calls
+
+
+def _check_batch(x: Any) -> None:
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+    first = next((part for part in parts if isinstance(part, Tensor)), None)
+    if first is None:
+        return
+    if first.dim() == 0 or len(first) < 2:
+        came = "a number" if first.dim() == 0 else f"a batch of {len(first)}"
+        raise ValueError(f"x is {came}, expected two samples or more: angles are given with their spread over samples")
+
+
+def _check_loss(loss: Any, model: nn.Module) -> None:
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn returned {tuple(loss.shape)}, expected a scalar: reduce it by its mean or sum")
+    if not torch.isfinite(loss):
+        broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+        why = "the batch or the targets are not finite, or it overflowed" if broken is None else f"{broken} is not"
+        raise ValueError(f"the loss is {float(loss.detach())}, expected a finite number: {why}")
+    if not loss.requires_grad:
+        raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to compare")

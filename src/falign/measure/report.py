@@ -1,0 +1,160 @@
+"""What measuring the alignment of a model gives: a row a layer, and the whole network."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAlignment:
+    """One linear map of a network; angles are in degrees, and None stands where there is nothing to compare.
+
+    For a layer with weight W, feedback B, input x and output z let g be its true gradient (of all its trainable
+    parameters) and f the one that it takes.
+
+    Attributes:
+        layer: Its name.
+        kind: "linear" or "convolution".
+        delivered_angle: Mean over samples of the angle between the error that the layer hands to x and the true error
+            at x, which is before the mask of the activation below. None where x wants no error.
+        delivered_angle_sd: Standard deviation over samples.
+        received_angle: The same of the error at z, behind the mask of the activation above: what the layer learns from.
+        received_angle_sd: Standard deviation over samples.
+        gradient_angle: ∠(f, g).
+        cosine: cos∠(f, g).
+        gradient_norm: |g|.
+        taken_norm: |f|.
+        descent: ⟨g, f⟩ = cosine · gradient_norm · taken_norm.
+        displacement_angle: ∠(-Δθ, g), Δθ what the optimizer does to the layer's parameters.
+        displacement_norm: |Δθ|.
+        weight_angle: ∠(B, W), signs included; None where B has another shape (direct rules) or carries nothing (the
+            first layer).
+        norm_ratio: |B| / |W|.
+        sign_agreement: Share of the entries in which B and W have the same sign.
+        neurons: How many neurons (channels) x has.
+        aligned_neurons: Share of the neurons k of x with ⟨B[:, k], W[:, k]⟩ > 0.
+        effective_rank: (Σσ²)² / Σσ⁴ of the error delivered, a matrix (samples, elements).
+    """
+
+    layer: str
+    kind: str
+    delivered_angle: float | None = None
+    delivered_angle_sd: float | None = None
+    received_angle: float | None = None
+    received_angle_sd: float | None = None
+    gradient_angle: float | None = None
+    cosine: float | None = None
+    gradient_norm: float | None = None
+    taken_norm: float | None = None
+    descent: float | None = None
+    displacement_angle: float | None = None
+    displacement_norm: float | None = None
+    weight_angle: float | None = None
+    norm_ratio: float | None = None
+    sign_agreement: float | None = None
+    neurons: int | None = None
+    aligned_neurons: float | None = None
+    effective_rank: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How the errors of one batch agree with the true ones; prints as a table.
+
+    Attributes:
+        rule: The rule's name.
+        loss: Of the batch.
+        descent: -dL/dt = Σ⟨g, f⟩ over all parameters of the network, were they moved by -f dt: the sum of the layers'
+            alignment × gradient × feedback-alignment components, and of ``other``.
+        other: The part of it that is of parameters outside the layers: normalisation, embeddings.
+        dominance: D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|², L the layer that runs last and has its true gradient; the loss falls
+            while D > -1. None where g_L is zero.
+        layers: A row a layer, in the order in which they ran.
+        neurons: {layer: ⟨B[:, k], W[:, k]⟩ of every neuron k at its input}, where B has W's shape.
+        neuron_cosines: {layer: cos∠(B[:, k], W[:, k])}.
+
+    Source: Robertson and Koyejo 2024, the split into alignment, gradient and feedback-alignment components and
+    alignment dominance as reconstructed from the abstract.
+    """
+
+    rule: str
+    loss: float
+    descent: float
+    other: float
+    dominance: float | None
+    layers: tuple[LayerAlignment, ...]
+    neurons: dict[str, Tensor] = field(repr=False)
+    neuron_cosines: dict[str, Tensor] = field(repr=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict a layer."""
+        return [asdict(layer) for layer in self.layers]
+
+    def to_polars(self) -> "pl.DataFrame":
+        """A row a layer.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        return frame(self.rows())
+
+    def __str__(self) -> str:
+        dominance = "-" if self.dominance is None else f"{self.dominance:+.3g}"
+        head = (
+            f"rule {self.rule}: loss {self.loss:.4g}, -dL/dt {self.descent:.4g}, alignment dominance D {dominance} "
+            f"({'the loss falls' if self.descent > 0 else 'the loss does not fall'} along the errors taken)"
+        )
+        table = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in self.layers)]
+        kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
+        widths = [max(map(len, column)) for column in kept]
+        lines = [
+            "  ".join(
+                text.ljust(width) if index == 0 else text.rjust(width)
+                for index, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in zip(*kept, strict=True)
+        ]
+        return "\n".join([head, *lines, "degrees, mean ± standard deviation over samples; before, behind: the mask"])
+
+
+def frame(rows: list[dict[str, Any]]) -> "pl.DataFrame":
+    """Rows as a polars table; a column in which some values are lacking keeps its type.
+
+    Raises:
+        ImportError: polars is not installed.
+    """
+    try:
+        import polars as pl
+    except ImportError:
+        raise ImportError('a table needs polars: pip install "falign[lab]", or take .rows()') from None
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _angle(mean: float | None, sd: float | None = None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}°" if sd is None else f"{mean:.1f}° ± {sd:.1f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+_COLUMNS = (
+    ("layer", lambda row: row.layer),
+    ("error before", lambda row: _angle(row.delivered_angle, row.delivered_angle_sd)),
+    ("error behind", lambda row: _angle(row.received_angle, row.received_angle_sd)),
+    ("gradient", lambda row: _angle(row.gradient_angle)),
+    ("step", lambda row: _angle(row.displacement_angle)),
+    ("|f|/|g|", lambda row: _number(row.taken_norm / row.gradient_norm if row.gradient_norm else None, ".2g")),
+    ("⟨g,f⟩", lambda row: _number(row.descent, ".2e")),
+    ("B to W", lambda row: _angle(row.weight_angle)),
+    ("|B|/|W|", lambda row: _number(row.norm_ratio, ".2f")),
+    ("same sign", lambda row: _number(row.sign_agreement, ".0%")),
+    ("aligned", lambda row: _number(row.aligned_neurons, ".0%")),
+    ("rank", lambda row: _number(row.effective_rank, ".1f")),
+)

@@ -1,0 +1,78 @@
+"""A pass that leaves no trace."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from falign.wiring import Feedback
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Whatever a pass within does to them, buffers, random generators and modes are afterwards as they were before.
+
+    The generators are PyTorch's (of the CPU and of the CUDA devices that the model is on), Python's and NumPy's global
+    ones. Buffers are put back in place, and in their module's slot if the pass replaced them. A backward that is still
+    to come may recompute a part of its forward (activation checkpointing): it does so by the rule of that forward.
+    """
+    parts = [part for part in model.modules() if isinstance(part, Feedback)]
+    fixed = {id(part.sequence.values if part.B is None else part.B) for part in parts if not part.wiring.rule.adapts}
+    kept = [
+        (module, name, buffer, buffer if buffer is None or id(buffer) in fixed else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    passes = [(part, part._on[0], part._ran[0]) for part in parts]
+    with _generators(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, name, buffer, value in kept:
+                    module._buffers[name] = buffer
+                    if value is not buffer:
+                        _put(buffer, value)
+            for module, training in modes:
+                module.training = training
+            for part, on, ran in passes:
+                part._on[0], part._ran[0] = on, ran
+
+
+def _put(buffer: Tensor | None, value: Tensor | None) -> None:
+    if buffer is not None and value is not None:
+        buffer.copy_(value)
+
+
+@contextmanager
+def _generators(model: nn.Module) -> Iterator[None]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
+    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a model may draw from
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """What is compiled runs uncompiled within, or hooks hung on it now would not be seen."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within ``torch.compile``'s and the data-parallel wrappers."""
+    while type(model).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel"):
+        model = model.get_submodule("_orig_mod" if type(model).__name__ == "OptimizedModule" else "module")
+    return model
