@@ -22,6 +22,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/two_layer.py
 
 .venv/installed: pyproject.toml constraints.txt

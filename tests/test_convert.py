@@ -487,5 +487,5 @@ def test_wrapped_models_are_found():
 def test_public_surface():
     assert sorted(falign.__all__) == [
         "ALL_RULES", "ConversionError", "Rule", "Verification", "__version__", "backprop", "check", "convert",
-        "feedback_state", "load_feedback_state", "revert", "targets", "verify",
+        "feedback_state", "init", "load_feedback_state", "measure", "revert", "targets", "verify",
     ]  # fmt: skip

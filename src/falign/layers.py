@@ -120,3 +120,12 @@ def kind_of(layer: nn.Module) -> Kind | None:
             if isinstance(layer, base) and type(layer).forward is base.forward:
                 return kind
     return None
+
+
+def weight_of(layer: Layer) -> Tensor:
+    """The weight, read in evaluation mode: in training a parametrization may change its state when it is read."""
+    training = layer.training
+    try:
+        return layer.eval().weight.detach()
+    finally:
+        layer.train(training)

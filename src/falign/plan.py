@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from falign.feedback import Family, Normal, Shared, draw, family
-from falign.layers import KINDS, Kind, Layer
+from falign.layers import KINDS, Kind, Layer, weight_of
 from falign.outputs import Output, pick
 from falign.rules import ALL_RULES, Rule
 from falign.survey import Survey
@@ -54,7 +54,7 @@ class Plan:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
-        self.weights = {name: _weight(layer) for name, layer in self.layers.items()}
+        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
         if not self.layers and not self.problems:
             self.problems.append(
                 f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
@@ -224,15 +224,6 @@ class Plan:
             layer, shape = self.layers[name], self.shapes[name][0]
             gain = self._deviation(layer, KINDS[part.kind], shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
-
-
-def _weight(layer: Layer) -> Tensor:
-    """The weight, read in evaluation mode: in training a parametrization may change its state when it is read."""
-    training = layer.training
-    try:
-        return layer.eval().weight.detach()
-    finally:
-        layer.train(training)
 
 
 def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool) -> tuple[tuple[int, int], int] | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import falign
 import oracles
@@ -211,3 +212,36 @@ def test_rows_as_a_table():
     assert table["weight_angle"].null_count() == 3  # a direct B has the shape of the last weight alone
     assert table.schema["gradient_angle"] == pl.Float64
     assert gradient_angles(model, loss_of, x, y) == dict(table.select("layer", "gradient_angle").rows())
+
+
+class Recomputed(nn.Sequential):
+    """The same layers, their activations recomputed in backward."""
+
+    def forward(self, x):
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+@pytest.mark.parametrize("rule", ["fa", "usf", "adafa", "kp"])
+def test_activation_checkpointing_changes_nothing(rule):
+    model, (x, y) = build("mlp", rule), batch("mlp")
+    again = falign.convert(Recomputed(*build("mlp")), rule)
+    again[3].inplace = False
+    assert str(alignment(again, loss_of, x, y)) == str(alignment(model, loss_of, x, y))
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_parametrised_weights(wrap):
+    """Spectral norm changes its state whenever the weight is read in training; measuring leaves it alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), wrap(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 3)).double()
+    falign.convert(model, "fa")
+    x, y = torch.randn(10, 6, dtype=torch.float64), torch.randint(3, (10,))
+    report = alignment(model, loss_of, x, y)
+    twin = copy.deepcopy(model)
+    with falign.backprop(twin):
+        loss_of(twin(x), y).backward()
+    for row, layer in zip(report.layers, (twin[0], twin[2], twin[4]), strict=True):
+        slopes = torch.cat([p.grad.flatten() for name, p in layer.named_parameters() if "feedback" not in name])
+        assert row.gradient_norm == pytest.approx(float(slopes.norm()), rel=1e-9)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from falign.layers import Layer, kind_of
+from falign.layers import Layer, kind_of, weight_of
 from falign.measure.angles import Products, products
 from falign.measure.passes import Loss, Passes, both, linear_maps, trainable
 from falign.measure.report import Alignment, LayerAlignment
@@ -122,7 +122,7 @@ def _weights(model: nn.Module, name: str, layer: Layer) -> Weights | None:
     part = feedbacks(model).get(name)
     if part is None:
         return None
-    weight = layer.weight.detach()
+    weight = weight_of(layer)
     matrix = part.effective(weight).detach()
     return compare(matrix, weight, layer) if matrix.shape == weight.shape else None
 

@@ -1,4 +1,4 @@
-"""Two passes over one batch, by the rule and by backpropagation, and what every layer saw in each."""
+"""One batch walked back by the rule and by backpropagation, and what every layer saw on both ways."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from falign.convert import backprop, targets
 from falign.layers import Layer, kind_of
 from falign.measure.angles import by_sample, effective_rank
+from falign.measure.switch import switchable, switches
 from falign.measure.untouched import eagerly, untouched
 from falign.survey import call
 from falign.wiring import Feedback
@@ -22,11 +23,15 @@ Loss = Callable[[Any, Any], Tensor]
 
 Place = tuple[Literal["delivered", "received"], str, int]
 """Where an error is seen: handed to a layer's input or arriving at its output, the layer, which of its calls."""
+See = Callable[[Place, Tensor], None]
+Forward = Callable[[], Any]
+Walked = tuple[float, tuple[str, ...], dict[str, Tensor], dict[str, Tensor]]
+"""Loss, layers in running order, gradients by the rule, true gradients."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passes:
-    """What the two passes left.
+    """What was found on both ways.
 
     Attributes:
         loss: The loss.
@@ -66,7 +71,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
-    """Pass a batch by the rule and by backpropagation, on the same weights and random numbers, leaving no trace.
+    """Walk a batch back by the rule and by backpropagation, on the same weights and random numbers, leaving no trace.
+
+    A layerwise rule needs one forward for both, a direct one two.
 
     Args:
         model: A converted model.
@@ -92,31 +99,47 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
         if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
             ranks[layer] = rank
 
+    walk = _once if switchable(model) else _twice
     with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
-        with untouched(model):
-            loss, order, taken = _pass(model, loss_fn, x, y, errors.__setitem__)
-        with untouched(model), backprop(model):
-            _, _, true = _pass(model, loss_fn, x, y, compare)
+        loss, order, taken, true = walk(model, lambda: loss_fn(call(model, x), y), errors.__setitem__, compare)
     delivered, received = (
         {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
     )
     return Passes(loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks)
 
 
-def _pass(
-    model: nn.Module, loss_fn: Loss, x: Any, y: Any, see: Callable[[Place, Tensor], None]
-) -> tuple[float, tuple[str, ...], dict[str, Tensor]]:
-    """Loss, layers in running order, gradients of one pass; ``see`` is given every error when it arrives."""
+def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """One forward, walked back by the rule and then truly."""
     parameters = trainable(model)
-    with _seen(model, see) as order:
-        loss = loss_fn(call(model, x), y)
-        _check_loss(loss, model)
-        found = torch.autograd.grad(loss, tuple(parameters.values()), materialize_grads=True)
-    return float(loss.detach()), tuple(order), dict(zip(parameters, found, strict=True))
+    with untouched(model), switches(model) as hung, _seen(model, lambda *error: see[0](*error)) as order:
+        see = [keep]
+        loss = _checked(forward(), model)
+        taken = _gradients(loss, parameters, retain_graph=True)
+        for switch in hung:
+            switch.true = True
+        see[0] = compare
+        true = _gradients(loss, parameters)
+    return float(loss.detach()), tuple(order), taken, true
+
+
+def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """A forward by the rule and a true one, from the same random numbers."""
+    parameters = trainable(model)
+    with untouched(model), _seen(model, keep) as order:
+        loss = _checked(forward(), model)
+        taken = _gradients(loss, parameters)
+    with untouched(model), backprop(model), _seen(model, compare):
+        true = _gradients(_checked(forward(), model), parameters)
+    return float(loss.detach()), tuple(order), taken, true
+
+
+def _gradients(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain_graph: bool = False) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, tuple(parameters.values()), retain_graph=retain_graph, materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))
 
 
 @contextmanager
-def _seen(model: nn.Module, see: Callable[[Place, Tensor], None]) -> Iterator[dict[str, int]]:
+def _seen(model: nn.Module, see: See) -> Iterator[dict[str, int]]:
     """Show every error that crosses the border of a layer; gives {layer: its calls}, in their order."""
     calls: dict[str, int] = {}
 
@@ -166,7 +189,7 @@ def _check_batch(x: Any) -> None:
         raise ValueError(f"x is {came}, expected two samples or more: angles are given with their spread over samples")
 
 
-def _check_loss(loss: Any, model: nn.Module) -> None:
+def _checked(loss: Any, model: nn.Module) -> Tensor:
     if not isinstance(loss, Tensor):
         raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
     if loss.numel() != 1:
@@ -177,3 +200,4 @@ def _check_loss(loss: Any, model: nn.Module) -> None:
         raise ValueError(f"the loss is {float(loss.detach())}, expected a finite number: {why}")
     if not loss.requires_grad:
         raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to compare")
+    return loss

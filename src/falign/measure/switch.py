@@ -1,0 +1,65 @@
+"""Both gradients of one forward pass, for layerwise rules."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from falign.rules import Rule
+from falign.wiring import converted, feedbacks
+
+if TYPE_CHECKING:
+    from falign.scratch import Scratch
+    from falign.wiring import Feedback
+
+
+class Switch:
+    """Stands for a layerwise rule; switched to true, it carries errors through W, which is backpropagation.
+
+    Args:
+        rule: The rule.
+    """
+
+    learned = False  # B's own gradient is not asked for
+    reads_weight = True
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.true = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rule, name)
+
+    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+        """Those of the rule, and W."""
+        weight = weight.detach()
+        own = self.rule.sources(feedback, weight, advance=advance)
+        return (*own, weight if feedback.gain == 1 else weight / feedback.gain)
+
+    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+        """The rule's B, or W."""
+        *own, weight = sources
+        return weight if self.true else self.rule.effective(*own, scratch=scratch)
+
+
+def switchable(model: nn.Module) -> bool:
+    """Whether all errors are delivered layer by layer, through layers whose weight is what their parameter is."""
+    layerwise = all(wiring.rule.wiring != "direct" for wiring in converted(model))
+    return layerwise and not any(is_parametrized(model.get_submodule(name)) for name in feedbacks(model))
+
+
+@contextmanager
+def switches(model: nn.Module) -> Iterator[list[Switch]]:
+    """Within, the forward passes of a model can be walked back by the rule and, switched, truly."""
+    hung = converted(model)
+    rules = [wiring.rule for wiring in hung]
+    made = [Switch(rule) for rule in rules]
+    for wiring, switch in zip(hung, made, strict=True):
+        wiring.rule = switch  # pyright: ignore[reportAttributeAccessIssue]  # it does what a delivery asks of a rule
+    try:
+        yield made
+    finally:
+        for wiring, rule in zip(hung, rules, strict=True):
+            wiring.rule = rule
