@@ -81,6 +81,7 @@ def test_records_are_what_alignment_says_and_go_to_parquet(tmp_path):
     table = pl.read_parquet(tmp_path / "alignment.parquet")
     assert table.height == 4
     assert table["dominance"].to_list() == [found.dominance] * 4
+    assert table["total_descent"].to_list() == [found.descent] * 4
     assert table["gradient_angle"].to_list() == [row.gradient_angle for row in found.layers]
     assert [path.name for path in tmp_path.iterdir()] == ["alignment.parquet"]
 

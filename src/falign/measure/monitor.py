@@ -46,7 +46,7 @@ class Monitor:
 
     Attributes:
         count: Calls of ``step`` so far.
-        records: A flat dict a measured step and layer: "step", "loss", "descent", "dominance", and the columns of
+        records: A flat dict a measured step and layer: "step", "loss", "dominance", "total_descent", and the columns of
             ``LayerAlignment``.
 
     Raises:
@@ -101,7 +101,7 @@ class Monitor:
             return None
         self._finish()
         found, true = measured(self._model, loss_fn, x, y)
-        network = {"step": now, "loss": found.loss, "descent": found.descent, "dominance": found.dominance}
+        network = {"step": now, "loss": found.loss, "dominance": found.dominance, "total_descent": found.descent}
         rows = [network | row for row in found.rows()]
         self.records += rows
         self._waiting = _Waiting(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
