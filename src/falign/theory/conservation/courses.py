@@ -1,0 +1,249 @@
+"""Train by steps or by gradient flow, and record what is asked for by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from falign.theory.conservation import law
+from falign.theory.conservation.network import Dynamics, Points, State, gradients, loss_of, velocity
+
+Measurement = Callable[[State, Dynamics, Tensor, Tensor], Tensor]
+
+
+def _descent(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Per layer [runs layers], biases included: what both gradients are and agree on, and D."""
+    true, taken = gradients(state, dynamics, X, y, true=True), gradients(state, dynamics, X, y)
+    rates = state.W[0].new_tensor(dynamics.of_layers(state)[0])
+    descent, square = _dot(true, taken), _dot(true, true)
+    return {
+        "descent": descent,
+        "gradient_norm": square.sqrt(),
+        "taken_norm": _dot(taken, taken).sqrt(),
+        "dominance": (rates * descent)[:, :-1].sum(-1) / (rates * square)[:, -1],
+    }
+
+
+def _dot(one: State, other: State) -> Float[Tensor, "runs layers"]:
+    """Inner products of two gradients, a layer's weights and bias together."""
+    weights = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(one.W, other.W, strict=True)], -1)
+    if not one.b:
+        return weights
+    return weights + torch.stack([(a * b).sum(-1) for a, b in zip(one.b, other.b, strict=True)], -1)
+
+
+def _part(name: str) -> Measurement:
+    return lambda state, dynamics, X, y: _descent(state, dynamics, X, y)[name]
+
+
+ACCOUNT = "account"
+"""What the exact identity says that C has gained since the start [runs neurons]: kept on the way."""
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "loss": loss_of,
+    "incoming": lambda state, dynamics, X, y: law.incoming(state, dynamics),
+    "potential": lambda state, dynamics, X, y: law.potential(state, dynamics),
+    "invariant": lambda state, dynamics, X, y: law.invariant(state, dynamics),
+    "alignment": lambda state, dynamics, X, y: law.alignment(state, dynamics),
+    **{name: _part(name) for name in ("descent", "gradient_norm", "taken_norm", "dominance")},
+}
+"""name -> what it is at a state.
+
+``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``potential`` V,
+``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
+``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
+by its own.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a block of runs went through.
+
+    Attributes:
+        dynamics: How it learned.
+        start: Where from.
+        end: Where to.
+        rate: η of the steps; 0 in gradient flow.
+        times: Recorded times [times]; of steps, η times their number.
+        values: name -> [runs times …]: those asked for.
+    """
+
+    dynamics: Dynamics
+    start: State
+    end: State
+    rate: float
+    times: Float[Tensor, " times"]
+    values: Mapping[str, Float[Tensor, "runs times ..."]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The recorded values of that name.
+
+        Raises:
+            ValueError: it was not recorded.
+        """
+        if name not in self.values:
+            raise ValueError(f"{name!r} was not recorded, only {', '.join(self.values)}: name it when the run is made")
+        return self.values[name]
+
+
+def descend(
+    state: State,
+    dynamics: Dynamics,
+    X: Points,
+    y: Points,
+    *,
+    rate: float,
+    steps: int | Int[Tensor, "steps batch"],
+    names: Sequence[str],
+    at: Sequence[int] | None = None,
+) -> Course:
+    """Steps ``W ← W + η Ẇ`` on batches, all runs on the same ones.
+
+    Feedback that follows the weights (adafa) moves to them before each pass, with ``α = ηρ``, learned feedback (kp)
+    in the step, with the gradient and decay of W.
+
+    Args:
+        state: Start.
+        dynamics: Rule, gate, loss, layers' rates and decays.
+        X: Inputs.
+        y: Targets.
+        rate: η.
+        steps: Their number, for full batches, or the points of each batch.
+        names: Of ``MEASUREMENTS``, taken on all points, and ``account``.
+        at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly.
+
+    Raises:
+        ValueError: η is not positive, a name is unknown, or the recording steps are out of order or range.
+    """
+    if not rate > 0:
+        raise ValueError(f"rate is {rate}, expected a positive step size")
+    known = _known(names)
+    count = steps if isinstance(steps, int) else len(steps)
+    at = sorted({round(step) for step in np.linspace(0, count, 101)}) if at is None else list(at)
+    if not at or at[0] < 0 or at[-1] > count or sorted(set(at)) != at:
+        raise ValueError(f"recording steps must increase from 0 to at most {count}, got {at[:10]}")
+    now, wanted = state, set(at)
+    account = torch.zeros_like(law.incoming(state, dynamics))
+    rows = []
+    for step in range(at[-1] + 1):
+        if step in wanted:
+            row = {name: take(now, dynamics, X, y) for name, take in known.items()}
+            rows.append({**row, ACCOUNT: account} if ACCOUNT in names else row)
+        if step < at[-1]:
+            points = slice(None) if isinstance(steps, int) else steps[step]
+            moved, after = _step(now, dynamics, X[..., points, :], y[..., points, :], rate)
+            if ACCOUNT in names:
+                account = account + law.account_of_step(now, after, dynamics, rate, moved)
+            now = after
+    times = rate * torch.tensor(at, dtype=torch.float64)
+    return Course(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
+
+
+def flow(
+    state: State,
+    dynamics: Dynamics,
+    X: Points,
+    y: Points,
+    *,
+    times: Float[Tensor, " times"],
+    names: Sequence[str],
+    tolerance: float = 1e-9,
+    longest: int = 20_000,
+) -> Course:
+    """Gradient flow on all points, integrated with adaptive steps, the account of the law along with it.
+
+    Exact to the tolerance for linear networks. Under relu and the other gates with a kink the right-hand side jumps
+    wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from both
+    sides it slides along the kink, and adaptive steps stall. ``descend`` with a small η has no such trouble.
+
+    Args:
+        state: Start, in float64.
+        dynamics: Rule, gate, loss, layers' rates and decays.
+        X: Inputs.
+        y: Targets.
+        times: Where to record, increasing from 0.
+        names: Of ``MEASUREMENTS``, and ``account``.
+        tolerance: Relative error of one step; the absolute one is a hundredth of it.
+        longest: Most evaluations of the velocity.
+
+    Raises:
+        ValueError: a name is unknown, or the times do not increase from 0.
+        RuntimeError: the integration stopped, as the weights diverge, or took too long.
+    """
+    known = _known(names)
+    if len(times) < 2 or float(times[0]) != 0 or not (times.diff() > 0).all():
+        raise ValueError(f"times must increase from 0, at least two of them, got {times[:10].tolist()}")
+    account = torch.zeros_like(law.incoming(state, dynamics))
+    zero = state._replace(W=(*state.W, account.unsqueeze(-1)))  # the account rides along as one more matrix
+
+    calls = 0
+
+    def slope(time: float, numbers: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > longest:
+            raise RuntimeError(
+                f"gradient flow took {longest} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: allow more "
+                "(longest), a larger tolerance, or use descend with a small rate"
+            )
+        here = _without_account(_restored(numbers, zero))
+        moves = velocity(here, dynamics, X, y)
+        gain = law.account_rate(here, moves, dynamics)
+        return _flat(moves._replace(W=(*moves.W, gain.unsqueeze(-1))))
+
+    span, method = (0.0, float(times[-1])), "DOP853" if dynamics.gate.smooth else "RK45"
+    solved = solve_ivp(
+        slope, span, _flat(zero), method=method, t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100
+    )
+    if not solved.success:
+        raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message}): the weights diverge")
+    states = [_restored(column, zero) for column in solved.y.T]
+    rows = []
+    for here in states:
+        row = {name: take(_without_account(here), dynamics, X, y) for name, take in known.items()}
+        rows.append({**row, ACCOUNT: here.W[-1][..., 0]} if ACCOUNT in names else row)
+    end = _without_account(states[-1])
+    return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+
+
+def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -> tuple[State, State]:
+    """The state with the feedback of the pass, and the one after the step."""
+    if dynamics.rule.follows:
+        still = tuple(torch.zeros_like(W) for W in state.W)
+        pairs = zip(state.B, state.W[1:], still[1:], strict=True)
+        moved = (B + rate * dynamics.rule.motion(B, W, dW, 0.0, dynamics.tracking) for B, W, dW in pairs)
+        state = state._replace(B=tuple(moved))
+    moves = velocity(state, dynamics, X, y)
+    after = state.map(lambda value, change: value + rate * change, moves)
+    return state, after._replace(B=state.B) if dynamics.rule.follows else after
+
+
+def _known(names: Sequence[str]) -> dict[str, Measurement]:
+    for name in names:
+        if name not in MEASUREMENTS and name != ACCOUNT:
+            raise ValueError(f"unknown measurement {name!r}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
+    return {name: MEASUREMENTS[name] for name in names if name != ACCOUNT}
+
+
+def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
+
+
+def _without_account(state: State) -> State:
+    return state._replace(W=state.W[:-1])
+
+
+def _flat(state: State) -> np.ndarray:
+    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).numpy()
+
+
+def _restored(numbers: np.ndarray, like: State) -> State:
+    parts = (*like.W, *like.b, *like.B)
+    pieces = torch.from_numpy(np.array(numbers)).split([part.numel() for part in parts])
+    shaped = iter([piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
+    return like.map(lambda part: next(shaped))

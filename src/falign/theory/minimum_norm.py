@@ -1,0 +1,135 @@
+"""Two-layer linear feedback alignment from a zero first layer ends at the interpolant of least norm."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from falign.feedback import generator
+from falign.theory.statement import Assumption, TheoremCheck
+
+
+def least_norm(X: Float[Tensor, "n d"], Y: Float[Tensor, "n k"]) -> Float[Tensor, "k d"]:
+    """``(X⁺Y)ᵀ``: of all maps M with ``X Mᵀ = Y`` the one of least Frobenius norm, its rows in the span of the inputs.
+
+    Args:
+        X: Inputs, n ≤ d and independent if Y is to be met exactly.
+        Y: Targets.
+    """
+    return (torch.linalg.pinv(X) @ Y).mT
+
+
+def minimum_norm(
+    X: Float[Tensor, "n d"],
+    Y: Float[Tensor, "n k"],
+    *,
+    hidden: int,
+    sizes: Sequence[float],
+    seeds: Sequence[int],
+    steps: int = 20_000,
+    rate: float | None = None,
+    converged: float = 1e-13,
+) -> TheoremCheck:
+    """Train ``f = W_2 W_1 x`` by feedback alignment from ``W_1(0) = s R`` and compare ``W_2 W_1`` with ``(X⁺Y)ᵀ``.
+
+    The rows of W_1 move in the span of the inputs only, so what W_1(0) has across it, ``W_1(0) P``, stays:
+    ``W_2 W_1 - (X⁺Y)ᵀ = W_2 W_1(0) P + (f - Y)ᵀ (X⁺)ᵀ``. The claim checked is the bound
+    ``s |W_2| |R P| + |f - Y|/σ_min(X)``: proportional to s at convergence, and zero for a zero first layer.
+
+    Args:
+        X: Inputs, independent, n < d: else there is one interpolant and nothing to choose.
+        Y: Targets.
+        hidden: Width, at least k.
+        sizes: s, increasing from 0 or above: the axis of the series.
+        seeds: Of R, W_2(0) and the feedback B; one run each. R, B and W_2(0) are normal with variance 1/inputs, and
+            W_2(0) a tenth of that.
+        steps: Most steps of full-batch descent of the mean ½|f - y|²; it ends earlier when all runs have converged.
+        rate: η; None for a tenth of n/|X|², X's largest singular value.
+        converged: What the error may be of |Y|.
+
+    Returns:
+        The check; ``series``: "relative deviation" of the least-norm map, "size" s. ``constants``: slope of its
+        logarithm against log s over the sizes above 0 that are below 0.1, where there are two.
+
+    Raises:
+        ValueError: no size, a negative one, no seed, or a width below k.
+
+    Source: version 1 of Robertson and Koyejo 2024 (ICML LLW workshop 2023) states it; the bound is derived here.
+    """
+    k, n, d = Y.shape[1], *X.shape
+    if not sizes or min(sizes) < 0 or not seeds or hidden < k:
+        raise ValueError(f"expected sizes of at least 0, a seed and a width of at least {k}, got {sizes}, {hidden}")
+    X, Y, size = X.double(), Y.double(), torch.tensor(list(sizes), dtype=torch.float64)
+    values = torch.linalg.svdvals(X)
+    rate = n / float(values[0]) ** 2 / 10 if rate is None else rate
+    R, out, B = (_normal(seeds, purpose, rows, columns) for purpose, rows, columns in _shapes(k, hidden, d))
+    first = (size[:, None, None] * R.unsqueeze(1)).clone()
+    W_1, W_2, error = _train(X, Y, first, 0.1 * out.unsqueeze(1), B.unsqueeze(1), rate, steps, converged)
+    target = least_norm(X, Y)
+    across = R - R @ torch.linalg.pinv(X) @ X
+    bound = size * torch.linalg.matrix_norm(W_2, 2) * across.flatten(1).norm(dim=1)[:, None] + error / values[-1]
+    deviation = (W_2 @ W_1 - target).flatten(2).norm(dim=2)
+    relative, worst = deviation / target.norm(), float((error / Y.norm()).max())
+    return TheoremCheck(
+        name="Least norm of linear feedback alignment",
+        source="Robertson and Koyejo 2024, version 1 (2023); bound derived",
+        reading="|W_2 W_1 - (X⁺Y)ᵀ| at convergence over the sizes s of W_1(0)",
+        assumptions=(
+            Assumption(
+                name="overparameterised",
+                statement="rank of X = n < d; measured n/d",
+                measured=n / d,
+                needed=1.0,
+                holds=n < d and float(values[-1]) > n * torch.finfo(torch.float64).eps * float(values[0]),
+            ),
+            Assumption(
+                name="converged",
+                statement="|f - Y| ≤ converged · |Y|",
+                measured=worst,
+                needed=converged,
+                holds=worst <= converged,
+            ),
+        ),
+        bound=bound,
+        measured=deviation,
+        scale=target.norm().expand(len(seeds)) * 10,
+        constants=_slope(size, relative),
+        series={"relative deviation": relative, "size": size.expand(len(seeds), -1)},
+    )
+
+
+def _shapes(k: int, hidden: int, d: int) -> tuple[tuple[str, int, int], ...]:
+    return ("first layer", hidden, d), ("output layer", k, hidden), ("feedback", k, hidden)
+
+
+def _normal(seeds: Sequence[int], purpose: str, rows: int, columns: int) -> Float[Tensor, "runs rows columns"]:
+    drawn = [torch.randn(rows, columns, generator=generator(seed, "minimum norm", purpose)) for seed in seeds]
+    return torch.stack(drawn).double() / sqrt(columns)
+
+
+def _train(
+    X: Tensor, Y: Tensor, W_1: Tensor, W_2: Tensor, B: Tensor, rate: float, steps: int, converged: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W_1, W_2 and |f - Y| [runs sizes] at the end."""
+    W_2 = W_2.expand(*W_1.shape[:2], *W_2.shape[2:]).clone()
+    enough = converged * Y.norm()
+    error = X @ W_1.mT @ W_2.mT - Y
+    for step in range(steps):
+        if step % 100 == 0 and bool((error.flatten(2).norm(dim=2) <= enough).all()):
+            break
+        share = rate / len(X) * error.mT
+        W_1, W_2 = W_1 - B.mT @ (share @ X), W_2 - share @ (X @ W_1.mT)
+        error = X @ W_1.mT @ W_2.mT - Y
+    return W_1, W_2, error.flatten(2).norm(dim=2)
+
+
+def _slope(size: Tensor, relative: Tensor) -> dict[str, float]:
+    """Slope of the logarithm of the mean deviation against that of the size, where the size is small."""
+    seen = (size > 0) & (size <= 0.1)
+    if int(seen.sum()) < 2:
+        return {}
+    x, y = size[seen].log(), relative.mean(0)[seen].log()
+    x = x - x.mean()
+    return {"slope": float((x @ y) / (x @ x))}

@@ -1,0 +1,193 @@
+"""Tests of a data set for the conditions under which theorems promise convergence."""
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import nnls
+from torch import Tensor
+
+_PIECE = 1024
+_SUMS = 1e4
+"""Weight of the two sums of coefficients in the least-squares problem with a bias: its relative error is 1e-8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMargin:
+    """Whether hyperplanes tell the classes apart.
+
+    Attributes:
+        classes: The labels, in order.
+        margins: Of each class against the rest (of two classes one number): the largest least distance of a point to a
+            hyperplane that has the class on one side, in units of the inputs; 0 where none has.
+        bias: Whether the hyperplanes may miss the origin.
+    """
+
+    classes: tuple[int, ...]
+    margins: tuple[float, ...]
+    bias: bool
+
+    @property
+    def holds(self) -> bool:
+        """Every class can be told from the rest."""
+        return min(self.margins) > 0
+
+    def __str__(self) -> str:
+        told = sum(margin > 0 for margin in self.margins)
+        return f"linear margin: {told} of {len(self.margins)} splits separable, least margin {min(self.margins):.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrthogonalSeparability:
+    """Whether ``x_i·x_j > 0`` exactly for inputs of the same class.
+
+    Attributes:
+        least_within: The smallest ``x_i·x_j`` of two inputs of one class, i = j included.
+        largest_between: The largest ``x_i·x_j`` of two classes.
+    """
+
+    least_within: float
+    largest_between: float
+
+    @property
+    def holds(self) -> bool:
+        """``min within > 0 ≥ max between``."""
+        return self.least_within > 0 >= self.largest_between
+
+    def __str__(self) -> str:
+        return f"x_i·x_j: at least {self.least_within:.4g} within a class, at most {self.largest_between:.4g} between"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRankGram:
+    """Whether the inputs are linearly independent.
+
+    Attributes:
+        points: n.
+        rank: Of the n × n matrix XXᵀ, singular values below n·ε of the largest counted as 0.
+        smallest: λ_min(XXᵀ), 0 where the rank is below n.
+        condition: λ_max/λ_min, infinite where the rank is below n.
+    """
+
+    points: int
+    rank: int
+    smallest: float
+    condition: float
+
+    @property
+    def holds(self) -> bool:
+        """The rank is n."""
+        return self.rank == self.points
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.points}, smallest eigenvalue {self.smallest:.4g}"
+
+
+def linear_margin(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, bias: bool = True) -> LinearMargin:
+    """The largest margin ``max_{|w|=1} min_i s_i (w·x_i + c)`` of each class (s = 1) against the rest (s = -1).
+
+    It is half the distance of the two classes' convex hulls; without bias (c = 0) the distance of the hull of s_i x_i
+    from the origin. The nearest points are found by non-negative least squares, and the margin is the one that their
+    hyperplane has on the points, so a positive margin is certain. Meant for up to some thousand points.
+
+    Args:
+        X: Inputs, flattened.
+        labels: Classes.
+        bias: Whether the hyperplane may miss the origin.
+
+    Raises:
+        ValueError: shapes do not fit, a number is not finite, or there is one class only.
+
+    Source: Robertson and Koyejo 2024 (ICML) speak of data separability; the definition is the textbook's.
+    """
+    classes = _checked(X, labels)
+    points = X.double().numpy()
+    scale = float(np.abs(points).max()) or 1.0
+    sides = [np.where(labels.numpy() == one, 1.0, -1.0) for one in (classes[1:] if len(classes) == 2 else classes)]
+    margins = tuple(scale * _margin(points / scale, side, bias) for side in sides)
+    return LinearMargin(classes=classes, margins=margins, bias=bias)
+
+
+def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
+    """The least-squares problem ``min over α ≥ 0 of |Σ_i α_i s_i x_i|² + m² |1 - sums of α|²``, and its hyperplane.
+
+    With one sum its minimum lies on the ray through the hull's nearest point for every m; with two, one a class, it
+    does for large m, to a relative 1/m².
+    """
+    weight = _SUMS if bias else 1.0
+    X = X - X.mean(0) if bias else X
+    sums = np.stack([side > 0, side < 0]) if bias else np.ones((1, len(side)))
+    matrix = np.concatenate([(X * side[:, None]).T, weight * sums])
+    wanted = np.concatenate([np.zeros(X.shape[1]), np.full(len(sums), weight)])
+    combined, _ = nnls(matrix, wanted, maxiter=30 * len(side))
+    normal = matrix[: X.shape[1]] @ combined
+    size = float(np.linalg.norm(normal))
+    heights = X @ normal
+    inside = (heights[side > 0].min() - heights[side < 0].max()) / 2 if bias else (side * heights).min()
+    return max(0.0, float(inside) / size) if size > 0 else 0.0
+
+
+def orthogonal_separability(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> OrthogonalSeparability:
+    """The worst products of inputs within and between classes; n² of them, in pieces.
+
+    Args:
+        X: Inputs, flattened.
+        labels: Classes.
+
+    Raises:
+        ValueError: shapes do not fit, a number is not finite, or there is one class only.
+
+    Source: the condition of Phuong and Lampert 2021 (ICLR), here for inner products of any two inputs.
+    """
+    _checked(X, labels)
+    X = X.double()
+    within, between = inf, -inf
+    for rows, own in zip(X.split(_PIECE), labels.split(_PIECE), strict=True):
+        products, same = rows @ X.mT, own[:, None] == labels
+        within = min(within, float(products.masked_fill(~same, inf).min()))
+        between = max(between, float(products.masked_fill(same, -inf).max()))
+    return OrthogonalSeparability(least_within=within, largest_between=between)
+
+
+def full_rank_gram(X: Float[Tensor, "n d"]) -> FullRankGram:
+    """The spectrum of XXᵀ, from the singular values of X.
+
+    Args:
+        X: Inputs, flattened.
+
+    Raises:
+        ValueError: X is empty or holds a number that is not finite.
+
+    Source: the condition of Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3, for linear networks.
+    """
+    _checked_inputs(X)
+    n, d = X.shape
+    values = torch.linalg.svdvals(X.double())
+    rank = int((values > max(n, d) * torch.finfo(torch.float64).eps * values[0]).sum())
+    full = rank == n
+    return FullRankGram(
+        points=n,
+        rank=rank,
+        smallest=float(values[-1] ** 2) if full else 0.0,
+        condition=float((values[0] / values[-1]) ** 2) if full else inf,
+    )
+
+
+def _checked_inputs(X: Tensor) -> None:
+    if X.numel() == 0:
+        raise ValueError(f"inputs have shape {tuple(X.shape)}: a test wants at least one point and one feature")
+    if not X.isfinite().all():
+        raise ValueError(f"{int((~X.isfinite()).sum())} numbers of the inputs are not finite: clean the data first")
+
+
+def _checked(X: Tensor, labels: Tensor) -> tuple[int, ...]:
+    """The classes."""
+    _checked_inputs(X)
+    if len(labels) != len(X):
+        raise ValueError(f"{len(X)} inputs and {len(labels)} labels: one label an input")
+    classes = tuple(sorted({int(label) for label in labels}))
+    if len(classes) < 2:
+        raise ValueError(f"all labels are {int(labels[0])}: separability wants at least two classes")
+    return classes
