@@ -12,6 +12,7 @@ import torch
 
 import falign
 from falign.cli import main
+from falign.lab import ending
 from falign.lab.config import TrainConfig, option
 from falign.lab.models import ACTIVATIONS
 from falign.lab.ridge import SCHEDULES
@@ -97,6 +98,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["--autocast bf16", "float32", "float64"],
     ),
     "measuring": ([*TRAIN, "--measure-every", "-1"], ["--measure-every is -1", "at least 0"]),
+    "probe of one": ([*TRAIN, "--probe-size", "1"], ["--probe-size is 1", "at least 2"]),
+    "law and ridge": ([*TRAIN, "--check-law", "--ridge", "1"], ["--check-law", "--ridge", "leave one of them out"]),
     "option": ([*TRAIN, "--colour", "red"], ["--colour"]),
     "word too many": ([*TRAIN, "mnist"], ["mnist"]),
     "resume of no run": (["train", "--resume", "nothing"], ["nothing is not a run folder", "config.json"]),
@@ -168,6 +171,22 @@ def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[st
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_options_without_a_value_are_those_of_the_run_that_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    words = [*TRAIN, "--check-law", "--tensorboard", "--momentum", "0", "--out", "one", "--epochs"]
+    assert run([*words, "1"], capsys)[0] == 0
+    code, said, _ = run(["train", "--resume", "one", "--epochs", "2"], capsys)
+    assert code == 0
+    assert "conservation law after 46 steps: holds" in said
+    assert len(list(Path("one/tensorboard").iterdir())) == 2
+    assert run([*TRAIN, "--out", "two", "--epochs", "1"], capsys)[0] == 0
+    code, _, said = run(["train", "--resume", "two", "--check-law"], capsys)
+    assert code == 2
+    assert "--check-law is True, but the run in two has False: leave it out, or begin a new run" in said
+
+
 def test_resume_refuses_other_options_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*TRAIN, "--epochs", "1", "--out", "one"], capsys)[0] == 0
     for words, expected in [
@@ -214,7 +233,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         ),
         *("--optimizer", "--learning-rate", "--rate-decay", "--momentum", "--weight-decay", "--batch-size"),
         *("--ridge", "--ridge-schedule", "--ridge-steps", "--seed", "--device", "--dtype", "--autocast"),
-        *("--measure-every", "--probe-size"),
+        *("--measure-every", "--probe-size", "--check-law", "--tensorboard"),
     }
     for group in (
         "Rule",

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import falign
-from cases import RULES, batch, build, gradients, relative, step
+from cases import RULES, batch, build, gradients, loss_of, relative, step
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 
@@ -62,6 +62,48 @@ def test_ddp(how):
         model = build("mlp", rule)
         gradients(model, *batch("mlp"))
         assert relative(results[rule], gradients(model, *batch("mlp"))) <= 1e-12, rule
+
+
+def _measuring_worker(rank: int, port: int, answers) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model = build("mlp", "fa")
+        x, y = batch("mlp")
+        x, y = x[rank * 8 : rank * 8 + 8], y[rank * 8 : rank * 8 + 8]
+        alone = str(falign.measure.alignment(model, loss_of, x, y))
+        wrapped = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        law = falign.measure.ConservationLaw(wrapped, optimizer, example=x)
+        with falign.measure.Monitor(wrapped, every=1, optimizer=optimizer) as monitor:
+            found = monitor.step(loss_of, x, y)
+            step(model, x, y, wrapped)
+            optimizer.step()
+        residuals = {row.layer: row.residual for row in law.report().laws if row.status == "exact"}
+        answers.put((rank, (alone, str(found), monitor.records[0]["displacement_norm"], residuals)))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_measuring_behind_ddp():
+    """Every rank measures its own batch, and sees what all did together; the law knows of no ranks."""
+    context = torch.multiprocessing.get_context("spawn")
+    answers, port = context.Queue(), _port()
+    workers = [context.Process(target=_measuring_worker, args=(rank, port, answers)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    results = dict(answers.get(timeout=120) for _ in range(2))
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    for alone, found, _, residuals in results.values():
+        assert found == alone
+        assert list(residuals) == ["2"]  # the others feed tanh
+        assert residuals["2"] <= 1e-13
+    assert results[0][1] != results[1][1]
+    assert results[0][2] == results[1][2] > 0
 
 
 def test_fixed_feedback_is_not_broadcast():

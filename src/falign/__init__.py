@@ -1,6 +1,6 @@
 """Train PyTorch networks without weight transport: feedback alignment and its relatives."""
 
-from falign import measure
+from falign import init, measure
 from falign.convert import (
     ConversionError,
     backprop,
@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "convert",
     "feedback_state",
+    "init",
     "load_feedback_state",
     "measure",
     "revert",

@@ -91,12 +91,14 @@ def train(
                 )
         outcome = go_on(resume, epochs=config.epochs, data=data)
     print(outcome.message, file=sys.stdout if outcome.status == "done" else sys.stderr)
-    return {"done": 0, "diverged": 1, "interrupted": 130}[outcome.status]
+    if outcome.failure:
+        print(f"falign: {outcome.failure}", file=sys.stderr)
+    return {"done": 1 if outcome.failure else 0, "diverged": 1, "interrupted": 130}[outcome.status]
 
 
 @app.command
 def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
-    """Print a table of several runs, and write one picture: accuracy, loss and mean angle against the epoch.
+    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
 
     falign compare runs/digits-* --out digits.png
 
@@ -107,14 +109,15 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
     from rich.console import Console
 
     from falign.lab import compare as comparison
-    from falign.lab.pictures import png
+    from falign.lab.pictures.comparison import figure
+    from falign.lab.report.drawing import png
     from falign.lab.writing import write
 
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
     found = comparison.read(runs)
     comparison.show(found, Console())
-    write(out, png(comparison.figure(found)))
+    write(out, png(figure(found)))
     print(f"the picture is {out}")
     return 0
 

@@ -30,6 +30,7 @@ class Wiring:
         self.scratch = Scratch()
         self.running = False
         self.monitored = False  # whether a falign.measure.Monitor is at work
+        self.measured = False  # whether the running pass is a measurement, and no part of the training
         self.watched = False  # whether versions and hooks of tensors can be looked at in this forward
         self.cuts: list[Cut] = []
         self.fired: set[str] = set()
@@ -75,7 +76,7 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no tensors of a forward along."""
-        return {**self.__dict__, "cuts": [], "target": None, "running": False, "monitored": False}
+        return {**self.__dict__, "cuts": [], "target": None, "running": False, "monitored": False, "measured": False}
 
 
 class SharedSequence(nn.Module):

@@ -1,18 +1,16 @@
 """Runs on the digits: what every rule reaches, what is written, and where the numbers come from."""
 
-import io
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
+from training_runs import quiet
 
 from falign import ALL_RULES
-from falign.lab import train as training
 from falign.lab.batches import prepare
 from falign.lab.completion import completed
 from falign.lab.config import TrainConfig
@@ -27,22 +25,7 @@ MODEL = "mlp:64-64-10"
 REACHED = dict.fromkeys(ALL_RULES, 0.88) | {"drtp": 0.80}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tests of their own, and here they would be most of the time."""
-    monkeypatch.setattr(training, "draw", lambda *_: None)
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def config(**options) -> TrainConfig:
@@ -67,18 +50,22 @@ def test_what_a_run_folder_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     outcome = train(config(measure_every=10), tmp_path, console=quiet())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "accuracy.png",
+        "alignment.parquet",
         "angles.png",
         "checkpoint-00000023.safetensors",
         "checkpoint-00000046.safetensors",
         "config.json",
+        "dominance.png",
         "loss.png",
+        "neurons.parquet",
+        "neurons.png",
         "records.parquet",
         "status.json",
     ]
     records = pl.read_parquet(tmp_path / "records.parquet")
     assert records.columns == [
         *("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
-        *("angle_fc1", "angle_fc2", "seconds"),
+        *("angle_fc1", "angle_fc2", "dominance", "descent", "seconds"),
     ]
     assert records["step"].to_list() == [0, 10, 20, 23, 30, 40, 46]
     assert records["epoch"].to_list() == pytest.approx(

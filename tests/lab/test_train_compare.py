@@ -3,22 +3,25 @@
 import io
 from pathlib import Path
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from falign.lab import compare
+from falign.lab.checkpoints import Course
 from falign.lab.config import TrainConfig
+from falign.lab.pictures import comparison
 from falign.lab.runs import Run
 from falign.lab.writing import RunError
 
 COLUMNS = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 ROWS = [
-    dict(zip((*COLUMNS, "angle_fc1", "angle_fc2", "seconds"), row, strict=True))
+    dict(zip((*COLUMNS, "angle_fc1", "angle_fc2", "dominance", "seconds"), row, strict=True))
     for row in [
-        (0, 0.0, None, None, 2.3, 0.1, 91.0, 0.0, 0.1),
-        (5, 1.0, 1.25, 0.5, 0.9, 0.875, 60.4, 0.0, 1.25),
-        (7, 1.4, 0.8, 0.7, None, None, 55.0, 0.0, 1.5),
-        (10, 2.0, 0.625, 0.75, 0.95, 0.85, 45.2, 0.0, 2.5),
+        (0, 0.0, None, None, 2.3, 0.1, 91.0, 0.0, -0.1, 0.1),
+        (5, 1.0, 1.25, 0.5, 0.9, 0.875, 60.4, 0.0, 0.1, 1.25),
+        (7, 1.4, 0.8, 0.7, None, None, 55.0, 0.0, 0.2, 1.5),
+        (10, 2.0, 0.625, 0.75, 0.95, 0.85, 45.2, 0.0, 0.256, 2.5),
     ]
 ]
 
@@ -27,7 +30,7 @@ def written(folder: Path, *, rule: str = "fa", model: str = "lenet", rows: list[
     run = Run(folder)
     run.begin()
     run.write_config(TrainConfig("digits", model=model, rule=rule), {})
-    run.write_records(rows)
+    run.write_tables(Course(rows=rows).tables())
     run.write_status(**{"status": "done", "step": 10, **status})
     return folder
 
@@ -42,22 +45,37 @@ def test_a_run_a_row(tmp_path: Path) -> None:
     table = shown([written(tmp_path / "one"), written(tmp_path / "two", rule="dfa", status="interrupted")])
     assert table[0] == ["digits", "·", "lenet"], "what the runs share is the title"
     assert [" ".join(row) for row in table[3:]] == [
-        "one fa 2 85.00 87.50 0.625 45 0 2.5 done",
-        "two dfa 2 85.00 87.50 0.625 45 0 2.5 interrupted",
+        "one fa 2 85.00 87.50 0.625 45 0 0.26 2.5 done",
+        "two dfa 2 85.00 87.50 0.625 45 0 0.26 2.5 interrupted",
     ]
 
 
 def test_one_run_has_all_columns(tmp_path: Path) -> None:
     table = shown([written(tmp_path / "one", status="diverged", step=12)])
     row = " ".join(table[-1])
-    assert row == "one digits lenet fa 2 85.00 87.50 0.625 45 0 2.5 diverged at step 12"
+    assert row == "one digits lenet fa 2 85.00 87.50 0.625 45 0 0.26 2.5 diverged at step 12"
 
 
 def test_many_layers_have_a_mean_without_the_last(tmp_path: Path) -> None:
     angles = {f"angle_{number}": 10.0 * number for number in range(1, 8)}
     rows = [{"step": 0, "epoch": 0.0, "test_loss": 1.0, "test_accuracy": 0.5, **angles, "seconds": 0.0}]
     table = shown([written(tmp_path / "one", rows=rows)])
-    assert " ".join(table[-1]) == "one digits lenet fa 0 50.00 50.00 — mean 35 0.0 done"
+    assert " ".join(table[-1]) == "one digits lenet fa 0 50.00 50.00 — mean 35 — 0.0 done"
+
+
+def test_the_law_has_a_column_where_a_run_was_checked(tmp_path: Path) -> None:
+    table = shown([written(tmp_path / "one", law="holds"), written(tmp_path / "two", rule="dfa")])
+    assert [" ".join(row) for row in table[3:]] == [
+        "one fa 2 85.00 87.50 0.625 45 0 0.26 2.5 holds done",
+        "two dfa 2 85.00 87.50 0.625 45 0 0.26 2.5 — done",
+    ]
+
+
+def test_a_run_that_did_not_measure_the_dominance_can_be_read(tmp_path: Path) -> None:
+    folder = written(tmp_path / "one")
+    pl.read_parquet(folder / "records.parquet").drop("dominance", "descent").write_parquet(folder / "records.parquet")
+    assert shown([folder])[-1][-3:] == ["—", "2.5", "done"]
+    assert comparison.figure(compare.read([folder])).axes[3].get_title("left") == "Alignment dominance D"
 
 
 def test_narrow_terminals_lose_no_digits(tmp_path: Path) -> None:

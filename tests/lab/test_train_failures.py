@@ -1,6 +1,5 @@
 """What goes wrong on the way: numbers that are not finite, disks that take nothing, damaged files."""
 
-import io
 import json
 import math
 import os
@@ -12,43 +11,23 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
+from training_runs import begin, go_on, quiet, same
 
-from falign.lab import train as training
 from falign.lab.batches import order, prepare
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
 from falign.lab.divergence import locate
 from falign.lab.models import build
-from falign.lab.train import resume, train
+from falign.lab.train import train
 from falign.lab.writing import RunError, WriteError, write
 
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(training, "draw", lambda *_: None)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def config(**options) -> TrainConfig:
     fixed = {"dataset": "digits", "model": "mlp:64-64-10", "epochs": 2, "batch_size": 100}
     return TrainConfig(**{**fixed, **options})
-
-
-def begin(options: TrainConfig, folder: Path) -> training.Outcome:
-    return train(options, folder, console=Console(file=io.StringIO()))
-
-
-def go_on(folder: Path, **options) -> training.Outcome:
-    return resume(folder, console=Console(file=io.StringIO()), **options)
-
-
-def numbers(folder: Path) -> pl.DataFrame:
-    return pl.read_parquet(folder / "records.parquet").drop("seconds")
 
 
 def step_at_which_plain_torch_diverges(rate: float) -> int:
@@ -147,7 +126,7 @@ def test_a_run_that_is_replaced_leaves_nothing_behind_and_takes_nothing_else(tmp
     begin(config(epochs=3), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".records.parquet.partial-123").write_text("killed")
-    train(config(epochs=1), tmp_path, replaces=True, console=Console(file=io.StringIO()))
+    train(config(epochs=1), tmp_path, replaces=True, console=quiet())
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["checkpoint-00000015.safetensors"]
     assert not list(tmp_path.glob(".*"))
@@ -175,7 +154,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     names = [path.name for path in (tmp_path / "parts").iterdir()]
     assert [name for name in names if "safetensors" in name] == ["checkpoint-00000015.safetensors"]
     assert go_on(tmp_path / "parts").status == "done"
-    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))
+    assert same(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
@@ -223,7 +202,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(damage, tmp_
         go_on(tmp_path / "parts", epochs=3)
     path.unlink()
     go_on(tmp_path / "parts", epochs=3)
-    assert numbers(tmp_path / "parts").equals(numbers(tmp_path / "whole"))
+    assert same(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

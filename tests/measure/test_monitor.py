@@ -202,21 +202,3 @@ def test_under_autocast(rule):
     for one, other in zip(exact.layers, rough.layers, strict=True):
         assert other.gradient_angle == pytest.approx(one.gradient_angle, abs=1.5)
         assert other.received_angle == pytest.approx(one.received_angle, abs=1.5)
-
-
-def test_data_parallel_model(tmp_path):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model, (x, y) = build("mlp", "fa"), batch("mlp")
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        assert str(alignment(wrapped, loss_of, x, y)) == str(alignment(model, loss_of, x, y))
-        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-        with Monitor(wrapped, every=1, optimizer=optimizer) as monitor:
-            monitor.step(loss_of, x, y)
-            loss_of(wrapped(x), y).backward()
-            optimizer.step()
-        assert monitor.records[0]["displacement_norm"] > 0
-    finally:
-        dist.destroy_process_group()

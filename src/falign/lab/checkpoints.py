@@ -3,28 +3,35 @@
 A checkpoint is one safetensors file, so that its tensors and its numbers cannot come from two moments.
 Tensors: ``model.*``, the model's ``state_dict`` (with fixed feedback it loads into the plain network);
 ``feedback.*``, the buffers of the feedback outside it; ``optimizer.I.*``, what the optimizer keeps for
-parameter I; ``generator.*``, states of random generators. Metadata, as JSON: where the run is, all records so
-far, and a checksum of the tensors.
+parameter I; ``generator.*``, states of random generators; ``law.*``, what the conservation law has added up;
+``table.*``, the bytes of the Parquet files of what was measured of layers and neurons. Metadata, as JSON: where the
+run is, all records so far, the law's numbers, and a checksum of the tensors.
 """
 
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
+from falign.lab import tables
 from falign.lab.learner import Learner
+from falign.lab.packing import as_table, as_tensor, packed, unpacked
 from falign.lab.runs import Run
+from falign.lab.tables import Tables
 from falign.lab.writing import RunError, leftovers, write
 
 KEPT = 2
 """So many checkpoints of a run are kept."""
+_NUMBERS = ("step", "epoch", "position", "loss", "right", "seen", "seconds", "rows")
+"""Of a course, what is kept as JSON."""
 
 
 @dataclass(kw_only=True)
@@ -40,6 +47,8 @@ class Course:
         seen: How many they were.
         seconds: Time spent training and measuring.
         rows: The records.
+        layers: What was measured of every layer, a row a measured point and layer.
+        neurons: What was measured of every neuron the last time.
     """
 
     step: int = 0
@@ -50,6 +59,17 @@ class Course:
     seen: int = 0
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    neurons: pl.DataFrame = field(default_factory=lambda: tables.neurons(None))
+
+    def tables(self, law: pl.DataFrame | None = None) -> Tables:
+        """What it has measured, and what the conservation law says, as tables."""
+        return Tables(
+            records=tables.records(self.rows),
+            alignment=tables.alignments(self.layers),
+            neurons=self.neurons,
+            law=law,
+        )
 
     def end_step(self, *, loss: float, right: int, size: int) -> None:
         """Count one batch of ``size`` images."""
@@ -80,8 +100,12 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
     Raises:
         WriteError: It cannot be written; the earlier checkpoints are untouched.
     """
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(learner).items()}
-    state = {"format": 1, "course": asdict(course), "sha256": _digest(tensors)}
+    tensors, measured = _tensors(learner), course.tables()
+    tensors |= {"table.alignment": as_tensor(measured.alignment), "table.neurons": as_tensor(measured.neurons)}
+    law = None if learner.law is None else packed(learner.law.state_dict(), "law", tensors)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    numbers = {name: getattr(course, name) for name in _NUMBERS}
+    state = {"format": 1, "course": numbers, "law": law, "sha256": _digest(tensors)}
     path = run.folder / f"checkpoint-{course.step:08d}.safetensors"
     write(path, serialised(tensors, {"falign": json.dumps(state)}))
     for old in (*run.checkpoints()[:-KEPT], *leftovers(run.folder)):
@@ -109,11 +133,16 @@ def restore(path: Path, learner: Learner) -> Course:
             state = json.loads(file.metadata()["falign"])
         if state["sha256"] != _digest(tensors):
             raise ValueError("its checksum is wrong")
-        course = Course(**{part.name: state["course"][part.name] for part in fields(Course)})
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        course = Course(**{name: state["course"][name] for name in _NUMBERS})
+        if "table.alignment" in tensors:  # falign 0.1 wrote none
+            course.layers = as_table(tensors["table.alignment"]).to_dicts()
+            course.neurons = as_table(tensors["table.neurons"])
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{path} cannot be read ({error}): delete it to go on from the checkpoint before it") from None
     try:
         _put(tensors, learner)
+        if learner.law is not None:
+            learner.law.load_state_dict(unpacked(state["law"], tensors))
     except (KeyError, ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not fit --model {learner.config.model}, was its code changed? ({error})") from None
     return course

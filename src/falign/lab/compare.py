@@ -1,21 +1,17 @@
-"""Several runs side by side: one table, one picture."""
+"""Several runs side by side in one table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 from falign.lab.config import TrainConfig
-from falign.lab.pictures import axes, degrees, line, logarithmic, plot
 from falign.lab.runs import Run
 from falign.lab.writing import RunError
 
@@ -48,6 +44,24 @@ class Record:
         names = [name for name in self.records.columns if name.startswith("angle_")]
         mean = pl.mean_horizontal(names[:-1] or names) if names else pl.lit(None, pl.Float64)
         return self.records.filter(pl.col("test_loss").is_not_null()).with_columns(mean_angle=mean)
+
+    def last_angles(self) -> dict[str, float | None]:
+        """{layer: the last angle of its gradient}, in the order in which they run."""
+        last = self.records.tail(1)
+        names = [name for name in last.columns if name.startswith("angle_") and last.height]
+        return {name.removeprefix("angle_"): last[name].item() for name in names}
+
+    @property
+    def dominance(self) -> float | None:
+        """The last that was measured."""
+        found = self.records["dominance"].drop_nulls()
+        return found[-1] if len(found) else None
+
+    @property
+    def law(self) -> str | None:
+        """What the conservation law came to, where it was checked."""
+        found = self.status.get("law")
+        return None if found is None else str(found)
 
 
 def read(folders: Sequence[Path]) -> list[Record]:
@@ -88,29 +102,31 @@ def table(runs: Sequence[Record]) -> Table:
 
     Accuracies are of the test set, in percent; the loss is the last epoch's mean over the training images;
     angles are the last ones, layer by layer in degrees, or their mean over the layers before the last, which
-    always has its true gradient.
+    always has its true gradient; D is the last alignment dominance; law is what the conservation law came to.
     """
-    shared = _shared(runs)
+    common = shared(runs)
+    checked = any(run.law for run in runs)
     made = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=" · ".join(shared.values()) or None,
+        title=" · ".join(common.values()) or None,
         title_style="bold",
     )
     made.add_column("run", overflow="fold", max_width=_WIDTH)
     for name in _WORDS:
-        if name not in shared:
+        if name not in common:
             made.add_column(name, overflow="fold", max_width=_WIDTH)
-    for name in ("epochs", "test %", "best %", "train loss", "angles °", "seconds"):
+    for name in ("epochs", "test %", "best %", "train loss", "angles °", "D", "seconds"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("status", no_wrap=True)
+    for name in ("law", "status") if checked else ("status",):
+        made.add_column(name, no_wrap=True)
     for run in runs:
-        words = [str(getattr(run.config, name)) for name in _WORDS if name not in shared]
-        made.add_row(run.name, *words, *_figures(run), _status(run))
+        words = [str(getattr(run.config, name)) for name in _WORDS if name not in common]
+        made.add_row(run.name, *words, *_figures(run), *([run.law or "—"] if checked else []), _status(run))
     return made
 
 
-def _shared(runs: Sequence[Record]) -> dict[str, str]:
+def shared(runs: Sequence[Record]) -> dict[str, str]:
     """What several runs have in common."""
     values = {name: {str(getattr(run.config, name)) for run in runs} for name in _WORDS}
     return {name: found.pop() for name, found in values.items() if len(runs) > 1 and len(found) == 1}
@@ -121,8 +137,7 @@ def _figures(run: Record) -> list[str]:
     accuracy = tested["test_accuracy"].drop_nulls()
     losses = tested["train_loss"].drop_nulls()
     last = run.records.tail(1)
-    angles = [last[name].item() for name in last.columns if name.startswith("angle_") and last.height]
-    shown = [value for value in angles if value is not None]
+    shown = [value for value in run.last_angles().values() if value is not None]
     if len(shown) > _LISTED:
         angle = f"mean {sum(shown[:-1]) / (len(shown) - 1):.0f}"
     else:
@@ -133,6 +148,7 @@ def _figures(run: Record) -> list[str]:
         f"{100 * float(accuracy.max()):.2f}" if len(accuracy) else "—",  # pyright: ignore[reportArgumentType]
         f"{losses[-1]:.4g}" if len(losses) else "—",
         angle or "—",
+        "—" if run.dominance is None else f"{run.dominance:.2f}",
         f"{last['seconds'].item():.1f}" if last.height else "—",
     ]
 
@@ -140,59 +156,3 @@ def _figures(run: Record) -> list[str]:
 def _status(run: Record) -> str:
     status = str(run.status.get("status"))
     return f"diverged at step {run.status.get('step')}" if status == "diverged" else status
-
-
-def figure(runs: Sequence[Record]) -> Figure:
-    """Test accuracy, training loss and mean angle against the epoch, one line a run."""
-    made = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
-    made.suptitle(" · ".join(_shared(runs).values()), fontsize=12)
-    panels = (
-        ("test_accuracy", 100.0, "Test accuracy", "right answers, %"),
-        ("train_loss", 1.0, "Training loss", "cross-entropy"),
-        ("mean_angle", 1.0, "Mean angle to the true gradient", "degrees, layers before the last"),
-    )
-    names = _names(runs)
-    for position, (column, factor, title, ylabel) in enumerate(panels, 1):
-        target = axes(made, (1, 3, position), title, ylabel)
-        plot(
-            target,
-            [
-                line(run.tested(), column, name, shade, factor)
-                for run, name, shade in zip(runs, names, _colours(len(runs)), strict=True)
-            ],
-        )
-        if column == "test_accuracy":
-            _trained(target)
-        if column == "train_loss":
-            logarithmic(target)
-        if column == "mean_angle":
-            degrees(target)
-    handles, shown = made.axes[0].get_legend_handles_labels()
-    columns = max(1, min(len(runs), 150 // (8 + max(map(len, names)))))
-    made.legend(handles, shown, loc="outside lower center", ncols=columns, frameon=False)
-    return made
-
-
-def _names(runs: Sequence[Record]) -> list[str]:
-    """What tells the runs apart in a picture: the rule, else rule and seed, else the folder."""
-    for names in (
-        [run.config.rule for run in runs],
-        [f"{run.config.rule}, seed {run.config.seed}" for run in runs],
-    ):
-        if len(set(names)) == len(runs):
-            return names
-    return [run.name for run in runs]
-
-
-def _trained(target: Axes) -> None:
-    """Let the axis begin below the first epoch's end: the untrained start would press all lines together."""
-    values = [y for drawn in target.lines for x, y in drawn.get_xydata() if x >= 1]  # pyright: ignore
-    if values:
-        low, high = min(values), max(values)
-        target.set_ylim(max(0.0, low - 0.1 * (high - low) - 1), min(100.5, high + 0.1 * (high - low) + 1))
-
-
-def _colours(count: int) -> list[Any]:
-    if count <= 10:
-        return [matplotlib.colormaps["tab10"](index) for index in range(count)]
-    return [matplotlib.colormaps["turbo"](index / (count - 1)) for index in range(count)]

@@ -1,6 +1,7 @@
 """Checking a configuration, and filling in the defaults that depend on other options."""
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -90,6 +91,12 @@ def _check_idle(config: TrainConfig) -> None:
         raise ConfigError(f"{schedule} needs its time T: give --ridge-steps T")
     if config.ridge_schedule != "constant" and config.ridge == 0:
         raise ConfigError(f"{schedule} has no effect while --ridge is 0: give --ridge, or leave it out")
+    if config.check_law and config.ridge:
+        raise ConfigError(
+            "--check-law sees what the optimizer does, and --ridge is apart from it: leave one of them out"
+        )
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError('--tensorboard needs the package tensorboard: pip install "falign[tensorboard]"')
     if config.autocast != "none" and config.dtype != "float32":
         raise ConfigError(f"--autocast {config.autocast} works from --dtype float32, got {config.dtype}")
 
@@ -159,7 +166,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "ridge": (0, inf, "a number of at least 0"),
     "ridge_steps": (_TINY, inf, "a positive number"),
     "measure_every": (0, inf, "at least 0"),
-    "probe_size": (1, inf, "at least 1"),
+    "probe_size": (2, inf, "at least 2"),
 }
 
 

@@ -76,8 +76,10 @@ class TrainConfig:
         device: cpu, cuda, cuda:N, mps, or auto: cuda where there is one.
         dtype: Of weights and images.
         autocast: bf16: forward passes in bfloat16 where it is safe.
-        measure_every: Measure loss and angles every so many steps too, not at the ends of epochs only (0).
-        probe_size: Training images on which the angles are measured, the same ones throughout.
+        measure_every: Measure loss and alignment every so many steps too, not at the ends of epochs only (0).
+        probe_size: Training images on which the alignment is measured, the same ones throughout.
+        check_law: Check every step by the conservation law of feedback alignment: exact under --momentum 0.
+        tensorboard: Write events for TensorBoard too.
     """
 
     dataset: str = field(kw_only=False)
@@ -113,6 +115,8 @@ class TrainConfig:
     autocast: Annotated[Autocast, Parameter(group=_MACHINE)] = "none"
     measure_every: Annotated[Whole, Parameter(group=_MEASURING)] = 0
     probe_size: Annotated[Whole, Parameter(group=_MEASURING)] = 256
+    check_law: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
+    tensorboard: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """{option: (value here, value there)} of the fields that differ."""

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from falign.lab import compare
 from falign.lab.config import TrainConfig
-from falign.lab.pictures import png
+from falign.lab.pictures.comparison import figure
+from falign.lab.report.drawing import png
 from falign.lab.train import train
 from falign.lab.writing import write
 
@@ -31,7 +32,7 @@ def main(out: Path = Path("runs/demo")) -> None:
     runs = compare.read(folders)
     compare.show(runs, console)
     picture = out / "comparison.png"
-    write(picture, png(compare.figure(runs)))
+    write(picture, png(figure(runs)))
     console.print(f"comparison: {picture}", highlight=False, soft_wrap=True)
     for folder in folders:
         console.print(f"{folder.name}: loss, accuracy and angles in {folder}", highlight=False, soft_wrap=True)

@@ -80,11 +80,15 @@ class Display:
         )
         self.say(
             f"epoch {self._epoch(round(row['epoch']))}  {trained or ' ' * 29}"
-            f"test {row['test_accuracy']:6.2%}  {angles_of(row)}  {row['seconds']:.1f} s"
+            f"test {row['test_accuracy']:6.2%}  {angles_of(row)}  {_dominance_of(row)}{row['seconds']:.1f} s"
         )
 
     def _epoch(self, number: int) -> str:
         return f"{number:{len(str(self._epochs))}}/{self._epochs}"
+
+
+def _dominance_of(row: Mapping[str, Any]) -> str:
+    return "" if row["dominance"] is None else f"D {row['dominance']:.2f}  "
 
 
 def angles_of(row: Mapping[str, Any]) -> str:

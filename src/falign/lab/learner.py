@@ -1,4 +1,4 @@
-"""A network that learns by a rule: its steps, its test, its angles."""
+"""A network that learns by a rule: its steps, its test, its alignment."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from falign.lab.models import Shape, build
 from falign.lab.optimizers import make_optimizer, number
 from falign.lab.ridge import Ridge
 from falign.layers import kind_of
-from falign.measure import gradient_angles
+from falign.measure import Alignment, alignment
+from falign.measure.law import ConservationLaw
 
 _AT_ONCE = 1000
 """Images of one forward pass of a test."""
@@ -32,6 +33,7 @@ class Learner:
         optimizer: Made from its parameters, learned feedback included.
         layers: Names of the linear maps that have feedback or could have, in the order in which they run.
         ridge: What shrinks the output layer's weights, if anything does.
+        law: What checks the steps by the conservation law, if it is wanted.
     """
 
     config: TrainConfig
@@ -39,6 +41,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     layers: tuple[str, ...]
     ridge: Ridge | None
+    law: ConservationLaw | None
 
     def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
         """Learn from one batch.
@@ -92,11 +95,15 @@ class Learner:
             self.model.train()
         return loss / len(images), right / len(images)
 
-    def angles(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """{layer: degrees between the gradient it takes and its true gradient}, in their order."""
+    def alignment(self, x: Tensor, y: Tensor) -> Alignment:
+        """What the rule and the optimizer do with a batch, beside its true gradient; nothing is left changed."""
         with self._casting():
-            found = gradient_angles(self.model, lambda output, y: cross_entropy(output, y), x, y)
-        return {name: found[name] for name in self.layers if name in found}
+            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+
+    def is_finite(self, x: Tensor, y: Tensor) -> bool:
+        """Whether the loss of a batch is a finite number."""
+        with torch.no_grad(), falign.targets(self.model, y):
+            return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,9 +115,11 @@ class Learner:
             return self.model(x)
 
     def _casting(self) -> AbstractContextManager[object]:
-        return torch.autocast(
-            torch.device(self.config.device).type, torch.bfloat16, enabled=self.config.autocast == "bf16"
-        )
+        return _casting(self.config)
+
+
+def _casting(config: TrainConfig) -> AbstractContextManager[object]:
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
 
 
 def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor) -> Learner:
@@ -151,7 +160,16 @@ def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor) ->
             schedule=config.ridge_schedule,
             steps=config.ridge_steps,
         )
-    return Learner(config=config, model=model, optimizer=optimizer, layers=layers, ridge=ridge)
+    law = _law(config, model, optimizer, example) if config.check_law else None
+    return Learner(config=config, model=model, optimizer=optimizer, layers=layers, ridge=ridge, law=law)
+
+
+def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> ConservationLaw:
+    try:
+        with _casting(config):  # what the forward passes round to is what the residual is judged by
+            return ConservationLaw(model, optimizer, example=example)
+    except ValueError as error:
+        raise ConfigError(f"--check-law: {error}") from None
 
 
 def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:

@@ -12,9 +12,12 @@ from falign.lab.batches import order
 from falign.lab.checkpoints import Course
 from falign.lab.display import Display
 from falign.lab.divergence import finite
+from falign.lab.events import Events
 from falign.lab.interrupt import Interrupt
 from falign.lab.runs import Run
 from falign.lab.setting import Setting
+from falign.lab.tables import WHOLE, finite_or_none, layer_rows, neurons
+from falign.measure import Alignment
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +30,7 @@ class Loop:
         course: Where the run is; it moves.
         display: Where progress is shown.
         interrupt: Asked after every step.
+        events: Where TensorBoard reads, if it is wanted.
     """
 
     setting: Setting
@@ -34,6 +38,7 @@ class Loop:
     course: Course
     display: Display
     interrupt: Interrupt
+    events: Events | None
 
     def go(self) -> bool:
         """Train to the last epoch.
@@ -73,7 +78,7 @@ class Loop:
         self.display.step(course.step, course.loss / course.seen, course.right / course.seen)
 
     def _measure(self, began: float, *, ends_epoch: bool) -> None:
-        """Add a record: training so far in this epoch, angles, and at the end of an epoch the test."""
+        """Add a record: training so far in this epoch, alignment, and at the end of an epoch the test."""
         setting, course = self.setting, self.course
         learner = setting.learner
         test_loss, test_accuracy = learner.test(setting.test) if ends_epoch else (None, None)
@@ -87,13 +92,37 @@ class Loop:
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
         }
-        for name, degrees in learner.angles(setting.x, setting.y).items():
-            row[f"angle_{name}"] = degrees if isfinite(degrees) else None
+        found = self._alignment()
+        layers = layer_rows(found, step=course.step, epoch=row["epoch"])
+        row |= {
+            f"angle_{each['layer']}": each["gradient_angle"] for each in layers if each["gradient_norm"] is not None
+        }
+        row |= {name: finite_or_none(getattr(found, name)) for name in WHOLE}
         row["seconds"] = perf_counter() - began
         course.rows.append(row)
+        course.layers += layers
+        course.neurons = neurons(found)
         self.display.measured(row)
+        if self.events is not None:
+            self.events.add(row, found)
+
+    def _alignment(self) -> Alignment:
+        """Of the images it is measured on.
+
+        Raises:
+            Diverged: Their loss is not finite.
+        """
+        x, y, learner = self.setting.x, self.setting.y, self.setting.learner
+        try:
+            return learner.alignment(x, y)
+        except ValueError:
+            if learner.is_finite(x, y):
+                raise
+            raise learner.fault(x, self.course.step) from None
 
     def _save(self, began: float) -> None:
         self.course.seconds = perf_counter() - began
-        self.run.write_records(self.course.rows)
+        self.run.write_tables(self.course.tables())
+        if self.events is not None:
+            self.events.save()
         checkpoints.save(self.run, self.setting.learner, self.course)

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from errno import EACCES
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import polars as pl
 
 from falign.lab.config import TrainConfig
+from falign.lab.tables import FIXED, WHOLE, Tables
 from falign.lab.writing import RunError, leftovers, write
 
 CONFIG, STATUS, RECORDS = "config.json", "status.json", "records.parquet"
-PICTURES = ("loss.png", "accuracy.png", "angles.png")
-FIXED = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-"""Columns of the records before the angles; after them comes ``seconds``."""
+ALIGNMENT, NEURONS, LAW = "alignment.parquet", "neurons.parquet", "law.parquet"
+PICTURES = ("loss.png", "accuracy.png", "angles.png", "neurons.png", "dominance.png", "law.png")
+EVENTS = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Run:
     """One run folder.
 
     ``config.json``: the configuration, and where the numbers come from. ``status.json``: running,
-    interrupted, done or diverged. ``records.parquet``: what was measured. ``checkpoint-STEP.safetensors``:
-    see :mod:`falign.lab.checkpoints`.
+    interrupted, done or diverged. ``records.parquet``: what was measured; ``alignment.parquet``: of every layer;
+    ``neurons.parquet``: of every neuron, the last time; ``law.parquet``: the conservation law, if it was checked.
+    ``checkpoint-STEP.safetensors``: see :mod:`falign.lab.checkpoints`. ``tensorboard``: events, if they were wanted.
     """
 
     folder: Path
@@ -59,14 +61,19 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError(EACCES, "Permission denied")
-            for name in (CONFIG, STATUS, RECORDS, *PICTURES):
+            for name in (CONFIG, STATUS, RECORDS, ALIGNMENT, NEURONS, LAW, *PICTURES):
                 (self.folder / name).unlink(missing_ok=True)
-            for path in (*self.checkpoints(), *leftovers(self.folder)):
+            for path in (*self.checkpoints(), *leftovers(self.folder), *self.events.glob("events.out.tfevents.*")):
                 path.unlink()
         except OSError as error:
             raise RunError(
                 f"cannot write into {self.folder}: {error.strerror or error}; give another folder with --out"
             ) from None
+
+    @property
+    def events(self) -> Path:
+        """The folder of the events for TensorBoard."""
+        return self.folder / EVENTS
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -118,11 +125,12 @@ class Run:
             raise self._damaged(STATUS, "it says no status")
         return content
 
-    def write_records(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one row for each measured point; what was not measured there is null."""
-        content = io.BytesIO()
-        table(rows).write_parquet(content)
-        write(self.folder / RECORDS, content.getvalue())
+    def write_tables(self, tables: Tables) -> None:
+        """Write what was measured; the records come last."""
+        named = {ALIGNMENT: tables.alignment, NEURONS: tables.neurons, LAW: tables.law, RECORDS: tables.records}
+        for name, table in named.items():
+            if table is not None:
+                write(self.folder / name, parquet(table))
 
     def read_records(self) -> pl.DataFrame:
         """The records, oldest first.
@@ -140,7 +148,8 @@ class Run:
         missing = [name for name in (*FIXED, "seconds") if name not in records.columns]
         if missing:
             raise self._damaged(RECORDS, f"it has no column {missing[0]}")
-        return records
+        later = [pl.lit(None, pl.Float64).alias(name) for name in WHOLE if name not in records.columns]
+        return records.with_columns(later)  # of a run of falign 0.1, which did not measure them
 
     def write_picture(self, name: str, content: bytes) -> None:
         """Write one picture."""
@@ -168,12 +177,11 @@ def _fits(value: object, kind: Any) -> bool:
         return value in get_args(kind)
     if get_args(kind):
         return any(_fits(value, part) for part in get_args(kind))
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """The rows as a table: step, epoch, losses, accuracies, ``angle_LAYER`` layer by layer, seconds."""
-    angles = dict.fromkeys(key for row in rows for key in row if key.startswith("angle_"))
-    columns = (*FIXED, *angles, "seconds")
-    schema = {name: pl.Int64 if name == "step" else pl.Float64 for name in columns}
-    return pl.DataFrame([{name: row.get(name) for name in columns} for row in rows], schema=schema)
+def parquet(table: pl.DataFrame) -> bytes:
+    """A table as the content of a Parquet file."""
+    content = io.BytesIO()
+    table.write_parquet(content)
+    return content.getvalue()

@@ -9,6 +9,7 @@ from torch import Tensor
 from falign.lab.batches import Images, prepare, probe
 from falign.lab.config import TrainConfig
 from falign.lab.data import load
+from falign.lab.law import forewarning
 from falign.lab.learner import Learner, make
 from falign.lab.provenance import fingerprint
 
@@ -82,4 +83,6 @@ def _described(learner: Learner) -> list[str]:
     ]
     if config.rule == "kp" and not config.weight_decay:
         lines.append("kp without --weight-decay: the feedback moves, but never meets the weights")
+    if config.check_law and (warning := forewarning(config)):
+        lines.append(warning)
     return lines

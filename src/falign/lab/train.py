@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,14 @@ from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.display import Display
 from falign.lab.divergence import Diverged
+from falign.lab.ending import Outcome, end
+from falign.lab.events import events
 from falign.lab.interrupt import Interrupt
 from falign.lab.loop import Loop
-from falign.lab.pictures import draw
 from falign.lab.provenance import provenance
-from falign.lab.runs import Run, table
+from falign.lab.runs import Run
 from falign.lab.setting import Setting, settle
 from falign.lab.writing import RunError, WriteError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        run: Its folder.
-        status: "done", "interrupted" or "diverged".
-        step: Steps done; of a diverged run the step at which it diverged.
-        message: One sentence.
-    """
-
-    run: Run
-    status: str
-    step: int
-    message: str
 
 
 def train(
@@ -144,37 +129,31 @@ def _carry_out(
         display = Display(console, epochs=config.epochs, steps=steps, done=course.step)
         display.say(f"writing to {run.folder}" + (f", going on after step {course.step}" if checkpoint else ""))
         first = course.step
-        loop = Loop(setting=setting, run=run, course=course, display=display, interrupt=interrupt)
+        ended = partial(end, run, setting.learner, course, console)
         try:
-            with display:
+            with display, events(run, course, wanted=config.tensorboard) as written:
+                loop = Loop(
+                    setting=setting, run=run, course=course, display=display, interrupt=interrupt, events=written
+                )
                 reached = loop.go()
         except Diverged as error:
             message = f"{error}: try a learning rate below {config.learning_rate:g}"
-            return _ended(run, course, config, "diverged", error.step, message, layer=error.layer, what=error.what)
+            return ended("diverged", error.step, message, layer=error.layer, what=error.what)
         except WriteError as error:
             raise WriteError(f"{error}; what was written before is intact, go on with --resume {run.folder}") from None
     if not reached:
         message = f"interrupted after step {course.step}: go on with falign train --resume {run.folder}"
-        return _ended(run, course, config, "interrupted", course.step, message)
+        return ended("interrupted", course.step, message)
     message = f"done after step {course.step}: records and pictures are in {run.folder}"
     if checkpoint is not None and course.step == first:
         message = f"{run.folder} has done its {config.epochs} epochs: give more with --epochs to go on"
-    return _ended(run, course, config, "done", course.step, message)
+    return ended("done", course.step, message)
 
 
 def _check_epochs(run: Run, config: TrainConfig, course: Course) -> None:
     done = course.epoch + (course.position > 0)
     if config.epochs < done:
         raise ConfigError(f"--epochs is {config.epochs}, but {run.folder} is in epoch {done}: give {done} or more")
-
-
-def _ended(
-    run: Run, course: Course, config: TrainConfig, status: str, step: int, message: str, **details: Any
-) -> Outcome:
-    run.write_records(course.rows)
-    run.write_status(status, step=step, epoch=course.epoch, message=message, **details)
-    draw(run, table(course.rows), config)
-    return Outcome(run=run, status=status, step=step, message=message)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What measuring the alignment of a model gives: a row a layer, and the whole network."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,15 +111,20 @@ class Alignment:
         )
         table = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in self.layers)]
         kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
-        widths = [max(map(len, column)) for column in kept]
-        lines = [
-            "  ".join(
-                text.ljust(width) if index == 0 else text.rjust(width)
-                for index, (text, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in zip(*kept, strict=True)
-        ]
+        lines = aligned([list(line) for line in zip(*kept, strict=True)], left=(0,))
         return "\n".join([head, *lines, "degrees, mean ± standard deviation over samples; before, behind: the mask"])
+
+
+def aligned(table: list[list[str]], *, left: Collection[int]) -> list[str]:
+    """Lines of a table for the terminal; the columns named are flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            text.ljust(width) if index in left else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
 
 
 def frame(rows: list[dict[str, Any]]) -> "pl.DataFrame":

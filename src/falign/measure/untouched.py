@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from falign.wiring import Feedback
+from falign.wiring import Feedback, wirings
 
 
 @contextmanager
@@ -29,6 +29,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     modes = [(module, module.training) for module in model.modules()]
     passes = [(part, part._on[0], part._ran[0]) for part in parts]
+    hung = [(wiring, wiring.measured) for wiring in wirings(model)]
+    for wiring, _ in hung:
+        wiring.measured = True
     with _generators(model):
         try:
             yield
@@ -42,6 +45,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
             for part, on, ran in passes:
                 part._on[0], part._ran[0] = on, ran
+            for wiring, measured in hung:
+                wiring.measured = measured
 
 
 def _put(buffer: Tensor | None, value: Tensor | None) -> None:

@@ -1,0 +1,247 @@
+"""The conservation law of a model in training, as an instrument."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from falign.delivery import transformed
+from falign.measure.law.balance import Balance
+from falign.measure.law.checks import check, check_finite
+from falign.measure.law.follow import trace
+from falign.measure.law.laws import Entry, Law, find
+from falign.measure.law.normalised import Normalised
+from falign.measure.law.rates import Rates, skips, with_closure
+from falign.measure.law.report import LawReport, LawRow
+from falign.measure.untouched import unwrapped
+from falign.survey import call
+from falign.wiring import wirings
+
+
+class ConservationLaw:
+    """Watches that every neuron's ``C = ½|w_in|² + ½b² - ⟨B, w_out⟩`` changes as its rule says, to rounding.
+
+    Between a layer and the next let there be only what scales each neuron by something that does not depend on its
+    size (ReLU, dropout, pooling). Then ``⟨w, ∇w⟩ + b∇b = ⟨B, ∇W⟩`` for the gradients that a layerwise rule takes, in
+    every batch, and steps of plain gradient descent change C by ``½Ση²|∇|²`` and nothing else. The instrument finds
+    the pairs of layers by itself, says for which the law holds and why not of the others, accounts for weight decay,
+    moving feedback and changing rates, and leaves a residual that is rounding exactly when all gradients were right::
+
+        law = falign.measure.ConservationLaw(model, optimizer)
+        ...                                                       # the training loop as it is
+        print(law.report())
+
+    The start is the weights before the first step that it sees. It reads gradients when ``optimizer.step`` is called,
+    so accumulated, clipped (as a whole) and unscaled ones are right, and steps that a gradient scaler skips do not
+    count. Nothing of the training changes.
+
+    Args:
+        model: A converted model; compiled and data-parallel wrappers are looked through.
+        optimizer: What trains it.
+        example: An input of the model (a tuple: positional arguments, a dict: keyword arguments) that shows which
+            neurons are which inputs of the next layer. Default: the input of the first forward pass with gradients,
+            called through the model as it is given here.
+
+    Raises:
+        ValueError: The model is not converted, the optimizer has none of its parameters, a parameter is not finite,
+            the two have a law already, or the model does not run on the example.
+
+    Source: Robertson and Koyejo 2024 (ICML), the law at the level of neurons, derived anew here with the exact terms
+    of discrete steps.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, example: Any = None) -> None:
+        self.model = unwrapped(model)
+        self.optimizer = optimizer
+        self.steps = 0
+        self._entries: dict[str, Entry] | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._precision = torch.float64
+        check(self.model, optimizer)
+        if any(law.model is self.model for law in attached(optimizer)):
+            raise ValueError("this model and optimizer have a law already: use it, or detach() it first")
+        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before)]
+        if example is not None:
+            try:
+                self._find(partial(call, self.model, example))
+            except Exception:
+                self.detach()
+                raise
+        else:
+            self._first = model.register_forward_pre_hook(self._see, prepend=True, with_kwargs=True)
+            self._handles.append(self._first)
+
+    @property
+    def laws(self) -> tuple[Law, ...]:
+        """A law a layer that feeds another, in running order.
+
+        Raises:
+            ValueError: No forward pass was seen yet.
+        """
+        return tuple(entry.current() for entry in self._found().values())
+
+    def value(self) -> dict[str, Tensor]:
+        """{layer: C of every neuron, float64}, with the weights as they are now.
+
+        Raises:
+            ValueError: No forward pass was seen yet, or a parameter is not finite.
+        """
+        return {name: balance.incoming() - balance.outgoing() for name, balance in self._balances().items()}
+
+    def changes(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """{layer: (change of ½|w|² + ½b², change of the alignment term, coefficient included) of every neuron}.
+
+        Raises:
+            ValueError: No step was seen yet, or a parameter is not finite.
+        """
+        return {name: balance.changes() for name, balance in self._moved().items()}
+
+    def drift(self) -> dict[str, Tensor]:
+        """{layer: C(T) - C(0) of every neuron}, O(η) for a law that is exact.
+
+        Raises:
+            ValueError: No step was seen yet, or a parameter is not finite.
+        """
+        return {name: incoming - outgoing for name, (incoming, outgoing) in self.changes().items()}
+
+    def residual(self) -> dict[str, Tensor]:
+        """{layer: C(T) - C(0) less all that is accounted for, of every neuron}; the drift, where nothing is.
+
+        Raises:
+            ValueError: No step was seen yet, or a parameter is not finite.
+        """
+        drifts, entries = self.drift(), self._found()
+        return {
+            name: balance.residual() if entries[name].plain else drifts[name] for name, balance in self._moved().items()
+        }
+
+    def report(self) -> LawReport:
+        """The largest drift and residual of each layer, relative to the terms of C.
+
+        Raises:
+            ValueError: No step was seen yet, or a parameter is not finite.
+        """
+        drifts, residuals, balances = self.drift(), self.residual(), self._balances()
+
+        def largest(values: dict[str, Tensor], name: str) -> float | None:
+            return float((values[name].abs() / balances[name].size()).max()) if name in values else None
+
+        rows = tuple(
+            LawRow(
+                layer=law.name, targets=", ".join(law.targets), form=law.form, status=law.status, reason=law.reason,
+                order=law.order, neurons=law.neurons,
+                drift=largest(drifts, law.name), residual=largest(residuals, law.name),
+            )
+            for law in self.laws
+        )  # fmt: skip
+        return LawReport(steps=self.steps, tolerance=self._tolerance(), laws=rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and texts that a resumed run needs beside the model's and the optimizer's state.
+
+        Raises:
+            ValueError: No forward pass was seen yet.
+        """
+        laws = {name: entry.balance.state() for name, entry in self._found().items() if entry.balance is not None}
+        return {"steps": self.steps, "laws": laws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a run stopped whose ``state_dict`` this is; the model's own state must be loaded as well.
+
+        Raises:
+            ValueError: It is of other layers.
+        """
+        if self._entries is None:
+            self._loaded = state
+            return
+        here = {name for name, entry in self._entries.items() if entry.balance is not None}
+        if here != set(state["laws"]):
+            came = ", ".join(sorted(state["laws"])) or "none"
+            raise ValueError(
+                f"the state is of the layers {came}, expected {', '.join(sorted(here)) or 'none'}: load it into the "
+                "law of the same model"
+            )
+        self.steps = state["steps"]
+        for name, entry in self._entries.items():
+            if entry.balance is not None:
+                entry.balance.load(state["laws"][name])
+
+    def detach(self) -> None:
+        """Take all hooks off; what was found can still be read."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _see(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook: the first pass of the training is the example."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed():
+            return
+        self._first.remove()
+        self._find(partial(self.model, *args, **kwargs))
+
+    def _find(self, run: Callable[[], Any]) -> None:
+        followed = trace(self.model, run)
+        self._precision = followed.precision
+        self._entries = find(self.model, followed, self.optimizer)
+        for entry in self._entries.values():
+            for target in entry.balance.targets if entry.balance is not None else ():
+                if isinstance(target, Normalised):
+                    self._handles.append(target.layer.register_forward_pre_hook(partial(self._note, target)))
+        if self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            self.load_state_dict(loaded)
+
+    def _note(self, target: Normalised, layer: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of a batch normalisation: passes that only measure are no part of the training."""
+        if not any(wiring.measured for wiring in wirings(self.model)):
+            target.note(layer, args)
+
+    def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Pre-hook of the optimizer's step."""
+        if skips(optimizer):
+            return None
+        wrapped = with_closure(args, kwargs, self._step) if isinstance(optimizer, SGD) else None
+        return wrapped or self._step()  # gradients are there behind the closure
+
+    def _step(self) -> None:
+        if self._entries is None:
+            return
+        rates = Rates(self.optimizer)
+        for entry in self._entries.values():
+            if entry.balance is not None and self.steps == 0:
+                entry.balance.begin(rates)
+            if entry.balance is not None and entry.plain:
+                entry.balance.step(rates)
+        self.steps += 1
+
+    def _found(self) -> dict[str, Entry]:
+        if self._entries is None:
+            raise ValueError(
+                "no forward pass was seen yet, so it is not known which neurons feed which layer: run the model "
+                "through the module that was given here, or give example="
+            )
+        return self._entries
+
+    def _balances(self) -> dict[str, Balance]:
+        entries = self._found()
+        check_finite(self.model)
+        return {name: entry.balance for name, entry in entries.items() if entry.balance is not None}
+
+    def _moved(self) -> dict[str, Balance]:
+        balances = self._balances()
+        if self.steps == 0:
+            raise ValueError("no step of the optimizer was seen yet, so nothing has changed: train, then ask")
+        return balances
+
+    def _tolerance(self) -> float:
+        lengths = [p.dtype.itemsize for balance in self._balances().values() for p in balance.parameters]
+        return {8: 1e-10, 4: 1e-4}.get(min([*lengths, self._precision.itemsize]), 5e-2)
+
+
+def attached(optimizer: Optimizer) -> list[ConservationLaw]:
+    """The laws that watch an optimizer."""
+    hooks = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return [law for law in hooks if isinstance(law, ConservationLaw)]

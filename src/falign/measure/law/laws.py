@@ -1,0 +1,174 @@
+"""For each layer of a model whether the law holds of its neurons, and why not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from falign.layers import kind_of
+from falign.measure.law.balance import Balance
+from falign.measure.law.follow import Followed
+from falign.measure.law.normalised import Normalised
+from falign.measure.law.rates import Rates, departure
+from falign.measure.law.targets import Target
+from falign.wiring import feedbacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """The law of one layer's neurons.
+
+    Attributes:
+        name: The layer whose neurons they are.
+        targets: The layers that it feeds.
+        form: C as text; empty where there is none.
+        status: "exact" (C gains ½Ση²|∇|² and nothing else), "accounted" (what else it gains is known to rounding),
+            "drift" (the structure has the law, the steps depart from it) or "none".
+        reason: Why it is not exact, in a clause; empty where it is.
+        order: How large the drift of C is expected to be at a fixed training time; O(1) does not shrink with the rate.
+            Empty where the law is exact (there it is O(η)) or there is no C.
+        neurons: How many neurons (channels) the layer has.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    form: str
+    status: str
+    reason: str
+    order: str
+    neurons: int
+
+    @property
+    def holds_exactly(self) -> bool:
+        """Whether the residual is zero to rounding."""
+        return self.status in ("exact", "accounted")
+
+
+@dataclass(kw_only=True, eq=False)
+class Entry:
+    """A law, and what keeps count of it.
+
+    Attributes:
+        law: As the model's structure and the optimizer have it.
+        balance: None where there is no C to look at.
+        plain: Whether the steps are those of gradient descent, so that they can be accounted for.
+    """
+
+    law: Law
+    balance: Balance | None = None
+    plain: bool = False
+
+    def current(self) -> Law:
+        """The law, with what the steps have shown since it was found."""
+        law, balance = self.law, self.balance
+        if balance is None:
+            return law
+        changed: dict[str, Any] = {"form": balance.form}
+        if law.holds_exactly and any(bool(target.uneven) for target in balance.targets):
+            why = "several passes behind one step, each with its own feedback or batch statistics"
+            changed |= {"status": "drift", "reason": why, "order": "O(1)"}
+        elif law.holds_exactly and balance.odd:
+            why = "the ratio of the learning rates changed"
+            changed |= {"status": "accounted", "reason": _joined(law.reason, why), "order": "O(1)"}
+        return Law(**{**vars(law), **changed})
+
+
+def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str, Entry]:
+    """{layer: entry} of all layers whose neurons feed another, in running order.
+
+    Args:
+        model: The converted model, unwrapped.
+        followed: What one run of it showed.
+        optimizer: What trains it.
+    """
+    rates = Rates(optimizer)
+    return {
+        name: _entry(name, model, followed, optimizer, rates)
+        for name in followed.neurons
+        if followed.targets(name) or name not in followed.outputs
+    }
+
+
+def _entry(name: str, model: nn.Module, followed: Followed, optimizer: Optimizer, rates: Rates) -> Entry:
+    layer, neurons = model.get_submodule(name), followed.neurons[name]
+    targets = tuple(connection.target for connection in followed.targets(name))
+
+    def law(status: str, reason: str, order: str) -> Law:
+        return Law(
+            name=name, targets=targets, form="", status=status, reason=reason, order=order, neurons=neurons
+        )  # the form is the balance's
+
+    bare = next((one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None), None)
+    if bare is not None:
+        return Entry(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
+    built = _targets(name, model, followed, rates)
+    problem = next((problem for target in built if (problem := _direct_problem(target, followed.outputs))), "")
+    if problem or not built:
+        reason = problem or followed.reasons.get(name, "it feeds no other layer")
+        return Entry(law=law("none", reason, ""))
+    balance = Balance(layer, built, rates)
+    plain = departure(optimizer, balance.parameters) is None
+    return Entry(law=law(*_status(name, followed, balance, optimizer, rates)), balance=balance, plain=plain)
+
+
+def _targets(name: str, model: nn.Module, followed: Followed, rates: Rates) -> list[Target]:
+    parts, found = feedbacks(model), []
+    for connection in followed.targets(name):
+        layer, neurons = model.get_submodule(connection.target), followed.neurons[name]
+        if kind_of(layer) is None:
+            found.append(Normalised(connection.target, layer, connection.columns, neurons, rates))
+        else:
+            part = parts.get(connection.target)
+            found.append(Target(connection.target, layer, part, connection.columns, neurons, rates))
+    return found
+
+
+def _direct_problem(target: Target, outputs: frozenset[str]) -> str:
+    """Why the error that a target hands back is not its own, in words; empty where it is."""
+    if target.part is None or target.part.wiring.rule.wiring != "direct":
+        return ""
+    if target.part.wiring.rule.targeted:
+        return f"layer {target.name!r} hands back the targets, not an error"
+    if target.name not in outputs:
+        return f"layer {target.name!r} hands back the output's error (direct feedback), not its own"
+    if target.part.matrix.shape != target.weight.shape:
+        return f"the direct feedback of layer {target.name!r} has not the shape of its weight"
+    return ""
+
+
+def _status(
+    name: str, followed: Followed, balance: Balance, optimizer: Optimizer, rates: Rates
+) -> tuple[str, str, str]:
+    """(status, reason, order)."""
+    if reason := followed.reasons.get(name, "") or next(_still(balance, rates), ""):
+        return "none", reason, "O(1)"
+    if departed := departure(optimizer, balance.parameters):
+        return "drift", *departed
+    reasons = {target.motion: target.form.order for target in balance.targets if target.motion}
+    if decays := sorted({rates[parameter].decay for parameter in balance.parameters} - {0.0}):
+        reasons["weight decay " + ", ".join(f"{decay:g}" for decay in decays)] = "O(1)"
+    orders = set(reasons.values())
+    order = "O(1)" if "O(1)" in orders else " + ".join(sorted(orders))
+    return ("accounted" if reasons else "exact"), _joined(*reasons), order
+
+
+def _still(balance: Balance, rates: Rates) -> Iterator[str]:
+    """What does not learn though the law needs it to, in words."""
+
+    def state(parameter: Tensor) -> str:
+        return "frozen" if not parameter.requires_grad else "not in the optimizer" if parameter not in rates else ""
+
+    if why := state(balance.weight):
+        yield f"its weight is {why}"
+    if balance.bias is not None and (why := state(balance.bias)) and bool(torch.any(balance.bias != 0)):
+        yield f"its bias is {why} and not zero"
+    for target in balance.targets:
+        if why := state(target.weight):
+            yield f"the weight of layer {target.name!r} is {why}"
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)

@@ -1,0 +1,100 @@
+"""What an optimizer does to each parameter in its next step, as far as it is gradient descent."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+
+class Rate(NamedTuple):
+    """A parameter p moves by ``-rate (sign · ∇p + decay · p)``."""
+
+    rate: float
+    decay: float
+    sign: float
+
+
+class Rates:
+    """Rates and gradients as an optimizer has them at this moment.
+
+    Args:
+        optimizer: With ``param_groups`` as schedulers and users have changed them.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._rates: dict[int, Rate] = {}
+        for group in optimizer.param_groups:
+            sign = -1.0 if group.get("maximize", False) else 1.0
+            rate = Rate(float(group["lr"]), float(group.get("weight_decay", 0.0)), sign)
+            self._rates.update({id(parameter): rate for parameter in group["params"]})
+        self._scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # a fused step unscales by itself
+
+    def __getitem__(self, parameter: Tensor) -> Rate:
+        """Zeros for a parameter that the optimizer does not have."""
+        return self._rates.get(id(parameter), Rate(0.0, 0.0, 1.0))
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._rates
+
+    def gradient(self, parameter: Tensor) -> Tensor | None:
+        """The direction that the step goes down, decay left out; None where the step leaves it alone."""
+        slope = parameter.grad
+        if slope is None or parameter not in self:
+            return None
+        slope = slope.detach()
+        if self._scale is not None:
+            slope = slope.double() / self._scale.double()
+        return slope if self[parameter].sign > 0 else -slope
+
+    def ratio(self, one: Tensor, other: Tensor) -> float:
+        """The rate of one over that of another; 1 where one of them stands still."""
+        first, second = self[one].rate, self[other].rate
+        return first / second if first > 0 and second > 0 else 1.0
+
+
+def skips(optimizer: Optimizer) -> bool:
+    """Whether a fused step, told by a gradient scaler that gradients overflowed, will do nothing."""
+    overflow = getattr(optimizer, "found_inf", None)
+    return overflow is not None and bool(overflow)
+
+
+def departure(optimizer: Optimizer, parameters: Iterable[Tensor]) -> tuple[str, str] | None:
+    """How an optimizer departs from gradient descent on some parameters: (in words, the order of the drift).
+
+    Heavy-ball momentum moves w along m, a sum of gradients at weights 1/(1-μ) steps old, for which the balance is off
+    by ``Σ_j μ^j η|m|²``. At a fixed training time ηT/(1-μ) the drift is (1 + μ)/(1 - μ)² times that of gradient descent
+    at the same η, and vanishes with η. Optimizers that scale every weight's gradient by its own factor break the
+    balance at any η.
+    """
+    if not (isinstance(optimizer, SGD) and type(optimizer).step is SGD.step):
+        return f"{type(optimizer).__name__} is not plain gradient descent", "O(1)"
+    wanted = {id(parameter) for parameter in parameters}
+    groups = [group for group in optimizer.param_groups if wanted & {id(p) for p in group["params"]}]
+    momentum = max((float(group["momentum"]) for group in groups), default=0.0)
+    if momentum == 0:
+        return None
+    if any(group["weight_decay"] for group in groups):
+        return f"momentum {momentum:g} with weight decay", "O(1)"
+    return f"momentum {momentum:g}", "O(η/(1-μ)²)"
+
+
+def unlike(one: float, other: float) -> bool:
+    """Whether two rates differ by more than a scheduler's rounding."""
+    return abs(one - other) > 1e-10 * max(abs(one), abs(other))
+
+
+def with_closure(args: tuple, kwargs: dict[str, Any], after: Any) -> tuple[tuple, dict[str, Any]] | None:
+    """The arguments of ``step``, with ``after`` called behind its closure; None where it has none."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        return None
+
+    def closed() -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        after()
+        return loss
+
+    return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})

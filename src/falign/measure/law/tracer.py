@@ -1,0 +1,158 @@
+"""A run of a model in which every activation knows whose output it is."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from falign.layers import LOOKUPS, kind_of
+from falign.measure.law.labels import Call, cross, keeps_order
+from falign.measure.law.marks import OTHER, Mark, columns, fresh
+from falign.wiring import Feedback
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class Tracer(TorchDispatchMode):
+    """Carries a ``Mark`` for every source along with each activation that still holds its output.
+
+    Attributes:
+        connections: {(source, target): columns}.
+        reasons: {layer: why the balance of its neurons does not hold}.
+        neurons: {layer: how many it has}.
+        types: Of what the layers were given.
+        outputs: The layers whose output is the run's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._marks: Any = WeakTensorKeyDictionary()
+        self._depth = 0
+        self._runs: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}
+        self.connections: dict[tuple[str, str], Tensor] = {}
+        self.neurons: dict[str, int] = {}
+        self.types: list[torch.dtype] = []
+        self._faults = _faults(model)
+        self.outputs: frozenset[str] = frozenset()
+        self._handles: list[Any] = []
+        for name, module in model.named_modules():
+            if kind_of(module) is not None or isinstance(module, BatchNorm):
+                enter, leave = partial(self._enter, name), partial(self._leave, name)
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else entering the mode imports the compiler, for a second
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def finish(self, result: Any, carrying: list[Any]) -> None:
+        """Look at what the run returned, and at the layers that the law cannot be of.
+
+        Args:
+            result: What the model returned.
+            carrying: The tensors in it at which an error begins.
+        """
+        self.outputs = frozenset(
+            source for tensor in carrying for source, mark in self._of(tensor).items() if mark.bare
+        )
+        for source in (source for tensor in tree_leaves(result) for source in self._of(tensor)):
+            self._complain(source, "its output is an output of the model")
+        for name in (name for name, runs in self._runs.items() if runs > 1):
+            self._faults.setdefault(name, "runs twice in a pass")
+        for source, target in self.connections:
+            if target in self._faults:
+                self.reasons[source] = f"layer {target!r}, which it feeds, {self._faults[target]}"
+        self.reasons |= {name: f"it {fault}" for name, fault in self._faults.items()}
+
+    def _of(self, tensor: Any) -> dict[str, Mark]:
+        return self._marks.get(tensor, {}) if isinstance(tensor, Tensor) else {}
+
+    def _complain(self, source: str, reason: str) -> None:
+        self.reasons.setdefault(source, reason)
+
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor):
+            return
+        self.types.append(x.dtype)
+        moving = isinstance(module, BatchNorm) and not (module.training or module.running_mean is None)
+        for source, mark in self._of(x).items():
+            found = columns(mark.labels, _axis(module, x))
+            if moving:
+                self._complain(source, "batch normalisation by running statistics shifts its output")
+            if found is None:
+                self._complain(source, f"its neurons are not the same inputs of layer {name!r} in all positions")
+            elif bool((found != OTHER).any()):
+                self.connections.setdefault((source, name), found)
+
+    def _leave(self, name: str, module: nn.Module, args: tuple, y: Any) -> None:
+        self._depth -= 1
+        if not isinstance(y, Tensor) or (kind_of(module) is None and module._parameters.get("weight") is None):
+            return  # a normalisation without parameters has no neurons of its own
+        self._runs[name] += 1
+        axis = _axis(module, y)
+        self.neurons[name] = y.shape[axis]
+        self._marks[y] = {name: Mark(fresh(y, axis), bare=True)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
+        result = func(*args, **kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        marks: list[dict[str, Mark]] = [{} for _ in outputs]
+        for source in dict.fromkeys(source for operand in operands for source in operand):
+            step = Call(func, args, kwargs, result, partial(self._labels, source))
+            crossed = cross(step)
+            if crossed.reason is not None:
+                self._complain(source, crossed.reason)
+            bare = keeps_order(step) and all(operand[source].bare for operand in operands if source in operand)
+            for mark, labels in zip(marks, tree_leaves(crossed.labels), strict=False):
+                if labels is not None:
+                    mark[source] = Mark(labels, bare)
+        if any(operands):
+            self._marks.update(zip(outputs, marks, strict=True))
+        return result
+
+    def _labels(self, source: str, leaf: Any) -> Tensor | None:
+        mark = self._of(leaf).get(source)
+        return None if mark is None else mark.labels
+
+
+def _axis(module: nn.Module, x: Tensor) -> int:
+    """The axis of the features (channels) of a layer's input or output."""
+    kind = kind_of(module)
+    if kind is None:
+        return min(1, x.dim() - 1)
+    return x.dim() - 1 - len(module.kernel_size) if kind.channel_first else x.dim() - 1  # pyright: ignore
+
+
+def _faults(model: nn.Module) -> dict[str, str]:
+    """{layer: what is the matter with its weights}, in words that continue "it"."""
+    faults: dict[str, str] = {}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Feedback):
+            continue
+        for parameter in {id(parameter) for parameter in module._parameters.values() if parameter is not None}:
+            owners.setdefault(parameter, []).append(name)
+        if isinstance(module, LOOKUPS):
+            faults[name] = "looks its input up"
+        if kind_of(module) is not None and "weight" not in module._parameters:
+            faults[name] = "has a parametrised weight"
+    for shared in (names for names in owners.values() if len(names) > 1):
+        for name in shared:
+            others = ", ".join(repr(other) for other in shared if other != name)
+            faults.setdefault(name, f"shares a parameter with {others}")
+    return faults

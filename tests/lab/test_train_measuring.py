@@ -1,0 +1,212 @@
+"""What a run measures beside its loss: alignment of layers and neurons, events for TensorBoard."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from training_runs import begin, go_on, numbers, quiet, same
+
+import falign
+from falign.lab.checkpoints import restore
+from falign.lab.completion import completed
+from falign.lab.config import ConfigError, TrainConfig
+from falign.lab.learner import Learner
+from falign.lab.pictures import draw
+from falign.lab.runs import PICTURES
+from falign.lab.setting import settle
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
+def config(**options) -> TrainConfig:
+    fixed = {"dataset": "digits", "model": "mlp:64-24-16-10", "epochs": 2, "batch_size": 100, "measure_every": 7}
+    return TrainConfig(**{**fixed, **options})
+
+
+def test_the_tables_are_what_measuring_the_network_gives(tmp_path: Path) -> None:
+    options = config(rule="adafa", optimizer="adam")
+    outcome = begin(options, tmp_path)
+    setting = settle(completed(options), data=None, progress=False)
+    learner = setting.learner
+    restore(outcome.run.checkpoints()[-1], learner)
+    x, y = setting.x, setting.y
+    expected = falign.measure.alignment(learner.model, cross_entropy, x, y, optimizer=learner.optimizer)
+
+    table = pl.read_parquet(tmp_path / "alignment.parquet")
+    records = outcome.run.read_records()
+    assert table["step"].unique(maintain_order=True).to_list() == records["step"].to_list()
+    assert table.group_by("step", maintain_order=True).len()["len"].to_list() == [3] * records.height
+    assert table.tail(3).drop("step", "epoch").to_dicts() == expected.rows()
+    last = records.row(-1, named=True)
+    assert (last["dominance"], last["descent"]) == (expected.dominance, expected.descent)
+    assert [last[f"angle_fc{layer}"] for layer in (1, 2, 3)] == [row.gradient_angle for row in expected.layers]
+
+    neurons = pl.read_parquet(tmp_path / "neurons.parquet")
+    assert neurons.columns == ["layer", "neuron", "alignment", "cosine"]
+    for layer in ("fc2", "fc3"):
+        own = neurons.filter(layer=layer)
+        assert own["neuron"].to_list() == list(range(own.height))
+        assert own["alignment"].to_list() == expected.neurons[layer].tolist()
+        assert own["cosine"].to_list() == expected.neuron_cosines[layer].tolist()
+
+
+def test_columns_keep_their_types_where_nothing_could_be_measured(tmp_path: Path) -> None:
+    begin(config(rule="bp", epochs=0), tmp_path)
+    table = pl.read_parquet(tmp_path / "alignment.parquet")
+    assert table["weight_angle"].null_count() == 3
+    kinds = {"step": pl.Int64, "layer": pl.String, "kind": pl.String, "neurons": pl.Int64}
+    assert dict(table.schema) == {name: kinds.get(name, pl.Float64) for name in table.columns}
+    assert pl.read_parquet(tmp_path / "neurons.parquet").height == 0
+
+
+def test_a_probe_whose_loss_is_not_finite_is_a_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Learner.step
+
+    def blown(learner: Learner, x: torch.Tensor, y: torch.Tensor, done: int) -> tuple[float, int]:
+        found = step(learner, x, y, done)
+        with torch.no_grad():
+            learner.model.get_parameter("fc3.weight").fill_(3e38 if done == 6 else 0.0)
+        return found
+
+    monkeypatch.setattr(Learner, "step", blown)
+    outcome = begin(config(), tmp_path)
+    assert (outcome.status, outcome.step) == ("diverged", 8)
+    assert outcome.run.read_records()["step"].to_list() == [0]
+    assert pl.read_parquet(tmp_path / "alignment.parquet")["step"].unique().to_list() == [0]
+
+
+def test_a_run_of_the_version_before_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint has no tables, its configuration no options for the law and TensorBoard."""
+    begin(config(), tmp_path / "whole")
+    folder = tmp_path / "parts"
+    (checkpoint, *_) = begin(config(epochs=1), folder).run.checkpoints()
+    tensors = {name: value for name, value in load_file(checkpoint).items() if not name.startswith("table.")}
+    with safe_open(checkpoint, framework="pt") as file:
+        state = json.loads(file.metadata()["falign"])
+    state = {"format": 1, "course": state["course"], "sha256": checkpoints_digest(tensors)}
+    for row in state["course"]["rows"]:
+        del row["dominance"], row["descent"]
+    save_file(tensors, checkpoint, {"falign": json.dumps(state)})
+    (folder / "alignment.parquet").unlink()
+    (folder / "neurons.parquet").unlink()
+    written = json.loads((folder / "config.json").read_text())
+    del written["config"]["check_law"], written["config"]["tensorboard"]
+    (folder / "config.json").write_text(json.dumps(written))
+
+    outcome = go_on(folder, epochs=2)
+    whole, parts = numbers(tmp_path / "whole"), numbers(folder)
+    missing = ["dominance", "descent"]
+    assert parts["records.parquet"].drop(missing).equals(whole["records.parquet"].drop(missing))
+    assert parts["alignment.parquet"].equals(whole["alignment.parquet"].filter(pl.col("step") > 15))
+    assert parts["neurons.parquet"].equals(whole["neurons.parquet"])
+    draw(outcome.run, restored(outcome.run.checkpoints()[-1]), completed(config()))
+    assert all((folder / name).exists() for name in PICTURES if name != "law.png")
+
+
+def checkpoints_digest(tensors: dict[str, torch.Tensor]) -> str:
+    from falign.lab.checkpoints import _digest
+
+    return _digest(tensors)
+
+
+def restored(checkpoint: Path):
+    setting = settle(completed(config()), data=None, progress=False)
+    return restore(checkpoint, setting.learner).tables()
+
+
+def test_an_alignment_in_checkpoints_does_not_grow_their_json(tmp_path: Path) -> None:
+    """Safetensors refuses more than 100 MB of it."""
+    outcome = begin(config(measure_every=1, epochs=1), tmp_path)
+    with safe_open(outcome.run.checkpoints()[-1], framework="pt") as file:
+        length = len(file.metadata()["falign"])
+    rows = outcome.run.read_records().height
+    assert length / rows < 500
+
+
+accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def events(folder: Path):
+    """As TensorBoard reads them."""
+    found = accumulators.EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(SIZES, 0))
+    return found.Reload()
+
+
+SIZES = ("scalars", "histograms", "compressedHistograms", "images", "audio", "tensors")
+
+
+def scalars(folder: Path, tag: str) -> dict[int, float]:
+    found = [(event.step, event.value) for event in events(folder).Scalars(tag)]
+    assert len(dict(found)) == len(found), "no step twice"
+    return dict(found)
+
+
+def test_tensorboard_reads_what_the_tables_hold(tmp_path: Path) -> None:
+    begin(config(tensorboard=True), tmp_path)
+    tags = events(tmp_path).Tags()
+    assert {"loss/train", "loss/test", "accuracy/train", "accuracy/test", "network/dominance D"} <= set(tags["scalars"])
+    assert tags["histograms"] == ["alignment of neurons/fc2", "alignment of neurons/fc3"]
+    table = pl.read_parquet(tmp_path / "alignment.parquet")
+    records = pl.read_parquet(tmp_path / "records.parquet")
+    for tag, rows, column in [
+        ("angle of the gradient/fc2", table.filter(layer="fc2"), "gradient_angle"),
+        ("share of aligned neurons/fc3", table.filter(layer="fc3"), "aligned_neurons"),
+        ("network/dominance D", records, "dominance"),
+        ("loss/train", records, "train_loss"),
+        ("accuracy/test", records, "test_accuracy"),
+    ]:
+        expected = dict(rows.select("step", column).drop_nulls().iter_rows())
+        assert scalars(tmp_path, tag) == pytest.approx(expected, rel=1e-6)
+    neurons = pl.read_parquet(tmp_path / "neurons.parquet").filter(layer="fc2")
+    last = events(tmp_path).Histograms("alignment of neurons/fc2")[-1]
+    assert last.step == 30
+    assert last.histogram_value.num == neurons.height
+    assert last.histogram_value.sum == pytest.approx(neurons["cosine"].sum(), abs=1e-5)
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["stopped", "killed"])
+def test_a_resumed_run_goes_on_in_tensorboard(died: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = config(tensorboard=True)
+    begin(options, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    if not died:
+        begin(config(tensorboard=True, epochs=1), folder)
+    else:
+        step = Learner.step
+
+        def killed(learner: Learner, x: torch.Tensor, y: torch.Tensor, done: int) -> tuple[float, int]:
+            if done == 24:  # after the measurement at step 21, which no checkpoint has
+                raise KeyboardInterrupt
+            return step(learner, x, y, done)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Learner, "step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                begin(options, folder)
+        assert max(scalars(folder, "network/loss")) == 21
+    go_on(folder, epochs=2)
+    assert same(folder, tmp_path / "whole")
+    for tag in ("network/loss", "loss/test", "angle of the gradient/fc1"):
+        assert scalars(folder, tag) == scalars(tmp_path / "whole", tag)
+
+
+def test_a_run_that_is_replaced_leaves_no_events_of_the_old_one(tmp_path: Path) -> None:
+    from falign.lab.train import train
+
+    begin(config(tensorboard=True), tmp_path)
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    train(config(tensorboard=True, epochs=1), tmp_path, replaces=True, console=quiet())
+    assert max(scalars(tmp_path, "network/loss")) == 15
+    assert (tmp_path / "tensorboard" / "notes.txt").exists()
+
+
+def test_without_tensorboard_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("falign.lab.completion.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'--tensorboard needs .*: pip install "falign\[tensorboard\]"'):
+        begin(config(tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
