@@ -31,7 +31,7 @@ def test_every_rule_stands_in_the_table():
     assert all(f"| `{name}` |" in README.read_text() for name in falign.ALL_RULES)
 
 
-@pytest.mark.parametrize("page", ["two_layer.md", "laboratory.md"])
+@pytest.mark.parametrize("page", ["two_layer.md", "laboratory.md", "measuring.md"])
 def test_examples_of_the_docs(page, tmp_path):
     path = README.parent / "docs" / page
     if not path.exists():
@@ -39,5 +39,5 @@ def test_examples_of_the_docs(page, tmp_path):
     example = tmp_path / "example.py"
     example.write_text("\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)))
     clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
-    done = subprocess.run([sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean)
+    done = subprocess.run([sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
