@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Wiring:
         self.target: Tensor | None = None
         self.scratch = Scratch()
         self.running = False
-        self.monitored = False  # whether a falign.measure.Monitor is at work
+        self.monitor: ReferenceType | None = None  # the falign.measure.Monitor at work
         self.measured = False  # whether the running pass is a measurement, and no part of the training
         self.watched = False  # whether versions and hooks of tensors can be looked at in this forward
         self.cuts: list[Cut] = []
@@ -76,7 +77,7 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no tensors of a forward along."""
-        return {**self.__dict__, "cuts": [], "target": None, "running": False, "monitored": False, "measured": False}
+        return {**self.__dict__, "cuts": [], "target": None, "running": False, "monitor": None, "measured": False}
 
 
 class SharedSequence(nn.Module):

@@ -1,6 +1,7 @@
 """A monitor in a training loop: what it records, that it changes nothing, and where it can be hung."""
 
 import copy
+import os
 import random
 
 import numpy as np
@@ -161,7 +162,8 @@ def test_nothing_is_left_changed():
     report = alignment(model, loss_of, x, y)
     assert model.count is count
     assert count == 0
-    assert states[0] == random.getstate()
+    if "FALIGN_TYPECHECK" not in os.environ:  # checked annotations draw from Python's generator themselves
+        assert states[0] == random.getstate()
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert max(row.gradient_angle for row in report.layers) < 0.05  # B = W, and both passes drew the same numbers
     assert all(p.grad is None for p in model.parameters())

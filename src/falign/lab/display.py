@@ -76,10 +76,10 @@ class Display:
         if row["test_loss"] is None:
             return
         trained = (
-            "" if row["train_loss"] is None else f"loss {row['train_loss']:<8.4g}train {row['train_accuracy']:6.2%}  "
+            "" if row["train_loss"] is None else f"loss {row['train_loss']:<8.4g} train {row['train_accuracy']:6.2%}  "
         )
         self.say(
-            f"epoch {self._epoch(round(row['epoch']))}  {trained or ' ' * 29}"
+            f"epoch {self._epoch(round(row['epoch']))}  {trained or ' ' * 30}"
             f"test {row['test_accuracy']:6.2%}  {angles_of(row)}  {_dominance_of(row)}{row['seconds']:.1f} s"
         )
 

@@ -1,7 +1,5 @@
 """How well the errors that a rule delivers agree with the true ones, layer by layer."""
 
-import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from falign.layers import Layer, kind_of, weight_of
-from falign.measure.angles import Products, products
-from falign.measure.passes import Loss, Passes, both, linear_maps, trainable
+from falign.measure.angles import Products
+from falign.measure.displacement import displaced, held, own_parameters, summed, twin_step
+from falign.measure.passes import Loss, Passes, both, linear_maps
 from falign.measure.report import Alignment, LayerAlignment
 from falign.measure.untouched import unwrapped
 from falign.measure.weights import Weights, compare
@@ -40,7 +39,7 @@ def alignment(
 
     Raises:
         ValueError: The model is not converted, the batch has one sample, the loss is not a finite scalar, a weight is
-            not finite, or the optimizer holds none of the model's parameters.
+            not finite, or the optimizer holds none of the model's parameters or cannot step without a closure.
     """
     model = unwrapped(model)
     converted(model)
@@ -49,7 +48,7 @@ def alignment(
     found = _summarised(model, passes)
     if optimizer is None:
         return found
-    steps = _twin_step(optimizer, moved, passes.taken)
+    steps = twin_step(optimizer, moved, passes.taken)
     layers = (replace(row, **displaced(model, row.layer, steps, passes.true)) for row in found.layers)
     return replace(found, layers=tuple(layers))
 
@@ -76,9 +75,9 @@ def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str
 def _summarised(model: nn.Module, passes: Passes) -> Alignment:
     maps = linear_maps(model)
     order = [*passes.order, *(name for name in maps if name not in passes.order)]
-    own = {name: _own(name, maps[name], passes.true) for name in order}
+    own = {name: own_parameters(name, maps[name], passes.true) for name in order}
     weights = {name: compared for name in passes.delivered if (compared := _weights(model, name, maps[name]))}
-    slopes = {name: _products(names, passes.taken, passes.true) for name, names in own.items()}
+    slopes = {name: summed(names, passes.taken, passes.true) for name, names in own.items()}
     rows = tuple(
         LayerAlignment(
             layer=name,
@@ -92,11 +91,11 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         for name in order
     )
     inside = {parameter for names in own.values() for parameter in names}
-    rest = _products([name for name in passes.true if name not in inside], passes.taken, passes.true)
+    rest = summed([name for name in passes.true if name not in inside], passes.taken, passes.true)
     descent = sum(found.inner for found in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
     return Alignment(
-        rule=converted(model)[0].rule.name,
+        rule=" + ".join(dict.fromkeys(wiring.rule.name for wiring in converted(model))),
         loss=passes.loss,
         descent=descent,
         other=rest.inner,
@@ -105,11 +104,6 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         neurons={name: found.neurons for name, found in weights.items()},
         neuron_cosines={name: found.cosines for name, found in weights.items()},
     )
-
-
-def _own(name: str, layer: Layer, known: Mapping[str, Tensor]) -> list[str]:
-    """Full names of those of a layer's parameters that are known."""
-    return [full for key, _ in layer.named_parameters() if (full := f"{name}.{key}".lstrip(".")) in known]
 
 
 def _kind(layer: Layer) -> str:
@@ -125,13 +119,6 @@ def _weights(model: nn.Module, name: str, layer: Layer) -> Weights | None:
     weight = weight_of(layer)
     matrix = part.effective(weight).detach()
     return compare(matrix, weight, layer) if matrix.shape == weight.shape else None
-
-
-def _products(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
-    total = Products()
-    for name in names:
-        total = total + products(taken[name], true[name])
-    return total
 
 
 def _spread(side: str, angles: Tensor | None) -> dict[str, float | None]:
@@ -156,52 +143,3 @@ def _slopes(found: Products | None) -> dict[str, float | None]:
     if found is None:
         return {}
     return _Slopes(found.angle, found.cosine, found.other**0.5, found.one**0.5, found.inner)._asdict()
-
-
-def displaced(
-    model: nn.Module, layer: str, steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
-) -> dict[str, float | None]:
-    """The columns of a layer's row that compare its displacement with its true gradient.
-
-    Args:
-        model: The model.
-        layer: Name of the layer.
-        steps: {parameter: -Δθ}.
-        true: {parameter: true gradient}.
-    """
-    own = _own(layer, model.get_submodule(layer), steps)
-    if not own:
-        return {}
-    found = _products(own, steps, true)
-    return {"displacement_angle": found.angle, "displacement_norm": found.one**0.5}
-
-
-def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what the optimizer moves of a model.
-
-    Raises:
-        ValueError: That is nothing.
-    """
-    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    held = {name: parameter for name, parameter in trainable(model).items() if id(parameter) in ids}
-    if not held:
-        raise ValueError(
-            f"the optimizer ({type(optimizer).__name__}) holds none of the model's trainable parameters: make it from "
-            "model.parameters() of the model that is measured"
-        )
-    return held
-
-
-def _twin_step(
-    optimizer: torch.optim.Optimizer, moved: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """{parameter: -Δθ} of the step that the optimizer would make with these gradients."""
-    twins: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            twins[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-    twin = copy.deepcopy(optimizer, dict(twins))  # its state and options, over twins of the parameters
-    for name, parameter in moved.items():
-        twins[id(parameter)].grad = gradients[name]
-    twin.step()
-    return {name: (parameter.detach() - twins[id(parameter)].detach()) for name, parameter in moved.items()}

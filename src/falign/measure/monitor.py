@@ -2,15 +2,17 @@
 
 import io
 import os
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from falign.measure.alignment import displaced, held, measured
+from falign.measure.alignment import measured
+from falign.measure.displacement import Waiting, held
 from falign.measure.passes import Loss
 from falign.measure.report import Alignment, frame
 from falign.measure.tracking import Writer, write, writer
@@ -67,18 +69,18 @@ class Monitor:
         self._wirings = converted(self._model)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {every!r}, expected a whole number of steps from 1 on")
-        if any(wiring.monitored for wiring in self._wirings):
+        if any(wiring.monitor is not None and wiring.monitor() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
         self._held = {} if optimizer is None else held(self._model, optimizer)
         self._owns = isinstance(tensorboard, (str, Path))
         self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
-        self._hook = None if optimizer is None else optimizer.register_step_post_hook(self._stepped)
+        self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
         for wiring in self._wirings:
-            wiring.monitored = True
+            wiring.monitor = ref(self)  # a monitor that was dropped does not bar the way
         self.every = every
         self.count = 0
         self.records: list[dict[str, Any]] = []
-        self._waiting: _Waiting | None = None
+        self._waiting: Waiting | None = None
 
     def step(self, loss_fn: Loss, x: Any, y: Any) -> Alignment | None:
         """Count a step, and measure if it is one to be measured.
@@ -104,7 +106,7 @@ class Monitor:
         network = {"step": now, "loss": found.loss, "dominance": found.dominance, "total_descent": found.descent}
         rows = [network | row for row in found.rows()]
         self.records += rows
-        self._waiting = _Waiting(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
+        self._waiting = Waiting(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
         if not self._held:
             self._finish()
         return found
@@ -127,6 +129,7 @@ class Monitor:
         if not self.records:
             raise ValueError("nothing was measured yet: call step(loss_fn, x, y) in the training loop")
         content, path = io.BytesIO(), Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.to_polars().write_parquet(content)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -147,7 +150,7 @@ class Monitor:
         """Take the monitor off the model and the optimizer; the records stay."""
         self._finish()
         for wiring in self._wirings:
-            wiring.monitored = False
+            wiring.monitor = None
         self._wirings = []
         if self._hook is not None:
             self._hook.remove()
@@ -162,8 +165,8 @@ class Monitor:
     ) -> None:
         self.close()
 
-    def _stepped(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Post-hook of the optimizer's step."""
+    def _stepped(self) -> None:
+        """The optimizer has made a step."""
         waiting = self._waiting
         if waiting is None:
             return
@@ -177,24 +180,11 @@ class Monitor:
             write(self._writer, waiting.step, waiting.found)
 
 
-class _Waiting:
-    """A record whose displacement is still to come."""
+def _telling(monitor: "ReferenceType[Monitor]") -> Callable[..., None]:
+    """A post-hook of the optimizer's step that keeps no monitor alive."""
 
-    def __init__(
-        self,
-        step: int,
-        found: Alignment,
-        rows: list[dict[str, Any]],
-        true: dict[str, Tensor],
-        before: dict[str, Tensor],
-    ) -> None:
-        self.step, self.found, self._rows, self._true, self.before = step, found, rows, true, before
+    def stepped(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        if (found := monitor()) is not None:
+            found._stepped()
 
-    def compare(self, model: nn.Module, steps: dict[str, Tensor]) -> None:
-        """Put the displacement's columns into the rows."""
-        layers = []
-        for layer, row in zip(self.found.layers, self._rows, strict=True):
-            columns = displaced(model, layer.layer, steps, self._true)
-            row.update(columns)
-            layers.append(replace(layer, **columns))
-        self.found = replace(self.found, layers=tuple(layers))
+    return stepped

@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from falign.convert import backprop, targets
 from falign.layers import Layer, kind_of
 from falign.measure.angles import by_sample, effective_rank
+from falign.measure.conditions import check_batch, checked
 from falign.measure.switch import switchable, switches
 from falign.measure.untouched import eagerly, untouched
 from falign.survey import call
@@ -85,7 +86,7 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
         ValueError: The batch has one sample, the loss is not a finite scalar that depends on the weights, or a weight
             is not a finite number.
     """
-    _check_batch(x)
+    check_batch(x)
     errors: dict[Place, Tensor] = {}
     angles: dict[str, dict[str, list[Tensor]]] = {"delivered": defaultdict(list), "received": defaultdict(list)}
     ranks: dict[str, float] = {}
@@ -102,6 +103,7 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
     walk = _once if switchable(model) else _twice
     with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
         loss, order, taken, true = walk(model, lambda: loss_fn(call(model, x), y), errors.__setitem__, compare)
+    order = tuple(name for name in order if name in angles["received"])
     delivered, received = (
         {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
     )
@@ -113,7 +115,7 @@ def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked
     parameters = trainable(model)
     with untouched(model), switches(model) as hung, _seen(model, lambda *error: see[0](*error)) as order:
         see = [keep]
-        loss = _checked(forward(), model)
+        loss = checked(forward(), model)
         taken = _gradients(loss, parameters, retain_graph=True)
         for switch in hung:
             switch.true = True
@@ -126,16 +128,16 @@ def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walke
     """A forward by the rule and a true one, from the same random numbers."""
     parameters = trainable(model)
     with untouched(model), _seen(model, keep) as order:
-        loss = _checked(forward(), model)
+        loss = checked(forward(), model)
         taken = _gradients(loss, parameters)
     with untouched(model), backprop(model), _seen(model, compare):
-        true = _gradients(_checked(forward(), model), parameters)
+        true = _gradients(checked(forward(), model), parameters)
     return float(loss.detach()), tuple(order), taken, true
 
 
 def _gradients(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain_graph: bool = False) -> dict[str, Tensor]:
     found = torch.autograd.grad(loss, tuple(parameters.values()), retain_graph=retain_graph, materialize_grads=True)
-    return dict(zip(parameters, found, strict=True))
+    return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found, strict=True)}
 
 
 @contextmanager
@@ -145,6 +147,11 @@ def _seen(model: nn.Module, see: See) -> Iterator[dict[str, int]]:
 
     def show(side: Literal["delivered", "received"], name: str, tensor: Tensor) -> None:
         place: Place = (side, name, calls[name])
+        if tensor.grad_fn is None:
+            raise ValueError(
+                f"layer {name!r} runs within a re-entrant checkpoint, which shows no gradients to any measurement: use "
+                "torch.utils.checkpoint with use_reentrant=False"
+            )
         node, output = get_gradient_edge(tensor)[:2]  # and not a hook on the tensor: an in-place operation may follow
 
         def arrived(errors: tuple[Tensor | None, ...]) -> None:
@@ -177,27 +184,3 @@ def _seen(model: nn.Module, see: See) -> Iterator[dict[str, int]]:
             hooks.callback(layer.register_forward_pre_hook(enter(name), prepend=True).remove)  # before the cut
             hooks.callback(layer.register_forward_hook(leave(name)).remove)
         yield calls
-
-
-def _check_batch(x: Any) -> None:
-    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
-    first = next((part for part in parts if isinstance(part, Tensor)), None)
-    if first is None:
-        return
-    if first.dim() == 0 or len(first) < 2:
-        came = "a number" if first.dim() == 0 else f"a batch of {len(first)}"
-        raise ValueError(f"x is {came}, expected two samples or more: angles are given with their spread over samples")
-
-
-def _checked(loss: Any, model: nn.Module) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
-    if loss.numel() != 1:
-        raise ValueError(f"loss_fn returned {tuple(loss.shape)}, expected a scalar: reduce it by its mean or sum")
-    if not torch.isfinite(loss):
-        broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-        why = "the batch or the targets are not finite, or it overflowed" if broken is None else f"{broken} is not"
-        raise ValueError(f"the loss is {float(loss.detach())}, expected a finite number: {why}")
-    if not loss.requires_grad:
-        raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to compare")
-    return loss

@@ -67,13 +67,13 @@ class Alignment:
     """How the errors of one batch agree with the true ones; prints as a table.
 
     Attributes:
-        rule: The rule's name.
+        rule: The rule's name; of several in one model all.
         loss: Of the batch.
         descent: -dL/dt = Σ⟨g, f⟩ over all parameters of the network, were they moved by -f dt: the sum of the layers'
             alignment × gradient × feedback-alignment components, and of ``other``.
         other: The part of it that is of parameters outside the layers: normalisation, embeddings.
-        dominance: D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|², L the layer that runs last and has its true gradient; the loss falls
-            while D > -1. None where g_L is zero.
+        dominance: D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|², L the layer that runs last (of several outputs the last to
+            be made) and has its true gradient; the loss falls while D > -1. None where g_L is zero.
         layers: A row a layer, in the order in which they ran.
         neurons: {layer: ⟨B[:, k], W[:, k]⟩ of every neuron k at its input}, where B has W's shape.
         neuron_cosines: {layer: cos∠(B[:, k], W[:, k])}.

@@ -1,6 +1,6 @@
 """Both gradients of one forward pass, for layerwise rules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from falign.rules import Rule
-from falign.wiring import converted, feedbacks
+from falign.wiring import Feedback, converted, feedbacks
 
 if TYPE_CHECKING:
     from falign.scratch import Scratch
-    from falign.wiring import Feedback
 
 
 class Switch:
@@ -32,7 +31,7 @@ class Switch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rule, name)
 
-    def sources(self, feedback: "Feedback", weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+    def sources(self, feedback: Feedback, weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
         """Those of the rule, and W."""
         weight = weight.detach()
         own = self.rule.sources(feedback, weight, advance=advance)
@@ -45,9 +44,21 @@ class Switch:
 
 
 def switchable(model: nn.Module) -> bool:
-    """Whether all errors are delivered layer by layer, through layers whose weight is what their parameter is."""
-    layerwise = all(wiring.rule.wiring != "direct" for wiring in converted(model))
-    return layerwise and not any(is_parametrized(model.get_submodule(name)) for name in feedbacks(model))
+    """Whether one forward serves both ways.
+
+    All errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
+    stands between the layer's input and the layer: the delivery carries errors past it.
+    """
+    layers = [model.get_submodule(name) for name in feedbacks(model)]
+    return (
+        all(wiring.rule.wiring != "direct" for wiring in converted(model))
+        and not any(is_parametrized(layer) for layer in layers)
+        and all(isinstance(getattr(hook, "__self__", None), Feedback) for layer in layers for hook in _before(layer))
+    )
+
+
+def _before(layer: nn.Module) -> Iterable[Any]:
+    return layer._forward_pre_hooks.values()
 
 
 @contextmanager

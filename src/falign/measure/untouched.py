@@ -29,7 +29,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     modes = [(module, module.training) for module in model.modules()]
     passes = [(part, part._on[0], part._ran[0]) for part in parts]
-    hung = [(wiring, wiring.measured) for wiring in wirings(model)]
+    hung = [(wiring, dict(vars(wiring))) for wiring in wirings(model)]
     for wiring, _ in hung:
         wiring.measured = True
     with _generators(model):
@@ -45,13 +45,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
             for part, on, ran in passes:
                 part._on[0], part._ran[0] = on, ran
-            for wiring, measured in hung:
-                wiring.measured = measured
+            for wiring, state in hung:
+                vars(wiring).update(state)
 
 
 def _put(buffer: Tensor | None, value: Tensor | None) -> None:
     if buffer is not None and value is not None:
-        buffer.copy_(value)
+        buffer.data.copy_(value)  # its version stays: a backward that is still to come may have saved it
 
 
 @contextmanager
