@@ -110,6 +110,16 @@ def test_resumed_at_the_end_of_an_epoch_with_more_epochs(tmp_path: Path) -> None
     assert checkpoints == ["checkpoint-00000045.safetensors", "checkpoint-00000060.safetensors"]
 
 
+def test_a_run_that_lost_its_checkpoints_is_not_begun_again_unasked(tmp_path: Path) -> None:
+    begin(config(), tmp_path / "run")
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        path.unlink()
+    before = numbers(tmp_path / "run")
+    with pytest.raises(RunError, match="no checkpoint left to go on from"):
+        go_on(tmp_path / "run", epochs=9)
+    assert all(before[name].equals(table) for name, table in numbers(tmp_path / "run").items())
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, monkeypatch) -> None:
     begin(config(), tmp_path / "whole")
 

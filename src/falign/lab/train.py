@@ -96,6 +96,8 @@ def resume(
     if origin.get("data_sha256") != setting.data_sha256:
         raise RunError(f"{config.dataset} is not the data that {folder} began with: give those, by --data if need be")
     found = run.checkpoints()
+    if not found and status["status"] in ("done", "interrupted"):
+        raise RunError(f"{folder} has no checkpoint left to go on from: restore one, or begin anew with --force")
     changed = {key: value for key, value in provenance(config.device).items() if origin.get(key) != value}
     origin["resumed"] = [*origin.get("resumed", []), changed]
     if loose := [key for key in ("packages", "device", "threads") if key in changed]:
