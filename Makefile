@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/python -m falign.lab.demo runs/demo
-	$(BIN)/falign reproduce --preset quick --workers 2 --out results
+	$(BIN)/falign reproduce song2021 --preset quick --workers 2 --out results
 
 test: .venv/installed
 	FALIGN_TYPECHECK=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not compiled"

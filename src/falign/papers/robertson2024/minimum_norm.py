@@ -1,0 +1,169 @@
+"""Two-layer linear networks with more weights than data: which of all solutions feedback alignment finds."""
+
+from collections.abc import Sequence
+from math import isfinite
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from falign.feedback import generator
+from falign.lab.data import Dataset, load
+from falign.lab.experiment import (
+    Check,
+    Claim,
+    Experiment,
+    Outcome,
+    Picture,
+    Point,
+    Reading,
+    Scalar,
+    Setting,
+    Task,
+    grid,
+)
+from falign.lab.experiment.statistics import Estimate, slope, summary
+from falign.papers.robertson2024.cuts import with_classes, with_images
+from falign.papers.robertson2024.drawing_minimum_norm import deviation_by_size
+from falign.theory.minimum_norm import minimum_norm
+
+_SIZES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+"""s: the first layer begins with entries N(0, s²/d)."""
+_SMALL = pl.col("size").is_between(1e-5, 0.1)
+"""Where the deviation is of first order in s."""
+_FITTED = 1e-13
+"""|f - Y|/|Y| at which a run ends."""
+
+
+def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
+    name = str(tasks[0].point["dataset"])
+    images = None if name == "gaussian" else load(name, folder=setting.data, progress=False)
+    return [_outcome(task, images) for task in tasks]
+
+
+def _outcome(task: Task, images: Dataset | None) -> Outcome:
+    point = task.point
+    check = minimum_norm(
+        *_data(task, images),
+        hidden=int(point["p"]),
+        sizes=[float(point["size"])],
+        seeds=[task.seed],
+        steps=int(point["steps"]),
+        rate=float(point["rate"]),
+        converged=_FITTED,
+    )
+    deviation = float(check.series["relative deviation"])
+    if not isfinite(deviation):
+        return Outcome(records={}, diverged="the weights were not finite at the end: lower the rate")
+    fitted = next(assumption.measured for assumption in check.assumptions if assumption.name == "converged")
+    return Outcome(records={"deviation": [deviation], "residual": [fitted], "bounded": [bool(check.held)]})
+
+
+def _data(task: Task, images: Dataset | None) -> tuple[Tensor, Tensor]:
+    """Inputs (n, d), of largest singular value √n, and targets (n, outputs).
+
+    They are independent normal numbers; or an image of each of n classes, less the mean of all training images, and
+    these classes.
+    """
+    n = int(task.point["n"])
+    if images is None:
+        random = generator(task.seed, "", "data")
+        sizes = (int(task.point["d"]), int(task.point["outputs"]))
+        X, Y = (torch.randn(n, size, generator=random, dtype=torch.float64) for size in sizes)
+    else:
+        part = with_classes(images, n, task.seed)
+        mixed = with_images(part, len(part.train_labels), task.seed)
+        first = (mixed.train_labels == torch.arange(n)[:, None]).int().argmax(1)
+        X = (mixed.train_images[first] - images.train_images.double().mean(0)).flatten(1)
+        Y = torch.eye(n, dtype=torch.float64)
+    return X * (n**0.5 / torch.linalg.matrix_norm(X, 2)), Y
+
+
+def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
+    return grid(dataset=dataset, size=_SIZES, **sizes)
+
+
+def _exact(table: pl.DataFrame) -> Reading:
+    return Reading(
+        checks=tuple(
+            Check(
+                label=f"{name}: most of {own.height} runs",
+                measured=float(own["deviation"].to_numpy().max()),
+                high=1e-12,
+            )
+            for (name,), own in table.group_by(["dataset"], maintain_order=True)
+        ),
+        note=f"fitted to |f - Y|/|Y| ≤ {table['residual'].to_numpy().max():.1g}",
+    )
+
+
+def _proportional(table: pl.DataFrame) -> Reading:
+    logs = table.with_columns(pl.col("size").log(), pl.col("deviation").log())
+    found: list[tuple[str, Estimate]] = [
+        (str(name), slope(own, "size", "deviation")) for (name,), own in logs.group_by(["dataset"], maintain_order=True)
+    ]
+    checks = []
+    for name, each in found:
+        width = 0.01 + each.half(len(found))
+        checks.append(Check(label=f"{name}: exponent", measured=each.value, low=1 - width, high=1 + width))
+    return Reading(checks=tuple(checks))
+
+
+def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+    return summary(table, "deviation", by=["dataset", "size"])
+
+
+MINIMUM_NORM = Experiment(
+    name="robertson2024.minimum-norm",
+    title="Convergence to the solution of least norm",
+    source="Robertson and Koyejo 2024; abstract of its first version, arXiv 2306.01870v1",
+    revision=1,
+    grid={
+        preset: (
+            *_points("gaussian", n=20, d=60, outputs=3, p=p, rate=0.3, steps=20000),
+            *(point for name, n in images for point in _points(name, n=n, d=0, outputs=0, p=p, rate=0.3, steps=20000)),
+        )
+        for preset, p, images in (
+            ("smoke", 50, (("digits", 5),)),
+            ("quick", 200, (("digits", 10),)),
+            ("paper", 1000, (("digits", 10), ("mnist", 10), ("fashion-mnist", 10), ("cifar100", 100))),
+        )
+    },
+    seeds={"smoke": 2, "quick": 8, "paper": 20},
+    run=run,
+    together=("size",),
+    cost=lambda task: float(int(task.point["p"])),
+    pictures=(
+        Picture(
+            name="minimum-norm",
+            caption="How far the solution that feedback alignment finds is from X⁺Y, the one of least norm, against "
+            "the size of the first layer's initial weights; mean ± standard deviation. At s = 0 rounding is left.",
+            data=_drawn,
+            draw=deviation_by_size,
+        ),
+    ),
+    claims=(
+        Claim(
+            name="minimum-norm",
+            statement="Overparameterized two-layer linear networks trained by feedback alignment converge to "
+            "minimum-norm solutions.",
+            place="Abstract of version 1",
+            how="|W - X⁺Y|/|X⁺Y|, W = (W₂W₁)ᵀ, once Y is fitted, W₁(0) = 0; the most of all runs.",
+            because="Rounding. With W₁(0) = 0 the rows of W₁ stay in the span of the inputs, so that the one solution "
+            "in that span is found exactly: derived here, the condition is not in what is readable of the paper.",
+            read=_exact,
+            scope=pl.col("size") == 0,
+        ),
+        Claim(
+            name="minimum-norm-proportional",
+            statement="From another start the deviation is proportional to the first layer's initial weights.",
+            place="Derived here: what W₁(0) has outside the span of the inputs is never trained",
+            how="Slope of log deviation against log s for s ≤ 0.1, one a seed.",
+            because="1, the first order in s; 0.01 for the next order and half the 99 % interval over the seeds "
+            "(Student's t) on top.",
+            read=_proportional,
+            scope=_SMALL,
+        ),
+    ),
+)
