@@ -191,7 +191,7 @@ CLAIMS = (
     ),
     Claim(
         name="alignment-dial-little",
-        statement="Turned a little, it raises them too.",
+        statement="Turned a little, the dial B ← (1-α)B + αW raises alignment and accuracy too.",
         place="Not in what is readable of the paper: whether every gain in alignment helps",
         how="As for alignment-dial, with the smallest tracking rate.",
         because=_T,

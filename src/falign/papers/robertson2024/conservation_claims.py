@@ -144,7 +144,7 @@ CLAIMS = (
     ),
     Claim(
         name="on-the-diagonal-adafa",
-        statement="So it is for adaFA.",
+        statement="Under plain descent the change of ½|W_l|² + ½|b_l|² is that of ⟨B, W_l+1⟩ for adaFA as well.",
         place="A summary of the paper names adaFA among the rules that converge; that it is the tracking "
         "B ← (1-α)B + αW is a choice",
         how="As for on-the-diagonal, adafa.",

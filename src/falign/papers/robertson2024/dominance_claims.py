@@ -186,7 +186,7 @@ CLAIMS = (
     ),
     Claim(
         name="anti-rises-deep",
-        statement="With two hidden layers as well.",
+        statement="From W = -B the loss rises at first and recovers later with two hidden layers as well.",
         place="Not in the paper: how far the statement goes. Two reversals in a row are none for the first layer",
         how="As for anti-rises-and-recovers.",
         because="As for anti-rises-and-recovers.",
