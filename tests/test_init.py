@@ -1,5 +1,6 @@
 """Initial weights under the conservation law: guarantees on real images, in nets as users build them."""
 
+import os
 from functools import cache
 from itertools import pairwise
 
@@ -220,6 +221,28 @@ def test_sizes_that_mean_nothing_are_refused(size):
         init.small(mlp(), example=x, size=size)
     with pytest.raises(ValueError, match="share is"):
         init.dominant(mlp(), example=x, share=size if size != float("inf") else 1.5)
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 1e-170])
+def test_factors_that_round_to_zero_are_refused_before_a_weight_is_drawn(tiny):
+    model = mlp(dtype=torch.float32)
+    before, x = model[0].weight.detach().clone(), digits()[0].float()
+    with pytest.raises(ValueError, match=f"size is {tiny}, expected at least"):
+        init.small(model, example=x, size=tiny)
+    with pytest.raises(ValueError, match=f"share is {tiny}, expected at least"):
+        init.dominant(model, example=x, share=tiny)
+    assert torch.equal(model[0].weight, before)
+    assert init.small(model, example=x, size=1e-15)[0].weight.count_nonzero() == before.numel()
+
+
+@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+@pytest.mark.parametrize("wrong", ["a", None, True, 1j])
+def test_factors_that_are_no_numbers_are_refused(wrong):
+    x, _ = digits()
+    with pytest.raises(ValueError, match="size is"):
+        init.small(mlp(), example=x, size=wrong)
+    with pytest.raises(ValueError, match="share is"):
+        init.dominant(mlp(), example=x, share=wrong)
 
 
 def test_why_nothing_can_be_aligned_is_said():

@@ -148,7 +148,7 @@ def test_every_measurement_is_recorded_in_its_shape():
         (lambda: draw([6, 3], seeds=[0], dynamics=made()), "widths of inputs, hidden layers and outputs"),
         (lambda: draw([6, 4, 3], seeds=[], dynamics=made()), "and a seed"),
         (lambda: _descend(rates=(1.0, 1.0)), "2 rates for 3 layers"),
-        (lambda: _descend(rate=0.0), "rate is 0.0, expected a positive step size"),
+        (lambda: _descend(rate=0.0), "rate is 0.0, expected a positive number"),
         (lambda: _descend(names=["C"]), "unknown measurement 'C'"),
         (lambda: _descend(at=[2, 1]), "recording steps must increase"),
         (lambda: _flow(times=[0.5, 1.0]), "times must increase from 0"),

@@ -119,6 +119,48 @@ def test_what_cannot_be_tested_is_refused(test, X, labels, named):
         test(X, labels)
 
 
+@pytest.mark.parametrize("test", [linear_margin, orthogonal_separability])
+@pytest.mark.parametrize(
+    ("X", "labels", "named"),
+    [
+        (torch.ones(3), [0, 1, 1], r"shape \(3,\), expected \(points, features\)"),
+        (torch.ones(3, 2, 1), [0, 1, 1], r"shape \(3, 2, 1\)"),
+        (torch.ones(3, 2) * 1j, [0, 1, 1], "complex"),
+        (np.ones((3, 2)) * 1j, [0, 1, 1], "complex"),
+        ([[1.0], [1.0, 2.0]], [0, 1], "no table of numbers"),
+        ("digits", [0, 1], "expected real numbers"),
+        (torch.ones(3, 2), [0.0, 1.0, 1.5], "label 1.5 is no whole number"),
+        (torch.ones(3, 2), torch.tensor([0.2, 0.7, 0.7]), "label 0.2 is no whole number"),
+        (torch.ones(3, 2), [0, 1, float("nan")], "label nan"),
+        (torch.ones(3, 2), torch.eye(3), r"of one-hot labels argmax\(1\)"),
+        (torch.ones(3, 2), [0, 1], "3 inputs and 2 labels"),
+    ],
+)
+def test_data_of_another_kind_are_refused_in_a_sentence(test, X, labels, named):
+    with pytest.raises(ValueError, match=named):
+        test(X, labels)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.long, torch.Tensor.to_sparse,
+                                  lambda X: X.clone().requires_grad_()])  # fmt: skip
+def test_data_are_tensors_arrays_or_lists(make):
+    X, labels = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0.0, 1.0])
+    assert linear_margin(make(X), labels.tolist()).margins == pytest.approx((2.5,))
+    assert orthogonal_separability(make(X), labels.numpy()) == orthogonal_separability(X, labels)
+    assert full_rank_gram(make(X)) == full_rank_gram(X)
+
+
+@pytest.mark.parametrize("X", [torch.ones(3), torch.ones(2, 2, 2), torch.eye(2).double() * 1e-200, torch.eye(2) * 1j])
+def test_a_spectrum_that_cannot_be_told_is_refused(X):
+    with pytest.raises(ValueError, match=r"expected|scale the data first|complex"):
+        full_rank_gram(X)
+
+
+def test_products_beyond_float64_are_refused():
+    with pytest.raises(ValueError, match="scale the data first"):
+        orthogonal_separability(torch.eye(2).double() * 1e200, [0, 1])
+
+
 def test_sentences():
     X = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     assert str(linear_margin(X, _labels(0, 1))) == "linear margin: 1 of 1 splits separable, least margin 2.5"

@@ -13,6 +13,7 @@ from falign.measure.law.balance import Balance
 from falign.measure.law.forms import Form
 from falign.measure.law.targets import Target
 from falign.measure.untouched import unwrapped
+from falign.theory.inputs import number
 from falign.wiring import converted
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,9 +64,10 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
 
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    if not (number(share) and 0 < share <= 1):
+        raise ValueError(f"share is {share!r}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     balances, _ = lawful(model, example)
+    _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
     generic(model, seed=seed)
     with torch.no_grad():
         for name, balance in reversed(balances.items()):
@@ -85,19 +87,20 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
         model: A converted model.
         example: An input of it.
         seed: Of the weights that are scaled, those of ``generic``.
-        size: The factor, above 0.
+        size: The factor, above 0; its square, which C is of the order of, not below what the weights' type holds.
 
     Raises:
         ValueError: The model is not converted or does not run, no neuron is under the law, the model's output is not
-            that of a layer, or size is not positive.
+            that of a layer, or size is not positive or too small for the weights' type.
 
     Source: derived from the law.
     """
-    if not 0 < size < float("inf"):
-        raise ValueError(f"size is {size}, expected a factor above 0: from all zeros nothing would learn")
+    if not (number(size) and size > 0):
+        raise ValueError(f"size is {size!r}, expected a factor above 0: from all zeros nothing would learn")
     balances, followed = lawful(model, example)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
+    _resolved("size", size, max(_tiny(balance) for balance in balances.values()) ** 0.5)
     inner = unwrapped(generic(model, seed=seed))
     with torch.no_grad():
         for name, balance in balances.items():
@@ -137,6 +140,18 @@ def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
         for target in targets.values():
             target.weight.copy_(-target.feedback())
     return model
+
+
+def _tiny(balance: Balance) -> float:
+    return torch.finfo(balance.weight.dtype).tiny
+
+
+def _resolved(name: str, value: float, least: float) -> None:
+    """Refuse a factor that would leave weights of zero."""
+    if value < least:
+        raise ValueError(
+            f"{name} is {value!r}, expected at least {least:.2g}: below it the weights would round to zero"
+        )
 
 
 def _align(target: Target) -> None:

@@ -8,22 +8,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
+from falign.theory.inputs import Numbers, listed, number, squarable, table, whole
 from falign.theory.statement import Assumption, TheoremCheck
 
 
-def least_norm(X: Float[Tensor, "n d"], Y: Float[Tensor, "n k"]) -> Float[Tensor, "k d"]:
+def least_norm(X: Numbers, Y: Numbers) -> Float[Tensor, "k d"]:
     """``(X⁺Y)ᵀ``: of all maps M with ``X Mᵀ = Y`` the one of least Frobenius norm, its rows in the span of the inputs.
 
+    In float64, on the CPU.
+
     Args:
-        X: Inputs, n ≤ d and independent if Y is to be met exactly.
-        Y: Targets.
+        X: Inputs [n d], n ≤ d and independent if Y is to be met exactly.
+        Y: Targets [n k].
+
+    Raises:
+        ValueError: X and Y are no tables of finite real numbers with the same number of points.
     """
+    X, Y = _tables(X, Y)
     return (torch.linalg.pinv(X) @ Y).mT
 
 
 def minimum_norm(
-    X: Float[Tensor, "n d"],
-    Y: Float[Tensor, "n k"],
+    X: Numbers,
+    Y: Numbers,
     *,
     hidden: int,
     sizes: Sequence[float],
@@ -39,13 +46,14 @@ def minimum_norm(
     ``s |W_2| |R P| + |f - Y|/σ_min(X)``: proportional to s at convergence, and zero for a zero first layer.
 
     Args:
-        X: Inputs, independent, n < d: else there is one interpolant and nothing to choose.
-        Y: Targets.
+        X: Inputs [n d], independent, n < d: else there is one interpolant and nothing to choose.
+        Y: Targets [n k].
         hidden: Width, at least k.
         sizes: s, increasing from 0 or above: the axis of the series.
         seeds: Of R, W_2(0) and the feedback B; one run each. R, B and W_2(0) are normal with variance 1/inputs, and
             W_2(0) a tenth of that.
-        steps: Most steps of full-batch descent of the mean ½|f - y|²; it ends earlier when all runs have converged.
+        steps: Most steps of full-batch descent of the mean ½|f - y|²; it ends earlier when all runs have converged or
+            are no longer finite, which the series then show.
         rate: η; None for a tenth of n/|X|², X's largest singular value.
         converged: What the error may be of |Y|.
 
@@ -54,14 +62,20 @@ def minimum_norm(
         logarithm against log s over the sizes above 0 that are below 0.1, where there are two.
 
     Raises:
-        ValueError: no size, a negative one, no seed, or a width below k.
+        ValueError: X or Y is no table of finite numbers, or all zeros; or a size, seed, width, rate or number of
+            steps makes no run.
 
     Source: version 1 of Robertson and Koyejo 2024 (ICML LLW workshop 2023) states it; the bound is derived here.
     """
+    X, Y = _tables(X, Y)
+    for name, found in (("inputs", X), ("targets", Y)):
+        squarable(name, found)
+        if not found.any():
+            raise ValueError(f"the {name} are all 0: there is nothing to learn")
     k, n, d = Y.shape[1], *X.shape
-    if not sizes or min(sizes) < 0 or not seeds or hidden < k:
-        raise ValueError(f"expected sizes of at least 0, a seed and a width of at least {k}, got {sizes}, {hidden}")
-    X, Y, size = X.double(), Y.double(), torch.tensor(list(sizes), dtype=torch.float64)
+    sizes, seeds = _runs(sizes, seeds, hidden, k)
+    _course(steps, rate, converged)
+    size = torch.tensor(sizes, dtype=torch.float64)
     values = torch.linalg.svdvals(X)
     rate = n / float(values[0]) ** 2 / 10 if rate is None else rate
     R, out, B = (_normal(seeds, purpose, rows, columns) for purpose, rows, columns in _shapes(k, hidden, d))
@@ -69,7 +83,7 @@ def minimum_norm(
     W_1, W_2, error = _train(X, Y, first, 0.1 * out.unsqueeze(1), B.unsqueeze(1), rate, steps, converged)
     target = least_norm(X, Y)
     across = R - R @ torch.linalg.pinv(X) @ X
-    bound = size * torch.linalg.matrix_norm(W_2, 2) * across.flatten(1).norm(dim=1)[:, None] + error / values[-1]
+    bound = size * _norm(W_2) * across.flatten(1).norm(dim=1)[:, None] + error / values[-1]
     deviation = (W_2 @ W_1 - target).flatten(2).norm(dim=2)
     relative, worst = deviation / target.norm(), float((error / Y.norm()).max())
     return TheoremCheck(
@@ -100,6 +114,39 @@ def minimum_norm(
     )
 
 
+def _tables(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor]:
+    X, Y = table("inputs", X), table("targets", Y)
+    if len(X) != len(Y):
+        raise ValueError(f"{len(X)} inputs and {len(Y)} targets: one target an input")
+    return X, Y
+
+
+def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> tuple[list[float], list[int]]:
+    sizes, seeds = listed("sizes", sizes), listed("seeds", seeds)
+    fits = all(number(size) and size >= 0 for size in sizes) and whole(hidden) and hidden >= k
+    if not sizes or not seeds or not fits or sorted(set(sizes)) != sizes:
+        raise ValueError(
+            f"expected increasing sizes of at least 0, a seed and a width of at least {k}, "
+            f"got {sizes}, {seeds}, {hidden!r}"
+        )
+    return sizes, seeds
+
+
+def _course(steps: int, rate: float | None, converged: float) -> None:
+    if not whole(steps) or steps < 1:
+        raise ValueError(f"steps is {steps!r}, expected a whole number from 1 on")
+    if rate is not None and not (number(rate) and rate > 0):
+        raise ValueError(f"rate is {rate!r}, expected a positive number, or None")
+    if not (number(converged) and converged >= 0):
+        raise ValueError(f"converged is {converged!r}, expected a number of at least 0")
+
+
+def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:
+    """Spectral norms; nan where a run diverged."""
+    finite = W.isfinite().all(-1).all(-1)
+    return torch.linalg.matrix_norm(W.where(finite[..., None, None], 0.0), 2).where(finite, torch.nan)
+
+
 def _shapes(k: int, hidden: int, d: int) -> tuple[tuple[str, int, int], ...]:
     return ("first layer", hidden, d), ("output layer", k, hidden), ("feedback", k, hidden)
 
@@ -117,12 +164,18 @@ def _train(
     enough = converged * Y.norm()
     error = X @ W_1.mT @ W_2.mT - Y
     for step in range(steps):
-        if step % 100 == 0 and bool((error.flatten(2).norm(dim=2) <= enough).all()):
+        if step % 100 == 0 and _ended(error, enough):
             break
         share = rate / len(X) * error.mT
         W_1, W_2 = W_1 - B.mT @ (share @ X), W_2 - share @ (X @ W_1.mT)
         error = X @ W_1.mT @ W_2.mT - Y
     return W_1, W_2, error.flatten(2).norm(dim=2)
+
+
+def _ended(error: Tensor, enough: Tensor) -> bool:
+    """Whether all runs have converged or diverged."""
+    size = error.flatten(2).norm(dim=2)
+    return bool(((size <= enough) | ~size.isfinite()).all())
 
 
 def _slope(size: Tensor, relative: Tensor) -> dict[str, float]:

@@ -5,9 +5,10 @@ from math import inf
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor
+
+from falign.theory.inputs import Numbers, squarable, table, whole_labels
 
 _PIECE = 1024
 _SUMS = 1e4
@@ -85,7 +86,7 @@ class FullRankGram:
         return f"rank {self.rank} of {self.points}, smallest eigenvalue {self.smallest:.4g}"
 
 
-def linear_margin(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, bias: bool = True) -> LinearMargin:
+def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMargin:
     """The largest margin ``max_{|w|=1} min_i s_i (w·x_i + c)`` of each class (s = 1) against the rest (s = -1).
 
     It is half the distance of the two classes' convex hulls; without bias (c = 0) the distance of the hull of s_i x_i
@@ -93,17 +94,17 @@ def linear_margin(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, bias: b
     hyperplane has on the points, so a positive margin is certain. Meant for up to some thousand points.
 
     Args:
-        X: Inputs, flattened.
-        labels: Classes.
+        X: Inputs [n d], flattened: a tensor, an array or lists.
+        labels: Classes [n], whole numbers.
         bias: Whether the hyperplane may miss the origin.
 
     Raises:
-        ValueError: shapes do not fit, a number is not finite, or there is one class only.
+        ValueError: shapes do not fit, a number is not finite or real, a label not whole, or there is one class only.
 
     Source: Robertson and Koyejo 2024 (ICML) speak of data separability; the definition is the textbook's.
     """
-    classes = _checked(X, labels)
-    points = X.double().numpy()
+    X, labels, classes = _checked(X, labels)
+    points = X.numpy()
     scale = float(np.abs(points).max()) or 1.0
     sides = [np.where(labels.numpy() == one, 1.0, -1.0) for one in (classes[1:] if len(classes) == 2 else classes)]
     margins = tuple(scale * _margin(points / scale, side, bias) for side in sides)
@@ -129,20 +130,20 @@ def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
     return max(0.0, float(inside) / size) if size > 0 else 0.0
 
 
-def orthogonal_separability(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> OrthogonalSeparability:
+def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparability:
     """The worst products of inputs within and between classes; n² of them, in pieces.
 
     Args:
-        X: Inputs, flattened.
-        labels: Classes.
+        X: Inputs [n d], flattened: a tensor, an array or lists.
+        labels: Classes [n], whole numbers.
 
     Raises:
-        ValueError: shapes do not fit, a number is not finite, or there is one class only.
+        ValueError: as for ``linear_margin``, or the products are beyond float64.
 
     Source: the condition of Phuong and Lampert 2021 (ICLR), here for inner products of any two inputs.
     """
-    _checked(X, labels)
-    X = X.double()
+    X, labels, _ = _checked(X, labels)
+    squarable("inputs", X)
     within, between = inf, -inf
     for rows, own in zip(X.split(_PIECE), labels.split(_PIECE), strict=True):
         products, same = rows @ X.mT, own[:, None] == labels
@@ -151,20 +152,21 @@ def orthogonal_separability(X: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) 
     return OrthogonalSeparability(least_within=within, largest_between=between)
 
 
-def full_rank_gram(X: Float[Tensor, "n d"]) -> FullRankGram:
+def full_rank_gram(X: Numbers) -> FullRankGram:
     """The spectrum of XXᵀ, from the singular values of X.
 
     Args:
-        X: Inputs, flattened.
+        X: Inputs [n d], flattened: a tensor, an array or lists.
 
     Raises:
-        ValueError: X is empty or holds a number that is not finite.
+        ValueError: X is no table of finite real numbers, is empty, or its squares are beyond float64.
 
     Source: the condition of Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3, for linear networks.
     """
-    _checked_inputs(X)
+    X = table("inputs", X)
+    squarable("inputs", X)
     n, d = X.shape
-    values = torch.linalg.svdvals(X.double())
+    values = torch.linalg.svdvals(X)
     rank = int((values > max(n, d) * torch.finfo(torch.float64).eps * values[0]).sum())
     full = rank == n
     return FullRankGram(
@@ -175,19 +177,11 @@ def full_rank_gram(X: Float[Tensor, "n d"]) -> FullRankGram:
     )
 
 
-def _checked_inputs(X: Tensor) -> None:
-    if X.numel() == 0:
-        raise ValueError(f"inputs have shape {tuple(X.shape)}: a test wants at least one point and one feature")
-    if not X.isfinite().all():
-        raise ValueError(f"{int((~X.isfinite()).sum())} numbers of the inputs are not finite: clean the data first")
-
-
-def _checked(X: Tensor, labels: Tensor) -> tuple[int, ...]:
-    """The classes."""
-    _checked_inputs(X)
-    if len(labels) != len(X):
-        raise ValueError(f"{len(X)} inputs and {len(labels)} labels: one label an input")
-    classes = tuple(sorted({int(label) for label in labels}))
+def _checked(X: Numbers, labels: Numbers) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Inputs, labels and the classes."""
+    X = table("inputs", X)
+    labels = whole_labels(labels, len(X))
+    classes: tuple[int, ...] = tuple(labels.unique().tolist())
     if len(classes) < 2:
         raise ValueError(f"all labels are {int(labels[0])}: separability wants at least two classes")
-    return classes
+    return X, labels, classes

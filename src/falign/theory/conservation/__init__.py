@@ -4,7 +4,7 @@
 follows from the law: ``conservation``, ``alignment_bound``, ``lasting_alignment``, ``decay_equilibrium``.
 """
 
-from falign.theory.conservation.courses import MEASUREMENTS, Course, descend, flow
+from falign.theory.conservation.courses import descend, flow
 from falign.theory.conservation.gates import GATES, Gate, gate
 from falign.theory.conservation.law import (
     aligned_forever,
@@ -15,6 +15,7 @@ from falign.theory.conservation.law import (
     potential,
 )
 from falign.theory.conservation.losses import LOSSES, Loss, loss
+from falign.theory.conservation.measurements import MEASUREMENTS, Course
 from falign.theory.conservation.network import Dynamics, State, gradients, loss_of, output, velocity
 from falign.theory.conservation.rules import RULES, FeedbackRule, entrywise, rule
 from falign.theory.conservation.start import anti, dominant, draw, small

@@ -1,7 +1,6 @@
 """Train by steps or by gradient flow, and record what is asked for by name."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,85 +9,10 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from falign.theory.conservation import law
-from falign.theory.conservation.network import Dynamics, Points, State, gradients, loss_of, velocity
-
-Measurement = Callable[[State, Dynamics, Tensor, Tensor], Tensor]
-
-
-def _descent(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Per layer [runs layers], biases included: what both gradients are and agree on, and D."""
-    true, taken = gradients(state, dynamics, X, y, true=True), gradients(state, dynamics, X, y)
-    rates = state.W[0].new_tensor(dynamics.of_layers(state)[0])
-    descent, square = _dot(true, taken), _dot(true, true)
-    return {
-        "descent": descent,
-        "gradient_norm": square.sqrt(),
-        "taken_norm": _dot(taken, taken).sqrt(),
-        "dominance": (rates * descent)[:, :-1].sum(-1) / (rates * square)[:, -1],
-    }
-
-
-def _dot(one: State, other: State) -> Float[Tensor, "runs layers"]:
-    """Inner products of two gradients, a layer's weights and bias together."""
-    weights = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(one.W, other.W, strict=True)], -1)
-    if not one.b:
-        return weights
-    return weights + torch.stack([(a * b).sum(-1) for a, b in zip(one.b, other.b, strict=True)], -1)
-
-
-def _part(name: str) -> Measurement:
-    return lambda state, dynamics, X, y: _descent(state, dynamics, X, y)[name]
-
-
-ACCOUNT = "account"
-"""What the exact identity says that C has gained since the start [runs neurons]: kept on the way."""
-
-MEASUREMENTS: dict[str, Measurement] = {
-    "loss": loss_of,
-    "incoming": lambda state, dynamics, X, y: law.incoming(state, dynamics),
-    "potential": lambda state, dynamics, X, y: law.potential(state, dynamics),
-    "invariant": lambda state, dynamics, X, y: law.invariant(state, dynamics),
-    "alignment": lambda state, dynamics, X, y: law.alignment(state, dynamics),
-    **{name: _part(name) for name in ("descent", "gradient_norm", "taken_norm", "dominance")},
-}
-"""name -> what it is at a state.
-
-``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``potential`` V,
-``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
-``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
-by its own.
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """What a block of runs went through.
-
-    Attributes:
-        dynamics: How it learned.
-        start: Where from.
-        end: Where to.
-        rate: η of the steps; 0 in gradient flow.
-        times: Recorded times [times]; of steps, η times their number.
-        values: name -> [runs times …]: those asked for.
-    """
-
-    dynamics: Dynamics
-    start: State
-    end: State
-    rate: float
-    times: Float[Tensor, " times"]
-    values: Mapping[str, Float[Tensor, "runs times ..."]]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The recorded values of that name.
-
-        Raises:
-            ValueError: it was not recorded.
-        """
-        if name not in self.values:
-            raise ValueError(f"{name!r} was not recorded, only {', '.join(self.values)}: name it when the run is made")
-        return self.values[name]
+from falign.theory.conservation.fits import count_of
+from falign.theory.conservation.measurements import ACCOUNT, Course, known
+from falign.theory.conservation.network import Dynamics, Points, State, loss_of, velocity
+from falign.theory.inputs import listed, numbers, positive, whole
 
 
 def descend(
@@ -118,24 +42,25 @@ def descend(
         at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly.
 
     Raises:
-        ValueError: η is not positive, a name is unknown, or the recording steps are out of order or range.
+        ValueError: η is not positive, a name is unknown, the data do not fit the network or hold what is no number, or
+            the batches or the recording steps are out of order or range.
     """
-    if not rate > 0:
-        raise ValueError(f"rate is {rate}, expected a positive step size")
-    known = _known(names)
-    count = steps if isinstance(steps, int) else len(steps)
-    at = sorted({round(step) for step in np.linspace(0, count, 101)}) if at is None else list(at)
-    if not at or at[0] < 0 or at[-1] > count or sorted(set(at)) != at:
+    positive("rate", rate)
+    taken = known(names)
+    _fitting(state, dynamics, X, y)
+    count = count_of(steps, X.shape[-2])
+    at = sorted({round(step) for step in np.linspace(0, count, 101)}) if at is None else listed("at", at)
+    if not at or not all(map(whole, at)) or at[0] < 0 or at[-1] > count or sorted(set(at)) != at:
         raise ValueError(f"recording steps must increase from 0 to at most {count}, got {at[:10]}")
     now, wanted = state, set(at)
     account = torch.zeros_like(law.incoming(state, dynamics))
     rows = []
     for step in range(at[-1] + 1):
         if step in wanted:
-            row = {name: take(now, dynamics, X, y) for name, take in known.items()}
+            row = {name: take(now, dynamics, X, y) for name, take in taken.items()}
             rows.append({**row, ACCOUNT: account} if ACCOUNT in names else row)
         if step < at[-1]:
-            points = slice(None) if isinstance(steps, int) else steps[step]
+            points = steps[step] if isinstance(steps, Tensor) else slice(None)
             moved, after = _step(now, dynamics, X[..., points, :], y[..., points, :], rate)
             if ACCOUNT in names:
                 account = account + law.account_of_step(now, after, dynamics, rate, moved)
@@ -172,12 +97,20 @@ def flow(
         longest: Most evaluations of the velocity.
 
     Raises:
-        ValueError: a name is unknown, or the times do not increase from 0.
+        ValueError: a name is unknown, the data do not fit the network or hold what is no number, the state is not in
+            float64, or the times do not increase from 0.
         RuntimeError: the integration stopped, as the weights diverge, or took too long.
     """
-    known = _known(names)
-    if len(times) < 2 or float(times[0]) != 0 or not (times.diff() > 0).all():
-        raise ValueError(f"times must increase from 0, at least two of them, got {times[:10].tolist()}")
+    taken = known(names)
+    _fitting(state, dynamics, X, y)
+    if state.W[0].dtype != torch.float64:
+        raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
+    times = numbers("times", times).double()
+    in_order = times.ndim == 1 and len(times) > 1 and times[0] == 0 and (times.diff() > 0).all()
+    if not in_order or not times.isfinite().all():
+        raise ValueError(f"times must increase from 0, at least two of them, got {times.tolist()}")
+    positive("tolerance", tolerance)
+    positive("longest", longest)
     account = torch.zeros_like(law.incoming(state, dynamics))
     zero = state._replace(W=(*state.W, account.unsqueeze(-1)))  # the account rides along as one more matrix
 
@@ -205,10 +138,18 @@ def flow(
     states = [_restored(column, zero) for column in solved.y.T]
     rows = []
     for here in states:
-        row = {name: take(_without_account(here), dynamics, X, y) for name, take in known.items()}
+        row = {name: take(_without_account(here), dynamics, X, y) for name, take in taken.items()}
         rows.append({**row, ACCOUNT: here.W[-1][..., 0]} if ACCOUNT in names else row)
     end = _without_account(states[-1])
     return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+
+
+def _fitting(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> None:
+    """Refuse weights, inputs and targets that are not finite or do not fit."""
+    loss_of(state, dynamics, X, y)
+    parts = (*state.W, *state.b, *state.B)
+    if not all(bool(part.isfinite().all()) for part in (X, y, *parts)):
+        raise ValueError("inputs, targets, weights or feedback hold numbers that are not finite: clean them first")
 
 
 def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -> tuple[State, State]:
@@ -223,13 +164,6 @@ def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -
     return state, after._replace(B=state.B) if dynamics.rule.follows else after
 
 
-def _known(names: Sequence[str]) -> dict[str, Measurement]:
-    for name in names:
-        if name not in MEASUREMENTS and name != ACCOUNT:
-            raise ValueError(f"unknown measurement {name!r}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
-    return {name: MEASUREMENTS[name] for name in names if name != ACCOUNT}
-
-
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
 
@@ -239,7 +173,7 @@ def _without_account(state: State) -> State:
 
 
 def _flat(state: State) -> np.ndarray:
-    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).numpy()
+    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).detach().numpy()
 
 
 def _restored(numbers: np.ndarray, like: State) -> State:

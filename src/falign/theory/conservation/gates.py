@@ -48,6 +48,6 @@ def gate(name: str) -> Gate:
     Raises:
         ValueError: there is none.
     """
-    if name not in GATES:
+    if not isinstance(name, str) or name not in GATES:
         raise ValueError(f"unknown gate {name!r}: choose one of {', '.join(GATES)}")
     return GATES[name]

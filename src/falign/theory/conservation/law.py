@@ -6,15 +6,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from falign.theory.conservation.network import Dynamics, State, carriers
+from falign.theory.conservation.network import Dynamics, State, carriers, stored
 
 Neurons = Float[Tensor, "runs neurons"]
 """One number for every neuron of the hidden layers under the law, layer by layer."""
 
 
 def lawful(state: State, dynamics: Dynamics) -> range:
-    """The hidden layers, from 0, under the law: all, or of a direct rule the last one."""
+    """The hidden layers, from 0, under the law: all, or of a direct rule the last one.
+
+    Raises:
+        ValueError: there is none.
+    """
     last = state.depth - 1
+    if last < 1:
+        raise ValueError(f"the network has {state.depth} layers: the law is of hidden neurons, which want two")
     return range(max(0, last - 1), last) if dynamics.rule.direct else range(last)
 
 
@@ -25,10 +31,8 @@ def incoming(state: State, dynamics: Dynamics) -> Neurons:
 
 def potential(state: State, dynamics: Dynamics) -> Neurons:
     """V_k of the rule: ``⟨B[:, k], W[:, k]⟩`` for fa, and what stands in ``RULES`` for the others."""
-    stored = state.B or state.W[1:]
-    return _joined(
-        dynamics.rule.potential(stored[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics)
-    )
+    B = stored(state, dynamics)
+    return _joined(dynamics.rule.potential(B[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
 
 
 def alignment(state: State, dynamics: Dynamics) -> Neurons:

@@ -56,6 +56,6 @@ def loss(name: str) -> Loss:
     Raises:
         ValueError: there is none.
     """
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.conservation.fits import fits_inputs, fits_layers, fits_targets
 from falign.theory.conservation.gates import Gate, gate
 from falign.theory.conservation.losses import Loss, loss
 from falign.theory.conservation.rules import FeedbackRule, rule
+from falign.theory.inputs import number
 
 Points = Float[Tensor, "*#runs n _"]
 """Inputs, or targets, of all runs alike [n d] or of each [runs n d]."""
@@ -55,7 +56,7 @@ class Dynamics:
         tracking: ρ of ``adafa``, whose α a step is ηρ.
 
     Raises:
-        ValueError: a rate is not positive, or a decay or ρ is negative.
+        ValueError: a rate is not positive, a decay or ρ is negative, or gate, rule or loss is only a name.
     """
 
     gate: Gate = field(default_factory=lambda: gate("relu"))
@@ -66,13 +67,20 @@ class Dynamics:
     tracking: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, part, kind in (
+            ("gate", self.gate, Gate),
+            ("rule", self.rule, FeedbackRule),
+            ("loss", self.loss, Loss),
+        ):
+            if not isinstance(part, kind):
+                raise ValueError(f"{name} is {part!r}, expected a {kind.__name__}, such as {name}(name) gives")
         for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
-            if not 0 < rate < inf:
-                raise ValueError(f"a layer's rate is {rate}, expected a positive number: the law divides by it")
+            if not (number(rate) and rate > 0):
+                raise ValueError(f"a layer's rate is {rate!r}, expected a positive number: the law divides by it")
         decays = self.decays if isinstance(self.decays, tuple) else (self.decays,)
         for name, value in (*(("a decay", decay) for decay in decays), ("tracking", self.tracking)):
-            if not 0 <= value < inf:
-                raise ValueError(f"{name} is {value}, expected a number of at least 0")
+            if not (number(value) and value >= 0):
+                raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
 
     def of_layers(self, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(r_1, …, r_L), (λ_1, …, λ_L).
@@ -96,7 +104,9 @@ def output(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, "runs n
 
 def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, " runs"]:
     """The mean loss, without any penalty."""
-    return dynamics.loss.mean(output(state, dynamics, X), y)
+    f = output(state, dynamics, X)
+    fits_targets(f, y)
+    return dynamics.loss.mean(f, y)
 
 
 def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: bool = False) -> State:
@@ -113,6 +123,7 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
         Gradients in the place of W and b; no feedback.
     """
     inputs, sums = _forward(state, dynamics, X)
+    fits_targets(sums[-1], y)
     errors = [dynamics.loss.error(sums[-1], y)]
     matrices = state.W[1:] if true else carriers(state, dynamics)
     for layer in range(state.depth - 2, -1, -1):
@@ -128,9 +139,26 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
 def carriers(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
     """M of hidden layers 1, …, L - 1: what carries an error to each."""
     if dynamics.rule.direct:
-        return state.B
-    stored = state.B or state.W[1:]
-    return tuple(dynamics.rule.effective(B, W) for B, W in zip(stored, state.W[1:], strict=True))
+        return stored(state, dynamics)
+    pairs = zip(stored(state, dynamics), state.W[1:], strict=True)
+    return tuple(dynamics.rule.effective(B, W) for B, W in pairs)
+
+
+def stored(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
+    """B as the rule stores it, for hidden layers 1, …, L - 1; W where the rule stores none.
+
+    Raises:
+        ValueError: the state has no such feedback.
+    """
+    if dynamics.rule.stored is None and not state.B:
+        return state.W[1:]
+    top = state.W[-1].shape[-2]
+    wanted = [(top, W.shape[-1]) if dynamics.rule.direct else tuple(W.shape[-2:]) for W in state.W[1:]]
+    if (found := [tuple(B.shape[-2:]) for B in state.B]) != wanted:
+        raise ValueError(
+            f"feedback has shapes {found}, {dynamics.rule.name!r} wants {wanted}: draw the state with the same dynamics"
+        )
+    return state.B
 
 
 def velocity(state: State, dynamics: Dynamics, X: Points, y: Points) -> State:
@@ -154,6 +182,8 @@ def _feedback_motion(
 
 def _forward(state: State, dynamics: Dynamics, X: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs h_0, …, h_{L-1} of the layers and their sums z_1, …, z_L."""
+    fits_layers(state.W, state.b)
+    fits_inputs(state.W[0], X)
     inputs, sums = [X.expand(state.W[0].shape[0], *X.shape[-2:])], []
     for layer, W in enumerate(state.W):
         z = inputs[-1] @ W.mT

@@ -119,6 +119,6 @@ def rule(name: str) -> FeedbackRule:
     Raises:
         ValueError: there is none.
     """
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"unknown rule {name!r}: choose one of {', '.join(RULES)}")
     return RULES[name]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.theory.conservation.law import lawful
-from falign.theory.conservation.network import Dynamics, State, carriers
+from falign.theory.conservation.network import Dynamics, State, carriers, stored
+from falign.theory.inputs import listed, number, whole
 
 
 def draw(
@@ -30,9 +31,12 @@ def draw(
         scale: Factor of all weights.
 
     Raises:
-        ValueError: there is no hidden layer, a width below 1, or no seed.
+        ValueError: there is no hidden layer, a width below 1 or not whole, no seed, or a scale that is no number.
     """
-    if len(widths) < 3 or min(widths) < 1 or not seeds:
+    widths, seeds = listed("widths", widths), listed("seeds", seeds)
+    if not number(scale):
+        raise ValueError(f"scale is {scale!r}, expected a finite number")
+    if len(widths) < 3 or not all(whole(width) and width >= 1 for width in widths) or not seeds:
         raise ValueError(f"a network needs widths of inputs, hidden layers and outputs and a seed, got {list(widths)}")
 
     def normal(purpose: str, rows: int, columns: int) -> Tensor:
@@ -41,11 +45,11 @@ def draw(
 
     shapes = [(out, into) for into, out in pairwise(widths)]
     feedback = [(widths[-1], into) if dynamics.rule.direct else (out, into) for out, into in shapes[1:]]
-    stored = dynamics.rule.stored
+    kept = dynamics.rule.stored
     return State(
         W=tuple(scale * normal(f"W{place}", *shape) for place, shape in enumerate(shapes, 1)),
         b=tuple(torch.zeros(len(seeds), out, dtype=torch.float64) for out, _ in shapes) if bias else (),
-        B=tuple(stored(normal(f"B{k}", *shape)) for k, shape in enumerate(feedback, 2)) if stored else (),
+        B=tuple(kept(normal(f"B{k}", *shape)) for k, shape in enumerate(feedback, 2)) if kept else (),
     )
 
 
@@ -60,15 +64,21 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
         dynamics: Rates must be the same in all layers.
         share: In (0, 1]; below 1 it leaves room for the ``½ Σ η² |ĝ|²`` of steps.
 
+    Raises:
+        ValueError: share is out of range.
+
     Source: derived from the law.
     """
-    W, b, matrices, stored = list(state.W), list(state.b), carriers(state, dynamics), state.B or state.W[1:]
+    if not (number(share) and 0 < share <= 1):
+        raise ValueError(f"share is {share!r}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    W, b, matrices, B = list(state.W), list(state.b), carriers(state, dynamics), stored(state, dynamics)
     for layer in reversed(lawful(state, dynamics)):
         above, entries = W[layer + 1].abs() * matrices[layer].sign(), dynamics.rule.potential
         # kp's potential BW - ½W² is negative for W beyond 2B: there W = B.
-        W[layer + 1] = above = torch.where(entries(stored[layer], above) >= 0, above, matrices[layer])
+        W[layer + 1] = above = torch.where(entries(B[layer], above) >= 0, above, matrices[layer])
         size = W[layer].square().sum(-1) + (b[layer].square() if b else 0)
-        factor = (2 * share * entries(stored[layer], above).sum(-2) / size).clamp(max=1).sqrt()
+        size = size.clamp_min(torch.finfo(size.dtype).tiny)  # zero weights stay zero
+        factor = (2 * share * entries(B[layer], above).sum(-2) / size).clamp(max=1).sqrt()
         W[layer] = W[layer] * factor.unsqueeze(-1)
         if b:
             b[layer] = b[layer] * factor
@@ -80,8 +90,13 @@ def small(state: State, size: float) -> State:
 
     In the last hidden layer ``C_k = ½ size² |w_k|²``. Alignment is then what the incoming weights gained.
 
+    Raises:
+        ValueError: size is not positive.
+
     Source: derived from the law.
     """
+    if not (number(size) and size > 0):
+        raise ValueError(f"size is {size!r}, expected a factor above 0: from all zeros nothing would learn")
     below = tuple(W * size for W in state.W[:-1])
     return state._replace(W=(*below, torch.zeros_like(state.W[-1])), b=tuple(b * size for b in state.b))
 

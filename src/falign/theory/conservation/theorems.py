@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.conservation.courses import Course
 from falign.theory.conservation.law import rate_ratio
+from falign.theory.conservation.measurements import Course
+from falign.theory.inputs import positive
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
@@ -23,9 +24,12 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
         course: With ``incoming``, ``potential``, ``invariant`` and ``account`` recorded.
         tolerance: None for 1e-10 in steps and 1e-6 in flow, whose integration has an error of its own.
 
+    Raises:
+        ValueError: the tolerance is not positive.
+
     Source: derived; the law of Robertson and Koyejo 2024 (ICML) in continuous time.
     """
-    tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else tolerance
+    tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
     drift = course["invariant"] - course["invariant"][:, :1]
     scale = (course["incoming"].abs() + course["potential"].abs()).flatten(1).amax(1)
     residual = (drift - course["account"]).abs().amax(-1)
@@ -106,8 +110,14 @@ def decay_equilibrium(course: Course, tolerance: float = 1e-3, still: float = 1e
         tolerance: What the difference may be of the largest ``|w_in|² + b²`` of the run.
         still: What |ΔC| between those two times may be of λΔt times the same.
 
+    Raises:
+        ValueError: one time was recorded only, or a tolerance is not positive.
+
     Source: derived from the law.
     """
+    if len(course.times) < 2:
+        raise ValueError(f"{len(course.times)} time was recorded: rest is seen between the last two")
+    tolerance, still = positive("tolerance", tolerance), positive("still", still)
     rates, decays = course.dynamics.of_layers(course.start)
     square, aligned = 2 * course["incoming"][:, -1], course["alignment"][:, -1]
     scale = square.amax(-1)

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.conservation.courses import Course
+from falign.theory.conservation.measurements import Course
 from falign.theory.dominance.split import largest_kappa
+from falign.theory.inputs import alike, floats, number
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
@@ -32,12 +33,21 @@ def predicted_loss(
         exponent: a ≥ 1.
 
     Raises:
-        ValueError: a is below 1.
+        ValueError: a is below 1, κ, μ or L₀ is negative, or there is not one of each a run.
 
     Source: derived. Summaries of Robertson and Koyejo 2024 (ICML) speak of "exponential or generalised decay".
     """
-    if exponent < 1:
-        raise ValueError(f"exponent is {exponent}, expected a ≥ 1: below it the loss would vanish in finite time")
+    if not (number(exponent) and exponent >= 1):
+        raise ValueError(f"exponent is {exponent!r}, expected a ≥ 1: below it the loss would vanish in finite time")
+    alike(initial=initial, kappa=kappa, mu=mu)
+    floats(times=times)
+    if initial.ndim != 1 or times.ndim != 1:
+        raise ValueError(
+            f"initial losses {tuple(initial.shape)} and times {tuple(times.shape)} must be lists: one a run"
+        )
+    for name, given in (("initial", initial), ("kappa", kappa), ("mu", mu)):
+        if (given < 0).any():
+            raise ValueError(f"{name} is {float(given.min()):g} in a run, expected at least 0")
     rate = (kappa * mu)[:, None] * times
     if exponent == 1:
         return initial[:, None] * torch.exp(-rate)
@@ -54,7 +64,13 @@ def lojasiewicz_constant(
         loss: L, less its infimum where that is not 0.
         gradient_norm: |g_L|, of the output layer.
         exponent: a.
+
+    Raises:
+        ValueError: the two have not the same shape, or a is no number.
     """
+    alike(loss=loss, gradient_norm=gradient_norm)
+    if not number(exponent):
+        raise ValueError(f"exponent is {exponent!r}, expected a number")
     ratio = gradient_norm.square() / loss.clamp_min(torch.finfo(loss.dtype).tiny) ** exponent
     return torch.where(loss > 0, ratio, torch.inf).amin(-1)
 
@@ -63,8 +79,14 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
     """(a, its standard error): the slope of ``log |g_L|²`` against ``log L``, least squares.
 
     Raises:
-        ValueError: fewer than three times with a positive loss and gradient, or all at the same loss.
+        ValueError: fewer than three times with a positive loss and gradient, all at the same loss, or not as many of
+            both.
     """
+    floats(loss=loss, gradient_norm=gradient_norm)
+    if loss.ndim != 1 or loss.shape != gradient_norm.shape:
+        raise ValueError(
+            f"shapes are {tuple(loss.shape)} and {tuple(gradient_norm.shape)}: expected one a time of both"
+        )
     seen = (loss > 0) & (gradient_norm > 0)
     x, y = loss[seen].double().log(), 2 * gradient_norm[seen].double().log()
     if len(x) < 3 or float(x.max() - x.min()) == 0:
@@ -92,10 +114,13 @@ def convergence(
         run does not have is an assumption that fails.
 
     Raises:
-        ValueError: a is below 1.
+        ValueError: a is below 1, or κ or μ no number.
 
     Source: derived from the definition in ``largest_kappa``.
     """
+    for name, given in (("kappa", kappa), ("mu", mu)):
+        if given is not None and not number(given):
+            raise ValueError(f"{name} is {given!r}, expected a number, or None")
     rates, _ = course.dynamics.of_layers(course.start)
     loss, dominance, gradient = course["loss"], course["dominance"], course["gradient_norm"][..., -1]
     own_kappa, own_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)

@@ -4,12 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.conservation.courses import Course
+from falign.theory.conservation.fits import fits_inputs, fits_layers, fits_targets
 from falign.theory.conservation.gates import gate
 from falign.theory.conservation.law import aligned_forever
+from falign.theory.conservation.measurements import Course
 from falign.theory.conservation.network import Dynamics, Points, State, carriers, output
 from falign.theory.conservation.theorems import homogeneous_gate
 from falign.theory.dominance.convergence import no_decay, small_steps
+from falign.theory.inputs import alike
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
@@ -28,14 +30,16 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
         y: Targets.
 
     Raises:
-        ValueError: there are more layers or outputs.
+        ValueError: there are more layers or outputs, or the data do not fit the network.
 
     Source: derived.
     """
     _two_layers(state)
+    f = output(state, dynamics, X)
+    fits_targets(f, y)
     v, m = state.W[1][:, 0], carriers(state, dynamics)[0][:, 0]
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
-    weighed = dynamics.loss.error(output(state, dynamics, X), y) * dynamics.gate.slope(z)
+    weighed = dynamics.loss.error(f, y) * dynamics.gate.slope(z)
     square = (weighed.mT @ X).square().sum(-1) + (weighed.sum(-2).square() if state.b else 0)
     return v * m * square
 
@@ -51,13 +55,15 @@ def lasting_descent(course: Course) -> TheoremCheck:
             be small enough.
 
     Raises:
-        ValueError: there are more layers or outputs.
+        ValueError: there are more layers or outputs, or one time was recorded only.
 
     Source: derived.
     """
     _two_layers(course.start)
     aligned = aligned_forever(course.start, course.dynamics)
     loss = course["loss"]
+    if loss.shape[1] < 2:
+        raise ValueError(f"{loss.shape[1]} time was recorded: descent is seen between two")
     return TheoremCheck(
         name="Descent with one output",
         source=_SOURCE,
@@ -88,13 +94,15 @@ def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tens
     independent.
 
     Raises:
-        ValueError: there are more layers or outputs, or the loss is another.
+        ValueError: there are more layers or outputs, the loss is another, or the inputs do not fit the network.
 
     Source: derived; G and H are those of Song, Xu and Lafferty 2021 (NeurIPS), section 3.
     """
     _two_layers(state)
     if dynamics.loss.name != "squared":
         raise ValueError(f"the rate is that of the squared loss, got {dynamics.loss.name!r}")
+    fits_layers(state.W, state.b)
+    fits_inputs(state.W[0], X)
     one = 1.0 if state.b else 0.0
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
     h, slope = dynamics.gate.value(z), dynamics.gate.slope(z)
@@ -112,8 +120,12 @@ def least_product(
 
     It is why a positive ⟨B[:, k], W[:, k]⟩ guarantees descent with one output only.
 
+    Raises:
+        ValueError: the two have not the same shape.
+
     Source: derived.
     """
+    alike(B=B, W=W)
     return ((B * W).sum(0) - B.norm(dim=0) * W.norm(dim=0)) / 2
 
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.inputs import alike
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -46,8 +48,12 @@ def split(
         gradient_norm: |g_l|.
         taken_norm: |f_l|.
 
+    Raises:
+        ValueError: the three have not the same shape.
+
     Source: after Robertson and Koyejo 2024 (ICML), whose summary names the three components; the formula is ours.
     """
+    alike(descent=descent, gradient_norm=gradient_norm, taken_norm=taken_norm)
     norms = gradient_norm * taken_norm
     cosine = torch.where(norms > 0, descent / torch.where(norms > 0, norms, 1.0), 0.0)
     return Split(alignment=cosine, gradient=gradient_norm, update=taken_norm, descent=descent)
@@ -58,7 +64,11 @@ def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*ru
 
     Then ``dL/dt ≤ -κ |g_L|²``. Alignment dominance holds where κ > 0; above 1 the hidden layers help throughout.
 
+    Raises:
+        ValueError: there is no time.
+
     Source: the definition is our reading of "alignment dominance", Robertson and Koyejo 2024 (ICML), whose own was not
     available; there κ is capped at 1.
     """
+    alike(dominance=dominance)
     return 1 + dominance.amin(-1)

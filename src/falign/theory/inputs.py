@@ -1,0 +1,139 @@
+"""What the public functions make of the data and numbers that they are given, and the sentences that refuse them."""
+
+from collections.abc import Iterable
+from math import isfinite
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+Numbers: TypeAlias = Tensor | ArrayLike
+"""Tensors, arrays or nested lists."""
+
+_SQUARABLE = 1e-130, 1e150
+"""Where the largest number must be for its square, and that of numbers a rounding error as large, to be normal."""
+_LARGEST_LABEL = 2**53
+
+
+def numbers(name: str, given: Numbers) -> Tensor:
+    """Real numbers as a dense tensor on the CPU, without a graph."""
+    if isinstance(given, Tensor):
+        found = given.detach().to_dense().cpu()
+        if found.is_complex():
+            raise ValueError(f"{name} are complex ({found.dtype}): pass real numbers, such as x.real")
+        return found
+    try:
+        array = np.array(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} are no table of numbers ({error}): pass a tensor, an array or lists") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are of type {array.dtype}, expected real numbers: a tensor, an array or lists")
+    return torch.from_numpy(array if array.dtype.kind == "b" else array.astype(np.float64))
+
+
+def table(name: str, given: Numbers) -> Float[Tensor, "n d"]:
+    """Finite numbers in float64, a row a point.
+
+    Raises:
+        ValueError: there is another number of axes, none at all, or one that is not finite.
+    """
+    found = numbers(name, given).double()
+    if found.ndim != 2:
+        raise ValueError(f"{name} have shape {tuple(found.shape)}, expected (points, features): flatten or unsqueeze")
+    if found.numel() == 0:
+        raise ValueError(f"{name} have shape {tuple(found.shape)}: expected at least one point and one feature")
+    if not found.isfinite().all():
+        raise ValueError(f"{int((~found.isfinite()).sum())} numbers of the {name} are not finite: clean the data first")
+    return found
+
+
+def squarable(name: str, found: Tensor) -> None:
+    """Refuse numbers whose squares float64 cannot hold.
+
+    Raises:
+        ValueError: they are too large or too small; all zeros are not.
+    """
+    largest = float(found.abs().max())
+    if largest and not _SQUARABLE[0] <= largest <= _SQUARABLE[1]:
+        raise ValueError(f"the largest of the {name} is {largest:g}, its square beyond float64: scale the data first")
+
+
+def whole_labels(given: Numbers, points: int) -> Int64[Tensor, " n"]:
+    """One whole number a point.
+
+    Raises:
+        ValueError: the shape is another, or a label is not whole.
+    """
+    found = numbers("labels", given)
+    if found.ndim != 1:
+        raise ValueError(
+            f"labels have shape {tuple(found.shape)}, expected one whole number a point: of one-hot labels argmax(1)"
+        )
+    if len(found) != points:
+        raise ValueError(f"{points} inputs and {len(found)} labels: one label an input")
+    if found.is_floating_point():
+        odd = ~((found == found.round()) & (found.abs() <= _LARGEST_LABEL))
+        if odd.any():
+            raise ValueError(f"label {float(found[odd][0]):g} is no whole number: classes are numbered")
+    return found.long()
+
+
+def number(value: Any) -> bool:
+    """Whether it is a finite real number."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and isfinite(value)
+
+
+def positive(name: str, value: float | int) -> float | int:
+    """The number.
+
+    Raises:
+        ValueError: it is none above 0.
+    """
+    if not (number(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}, expected a positive number")
+    return value
+
+
+def whole(value: Any) -> bool:
+    """Whether it is a whole number, by type."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def listed(name: str, given: Any) -> list[Any]:
+    """What it holds.
+
+    Raises:
+        ValueError: it is a single value.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str) or getattr(given, "ndim", 1) != 1:
+        raise ValueError(f"{name} is {given!r}, expected a sequence")
+    return given.tolist() if isinstance(given, (Tensor, np.ndarray)) else list(given)
+
+
+def floats(**tensors: Tensor) -> None:
+    """Refuse what is no tensor of floating point numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} is of type {found}, expected a tensor of floating point numbers")
+
+
+def alike(**tensors: Tensor) -> None:
+    """Refuse tensors of different shapes, or with none.
+
+    Raises:
+        ValueError: they differ, hold nothing, or are not of floating point numbers.
+    """
+    floats(**tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    first = next(iter(tensors.values()))
+    if len(set(shapes.values())) > 1 or first.ndim == 0 or first.numel() == 0:
+        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes are {told}: expected the same of all, with at least one number")
