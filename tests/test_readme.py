@@ -39,5 +39,7 @@ def test_examples_of_the_docs(page, tmp_path):
     example = tmp_path / "example.py"
     example.write_text("\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)))
     clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
-    done = subprocess.run([sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr

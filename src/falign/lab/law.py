@@ -27,8 +27,8 @@ class Judgement:
     """What was found.
 
     Attributes:
-        verdict: "holds", "fails", "drift" (it is not exact here, and how far off was measured), "none" (no neuron obeys
-            it) or "not checked".
+        verdict: "holds", "too little moved" (to tell), "fails", "drift" (it is not exact here, and how far off was
+            measured), "none" (no neuron obeys it) or "not checked".
         text: For the terminal, several lines.
         table: A row a neuron; None where nothing was checked.
         failure: What does not hold though it should, in a sentence; empty if nothing.
@@ -58,7 +58,8 @@ def judge(law: ConservationLaw, learner: Learner) -> Judgement:
     broken = [row for row in report.rows() if row["status"] in ("exact", "accounted")]
     if report.holds:
         words = {each.status for each in law.laws}
-        verdict = "holds" if words & {"exact", "accounted"} else "drift" if "drift" in words else "none"
+        exact = "holds" if report.told else "too little moved"
+        verdict = exact if report.checked else "drift" if "drift" in words else "none"
         return Judgement(verdict=verdict, text=str(report), table=_neurons(law))
     worst = max(broken, key=lambda row: row["residual"])
     failure = (

@@ -32,7 +32,9 @@ class Balance:
         self._layer, self.targets = layer, targets
         self.weight: Tensor = layer.get_parameter("weight")
         self.bias: Tensor | None = layer._parameters.get("bias")
-        self.odd = False
+        self.decays: set[float] = set()
+        self.odd: list[str] = []
+        self.halted, self._resting = False, True
         self._accounted = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         self.begin(rates)
 
@@ -49,13 +51,18 @@ class Balance:
         if self.bias is not None:
             text += f" + {times(self._bias_share)}{bias}"
         pairs = zip(self.targets, self._shares, strict=True)
-        terms = Counter(times(share) + target.text for target, share in pairs if target.form is not Form.NORMALISED)
+        pairs = [(target, share) for target, share in pairs if target.form is not Form.NORMALISED]
+        terms = Counter(times(share) + target.text for target, share in pairs)
+        if len(terms) > 2:  # each with its own rate
+            forms = " + ".join(dict.fromkeys(target.form.text.format(share="") for target, _ in pairs))
+            return f"{text} - Σₜsₜ{forms} over {len(pairs)} layers"
         for term, count in terms.items():
             text += f" - {'Σₜ' if count > 1 else ''}{term}"
         return text
 
     def begin(self, rates: Rates) -> None:
         """Take the weights and rates as they are for the start."""
+        self.decays = self._decaying(rates)
         self._bias_share = 1.0 if self.bias is None else rates.ratio(self.weight, self.bias)
         self._shares = [rates.ratio(self.weight, target.weight) for target in self.targets]
         for target in self.targets:
@@ -88,12 +95,18 @@ class Balance:
 
     def step(self, rates: Rates) -> None:
         """Account for a step that is about to be made."""
+        if self._resting:  # nothing has moved, and rates that were zero have no ratio
+            self.begin(rates)
+            self._resting = not any(rates[parameter].rate for parameter in self.parameters)
+        self.decays |= self._decaying(rates)
+        self.halted = self.halted or self._halts(rates)
         reference = rates[self.weight].rate
         gained = self._moved(self.weight, 1.0, reference, rates)
         if self.bias is not None:
             gained = gained + self._moved(self.bias, self._bias_share, reference, rates)
         for target, share in zip(self.targets, self._shares, strict=True):
-            self.odd |= target.form is not Form.NORMALISED and unlike(share * rates[target.weight].rate, reference)
+            if target.form is not Form.NORMALISED:
+                self._compare(share, rates[target.weight].rate, reference)
             more = target.step(rates, reference, share)
             gained = gained if more is None else gained + more
         self._accounted = self._accounted + gained
@@ -106,7 +119,10 @@ class Balance:
             "accounted": self._accounted,
             "bias_share": self._bias_share,
             "shares": list(self._shares),
-            "odd": self.odd,
+            "odd": list(self.odd),
+            "decays": sorted(self.decays),
+            "halted": self.halted,
+            "resting": self._resting,
             "targets": {target.name: target.state() for target in self.targets},
         }
 
@@ -115,7 +131,8 @@ class Balance:
         self._start, self._size, self._accounted = (
             state[key].to(self.weight.device, copy=True) for key in ("start", "size", "accounted")
         )
-        self._bias_share, self._shares, self.odd = state["bias_share"], list(state["shares"]), state["odd"]
+        self._bias_share, self._shares, self.odd = state["bias_share"], list(state["shares"]), list(state["odd"])
+        self.decays, self.halted, self._resting = set(state["decays"]), state["halted"], state["resting"]
         for target in self.targets:
             target.load(state["targets"][target.name])
 
@@ -129,9 +146,35 @@ class Balance:
         if own.decay:
             gained = gained - share * own.rate * own.decay * into(self._layer, parameter, parameter)
         if unlike(share * own.rate, reference):
-            self.odd = True
+            self._compare(share, own.rate, reference)
             gained = gained - (share * own.rate - reference) * into(self._layer, parameter, slope)
         return gained
+
+    def _decaying(self, rates: Rates) -> set[float]:
+        return {rates[parameter].decay for parameter in self.parameters} - {0.0}
+
+    def _compare(self, share: float, rate: float, reference: float) -> None:
+        """Note why the first-order terms of two parameters do not cancel, where they do not."""
+        if unlike(share * rate, reference):
+            zero = "one of its learning rates is 0"
+            why = "the ratio of the learning rates changed" if rate and reference else zero
+            self.odd += [why] if why not in self.odd else []
+
+    def _halts(self, rates: Rates) -> bool:
+        """Whether one side of the balance has a gradient and the other has none.
+
+        Several targets are another matter: one that a batch does not use has no gradient, and hands nothing back.
+        """
+
+        def halted(parameter: Tensor) -> bool:
+            return rates.gradient(parameter) is None or not parameter.requires_grad
+
+        weight, targets = halted(self.weight), [halted(target.weight) for target in self.targets]
+        if weight:
+            return not all(targets)
+        if all(targets) or any(not target.weight.requires_grad for target in self.targets):
+            return True
+        return self.bias is not None and halted(self.bias) and bool(torch.any(self.bias != 0))
 
     def _over_targets(self, values: list[Tensor]) -> Tensor:
         pairs = zip(self._shares, values, strict=True)

@@ -15,7 +15,7 @@ from falign.measure.law.follow import trace
 from falign.measure.law.laws import Entry, Law, find
 from falign.measure.law.normalised import Normalised
 from falign.measure.law.rates import Rates, skips, with_closure
-from falign.measure.law.report import LawReport, LawRow
+from falign.measure.law.report import LawReport, rows_of
 from falign.measure.untouched import unwrapped
 from falign.survey import call
 from falign.wiring import wirings
@@ -37,6 +37,13 @@ class ConservationLaw:
     The start is the weights before the first step that it sees. It reads gradients when ``optimizer.step`` is called,
     so accumulated, clipped (as a whole) and unscaled ones are right, and steps that a gradient scaler skips do not
     count. Nothing of the training changes.
+
+    Limits: the loss must be a function of the model's output alone, with no penalty on weights or activations, and
+    gradients may be scaled all together but not layer by layer; every pass must take the way of the pass that was
+    followed (no layers skipped, no autograd function whose backward is not its forward's, such as a reversed gradient)
+    at the same precision, or a correct training is reported as broken; a second optimizer's parameters count as not
+    trained. Of bp, sign, learned and moving feedback a change of weights by another hand is seen that changes their
+    length.
 
     Args:
         model: A converted model; compiled and data-parallel wrappers are looked through.
@@ -60,19 +67,20 @@ class ConservationLaw:
         self._entries: dict[str, Entry] | None = None
         self._loaded: dict[str, Any] | None = None
         self._precision = torch.float64
+        self._noting: list[Any] = []
+        self._run: Callable[[], Any] | None = None
+        self._training = model.training
         check(self.model, optimizer)
         if any(law.model is self.model for law in attached(optimizer)):
             raise ValueError("this model and optimizer have a law already: use it, or detach() it first")
-        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before)]
+        self._first = model.register_forward_pre_hook(self._see, prepend=True, with_kwargs=True)
+        self._handles: list[Any] = [self._first, optimizer.register_step_pre_hook(self._before)]
         if example is not None:
             try:
                 self._find(partial(call, self.model, example))
             except Exception:
                 self.detach()
                 raise
-        else:
-            self._first = model.register_forward_pre_hook(self._see, prepend=True, with_kwargs=True)
-            self._handles.append(self._first)
 
     @property
     def laws(self) -> tuple[Law, ...]:
@@ -115,7 +123,8 @@ class ConservationLaw:
         """
         drifts, entries = self.drift(), self._found()
         return {
-            name: balance.residual() if entries[name].plain else drifts[name] for name, balance in self._moved().items()
+            name: drifts[name] if entries[name].departed else balance.residual()
+            for name, balance in self._moved().items()
         }
 
     def report(self) -> LawReport:
@@ -124,19 +133,7 @@ class ConservationLaw:
         Raises:
             ValueError: No step was seen yet, or a parameter is not finite.
         """
-        drifts, residuals, balances = self.drift(), self.residual(), self._balances()
-
-        def largest(values: dict[str, Tensor], name: str) -> float | None:
-            return float((values[name].abs() / balances[name].size()).max()) if name in values else None
-
-        rows = tuple(
-            LawRow(
-                layer=law.name, targets=", ".join(law.targets), form=law.form, status=law.status, reason=law.reason,
-                order=law.order, neurons=law.neurons,
-                drift=largest(drifts, law.name), residual=largest(residuals, law.name),
-            )
-            for law in self.laws
-        )  # fmt: skip
+        rows = rows_of(self.laws, self._moved(), self.changes(), self.residual())
         return LawReport(steps=self.steps, tolerance=self._tolerance(), laws=rows)
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,7 +142,13 @@ class ConservationLaw:
         Raises:
             ValueError: No forward pass was seen yet.
         """
-        laws = {name: entry.balance.state() for name, entry in self._found().items() if entry.balance is not None}
+        if self._loaded is not None:
+            return self._loaded
+        laws = {
+            name: {**entry.balance.state(), "departed": entry.departed}
+            for name, entry in self._found().items()
+            if entry.balance is not None
+        }
         return {"steps": self.steps, "laws": laws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,36 +171,45 @@ class ConservationLaw:
         for name, entry in self._entries.items():
             if entry.balance is not None:
                 entry.balance.load(state["laws"][name])
+                entry.departed = entry.departed or state["laws"][name]["departed"]
 
     def detach(self) -> None:
         """Take all hooks off; what was found can still be read."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._noting):
             handle.remove()
-        self._handles = []
+        self._handles, self._noting, self._run = [], [], None
 
     def _see(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: the first pass of the training is the example."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed():
+        """Forward pre-hook until the first step: the first pass of the training is the example."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed() or self._measured():
             return
-        self._first.remove()
-        self._find(partial(self.model, *args, **kwargs))
+        if self._entries is None:
+            self._find(partial(self.model, *args, **kwargs))
+        elif self.model.training != self._training:
+            self._mode_changed()
 
     def _find(self, run: Callable[[], Any]) -> None:
+        for handle in self._noting:
+            handle.remove()
+        self._run, self._training, self._noting = run, self.model.training, []
         followed = trace(self.model, run)
         self._precision = followed.precision
         self._entries = find(self.model, followed, self.optimizer)
         for entry in self._entries.values():
             for target in entry.balance.targets if entry.balance is not None else ():
                 if isinstance(target, Normalised):
-                    self._handles.append(target.layer.register_forward_pre_hook(partial(self._note, target)))
+                    self._noting.append(target.layer.register_forward_pre_hook(partial(self._note, target)))
         if self._loaded is not None:
             loaded, self._loaded = self._loaded, None
             self.load_state_dict(loaded)
 
     def _note(self, target: Normalised, layer: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a batch normalisation: passes that only measure are no part of the training."""
-        if not any(wiring.measured for wiring in wirings(self.model)):
+        if not (torch.compiler.is_compiling() or self._measured()):
             target.note(layer, args)
+
+    def _measured(self) -> bool:
+        return any(wiring.measured for wiring in wirings(self.model))
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the optimizer's step."""
@@ -209,19 +221,33 @@ class ConservationLaw:
     def _step(self) -> None:
         if self._entries is None:
             return
+        if self.model.training != self._training:
+            self._mode_changed()
+        self._run = None
+        self._first.remove()
         rates = Rates(self.optimizer)
         for entry in self._entries.values():
             if entry.balance is not None and self.steps == 0:
                 entry.balance.begin(rates)
-            if entry.balance is not None and entry.plain:
-                entry.balance.step(rates)
+            entry.step(rates)
         self.steps += 1
+
+    def _mode_changed(self) -> None:
+        """Follow the neurons anew in the mode that the training has; one that changes later may change what they do."""
+        if self._run is not None:
+            self._loaded = self.state_dict() if self.steps else None
+            self._find(self._run)
+            return
+        for entry in self._found().values():
+            mode = "training" if self.model.training else "evaluation"
+            entry.departed = entry.departed or (f"steps in {mode} mode, in which it was not followed", "O(1)")
 
     def _found(self) -> dict[str, Entry]:
         if self._entries is None:
+            loaded = "; the state that was loaded is used from then on" if self._loaded is not None else ""
             raise ValueError(
                 "no forward pass was seen yet, so it is not known which neurons feed which layer: run the model "
-                "through the module that was given here, or give example="
+                "through the module that was given here, or give example=" + loaded
             )
         return self._entries
 

@@ -16,13 +16,14 @@ from falign.measure.law.marks import OTHER, ZERO, common
 
 
 class Call(NamedTuple):
-    """One operation, its operands as the dispatcher has them, its result, and the labels of one source in it."""
+    """One operation, its operands and result, the labels of one source in them, and whether training changes one."""
 
     function: Any
     args: tuple
     kwargs: dict[str, Any]
     result: Any
     labels: Callable[[Any], Tensor | None]
+    varies: Callable[[Tensor], bool]
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ def _moved(call: Call) -> Crossed:
             return leaf
         labels = call.labels(leaf)
         if labels is None:
-            return torch.full_like(leaf, OTHER if leaf.any() else ZERO, dtype=torch.int64)
+            return torch.full_like(leaf, OTHER if leaf.any() or call.varies(leaf) else ZERO, dtype=torch.int64)
         return labels.clone() if call.in_place else labels
 
     if call.name in ("view", "_unsafe_view"):
@@ -93,7 +94,7 @@ def _chosen(call: Call) -> Crossed:
 def _broadcast(choice: Any, call: Call) -> Tensor:
     labels = call.labels(choice)
     if labels is None:
-        zero = not choice.any() if isinstance(choice, Tensor) else choice == 0
+        zero = not (choice.any() or call.varies(choice)) if isinstance(choice, Tensor) else choice == 0
         labels = call.first.new_full((), ZERO if zero else OTHER)
     return labels.broadcast_to(_output(call.result).shape)
 
@@ -118,7 +119,7 @@ def _clipped(call: Call) -> Crossed:
 
 def _joined(call: Call) -> Crossed:
     """Sums and maxima are homogeneous in all operands together: all must be of the same neuron."""
-    operands = [leaf for leaf in tree_leaves(call.args[:2]) if not _is_zero(leaf)]
+    operands = [leaf for leaf in tree_leaves(call.args[:2]) if not _is_zero(leaf, call)]
     labels = [call.labels(operand) for operand in operands]
     if all(label is not None and torch.equal(label, call.first) for label in labels):
         return Crossed(_spread(call))
@@ -188,9 +189,9 @@ def _spread(call: Call) -> Tensor:
     return call.first.broadcast_to(_output(call.result).shape)
 
 
-def _is_zero(leaf: Any) -> bool:
-    """Whether it is the number zero; a whole activation may be zero by chance."""
-    return leaf.dim() == 0 and not leaf.any() if isinstance(leaf, Tensor) else leaf == 0
+def _is_zero(leaf: Any, call: Call) -> bool:
+    """Whether it is the number zero; a whole activation may be zero by chance, and what is trained only at first."""
+    return leaf.dim() == 0 and not (leaf.any() or call.varies(leaf)) if isinstance(leaf, Tensor) else leaf == 0
 
 
 _WAYS: tuple[tuple[set[str], Callable[[Call], Crossed]], ...] = (

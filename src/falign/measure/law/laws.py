@@ -1,7 +1,7 @@
 """For each layer of a model whether the law holds of its neurons, and why not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,12 +54,15 @@ class Entry:
     Attributes:
         law: As the model's structure and the optimizer have it.
         balance: None where there is no C to look at.
-        plain: Whether the steps are those of gradient descent, so that they can be accounted for.
+        departed: How the steps depart from gradient descent, and the order of the drift; None where they do not, so
+            that they can be accounted for.
+        normalised: What is known of the batch normalisations that it feeds, or that it is.
     """
 
     law: Law
     balance: Balance | None = None
-    plain: bool = False
+    departed: tuple[str, str] | None = None
+    normalised: list[Normalised] = field(default_factory=list)
 
     def current(self) -> Law:
         """The law, with what the steps have shown since it was found."""
@@ -67,13 +70,19 @@ class Entry:
         if balance is None:
             return law
         changed: dict[str, Any] = {"form": balance.form}
-        if law.holds_exactly and any(bool(target.uneven) for target in balance.targets):
-            why = "several passes behind one step, each with its own feedback or batch statistics"
-            changed |= {"status": "drift", "reason": why, "order": "O(1)"}
-        elif law.holds_exactly and balance.odd:
-            why = "the ratio of the learning rates changed"
-            changed |= {"status": "accounted", "reason": _joined(law.reason, why), "order": "O(1)"}
+        if law.holds_exactly and (shown := self.departed or _shown(balance, self.normalised)):
+            changed |= {"status": "drift", "reason": shown[0], "order": shown[1]}
+        elif law.holds_exactly and (known := _decay(balance) + balance.odd):
+            changed |= {"status": "accounted", "reason": _joined(law.reason, *known), "order": "O(1)"}
         return Law(**{**vars(law), **changed})
+
+    def step(self, rates: Rates) -> None:
+        """Account for a step that is about to be made, as long as all steps were those of gradient descent."""
+        if self.balance is None or self.departed:
+            return
+        self.departed = departure(rates, self.balance.parameters)
+        if not self.departed:
+            self.balance.step(rates)
 
 
 def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str, Entry]:
@@ -85,14 +94,19 @@ def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str
         optimizer: What trains it.
     """
     rates = Rates(optimizer)
-    return {
-        name: _entry(name, model, followed, optimizer, rates)
+    entries = {
+        name: _entry(name, model, followed, rates)
         for name in followed.neurons
         if followed.targets(name) or name not in followed.outputs
     }
+    for name, entry in entries.items():
+        balances = {each: other.balance for each, other in entries.items() if other.balance is not None}
+        targets = [(each, target) for each, balance in balances.items() for target in balance.targets]
+        entry.normalised = [t for each, t in targets if isinstance(t, Normalised) and name in (each, t.name)]
+    return entries
 
 
-def _entry(name: str, model: nn.Module, followed: Followed, optimizer: Optimizer, rates: Rates) -> Entry:
+def _entry(name: str, model: nn.Module, followed: Followed, rates: Rates) -> Entry:
     layer, neurons = model.get_submodule(name), followed.neurons[name]
     targets = tuple(connection.target for connection in followed.targets(name))
 
@@ -110,8 +124,8 @@ def _entry(name: str, model: nn.Module, followed: Followed, optimizer: Optimizer
         reason = problem or followed.reasons.get(name, "it feeds no other layer")
         return Entry(law=law("none", reason, ""))
     balance = Balance(layer, built, rates)
-    plain = departure(optimizer, balance.parameters) is None
-    return Entry(law=law(*_status(name, followed, balance, optimizer, rates)), balance=balance, plain=plain)
+    departed = departure(rates, balance.parameters)
+    return Entry(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
 
 
 def _targets(name: str, model: nn.Module, followed: Followed, rates: Rates) -> list[Target]:
@@ -139,20 +153,32 @@ def _direct_problem(target: Target, outputs: frozenset[str]) -> str:
     return ""
 
 
-def _status(
-    name: str, followed: Followed, balance: Balance, optimizer: Optimizer, rates: Rates
-) -> tuple[str, str, str]:
+def _status(name: str, followed: Followed, balance: Balance, rates: Rates) -> tuple[str, str, str]:
     """(status, reason, order)."""
     if reason := followed.reasons.get(name, "") or next(_still(balance, rates), ""):
         return "none", reason, "O(1)"
-    if departed := departure(optimizer, balance.parameters):
-        return "drift", *departed
     reasons = {target.motion: target.form.order for target in balance.targets if target.motion}
-    if decays := sorted({rates[parameter].decay for parameter in balance.parameters} - {0.0}):
-        reasons["weight decay " + ", ".join(f"{decay:g}" for decay in decays)] = "O(1)"
     orders = set(reasons.values())
     order = "O(1)" if "O(1)" in orders else " + ".join(sorted(orders))
     return ("accounted" if reasons else "exact"), _joined(*reasons), order
+
+
+def _shown(balance: Balance, normalised: list[Normalised]) -> tuple[str, str] | None:
+    """What the steps have shown that cannot be accounted for, and the order of the drift by it."""
+    if balance.halted:
+        return "some of its weights had no gradient in some steps (frozen, or run without gradients)", "O(1)"
+    if any(bool(target.uneven) for target in balance.targets):
+        return "several passes behind one step, each with its own feedback or batch statistics", "O(1)"
+    if (first := next((one for one in normalised if one.drowned), None)) is not None:
+        return f"layer {first.name!r} is given means so far above their spread that rounding hides the law", "O(1)"
+    return None
+
+
+def _decay(balance: Balance) -> list[str]:
+    """The weight decay that there was, in words."""
+    decays = [f"{decay:g}" for decay in sorted(balance.decays)]
+    several = ", ".join(decays) if len(decays) < 4 else f"{decays[0]} to {decays[-1]}"
+    return [f"weight decay {several}"] if decays else []
 
 
 def _still(balance: Balance, rates: Rates) -> Iterator[str]:

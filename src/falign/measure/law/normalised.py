@@ -20,6 +20,13 @@ class Normalised(Target):
         super().__init__(name, layer, None, columns, neurons, rates)
         self.form = Form.NORMALISED
         self._variances: list[Tensor] = []
+        self.level = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+
+    @property
+    def drowned(self) -> bool:
+        """Whether the mean of some channel so exceeds its spread that rounding hides what is left of the balance."""
+        digits = self.weight.dtype if self.weight.dtype.itemsize > 4 else torch.float32
+        return 10 * float(self.level.sqrt()) * torch.finfo(digits).eps > (1e-4 if digits is torch.float32 else 1e-10)
 
     @property
     def motion(self) -> str:
@@ -38,13 +45,22 @@ class Normalised(Target):
         """Nothing."""
         return self.zeros()
 
+    def length(self) -> Float[Tensor, " neurons"]:
+        """Nothing: γ has a law of its own."""
+        return self.zeros()
+
     def note(self, layer: nn.Module, args: tuple) -> None:
         """Forward pre-hook of the layer: the variance of a batch that it is trained on."""
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and layer.training and args:
             x = args[0].detach().reshape(*args[0].shape[:2], -1)
             x = x if x.dtype.itemsize >= 4 else x.float()
+            first = x[:1, :, :1]
+            x = x - first  # else a large mean leaves nothing of the variance
             mean, square = (part.mean(2).double().mean(0) for part in (x, x * x))  # ten times as fast as Tensor.var
-            self._variances.append(square - mean * mean)
+            variance = square - mean * mean
+            self._variances.append(variance)
+            level = (mean + first.flatten().double()).square() / (variance + self._epsilon)
+            self.level = torch.maximum(self.level, level.max())
 
     def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
         """What C gains through ε; several different batches behind one step cannot be told apart."""

@@ -9,11 +9,12 @@ from torch.optim import SGD, Optimizer
 
 
 class Rate(NamedTuple):
-    """A parameter p moves by ``-rate (sign · ∇p + decay · p)``."""
+    """A parameter p moves by ``-rate (sign · ∇p + decay · p)``, if there is no momentum."""
 
     rate: float
     decay: float
     sign: float
+    momentum: float
 
 
 class Rates:
@@ -24,16 +25,18 @@ class Rates:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
         self._rates: dict[int, Rate] = {}
         for group in optimizer.param_groups:
             sign = -1.0 if group.get("maximize", False) else 1.0
-            rate = Rate(float(group["lr"]), float(group.get("weight_decay", 0.0)), sign)
+            momentum = float(group.get("momentum", 0.0))
+            rate = Rate(float(group["lr"]), float(group.get("weight_decay", 0.0)), sign, momentum)
             self._rates.update({id(parameter): rate for parameter in group["params"]})
         self._scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # a fused step unscales by itself
 
     def __getitem__(self, parameter: Tensor) -> Rate:
         """Zeros for a parameter that the optimizer does not have."""
-        return self._rates.get(id(parameter), Rate(0.0, 0.0, 1.0))
+        return self._rates.get(id(parameter), Rate(0.0, 0.0, 1.0, 0.0))
 
     def __contains__(self, parameter: Tensor) -> bool:
         return id(parameter) in self._rates
@@ -60,7 +63,7 @@ def skips(optimizer: Optimizer) -> bool:
     return overflow is not None and bool(overflow)
 
 
-def departure(optimizer: Optimizer, parameters: Iterable[Tensor]) -> tuple[str, str] | None:
+def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | None:
     """How an optimizer departs from gradient descent on some parameters: (in words, the order of the drift).
 
     Heavy-ball momentum moves w along m, a sum of gradients at weights 1/(1-μ) steps old, for which the balance is off
@@ -68,16 +71,21 @@ def departure(optimizer: Optimizer, parameters: Iterable[Tensor]) -> tuple[str, 
     at the same η, and vanishes with η. Optimizers that scale every weight's gradient by its own factor break the
     balance at any η.
     """
+    optimizer = rates.optimizer
     if not (isinstance(optimizer, SGD) and type(optimizer).step is SGD.step):
         return f"{type(optimizer).__name__} is not plain gradient descent", "O(1)"
-    wanted = {id(parameter) for parameter in parameters}
-    groups = [group for group in optimizer.param_groups if wanted & {id(p) for p in group["params"]}]
-    momentum = max((float(group["momentum"]) for group in groups), default=0.0)
+    own = [rates[parameter] for parameter in parameters]
+    momentum = max(rate.momentum for rate in own)
     if momentum == 0:
         return None
-    if any(group["weight_decay"] for group in groups):
+    if any(rate.decay for rate in own):
         return f"momentum {momentum:g} with weight decay", "O(1)"
     return f"momentum {momentum:g}", "O(η/(1-μ)²)"
+
+
+def down_of(parameter: Tensor, slope: Tensor, own: Rate) -> Tensor:
+    """The direction that a step goes down: ``slope + decay · p``, in float64 where there is decay."""
+    return slope.double() + own.decay * parameter.detach().double() if own.decay else slope
 
 
 def unlike(one: float, other: float) -> bool:

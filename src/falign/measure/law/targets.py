@@ -1,5 +1,6 @@
 """The weights out of a layer's neurons, and the feedback beside them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from falign.measure.law.forms import Form, form_of, times
 from falign.measure.law.products import out_of
-from falign.measure.law.rates import Rates, unlike
+from falign.measure.law.rates import Rates, down_of, unlike
 from falign.wiring import Feedback
 
 
@@ -38,6 +39,7 @@ class Target:
         self.uneven = torch.zeros((), dtype=torch.bool, device=self.weight.device)
         self.start = self.zeros()
         self.carried = self.zeros()
+        self.lengths = self.zeros()
 
     @property
     def learned(self) -> Tensor:
@@ -82,7 +84,7 @@ class Target:
         if self.form is Form.LEARNED:
             self._share = rates.ratio(self.learned, self.weight)
         self.carried = self.zeros()
-        self.start = self.term()
+        self.start, self.lengths = self.term(), self.length()
 
     def term(self) -> Float[Tensor, " neurons"]:
         """V now."""
@@ -97,11 +99,26 @@ class Target:
     def size(self) -> Float[Tensor, " neurons"]:
         """|B[:, k]| |W[:, k]|, of the order of the terms that V is the sum of."""
         feedback = self.feedback()
-        return (self.outgoing(feedback, feedback) * self.outgoing(self.weight, self.weight)).sqrt()
+        terms = (self.outgoing(feedback, feedback) * self.outgoing(self.weight, self.weight)).sqrt()
+        return torch.maximum(terms, self.length())
+
+    def length(self) -> Float[Tensor, " neurons"]:
+        """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
+        if self.form in (Form.STILL, Form.WEIGHTS):
+            return self.zeros()
+        return self._sum(0.5 * self.outgoing(parameter, parameter) for parameter in self.parameters)
 
     def progress(self) -> Float[Tensor, " neurons"]:
-        """Σ⟨B[:, k], ΔW[:, k]⟩ over the steps since the start, each with the B of its pass."""
-        return self.term() - self.start if self.form is Form.STILL else self.carried
+        """Σ⟨B[:, k], ΔW[:, k]⟩ over the steps since the start, each with the B of its pass.
+
+        It must see the weights as they are, for another hand may have moved them: V does by itself if B is fixed or W;
+        else what ½|W|² gained beside what the steps should have given it is added.
+        """
+        if self.form is Form.STILL:
+            return self.term() - self.start
+        if self.form is Form.WEIGHTS:
+            return self.term() - self.start + self.carried
+        return self.carried + self.length() - self.lengths
 
     def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
         """Account for a step that is about to be made.
@@ -122,23 +139,44 @@ class Target:
         if self.form is Form.STILL and not own.decay and not odd:
             return None
         feedback, gained = self.feedback(), self.zeros()
-        along = self.outgoing(feedback, slope)
         if odd:
-            gained = (share * own.rate - reference) * along
+            gained = (share * own.rate - reference) * self.outgoing(feedback, slope)
         if own.decay:
-            shrunk = own.decay * self.outgoing(feedback, self.weight)
-            gained, along = gained + share * own.rate * shrunk, along + shrunk
-        self.carried = self.carried - own.rate * along
+            gained = gained + share * own.rate * own.decay * self.outgoing(feedback, self.weight)
+        if self.form is Form.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
+            down = down_of(self.weight, slope, own)
+            self.carried = self.carried - 0.5 * own.rate**2 * self.outgoing(down, down)
+        elif self.form is not Form.STILL:
+            self.carried = self.carried - own.rate * self.outgoing(feedback, down_of(self.weight, slope, own))
+            self.lengths = self.lengths + self._sum(self._lengthened(one, rates) for one in self.parameters)
         return gained
+
+    def _lengthened(self, parameter: Tensor, rates: Rates) -> Tensor:
+        """What ½|p|² will gain in the step, for W and for a B that is trained."""
+        slope, own = rates.gradient(parameter), rates[parameter]
+        if slope is None:
+            return self.zeros()
+        down = down_of(parameter, slope, own)
+        squared = 0.5 * own.rate**2 * self.outgoing(down, down)
+        return squared - own.rate * self.outgoing(parameter, down)
+
+    def _sum(self, values: Iterable[Tensor]) -> Tensor:
+        return sum(values, self.zeros())
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"start": self.start, "carried": self.carried, "share": self._share, "uneven": self.uneven}
+        return {
+            "start": self.start,
+            "carried": self.carried,
+            "lengths": self.lengths,
+            "share": self._share,
+            "uneven": self.uneven,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back what ``state`` gave."""
-        self.start, self.carried, self.uneven = (
-            state[key].to(self.weight.device, copy=True) for key in ("start", "carried", "uneven")
+        self.start, self.carried, self.lengths, self.uneven = (
+            state[key].to(self.weight.device, copy=True) for key in ("start", "carried", "lengths", "uneven")
         )
         self._share, self._passes = state["share"], None
 

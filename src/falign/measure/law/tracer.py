@@ -32,6 +32,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._marks: Any = WeakTensorKeyDictionary()
+        self._trained: Any = WeakTensorKeyDictionary()  # what comes of parameters, outside the layers
         self._depth = 0
         self._runs: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
@@ -111,9 +112,11 @@ class Tracer(TorchDispatchMode):
         operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if any(isinstance(leaf, Tensor) and self._varies(leaf) for leaf in tree_leaves((args, kwargs))):
+            self._trained.update((output, True) for output in outputs)
         marks: list[dict[str, Mark]] = [{} for _ in outputs]
         for source in dict.fromkeys(source for operand in operands for source in operand):
-            step = Call(func, args, kwargs, result, partial(self._labels, source))
+            step = Call(func, args, kwargs, result, partial(self._labels, source), self._varies)
             crossed = cross(step)
             if crossed.reason is not None:
                 self._complain(source, crossed.reason)
@@ -124,6 +127,10 @@ class Tracer(TorchDispatchMode):
         if any(operands):
             self._marks.update(zip(outputs, marks, strict=True))
         return result
+
+    def _varies(self, leaf: Tensor) -> bool:
+        """Whether training changes it, so that it is zero, if it is, only at first."""
+        return leaf.requires_grad or leaf in self._trained or bool(self._of(leaf))
 
     def _labels(self, source: str, leaf: Any) -> Tensor | None:
         mark = self._of(leaf).get(source)

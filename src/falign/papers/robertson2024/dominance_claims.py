@@ -34,12 +34,13 @@ def _bounded(run: pl.DataFrame) -> pl.DataFrame:
         for name in ("loss", "dominance", "output_gradient", "step")
     )
     kappa, time = largest_kappa(dominance), run["rate"][0] * step[0]
-    bounds = [
-        predicted_loss(loss[:, 0], time, kappa=kappa, mu=lojasiewicz_constant(loss, gradient, a), exponent=a)[0]
-        for a in (1.0, 2.0)
-    ]
-    lower = torch.minimum(*bounds)
-    shown = lower.tolist() if kappa > 0 else [None] * len(lower)
+    shown: list[float | None] = [None] * step.shape[1]
+    if kappa > 0:
+        bounds = [
+            predicted_loss(loss[:, 0], time, kappa=kappa, mu=lojasiewicz_constant(loss, gradient, a), exponent=a)[0]
+            for a in (1.0, 2.0)
+        ]
+        shown = torch.minimum(*bounds).tolist()
     return run.with_columns(pl.Series("bound", shown, dtype=pl.Float64), kappa=float(kappa))
 
 
