@@ -25,6 +25,7 @@ from cases import LAYERWISE
 from falign.measure.law import ConservationLaw
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("make", [mlp, conv])
 @pytest.mark.parametrize("rule", ["bp", *LAYERWISE])
 def test_nothing_is_left_after_a_thousand_steps(rule, make):
@@ -48,6 +49,7 @@ def test_pooling_and_transposed_convolutions_have_the_law(rule):
     assert max(row.residual for row in report.laws) <= 1e-13
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("make", [mlp, conv])
 def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make):
     report = trained(built(make, "dfa"), steps=1000).report()
