@@ -38,14 +38,20 @@ class Products(NamedTuple):
 
 
 def products(one: Tensor, other: Tensor) -> Products:
-    """Inner product and squared norms of two tensors of one size, exact to float64 whatever their type."""
-    a, b = one.detach().reshape(-1), other.detach().reshape(-1)
+    """Inner product and squared norms of two tensors of one size, summed piece by piece in float64."""
+    a, b = (tensor.detach().reshape(-1) for tensor in (one, other))
+    if a.dtype.itemsize < 4:
+        a, b = a.float(), b.float()
+    found = _products(a, b)
+    if a.dtype != torch.float64 and min(found.one, found.other) < _TINY:
+        return _products(a.double(), b.double())  # squares that float32 may have lost
+    return found
+
+
+def _products(a: Float[Tensor, " size"], b: Float[Tensor, " size"]) -> Products:
     piece = _PIECE if a.device.type == "cpu" else 1 << 24
-    total = torch.zeros(3, dtype=torch.float64, device=a.device)
-    for start in range(0, a.numel(), piece):
-        p, q = a[start : start + piece].double(), b[start : start + piece].double()
-        total += torch.stack((p @ q, p @ p, q @ q))
-    return Products(*total.tolist())
+    pieces = [torch.stack((p @ q, p @ p, q @ q)) for p, q in zip(a.split(piece), b.split(piece), strict=True)]
+    return Products(*torch.stack(pieces).double().sum(0).tolist())
 
 
 def angle(one: Tensor, other: Tensor) -> float:
