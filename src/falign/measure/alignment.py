@@ -21,7 +21,7 @@ def alignment(
 ) -> Alignment:
     """Measure one batch: the errors delivered, the gradients taken and the feedback, beside the true ones.
 
-    The batch is passed twice, by the rule and by backpropagation, on the same weights and the same random numbers
+    The batch is walked back twice, by the rule and by backpropagation, on the same weights and the same random numbers
     (dropout masks match). Weights, gradients, buffers (running statistics, moving feedback), random generators, modes
     and the optimizer are left exactly as they were. Takes about as long as two steps and the memory of two.
 

@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 import matplotlib
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ __all__ = [
     "INK",
     "MARKERS",
     "band",
+    "each_of",
     "expected",
     "law",
     "legend",
@@ -27,6 +29,7 @@ __all__ = [
     "markers",
     "panels",
     "sequence",
+    "thinned",
 ]
 
 
@@ -132,3 +135,15 @@ def legend(figure: Figure, title: str = "", columns: int = 6) -> None:
             title=title or None,
         )
     made.get_title().set_color(INK)
+
+
+def each_of(data: pl.DataFrame, column: str, order: Sequence[Any] = ()) -> list[tuple]:
+    """[(value, its rows)] of a column, in an order if one is given, sorted otherwise."""
+    there = set(data[column].unique().to_list())
+    values = [value for value in order if value in there] or sorted(there)
+    return [(value, data.filter(pl.col(column) == value)) for value in values]
+
+
+def thinned(ticks: list[int], most: int) -> list[int]:
+    """Every so many of the ticks, at most so many of them."""
+    return ticks[:: max(1, -(-len(ticks) // most))]

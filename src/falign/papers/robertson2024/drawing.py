@@ -25,13 +25,6 @@ LOOKS = {
 """Of every rule of the paper's experiments: the same in all pictures."""
 
 
-def each_of(data: pl.DataFrame, column: str, order: tuple[str, ...] = ()) -> list[tuple]:
-    """[(value, its rows)], in an order if one is given, sorted otherwise."""
-    there = set(data[column].unique().to_list())
-    values = [value for value in order if value in there] or sorted(there)
-    return [(value, data.filter(pl.col(column) == value)) for value in values]
-
-
 def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
     """Means of a rule along an axis, with bars of a standard deviation."""
     colour, marker = LOOKS[rule]
@@ -46,8 +39,3 @@ def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None 
         elinewidth=0.9,
         label=label or rule,
     )
-
-
-def thinned(ticks: list[int], most: int = 6) -> list[int]:
-    """Every so many of the ticks."""
-    return ticks[:: max(1, -(-len(ticks) // most))]

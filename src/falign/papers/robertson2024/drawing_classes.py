@@ -4,8 +4,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import AXIS, INK, legend, logarithmic, panels
-from falign.papers.robertson2024.drawing import LOOKS, each_of, points, thinned
+from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
+from falign.papers.robertson2024.drawing import LOOKS, points
 
 
 def by_classes(data: pl.DataFrame) -> Figure:
@@ -28,7 +28,7 @@ def by_classes(data: pl.DataFrame) -> Figure:
         _correlation(right, own.filter(pl.col("shown") == "correlation").sort("classes"))
         counts = sorted(own["classes"].unique().to_list())
         for panel in (left, middle, right):
-            logarithmic(panel, "x", ticks=thinned(counts))
+            logarithmic(panel, "x", ticks=thinned(counts, 6))
             panel.set_xlim(counts[0] * 0.9, counts[-1] * 1.1)
     legend(figure, columns=9)
     return figure

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from falign.lab.report.style import COLOURS, INK, law, logarithmic, panels, sequence
-from falign.papers.robertson2024.drawing import LOOKS, each_of
+from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
+from falign.papers.robertson2024.drawing import LOOKS
 
 _CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
 _RULES = ("fa", "usf", "kp", "adafa")

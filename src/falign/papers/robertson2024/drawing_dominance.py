@@ -4,8 +4,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import AXIS, COLOURS, INK, band, legend, logarithmic, panels
-from falign.papers.robertson2024.drawing import each_of
+from falign.lab.report.style import AXIS, COLOURS, INK, band, each_of, legend, logarithmic, panels
 
 _STARTS = ("dominant", "small", "generic", "anti")
 _COLOUR: dict[str, str] = dict(zip(_STARTS, (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))

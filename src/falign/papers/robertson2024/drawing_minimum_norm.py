@@ -3,8 +3,7 @@
 import polars as pl
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import COLOURS, MARKERS, law, logarithmic, panels
-from falign.papers.robertson2024.drawing import each_of
+from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
 
 _ZERO = 1e-5
 """Where s = 0 is drawn on the logarithmic axis."""

@@ -4,8 +4,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from falign.lab.report.style import AXIS, band, panels
-from falign.papers.robertson2024.drawing import LOOKS, each_of
+from falign.lab.report.style import AXIS, band, each_of, panels
+from falign.papers.robertson2024.drawing import LOOKS
 
 
 def errors_and_norms(data: pl.DataFrame) -> Figure:

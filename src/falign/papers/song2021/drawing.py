@@ -4,7 +4,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import AXIS, band, law, logarithmic, panels, sequence
+from falign.lab.report.style import AXIS, band, each_of, law, logarithmic, panels, sequence, thinned
 
 NAMES = {"identity": "Linear", "relu": "ReLU", "tanh": "Tanh"}
 
@@ -28,11 +28,6 @@ def lines(axes: Axes, data: pl.DataFrame, x: str, colours: list[str], *, positiv
         )
 
 
-def each_of(data: pl.DataFrame, column: str) -> list[tuple]:
-    """[(value, its rows)], sorted."""
-    return [(value, data.filter(pl.col(column) == value)) for value in sorted(data[column].unique().to_list())]
-
-
 def alignment_and_loss(data: pl.DataFrame) -> Figure:
     """Final cosines by width above, losses by step below; a column an activation."""
     names = [name for name in NAMES if name in data["activation"]]
@@ -53,18 +48,13 @@ def alignment_and_loss(data: pl.DataFrame) -> Figure:
         ends = own.filter(pl.col("shown") == "cosine").sort("p")
         lines(above, ends, "p", colours)
         above.axhline(0, color=AXIS, linewidth=0.8)
-        logarithmic(above, "x", ticks=thinned(sorted(ends["p"].unique().to_list())))
+        logarithmic(above, "x", ticks=thinned(sorted(ends["p"].unique().to_list()), 4))
         above.set_ylim(-0.08, 1.35)
         above.set_yticks([0, 0.25, 0.5, 0.75, 1])
         above.legend(ncols=2, loc="upper right", fontsize=8)
         lines(below, own.filter(pl.col("shown") == "loss").sort("step"), "step", colours, positive=True)
         logarithmic(below, "y")
     return figure
-
-
-def thinned(ticks: list[int], most: int = 4) -> list[int]:
-    """Every so many of the ticks."""
-    return ticks[:: max(1, -(-len(ticks) // most))]
 
 
 def cosine_by_width(data: pl.DataFrame) -> Figure:

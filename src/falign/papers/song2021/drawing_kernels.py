@@ -3,8 +3,8 @@
 import polars as pl
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import COLOURS, MARKERS, law, logarithmic, panels, sequence
-from falign.papers.song2021.drawing import NAMES, each_of
+from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
+from falign.papers.song2021.drawing import NAMES
 
 _SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
 """Column -> its name and its line."""

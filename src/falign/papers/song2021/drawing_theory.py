@@ -4,8 +4,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels, sequence
-from falign.papers.song2021.drawing import NAMES, each_of, lines, thinned
+from falign.lab.report.style import AXIS, COLOURS, each_of, law, logarithmic, panels, sequence, thinned
+from falign.papers.song2021.drawing import NAMES, lines
 from falign.papers.song2021.sizes import STEPS
 
 
