@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from falign.lab.data import DataError, Dataset, load
-from falign.lab.experiment import PRESETS, Experiment, Setting, Task
+from falign.lab.experiment import Experiment, Setting, Task
 from falign.lab.experiment.execution import compute
 from falign.lab.experiment.local import local
 from falign.lab.experiment.reproduce import reproduce
@@ -164,17 +164,6 @@ def test_no_claim_is_judged_on_a_part_of_its_runs(
     verdict = judge(claim, replace(there, runs=runs))
     assert verdict.verdict == "not run"
     assert f"1 {status}" in (verdict.message or "")
-
-
-@pytest.mark.parametrize("experiment", PAPER.experiments, ids=lambda experiment: experiment.name)
-def test_presets_change_sizes_and_repetitions_only(experiment: Experiment) -> None:
-    assert experiment.name.startswith("robertson2024.")
-    assert set(experiment.grid) == set(experiment.seeds) == set(PRESETS)
-    axes = {preset: {tuple(sorted(point)) for point in experiment.grid[preset]} for preset in PRESETS}
-    assert axes["smoke"] == axes["quick"] == axes["paper"]
-    for preset in PRESETS:
-        keys = [task.key for task in experiment.tasks(preset)]
-        assert len(set(keys)) == len(keys)
 
 
 def test_quick_needs_no_download() -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from falign.lab.experiment import PRESETS, Experiment, Setting
+from falign.lab.experiment import Experiment, Setting
 from falign.lab.experiment.local import local
 from falign.lab.experiment.reproduce import reproduce
 from falign.lab.experiment.results import Results, judge
@@ -117,17 +117,6 @@ def test_no_claim_is_judged_on_a_part_of_its_runs(
     verdict = judge(claim, replace(there, runs=runs))
     assert verdict.verdict == "not run"
     assert f"1 {status}" in (verdict.message or "")
-
-
-@pytest.mark.parametrize("experiment", PAPER.experiments, ids=lambda experiment: experiment.name)
-def test_presets_change_sizes_and_repetitions_only(experiment: Experiment) -> None:
-    assert experiment.name.startswith("song2021.")
-    assert set(experiment.grid) == set(experiment.seeds) == set(PRESETS)
-    axes = {preset: {tuple(sorted(point)) for point in experiment.grid[preset]} for preset in PRESETS}
-    assert axes["smoke"] == axes["quick"] == axes["paper"]
-    for preset in PRESETS:
-        keys = [task.key for task in experiment.tasks(preset)]
-        assert len(set(keys)) == len(keys)
 
 
 def test_figure_2_has_the_sizes_of_the_paper() -> None:
