@@ -1,14 +1,34 @@
-"""What holds of the experiments of every paper."""
+"""What holds of the experiments of every paper, and of their runs at the smallest size."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import polars as pl
 import pytest
 
-from falign.lab.experiment import PRESETS, Experiment
+from falign.lab.experiment import PRESETS, Claim, Experiment, Setting
+from falign.lab.experiment.results import Results, judge
+from falign.lab.report.drawing import Drawn, drawn
 from falign.papers import PAPERS
 
+Smoke = Callable[[str], Mapping[str, Results]]
+
+
+def _grouped(paper: str, *values: object, name: str):
+    """A case that runs in the process of its paper's other tests."""
+    return pytest.param(paper, *values, id=name, marks=pytest.mark.xdist_group(paper))
+
+
 EXPERIMENTS = [
-    pytest.param(paper.name, experiment, id=experiment.name)
+    _grouped(paper.name, experiment, name=experiment.name)
     for paper in PAPERS.values()
     for experiment in paper.experiments
+]
+CLAIMS = [
+    _grouped(paper.name, experiment, claim, name=f"{paper.name}.{claim.name}")
+    for paper in PAPERS.values()
+    for experiment in paper.experiments
+    for claim in experiment.claims
 ]
 
 
@@ -21,3 +41,44 @@ def test_presets_change_sizes_and_repetitions_only(paper: str, experiment: Exper
     for preset in PRESETS:
         keys = [task.key for task in experiment.tasks(preset)]
         assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(("paper", "experiment"), EXPERIMENTS)
+def test_all_runs_are_done_and_all_pictures_drawn(paper: str, experiment: Experiment, smoke: Smoke) -> None:
+    found = smoke(paper)[experiment.name]
+    assert found.count("done") == len(experiment.tasks("smoke"))
+    for picture in experiment.pictures:
+        assert isinstance(drawn(picture, found.table, "x"), Drawn)
+
+
+@pytest.mark.parametrize(("paper", "experiment", "claim"), CLAIMS)
+def test_every_claim_can_be_read(paper: str, experiment: Experiment, claim: Claim, smoke: Smoke) -> None:
+    verdict = judge(claim, smoke(paper)[experiment.name])
+    assert "cannot be read" not in (verdict.message or "")
+    assert verdict.verdict != "not run" or verdict.message
+
+
+@pytest.mark.parametrize("status", ["missing", "failed", "diverged"])
+@pytest.mark.parametrize(("paper", "experiment", "claim"), CLAIMS)
+def test_no_claim_is_judged_on_a_part_of_its_runs(
+    paper: str, status: str, experiment: Experiment, claim: Claim, smoke: Smoke
+) -> None:
+    there = smoke(paper)[experiment.name]
+    scope = pl.lit(True) if claim.scope is None else claim.scope
+    key = there.runs.filter(scope)["key"][-1]
+    runs = there.runs.with_columns(status=pl.when(pl.col("key") == key).then(pl.lit(status)).otherwise("status"))
+    verdict = judge(claim, replace(there, runs=runs))
+    assert verdict.verdict == "not run"
+    assert f"1 {status}" in (verdict.message or "")
+
+
+@pytest.mark.parametrize(("paper", "experiment"), EXPERIMENTS)
+def test_a_run_is_the_same_alone_and_in_its_block(paper: str, experiment: Experiment, smoke: Smoke) -> None:
+    task = experiment.tasks("smoke")[-1]
+    (alone,) = experiment.run([task], Setting())
+    table = smoke(paper)[experiment.name].table
+    axes = [pl.col(axis) == value for axis, value in task.point.items()]
+    together = table.filter(*axes, pl.col("seed") == task.seed)
+    for name, values in alone.records.items():
+        for here, there in zip(values, together[name].to_list(), strict=True):
+            assert there == (pytest.approx(here, rel=1e-4, abs=1e-12) if isinstance(here, float) else here)

@@ -1,0 +1,33 @@
+"""The runs of a paper at its smallest size, made once a process."""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import pytest
+from rich.console import Console
+
+from falign.lab.experiment import Setting
+from falign.lab.experiment.local import local
+from falign.lab.experiment.reproduce import reproduce
+from falign.lab.experiment.results import Results
+from falign.lab.experiment.selection import select
+from falign.lab.experiment.store import Store
+from falign.papers import PAPERS
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[str, Results]]:
+    """Name of a paper -> experiment -> its results at the preset ``smoke``; tests of one paper share an xdist group."""
+
+    @cache
+    def results(name: str) -> Mapping[str, Results]:
+        out, console = tmp_path_factory.mktemp(name), Console(file=io.StringIO())
+        jobs = select([name], PAPERS)
+        code = reproduce(jobs, "smoke", out=out, executor=local(1, Setting()), memory=2**31, console=console)
+        assert code == 0, console.file.getvalue()  # pyright: ignore
+        assert (out / "report.html").stat().st_size > 10_000
+        store = Store(folder=out)
+        return {experiment.name: store.results(experiment, "smoke") for experiment in PAPERS[name].experiments}
+
+    return results
