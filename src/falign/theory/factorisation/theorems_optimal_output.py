@@ -1,0 +1,142 @@
+"""FA*: alignment grows by what is left to learn, and being bounded makes that vanish."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from falign.theory.factorisation.assumptions import only, orthogonal
+from falign.theory.factorisation.measurements import Course
+from falign.theory.factorisation.theorems import SOURCE
+from falign.theory.inputs import positive
+from falign.theory.statement import TheoremCheck
+
+
+def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
+    """Check ``tr(BYWᵀ)(t) - tr(BYWᵀ)(0) = η Σ |BR|²``: exact in steps of any size, and ∫|BR|² in flow.
+
+    Proof: a step adds ``η tr(BY(BR)ᵀ)``, and ``tr(BR(BY)ᵀ) = |BR|²`` as ``R(ZW)ᵀ = RWᵀZᵀ = 0``.
+
+    Args:
+        course: Of fa*, with ``weighted`` (which is tr(BYWᵀ)) and ``growth`` recorded.
+        tolerance: Of the largest of both.
+
+    Raises:
+        ValueError: it is of another method, the tolerance is not positive, or what it needs was not recorded.
+
+    Source: derived.
+    """
+    only("fa*", course)
+    gained = course["weighted"] - course["weighted"][:, :1]
+    scale = (gained.abs() + course["growth"]).amax(1).clamp(min=torch.finfo(gained.dtype).tiny)
+    residual = (gained - course["growth"]).abs() / scale[:, None]
+    return TheoremCheck(
+        name="Growth of the alignment",
+        source=SOURCE,
+        reading="tr(BZWWᵀ) = tr(BYWᵀ); in units of the tolerance",
+        assumptions=(),
+        bound=torch.ones_like(residual),
+        measured=residual / positive("tolerance", tolerance),
+        scale=torch.ones_like(scale),
+        series={"gained": gained},
+    )
+
+
+def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
+    """Check that ``tr(BZ) = ⟨Bᵀ, Z⟩`` does not fall where ``W(0)W(0)ᵀ = c I``: Bᵀ and Z come closer.
+
+    Proof in flow: WWᵀ is conserved, so ``tr(BZ) = tr(BYWᵀ)/c``, and that grows by |BR|²/c. Steps make WWᵀ gain
+    ``η² Σ BR(BR)ᵀ``, which is why η must be small. Neither the loss nor the cosine need be monotone.
+
+    Args:
+        course: Of fa*, with ``alignment`` recorded.
+        tolerance: How much it may fall between two recorded times.
+
+    Raises:
+        ValueError: it is of another method, the tolerance is not positive, or the alignment was not recorded.
+
+    Source: derived; the abstract: "the forward and feedback matrices come closer during the updates".
+    """
+    only("fa*", course)
+    trace = course["alignment"]
+    return TheoremCheck(
+        name="Monotone alignment",
+        source=SOURCE,
+        reading="each recorded tr(BZ) is at least the one before",
+        assumptions=(orthogonal(course),),
+        bound=trace[:, :-1] - positive("tolerance", tolerance),
+        measured=trace[:, 1:],
+        relation="at least",
+        scale=trace.abs().amax(1),
+        constants={"gained": float((trace[:, -1] - trace[:, 0]).min())},
+    )
+
+
+def gram_drift(course: Course) -> TheoremCheck:
+    """Check ``|WWᵀ - W(0)W(0)ᵀ| ≤ η · (2√c |BY|_* + η |BY|_*²)``, c = |W(0)|²: O(η), and 0 in flow.
+
+    Proof: the drift is ``η² Σ BR(BR)ᵀ``, its norm at most η times the growth G = η Σ |BR|², and G has the bound of
+    ``optimal_output_bound``. ``series["by its own growth"]`` is ηG.
+
+    Args:
+        course: Of fa*, in steps, with ``gram drift`` and ``growth`` recorded.
+
+    Raises:
+        ValueError: it is of another method or in flow, or what it needs was not recorded.
+
+    Source: derived.
+    """
+    only("fa*", course)
+    if not course.rate:
+        raise ValueError("the course is a flow, whose WWᵀ does not drift: take it in steps")
+    measured = course["gram drift"]
+    bound = (course.rate * _most_growth(course))[:, None].expand_as(measured)
+    return TheoremCheck(
+        name="Drift of WWᵀ",
+        source=SOURCE,
+        reading="|·| is Frobenius' norm",
+        assumptions=(),
+        bound=bound,
+        measured=measured,
+        scale=(course.start.W @ course.start.W.mT).square().sum((1, 2)).sqrt(),
+        series={"by its own growth": course.rate * course["growth"]},
+    )
+
+
+def optimal_output_bound(course: Course) -> TheoremCheck:
+    """Check ``min |BR|² ≤ (2√c |BY|_* + η|BY|_*²)/t``, c = |W(0)|² and |·|_* the sum of the singular values.
+
+    Proof: ``G = η Σ |BR|² = tr(BYWᵀ)(t) - tr(BYWᵀ)(0) ≤ (|W(t)| + |W(0)|) |BY|_*`` in spectral norms, and
+    ``|W(t)|² ≤ c + ηG``; solved for G this is ``G ≤ 2√c |BY|_* + η |BY|_*²``. The least |BR|² is at most the mean,
+    G/t. So |BR| → 0, and where B is injective on the columns of Y, with r ≥ rank Y, R → 0.
+
+    Args:
+        course: Of fa*, with ``growth`` recorded, from which the mean G/t is taken.
+
+    Raises:
+        ValueError: it is of another method, nothing was recorded after time 0, or the growth was not.
+
+    Source: derived.
+    """
+    only("fa*", course)
+    later = course.times > 0
+    if not bool(later.any()):
+        raise ValueError("nothing was recorded after time 0: record more (at)")
+    times = course.times[later].to(course.Y)
+    most = _most_growth(course)
+    return TheoremCheck(
+        name="Vanishing of BR",
+        source=SOURCE,
+        reading="the mean of |BR|² over the steps so far, which the least is at most",
+        assumptions=(),
+        bound=most[:, None] / times,
+        measured=course["growth"][:, later] / times,
+        scale=most,
+        series={"growth": course["growth"][:, later]},
+    )
+
+
+def _most_growth(course: Course) -> Float[Tensor, " runs"]:
+    """``2√c |BY|_* + η |BY|_*²``."""
+    root_c = torch.linalg.matrix_norm(course.start.W, ord=2)
+    nuclear = torch.linalg.matrix_norm(course.B @ course.Y, ord="nuc")
+    return 2 * root_c * nuclear + course.rate * nuclear.square()

@@ -1,0 +1,131 @@
+"""What the factorisation refuses, each in one sentence."""
+
+import os
+from math import inf, nan
+
+import pytest
+import torch
+from factorisation_cases import matrix, problem
+
+from falign.theory.factorisation import (
+    RatioLaw,
+    State,
+    best_error,
+    descend,
+    expected_bound,
+    feedback,
+    flat_spectrum,
+    flat_tail,
+    flow,
+    from_network,
+    isotropic,
+    last_direction,
+    near_orthogonality,
+    normal,
+    optimum,
+    orthonormal,
+    range_finder,
+    range_finder_ratios,
+    rate_in_factorisation,
+    separation,
+    stationary,
+    velocity,
+    zero,
+)
+
+untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+Y, B = problem()
+START = zero(Y, B)
+
+
+def _descend(method="fa", y=Y, b=B, start=START, rate=0.01, steps=2, names=("error",), at=None):
+    return descend(method, y, b, start, rate=rate, steps=steps, names=names, at=at)
+
+
+def _flow(times=(0.0, 1.0), y=Y, b=B, start=START, **others):
+    return flow("fa", y, b, start, times=times, names=["error"], **others)
+
+
+def _poor():
+    poor = B.clone()
+    poor[1, 2] = poor[1, 0] + poor[1, 1]
+    return poor
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: _descend("bp"), "unknown method 'bp': choose one of fa, fa\\*, gd"),
+        (lambda: _descend(y=Y * nan), "80 numbers of Y are not finite"),
+        (lambda: _descend(b=_poor()), "B of run 1 has rank 2, expected its full row rank 3"),
+        (lambda: _descend(y=matrix(8, 2)), r"r is 3, expected 1 to min\(n, m\) = 2"),
+        (lambda: _descend(start=zero(matrix(8, 9), B)), r"W has shape \(3, 3, 9\), expected \(3, 3, 10\)"),
+        (lambda: _descend(start=START._replace(W=START.W + inf)), "90 numbers of W are not finite"),
+        (lambda: _descend(y=Y.float()), "B is torch.float64 on cpu, Y torch.float32"),
+        (lambda: _descend(rate=0.0), "rate is 0.0, expected a positive number"),
+        (lambda: _descend(rate=nan), "rate is nan"),
+        (lambda: _descend(steps=-1), "steps is -1"),
+        (lambda: _descend(at=[0, 3]), "recording steps must increase from 0 to at most 2"),
+        (lambda: _descend(names=["loss", "los"]), "unknown measurement 'los': choose from error"),
+        (lambda: _descend("fa*"), r"W\(0\), of which fa\* takes the best output layer, of run 0 has rank 0"),
+        (lambda: _flow(times=[1.0, 2.0]), "times must increase from 0"),
+        (lambda: _flow(times=[0.0, inf]), "times must increase from 0"),
+        (lambda: _flow(tolerance=0.0), "tolerance is 0.0"),
+        (lambda: _flow(y=Y.float(), b=B.float(), start=State(*(p.float() for p in START))), "integrated in float64"),
+        (lambda: velocity("sgd", Y, B, START), "unknown method"),
+        (lambda: optimum(Y, 9), r"r is 9, expected a whole number from 1 to min\(n, m\) = 8"),
+        (lambda: best_error(Y * inf, 2), "expected a matrix of finite numbers"),
+        (lambda: feedback(8, 3, seeds=[]), "a whole number a run"),
+        (lambda: feedback(8, 3, seeds=[0], scale=-1.0), "scale is -1.0"),
+        (lambda: feedback(8, 0, seeds=[0]), "sizes above 0"),
+        (lambda: normal(Y, B, seeds=[0]), "1 seeds for 3 draws of B"),
+        (lambda: normal(Y, B, seeds=range(3), scale=nan), "scale is nan"),
+        (lambda: orthonormal(Y, B, seeds=[0, 1]), "2 seeds for 3 draws of B"),
+        (lambda: range_finder(Y, B, rank=4), "rank is 4 and power 0, expected 1 to the 3 rows"),
+        (lambda: range_finder(Y, B, power=-1), "power -1"),
+        (lambda: range_finder_ratios(Y, B, rank=2, oversampling=[2], power=[0]), "expected 0 to 1"),
+        (lambda: range_finder_ratios(problem(rank=2)[0], B, rank=2, oversampling=[0], power=[0]), "no ratio to it"),
+        (lambda: expected_bound(torch.ones(4), 1), "r is 1, expected 2 to 4"),
+        (lambda: expected_bound(torch.arange(4.0), 3), "singular values that fall"),
+        (lambda: last_direction(0, 0.1), "size is 0"),
+        (lambda: last_direction(2, 0.0), "epsilon is 0.0"),
+        (lambda: flat_tail(2, 5, 1.0), "share is 1.0"),
+        (lambda: flat_spectrum(5, 5), "expected m above r = 5"),
+        (lambda: RatioLaw(r=3, epsilon=1.0), "epsilon is 1.0, expected a number above 0 and below 1"),
+        (lambda: separation(3, 0.1, seeds=[0], delta=1.0), "delta is 1.0"),
+        (lambda: near_orthogonality(matrix(8, 8, 3), B), "there is no ratio"),
+        (lambda: isotropic(3, 4, seed=0), "at least as many points"),
+        (lambda: from_network(matrix(3, 5), matrix(4, 3), torch.zeros(4, 3).double()), "B of run 0 has rank 0"),
+        (lambda: rate_in_factorisation(0.0, 3), "rate is 0.0"),
+    ],
+)
+def test_what_does_not_fit(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+@untyped
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: _descend(b=B[0]), r"Y has shape \(8, 10\) and B \(3, 8\)"),
+        (lambda: _descend(y=matrix(8, 10, runs=2)), "expected"),
+        (lambda: _descend(y=matrix(7, 10)), "B carries errors of 8 outputs, Y has 7 rows"),
+        (lambda: stationary(Y, B[:, :, :5]), "B carries errors of 5 outputs"),
+        (lambda: _descend(y=Y.tolist()), "Y is of type list"),
+        (lambda: _descend(steps=2.5), "steps is 2.5"),
+        (lambda: _descend(names="error"), "names is 'error', expected a sequence"),
+        (lambda: feedback(8, 3, seeds=3), "seeds is 3, expected a sequence"),
+        (lambda: from_network(matrix(3, 5), matrix(4, 2), matrix(4, 2)), "have shapes"),
+        (lambda: rate_in_factorisation(0.1, 3, reduction="none"), "reduction is 'none'"),
+    ],
+)
+def test_what_checked_annotations_refuse_too(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_a_flow_that_takes_too_long_says_so(monkeypatch):
+    monkeypatch.setattr("falign.theory.factorisation.courses._LONGEST", 50)
+    with pytest.raises(RuntimeError, match=r"gradient flow took 50 evaluations to t = .* of 100: ask for"):
+        _flow(times=[0.0, 100.0])

@@ -1,0 +1,225 @@
+"""Statements about a course: they hold where they must, and say which assumption fails where they need not."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from factorisation_cases import matrix, problem
+
+from falign.theory.factorisation import (
+    MEASUREMENTS,
+    State,
+    alignment_growth,
+    conservation,
+    descend,
+    descent_of_feedback,
+    feedback,
+    flow,
+    gram_drift,
+    monotone_alignment,
+    normal,
+    optimal_output_bound,
+    optimum_reached,
+    orthonormal,
+    stable_rate,
+    stationary_limit,
+    zero,
+)
+
+SEEDS = range(3)
+NAMES = list(MEASUREMENTS)
+TIMES = [0.0, 0.5, 1.0, 2.0, 4.0]
+
+
+def _descend(method="fa", start=zero, steps=1000, factor=1.0, made=None, **others):
+    Y, B = made or problem()
+    state = start(Y, B)
+    rate = factor * float(stable_rate(method, Y, B, state).min())
+    return descend(method, Y, B, state, rate=rate, steps=steps, names=NAMES, **others)
+
+
+def _normal(Y, B):
+    return normal(Y, B, seeds=range(len(B)), scale=0.3)
+
+
+def _orthonormal(Y, B):
+    return orthonormal(Y, B, seeds=range(len(B)))
+
+
+@pytest.mark.parametrize(("method", "start"), [("fa", zero), ("fa", _normal), ("fa*", _orthonormal), ("gd", _normal)])
+def test_conservation_is_exact_in_steps_of_any_size_and_in_flow(method, start):
+    made = problem(n=20, m=25, r=6)
+    course = _descend(method, start, made=made, steps=2000)
+    check = conservation(course, tolerance=1e-10)
+    assert check.verdict == "holds", check.sentence
+    assert check.constants["relative residual"] < 1e-12
+    assert check.series["drift"][:, -1].min() > 1e-5
+    Y, B = problem()
+    in_flow = conservation(flow(method, Y, B, start(Y, B), times=TIMES, names=["invariant", "drift", "account"]))
+    assert in_flow.verdict == "holds", in_flow.sentence
+
+
+def test_what_the_law_says_of_the_alignment_from_zero():
+    course = _descend()
+    Z, W = course.end
+    symmetric = course.B @ Z + (course.B @ Z).mT
+    assert torch.linalg.eigvalsh(symmetric).min() > -1e-12
+    grown = (W.square().sum((1, 2)) - course.rate * course["growth"][:, -1]) / 2
+    torch.testing.assert_close(course["alignment"][:, -1], grown)
+
+
+def test_weights_stay_bounded_by_what_they_have_learned():
+    Y, B = problem()
+    for time in (0.1, 1.0, 10.0):
+        Z, W = flow("fa", Y, B, zero(Y, B), times=[0.0, time], names=[]).end
+        gram, through = (part.square().sum((1, 2)) for part in (W @ W.mT, B @ Z @ W))
+        assert (gram <= 2 * (W.square().sum((1, 2)) * through).sqrt() * (1 + 1e-9)).all()
+
+
+def test_feedback_of_the_error_falls_from_zero():
+    for course in (_descend(), _descend(made=problem(n=6, m=6, r=5, runs=10))):
+        check = descent_of_feedback(course)
+        assert check.verdict == "holds", check.sentence
+    Y, B = problem()
+    in_flow = flow("fa", Y, B, zero(Y, B), times=TIMES, names=["lyapunov"])
+    assert descent_of_feedback(in_flow).verdict == "holds"
+    large = descent_of_feedback(_descend(start=lambda Y, B: normal(Y, B, seeds=SEEDS)))
+    assert [assumption.name for assumption in large.failing] == ["negative invariant"]
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("method", ["fa", "fa*"])
+def test_the_optimum_is_reached_where_r_is_at_least_the_rank(method):
+    start = zero if method == "fa" else _orthonormal
+    for rank in (2, 3):
+        check = optimum_reached(_descend(method, start, made=problem(rank=rank), steps=3000))
+        assert check.verdict == "holds", check.sentence
+    for scale in (0.01, 1.0):
+        Y, B = problem(rank=2)
+        state = normal(Y, B, seeds=SEEDS, scale=scale)
+        columns = torch.linalg.svd(Y).U[:, :2]
+        within = State(columns @ columns.mT @ state.Z, state.W)
+        rate = float(stable_rate("fa", Y, B, within).min())
+        check = optimum_reached(descend("fa", Y, B, within, rate=rate, steps=6000, names=["error"]))
+        assert check.verdict == "holds", check.sentence
+
+
+def test_what_keeps_from_the_optimum_is_named():
+    short = optimum_reached(_descend(made=problem(rank=5)))
+    assert [assumption.name for assumption in short.failing] == ["overparameterised", "injective feedback"]
+    outside = optimum_reached(_descend(start=_normal, made=problem(rank=2)))
+    assert [assumption.name for assumption in outside.failing] == ["start in the columns of Y"]
+    Y, B = problem(rank=2)
+    blind = B - B @ Y @ torch.linalg.pinv(Y) + torch.linalg.pinv(Y)[:3] * 1e-14
+    assert "injective feedback" in [a.name for a in optimum_reached(_descend(made=(Y, blind), factor=1e-3)).failing]
+    early = optimum_reached(_descend(made=problem(rank=2), steps=5))
+    assert early.verdict == "fails"
+
+
+@pytest.mark.unchecked
+def test_what_the_start_has_outside_the_columns_is_learned_last():
+    Y, B = problem(rank=2, r=4)
+    start = normal(Y, B, seeds=SEEDS, scale=0.01)
+    columns = torch.linalg.svd(Y).U[:, :2]
+    within = start._replace(Z=columns @ columns.mT @ start.Z)
+    whole, inside = (descend("fa", Y, B, s, rate=0.05, steps=4000, names=["error"]).end for s in (start, within))
+    left, less = ((Y - Z @ W).square().sum((1, 2)).sqrt() for Z, W in (whole, inside))
+    assert (left > 1e-6).all()
+    assert (less < 1e-2 * left).all()
+
+
+def test_the_stationary_function_is_not_reached_early():
+    assert stationary_limit(_descend(steps=10)).verdict == "fails"
+    far = stationary_limit(_descend(steps=10, factor=0.5))
+    assert "rank of BY" in far.assumptions[0].name
+    assert far.failing == ()
+
+
+@pytest.mark.unchecked
+def test_alignment_of_the_variant_grows_by_what_is_left():
+    for rank, r in ((None, 3), (2, 3)):
+        course = _descend("fa*", _orthonormal, made=problem(r=r, rank=rank), steps=300)
+        assert alignment_growth(course, tolerance=1e-10).verdict == "holds"
+        assert gram_drift(course).verdict == "holds"
+        assert optimal_output_bound(course).verdict == "holds"
+    Y, B = problem()
+    start = _normal(Y, B)
+    for wild in (True, False):
+        rate = (3.0 if wild else 0.01) * float(stable_rate("fa*", Y, B, start).min())
+        with pytest.warns(UserWarning, match="is beyond") if wild else nullcontext():
+            course = descend("fa*", Y, B, start, rate=rate, steps=200, names=NAMES)
+        assert alignment_growth(course, tolerance=1e-10).verdict == "holds"
+        assert gram_drift(course).verdict == "holds"
+        assert optimal_output_bound(course).verdict == "holds"
+    in_flow = flow("fa*", Y, B, start, times=TIMES, names=["weighted", "growth"])
+    assert alignment_growth(in_flow, tolerance=1e-7).verdict == "holds"
+    assert optimal_output_bound(in_flow).verdict == "holds"
+
+
+@pytest.mark.unchecked
+def test_trace_is_monotone_from_orthonormal_rows_only():
+    made = problem(runs=12)
+    slow = _descend("fa*", _orthonormal, made=made, factor=0.05, steps=600, at=range(601))
+    check = monotone_alignment(slow, tolerance=1e-8)
+    assert check.verdict == "holds", check.sentence
+    assert check.constants["gained"] > 0.1
+    assert (slow["weighted"].diff(dim=1) > -1e-12).all()
+    Y, B = made
+    in_flow = flow("fa*", Y, B, _orthonormal(Y, B), times=TIMES, names=["alignment"])
+    assert monotone_alignment(in_flow).verdict == "holds"
+    other = monotone_alignment(_descend("fa*", _normal, made=made, factor=0.01))
+    assert other.verdict == "assumption fails"
+
+
+@pytest.mark.unchecked
+def test_neither_the_loss_nor_the_cosine_need_be_monotone():
+    Y = matrix(8, 10, runs=50)
+    B = feedback(8, 3, seeds=range(50))
+    rate = 0.02 * float(stable_rate("fa*", Y, B, _orthonormal(Y, B)).min())
+    course = descend("fa*", Y, B, _orthonormal(Y, B), rate=rate, steps=1500, names=["loss", "cosine"])
+    assert (course["loss"].diff(dim=1) > 1e-6).any(1).sum() >= 10
+    assert (course["cosine"].diff(dim=1) < -1e-6).any(1).sum() >= 10
+
+
+@pytest.mark.unchecked
+def test_drift_of_the_gram_matrix_is_of_the_order_of_the_step():
+    Y, B = problem()
+    start = _orthonormal(Y, B)
+    drifts = []
+    for steps in (500, 1000, 2000):
+        course = descend("fa*", Y, B, start, rate=4 / steps, steps=steps, names=["gram drift", "growth"])
+        drifts.append(float(course["gram drift"][:, -1].mean()))
+    assert drifts[0] / drifts[1] == pytest.approx(2, abs=0.1)
+    assert drifts[1] / drifts[2] == pytest.approx(2, abs=0.05)
+
+
+def test_loss_falls_from_zero_in_all_of_thirty_runs():
+    course = _descend(made=problem(n=10, m=10, r=4, runs=30), factor=0.2, steps=2000)
+    assert (course["loss"].diff(dim=1) < 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("check", "method", "named"),
+    [
+        (descent_of_feedback, "gd", "the statement is about fa, the course is of gd"),
+        (optimum_reached, "gd", "the statement is about fa and fa"),
+        (stationary_limit, "gd", r"its limit is optimum\(Y, r\)"),
+        (alignment_growth, "fa", r"about fa\*, the course is of fa"),
+        (monotone_alignment, "fa", r"about fa\*"),
+        (gram_drift, "fa", r"about fa\*"),
+        (optimal_output_bound, "gd", r"about fa\*"),
+    ],
+)
+def test_a_course_of_another_method_is_refused(check, method, named):
+    with pytest.raises(ValueError, match=named):
+        check(_descend(method, steps=1))
+
+
+def test_flows_have_no_drift_to_bound_and_starts_no_mean():
+    Y, B = problem()
+    with pytest.raises(ValueError, match="take it in steps"):
+        gram_drift(flow("fa*", Y, B, _orthonormal(Y, B), times=[0.0, 0.1], names=["gram drift", "growth"]))
+    with pytest.raises(ValueError, match="after time 0"):
+        optimal_output_bound(_descend("fa*", _orthonormal, steps=0))
+    with pytest.raises(ValueError, match="tolerance is 0"):
+        conservation(_descend(steps=1), tolerance=0.0)
