@@ -1,6 +1,6 @@
 """What the public functions make of the data and numbers that they are given, and the sentences that refuse them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-Numbers: TypeAlias = Tensor | ArrayLike
-"""Tensors, arrays or nested lists."""
+Numbers: TypeAlias = Tensor | ArrayLike | Sequence[Any] | float | int
+"""Tensors, arrays, nested sequences or plain numbers."""
 
 _SQUARABLE = 1e-130, 1e150
 """Where the largest number must be for its square, and that of numbers a rounding error as large, to be normal."""
@@ -111,6 +111,18 @@ def listed(name: str, given: Any) -> list[Any]:
     if not isinstance(given, Iterable) or isinstance(given, str) or getattr(given, "ndim", 1) != 1:
         raise ValueError(f"{name} is {given!r}, expected a sequence")
     return given.tolist() if isinstance(given, (Tensor, np.ndarray)) else list(given)
+
+
+def recorded(steps: int, at: Sequence[int] | None) -> list[int]:
+    """The steps to record at: those asked for, or about 100, evenly, from 0 to the last.
+
+    Raises:
+        ValueError: those asked for do not increase, or are out of range.
+    """
+    found = sorted({round(step) for step in np.linspace(0, steps, 101)}) if at is None else listed("at", at)
+    if not found or not all(map(whole, found)) or found[0] < 0 or found[-1] > steps or sorted(set(found)) != found:
+        raise ValueError(f"recording steps must increase from 0 to at most {steps}, got {found[:10]}")
+    return found
 
 
 def floats(**tensors: Tensor) -> None:

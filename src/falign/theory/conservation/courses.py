@@ -12,7 +12,7 @@ from falign.theory.conservation import law
 from falign.theory.conservation.fits import count_of
 from falign.theory.conservation.measurements import ACCOUNT, Course, known
 from falign.theory.conservation.network import Dynamics, Points, State, loss_of, velocity
-from falign.theory.inputs import listed, numbers, positive, whole
+from falign.theory.inputs import numbers, positive, recorded
 
 
 def descend(
@@ -49,9 +49,7 @@ def descend(
     taken = known(names)
     _fitting(state, dynamics, X, y)
     count = count_of(steps, X.shape[-2])
-    at = sorted({round(step) for step in np.linspace(0, count, 101)}) if at is None else listed("at", at)
-    if not at or not all(map(whole, at)) or at[0] < 0 or at[-1] > count or sorted(set(at)) != at:
-        raise ValueError(f"recording steps must increase from 0 to at most {count}, got {at[:10]}")
+    at = recorded(count, at)
     now, wanted = state, set(at)
     account = torch.zeros_like(law.incoming(state, dynamics))
     rows = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -48,6 +49,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "potential": lambda state, dynamics, X, y: law.potential(state, dynamics),
     "invariant": lambda state, dynamics, X, y: law.invariant(state, dynamics),
     "alignment": lambda state, dynamics, X, y: law.alignment(state, dynamics),
+    "map": lambda state, dynamics, X, y: reduce(lambda below, W: W @ below, state.W),
     **{name: _part(name) for name in ("descent", "gradient_norm", "taken_norm", "dominance")},
 }
 """name -> what it is at a state.
@@ -55,7 +57,7 @@ MEASUREMENTS: dict[str, Measurement] = {
 ``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``potential`` V,
 ``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
 ``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
-by its own.
+by its own. ``map`` W_L…W_1 [runs outputs inputs]: with the linear gate and without biases, what the network computes.
 """
 
 

@@ -15,7 +15,7 @@ from falign.theory.factorisation.problem import State, fitting, full_rank
 from falign.theory.factorisation.recording import Record
 from falign.theory.factorisation.stability import stable_rate
 from falign.theory.factorisation.subspace import Small, reduced
-from falign.theory.inputs import listed, numbers, positive, whole
+from falign.theory.inputs import numbers, positive, recorded, whole
 
 _LONGEST = 100_000
 """Most evaluations of a flow's velocity a run."""
@@ -56,7 +56,7 @@ def descend(
     positive("rate", rate)
     if not whole(steps) or steps < 0:
         raise ValueError(f"steps is {steps!r}, expected a whole number of at least 0")
-    at = _recording(steps, at)
+    at = recorded(steps, at)
     known(names)
     how, Y, start = _begun(method, Y, B, start)
     _warn_of_large_steps(method, Y, B, start, rate)
@@ -114,7 +114,7 @@ def flow(
     """
     known(names)
     positive("tolerance", tolerance)
-    times = numbers("times", listed("times", times)).double()
+    times = numbers("times", times).double()
     in_order = times.ndim == 1 and len(times) > 1 and times[0] == 0 and bool((times.diff() > 0).all())
     if not in_order or not times.isfinite().all():
         raise ValueError(f"times must increase from 0, at least two of them, got {times.tolist()[:10]}")
@@ -139,13 +139,6 @@ def _begun(method: str, Y: Tensor, B: Tensor, start: State) -> tuple[Method, Ten
     if not how.free_output:
         full_rank("W(0), of which fa* takes the best output layer,", start.W)
     return how, Y, settled(how, Y, start)
-
-
-def _recording(steps: int, at: Sequence[int] | None) -> list[int]:
-    at = sorted({round(step) for step in np.linspace(0, steps, 101)}) if at is None else listed("at", at)
-    if not at or not all(map(whole, at)) or at[0] < 0 or at[-1] > steps or sorted(set(at)) != at:
-        raise ValueError(f"recording steps must increase from 0 to at most {steps}, got {at[:10]}")
-    return at
 
 
 def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:

@@ -1,0 +1,190 @@
+"""The scalar chains to which a deep linear network reduces: their velocity, error, invariants and rate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from falign.theory.deep_linear.ranges import finite, in_range
+from falign.theory.inputs import Numbers, listed
+
+Rule: TypeAlias = Literal["fa", "dfa", "bp"]
+"""Feedback alignment, direct feedback alignment, gradient descent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modes:
+    """Linear networks with one neuron a layer, many at once, each a mode of a network that is diagonal in fixed bases.
+
+    ``e = λ - s θ_L…θ_1`` and ``θ_l' = c_l θ_{l-1}…θ_1 e``, where c_l carries the error to layer l:
+    ``m_{l+1}…m_L`` (fa), ``m_{l+1}`` (dfa), ``θ_{l+1}…θ_L`` (bp), and ``c_L = 1``.
+
+    ``modes`` makes and checks them.
+
+    Attributes:
+        rule: How the error returns.
+        weights: θ_1, …, θ_L [layers *modes].
+        feedback: m_2, …, m_L [layers-1 *modes]: of fa, what carries an error from layer l to the one below; of dfa,
+            from the output to layer l - 1; of bp, not used.
+        target: λ, the mode's share of Σ_yx [*modes].
+        variance: s, the mode's share of Σ_xx [*modes].
+
+    Source: derived, after Girotti, Mitliagkas and Gidel 2021.
+    """
+
+    rule: Rule
+    weights: Float[Tensor, "layers *modes"]
+    feedback: Float[Tensor, "layers-1 *modes"]
+    target: Float[Tensor, "*modes"]
+    variance: Float[Tensor, "*modes"]
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.weights)
+
+    def at(self, weights: Float[Tensor, "layers *modes"]) -> "Modes":
+        """The same modes with other weights."""
+        return replace(self, weights=weights)
+
+    def flat(self) -> "Modes":
+        """The same modes along one axis, on the CPU."""
+        return self._each(lambda part, axes: part.detach().cpu().reshape(*part.shape[:axes], -1))
+
+    def take(self, chosen: Tensor | slice) -> "Modes":
+        """Some of them, of modes along one axis."""
+        return self._each(lambda part, _: part[..., chosen])
+
+    def double(self) -> "Modes":
+        """The same modes in float64."""
+        return self._each(lambda part, _: part.double())
+
+    def _each(self, change: Callable[[Tensor, int], Tensor]) -> "Modes":
+        """With every tensor changed, given how many axes it has before those of the modes."""
+        return Modes(
+            rule=self.rule,
+            weights=change(self.weights, 1),
+            feedback=change(self.feedback, 1),
+            target=change(self.target, 0),
+            variance=change(self.variance, 0),
+        )
+
+    @property
+    def product(self) -> Float[Tensor, "*modes"]:
+        """``θ_L…θ_1``."""
+        return self.weights.prod(0)
+
+    @property
+    def error(self) -> Float[Tensor, "*modes"]:
+        """``e = λ - s θ_L…θ_1``."""
+        return self.target - self.variance * self.product
+
+    @property
+    def loss(self) -> Float[Tensor, "*modes"]:
+        """``e²/(2s)``: what the mode adds to the mean ½|f - y|² above what no linear map can fit."""
+        return self.error.square() / (2 * self.variance)
+
+    @property
+    def below(self) -> Float[Tensor, "layers *modes"]:
+        """``θ_{l-1}…θ_1`` of every layer, 1 for the first."""
+        return torch.cat([torch.ones_like(self.weights[:1]), self.weights[:-1].cumprod(0)])
+
+    @property
+    def above(self) -> Float[Tensor, "layers *modes"]:
+        """``θ_{l+1}…θ_L`` of every layer, 1 for the last."""
+        return _suffix(self.weights[1:])
+
+    @property
+    def carriers(self) -> Float[Tensor, "layers *modes"]:
+        """c_l of every layer."""
+        if self.rule == "bp":
+            return self.above
+        if self.rule == "fa":
+            return _suffix(self.feedback)
+        return torch.cat([self.feedback, torch.ones_like(self.weights[:1])])
+
+    @property
+    def velocity(self) -> Float[Tensor, "layers *modes"]:
+        """``θ_l' = c_l θ_{l-1}…θ_1 e``."""
+        return self.carriers * self.below * self.error
+
+    @property
+    def decay_rate(self) -> Float[Tensor, "*modes"]:
+        """ρ of the exact error equation ``e' = -ρe``: ``s Σ_l c_l (θ_{l-1}…θ_1)² θ_{l+1}…θ_L``. It may be negative."""
+        return self.variance * (self.carriers * self.below.square() * self.above).sum(0)
+
+    @property
+    def invariants(self) -> Float[Tensor, "links *modes"]:
+        """``K_l = (c_l/c_{l+1}) θ_{l+1} - θ_l²/2``, constant in gradient flow; of bp ``(θ_{l+1}² - θ_l²)/2``.
+
+        For fa the factor is m_{l+1}. Of two layers, ``K_1 = m K`` with ``K = θ_2 - θ_1²/(2m)``.
+        """
+        lower, upper = self.weights[:-1], self.weights[1:]
+        if self.rule == "bp":
+            return (upper.square() - lower.square()) / 2
+        carriers = self.carriers
+        return carriers[:-1] / carriers[1:] * upper - lower.square() / 2
+
+
+def modes(
+    target: Numbers,
+    weights: Sequence[Numbers],
+    *,
+    feedback: Numbers | Sequence[Numbers] = 1.0,
+    variance: Numbers = 1.0,
+    rule: Rule = "fa",
+) -> Modes:
+    """Modes from numbers that are broadcast against each other, in float64 unless λ and all θ are tensors of less.
+
+    Args:
+        target: λ ≥ 0; a mode with λ < 0 is the one with -λ and -θ_1.
+        weights: θ_1, …, θ_L, at least two, each of all modes.
+        feedback: m ≠ 0, one for all layers or m_2, …, m_L.
+        variance: s > 0.
+        rule: fa, dfa or bp.
+
+    Raises:
+        ValueError: a number is not finite or out of range, shapes do not fit, or the rule is unknown.
+    """
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+    layers = listed("weights", weights)
+    if len(layers) < 2:
+        raise ValueError(f"{len(layers)} weights were given, expected θ_1, …, θ_L of at least two layers")
+    back = list(feedback) if isinstance(feedback, (list, tuple)) else [feedback] * (len(layers) - 1)
+    if len(back) != len(layers) - 1:
+        raise ValueError(f"{len(back)} feedback weights for {len(layers)} layers, expected {len(layers) - 1}, or one")
+    given = {
+        "λ": target,
+        "the variance": variance,
+        **{f"θ_{layer}": value for layer, value in enumerate(layers, 1)},
+        **{f"m_{layer}": value for layer, value in enumerate(back, 2)},
+    }
+    found = {name: finite(name, value) for name, value in given.items()}
+    in_range(found)
+    try:
+        parts = torch.broadcast_tensors(*found.values())
+    except RuntimeError:
+        shapes = [tuple(part.shape) for part in found.values()]
+        raise ValueError(
+            f"λ, s, θ and m have shapes {shapes}, which do not broadcast: pass one number a mode"
+        ) from None
+    kind = reduce(torch.promote_types, [found[name].dtype for name in found if name == "λ" or name.startswith("θ")])
+    device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
+    together = torch.stack([part.to(device, kind) for part in parts])
+    return Modes(
+        rule=rule,
+        weights=together[2 : 2 + len(layers)],
+        feedback=together[2 + len(layers) :],
+        target=together[0],
+        variance=together[1],
+    )
+
+
+def _suffix(factors: Tensor) -> Tensor:
+    """Products of a row and all after it, and a row of ones."""
+    return torch.cat([factors.flip(0).cumprod(0).flip(0), torch.ones_like(factors[:1])])

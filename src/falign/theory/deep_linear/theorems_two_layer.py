@@ -1,0 +1,123 @@
+"""When a two-layer linear network converges under feedback alignment, on any data: a statement tried on its course."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from falign.theory import conservation
+from falign.theory.conservation import State
+from falign.theory.deep_linear.covariances import compressed
+from falign.theory.deep_linear.network import linear
+from falign.theory.deep_linear.theorems import SOURCE
+from falign.theory.deep_linear.theorems_matrices import matrix_invariants, stepped
+from falign.theory.inputs import Numbers, numbers, positive
+from falign.theory.statement import Assumption, TheoremCheck
+
+
+def two_layer_convergence(
+    state: State,
+    X: Numbers,
+    Y: Numbers,
+    *,
+    rate: float | None = None,
+    steps: int = 100,
+    times: Numbers | None = None,
+) -> TheoremCheck:
+    """Check that the loss seen through B of a two-layer network under fa falls exponentially, on any data.
+
+    ``V = mean ½ |Bᵀ(y - f)|²``, less what no linear map can fit. With ``-C = BᵀW_2 + W_2ᵀB - W_1W_1ᵀ ⪰ 2κ`` on the
+    range of Bᵀ and s the least variance of the inputs, ``V(t) ≤ V(0) exp(-2 κ s t)``; in steps
+    ``V(t) ≤ V(0) (1 - η κ s)^t``, κ that of the last step. Where B has as many rows as rank, the loss above the floor
+    is between V/σ_max² and V/σ_min² of B's singular values, so it falls likewise.
+
+    ``F = BᵀE`` obeys ``F' = -T(F) Σ_xx``, ``T(F) = BᵀW_2 F + F W_1ᵀW_1``, and ``V = ½ tr F Σ_xx⁺ Fᵀ``: so
+    ``V' = -⟨T(F), F⟩ = -½ tr (W_1W_1ᵀ - C) FFᵀ - |F W_1ᵀ|² ≤ -κ |F|² ≤ -2 κ s V``. In steps exactly
+    ``F⁺ = F - η T(F) Σ_xx`` with ``W_2⁺`` in the place of W_2, C only grows, and ``η |T(F) Σ_xx^½|² ≤ ⟨T(F), F⟩``,
+    which is looked at along the path, leaves half of the decrease. For one mode it is ``|e| ≤ |e(0)| exp(-K t)``.
+
+    Args:
+        state: Networks of two layers, under fa.
+        X: Inputs.
+        Y: Targets.
+        rate: η of steps; None for gradient flow.
+        steps: Their number.
+        times: Where gradient flow is recorded, increasing from 0.
+
+    Raises:
+        ValueError: the networks have another depth, or neither a rate nor times, or both, were given.
+
+    Source: derived; the conservation law as in Garg and Vempala 2022's model, the convergence after Girotti,
+    Mitliagkas and Gidel 2021.
+    """
+    if state.depth != 2:
+        raise ValueError(f"the networks have {state.depth} layers: the statement is of two")
+    few, dynamics = compressed(X, Y), linear("fa")
+    B, covariance = state.B[0], few.X.mT @ few.X / len(few.X)
+    s = float(torch.linalg.eigvalsh(few.X @ few.X.mT / len(few.X))[0])
+    conditions = []
+    if rate is not None and times is None:
+        seen, excess = [_seen(conservation.output(state, dynamics, few.X), few.Y, B)], 0.0
+        end = state
+        for before, end in stepped(state, dynamics, few.X, few.Y, positive("rate", rate), steps):
+            fit, energy = _decrease(before, end, few.X, few.Y, covariance)
+            excess = max(excess, float((rate * energy / fit.where(energy > 0, 1.0)).where(fit > 0, torch.inf).max()))
+            seen.append(_seen(conservation.output(end, dynamics, few.X), few.Y, B))
+        measured, κ = torch.stack(seen, 1), _alignment(end)
+        factor = (1 - rate * κ.clamp(min=0) * s).clamp(min=0)
+        bound = measured[:, :1] * factor[:, None] ** torch.arange(steps + 1, device=factor.device)
+        conditions.append(
+            Assumption(
+                name="step size",
+                statement="η |T(F) Σ^½|² ≤ ⟨T(F), F⟩; measured their ratio",
+                measured=excess,
+                needed=1.0,
+                holds=excess <= 1,
+            )
+        )
+    elif times is not None and rate is None:
+        when = numbers("times", times).double()
+        course = conservation.flow(state, dynamics, few.X, few.Y, times=when, names=["map"])
+        outputs = few.X @ course["map"].mT
+        measured, κ = (
+            torch.stack([_seen(outputs[:, place], few.Y, B) for place in range(len(when))], 1),
+            _alignment(state),
+        )
+        bound = measured[:, :1] * torch.exp(-2 * κ.clamp(min=0)[:, None] * s * when)
+    else:
+        raise ValueError(f"rate {rate} and times {times}: pass a rate and steps, or times alone")
+    least = float(κ.min())
+    return TheoremCheck(
+        name="Two-layer convergence",
+        source=SOURCE,
+        reading="the loss seen through B, less what no linear map can fit",
+        assumptions=(
+            Assumption(
+                name="aligned", statement="-C ⪰ 2κ > 0 on the range of Bᵀ", measured=least, needed=0.0, holds=least > 0
+            ),
+            *conditions,
+        ),
+        bound=bound,
+        measured=measured,
+        scale=(1e2 if rate is not None else 1e6) * measured[:, 0],
+        constants={"rate": least * s},
+    )
+
+
+def _seen(f: Tensor, Y: Tensor, B: Tensor) -> Float[Tensor, " runs"]:
+    """``mean ½ |Bᵀ(y - f)|²``."""
+    return ((Y - f) @ B).square().sum(-1).mean(-1) / 2
+
+
+def _alignment(state: State) -> Float[Tensor, " runs"]:
+    """κ: half the least eigenvalue of -C on the range of Bᵀ."""
+    (C,), B = matrix_invariants(state), state.B[0]
+    Q = torch.linalg.svd(B, full_matrices=False).Vh
+    return torch.linalg.eigvalsh(-Q @ C @ Q.mT)[:, 0] / 2
+
+
+def _decrease(before: State, after: State, X: Tensor, Y: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """``⟨T(F), F⟩`` and ``|T(F) Σ^½|²`` of a step [runs] each."""
+    B, W = before.B[0], before.W[0]
+    F = B.mT @ (Y - X @ W.mT @ before.W[1].mT).mT @ X / len(X)
+    moved = B.mT @ after.W[1] @ F + F @ W.mT @ W
+    return (moved * F).sum((-1, -2)), ((moved @ covariance) * moved).sum((-1, -2))
