@@ -24,6 +24,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/two_layer.py
+	$(BIN)/python benchmarks/linear_theory.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -31,7 +31,9 @@ def test_every_rule_stands_in_the_table():
     assert all(f"| `{name}` |" in README.read_text() for name in falign.ALL_RULES)
 
 
-@pytest.mark.parametrize("page", ["two_layer.md", "laboratory.md", "measuring.md"])
+@pytest.mark.parametrize(
+    "page", ["two_layer.md", "deep_linear.md", "factorisation.md", "laboratory.md", "measuring.md"]
+)
 def test_examples_of_the_docs(page, tmp_path):
     path = README.parent / "docs" / page
     if not path.exists():

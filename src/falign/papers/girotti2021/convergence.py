@@ -1,0 +1,143 @@
+"""Convergence at a guaranteed rate, in continuous and in discrete time, tried on random starts at three depths."""
+
+from collections.abc import Sequence
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from falign.feedback import generator
+from falign.lab.experiment import Experiment, Outcome, Picture, Point, Scalar, Setting, Task, grid
+from falign.papers.girotti2021.convergence_claims import CLAIMS
+from falign.papers.girotti2021.drawing_convergence import bounds
+from falign.papers.girotti2021.scalars import paced
+from falign.theory.deep_linear import (
+    Modes,
+    descend,
+    exponential_convergence,
+    flow,
+    learning_time,
+    modes,
+    sufficient_rate,
+)
+from falign.theory.deep_linear.theorems import step_rates
+
+_KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
+_LENGTH, _LONG = 30.0, 5000.0
+"""Of courses, in units of 1/ρ_max: with positive invariants; in steps from any start, as some pass close by a point of
+rest that has just vanished."""
+_LEFT = 1e-3
+"""Share of the component, or of the first error, at which it has converged."""
+_RECORDS = 40
+
+
+def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Each run is a batch of random starts."""
+    return [_guaranteed(task) if task.point["start"] == "positive" else _reached(task) for task in tasks]
+
+
+def _guaranteed(task: Task) -> Outcome:
+    """The error beside its bound; of steps only where they meet the theorem's condition on their size."""
+    begun, share = _begun(task), float(task.point["share"])
+    steps = round(_LENGTH / (share or 1))
+    if task.point["dynamics"] == "flow":
+        course = flow(begun, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
+        met = torch.ones_like(begun.target, dtype=torch.bool)
+    else:
+        course = descend(begun, rate=share, steps=steps, at=range(steps + 1))
+        met = (share * step_rates(course) <= 1).all(0)
+    check = exponential_convergence(course)
+    kept = torch.linspace(0, len(course.times) - 1, _RECORDS + 1).round().long()
+    over = (check.measured / check.bound)[met][:, kept].amax(0)
+    count = len(kept)
+    return Outcome(
+        records={
+            "time": course.times[kept].tolist(),
+            "over_bound": over.tolist(),
+            "met": [int(met.sum())] * count,
+            "held": [_share(check.held[met])] * count,
+        }
+    )
+
+
+def _reached(task: Task) -> Outcome:
+    """Whether all that matters of the error is gone: in the flow at the predicted time, in steps after very many."""
+    begun, share = _begun(task), float(task.point["share"])
+    if task.point["dynamics"] == "flow":
+        begun = paced(begun, learning_time(begun, _LEFT))
+        error = flow(begun, times=[0.0, 1.0]).error
+    else:
+        error = descend(begun, rate=share, steps=(steps := round(_LONG / share)), at=[0, steps]).error
+    left = error[-1].abs() / torch.maximum(begun.target, error[0].abs())
+    met = len(left)
+    return Outcome(records={"time": [0.0], "over_bound": [None], "met": [met], "held": [_share(left <= 1.001 * _LEFT)]})
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _begun(task: Task) -> Modes:
+    """In units in which ρ_max is 1, so that one step size fits all."""
+    begun = _drawn_modes(task.point, task.seed)
+    return paced(begun, sufficient_rate(begun))
+
+
+def _drawn_modes(point: Point, seed: int) -> Modes:
+    """Sizes and feedback log-normal, weights normal; with positive invariants the upper weights are raised."""
+    depth, count = int(point["depth"]), int(point["draws"])
+
+    def normal(purpose: str, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator(seed, f"convergence {depth}", purpose)).double()
+
+    feedback = (normal("feedback", depth - 1, count) / 2).exp()
+    weights = list(normal("weights", depth, count))
+    begun = modes(normal("target", count).exp(), weights, feedback=list(feedback), rule=point["rule"])  # pyright: ignore
+    if point["start"] == "any":
+        return begun
+    carriers, gaps = begun.carriers, normal("gaps", depth - 1, count).exp()
+    for layer in range(depth - 1):
+        ratio = carriers[layer + 1] / carriers[layer]
+        weights[layer + 1] = ratio * (weights[layer].square() / 2 + gaps[layer])
+    return begun.at(torch.stack(weights))
+
+
+def _points(draws: int) -> tuple[Point, ...]:
+    sizes: dict[str, Scalar] = {"draws": draws}
+    kinds = [{"rule": rule, "depth": depth} for rule, depth in _KINDS]
+    cases = (
+        *grid(start=("positive", "any"), dynamics="flow", share=0.0, **sizes),
+        *grid(start="positive", dynamics="steps", share=(0.1, 0.25), **sizes),
+        *grid(start="any", dynamics="steps", share=0.99, **sizes),
+    )
+    return tuple({**kind, **case} for kind in kinds for case in cases)
+
+
+def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+    bound = table.filter(pl.col("start") == "positive")
+    keys = ["rule", "depth", "dynamics", "share", "time"]
+    return bound.group_by(keys).agg(pl.col("over_bound").max()).sort(keys)
+
+
+CONVERGENCE = Experiment(
+    name="girotti2021.convergence",
+    title="Convergence at a rate",
+    source="Girotti, Mitliagkas and Gidel 2021, abstract (“convergence guarantees with rates”); the theorems are "
+    "derived",
+    revision=1,
+    grid={"smoke": _points(4), "quick": _points(20), "paper": _points(200)},
+    seeds={"smoke": 1, "quick": 2, "paper": 15},
+    run=run,
+    together=("rule", "depth", "start", "dynamics", "share"),
+    at_most=15,
+    pictures=(
+        Picture(
+            name="convergence",
+            caption="The largest error of all random starts with K_l > 0 over the guaranteed "
+            "|e(0)| exp(-t ΠK_l), in continuous time, and in steps, |e(0)| (1 - ηΠK_l)^t; units in which ρ_max = 1.",
+            data=_drawn,
+            draw=bounds,
+        ),
+    ),
+    claims=CLAIMS,
+)
