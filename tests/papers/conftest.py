@@ -2,15 +2,17 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from falign.lab.experiment import Setting
 from falign.lab.experiment.local import local
 from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.results import Results
+from falign.lab.experiment.results import Results, judge
 from falign.lab.experiment.selection import select
 from falign.lab.experiment.store import Store
 from falign.papers import PAPERS
@@ -31,3 +33,16 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[s
         return {experiment.name: store.results(experiment, "smoke") for experiment in PAPERS[name].experiments}
 
     return results
+
+
+@pytest.fixture(scope="session")
+def verdict_with(smoke: Callable[[str], Mapping[str, Results]]) -> Callable[[str, str, Mapping[str, pl.Expr]], str]:
+    """(Paper, claim, columns) -> the claim's verdict if these columns of its smoke runs were as given."""
+
+    def verdict(paper: str, claim: str, columns: Mapping[str, pl.Expr]) -> str:
+        cases = [(each, found) for each in PAPERS[paper].experiments for found in each.claims if found.name == claim]
+        ((experiment, found),) = cases
+        there = smoke(paper)[experiment.name]
+        return judge(found, replace(there, table=there.table.with_columns(**columns))).verdict
+
+    return verdict

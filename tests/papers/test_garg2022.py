@@ -98,17 +98,9 @@ CONTRADICTED: list[tuple[str, dict[str, pl.Expr]]] = [
 ]
 
 
-def _judged(claim: str, columns: dict[str, pl.Expr], results: Mapping[str, Results]) -> str:
-    experiment, found = CLAIMS[claim]
-    there = results[experiment.name]
-    return judge(found, replace(there, table=there.table.with_columns(**columns))).verdict
-
-
 @pytest.mark.parametrize(("claim", "columns"), CONTRADICTED)
-def test_a_claim_fails_on_numbers_that_contradict_it(
-    claim: str, columns: dict[str, pl.Expr], results: Mapping[str, Results]
-) -> None:
-    assert _judged(claim, columns, results) == "fails"
+def test_a_claim_fails_on_numbers_that_contradict_it(claim: str, columns: dict[str, pl.Expr], verdict_with) -> None:
+    assert verdict_with("garg2022", claim, columns) == "fails"
 
 
 def test_every_claim_is_contradicted() -> None:
@@ -139,10 +131,8 @@ def test_every_claim_is_contradicted() -> None:
         ("what-power-buys", {"ratio": 1 + 1 / (1.0 + pl.col("power"))}),
     ],
 )
-def test_a_claim_holds_on_numbers_that_support_it(
-    claim: str, columns: dict[str, pl.Expr], results: Mapping[str, Results]
-) -> None:
-    assert _judged(claim, columns, results) == "holds"
+def test_a_claim_holds_on_numbers_that_support_it(claim: str, columns: dict[str, pl.Expr], verdict_with) -> None:
+    assert verdict_with("garg2022", claim, columns) == "holds"
 
 
 def test_quick_needs_no_download() -> None:

@@ -90,12 +90,8 @@ _FIRST = pl.col("step") == 0
         ("minimum-norm-proportional", {"deviation": pl.col("size") ** 2}),
     ],
 )
-def test_a_claim_fails_on_numbers_that_contradict_it(
-    claim: str, columns: dict[str, pl.Expr], results: Mapping[str, Results]
-) -> None:
-    experiment, found = next((experiment, found) for experiment, found in CLAIMS if found.name == claim)
-    there = results[experiment.name]
-    assert judge(found, replace(there, table=there.table.with_columns(**columns))).verdict == "fails"
+def test_a_claim_fails_on_numbers_that_contradict_it(claim: str, columns: dict[str, pl.Expr], verdict_with) -> None:
+    assert verdict_with("robertson2024", claim, columns) == "fails"
 
 
 @pytest.mark.parametrize(
@@ -114,12 +110,8 @@ def test_a_claim_fails_on_numbers_that_contradict_it(
         ("benign-strict", {"test_error": pl.lit(0.1)}),
     ],
 )
-def test_a_claim_holds_on_numbers_that_support_it(
-    claim: str, columns: dict[str, pl.Expr], results: Mapping[str, Results]
-) -> None:
-    experiment, found = next((experiment, found) for experiment, found in CLAIMS if found.name == claim)
-    there = results[experiment.name]
-    assert judge(found, replace(there, table=there.table.with_columns(**columns))).verdict == "holds"
+def test_a_claim_holds_on_numbers_that_support_it(claim: str, columns: dict[str, pl.Expr], verdict_with) -> None:
+    assert verdict_with("robertson2024", claim, columns) == "holds"
 
 
 def test_quick_needs_no_download() -> None:

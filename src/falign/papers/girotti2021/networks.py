@@ -136,7 +136,7 @@ NETWORKS = Experiment(
     source="Girotti, Mitliagkas and Gidel 2021, abstract; the networks and what they learn are choices",
     revision=1,
     grid={
-        "smoke": _points(_SMALL, rate=0.2, points=80, inputs=12, hidden=120, records=21),
+        "smoke": _points(_SMALL[::2], rate=0.2, points=80, inputs=12, hidden=64, records=21),
         "quick": _points(_SMALL, rate=0.1, points=120, inputs=12, hidden=200, records=51),
         "paper": _points(
             (

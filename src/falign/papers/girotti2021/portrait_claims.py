@@ -49,8 +49,8 @@ def _counted(table: pl.DataFrame) -> Reading:
     checks = []
     for (share,), own in ends(table).sort("share").group_by(["share"], maintain_order=True):
         places = np.sort(own["hidden"].to_numpy())
-        wanted = 1 + (float(str(share)) < -1)
-        reached = 1 + int((np.diff(places) > 0.1).sum())
+        wanted = 2.0 if float(str(share)) < -1 else 1.0
+        reached = 1.0 + float((np.diff(places) > 0.1).sum())
         checks.append(Check(label=f"K = {share:+g} |K_c|", measured=reached, low=wanted, high=wanted))
     return Reading(checks=tuple(checks))
 
@@ -69,7 +69,7 @@ def _parted(table: pl.DataFrame) -> Reading:
         points = roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
         (unstable,) = points.filter(~pl.col("stable"))["hidden"].to_list()
         wrong += (row["start"] > unstable) != (row["hidden"] > 0)
-    return Reading(checks=(Check(label=f"of {found.height} on the other side", measured=wrong, high=0),))
+    return Reading(checks=(Check(label=f"of {found.height} on the other side", measured=float(wrong), high=0.0),))
 
 
 CLAIMS = (
