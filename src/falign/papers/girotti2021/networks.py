@@ -10,7 +10,8 @@ from falign.lab.data import load
 from falign.lab.experiment import Experiment, Outcome, Picture, Point, Scalar, Setting, Task
 from falign.papers.girotti2021.drawing_networks import components, courses
 from falign.papers.girotti2021.learned import TOLERANCE, crossing
-from falign.papers.girotti2021.networks_claims import CLAIMS, modes_of
+from falign.papers.girotti2021.networks_claims import CLAIMS
+from falign.papers.girotti2021.networks_readings import modes_of
 from falign.papers.girotti2021.problems import Problem, problem
 from falign.papers.girotti2021.starts import start
 from falign.papers.girotti2021.training import converted, descend, product
