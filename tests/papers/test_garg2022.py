@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from falign.lab.data import DataError, load
-from falign.lab.experiment import Setting, Task
+from falign.lab.experiment import Experiment, Setting, Task
 from falign.lab.experiment.execution import compute
 from falign.lab.experiment.results import Results, judge
 from falign.papers.garg2022 import GARG2022
@@ -151,6 +151,18 @@ def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
     assert answer.outcomes is None
     assert answer.absent
     assert "mnist-10k" in (answer.error or "")
+
+
+@pytest.mark.parametrize(
+    "experiment", [CONVERGENCE, ALIGNMENT, RANKS, NETWORKS], ids=lambda experiment: experiment.name
+)
+def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
+    task = next(task for task in experiment.tasks("paper") if "fashion-mnist" in task.point.values())
+    (outcome,) = experiment.run([replace(task, point={**task.point, "steps": 40})], Setting(data=data_folder))
+    assert outcome.diverged is None
+    errors = outcome.records["error"]
+    assert errors[-1] < 0.7
+    assert errors[-1] < errors[0] or outcome.records["step"] == [40]
 
 
 @pytest.mark.filterwarnings("ignore:rate .* is beyond")

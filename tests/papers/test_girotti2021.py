@@ -188,6 +188,16 @@ def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
 
 
 @pytest.mark.parametrize("experiment", ON_IMAGES, ids=lambda experiment: experiment.name)
+def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
+    task = next(task for task in experiment.tasks("paper") if "fashion-mnist" in task.point.values())
+    point = {**task.point, "steps": 40, "hidden": 40}
+    (outcome,) = experiment.run([replace(task, point=point)], Setting(data=data_folder))
+    assert outcome.diverged is None
+    learned = outcome.records["share" if "share" in outcome.records else "trained"]
+    assert learned[0] != learned[-1]
+
+
+@pytest.mark.parametrize("experiment", ON_IMAGES, ids=lambda experiment: experiment.name)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged(experiment: Experiment) -> None:
     task = next(task for task in experiment.tasks("smoke") if task.point["rule"] == "fa")
