@@ -109,7 +109,8 @@ class TheoremCheck:
     def sentence(self) -> str:
         """The verdict in words, with the assumption that fails and how the inequality did."""
         held = int(self.held.sum())
-        inequality = f"the inequality held in {held} of {len(self.held)} runs (least slack {self.slack:.3g})"
+        needed = f"a share of {self.share_needed:.3g} is needed; " if self.share_needed < 1 else ""
+        inequality = f"the inequality held in {held} of {len(self.held)} runs ({needed}least slack {self.slack:.3g})"
         if self.verdict == "assumption fails":
             return f"{self.name} says nothing here: {'; '.join(map(str, self.failing))}. As measured, {inequality}."
         if self.verdict == "holds":

@@ -169,6 +169,39 @@ def test_large_steps_are_named_with_the_rate_to_take():
         descend("fa", Y, B, zero(Y, B), rate=0.99 * limit, steps=1, names=[])
 
 
+@pytest.mark.parametrize("near", [1e-3, 1e-6])
+def test_ill_conditioned_rows_keep_their_optimal_output(near):
+    Y, B = problem(n=6, m=7, runs=2)
+    W = normal(Y, B, seeds=range(2)).W
+    W[:, 2] = W[:, 0] + near * W[:, 2]
+    for run in range(2):
+        Q, U = np.linalg.qr(W[run].numpy().T)
+        expected = np.linalg.solve(U, (Y.numpy() @ Q).T).T
+        np.testing.assert_allclose(best_output(Y, W)[run], expected, rtol=1e-14 / near)
+    state = State(torch.zeros(2, 6, 3).double(), W)
+    rate = float(stable_rate("fa*", Y, B, state).min())
+    course = descend("fa*", Y, B, state, rate=rate, steps=50, names=["error", "growth"])
+    rows = [np.linalg.qr(W[run].numpy().T)[0] for run in range(2)]
+    begun = [np.linalg.norm(Y.numpy() - Y.numpy() @ Q @ Q.T) for Q in rows]
+    np.testing.assert_allclose(course["error"][:, 0], begun, rtol=1e-15 / near + 1e-12)
+    assert course.end.Z.isfinite().all()
+    assert (course.diverged == -1).all()
+
+
+def test_no_output_layer_is_best_for_rows_that_depend_on_each_other():
+    W = matrix(3, 7)
+    assert best_output(matrix(6, 7), torch.stack([W, W * 0]))[1].isnan().all()
+    assert best_output(matrix(6, 7), matrix(8, 7)).isnan().all()
+
+
+def test_a_plain_pair_is_a_start():
+    Y, B = problem()
+    start = normal(Y, B, seeds=SEEDS, scale=0.3)
+    pair = descend("fa", Y, B, tuple(start), rate=0.01, steps=3, names=["error"])
+    assert torch.equal(pair["error"], descend("fa", Y, B, start, rate=0.01, steps=3, names=["error"])["error"])
+    torch.testing.assert_close(velocity("gd", Y, B, tuple(start)), velocity("gd", Y, B, start))
+
+
 def test_parameters_are_taken_as_they_are():
     Y, B = problem()
     state = State(*(torch.nn.Parameter(part) for part in normal(Y, B, seeds=SEEDS)))

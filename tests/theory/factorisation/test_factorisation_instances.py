@@ -65,7 +65,10 @@ def test_separation_is_a_statement_about_draws():
         check = separation(r, 1e-3, seeds=range(200))
         assert check.verdict == "holds", check.sentence
         assert check.constants["median of the law"] > 1.9 * r
-    assert separation(5, 1e-3, seeds=range(200), delta=0.1).share > 0.8
+    often = separation(5, 1e-3, seeds=range(200), delta=0.1)
+    assert often.share > 0.8
+    assert f"(a share of {often.share_needed:.3g} is needed; least slack" in often.sentence
+    assert separation(3, 1e-12, seeds=range(50), delta=0.1).verdict == "holds"
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,25 @@ from falign.theory.factorisation import (
     feedback,
     flat_spectrum,
     flat_tail,
+    flat_tail_error,
     flow,
     from_network,
     isotropic,
     last_direction,
+    lyapunov,
+    lyapunov_rate,
     near_orthogonality,
     normal,
     optimum,
     orthonormal,
+    overlap,
+    principal_angles,
     range_finder,
     range_finder_ratios,
     rate_in_factorisation,
+    sampling_bound,
     separation,
+    stable_rate,
     stationary,
     velocity,
     zero,
@@ -75,7 +82,7 @@ def _poor():
         (lambda: velocity("sgd", Y, B, START), "unknown method"),
         (lambda: optimum(Y, 9), r"r is 9, expected a whole number from 1 to min\(n, m\) = 8"),
         (lambda: best_error(Y * inf, 2), "expected a matrix of finite numbers"),
-        (lambda: feedback(8, 3, seeds=[]), "a whole number a run"),
+        (lambda: feedback(8, 3, seeds=[]), "seeds are empty"),
         (lambda: feedback(8, 3, seeds=[0], scale=-1.0), "scale is -1.0"),
         (lambda: feedback(8, 0, seeds=[0]), "sizes above 0"),
         (lambda: normal(Y, B, seeds=[0]), "1 seeds for 3 draws of B"),
@@ -86,14 +93,31 @@ def _poor():
         (lambda: range_finder_ratios(Y, B, rank=2, oversampling=[2], power=[0]), "expected 0 to 1"),
         (lambda: range_finder_ratios(problem(rank=2)[0], B, rank=2, oversampling=[0], power=[0]), "no ratio to it"),
         (lambda: expected_bound(torch.ones(4), 1), "r is 1, expected 2 to 4"),
+        (lambda: expected_bound(torch.ones(4) * nan, 3), r"shape \(4,\), expected \(values,\), all finite"),
+        (
+            lambda: range_finder_ratios(Y, B, rank=2, oversampling=[], power=[0]),
+            r"oversampling is \[\] and power \[0\]",
+        ),
+        (lambda: range_finder_ratios(Y, B, rank=2, oversampling=[0], power=[]), "at least one of each"),
+        (lambda: overlap(B * nan, B), "numbers that are not finite"),
+        (lambda: velocity("fa*", Y, B, START), r"W\(0\).* of run 0 has rank 0"),
+        (lambda: stable_rate("fa*", Y, B, START), r"W\(0\).* of run 0 has rank 0"),
+        (lambda: velocity("fa", Y, B, START._replace(W=START.W[:, :, :9])), r"W has shape \(3, 3, 9\)"),
         (lambda: expected_bound(torch.arange(4.0), 3), "singular values that fall"),
         (lambda: last_direction(0, 0.1), "size is 0"),
         (lambda: last_direction(2, 0.0), "epsilon is 0.0"),
         (lambda: flat_tail(2, 5, 1.0), "share is 1.0"),
         (lambda: flat_spectrum(5, 5), "expected m above r = 5"),
-        (lambda: RatioLaw(r=3, epsilon=1.0), "epsilon is 1.0, expected a number above 0 and below 1"),
+        (lambda: RatioLaw(r=3, epsilon=1.0), "epsilon is 1.0, expected a number of at least 1e-12 and below 1"),
+        (lambda: RatioLaw(r=2, epsilon=1e-170), "epsilon is 1e-170"),
+        (lambda: RatioLaw(r=2, epsilon=0.1).quantile([0.5, 2.0]), "expected numbers from 0 to 1"),
+        (lambda: RatioLaw(r=2, epsilon=0.1).quantile(nan), "probability is nan"),
+        (lambda: flat_tail_error(matrix(2, 2)[None], -1.0), "tail_energy is -1.0"),
+        (lambda: separation(3, 1e-16, seeds=[0]), "epsilon is 1e-16"),
         (lambda: separation(3, 0.1, seeds=[0], delta=1.0), "delta is 1.0"),
         (lambda: near_orthogonality(matrix(8, 8, 3), B), "there is no ratio"),
+        (lambda: near_orthogonality(matrix(8, 8), B[:1]), "B is a single draw"),
+        (lambda: sampling_bound(Y, B[:1]), "B is a single draw"),
         (lambda: isotropic(3, 4, seed=0), "at least as many points"),
         (lambda: from_network(matrix(3, 5), matrix(4, 3), torch.zeros(4, 3).double()), "B of run 0 has rank 0"),
         (lambda: rate_in_factorisation(0.0, 3), "rate is 0.0"),
@@ -118,6 +142,19 @@ def test_what_does_not_fit(make, named):
         (lambda: feedback(8, 3, seeds=3), "seeds is 3, expected a sequence"),
         (lambda: from_network(matrix(3, 5), matrix(4, 2), matrix(4, 2)), "have shapes"),
         (lambda: rate_in_factorisation(0.1, 3, reduction="none"), "reduction is 'none'"),
+        (lambda: rate_in_factorisation(0.1, 3, reduction=[]), r"reduction is \[\]"),
+        (lambda: rate_in_factorisation(0.1, 3.5), "outputs is 3.5"),
+        (lambda: isotropic(5, 4, seed="a"), "seed is 'a'"),
+        (lambda: _flow(times=1.0), r"times must increase from 0, at least two of them, got \[1.0\]"),
+        (lambda: overlap(matrix(3, 9), matrix(3, 8)), r"shapes are \(3, 9\) and \(3, 8\)"),
+        (lambda: principal_angles(matrix(2, 9), matrix(3, 9)), r"shapes are \(2, 9\) and \(3, 9\)"),
+        (lambda: lyapunov(Y, B, START.W, START.Z), r"Z has shape \(3, 3, 10\), expected \(3, 8, 3\)"),
+        (lambda: lyapunov_rate(Y, B, START.W, START.Z), r"Z has shape \(3, 3, 10\)"),
+        (lambda: near_orthogonality(matrix(8, 8, runs=3), B), "one matrix"),
+        (lambda: sampling_bound(matrix(8, 8, runs=3), B), "one matrix"),
+        (lambda: range_finder_ratios(Y, B, rank="a", oversampling=[0], power=[0]), "rank is 'a'"),
+        (lambda: expected_bound([2.0, 1.0], 2), "singular_values is of type list"),
+        (lambda: expected_bound(torch.ones(2, 2), 2), r"shape \(2, 2\)"),
     ],
 )
 def test_what_checked_annotations_refuse_too(make, named):
@@ -129,3 +166,12 @@ def test_a_flow_that_takes_too_long_says_so(monkeypatch):
     monkeypatch.setattr("falign.theory.factorisation.courses._LONGEST", 50)
     with pytest.raises(RuntimeError, match=r"gradient flow took 50 evaluations to t = .* of 100: ask for"):
         _flow(times=[0.0, 100.0])
+
+
+@pytest.mark.parametrize("near", [3e-8, 1e-8, 1e-9])
+def test_rows_that_nearly_depend_on_each_other_are_refused_under_the_optimal_output(near):
+    start = normal(Y, B, seeds=range(3))
+    start.W[:, 2] = start.W[:, 0] + near * start.W[:, 2]
+    for refused in (lambda: _descend("fa*", start=start), lambda: stable_rate("fa*", Y, B, start)):
+        with pytest.raises(ValueError, match=r"has condition number .*e\+.* in run 0, expected at most 6.7e\+06: draw"):
+            refused()

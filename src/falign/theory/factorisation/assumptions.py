@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.factorisation.measurements import Course
+from falign.theory.factorisation.methods import conserved
 from falign.theory.factorisation.stability import stable_rate
 from falign.theory.factorisation.subspace import row_basis
 from falign.theory.statement import Assumption
@@ -56,14 +57,83 @@ def small_step(course: Course) -> Assumption:
     )
 
 
-def only(name: str, course: Course) -> None:
-    """Refuse a course of another method.
+def negative_invariant(course: Course) -> Assumption:
+    """C(0) ⪯ 0 (fa)."""
+    largest = torch.linalg.eigvalsh(conserved(*course.start, course.B))[:, -1]
+    return Assumption(
+        name="negative invariant",
+        statement="λ_max(C(0)) ≤ 0",
+        measured=float(largest.max()),
+        needed=0.0,
+        holds=bool((largest <= 1e-12 * largest.abs().max().clamp(min=1)).all()),
+    )
+
+
+def long_enough(course: Course, tolerance: float) -> Assumption:
+    """The run ended so near rest that ZW is within tolerance·|Y| of where it rests.
+
+    With P onto the rows of W, ``|ZW - YP| = |RP| ≤ |RWᵀ|/σ(W)``, and ``BY(I - P) = BR(I - P)`` makes ``YP`` miss
+    ``Y(BY)⁺BY`` by at most ``|Y||BR|/σ(BY)``; σ is the least singular value above the root of the precision.
+    """
+    Z, W = course.end
+    R, BY = course.Y - Z @ W, course.B @ course.Y
+    size = _norm(course.Y).clamp(min=torch.finfo(R.dtype).tiny)
+    left = _norm(R @ W.mT) / (_least(W) * size) + _norm(course.B @ R) / _least(BY)
+    measured = float(left.max())
+    return Assumption(
+        name="long enough",
+        statement="|RWᵀ|/(σ(W)|Y|) + |BR|/σ(BY) at the end within the tolerance",
+        measured=measured,
+        needed=tolerance,
+        holds=measured <= tolerance,
+    )
+
+
+def finite(course: Course, *names: str) -> Assumption:
+    """No run overflowed, so far as these names tell; the step (in flow the time) is of the first that did."""
+    sound = torch.stack([course[name] for name in names]).isfinite().all(0)
+    steps = course.times / (course.rate or 1.0)
+    first = [float(steps[int((~run).nonzero()[0])]) for run in sound if not run.all()]
+    first += course.diverged[course.diverged >= 0].double().tolist()
+    return Assumption(
+        name="finite",
+        statement="no run overflows (the step at which the first one does, -1 if none)",
+        measured=min(first, default=-1.0),
+        holds=not first,
+    )
+
+
+def judged(course: Course, *methods: str) -> None:
+    """Refuse a course that the statement is not about, or of a precision for which its tolerances are not meant.
 
     Raises:
-        ValueError: it is of another.
+        ValueError: it is of another method, or not in float64.
     """
-    if course.method.name != name:
-        raise ValueError(f"the statement is about {name}, the course is of {course.method.name}")
+    if methods and course.method.name not in methods:
+        raise ValueError(f"the statement is about {' and '.join(methods)}, the course is of {course.method.name}")
+    if course.Y.dtype != torch.float64:
+        raise ValueError(f"the course is in {course.Y.dtype}, judged to float64 rounding: take Y, B, start .double()")
+
+
+def later(course: Course) -> None:
+    """Refuse a course that has only its start.
+
+    Raises:
+        ValueError: nothing was recorded after time 0, or only one time.
+    """
+    if len(course.times) < 2:
+        raise ValueError("nothing was recorded after the first time: take steps, and record more (at)")
+
+
+def _norm(A: Float[Tensor, "runs rows columns"]) -> Float[Tensor, " runs"]:
+    return A.square().sum((1, 2)).sqrt()
+
+
+def _least(A: Float[Tensor, "runs rows columns"]) -> Float[Tensor, " runs"]:
+    """The least singular value above the root of the precision; inf where there is none, as of 0."""
+    sizes = torch.linalg.svdvals(A.nan_to_num(0.0, 0.0, 0.0))
+    counts = sizes > torch.finfo(A.dtype).eps ** 0.5 * sizes[:, :1]
+    return torch.where(counts, sizes, torch.inf).amin(1)
 
 
 def orthogonal(course: Course) -> Assumption:

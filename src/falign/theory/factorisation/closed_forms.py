@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.factorisation.methods import conserved
-from falign.theory.factorisation.problem import fitting
+from falign.theory.factorisation.problem import State, fitting, sized
 from falign.theory.factorisation.subspace import row_basis
 from falign.theory.inputs import floats, whole
 
@@ -71,7 +71,12 @@ def lyapunov(
     Z: Float[Tensor, "runs n r"],
     W: Float[Tensor, "runs r m"],
 ) -> Float[Tensor, " runs"]:
-    """``V = |BR|²``, which falls in fa's flow where ``C ⪯ 0``."""
+    """``V = |BR|²``, which falls in fa's flow where ``C ⪯ 0``.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    Y = sized(Y, B, State(Z, W))
     return (B @ (Y - Z @ W)).square().sum((-1, -2))
 
 
@@ -85,8 +90,12 @@ def lyapunov_rate(
 
     From ``BṘ = -BRWᵀW - BZBR``, and the symmetric part of BZ being ``½(WWᵀ - C)``.
 
+    Raises:
+        ValueError: shapes or types do not fit.
+
     Source: derived.
     """
+    Y = sized(Y, B, State(Z, W))
     BR = B @ (Y - Z @ W)
     held = (conserved(Z, W, B) @ BR * BR).sum((-1, -2))
     return held - 2 * (BR @ W.mT).square().sum((-1, -2)) - (W.mT @ BR).square().sum((-1, -2))

@@ -10,8 +10,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from falign.theory.factorisation.measurements import KEPT, Course, known
-from falign.theory.factorisation.methods import Method, method_of, settled
-from falign.theory.factorisation.problem import State, fitting, full_rank
+from falign.theory.factorisation.methods import Method, begun
+from falign.theory.factorisation.problem import Start, State
 from falign.theory.factorisation.recording import Record
 from falign.theory.factorisation.stability import stable_rate
 from falign.theory.factorisation.subspace import Small, reduced
@@ -26,7 +26,7 @@ def descend(
     method: str,
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
-    start: State,
+    start: Start,
     *,
     rate: float,
     steps: int,
@@ -42,7 +42,7 @@ def descend(
         method: ``fa``, ``fa*`` or ``gd``.
         Y: What is to be factorised, one for all runs or one each.
         B: Feedback; under gd it is only measured against.
-        start: Both factors; of fa*, W counts, and Z follows.
+        start: Both factors, as ``State`` or a pair (Z, W); of fa*, W counts, and Z follows.
         rate: η.
         steps: Their number.
         names: Of ``MEASUREMENTS``.
@@ -51,14 +51,14 @@ def descend(
 
     Raises:
         ValueError: what was given does not fit, is not finite or out of range, a name is unknown, B is not of full
-            rank, or W(0) is not under fa*.
+            rank, or rows of W(0) nearly depend on each other under fa*.
     """
     positive("rate", rate)
     if not whole(steps) or steps < 0:
         raise ValueError(f"steps is {steps!r}, expected a whole number of at least 0")
     at = recorded(steps, at)
     known(names)
-    how, Y, start = _begun(method, Y, B, start)
+    how, Y, start = begun(method, Y, B, start)
     _warn_of_large_steps(method, Y, B, start, rate)
     small = reduced(how, Y, B, start)
     record = Record(how, Y, B, start, small, names)
@@ -91,7 +91,7 @@ def flow(
     method: str,
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
-    start: State,
+    start: Start,
     *,
     times: Float[Tensor, " times"] | Sequence[float],
     names: Sequence[str],
@@ -103,7 +103,7 @@ def flow(
         method: ``fa``, ``fa*`` or ``gd``.
         Y: What is to be factorised, one for all runs or one each.
         B: Feedback.
-        start: Both factors; of fa*, W counts, and Z follows.
+        start: Both factors, as ``State`` or a pair (Z, W); of fa*, W counts, and Z follows.
         times: Where to record, increasing from 0.
         names: Of ``MEASUREMENTS``.
         tolerance: Relative error of one step; the absolute one is a hundredth of it.
@@ -117,8 +117,8 @@ def flow(
     times = numbers("times", times).double()
     in_order = times.ndim == 1 and len(times) > 1 and times[0] == 0 and bool((times.diff() > 0).all())
     if not in_order or not times.isfinite().all():
-        raise ValueError(f"times must increase from 0, at least two of them, got {times.tolist()[:10]}")
-    how, Y, start = _begun(method, Y, B, start)
+        raise ValueError(f"times must increase from 0, at least two of them, got {times.flatten().tolist()[:10]}")
+    how, Y, start = begun(method, Y, B, start)
     if Y.dtype != torch.float64:
         raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")
     small = reduced(how, Y, B, start)
@@ -131,14 +131,6 @@ def flow(
         here = State(Z, W)
         record.add(here, still, growth, sound)
     return record.course(here, rate=0.0, times=times, diverged=torch.full((len(B),), -1, device=Y.device))
-
-
-def _begun(method: str, Y: Tensor, B: Tensor, start: State) -> tuple[Method, Tensor, State]:
-    """The method, Y of every run, and the start with the method's Z."""
-    how, Y = method_of(method), fitting(Y, B, start)
-    if not how.free_output:
-        full_rank("W(0), of which fa* takes the best output layer,", start.W)
-    return how, Y, settled(how, Y, start)
 
 
 def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from falign.theory.inputs import number, positive, whole
 
+_LEAST_EPSILON = 1e-12
+"""Below it the rounding of an error of order 1 shows in its ratio to ε."""
+
 Values: TypeAlias = float | Sequence[float] | np.ndarray
 
 
@@ -24,10 +27,10 @@ def last_direction(r: int, epsilon: float) -> Float[Tensor, "n n"]:
     The optimum leaves out ε; feedback alignment leaves out what B does not see, which need not be the cheap one.
 
     Raises:
-        ValueError: r is below 1, or ε not in (0, 1].
+        ValueError: r is below 1, or ε not in [1e-12, 1].
     """
     _sized(r)
-    _within("epsilon", epsilon, closed=True)
+    _epsilon(epsilon, below="at most 1", holds=number(epsilon) and epsilon <= 1)
     return torch.diag(torch.tensor([1.0] * r + [epsilon], dtype=torch.float64))
 
 
@@ -39,7 +42,8 @@ def flat_tail(r: int, tail: int, share: float) -> Float[Tensor, "n n"]:
     """
     _sized(r)
     _sized(tail)
-    _within("share", share)
+    if not number(share) or not 0 < share < 1:
+        raise ValueError(f"share is {share!r}, expected a number above 0 and below 1")
     value = sqrt(r * share / (1 - share) / tail)
     return torch.diag(torch.tensor([1.0] * r + [value] * tail, dtype=torch.float64))
 
@@ -64,8 +68,13 @@ def flat_tail_error(top: Float[Tensor, "runs r r"], tail_energy: float) -> Float
     r the s_i near 0 have density 2√r/π, so that the share of |Y|² that is missed goes as the root of the least one,
     ``√(τ/r)``, as long as that is far above 1/r.
 
+    Raises:
+        ValueError: the energy is negative.
+
     Source: derived.
     """
+    if not number(tail_energy) or tail_energy < 0:
+        raise ValueError(f"tail_energy is {tail_energy!r}, expected a number of at least 0")
     sizes = torch.linalg.svdvals(top).square()
     return (tail_energy + (tail_energy / (sizes + tail_energy)).sum(-1)).sqrt()
 
@@ -92,10 +101,10 @@ class RatioLaw:
         """Refuse what is no instance.
 
         Raises:
-            ValueError: r is below 1, or ε not in (0, 1).
+            ValueError: r is below 1, or ε not in [1e-12, 1).
         """
         _sized(self.r)
-        _within("epsilon", self.epsilon)
+        _epsilon(self.epsilon, below="below 1", holds=number(self.epsilon) and self.epsilon < 1)
 
     def cdf(self, ratio_squared: Values) -> np.ndarray:
         """``P(ratio² ≤ x)``."""
@@ -104,8 +113,15 @@ class RatioLaw:
         return np.asarray(beta.sf((1 / x - least) / (1 - least), 0.5, self.r / 2))
 
     def quantile(self, probability: Values) -> np.ndarray:
-        """The value of ratio² below which it lies with that probability."""
-        square = beta.isf(np.asarray(probability, dtype=float), 0.5, self.r / 2)
+        """The value of ratio² below which it lies with that probability.
+
+        Raises:
+            ValueError: a probability is not between 0 and 1.
+        """
+        asked = np.asarray(probability, dtype=float)
+        if not ((asked >= 0) & (asked <= 1)).all():
+            raise ValueError(f"probability is {probability!r}, expected numbers from 0 to 1")
+        square = beta.isf(asked, 0.5, self.r / 2)
         return np.asarray(1 / (square + self.epsilon**2 * (1 - square)))
 
     @property
@@ -125,6 +141,6 @@ def _sized(size: int) -> None:
     positive("size", size)
 
 
-def _within(name: str, value: float, *, closed: bool = False) -> None:
-    if not number(value) or not 0 < value <= 1 or (value == 1 and not closed):
-        raise ValueError(f"{name} is {value!r}, expected a number above 0 and {'at most' if closed else 'below'} 1")
+def _epsilon(value: float, *, below: str, holds: bool) -> None:
+    if not holds or value < _LEAST_EPSILON:
+        raise ValueError(f"epsilon is {value!r}, expected a number of at least {_LEAST_EPSILON:g} and {below}")

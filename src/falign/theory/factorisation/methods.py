@@ -7,16 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.factorisation.problem import State
+from falign.theory.factorisation.problem import Start, State, fitting, independent, sized
 
 Move = Callable[[Tensor, Tensor, State, Tensor, State], None]
 
 
 def best_output(Y: Float[Tensor, "... n m"], W: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs n r"]:
-    """``Z = YWᵀ(WWᵀ)⁻¹``: the output layer of least error for W; nan where WWᵀ is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(W @ W.mT)
-    found = torch.cholesky_solve(W @ Y.mT, factor).mT
-    return torch.where((failed == 0)[..., None, None], found, torch.nan)
+    """``Z = YWᵀ(WWᵀ)⁻¹``: the output layer of least error for W; nan where W has not full row rank.
+
+    By ``Wᵀ = QU``, ``Z = YQ U⁻ᵀ``: WWᵀ would square the condition number of W.
+    """
+    if W.shape[-2] > W.shape[-1]:
+        return (Y @ W.mT) * torch.nan
+    Q, U = torch.linalg.qr(W.mT)
+    found = torch.linalg.solve_triangular(U.mT, Y @ Q, upper=False, left=False)
+    sizes = U.diagonal(dim1=-2, dim2=-1).abs()
+    full = sizes.amin(-1) > torch.finfo(W.dtype).eps * sizes.amax(-1)
+    return torch.where(full[..., None, None], found, torch.nan)
 
 
 def _feedback_alignment(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State) -> None:
@@ -27,7 +34,8 @@ def _feedback_alignment(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State
 
 def _with_best_output(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State) -> None:
     BY = torch.bmm(B, Y)
-    torch.baddbmm(BY, best_output(BY, here.W), here.W, alpha=-1, out=out.W)  # BZ is the best output layer for BY
+    Q = torch.linalg.qr(here.W.mT).Q  # BZ is the best output layer for BY, so BZW is BY on the rows of W
+    torch.baddbmm(BY, torch.bmm(BY, Q), Q.mT, alpha=-1, out=out.W)
 
 
 def _gradient_descent(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State) -> None:
@@ -128,19 +136,38 @@ def settled(method: Method, Y: Float[Tensor, "... n m"], state: State) -> State:
     return state if method.free_output else State(best_output(Y, state.W), state.W)
 
 
+def begun(
+    method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
+) -> tuple[Method, Float[Tensor, "runs n m"], State]:
+    """The method, Y of every run, and the start with the method's Z.
+
+    Raises:
+        ValueError: the method is unknown, what was given does not fit, or rows of W(0) nearly depend on each other
+            under fa*.
+    """
+    how, start = method_of(method), State(*start)
+    Y = fitting(Y, B, start)
+    if not how.free_output:
+        independent(start.W)
+    return how, Y, settled(how, Y, start)
+
+
 @torch.no_grad()
-def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], state: State) -> State:
+def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], state: Start) -> State:
     """Ż and Ẇ of a state; of fa*, ``Ż = RRᵀBᵀ(WWᵀ)⁻¹`` follows from Ẇ.
 
     Raises:
-        ValueError: the method is unknown.
+        ValueError: the method is unknown, shapes or types do not fit, or rows of W nearly depend on each other under
+            fa*.
     """
-    how = method_of(method)
-    Y = Y.expand(len(B), *Y.shape[-2:])
+    how, state = method_of(method), State(*state)
+    Y = sized(Y, B, state)
+    if not how.free_output:
+        independent(state.W)
     R, out = torch.empty_like(Y), State(torch.zeros_like(state.Z), torch.zeros_like(state.W))
     how.move(Y, B, state, R, out)
     if how.free_output:
         return out
     W = state.W
     R = Y - best_output(Y, W) @ W
-    return out._replace(Z=torch.linalg.solve(W @ W.mT, out.W @ R.mT).mT)
+    return out._replace(Z=torch.cholesky_solve(out.W @ R.mT, torch.linalg.qr(W.mT).R, upper=True).mT)

@@ -23,8 +23,10 @@ def isotropic(points: int, m: int, *, seed: int) -> Float[Tensor, "points m"]:
         seed: Of the directions.
 
     Raises:
-        ValueError: the sizes are no whole numbers, or there are fewer points than dimensions.
+        ValueError: the sizes or the seed are no whole numbers, or there are fewer points than dimensions.
     """
+    if not whole(seed):
+        raise ValueError(f"seed is {seed!r}, expected a whole number")
     if not whole(points) or not whole(m) or not 1 <= m <= points:
         raise ValueError(f"{points!r} points of dimension {m!r}, expected at least as many points as dimensions")
     drawn = torch.randn(points, m, dtype=torch.float64, generator=generator(seed, "factorisation", "inputs"))
@@ -75,9 +77,11 @@ def rate_in_factorisation(
         reduction: half, mean or sum.
 
     Raises:
-        ValueError: a number is not positive, or the reduction is unknown.
+        ValueError: a number is not positive, the outputs are not whole, or the reduction is unknown.
     """
+    if not whole(outputs):
+        raise ValueError(f"outputs is {outputs!r}, expected a whole number: n, the rows of Y")
     factors = {"half": 1.0, "mean": 2.0 / positive("outputs", outputs), "sum": 2.0}
-    if reduction not in factors:
+    if not isinstance(reduction, str) or reduction not in factors:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(factors)}")
     return positive("rate", rate) * positive("variance", variance) * factors[reduction]

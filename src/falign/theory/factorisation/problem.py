@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,10 @@ class State(NamedTuple):
 
     Z: Float[Tensor, "runs n r"]
     W: Float[Tensor, "runs r m"]
+
+
+Start: TypeAlias = State | tuple[Tensor, Tensor]
+"""A state, or its Z and W as a plain pair."""
 
 
 def feedback(n: int, r: int, *, seeds: Sequence[int], scale: float = 1.0) -> Float[Tensor, "runs r n"]:
@@ -83,7 +87,21 @@ def fitting(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "
     Raises:
         ValueError: they do not fit, are not finite, B is not of full rank, or r > min(n, m).
     """
-    given = {"Y": Y, "B": B} | ({} if state is None else state._asdict())
+    expanded = sized(Y, B, state)
+    for name, part in _given(Y, B, state).items():
+        if not part.isfinite().all():
+            raise ValueError(f"{int((~part.isfinite()).sum())} numbers of {name} are not finite: clean them first")
+    full_rank("B", B)
+    return expanded
+
+
+def sized(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "runs n m"]:
+    """Y of every run, after a look at all shapes and types alone.
+
+    Raises:
+        ValueError: they do not fit, or r > min(n, m).
+    """
+    given = _given(Y, B, state)
     floats(**given)
     if Y.ndim not in (2, 3) or B.ndim != 3 or not len(B) or (Y.ndim == 3 and len(Y) != len(B)) or not Y.numel():
         raise ValueError(
@@ -92,19 +110,20 @@ def fitting(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "
     for name, part in given.items():
         if part.dtype != Y.dtype or part.device != Y.device:
             raise ValueError(f"{name} is {part.dtype} on {part.device}, Y {Y.dtype} on {Y.device}: move one, .to(Y)")
-        if not part.isfinite().all():
-            raise ValueError(f"{int((~part.isfinite()).sum())} numbers of {name} are not finite: clean them first")
     (runs, r, columns), (n, m) = B.shape, Y.shape[-2:]
     if columns != n:
         raise ValueError(f"B carries errors of {columns} outputs, Y has {n} rows: B is (runs, r, n)")
     if not 1 <= r <= min(n, m):
         raise ValueError(f"r is {r}, expected 1 to min(n, m) = {min(n, m)}: more does not raise the rank of ZW")
-    full_rank("B", B)
     if state is not None:
         for name, shape in (("Z", (runs, n, r)), ("W", (runs, r, m))):
             if given[name].shape != shape:
                 raise ValueError(f"{name} has shape {tuple(given[name].shape)}, expected {shape} by Y and B")
     return Y.expand(runs, n, m)
+
+
+def _given(Y: Tensor, B: Tensor, state: State | None) -> dict[str, Tensor]:
+    return {"Y": Y, "B": B} | ({} if state is None else state._asdict())
 
 
 def full_rank(name: str, rows: Float[Tensor, "runs r columns"]) -> None:
@@ -121,6 +140,23 @@ def full_rank(name: str, rows: Float[Tensor, "runs r columns"]) -> None:
         )
 
 
+def independent(W: Float[Tensor, "runs r m"]) -> None:
+    """Refuse rows of W(0) that nearly depend on each other: fa* divides by the least singular value of W.
+
+    Raises:
+        ValueError: the condition number of a run's is above a tenth of the root of the precision (6.7e6 in float64).
+    """
+    full_rank("W(0), of which fa* takes the best output layer,", W)
+    sizes, most = torch.linalg.svdvals(W), 0.1 * torch.finfo(W.dtype).eps ** -0.5
+    condition = sizes[:, 0] / sizes[:, -1]
+    if bool((condition > most).any()):
+        run = int((condition > most).nonzero()[0])
+        raise ValueError(
+            f"W(0), of which fa* takes the best output layer, has condition number {float(condition[run]):.3g} in run "
+            f"{run}, expected at most {most:.2g}: draw rows that differ more, such as orthonormal(Y, B, seeds=...)"
+        )
+
+
 def _one_a_run(seeds: Sequence[int], B: Tensor) -> list[int]:
     seeds = listed("seeds", seeds)
     if len(seeds) != len(B):
@@ -130,7 +166,9 @@ def _one_a_run(seeds: Sequence[int], B: Tensor) -> list[int]:
 
 def _normal(purpose: str, shape: tuple[int, int], seeds: Sequence[int]) -> Float[Tensor, "runs rows columns"]:
     seeds = listed("seeds", seeds)
-    if not seeds or not all(map(whole, seeds)) or not all(whole(size) and size > 0 for size in shape):
+    if not seeds:
+        raise ValueError("seeds are empty, expected a whole number for every run, such as range(8)")
+    if not all(map(whole, seeds)) or not all(whole(size) and size > 0 for size in shape):
         raise ValueError(f"sizes are {shape} and seeds {seeds}, expected sizes above 0 and a whole number a run")
     drawn = [torch.randn(*shape, dtype=torch.float64, generator=generator(s, _STREAM, purpose)) for s in seeds]
     return torch.stack(drawn)

@@ -9,7 +9,7 @@ from torch import Tensor
 from falign.theory.factorisation.closed_forms import best_error
 from falign.theory.factorisation.problem import fitting
 from falign.theory.factorisation.subspace import row_basis
-from falign.theory.inputs import listed, whole
+from falign.theory.inputs import floats, listed, whole
 
 
 def range_finder(
@@ -68,6 +68,10 @@ def range_finder_ratios(
         ValueError: B has too few rows, Y is of that rank, or as ``range_finder``.
     """
     wide, often = listed("oversampling", oversampling), listed("power", power)
+    if not wide or not often:
+        raise ValueError(f"oversampling is {wide} and power {often}, expected at least one of each")
+    if not whole(rank):
+        raise ValueError(f"rank is {rank!r}, expected a whole number from 1 to the {B.shape[1]} rows of B")
     if not all(whole(p) and 0 <= p <= B.shape[1] - rank for p in wide):
         raise ValueError(f"oversampling is {wide}, expected 0 to {B.shape[1] - rank}, as B has {B.shape[1]} rows")
     Y = fitting(Y, B)
@@ -88,10 +92,13 @@ def expected_bound(singular_values: Float[Tensor, " values"], r: int) -> float:
     inner dimension r is as good as a range finder with an oversampling of r - k.
 
     Raises:
-        ValueError: r is below 2 or above the number of singular values, or these do not fall.
+        ValueError: r is below 2 or above the number of singular values, or these do not fall or are not finite.
 
     Source: Halko, Martinsson and Tropp 2011, SIAM Review 53, theorem 10.5.
     """
+    floats(singular_values=singular_values)
+    if singular_values.ndim != 1 or not singular_values.isfinite().all():
+        raise ValueError(f"singular values have shape {tuple(singular_values.shape)}, expected (values,), all finite")
     squares = singular_values.double().square()
     if not whole(r) or not 2 <= r <= len(squares) or bool((squares.diff() > 0).any()):
         raise ValueError(f"r is {r!r}, expected 2 to {len(squares)}, and singular values that fall")

@@ -5,12 +5,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.factorisation.methods import conserved, method_of, settled
-from falign.theory.factorisation.problem import State, fitting
+from falign.theory.factorisation.methods import begun, conserved
+from falign.theory.factorisation.problem import Start, State
 
 
 def stable_rate(
-    method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: State
+    method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
 ) -> Float[Tensor, " runs"]:
     """``η_max = 1/ρ_max``, ρ_max the largest rate at which a deviation dies out at the end of the flow.
 
@@ -30,13 +30,12 @@ def stable_rate(
     theorem: BZ need not be symmetric, and from a large random start the way may be steeper than its end.
 
     Raises:
-        ValueError: the method is unknown, or what was given does not fit.
+        ValueError: the method is unknown, what was given does not fit, or rows of W(0) nearly depend on each
+            other under fa*.
 
     Source: derived; for one mode it is 1/ρ_max of the scalar theory of Girotti, Mitliagkas and Gidel 2021.
     """
-    how = method_of(method)
-    Y = fitting(Y, B, start)
-    Z, W = settled(how, Y, start)
+    how, Y, (Z, W) = begun(method, Y, B, start)
     if method == "fa*":
         return torch.linalg.svdvals(W)[:, -1] / _largest(B @ Y)
     if method == "gd":

@@ -21,7 +21,11 @@ def overlap(W: Float[Tensor, "*runs r m"], other: Float[Tensor, "*runs r m"]) ->
     """``|P_W P_other|²/r``: mean squared cosine of the angles between two representations' row spaces.
 
     1 for the same one, r/m in the mean for two at random, 0 for orthogonal ones (or for W = 0).
+
+    Raises:
+        ValueError: the two have other shapes, or numbers that are not finite.
     """
+    _comparable(W, other)
     return (row_basis(W) @ row_basis(other).mT).square().sum((-1, -2)) / W.shape[-2]
 
 
@@ -30,13 +34,26 @@ def principal_angles(W: Float[Tensor, "*runs r m"], other: Float[Tensor, "*runs 
 
     By cosines where the angle is above π/4 and by sines below, where a cosine has lost the angle.
 
+    Raises:
+        ValueError: the two have other shapes, or numbers that are not finite.
+
     Source: Björck and Golub 1973, Mathematics of Computation 27.
     """
+    _comparable(W, other)
     one, two = row_basis(W), row_basis(other)
     across = one @ two.mT
     cosines = torch.linalg.svdvals(across).clamp(max=1)
     sines = torch.linalg.svdvals(two - across.mT @ one).clamp(max=1).flip(-1)
     return torch.where(cosines.square() < 0.5, cosines.acos(), sines.asin())
+
+
+def _comparable(W: Tensor, other: Tensor) -> None:
+    if W.ndim < 2 or W.shape[-2:] != other.shape[-2:] or not W.numel():
+        raise ValueError(
+            f"shapes are {tuple(W.shape)} and {tuple(other.shape)}, expected as many rows and columns of both: (r, m)"
+        )
+    if not (W.isfinite().all() and other.isfinite().all()):
+        raise ValueError("a representation has numbers that are not finite: compare before a run diverges")
 
 
 class Small(NamedTuple):

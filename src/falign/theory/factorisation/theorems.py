@@ -1,11 +1,20 @@
 """What is conserved, what falls and where it ends: statements about a course, with assumptions and verdict."""
 
+from dataclasses import replace
+
 import torch
 
-from falign.theory.factorisation.assumptions import only, small_step, within_reach
+from falign.theory.factorisation.assumptions import (
+    finite,
+    judged,
+    later,
+    long_enough,
+    negative_invariant,
+    small_step,
+    within_reach,
+)
 from falign.theory.factorisation.closed_forms import stationary_error
 from falign.theory.factorisation.measurements import Course
-from falign.theory.factorisation.methods import conserved
 from falign.theory.inputs import positive
 from falign.theory.statement import Assumption, TheoremCheck
 
@@ -24,10 +33,11 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
         tolerance: Of what |C| is at most, or |WWᵀ| at the end; None for 1e-10 in steps and 1e-6 in flow.
 
     Raises:
-        ValueError: the tolerance is not positive, or what it needs was not recorded.
+        ValueError: the tolerance is not positive, what it needs was not recorded, or the course is not in float64.
 
     Source: derived.
     """
+    judged(course)
     tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
     gram = (course.end.W @ course.end.W.mT).square().sum((1, 2)).sqrt()
     scale = torch.maximum(course["invariant"].amax(1), gram).clamp(min=torch.finfo(gram.dtype).tiny)
@@ -36,7 +46,7 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
         name="Conservation",
         source=SOURCE,
         reading=f"{course.method.name}: C = {course.method.law}, less the exact gain of the steps; in tolerances",
-        assumptions=(),
+        assumptions=(finite(course, "invariant", "account"),),
         bound=torch.ones_like(residual),
         measured=residual / tolerance,
         scale=torch.ones_like(scale),
@@ -55,28 +65,19 @@ def descent_of_feedback(course: Course) -> TheoremCheck:
         course: Of fa, with ``lyapunov`` recorded.
 
     Raises:
-        ValueError: it is of another method, or was not recorded.
+        ValueError: it is of another method or not in float64, or too little was recorded.
 
     Source: derived.
     """
-    only("fa", course)
+    judged(course, "fa")
+    later(course)
     V = course["lyapunov"]
-    largest = torch.linalg.eigvalsh(conserved(*course.start, course.B))[:, -1]
     size = V[:, 0].clamp(min=torch.finfo(V.dtype).tiny)
     return TheoremCheck(
         name="Descent of |BR|²",
         source=SOURCE,
         reading="each recorded value is at most the one before",
-        assumptions=(
-            Assumption(
-                name="negative invariant",
-                statement="λ_max(C(0)) ≤ 0",
-                measured=float(largest.max()),
-                needed=0.0,
-                holds=bool((largest <= 1e-12 * largest.abs().max().clamp(min=1)).all()),
-            ),
-            small_step(course),
-        ),
+        assumptions=(negative_invariant(course), small_step(course)),
         bound=V[:, :-1],
         measured=V[:, 1:],
         scale=size,
@@ -90,27 +91,30 @@ def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
     Proof for fa from ``C ⪯ 0``: V falls and is bounded below, so ``V̇ → 0``, and with it ``BRWᵀ`` and ``WᵀBR``; V → 0
     (LaSalle; Z and W bounded, as ``|WWᵀ|² ≤ 2|W||BZW|``). R keeps its columns in those of Y as long as Z(0) does, and
     B is injective there, so ``BR → 0`` is ``R → 0``. For fa* see ``optimal_output_bound``. What Z(0) has outside the
-    columns of Y decays with λ_min(WWᵀ) only: slowly. From other starts fa is seen to converge as well, unproven here.
+    columns of Y decays with λ_min(WWᵀ) only: slowly. From other starts fa is seen to converge as well, unproven here:
+    the check then says so in its name, and leaves the assumption on C(0) open.
 
     Args:
         course: Of fa or fa*, with ``error`` recorded.
         tolerance: Of |Y|, at the last recorded time.
 
     Raises:
-        ValueError: it is of gd, the tolerance is not positive, or the error was not recorded.
+        ValueError: it is of gd or not in float64, the tolerance is not positive, or the error was not recorded.
 
     Source: derived; the abstract: "converges to the optimum when r ≥ rank(Y)".
     """
-    if course.method.name == "gd":
-        raise ValueError("the statement is about fa and fa*, the course is of gd")
+    judged(course, "fa", "fa*")
     positive("tolerance", tolerance)
+    start = negative_invariant(course)
+    proven = bool(start.holds) or course.method.name == "fa*"
+    open_start = () if proven else (replace(start, holds=None),)
     size = course.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(course.Y.dtype).tiny)
     measured = (course["error"][:, -1] / size)[:, None]
     return TheoremCheck(
-        name="Convergence for r ≥ rank Y",
+        name="Convergence for r ≥ rank Y" + ("" if proven else ", seen but not proven from this start,"),
         source=SOURCE,
         reading=f"error at the end at most {tolerance:g} of |Y|, in units of that",
-        assumptions=(*within_reach(course), small_step(course)),
+        assumptions=(*within_reach(course), *open_start, small_step(course), long_enough(course, tolerance)),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,
         scale=torch.ones_like(size),
@@ -128,12 +132,13 @@ def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
         tolerance: Of |Y|, at the last recorded time.
 
     Raises:
-        ValueError: it is of gd, the tolerance is not positive, or what it needs was not recorded.
+        ValueError: it is of gd or not in float64, the tolerance is not positive, or what it needs was not recorded.
 
     Source: derived.
     """
     if course.method.name == "gd":
         raise ValueError("the statement is about fa and fa*, the course is of gd: its limit is optimum(Y, r)")
+    judged(course)
     positive("tolerance", tolerance)
     size = course.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(course.Y.dtype).tiny)
     known = stationary_error(course.Y, course.B)
@@ -153,6 +158,7 @@ def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
                 holds=bool((ranks == torch.linalg.matrix_rank(course.Y).clamp(max=course.B.shape[1])).all()),
             ),
             small_step(course),
+            long_enough(course, tolerance),
         ),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,

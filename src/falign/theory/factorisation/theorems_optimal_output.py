@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.theory.factorisation.assumptions import only, orthogonal
+from falign.theory.factorisation.assumptions import finite, judged, later, orthogonal, small_step
 from falign.theory.factorisation.measurements import Course
 from falign.theory.factorisation.theorems import SOURCE
 from falign.theory.inputs import positive
@@ -18,22 +18,24 @@ def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
     Args:
         course: Of fa*, with ``weighted`` (which is tr(BYWᵀ)) and ``growth`` recorded.
-        tolerance: Of the largest of both.
+        tolerance: Of the largest of both, and of ``|BY||W|``, whose rounding either may be.
 
     Raises:
-        ValueError: it is of another method, the tolerance is not positive, or what it needs was not recorded.
+        ValueError: it is of another method or not in float64, the tolerance is not positive, or what it needs was not
+            recorded.
 
     Source: derived.
     """
-    only("fa*", course)
+    judged(course, "fa*")
     gained = course["weighted"] - course["weighted"][:, :1]
-    scale = (gained.abs() + course["growth"]).amax(1).clamp(min=torch.finfo(gained.dtype).tiny)
+    size = (course.B @ course.Y).square().sum((1, 2)).sqrt() * course.end.W.square().sum((1, 2)).sqrt()
+    scale = (size + (gained.abs() + course["growth"]).amax(1)).clamp(min=torch.finfo(gained.dtype).tiny)
     residual = (gained - course["growth"]).abs() / scale[:, None]
     return TheoremCheck(
         name="Growth of the alignment",
         source=SOURCE,
         reading="tr(BZWWᵀ) = tr(BYWᵀ); in units of the tolerance",
-        assumptions=(),
+        assumptions=(finite(course, "weighted", "growth"),),
         bound=torch.ones_like(residual),
         measured=residual / positive("tolerance", tolerance),
         scale=torch.ones_like(scale),
@@ -45,24 +47,28 @@ def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     """Check that ``tr(BZ) = ⟨Bᵀ, Z⟩`` does not fall where ``W(0)W(0)ᵀ = c I``: Bᵀ and Z come closer.
 
     Proof in flow: WWᵀ is conserved, so ``tr(BZ) = tr(BYWᵀ)/c``, and that grows by |BR|²/c. Steps make WWᵀ gain
-    ``η² Σ BR(BR)ᵀ``, which is why η must be small. Neither the loss nor the cosine need be monotone.
+    ``η² Σ BR(BR)ᵀ``, which is why η must be small. In steps, with G = WWᵀ and S = BR(BR)ᵀ, tr(BZ) gains
+    ``η tr((I - ηBZ) S (G + η²S)⁻¹)``: at least 0 where ``η|BZ| ≤ 1``, as η ≤ η_max makes it, and G = cI, as it is in
+    the first step; of later ones this is seen, not proven. Neither the loss nor the cosine need be monotone.
 
     Args:
         course: Of fa*, with ``alignment`` recorded.
         tolerance: How much it may fall between two recorded times.
 
     Raises:
-        ValueError: it is of another method, the tolerance is not positive, or the alignment was not recorded.
+        ValueError: it is of another method or not in float64, the tolerance is not positive, or too little was
+            recorded.
 
     Source: derived; the abstract: "the forward and feedback matrices come closer during the updates".
     """
-    only("fa*", course)
+    judged(course, "fa*")
+    later(course)
     trace = course["alignment"]
     return TheoremCheck(
         name="Monotone alignment",
         source=SOURCE,
-        reading="each recorded tr(BZ) is at least the one before",
-        assumptions=(orthogonal(course),),
+        reading="each recorded tr(BZ) is at least the one before; proven in flow and for the first step",
+        assumptions=(orthogonal(course), small_step(course)),
         bound=trace[:, :-1] - positive("tolerance", tolerance),
         measured=trace[:, 1:],
         relation="at least",
@@ -81,11 +87,11 @@ def gram_drift(course: Course) -> TheoremCheck:
         course: Of fa*, in steps, with ``gram drift`` and ``growth`` recorded.
 
     Raises:
-        ValueError: it is of another method or in flow, or what it needs was not recorded.
+        ValueError: it is of another method, in flow or not in float64, or what it needs was not recorded.
 
     Source: derived.
     """
-    only("fa*", course)
+    judged(course, "fa*")
     if not course.rate:
         raise ValueError("the course is a flow, whose WWᵀ does not drift: take it in steps")
     measured = course["gram drift"]
@@ -94,7 +100,7 @@ def gram_drift(course: Course) -> TheoremCheck:
         name="Drift of WWᵀ",
         source=SOURCE,
         reading="|·| is Frobenius' norm",
-        assumptions=(),
+        assumptions=(finite(course, "gram drift", "growth"),),
         bound=bound,
         measured=measured,
         scale=(course.start.W @ course.start.W.mT).square().sum((1, 2)).sqrt(),
@@ -113,25 +119,25 @@ def optimal_output_bound(course: Course) -> TheoremCheck:
         course: Of fa*, with ``growth`` recorded, from which the mean G/t is taken.
 
     Raises:
-        ValueError: it is of another method, nothing was recorded after time 0, or the growth was not.
+        ValueError: it is of another method or not in float64, nothing was recorded after time 0, or the growth was not.
 
     Source: derived.
     """
-    only("fa*", course)
-    later = course.times > 0
-    if not bool(later.any()):
+    judged(course, "fa*")
+    after = course.times > 0
+    if not bool(after.any()):
         raise ValueError("nothing was recorded after time 0: record more (at)")
-    times = course.times[later].to(course.Y)
+    times = course.times[after].to(course.Y)
     most = _most_growth(course)
     return TheoremCheck(
         name="Vanishing of BR",
         source=SOURCE,
         reading="the mean of |BR|² over the steps so far, which the least is at most",
-        assumptions=(),
+        assumptions=(finite(course, "growth"),),
         bound=most[:, None] / times,
-        measured=course["growth"][:, later] / times,
+        measured=course["growth"][:, after] / times,
         scale=most,
-        series={"growth": course["growth"][:, later]},
+        series={"growth": course["growth"][:, after]},
     )
 
 

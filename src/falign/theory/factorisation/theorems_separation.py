@@ -69,11 +69,11 @@ def near_orthogonality(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) ->
         its bound by three standard errors.
 
     Raises:
-        ValueError: Y and B do not fit, or Y has rank r, so that there is no ratio.
+        ValueError: Y and B do not fit, there is a single draw, or Y has rank r, so that there is no ratio.
 
     Source: derived; the abstract: "almost orthogonal even if their errors are approximately equal".
     """
-    fitting(Y, B)
+    _drawn(Y, B)
     r, m = B.shape[1], Y.shape[1]
     least = best_error(Y, r)
     if not bool(least > 1e-12 * Y.square().sum().sqrt()):
@@ -81,7 +81,7 @@ def near_orthogonality(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) ->
     sizes = torch.linalg.svdvals(Y)
     ratios = (stationary_error(Y, B) / least).square()
     shared = overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m))
-    chance = float(shared.std() / sqrt(len(B))) if len(B) > 1 else 0.0
+    chance = float(shared.std() / sqrt(len(B)))
     flatness = float((sizes[0] / sizes[-1]).square()) if Y.shape[0] >= m else float("inf")
     return TheoremCheck(
         name="Near-orthogonal representations",
@@ -116,13 +116,14 @@ def sampling_bound(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) -> The
         One run: the mean over draws, which may exceed the bound by three standard errors.
 
     Raises:
-        ValueError: Y and B do not fit, or r is below 2.
+        ValueError: Y and B do not fit, there is a single draw, or r is below 2.
 
     Source: Halko, Martinsson and Tropp 2011, SIAM Review 53, theorem 10.5.
     """
+    _drawn(Y, B)
     errors = stationary_error(Y, B)
     bound = expected_bound(torch.linalg.svdvals(Y), B.shape[1])
-    chance = float(errors.std() / sqrt(len(B))) if len(B) > 1 else 0.0
+    chance = float(errors.std() / sqrt(len(B)))
     return TheoremCheck(
         name="Range finder's bound",
         source="Halko, Martinsson and Tropp 2011, SIAM Review 53, theorem 10.5",
@@ -133,6 +134,14 @@ def sampling_bound(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) -> The
         scale=Y.square().sum().sqrt()[None],
         constants={"optimum": float(best_error(Y, B.shape[1])), "bound": bound},
     )
+
+
+def _drawn(Y: Tensor, B: Tensor) -> None:
+    if Y.ndim != 2:
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected one matrix (n, m) for all draws: pass one at a time")
+    fitting(Y, B)
+    if len(B) < 2:
+        raise ValueError("B is a single draw, the statement is about the mean over draws: take at least 2")
 
 
 def _single(like: Tensor, value: float) -> Float[Tensor, "1 1"]:
