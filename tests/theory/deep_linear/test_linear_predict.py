@@ -191,6 +191,17 @@ def test_of_one_output_nothing_meets_and_the_start_is_always_exact():
 
 
 @pytest.mark.parametrize("form", ["outputs", "chains"])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_every_form_starts_at_the_initial_loss_and_takes_targets_of_zero(depth, form):
+    X, Y = points()
+    W, B = ([part[0] for part in group] for group in parts((6, 5, 7, 4)[-depth - 1 :], "fa", runs=1))
+    X = X[:, : W[0].shape[1]] if depth == 3 else drawn(30, 5)
+    found = predict(W, B, X, Y, rate=0.02, steps=4, at=[0, 4], form=form)
+    assert float(found.loss[0]) == pytest.approx(loss([part.numpy() for part in W], X.numpy(), Y.numpy()))
+    assert predict(W, B, X, 0 * Y, rate=0.02, steps=4, form=form).mode_losses.shape == (5, 0)
+
+
+@pytest.mark.parametrize("form", ["outputs", "chains"])
 def test_flow_is_the_limit_of_small_steps(form):
     X, Y = points(d=4, k=2)
     W, B = ([part[0] for part in group] for group in parts((4, 3, 2), "fa", runs=1))
@@ -229,6 +240,9 @@ def test_a_rate_beyond_what_is_stable_is_warned_of(form):
         ({"X": drawn(0, 6), "Y": drawn(0, 4)}, "at least one point"),
         ({"steps": None}, "pass rate and steps, or times alone"),
         ({"times": [0.0, 1.0]}, "pass rate and steps, or times alone"),
+        ({"rate": None, "steps": None, "times": [0.0]}, "at least two of them"),
+        ({"rate": None, "steps": None, "times": [0.0], "form": "chains"}, "at least two of them"),
+        pytest.param({"W": None}, "W is None, expected a list of matrices", marks=untyped),
         ({"rate": -0.1}, "rate is -0.1, expected a positive number"),
         pytest.param({"rule": "usf"}, "rule is 'usf'", marks=untyped),
         ({"rule": "bp", "B": [], "activation": "relu"}, "under bp has no linear network in its stead"),
@@ -247,5 +261,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(changed, named):
 def test_losses_beside_must_be_at_the_records():
     X, Y = points()
     W, B = ([part[0] for part in group] for group in parts((6, 5, 4), "fa", runs=1))
+    found = predict(W, B, X, Y, rate=0.02, steps=2)
     with pytest.raises(ValueError, match="expected finite ones at the 3 records"):
-        predict(W, B, X, Y, rate=0.02, steps=2).beside([1.0, 0.5])
+        found.beside([1.0, 0.5])
+    with pytest.raises(ValueError, match="the first loss is 0"):
+        found.beside([0.0] * 3)

@@ -110,6 +110,35 @@ def test_whitened_data_and_given_covariances_have_a_spectral_start():
     torch.testing.assert_close(again.modes.target, made.modes.target, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("targets", "variances"),
+    [
+        ([1.0, 0.5], [1.0, 1e-9]),
+        ([1.0, 1e-9, 5e-10], [1.0, 2.0, 3.0]),
+        ([1.0, 1e-9, 5e-10], [1.0, 1.0, 1.0]),
+        ([1.0, 1.0 - 1e-10, 0.3], [1.0, 1.0, 1.0]),
+        ([1.0, 1.0, 1.0, 0.0], [1.0, 2.0, 2.0, 1.0]),
+    ],
+)
+def test_no_mode_is_lost_however_small_its_target_or_its_variance(targets, variances):
+    X, Y = task(targets, variances, inputs=5, outputs=5)
+    made = spectral(X, Y, weights=[0.3, 0.4], hidden=[6])
+    found = made.modes.target[0]
+    torch.testing.assert_close(found[: len(targets)], torch.tensor(targets, dtype=torch.float64), rtol=0, atol=1e-13)
+    course = descend_matrices(made.state, X, Y, rate=0.02, steps=300)
+    assert float(deviation(course.end, made)) < 1e-13
+    chains = courses.descend(made.modes, rate=0.02, steps=300)
+    torch.testing.assert_close(reduced(course.end, made).weights, chains.weights[-1], rtol=0, atol=1e-12)
+
+
+def test_float32_data_have_a_spectral_start_in_float32():
+    X, Y = (part.float() for part in task(TARGETS, VARIANCES, inputs=6, outputs=5))
+    made = spectral(X, Y, weights=[0.3, 0.4], hidden=[6])
+    assert made.state.W[0].dtype == made.modes.weights.dtype == torch.float32
+    end = descend_matrices(made.state, X, Y, rate=0.02, steps=200).end
+    assert float(deviation(end, made)) < 1e-5
+
+
 def test_a_seed_does_not_depend_on_its_block():
     both, alone = start(3, "fa", seeds=[0, 5])[0], start(3, "fa", seeds=[5])[0]
     for one, other in zip(both.state.W, alone.state.W, strict=True):
@@ -122,6 +151,11 @@ def test_a_seed_does_not_depend_on_its_block():
         (lambda: spectral(*points(), weights=[0.1, 0.1], hidden=[6]), "off the diagonal in the singular vectors"),
         (lambda: _spectral(hidden=[3]), r"hidden layers of \[3\] neurons, expected at least 4"),
         (lambda: _spectral(hidden=[6, 6]), "2 hidden layers for 2 weights"),
+        (
+            lambda: spectral(torch.zeros(4, 3), drawn(4, 2), weights=[1, 1], hidden=[4]),
+            "features of the inputs are zero",
+        ),
+        pytest.param(lambda: _spectral(weights=0.1), "weights is 0.1, expected a sequence", marks=untyped),
         (lambda: _spectral(seeds=[]), "no seed was given"),
         (lambda: _spectral(feedback=0.0), "m_2 is 0"),
         (lambda: _spectral(weights=[0.1, float("nan")]), "θ_2 holds nan"),

@@ -9,6 +9,9 @@ from falign.theory.deep_linear import courses
 from falign.theory.deep_linear.learning import learning_time
 from falign.theory.deep_linear.modes import modes
 from falign.theory.deep_linear.network import network
+from falign.theory.deep_linear.shallow import critical_target
+from falign.theory.deep_linear.spectral import spectral, task
+from falign.theory.deep_linear.stability import sufficient_rate
 from falign.theory.deep_linear.theorems import (
     conserved_invariants,
     error_recursion,
@@ -99,11 +102,30 @@ def test_every_trajectory_ends_without_loss(depth, rule):
     assert found.verdict == "holds", found.sentence
 
 
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("start", [[0.0, 0.0, 0.0], [-0.4, -0.8, -0.3], [1.2, -0.5, 0.9], [-1.5, 0.0, 0.0]])
+def test_steps_at_the_sufficient_rate_end_without_loss_from_any_start(rule, start):
+    chain = modes(0.7, start, feedback=[0.8, 1.2], rule=rule)
+    rate = 0.999 * float(sufficient_rate(chain))
+    steps = int(3 * float(learning_time(chain, 1e-6)) / rate) + 10
+    course = courses.descend(chain, rate=rate, steps=steps)
+    assert exponential_convergence(courses.descend(chain, rate=rate, steps=9, at=range(10))).failing
+    assert zero_loss(course).verdict == "holds", zero_loss(course).sentence
+    short = courses.descend(chain, rate=rate, steps=2)
+    assert [part.name for part in zero_loss(short).failing] == ["long enough"]
+    large = courses.descend(chain, rate=1.2 * rate, steps=steps)
+    assert "step size" in [part.name for part in zero_loss(large).failing]
+
+
 def test_error_falls_at_its_asymptotic_rate():
     start = modes(uniform(0.8, 1.2, 1), [0.3 * drawn(RUNS, seed=2), uniform(0.9, 1.1, 3)])
     assert asymptotic_decay(courses.flow(start, times=[0.0, 6.0, 6.5])).verdict == "holds"
     steps = courses.descend(start, rate=0.05, steps=130, at=[0, 120, 130])
     assert asymptotic_decay(steps).verdict == "holds"
+    near_fold = modes([0.99 * float(critical_target(-0.5))], [[-1.0], [0.0]])
+    for tolerance, verdict in ((9e-4, "assumption fails"), (1e-6, "holds")):
+        time = float(learning_time(near_fold, tolerance))
+        assert asymptotic_decay(courses.flow(near_fold, times=[0.0, time, time + 0.5])).verdict == verdict
     early = asymptotic_decay(courses.flow(start, times=[0.0, 0.1]))
     assert [part.name for part in early.failing] == ["near the end"]
 
@@ -165,10 +187,53 @@ def test_two_layers_aligned_with_their_feedback_converge_on_any_data():
     best = np.linalg.lstsq(X.numpy(), Y.numpy(), rcond=None)[0]
     missed = X.numpy() @ (best - (W[1][0] @ W[0][0]).T.numpy()) @ B[0].numpy()
     assert float(flowed.measured[0, 0]) == pytest.approx(0.5 * np.mean((missed**2).sum(1)))
-    coarse = two_layer_convergence(state, X, Y, rate=0.6, steps=5)
+    with pytest.warns(UserWarning, match=r"rate 0\.6 is"):
+        coarse = two_layer_convergence(state, X, Y, rate=0.6, steps=5)
     assert "step size" in [part.name for part in coarse.failing]
     random = two_layer_convergence(network([drawn(5, 9, 6), drawn(5, 4, 9)], [B]), X, Y, times=[0.0, 0.1])
     assert [part.name for part in random.failing] == ["aligned"]
+
+
+@pytest.mark.parametrize("check", [matrix_conservation, two_layer_convergence])
+def test_a_diverged_run_is_said_to_have_diverged_and_its_rate_warned_of(check):
+    X, Y = points()
+    state = network(*parts((6, 5, 4), "fa"))
+    with pytest.warns(UserWarning, match="rate 50 is too large: the weights diverge; a run at"):
+        found = check(state, X, Y, rate=50.0, steps=500)
+    assert "finite" in [part.name for part in found.failing]
+    assert "the run diverged" in found.sentence
+
+
+def test_two_layers_that_are_aligned_with_nothing_or_have_nothing_to_learn():
+    X, Y = task([2.0, 1.0, 0.3], inputs=5, outputs=4)
+    for seed in range(6):  # κ = 0 but for rounding
+        state = spectral(X, Y, weights=[0.1, 0.2], hidden=[7], seeds=[seed]).state
+        found = two_layer_convergence(state, X, Y, times=[0.0, 1.0])
+        assert [part.name for part in found.failing] == ["aligned"]
+        assert found.constants["rate"] == 0
+    B = torch.eye(3, 6, dtype=torch.float64)
+    state = network([torch.zeros(6, 5, dtype=torch.float64), B], [B])
+    assert two_layer_convergence(state, X, 0 * Y[:, :3], rate=0.1, steps=3).verdict == "holds"
+    single = state.map(lambda part: part.float())
+    assert two_layer_convergence(single, X.float(), Y[:, :3].float(), rate=0.05, steps=50).verdict == "holds"
+    assert matrix_conservation(single, X.float(), Y[:, :3].float(), rate=0.05, steps=50).verdict == "holds"
+
+
+def test_conservation_is_judged_by_the_weights_on_the_way():
+    X, Y = task([2e3, 1e3, 3e2], inputs=5, outputs=4)
+    state = spectral(X, Y, weights=[0.1, 0.2], hidden=[6]).state
+    assert matrix_conservation(state, X, Y, rate=2e-4, steps=400).verdict == "holds"
+
+
+def test_modes_in_float32_are_judged_by_their_rounding():
+    start = aligned(2, "fa")
+    single = modes(
+        start.target.float(), list(start.weights.float()), feedback=[start.feedback[0]], variance=start.variance
+    )
+    course = courses.descend(single, rate=0.01, steps=100, at=range(101))
+    assert course.weights.dtype == torch.float32
+    for check in (error_recursion, conserved_invariants, exponential_convergence):
+        assert check(course).verdict == "holds", check(course).sentence
 
 
 def test_of_one_mode_the_matrix_statement_is_the_scalar_one():
@@ -189,7 +254,13 @@ def test_of_one_mode_the_matrix_statement_is_the_scalar_one():
             lambda state, data: two_layer_convergence(network(*parts((6, 5, 5, 4), "fa")), *data, rate=0.1),
             "have 3 layers: the statement is of two",
         ),
+        (lambda state, data: matrix_conservation(state, *data, rate=0.1, steps=-3), "steps is -3, expected a whole"),
+        (lambda state, data: two_layer_convergence(state, *data, rate=0.1, steps=-2), "steps is -2, expected a whole"),
+        (lambda state, data: two_layer_convergence(state, data[0], data[1][:, :2], rate=0.1), "targets have shape"),
+        (lambda state, data: two_layer_convergence(network(state.W, rule="bp"), *data, rate=0.1), "have no feedback B"),
         (lambda state, data: learning_time_law(1, [1.0]), "depth is 1"),
+        (lambda state, data: learning_time_law(2, [0.0, 1.0]), "λ is 0, expected above 0"),
+        (lambda state, data: learning_time_law(2, [1.0, 1e300]), "beyond float64"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(make, named):

@@ -15,7 +15,8 @@ from falign.theory.conservation.network import carriers
 from falign.theory.deep_linear import courses
 from falign.theory.deep_linear.covariances import Compressed
 from falign.theory.deep_linear.modes import Modes, Rule, modes
-from falign.theory.deep_linear.network import linear, warn_of_rate
+from falign.theory.deep_linear.network import linear
+from falign.theory.deep_linear.rates import warn_of_rate
 
 Form: TypeAlias = Literal["outputs", "chains"]
 """``outputs``: mode i is the network that answers along u_i only. ``chains``: it is a scalar chain."""
@@ -110,9 +111,10 @@ def outputs(problem: Problem) -> tuple[Tensor, Curves]:
             for place, part in enumerate(fed)
         ),
     )
-    course = problem.trained(start, (problem.few.Y @ U).mT.unsqueeze(-1))
+    course = problem.trained(start, targets := (problem.few.Y @ U).mT.unsqueeze(-1))
     if isinstance(problem.training, Steps):
-        warn_of_rate(problem.training.rate, (start, course.end), problem.few.X, problem.rule)
+        steps = problem.training
+        warn_of_rate(steps.rate, (start, course.end), problem.few.X, targets, problem.rule, steps.count)
     kept, rows = len(problem.target), course["map"][:, :, 0].transpose(0, 1)
     curves = Curves(
         products=(rows[:, :kept] * problem.inputs.mT).sum(-1),
@@ -134,9 +136,7 @@ def chains(problem: Problem) -> tuple[Tensor, Curves]:
     for part in problem.state.W[1:]:
         network = part @ network
     missed = problem.few.X @ network[0].mT - problem.few.Y
-    products = (problem.outputs[:, : len(problem.target)] * (network[0] @ problem.inputs)).sum(0)
-    inside = problem.variance * (products - problem.target / problem.variance).square() / 2
-    besides = missed.square().sum(-1).mean() / 2 - inside.sum()
+    besides = missed.square().sum(-1).mean() / 2 - start.loss.sum()
     curves = Curves(
         products=course.product, mode_losses=course.loss, loss=course.loss.sum(-1) + besides + problem.few.left
     )

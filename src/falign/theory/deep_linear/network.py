@@ -1,7 +1,6 @@
 """Deep linear networks of any sizes, many at once: their weights and feedback, and the rate that they bear."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import get_args
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory.conservation import Dynamics, State
+from falign.theory.conservation.fits import fits_inputs
 from falign.theory.conservation.network import carriers
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.inputs import Numbers, numbers
@@ -20,7 +20,10 @@ _ITERATIONS = 60
 """Of the power method; its last third is averaged."""
 
 _NONE = 1e-6
-"""A largest eigenvalue below that share of the size of others is none."""
+"""An eigenvalue with a real part below that share of the size of others is none."""
+
+_DENSE = 128
+"""Numbers in E up to which all eigenvalues are looked at."""
 
 
 def linear(rule: Rule = "fa") -> Dynamics:
@@ -47,6 +50,9 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
         ValueError: the sizes do not chain, a number is not finite, or a B is not of full rank.
     """
     direct = linear(rule).rule.direct
+    for name, given in (("W", W), ("B", () if rule == "bp" else B)):
+        if not isinstance(given, Iterable):
+            raise ValueError(f"{name} is {given!r}, expected a list of matrices, one a layer")
     weights = [_matrix(f"W_{place}", given) for place, given in enumerate(W, 1)]
     feedback = [] if rule == "bp" else [_matrix(f"B_{place}", given) for place, given in enumerate(B, 2)]
     shapes = [tuple(part.shape) for part in weights]
@@ -76,22 +82,31 @@ def full_rank(name: str, B: Float[Tensor, "runs out into"]) -> None:
         )
 
 
-def local_rate(state: State, X: Float[Tensor, "n d"], rule: Rule = "fa") -> Float[Tensor, " runs"]:
-    """``2/a``, a the largest eigenvalue of A: above it, steps make small errors grow, were the weights to stay.
+def local_rate(
+    state: State, X: Float[Tensor, "n d"], rule: Rule = "fa", *, share: float = 0.0
+) -> Float[Tensor, " runs"]:
+    """The least ``2 Re a/|a|²`` over eigenvalues a of A: above it, steps make small errors grow, were weights to stay.
 
     ``E = Σ_yx - W_L…W_1 Σ_xx`` obeys ``E' = -A(E)``, ``A(E) = Σ_l (W_L…W_{l+1} C_l) E (Q_lᵀ Q_l Σ_xx)`` with
     ``Q_l = W_{l-1}…W_1`` and C_l what carries the error to layer l; ``E⁺ = E - ηA(E) + O(η²E²)``. Necessary near a
-    point of rest, exact there for real a; elsewhere a guide. A scalar mode has a = ρ. By power iteration, to a few
-    per cent. Infinite where no a is positive, such as at zero weights.
+    point of rest; elsewhere a guide. A scalar mode has a = ρ. Where Re a ≤ 0 the error grows at any η: these are left
+    out, so that it is infinite where no Re a is positive, such as at zero weights. Of more than 128 numbers in E by
+    power iteration: ``2/a`` for the largest a, to a few per cent if that is real.
 
     Args:
         state: The networks.
         X: Inputs.
         rule: How the error returns.
+        share: Only of a whose real part is at least that share of the largest: away from rest the weights move before
+            slow errors have grown. Warnings go by one half.
+
+    Raises:
+        ValueError: the inputs do not fit the networks.
 
     Source: derived.
     """
-    dynamics, covariance = linear(rule), X.mT @ X / len(X)
+    fits_inputs(state.W[0], X)
+    dynamics, covariance = linear(rule), X.mT @ X / X.shape[-2]
     depth, matrices = state.depth, carriers(state, dynamics)
     runs, outputs, _ = state.W[-1].shape
     above = carried = torch.eye(outputs).to(state.W[0]).expand(runs, -1, -1)
@@ -100,33 +115,21 @@ def local_rate(state: State, X: Float[Tensor, "n d"], rule: Rule = "fa") -> Floa
         above = above @ state.W[layer]
         carried = matrices[layer - 1].mT if dynamics.rule.direct else matrices[layer - 1].mT @ carried
         left.insert(0, above @ carried)
-    below, right = [torch.eye(X.shape[1]).to(X).expand(runs, -1, -1)], []
+    below = [torch.eye(X.shape[1]).to(X).expand(runs, -1, -1)]
     for W in state.W[:-1]:
         below.append(W @ below[-1])
     right = [Q.mT @ (Q @ covariance) for Q in below]
+    if outputs * X.shape[1] <= _DENSE:
+        pairs = zip(left, right, strict=True)
+        whole = torch.stack([torch.einsum("rij,rkl->riljk", S, T).flatten(1, 2) for S, T in pairs]).sum(0).flatten(2)
+        a = torch.linalg.eigvals(whole)
+        counts = a.real > _NONE * a.abs().amax(1, keepdim=True)
+        counts &= a.real >= share * a.real.amax(1, keepdim=True)
+        return torch.where(counts, 2 * a.real / a.abs().square(), torch.inf).amin(1)
     E = torch.randn(runs, outputs, X.shape[1], generator=generator(0, "deep linear", "power iteration")).to(X)
     size = _growth(E, left, right, torch.zeros(runs).to(X))
     largest = _growth(E, left, right, size) - size  # A + size has no eigenvalue below 0, so that its largest leads
     return torch.where(largest > _NONE * size, 2 / largest, torch.inf)
-
-
-def warn_of_rate(rate: float, ends: tuple[State, State], X: Float[Tensor, "n d"], rule: Rule) -> None:
-    """Warn where steps were too large: weights that are not finite, or a rate above ``local_rate`` at either end.
-
-    Args:
-        rate: η.
-        ends: The networks at the start and at the end of their run.
-        X: Inputs.
-        rule: How the error returned.
-    """
-    if not all(bool(W.isfinite().all()) for W in ends[1].W):
-        first = float(local_rate(ends[0], X, rule).min())
-        told = f"rate {rate:g} is too large: the weights are not finite at the end; at the start {first:.4g} is stable"
-        warnings.warn(told, stacklevel=3)
-        return
-    for place, state in zip(("start", "end"), ends, strict=True):
-        if rate > (largest := float(local_rate(state, X, rule).min())):
-            warnings.warn(f"rate {rate:g} is beyond {largest:.4g}, stable at the {place} of the run", stacklevel=3)
 
 
 def _growth(E: Tensor, left: list[Tensor], right: list[Tensor], shift: Tensor) -> Float[Tensor, " runs"]:

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.theory.conservation import State
-from falign.theory.deep_linear.covariances import covariances
+from falign.theory.deep_linear.bases import common_bases
 from falign.theory.deep_linear.modes import Modes, Rule, modes
 from falign.theory.deep_linear.network import network
+from falign.theory.deep_linear.ranges import finite
 from falign.theory.inputs import Numbers, listed, whole
-
-_OFF_DIAGONAL = 1e-8
-"""What Σ_xx may hold off the diagonal in the basis V, as a share of its largest number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,8 @@ def spectral(
 
     Source: derived, after Girotti, Mitliagkas and Gidel 2021.
     """
-    hidden, seeds, weights = listed("hidden", hidden), listed("seeds", seeds), list(weights)
+    hidden, seeds = listed("hidden", hidden), listed("seeds", seeds)
+    weights = list(weights) if getattr(weights, "ndim", 1) == 2 else listed("weights", weights)
     U, λ, s, V = common_bases(X, Y)
     if len(hidden) != len(weights) - 1:
         raise ValueError(f"{len(hidden)} hidden layers for {len(weights)} weights a mode, expected one layer fewer")
@@ -107,6 +106,7 @@ def spectral(
         raise ValueError(f"hidden layers of {hidden} neurons, expected at least {len(λ)} in each, one a mode")
     if not seeds:
         raise ValueError("no seed was given: one run each")
+    weights = [finite(f"θ_{layer}", value).to(λ) for layer, value in enumerate(weights, 1)]
     chains = modes(λ.expand(len(seeds), -1), weights, feedback=feedback, variance=s, rule=rule)
     between = [
         torch.stack([_orthogonal(size, seed, f"R{place}") for seed in seeds]).to(λ)
@@ -135,47 +135,6 @@ def deviation(state: State, start: Spectral) -> Float[Tensor, " runs"]:
         rest[:, range(count), range(count)] = 0.0
         off.append(rest.abs().amax((-1, -2)))
     return torch.stack(off).amax(0)
-
-
-def common_bases(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``U, λ, s, V`` with ``Σ_yx = U diag(λ) Vᵀ`` and ``Σ_xx = V diag(s) Vᵀ``; modes without variance left out.
-
-    Singular values that are equal leave their vectors free; they are turned so that Σ_xx is diagonal too.
-
-    Returns:
-        U [outputs outputs] and V [d d], orthogonal, the modes first; λ and s [modes], λ falling.
-
-    Raises:
-        ValueError: no bases make both diagonal; the message has what stands off the diagonal.
-    """
-    xx, yx = covariances(X, Y)
-    U, λ, V = torch.linalg.svd(yx, full_matrices=True)
-    V, rank = V.mT.clone(), len(λ)
-    U, λ = U.clone(), torch.cat([λ, λ.new_zeros(V.shape[1] - rank)])
-    near = _OFF_DIAGONAL * max(float(λ[0]), torch.finfo(λ.dtype).tiny)
-    first = 0
-    for last in range(1, len(λ) + 1):
-        if last < len(λ) and λ[last - 1] - λ[last] <= near:
-            continue
-        block = V[:, first:last]
-        turn = torch.linalg.eigh(block.mT @ xx @ block).eigenvectors.flip(-1)  # the largest variance first
-        V[:, first:last] = block @ turn
-        if float(λ[first]) > near:
-            U[:, first:last] = U[:, first:last] @ turn
-        first = last
-    turned = V.mT @ xx @ V
-    s, size = turned.diagonal().clone(), float(xx.abs().max())
-    off = float((turned - s.diag()).abs().max()) / size
-    if off > _OFF_DIAGONAL:
-        raise ValueError(
-            f"Σ_xx holds {off:.3g} of its largest number off the diagonal in the singular vectors of Σ_yx, expected "
-            f"at most {_OFF_DIAGONAL:g}: pass whitened(X), or data from task(...) or points_of(...)"
-        )
-    kept = s[:rank] > _OFF_DIAGONAL * float(s.max())
-    order = torch.cat([kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]])
-    U = torch.cat([U[:, order], U[:, rank:]], 1)
-    V = torch.cat([V[:, order], V[:, rank:]], 1)
-    return U, λ[:rank][kept], s[:rank][kept], V
 
 
 def _in_bases(state: State, start: Spectral) -> list[Tensor]:

@@ -78,7 +78,8 @@ def error_recursion(course: ModeCourse) -> TheoremCheck:
     """
     error, rates = rows(course.error), rows(step_rates(course))
     residual = (error[:, 1:] - error[:, :-1] * (1 - course.rate * rates)).abs()
-    return identity("Error recursion", course, residual, 1e-12 * scale_of(course)[:, None].expand_as(residual))
+    tolerance = 1e-12 * coarseness(residual)
+    return identity("Error recursion", course, residual, tolerance * scale_of(course)[:, None].expand_as(residual))
 
 
 def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> TheoremCheck:
@@ -88,16 +89,17 @@ def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> 
 
     Args:
         course: Any.
-        tolerance: Of the residual, as a share of the largest ``|K_l| + θ²`` on the way; None for 1e-12 in steps and
-            1e-8 in flow, whose integration has an error of its own.
+        tolerance: Of the residual, as a share of the largest ``|K_l| + θ²`` on the way; None for 1e-12 in steps (of
+            float64) and 1e-8 in flow, whose integration has an error of its own.
 
     Raises:
         ValueError: the tolerance is not positive.
 
     Source: derived.
     """
-    tolerance = (1e-12 if course.rate else 1e-8) if tolerance is None else positive("tolerance", tolerance)
     found = course.invariants
+    usual = (1e-12 if course.rate else 1e-8) * coarseness(found)
+    tolerance = usual if tolerance is None else positive("tolerance", tolerance)
     residual = rows((found - found[:1] - course.account).abs().amax(1))
     size = rows(found.abs().amax(1) + course.weights.square().amax(1)).amax(1, keepdim=True)
     return identity("Conserved invariants", course, residual, tolerance * size.expand_as(residual))
@@ -134,7 +136,7 @@ def _positive_rate(rule: Rule, rate: Tensor) -> Assumption:
     statement = "θ_j² > θ_i² for one layer i and all others" if rule == "bp" else "K_l > 0 for all l"
     least = float(rate.min()) + 0.0  # no -0
     return Assumption(
-        name="positive rate", statement=f"{statement}; measured r", measured=least, needed=0.0, holds=least > 0
+        name="positive rate", statement=f"r > 0, that is {statement}", measured=least, needed=0.0, holds=least > 0
     )
 
 
@@ -163,4 +165,9 @@ def scale_of(course: ModeCourse) -> Float[Tensor, " runs"]:
 
 def allowance(course: ModeCourse) -> float:
     """How much the rounding of many steps, or the error of an integration, is above the rounding of one number."""
-    return 1e2 if course.rate else 1e5
+    return max(1e2 if course.rate else 1e5, coarseness(course.weights))
+
+
+def coarseness(numbers: Tensor) -> float:
+    """Rounding of their type, that of float64 being 1."""
+    return torch.finfo(numbers.dtype).eps / torch.finfo(torch.float64).eps

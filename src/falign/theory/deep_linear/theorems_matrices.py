@@ -1,20 +1,19 @@
 """What a linear network conserves: not only a number a neuron, the whole matrix of each hidden layer."""
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory import conservation
-from falign.theory.conservation import Dynamics, State, velocity
+from falign.theory.conservation import State
 from falign.theory.conservation.law import lawful
 from falign.theory.conservation.network import carriers
-from falign.theory.deep_linear.covariances import compressed
+from falign.theory.deep_linear.covariances import Compressed, compressed
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.deep_linear.network import linear
-from falign.theory.inputs import Numbers, numbers, positive
-from falign.theory.statement import TheoremCheck
+from falign.theory.deep_linear.rates import finite, stepped, warn_of_rate
+from falign.theory.inputs import Numbers, numbers
+from falign.theory.statement import Assumption, TheoremCheck
 
 
 def matrix_invariants(state: State, rule: Rule = "fa") -> tuple[Float[Tensor, "runs _ _"], ...]:
@@ -60,49 +59,70 @@ def matrix_conservation(
     Raises:
         ValueError: neither a rate nor times, or both, were given, or the data do not fit.
 
+    Warns:
+        UserWarning: the rate is beyond what is stable, with the value.
+
     Source: derived; of two layers known from matrix factorisation.
     """
-    few, dynamics = compressed(X, Y), linear(rule)
+    state, few = in_double(state, X, Y)
+    dynamics = linear(rule)
+    conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     first = matrix_invariants(state, rule)
+    residuals, sizes, conditions = [torch.zeros(len(state.W[0])).to(first[0])], [_size(state)], ()
     if rate is not None and times is None:
-        gained = [torch.zeros_like(part) for part in first]
-        residuals = [torch.zeros(len(state.W[0])).to(first[0])]
-        for before, after in stepped(state, dynamics, few.X, few.Y, positive("rate", rate), steps):
-            moved = [new - old for new, old in zip(after.W, before.W, strict=True)]
+        gained, end = [torch.zeros_like(part) for part in first], state
+        for before, end in stepped(state, dynamics, few.X, few.Y, rate, steps):
+            if not finite(end):
+                break
+            moved = [new - old for new, old in zip(end.W, before.W, strict=True)]
             for place, layer in enumerate(lawful(state, dynamics)):
                 gained[place] = gained[place] + moved[layer] @ moved[layer].mT
                 if rule == "bp":
                     gained[place] = gained[place] - moved[layer + 1].mT @ moved[layer + 1]
-            residuals.append(_largest(matrix_invariants(after, rule), first, gained))
-        tolerance = 1e-12
+            residuals.append(_largest(matrix_invariants(end, rule), first, gained))
+            sizes.append(_size(end))
+        warn_of_rate(rate, (state, end), few.X, few.Y, rule, steps)
+        conditions, tolerance = (diverging(len(residuals) - 1, steps),), 1e-12
     elif times is not None and rate is None:
         when = numbers("times", times).double()
         end = conservation.flow(state, dynamics, few.X, few.Y, times=when, names=["loss"]).end
-        residuals = [_largest(matrix_invariants(end, rule), first, [torch.zeros_like(part) for part in first])]
+        residuals.append(_largest(matrix_invariants(end, rule), first, [torch.zeros_like(part) for part in first]))
+        sizes.append(_size(end))
         tolerance = 1e-7
     else:
         raise ValueError(f"rate {rate} and times {times}: pass a rate and steps, or times alone")
     measured = torch.stack(residuals, 1)
-    size = torch.stack([W.square().sum((-1, -2)) for W in state.W]).amax(0).clamp_min(1.0)
     return TheoremCheck(
         name="Matrix conservation law",
         source="derived",
         reading=f"{rule}, depth {state.depth}; the largest entry of C_l(t) - C_l(0) less what steps add",
-        assumptions=(),
-        bound=(tolerance * size)[:, None].expand_as(measured),
+        assumptions=conditions,
+        bound=tolerance * torch.stack(sizes, 1).cummax(1).values,
         measured=measured,
-        scale=torch.zeros_like(size),
+        scale=torch.zeros_like(sizes[0]),
     )
 
 
-def stepped(
-    state: State, dynamics: Dynamics, X: Tensor, Y: Tensor, rate: float, steps: int
-) -> Iterator[tuple[State, State]]:
-    """Each step's networks, before and after."""
-    for _ in range(steps):
-        after = state.map(lambda value, change: value + rate * change, velocity(state, dynamics, X, Y))
-        yield state, after
-        state = after
+def diverging(taken: int, steps: int) -> Assumption:
+    """That all steps were taken, none of them to weights that are not finite."""
+    return Assumption(
+        name="finite",
+        statement="the weights stay finite; steps until the run diverged",
+        measured=float(taken),
+        needed=float(steps),
+        holds=taken == steps,
+    )
+
+
+def in_double(state: State, X: Numbers, Y: Numbers) -> tuple[State, Compressed]:
+    """Networks and few points in float64, in which the statements are tried."""
+    few = compressed(X, Y)
+    return state.map(lambda part: part.double()), few._replace(X=few.X.double(), Y=few.Y.double())
+
+
+def _size(state: State) -> Float[Tensor, " runs"]:
+    """The largest ``|W|²`` or ``|B|²``."""
+    return torch.stack([part.square().sum((-1, -2)) for part in (*state.W, *state.B)]).amax(0)
 
 
 def _largest(now: tuple[Tensor, ...], first: tuple[Tensor, ...], gained: list[Tensor]) -> Float[Tensor, " runs"]:

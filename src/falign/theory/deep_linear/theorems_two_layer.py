@@ -6,12 +6,15 @@ from torch import Tensor
 
 from falign.theory import conservation
 from falign.theory.conservation import State
-from falign.theory.deep_linear.covariances import compressed
 from falign.theory.deep_linear.network import linear
+from falign.theory.deep_linear.rates import finite, stepped, warn_of_rate
 from falign.theory.deep_linear.theorems import SOURCE
-from falign.theory.deep_linear.theorems_matrices import matrix_invariants, stepped
-from falign.theory.inputs import Numbers, numbers, positive
+from falign.theory.deep_linear.theorems_matrices import diverging, in_double, matrix_invariants
+from falign.theory.inputs import Numbers, numbers
 from falign.theory.statement import Assumption, TheoremCheck
+
+_ROUNDING = 1e-13
+"""Of κ, as a share of the largest |W|² or |B|²."""
 
 
 def two_layer_convergence(
@@ -44,36 +47,48 @@ def two_layer_convergence(
         times: Where gradient flow is recorded, increasing from 0.
 
     Raises:
-        ValueError: the networks have another depth, or neither a rate nor times, or both, were given.
+        ValueError: the networks have another depth or no B, the data do not fit, or neither a rate nor times, or
+            both, were given.
+
+    Warns:
+        UserWarning: the rate is beyond what is stable, with the value.
 
     Source: derived; the conservation law as in Garg and Vempala 2022's model, the convergence after Girotti,
     Mitliagkas and Gidel 2021.
     """
     if state.depth != 2:
         raise ValueError(f"the networks have {state.depth} layers: the statement is of two")
-    few, dynamics = compressed(X, Y), linear("fa")
+    if not state.B:
+        raise ValueError("the networks have no feedback B: the statement is of fa")
+    state, few = in_double(state, X, Y)
+    dynamics = linear("fa")
+    conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     B, covariance = state.B[0], few.X.mT @ few.X / len(few.X)
     s = float(torch.linalg.eigvalsh(few.X @ few.X.mT / len(few.X))[0])
     conditions = []
     if rate is not None and times is None:
         seen, excess = [_seen(conservation.output(state, dynamics, few.X), few.Y, B)], 0.0
-        end = state
-        for before, end in stepped(state, dynamics, few.X, few.Y, positive("rate", rate), steps):
-            fit, energy = _decrease(before, end, few.X, few.Y, covariance)
-            excess = max(excess, float((rate * energy / fit.where(energy > 0, 1.0)).where(fit > 0, torch.inf).max()))
+        last = end = state
+        for before, end in stepped(state, dynamics, few.X, few.Y, rate, steps):
+            if not finite(end):
+                break
+            excess = max(excess, float(_excess(before, end, few.X, few.Y, covariance, rate).max()))
             seen.append(_seen(conservation.output(end, dynamics, few.X), few.Y, B))
-        measured, κ = torch.stack(seen, 1), _alignment(end)
+            last = end
+        warn_of_rate(rate, (state, end), few.X, few.Y, "fa", steps)
+        measured, κ = torch.stack(seen, 1), _alignment(last)
         factor = (1 - rate * κ.clamp(min=0) * s).clamp(min=0)
-        bound = measured[:, :1] * factor[:, None] ** torch.arange(steps + 1, device=factor.device)
-        conditions.append(
+        bound = measured[:, :1] * factor[:, None] ** torch.arange(len(seen), device=factor.device)
+        conditions = [
+            diverging(len(seen) - 1, steps),
             Assumption(
                 name="step size",
-                statement="η |T(F) Σ^½|² ≤ ⟨T(F), F⟩; measured their ratio",
+                statement="η |T(F) Σ^½|²/⟨T(F), F⟩ ≤ 1",
                 measured=excess,
                 needed=1.0,
                 holds=excess <= 1,
-            )
-        )
+            ),
+        ]
     elif times is not None and rate is None:
         when = numbers("times", times).double()
         course = conservation.flow(state, dynamics, few.X, few.Y, times=when, names=["map"])
@@ -109,15 +124,19 @@ def _seen(f: Tensor, Y: Tensor, B: Tensor) -> Float[Tensor, " runs"]:
 
 
 def _alignment(state: State) -> Float[Tensor, " runs"]:
-    """κ: half the least eigenvalue of -C on the range of Bᵀ."""
+    """κ: half the least eigenvalue of -C on the range of Bᵀ; 0 where it is only rounding."""
     (C,), B = matrix_invariants(state), state.B[0]
     Q = torch.linalg.svd(B, full_matrices=False).Vh
-    return torch.linalg.eigvalsh(-Q @ C @ Q.mT)[:, 0] / 2
+    κ = torch.linalg.eigvalsh(-Q @ C @ Q.mT)[:, 0] / 2
+    size = torch.stack([part.square().sum((-1, -2)) for part in (*state.W, B)]).amax(0)
+    return κ.where(κ.abs() > _ROUNDING * size, 0.0)
 
 
-def _decrease(before: State, after: State, X: Tensor, Y: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """``⟨T(F), F⟩`` and ``|T(F) Σ^½|²`` of a step [runs] each."""
+def _excess(before: State, after: State, X: Tensor, Y: Tensor, covariance: Tensor, rate: float) -> Tensor:
+    """``η |T(F) Σ^½|²/⟨T(F), F⟩`` of a step [runs]; 0 where nothing moves, inf where it moves the wrong way."""
     B, W = before.B[0], before.W[0]
     F = B.mT @ (Y - X @ W.mT @ before.W[1].mT).mT @ X / len(X)
     moved = B.mT @ after.W[1] @ F + F @ W.mT @ W
-    return (moved * F).sum((-1, -2)), ((moved @ covariance) * moved).sum((-1, -2))
+    fit, energy = (moved * F).sum((-1, -2)), ((moved @ covariance) * moved).sum((-1, -2))
+    ratio = (rate * energy / fit.where(fit > 0, 1.0)).where(fit > 0, torch.inf)
+    return ratio.where(energy > 0, 0.0)

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from falign.theory import conservation
 from falign.theory.conservation import Course, State
 from falign.theory.deep_linear.covariances import compressed
 from falign.theory.deep_linear.modes import Rule
-from falign.theory.deep_linear.network import linear, warn_of_rate
+from falign.theory.deep_linear.network import linear
+from falign.theory.deep_linear.rates import warn_of_rate
 from falign.theory.inputs import Numbers, numbers
 
 
@@ -25,7 +29,7 @@ def descend_matrices(
     """Full-batch steps ``W ← W + η Ẇ`` of linear networks, at a cost that does not grow with the number of points.
 
     ``falign.theory.conservation.descend`` on the ``compressed`` data. Warns where η is beyond ``local_rate``, with its
-    value, at the start or where the run ends, and where a run is no longer finite.
+    value, at the start or where the run ends, and where a run is no longer finite, with a rate at which it ends stable.
 
     Args:
         state: The networks, such as ``network`` makes.
@@ -40,9 +44,10 @@ def descend_matrices(
     Raises:
         ValueError: what the simulator or ``compressed`` refuses.
     """
+    _is_state(state)
     few = compressed(X, Y)
     course = conservation.descend(state, linear(rule), few.X, few.Y, rate=rate, steps=steps, names=names, at=at)
-    warn_of_rate(rate, (state, course.end), few.X, rule)
+    warn_of_rate(rate, (state, course.end), few.X, few.Y, rule, steps)
     return _with(course, few.left)
 
 
@@ -71,10 +76,29 @@ def flow_matrices(
         ValueError: what the simulator or ``compressed`` refuses.
         RuntimeError: the weights diverge.
     """
+    _is_state(state)
     few = compressed(X, Y)
-    when = numbers("times", times).double()
-    course = conservation.flow(state, linear(rule), few.X, few.Y, times=when, names=names, tolerance=tolerance)
+    course = conservation.flow(
+        state, linear(rule), few.X, few.Y, times=moments(times), names=names, tolerance=tolerance
+    )
     return _with(course, few.left)
+
+
+def moments(times: Numbers) -> Float[Tensor, " times"]:
+    """Times of gradient flow, to record at.
+
+    Raises:
+        ValueError: they do not increase from 0, or there are fewer than two.
+    """
+    found = numbers("times", times).double()
+    if found.ndim != 1 or len(found) < 2 or found[0] != 0 or not (found.diff() > 0).all() or not found.isfinite().all():
+        raise ValueError(f"times must increase from 0, at least two of them, got {found.tolist()}")
+    return found
+
+
+def _is_state(given: object) -> None:
+    if not isinstance(given, State):
+        raise ValueError(f"the networks are a {type(given).__name__}, expected a State: pass network(W, B)")
 
 
 def _with(course: Course, left: float) -> Course:
