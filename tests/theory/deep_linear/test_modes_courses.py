@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from falign.theory.deep_linear import descend, flow, limit, modes, sufficient_rate, zero_start
+from falign.theory.deep_linear import (
+    critical_target,
+    descend,
+    flow,
+    integration,
+    limit,
+    modes,
+    sufficient_rate,
+    zero_start,
+)
 
 RULES = ["fa", "dfa", "bp"]
 
@@ -102,6 +111,45 @@ def test_the_whole_course_lies_on_the_line_to_the_limit(depth):
     assert float(course.error.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("λ", "longest"), [([1.0], 1e4), ([1.0], 1e10), ([1e-3, 1e3], 1e3), ([1e-8, 1e4], 1e6), ([0.3, 1.0, 40.0], 1e8)]
+)
+def test_a_flow_long_after_its_modes_arrived_costs_no_more(λ, longest):
+    begun = time.process_time()
+    course = flow(modes(λ, [0.0, 0.0]), times=[longest / 2, longest])
+    assert time.process_time() - begun < 2  # 0.1 s on an idle core
+    closed = zero_start(λ, times=[longest / 2, longest])
+    torch.testing.assert_close(course.product, closed, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("share", [1 - 1e-3, 1 - 1e-8, 1.0, 1 + 1e-8])
+def test_a_flow_close_to_a_double_root_ends_where_its_limit_is(share):
+    mode = modes(float(critical_target(-0.5)) * share, [-1.0, 0.0])
+    course = flow(mode, times=[1.0, 1e10])
+    torch.testing.assert_close(course.weights[-1, 0], limit(mode), rtol=1e-9, atol=0)
+
+
+def test_a_flow_that_takes_too_long_says_so(monkeypatch):
+    monkeypatch.setattr(integration, "_LONGEST", 3000)
+    mode = modes(0.0, [1.0, 0.5])  # θ_1 = (1 + t)^(-½): from 1e9 on rounding alone moves it
+    with pytest.raises(
+        RuntimeError, match=r"took 3000 evaluations to t = .*: ask for earlier times or a larger tolerance"
+    ):
+        flow(mode, times=[1e12])
+
+
+def test_no_modes_give_empty_courses():
+    none = modes([], [[], []])
+    assert descend(none, rate=0.1, steps=3).weights.shape == (4, 2, 0)
+    assert flow(none, times=[0.0, 1.0]).weights.shape == (2, 2, 0)
+
+
+def test_weights_may_be_a_table():
+    table = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]])
+    assert torch.equal(modes(torch.ones(3), table).weights, table)
+    assert torch.equal(modes(1.0, table.double().numpy()).weights, table.double())
+
+
 def test_a_component_of_no_size_decays_as_theory_says():
     times = torch.tensor([0.0, 50.0, 2e3])
     exponential, power, still = (
@@ -192,6 +240,7 @@ def test_steps_of_no_use_are_refused(wrong, named):
         ({"times": [1.0, 1.0]}, "times must increase from 0 on"),
         ({"times": [-1.0, 1.0]}, "times must increase from 0 on"),
         ({"times": []}, "times must increase from 0 on"),
+        ({"times": 3.0}, r"times must increase from 0 on, got 3.0: pass a list, such as \[0.0, 1.0\]"),
         ({"times": [0.0, float("inf")]}, "times holds inf"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
     ],
@@ -207,6 +256,12 @@ def test_times_of_no_use_are_refused(wrong, named):
         ({"target": -1.0}, "λ is -1, expected at least 0: flip the sign"),
         ({"target": float("nan")}, "λ holds nan, expected finite numbers"),
         ({"target": [1.0, 2.0], "weights": [[0.0, 0.0, 0.0], 0.0]}, "do not broadcast: pass one number a mode"),
+        ({"weights": [1e200, 1e200]}, "of a mode is beyond torch.float64: scale the weights"),
+        (
+            {"weights": [0.0] * 3, "feedback": [1.0]},
+            "1 feedback weights for 3 layers, expected 2, or one number, not in",
+        ),
+        ({"target": torch.ones(1, dtype=torch.bfloat16)}, "λ is in torch.bfloat16, expected float32 or float64"),
         ({"weights": [0.0]}, "1 weights were given"),
         ({"weights": 0.0}, "weights is 0.0, expected a sequence"),
         ({"weights": [0.0, float("inf")]}, "θ_2 holds inf"),

@@ -145,6 +145,23 @@ def test_close_to_a_double_root_the_time_is_that_of_the_passage(share):
         assert found == pytest.approx(np.log(width * rate / (1e-12 * λ)) / rate, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("m", "start", "exact"),
+    [
+        (1.0, (1.0, 0.0), 2.302585050916494),
+        (1.0, (-1.0, 0.0), 2.3025851350715996),
+        (1.0, (3.0, 0.0), 0.25584278793729086),
+        (0.01, (-3.0, 0.5), 2.350062665035297),
+    ],
+)
+def test_what_rounding_leaves_of_a_small_component_of_large_weights_is_as_stated(m, start, exact):
+    """Exact: partial fractions over the three roots with fifty digits."""
+    mode = modes(1e-8, start, feedback=m)
+    K, θ = abs(float(mode.invariants[0])), abs(start[0])
+    stated = 2e-16 * (K + θ**2) * θ / m / (0.1 * 1e-8)
+    assert float(learning_time(mode)) == pytest.approx(exact, rel=stated)
+
+
 def test_far_apart_scales_are_no_trouble():
     λ = torch.from_numpy(np.logspace(-60, 60, 13))
     torch.testing.assert_close(

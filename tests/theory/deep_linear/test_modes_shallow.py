@@ -190,13 +190,18 @@ def test_gradient_descent_is_held_by_the_saddle_or_goes_to_the_target():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: fixed_points(float("nan"), 1.0), "θ_2 holds nan"),
+        (lambda: fixed_points(float("nan"), 1.0), "K holds nan"),
+        (lambda: fixed_points("a", 1.0), "K are of type"),
+        (lambda: critical_target(float("nan")), "K holds nan"),
+        (lambda: degenerate_error(0.0, times=[1.0]), "expected t > 0 and λ > 0"),
+        (lambda: degenerate_error(1.0, times=[0.0]), "expected t > 0 and λ > 0"),
         (lambda: fixed_points(0.0, -1.0), "λ is -1"),
         (lambda: critical_invariant(1.0, 0.0), "m_2 is 0"),
         (lambda: critical_target(1.0, variance=-1.0), "the variance is -1"),
         (lambda: zero_start(1.0, times=[-1.0]), "expected a list of numbers from 0 on"),
         (lambda: zero_start(1.0, times=[float("inf")]), "times holds inf"),
         (lambda: zero_start_time(1.0, share=1.0), "expected numbers from 0 to below 1"),
+        (lambda: zero_start_time([1.0, 2.0], share=[0.1, 0.2, 0.3]), r"share has shape \(3,\) and the modes \(2,\)"),
     ],
 )
 def test_numbers_of_no_use_are_refused(call, named):

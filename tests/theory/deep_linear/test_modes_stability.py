@@ -1,5 +1,7 @@
 """Step sizes: one that suffices, the largest, and what scaling says of it."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from falign.theory.deep_linear import (
     stable_rate,
     sufficient_rate,
 )
+from falign.theory.deep_linear.recursion import Recursion
 
 
 def _converges(mode, rates, steps=4000):
@@ -98,6 +101,44 @@ def test_the_largest_rate_is_above_the_sufficient_one():
 def test_a_mode_without_error_takes_any_rate_and_one_that_never_converges_none():
     assert float(stable_rate(modes(1.0, [1.0, 1.0]))) == torch.inf
     assert stable_rate(modes([1.0, 1.0], [[0.0, -0.5], [0.0, 0.5]], rule="bp")).isnan().all()
+
+
+_GAPPED = [
+    modes(1.0, [0.0] * 5),
+    modes(
+        0.03704102411107308,
+        [-0.951423587052559, 0.8557310738309898, 0.1836219514220139, 0.7318939007358146],
+        feedback=[2.0503955016939757, 1.3637417544875714, 1.9145772370984744],
+        variance=0.27669806724306634,
+        rule="dfa",
+    ),
+    modes(
+        0.0421563868327225,
+        [0.6540498914708279, -1.876203324360475, -1.1271763004833995],
+        variance=9.99806999725251,
+        rule="bp",
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", _GAPPED)
+def test_a_band_of_rates_that_fail_below_others_that_do_not_is_found(mode):
+    largest = float(stable_rate(mode))
+    shares = np.array([0.7, 0.9, 0.98, 0.985, 0.99, 0.995, 0.999, *np.linspace(1.0002, 1.005, 10)])
+    recursion = Recursion(mode.flat().take(torch.zeros(len(shares), dtype=torch.int64)), shares * largest)
+    recursion.take(1000)
+    error = float(mode.target) - float(mode.variance) * recursion.weights.prod(0)
+    converges = np.abs(error) < 1e-3 * float(mode.target)
+    assert converges[shares < 1].all()
+    assert not converges[shares > 1].all()
+
+
+def test_a_thousand_stable_rates_take_seconds():
+    random = torch.Generator().manual_seed(1)
+    mode = modes(torch.rand(1000, generator=random) * 2 + 0.1, list(torch.randn(3, 1000, generator=random)))
+    begun = time.process_time()
+    assert (stable_rate(mode) > 0).sum() > 900
+    assert time.process_time() - begun < 10  # 1.3 s on an idle core
 
 
 @pytest.mark.filterwarnings("ignore:the rate")

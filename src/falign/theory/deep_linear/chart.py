@@ -71,9 +71,11 @@ def chart(
     if branch not in get_args(Branch):
         raise ValueError(f"branch is {branch!r}, expected one of {', '.join(get_args(Branch))}")
     K, λ = finite("invariants", invariants).double(), finite("targets", targets).double()
-    if K.ndim != 1 or λ.ndim != 1 or not len(K) or not (λ > 0).all():
+    if K.ndim != 1 or λ.ndim != 1 or not len(K) or not len(λ) or not (λ > 0).all():
         raise ValueError(f"K has shape {tuple(K.shape)} and λ {tuple(λ.shape)}: expected a list each, and λ above 0")
     m = finite("feedback", feedback)
+    if m.ndim:
+        raise ValueError(f"feedback has shape {tuple(m.shape)}, expected one number: draw a chart for each")
     depth = -2 * m * K
     side = {"output": 0.0, "aligned": 1.0, "anti-aligned": -1.0}[branch] * m.sign()
     weights = (

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from falign.theory.deep_linear.integration import integrated
 from falign.theory.deep_linear.limits import settled
-from falign.theory.deep_linear.line import Line, line
+from falign.theory.deep_linear.line import line
 from falign.theory.deep_linear.modes import Modes
 from falign.theory.deep_linear.ranges import finite
 from falign.theory.deep_linear.recursion import Recursion
@@ -20,9 +20,6 @@ from falign.theory.inputs import Numbers, positive, recorded, whole
 
 _BLOCK = 10_240
 """Modes that are stepped together: with a few numbers each they stay in the processor's cache."""
-
-_FINEST = 1e-13
-"""The least relative error that a step in float64 can be held to."""
 
 _GROUP = 32
 """Modes that are integrated together, of like rates, so that the quick do not hold up the slow."""
@@ -105,7 +102,7 @@ def descend(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None =
     if told := rates_too_large(modes, rate):
         warnings.warn(told, stacklevel=2)
     flat = modes.flat()
-    firsts = range(0, flat.target.numel(), _BLOCK)
+    firsts = range(0, max(flat.target.numel(), 1), _BLOCK)
     blocks = [_walked(flat.take(slice(first, first + _BLOCK)), rate, at) for first in firsts]
     weights, account, diverged = (np.concatenate(parts, -1) for parts in zip(*blocks, strict=True))
     return _course(modes, rate, rate * torch.tensor(at, dtype=torch.float64), weights, account, diverged)
@@ -148,6 +145,8 @@ def _course(
 def flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeCourse:
     """Gradient flow, integrated over the one weight of each mode that the invariants leave (SciPy's DOP853).
 
+    Within ten tolerances of its limit a mode is on the exponential that leads there, so that late times cost nothing.
+
     Args:
         modes: Start.
         times: Where to record, increasing, from 0 on.
@@ -155,42 +154,17 @@ def flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeCours
 
     Raises:
         ValueError: the times are out of order or not finite, or the tolerance is not positive.
-        RuntimeError: the integration stopped.
+        RuntimeError: the integration stopped or took too long.
     """
     positive("tolerance", tolerance)
     moments = finite("times", times).double().cpu()
     if moments.ndim != 1 or not len(moments) or moments[0] < 0 or not (moments.diff() > 0).all():
-        raise ValueError(f"times must increase from 0 on, got {moments.tolist()}")
+        raise ValueError(f"times must increase from 0 on, got {moments.tolist()}: pass a list, such as [0.0, 1.0]")
     path, flat = line(modes), modes.flat()
     weights = torch.empty(len(moments), *path.modes.weights.shape, dtype=torch.float64)
     rates = torch.maximum(path.modes.decay_rate, settled(path.modes).decay_rate)
     for rows in rates.argsort().split(_GROUP):
-        weights[..., rows] = _integrated(path.take(rows), moments, tolerance)
+        weights[..., rows] = integrated(path.take(rows), moments, tolerance / _GROUP**0.5)
     weights = weights.to(flat.weights.dtype).numpy()
     never = np.full(weights.shape[-1], -1)
     return _course(modes, 0.0, moments, weights, np.zeros_like(weights[:, :-1]), never)
-
-
-def _integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "times layers modes"]:
-    start = path.start
-    if not times[-1]:
-        return path.weights(start[:, None]).permute(2, 0, 1)
-    end = settled(path.modes).weights.gather(0, path.driver[None])[0]
-    sizes = torch.stack([start.abs(), end.abs()])
-    least = sizes.masked_fill(sizes == 0, torch.inf).amin(0).nan_to_num(posinf=1.0)
-
-    floor = path.rounding(end[:, None])
-
-    def velocity(time: float, x: np.ndarray) -> np.ndarray:
-        here = torch.from_numpy(x)[:, None]
-        error = path.error(here)
-        error = error.where(error.abs() > floor, 0.0)  # what has arrived holds up nobody
-        return (path.drive(here) * error)[:, 0].numpy()
-
-    span, within = (0.0, float(times[-1])), max(tolerance / _GROUP**0.5, _FINEST)
-    solved = solve_ivp(
-        velocity, span, start.numpy(), "DOP853", times.numpy(), rtol=within, atol=(within * least).numpy()
-    )
-    if not solved.success:
-        raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message})")
-    return path.weights(torch.from_numpy(solved.y)).permute(2, 0, 1)

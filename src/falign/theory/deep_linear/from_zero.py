@@ -54,6 +54,11 @@ def zero_start_time(
     learned = finite("share", share).to(given.target)
     if not ((learned >= 0) & (learned < 1)).all():
         raise ValueError(f"share is {learned.tolist()}, expected numbers from 0 to below 1")
+    try:
+        torch.broadcast_shapes(learned.shape, given.target.shape)
+    except RuntimeError:
+        shapes = f"{tuple(learned.shape)} and the modes {tuple(given.target.shape)}"
+        raise ValueError(f"share has shape {shapes}, which do not broadcast: pass one share, or one a mode") from None
     u = cube_root(learned)
     left = -torch.log((1 - learned) / (1 + u + u.square()))  # -ln(1 - u), exact also where u is close to 1
     return _clock(left) * _unit_time(given)

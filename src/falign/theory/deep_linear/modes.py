@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -132,7 +132,7 @@ class Modes:
 
 def modes(
     target: Numbers,
-    weights: Sequence[Numbers],
+    weights: Numbers | Sequence[Numbers],
     *,
     feedback: Numbers | Sequence[Numbers] = 1.0,
     variance: Numbers = 1.0,
@@ -142,22 +142,27 @@ def modes(
 
     Args:
         target: λ ≥ 0; a mode with λ < 0 is the one with -λ and -θ_1.
-        weights: θ_1, …, θ_L, at least two, each of all modes.
+        weights: θ_1, …, θ_L, at least two, each of all modes; or a table of them [layers *modes].
         feedback: m ≠ 0, one for all layers or m_2, …, m_L.
         variance: s > 0.
         rule: fa, dfa or bp.
 
     Raises:
-        ValueError: a number is not finite or out of range, shapes do not fit, or the rule is unknown.
+        ValueError: a number is not finite or out of range, or the error of a mode is; shapes do not fit, or the rule is
+            unknown.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
-    layers = listed("weights", weights)
+    tabled = getattr(weights, "ndim", 1) > 1
+    layers = list(cast(Tensor, weights)) if tabled else listed("weights", weights)
     if len(layers) < 2:
         raise ValueError(f"{len(layers)} weights were given, expected θ_1, …, θ_L of at least two layers")
     back = list(feedback) if isinstance(feedback, (list, tuple)) else [feedback] * (len(layers) - 1)
     if len(back) != len(layers) - 1:
-        raise ValueError(f"{len(back)} feedback weights for {len(layers)} layers, expected {len(layers) - 1}, or one")
+        raise ValueError(
+            f"{len(back)} feedback weights for {len(layers)} layers, expected {len(layers) - 1}, or one number, not in "
+            "a list"
+        )
     given = {
         "λ": target,
         "the variance": variance,
@@ -176,13 +181,16 @@ def modes(
     kind = reduce(torch.promote_types, [found[name].dtype for name in found if name == "λ" or name.startswith("θ")])
     device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
     together = torch.stack([part.to(device, kind) for part in parts])
-    return Modes(
+    made = Modes(
         rule=rule,
         weights=together[2 : 2 + len(layers)],
         feedback=together[2 + len(layers) :],
         target=together[0],
         variance=together[1],
     )
+    if not made.error.isfinite().all():
+        raise ValueError(f"λ - s θ_L…θ_1 of a mode is beyond {kind}: scale the weights or the data")
+    return made
 
 
 def _suffix(factors: Tensor) -> Tensor:

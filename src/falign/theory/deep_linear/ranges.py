@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from falign.theory.inputs import numbers
@@ -12,9 +13,11 @@ def finite(name: str, given: Any) -> Tensor:
     """Finite numbers, in float64 unless a tensor says otherwise.
 
     Raises:
-        ValueError: they are no numbers, or one is not finite.
+        ValueError: they are no numbers, one is not finite, or they are in less than float32.
     """
     found = given.detach() if isinstance(given, Tensor) and given.is_floating_point() else numbers(name, given).double()
+    if found.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} is in {found.dtype}, expected float32 or float64: pass .float() of it")
     if not found.isfinite().all():
         raise ValueError(f"{name} holds {float(found[~found.isfinite()].flatten()[0])}, expected finite numbers")
     return found

@@ -1,5 +1,6 @@
 """Where a mode in gradient flow first comes within a given error."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from falign.theory.deep_linear.line import Line
 
 _NARROW = 3e-9
 """Relative width of an interval in which the error cannot dip and come back by more than rounding."""
+
+_BLURRED = 1e-12
+"""Rounding error of e, as a share of the level, from which on it is worth a second look."""
 
 _DOUBLINGS, _HALVINGS = 2200, 200
 """Enough to cross the range of float64, and to find a number in it."""
@@ -29,6 +33,9 @@ def reach(line: Line, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]
     found[going] = torch.nan
     rows = (going & (gap.way != 0)).nonzero()[:, 0]
     found[rows] = _first(gap.take(rows))
+    blurred = line.rounding(found[:, None])[:, 0] > _BLURRED * level
+    rows = (going & blurred & (level > 0)).nonzero()[:, 0]
+    found[rows] = _sharpened(gap.take(rows), found[rows])
     return found
 
 
@@ -54,8 +61,12 @@ class _Gap:
 
     def __call__(self, x: Tensor) -> Tensor:
         """At most 0 where it is reached, rounding counting as 0 [modes points]."""
-        gap = self.line.modes.error.sign()[:, None] * self.line.error(x) - self.level[:, None]
+        gap = self.bare(x)
         return gap.masked_fill(gap.abs() <= self.line.rounding(x), 0.0)
+
+    def bare(self, x: Tensor) -> Tensor:
+        """The same as it is computed."""
+        return self.line.modes.error.sign()[:, None] * self.line.error(x) - self.level[:, None]
 
 
 def _first(gap: _Gap) -> Float[Tensor, " modes"]:
@@ -81,6 +92,18 @@ def _first(gap: _Gap) -> Float[Tensor, " modes"]:
     return way * _halved(gap, way, low, best)
 
 
+def _sharpened(gap: _Gap, x: Tensor) -> Float[Tensor, " modes"]:
+    """Where ``|e|`` as computed falls below the level, close ahead: what counts as rounding is an upper bound of it."""
+    way, near = gap.way, x[:, None]
+    steep = gap.line.decay_rate(near, near)[0][:, 0] / gap.line.drive(near)[:, 0].abs()
+    ahead = x + 4 * way * gap.bare(near)[:, 0].clamp(min=0) / steep
+    rows = ((steep > 0) & (gap.bare(ahead[:, None])[:, 0] <= 0)).nonzero()[:, 0]
+    part, side = gap.take(rows), way[rows]
+    sharp = x.clone()
+    sharp[rows] = side * _halved(part.bare, side, side * x[rows], side * ahead[rows])
+    return sharp
+
+
 def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
     """A point that is past the one sought."""
     start, modes = gap.line.start, gap.line.modes
@@ -94,7 +117,7 @@ def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
     return start + way * far
 
 
-def _halved(gap: _Gap, way: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " modes"]:
+def _halved(gap: Callable[[Tensor], Tensor], way: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " modes"]:
     """Where the gap is first 0, between a point short of it and one that is not."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

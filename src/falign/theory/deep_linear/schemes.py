@@ -125,6 +125,6 @@ def scheme(name: str) -> Scheme:
     Raises:
         ValueError: there is none.
     """
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"scheme is {name!r}, expected one of {', '.join(SCHEMES)}")
     return SCHEMES[name]

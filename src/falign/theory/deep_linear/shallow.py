@@ -51,7 +51,7 @@ def fixed_points(K: Numbers, target: Numbers, feedback: Numbers = 1.0, *, varian
     Raises:
         ValueError: a number is out of range or not finite, or shapes do not fit.
     """
-    given = modes(target, [0.0, K], feedback=feedback, variance=variance)
+    given = modes(target, [0.0, finite("K", K)], feedback=feedback, variance=variance)
     linear, constant = 2 * given.invariants[0], 2 * given.feedback[0] * given.target / given.variance
     size = torch.maximum(linear.abs().sqrt(), cube_root(constant).abs())
     unit = size.where(size > 0, 1.0)
@@ -90,7 +90,7 @@ def critical_target(K: Numbers, feedback: Numbers = 1.0, *, variance: Numbers = 
     Raises:
         ValueError: a number is out of range or not finite, or shapes do not fit.
     """
-    given = modes(0.0, [0.0, K], feedback=feedback, variance=variance)
+    given = modes(0.0, [0.0, finite("K", K)], feedback=feedback, variance=variance)
     depth = (-given.invariants[0]).clamp(min=0)
     return given.variance * (2 * depth / 3) ** 1.5 / given.feedback[0].abs()
 
@@ -113,6 +113,10 @@ def degenerate_error(
     """
     given = modes(target, [0.0, 0.0], feedback=feedback, variance=variance)
     moments = moments_of(times, given)
+    if not ((moments > 0) & (given.target > 0)).all():
+        raise ValueError(
+            "a time or λ is 0, expected t > 0 and λ > 0: the law is of late times, and λ = 0 has no K_c < 0"
+        )
     m, s = given.feedback[0], given.variance
     return 2 / (3 * m * s * cube_root(m * given.target / s) * moments.square())
 

@@ -19,6 +19,9 @@ _LOOKED_AT = 64
 _FINENESS, _MOST = 16, 1e4
 """Rates tried at once, and the most that is tried as a multiple of the sufficient rate."""
 
+_BELOW, _APART, _APART_FROM_ZERO = 0.5, 0.001, 0.0001
+"""From which share of the rate found all below is looked over once more, and in steps of which share of it."""
+
 _SMALL, _LONGEST = 1e-6, 20_000
 """A share of λ at which an error is judged by the local rate, and the most steps."""
 
@@ -40,8 +43,11 @@ def stable_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """η_max, the supremum of the step sizes below which all converge, by trying them on the recursion itself.
 
     From zero weights it is ``2/ρ*`` times a number that only the depth sets, .769 for two layers: the recursion has
-    one parameter then. Others are tried from well below ``1/ρ_max`` up in steps of 5 %, then the first gap that fails
-    is narrowed to 1e-4. inf where the mode has no error at the start, nan where gradient flow itself never removes it.
+    one parameter then. Others are tried from well below ``1/ρ_max`` up in steps of 5 % to the first that fails. As
+    rates that fail may lie between others that do not, the upper half below it is looked over in steps of .1 %, from
+    zero weights of .01 %, and the first failure there is narrowed to 1e-4 or better: what fails in a gap that is
+    narrower than that is missed. inf where the mode has no error at the start, nan where gradient flow itself never
+    removes it.
     """
     flat = modes.flat().double()
     end, safe = settled(flat), sufficient_rate(flat)
@@ -85,42 +91,46 @@ def rates_too_large(modes: Modes, rate: float) -> str:
 def _share_from_zero(depth: int) -> float:
     """``η_max ρ*/2`` from zero weights."""
     mode = modes([1.0], [0.0] * depth)
-    return float(_tried(mode, sufficient_rate(mode)) * settled(mode).decay_rate / 2)
+    return float(_tried(mode, sufficient_rate(mode), _APART_FROM_ZERO) * settled(mode).decay_rate / 2)
 
 
-def _tried(modes: Modes, safe: Tensor) -> Float[Tensor, " modes"]:
+def _tried(modes: Modes, safe: Tensor, apart: float = _APART) -> Float[Tensor, " modes"]:
     """The largest rates found below which all that were tried converge; inf where none fails."""
     good, bad = safe / 4, torch.full_like(safe, torch.inf)
+    times = learning_time(modes, 0.01)
     ratios = 1.05 ** torch.arange(1, _FINENESS + 1, dtype=torch.float64)
     while (open_ := (bad.isinf() & (good < _MOST * safe)).nonzero()[:, 0]).numel():
-        good[open_], bad[open_] = _bracket(modes.take(open_), good[open_], ratios * good[open_, None])
+        tried = ratios * good[open_, None]
+        good[open_], bad[open_] = _bracket(modes.take(open_), times[open_], good[open_], tried)
     rows = bad.isfinite().nonzero()[:, 0]
-    for _ in range(3):
-        parts = torch.linspace(0, 1, _FINENESS + 2, dtype=torch.float64)[1:-1]
-        rates = good[rows, None] + parts * (bad - good)[rows, None]
-        good[rows], above = _bracket(modes.take(rows), good[rows], rates)
+    shares = torch.arange(_BELOW, 1, apart, dtype=torch.float64)
+    for parts in (shares, *[torch.linspace(0, 1, _FINENESS + 2, dtype=torch.float64)[1:-1]] * 3):
+        low = torch.zeros_like(good[rows]) if parts is shares else good[rows]
+        rates = low[:, None] + parts * (bad[rows] - low)[:, None]
+        low = torch.maximum(low, _BELOW * bad[rows] * (1 - apart))
+        good[rows], above = _bracket(modes.take(rows), times[rows], low, rates)
         bad[rows] = torch.minimum(bad[rows], above)
     return good.where(bad.isfinite(), torch.inf)
 
 
-def _bracket(modes: Modes, good: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+def _bracket(modes: Modes, times: Tensor, good: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
     """The last rate before the first that fails, and that one; inf where none does. ``rates`` grow [modes tried]."""
     tried = rates.shape[1]
-    fails = ~_converges(modes.take(torch.arange(len(rates)).repeat_interleave(tried)), rates.flatten()).view_as(rates)
+    rows = torch.arange(len(rates)).repeat_interleave(tried)
+    fails = ~_converges(modes.take(rows), times[rows], rates.flatten()).view_as(rates)
     first = torch.where(fails.any(1), fails.int().argmax(1), tried)
     padded = torch.cat([good[:, None], rates, torch.full_like(good, torch.inf)[:, None]], 1)
     return padded.gather(1, first[:, None])[:, 0], padded.gather(1, first[:, None] + 1)[:, 0]
 
 
-def _converges(modes: Modes, rates: Tensor) -> Bool[Tensor, " modes"]:
+def _converges(modes: Modes, times: Tensor, rates: Tensor) -> Bool[Tensor, " modes"]:
     """Whether the recursion ends with a small error that still shrinks, each mode at a rate of its own.
 
-    After about four times as many steps as gradient flow needs for 99 %, what is undecided is taken to converge if it
-    fell by a tenth since half of them.
+    After about four times as many steps as gradient flow needs for 99 % (``times``), what is undecided is taken to
+    converge if it fell by a tenth since half of them.
     """
     scale = torch.maximum(modes.target, modes.error.abs())
-    time = learning_time(modes, 0.01)
-    needed = (4 * time / rates + 400).nan_to_num(posinf=_LONGEST).clamp(max=_LONGEST)
+    needed = (4 * times / rates + 400).nan_to_num(posinf=_LONGEST).clamp(max=_LONGEST)
     converges = torch.zeros_like(rates, dtype=torch.bool)
     rows, reached, before = torch.arange(len(rates)), 0, modes.error.abs()
     recursion = Recursion(modes, rates.numpy())
