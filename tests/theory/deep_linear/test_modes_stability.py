@@ -1,7 +1,5 @@
 """Step sizes: one that suffices, the largest, and what scaling says of it."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -133,12 +131,10 @@ def test_a_band_of_rates_that_fail_below_others_that_do_not_is_found(mode):
     assert not converges[shares > 1].all()
 
 
-def test_a_thousand_stable_rates_take_seconds():
+def test_most_of_a_thousand_random_starts_have_a_stable_rate():
     random = torch.Generator().manual_seed(1)
     mode = modes(torch.rand(1000, generator=random) * 2 + 0.1, list(torch.randn(3, 1000, generator=random)))
-    begun = time.process_time()
     assert (stable_rate(mode) > 0).sum() > 900
-    assert time.process_time() - begun < 10  # 1.3 s on an idle core
 
 
 @pytest.mark.filterwarnings("ignore:the rate")
