@@ -25,6 +25,14 @@ def test_first_example(tmp_path):
     assert "holds (2 layers of 2 checked" in done.stdout
 
 
+@pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
+def test_example_of_the_theory(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "learning_time" in block)
+    exec(example, {})
+    assert re.findall(r"\d+\.\d{2}", capsys.readouterr().out)[:3] == ["20.82", "9.33", "7.12"]
+
+
 def test_every_rule_stands_in_the_table():
     import falign
 
