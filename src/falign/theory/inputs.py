@@ -125,6 +125,21 @@ def recorded(steps: int, at: Sequence[int] | None) -> list[int]:
     return found
 
 
+def full_rank(name: str, B: Float[Tensor, "runs out into"]) -> None:
+    """Refuse matrices of a lower rank than their sizes allow: as feedback they lose directions of the error.
+
+    Raises:
+        ValueError: that of a run is.
+    """
+    ranks, wanted = torch.linalg.matrix_rank(B), min(B.shape[-2:])
+    if bool((ranks < wanted).any()):
+        run = int((ranks < wanted).int().argmax())
+        raise ValueError(
+            f"{name} of run {run} has rank {int(ranks[run])}, expected {wanted}, the full rank of a "
+            f"{B.shape[-2]} by {B.shape[-1]} matrix: draw another"
+        )
+
+
 def floats(**tensors: Tensor) -> None:
     """Refuse what is no tensor of floating point numbers.
 

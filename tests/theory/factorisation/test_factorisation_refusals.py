@@ -64,7 +64,7 @@ def _poor():
     [
         (lambda: _descend("bp"), "unknown method 'bp': choose one of fa, fa\\*, gd"),
         (lambda: _descend(y=Y * nan), "80 numbers of Y are not finite"),
-        (lambda: _descend(b=_poor()), "B of run 1 has rank 2, expected its full row rank 3"),
+        (lambda: _descend(b=_poor()), "B of run 1 has rank 2, expected 3, the full rank of a 3 by"),
         (lambda: _descend(y=matrix(8, 2)), r"r is 3, expected 1 to min\(n, m\) = 2"),
         (lambda: _descend(start=zero(matrix(8, 9), B)), r"W has shape \(3, 3, 9\), expected \(3, 3, 10\)"),
         (lambda: _descend(start=START._replace(W=START.W + inf)), "90 numbers of W are not finite"),

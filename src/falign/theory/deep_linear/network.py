@@ -14,7 +14,7 @@ from falign.theory.conservation import Dynamics, State
 from falign.theory.conservation.fits import fits_inputs
 from falign.theory.conservation.network import carriers
 from falign.theory.deep_linear.modes import Rule
-from falign.theory.inputs import Numbers, numbers
+from falign.theory.inputs import Numbers, full_rank, numbers
 
 _ITERATIONS = 60
 """Of the power method; its last third is averaged."""
@@ -65,21 +65,6 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
     for place, matrix in enumerate(feedback, 2):
         full_rank(f"B_{place}", matrix)
     return State(W=tuple(weights), B=tuple(part.to(weights[0]) for part in feedback))
-
-
-def full_rank(name: str, B: Float[Tensor, "runs out into"]) -> None:
-    """Refuse feedback that loses a direction of the error.
-
-    Raises:
-        ValueError: a matrix is of lower rank than its sizes allow.
-    """
-    ranks, wanted = torch.linalg.matrix_rank(B), min(B.shape[-2:])
-    if (ranks < wanted).any():
-        run = int((ranks < wanted).int().argmax())
-        raise ValueError(
-            f"{name} of run {run} has rank {int(ranks[run])}, expected {wanted}, the full rank of a "
-            f"{B.shape[-2]} by {B.shape[-1]} matrix: draw it again"
-        )
 
 
 def local_rate(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.theory.inputs import floats, listed, number, positive, whole
+from falign.theory.inputs import floats, full_rank, listed, number, positive, whole
 
 _STREAM = "factorisation"
 
@@ -124,20 +124,6 @@ def sized(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "ru
 
 def _given(Y: Tensor, B: Tensor, state: State | None) -> dict[str, Tensor]:
     return {"Y": Y, "B": B} | ({} if state is None else state._asdict())
-
-
-def full_rank(name: str, rows: Float[Tensor, "runs r columns"]) -> None:
-    """Refuse rows that depend on each other.
-
-    Raises:
-        ValueError: those of a run do.
-    """
-    ranks = torch.linalg.matrix_rank(rows)
-    if bool((ranks < rows.shape[1]).any()):
-        run = int((ranks < rows.shape[1]).nonzero()[0])
-        raise ValueError(
-            f"{name} of run {run} has rank {int(ranks[run])}, expected its full row rank {rows.shape[1]}: draw another"
-        )
 
 
 def independent(W: Float[Tensor, "runs r m"]) -> None:
