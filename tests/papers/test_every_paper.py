@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from falign.lab.experiment import PRESETS, Claim, Experiment, Setting
+from falign.lab.experiment import PRESETS, Claim, Experiment, Setting, Task
+from falign.lab.experiment.execution import compute
 from falign.lab.experiment.results import Results, judge
 from falign.lab.report.drawing import Drawn, drawn
 from falign.papers import PAPERS
@@ -29,6 +31,13 @@ CLAIMS = [
     for paper in PAPERS.values()
     for experiment in paper.experiments
     for claim in experiment.claims
+]
+ON_IMAGES = [
+    _grouped(paper.name, experiment, axis, name=experiment.name)
+    for paper in PAPERS.values()
+    for experiment in paper.experiments
+    for axis in ("dataset", "data", "inputs")
+    if any(point.get(axis) == "mnist" for point in experiment.grid["paper"])
 ]
 
 
@@ -82,3 +91,16 @@ def test_a_run_is_the_same_alone_and_in_its_block(paper: str, experiment: Experi
     for name, values in alone.records.items():
         for here, there in zip(values, together[name].to_list(), strict=True):
             assert there == (pytest.approx(here, rel=1e-4, abs=1e-12) if isinstance(here, float) else here)
+
+
+@pytest.mark.parametrize(("paper", "experiment", "axis"), ON_IMAGES)
+def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
+    paper: str, experiment: Experiment, axis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
+    point = next(point for point in experiment.grid["paper"] if point.get(axis) == "mnist")
+    task = Task(experiment.name, experiment.revision, {**point, axis: "mnist-10k"}, 0)
+    answer = compute(experiment.run, [task], Setting(data=tmp_path))
+    assert answer.outcomes is None
+    assert answer.absent
+    assert "mnist-10k" in (answer.error or "")

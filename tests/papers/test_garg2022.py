@@ -11,7 +11,6 @@ import torch
 
 from falign.lab.data import DataError, load
 from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment.execution import compute
 from falign.lab.experiment.results import Results, judge
 from falign.papers.garg2022 import GARG2022
 from falign.papers.garg2022.alignment import ALIGNMENT
@@ -139,18 +138,6 @@ def test_quick_needs_no_download() -> None:
     points = [point for experiment in GARG2022.experiments for point in experiment.grid["quick"]]
     sets = {str(point.get("data", point.get("inputs", ""))) for point in points}
     assert sets == {"power law", "gaussian", "flat", "flat tail", "isotropic", "fresh", "digits", ""}
-
-
-@pytest.mark.parametrize(("experiment", "axis"), [(CONVERGENCE, "data"), (RANKS, "data"), (NETWORKS, "inputs")])
-def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
-    experiment, axis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
-    task = Task(experiment.name, experiment.revision, {**experiment.grid["smoke"][-1], axis: "mnist-10k"}, 0)
-    answer = compute(experiment.run, [task], Setting(data=tmp_path))
-    assert answer.outcomes is None
-    assert answer.absent
-    assert "mnist-10k" in (answer.error or "")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from falign.lab.data import Dataset, load
-from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment.execution import compute
+from falign.lab.experiment import Experiment, Setting
 from falign.lab.experiment.results import Results, judge
 from falign.papers.girotti2021 import GIROTTI2021 as PAPER
 from falign.papers.girotti2021.learned import crossing, in_order, orders
@@ -172,19 +171,6 @@ def test_a_claim_holds_on_numbers_that_support_it(claim: str, columns: dict[str,
 def test_quick_needs_no_download() -> None:
     sets = {point["dataset"] for experiment in ON_IMAGES for point in experiment.grid["quick"]}
     assert sets == {"digits", "teacher"}
-
-
-@pytest.mark.parametrize("experiment", ON_IMAGES, ids=lambda experiment: experiment.name)
-def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
-    point = {**experiment.grid["smoke"][-1], "dataset": "mnist-10k"}
-    task = Task(experiment.name, experiment.revision, point, 0)
-    answer = compute(experiment.run, [task], Setting(data=tmp_path))
-    assert answer.outcomes is None
-    assert answer.absent
-    assert "mnist-10k" in (answer.error or "")
 
 
 @pytest.mark.parametrize("experiment", ON_IMAGES, ids=lambda experiment: experiment.name)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import atanh, exp, tanh
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,8 +11,7 @@ import torch
 from scipy import stats
 
 from falign.lab.data import DataError, Dataset, load
-from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment.execution import compute
+from falign.lab.experiment import Setting
 from falign.lab.experiment.results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.robertson2024.classes import CLASSES
@@ -127,19 +125,6 @@ def test_classes_has_the_data_sets_and_numbers_of_classes_of_the_paper() -> None
     assert counts["mnist"] == counts["fashion-mnist"] == counts["mnist-10k"] == set(range(2, 11))
     assert (max(counts["cifar100"]), max(counts["tiny-imagenet"])) == (100, 200)
     assert {point["rule"] for point in CLASSES.grid["paper"]} == {"bp", "fa", "usf", "frsf", "adafa", "kp", "dfa"}
-
-
-@pytest.mark.parametrize("experiment", PAPER.experiments, ids=lambda experiment: experiment.name)
-def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
-    point = {**experiment.grid["smoke"][-1], "dataset": "mnist-10k"}
-    task = Task(experiment.name, experiment.revision, point, 0)
-    answer = compute(experiment.run, [task], Setting(data=tmp_path))
-    assert answer.outcomes is None
-    assert answer.absent
-    assert "mnist-10k" in (answer.error or "")
 
 
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:

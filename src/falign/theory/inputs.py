@@ -125,6 +125,19 @@ def recorded(steps: int, at: Sequence[int] | None) -> list[int]:
     return found
 
 
+def moments(times: Numbers) -> Float[Tensor, " times"]:
+    """Times of gradient flow, to record at.
+
+    Raises:
+        ValueError: they do not increase from 0, or there are fewer than two.
+    """
+    found = numbers("times", times).double()
+    if found.ndim != 1 or len(found) < 2 or found[0] != 0 or not (found.diff() > 0).all() or not found.isfinite().all():
+        told = found.flatten().tolist()[:10]
+        raise ValueError(f"times must increase from 0, at least two of them, got {told}")
+    return found
+
+
 def full_rank(name: str, B: Float[Tensor, "runs out into"]) -> None:
     """Refuse matrices of a lower rank than their sizes allow: as feedback they lose directions of the error.
 

@@ -12,7 +12,7 @@ from falign.theory.conservation import law
 from falign.theory.conservation.fits import count_of
 from falign.theory.conservation.measurements import ACCOUNT, Course, known
 from falign.theory.conservation.network import Dynamics, Points, State, loss_of, velocity
-from falign.theory.inputs import numbers, positive, recorded
+from falign.theory.inputs import moments, positive, recorded
 
 
 def descend(
@@ -103,10 +103,7 @@ def flow(
     _fitting(state, dynamics, X, y)
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
-    times = numbers("times", times).double()
-    in_order = times.ndim == 1 and len(times) > 1 and times[0] == 0 and (times.diff() > 0).all()
-    if not in_order or not times.isfinite().all():
-        raise ValueError(f"times must increase from 0, at least two of them, got {times.tolist()}")
+    times = moments(times)
     positive("tolerance", tolerance)
     positive("longest", longest)
     account = torch.zeros_like(law.incoming(state, dynamics))

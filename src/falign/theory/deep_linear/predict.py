@@ -14,8 +14,7 @@ from falign.theory.deep_linear.forms import FORMS, Curves, Form, Problem, Steps,
 from falign.theory.deep_linear.gains import linearised
 from falign.theory.deep_linear.modes import Modes, Rule
 from falign.theory.deep_linear.network import linear, network
-from falign.theory.deep_linear.training import moments
-from falign.theory.inputs import Numbers, numbers
+from falign.theory.inputs import Numbers, moments, numbers
 
 
 @dataclass(frozen=True, kw_only=True)

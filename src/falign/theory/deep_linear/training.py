@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jaxtyping import Float
-from torch import Tensor
-
 from falign.theory import conservation
 from falign.theory.conservation import Course, State
 from falign.theory.deep_linear.covariances import compressed
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.deep_linear.network import linear
 from falign.theory.deep_linear.rates import warn_of_rate
-from falign.theory.inputs import Numbers, numbers
+from falign.theory.inputs import Numbers, moments
 
 
 def descend_matrices(
@@ -82,18 +79,6 @@ def flow_matrices(
         state, linear(rule), few.X, few.Y, times=moments(times), names=names, tolerance=tolerance
     )
     return _with(course, few.left)
-
-
-def moments(times: Numbers) -> Float[Tensor, " times"]:
-    """Times of gradient flow, to record at.
-
-    Raises:
-        ValueError: they do not increase from 0, or there are fewer than two.
-    """
-    found = numbers("times", times).double()
-    if found.ndim != 1 or len(found) < 2 or found[0] != 0 or not (found.diff() > 0).all() or not found.isfinite().all():
-        raise ValueError(f"times must increase from 0, at least two of them, got {found.tolist()}")
-    return found
 
 
 def _is_state(given: object) -> None:

@@ -15,7 +15,7 @@ from falign.theory.factorisation.problem import Start, State
 from falign.theory.factorisation.recording import Record
 from falign.theory.factorisation.stability import stable_rate
 from falign.theory.factorisation.subspace import Small, reduced
-from falign.theory.inputs import numbers, positive, recorded, whole
+from falign.theory.inputs import moments, positive, recorded, whole
 
 _LONGEST = 100_000
 """Most evaluations of a flow's velocity a run."""
@@ -114,10 +114,7 @@ def flow(
     """
     known(names)
     positive("tolerance", tolerance)
-    times = numbers("times", times).double()
-    in_order = times.ndim == 1 and len(times) > 1 and times[0] == 0 and bool((times.diff() > 0).all())
-    if not in_order or not times.isfinite().all():
-        raise ValueError(f"times must increase from 0, at least two of them, got {times.flatten().tolist()[:10]}")
+    times = moments(times)
     how, Y, start = begun(method, Y, B, start)
     if Y.dtype != torch.float64:
         raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")
