@@ -113,7 +113,7 @@ def test_a_forward_that_raises_leaves_nothing_behind(x, y):
     with pytest.raises(KeyError):
         model(x)
     handle.remove()
-    assert model._falign.cuts == []
+    assert model._falign.state.runs == []
     with pytest.raises(RuntimeError, match="outside the forward of the converted model"):
         model[2](torch.tanh(model[0](x)))
     assert falign.verify(model, x, lambda output: loss_of(output, y))

@@ -77,23 +77,22 @@ def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case):
 @pytest.mark.parametrize("make", [
     lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),
     lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5),
-    lambda p: torch.optim.RMSprop(p, lr=0.01),
+    lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1),
 ])  # fmt: skip
 @pytest.mark.parametrize("rule", ["kp", "adafa", "brsf"])
 def test_learned_feedback_survives_a_resume(rule, make):
-    """state_dict of model and optimizer, and for brsf its feedback state, continue to the same numbers."""
+    """state_dict of model and optimizer, and for brsf the same seed, continue to the same numbers."""
     x, y = batch("mlp")
     whole = build("mlp", rule)
     optimizer = make(whole.parameters())
     train(whole, optimizer, 5, x, y)
-    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), falign.feedback_state(whole)))
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
     train(whole, optimizer, 5, x, y)
 
-    resumed = build("mlp", rule, seed=99)
+    resumed = build("mlp", rule, seed=0 if rule == "brsf" else 99)
     optimizer = make(resumed.parameters())
     resumed.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
-    falign.load_feedback_state(resumed, saved[2])
     train(resumed, optimizer, 5, x, y)
     assert relative(dict(resumed.named_parameters()), dict(whole.named_parameters())) == 0
     assert relative(falign.feedback_state(resumed), falign.feedback_state(whole)) == 0
@@ -245,7 +244,7 @@ def test_every_rule_learns(rule):
     y = (x @ torch.randn(10, 4)).argmax(1)
     model = nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
     falign.convert(model, rule)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     train(model, optimizer, 150, x, y)
     with torch.no_grad():
         accuracy = (model(x).argmax(1) == y).float().mean()

@@ -12,6 +12,7 @@ from falign.convert import (
     targets,
 )
 from falign.rules import ALL_RULES, Rule
+from falign.transport import Transported, transport
 from falign.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "ALL_RULES",
     "ConversionError",
     "Rule",
+    "Transported",
     "Verification",
     "__version__",
     "backprop",
@@ -31,5 +33,6 @@ __all__ = [
     "measure",
     "revert",
     "targets",
+    "transport",
     "verify",
 ]

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign.outputs import Output
+from falign.compiled import forget
+from falign.feedback import faults_of
+from falign.guard import matrices_of, unguard
+from falign.outputs import Outputs
 from falign.plan import DDP_IGNORED, FeedbackChoice, Plan
 from falign.rules import Rule
-from falign.wiring import Feedback, Wiring, converted, feedbacks
+from falign.wiring import SPARED, Feedback, Wiring, converted, feedbacks
 
 
 class ConversionError(ValueError):
@@ -26,7 +29,7 @@ def convert(
     scale: float | None = None,
     skip: Iterable[str] = (),
     example: Any = None,
-    output: Output = None,
+    output: Outputs = None,
 ) -> nn.Module:
     """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
 
@@ -53,7 +56,8 @@ def convert(
             gradients then finds layers that never run and weights used outside their layer. Direct rules read the
             shapes off it and need it unless all layers are ``nn.Linear``.
         output: for direct rules, which tensor carries the error where the model returns a structure: a key, an index,
-            or a function of what the model returns.
+            or a function of what the model returns. A tuple of these: each delivers its own error e_o, with feedback
+            of its own, to the layers that it is made of: Σ_o e_o B_o (a VAE: reconstruction, mean and variance).
 
     Returns:
         The model.
@@ -76,7 +80,7 @@ def check(
     scale: float | None = None,
     skip: Iterable[str] = (),
     example: Any = None,
-    output: Output = None,
+    output: Outputs = None,
 ) -> list[str]:
     """Everything that would keep ``convert`` with the same arguments from converting the model; empty when fine."""
     return Plan(model, rule, feedback, scale, skip, example, output).problems
@@ -96,11 +100,16 @@ def revert(model: nn.Module) -> nn.Module:
             ]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
-        if isinstance(getattr(module, "feedback", None), Feedback):
-            del module.feedback
-        if module.__dict__.pop("_falign", None) is not None and hasattr(module, DDP_IGNORED):
-            kept = [name for name in getattr(module, DDP_IGNORED) if "feedback" not in name.split(".")]
-            setattr(module, DDP_IGNORED, kept)
+        # In _modules and __dict__, not by getattr, which some wrappers forward to the module that they wrap.
+        if isinstance(module._modules.get("feedback"), Feedback):
+            for weight in matrices_of(module):
+                unguard(weight)
+            del module._modules["feedback"]
+        module.__dict__.pop(SPARED, None)
+        if module.__dict__.pop("_falign", None) is not None and DDP_IGNORED in module.__dict__:
+            kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
+            module.__dict__[DDP_IGNORED] = kept
+    forget()
     return model
 
 
@@ -138,15 +147,16 @@ def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
 
 @contextmanager
 def _holding(model: nn.Module, attribute: str, value: object) -> Iterator[None]:
-    hung = converted(model)
-    before = [getattr(wiring, attribute) for wiring in hung]
-    for wiring in hung:
-        setattr(wiring, attribute, value)
+    """Set an attribute of the state that this thread's forward passes see."""
+    states = [wiring.state for wiring in converted(model)]
+    before = [getattr(state, attribute) for state in states]
+    for state in states:
+        setattr(state, attribute, value)
     try:
         yield
     finally:
-        for wiring, old in zip(hung, before, strict=True):
-            setattr(wiring, attribute, old)
+        for state, old in zip(states, before, strict=True):
+            setattr(state, attribute, old)
 
 
 def feedback_state(model: nn.Module) -> dict[str, Tensor]:
@@ -160,6 +170,7 @@ def feedback_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, part in feedbacks(model).items():
         state[name] = (part.matrix.detach() * part.gain).clone()
+        state |= {f"{name}.{key}": part.get_buffer(key).clone() for key, _ in part.others.values()}
         for key in part.wiring.rule.state():
             state[f"{name}.{key}"] = getattr(part, key).detach().clone()
     return state
@@ -175,7 +186,7 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names, shapes or numbers do not fit; all of them are listed, and nothing was loaded.
     """
-    here = feedback_state(model)
+    here, parts = feedback_state(model), feedbacks(model)
     problems = [f"layer {name!r} has feedback here, but not in the state" for name in here if name not in state]
     problems += [f"the state has {name!r}, which takes no feedback here" for name in state if name not in here]
     for name in here.keys() & state.keys():
@@ -183,15 +194,17 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             problems.append(f"{name!r} is a {type(state[name]).__name__}, expected a tensor")
         elif tuple(state[name].shape) != tuple(here[name].shape):
             problems.append(f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(here[name].shape)}")
-        elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
-            problems.append(f"{name!r} holds numbers that are not finite")
+        elif name in parts:
+            problems += [f"{name!r} {fault}" for fault in faults_of(state[name], here[name].dtype)]
+            if parts[name].wiring.rule.magnitudes and not state[name].is_complex() and bool((state[name] < 0).any()):
+                problems.append(f"{name!r} holds negative numbers, expected magnitudes: the signs are the weights'")
     if problems:
         listed = "\n".join(f"- {line}" for line in sorted(problems))
         raise ValueError(f"this is the feedback of another network, nothing was loaded:\n{listed}")
     with torch.no_grad():
-        for name, part in feedbacks(model).items():
+        for name, part in parts.items():
             if part.B is None:
                 part.own(here[name])
             part.matrix.copy_(state[name])
-            for key in part.wiring.rule.state():
+            for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):
                 getattr(part, key).copy_(state[f"{name}.{key}"])

@@ -5,6 +5,7 @@ whose backward hands that tensor its own error and every cut the error carried t
 Layerwise, the tensor is the layer's output; direct, it is the network's output. ``loss.backward()`` stays ordinary.
 """
 
+from collections import deque
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from falign.layers import KINDS
+from falign.rules.rule import Rule
 from falign.scratch import Scratch, plain_eager
 
 
@@ -26,9 +28,15 @@ class Carries(Protocol):
         """The B that carries the error of this pass, from the tensors that determine it."""
         ...
 
-    def error(self, error: Tensor, output: Tensor, target: Tensor, axis: int) -> Tensor:
-        """What is projected to the cuts, for a rule that needs targets."""
+    def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
+        """What a direct rule projects to the cuts."""
         ...
+
+
+class Meets(Protocol):
+    """What a delivery tells a layer: the numbers of the backward passes that met its output."""
+
+    backwards: deque[int]
 
 
 def transformed() -> bool:
@@ -61,18 +69,22 @@ class _Layerwise(Function):
 
     @staticmethod
     def forward(
-        y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch, *sources: Tensor
-    ):
+        y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch,
+        backwards: deque[int], *sources: Tensor,
+    ):  # fmt: skip
         return y.clone()  # not y or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, *sources = inputs
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, *sources = inputs
+        ctx.inside = transformed()  # there B does not say that it wants a gradient
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
         ctx.save_for_backward(*sources, *((x.detach(),) if ctx.keeps_x else ()))
 
     @staticmethod
     def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not torch.compiler.is_compiling():
+            ctx.backwards.append(torch._C._current_graph_task_id())
         kind, sources, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
             *sources, x = sources
@@ -83,9 +95,9 @@ class _Layerwise(Function):
                 feedback = feedback.to(e.dtype)
             carried = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
         learned = (None,) * len(sources)
-        if ctx.rule.learned:
+        if ctx.rule.learned and (ctx.inside or ctx.needs_input_grad[-len(sources)]):
             learned = (kind.gradient(e, sources[0].to(e.dtype), x, ctx.spec), *learned[1:])
-        return e, carried, None, None, None, None, None, *learned
+        return e, carried, None, None, None, None, None, None, *learned
 
 
 class _Direct(Function):
@@ -99,37 +111,47 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Carries,
-        gains: tuple[float, ...],
-        channels: tuple[int, ...],
+        how: tuple[tuple[float, int], ...],
         reached: list[int],
+        fired: list[Meets],
         *cuts: Tensor,
     ):
         return output.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.gains, ctx.channels, ctx.reached, *cuts = inputs
+        out, target, ctx.axis, ctx.rule, ctx.how, ctx.reached, ctx.fired, *cuts = inputs
         count = len(cuts) // 2
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.targeted = target is not None
-        ctx.save_for_backward(*cuts[count:], *((out.detach(), target) if target is not None else ()))
+        ctx.looks = ctx.targeted or has_own_error(ctx.rule)
+        ctx.save_for_backward(
+            *cuts[count:], *((out.detach(),) if ctx.looks else ()), *((target,) if ctx.targeted else ())
+        )
 
     @staticmethod
     def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if not torch.compiler.is_compiling():
-            ctx.reached.append(torch._C._current_graph_task_id())
-        feedbacks, projected = ctx.saved_tensors, e
-        if ctx.targeted:
-            *feedbacks, output, target = feedbacks
-            projected = ctx.rule.error(e, output, target, ctx.axis)
-        wanted = ctx.needs_input_grad[-2 * len(feedbacks) :]
+            task = torch._C._current_graph_task_id()
+            ctx.reached.append(task)
+            for part in ctx.fired:
+                part.backwards.append(task)
+        count = len(ctx.shapes)
+        feedbacks, projected = ctx.saved_tensors[:count], e
+        if ctx.looks:
+            target = ctx.saved_tensors[count + 1] if ctx.targeted else None
+            projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
+        wanted = ctx.needs_input_grad[-2 * count :]
         carried = [
             project(_scaled(projected, gain), feedback, shape, channels) if want else None
-            for feedback, shape, gain, channels, want in zip(
-                feedbacks, ctx.shapes, ctx.gains, ctx.channels, wanted, strict=False
-            )
+            for feedback, shape, (gain, channels), want in zip(feedbacks, ctx.shapes, ctx.how, wanted, strict=False)
         ]
         return e, None, None, None, None, None, None, *carried, *((None,) * len(carried))
+
+
+def has_own_error(rule: Carries) -> bool:
+    """Whether a direct rule projects something else than the error itself."""
+    return type(rule).error is not Rule.error
 
 
 def _scaled(error: Tensor, gain: float) -> Tensor:
@@ -157,14 +179,14 @@ def project(
 
 
 class Cut(NamedTuple):
-    """One cut of a direct rule: the layer's input, and the feedback that reaches it."""
+    """One cut of a direct rule: the layer's input and, for each output that delivers to it, feedback and axis."""
 
     layer: str
     x: Tensor
     version: int  # of x when it was cut, -1 where that is not known
-    feedback: Tensor
+    feedback: dict[int, Tensor]
     gain: float
-    channels: int
+    channels: dict[int, int]
 
 
 def deliver_layerwise(
@@ -175,14 +197,22 @@ def deliver_layerwise(
     kind: str,
     spec: Any,
     scratch: Scratch,
+    backwards: deque[int],
     sources: tuple[Tensor, ...],
 ) -> Tensor:
     """Return y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
-    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, *sources)
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, *sources)
 
 
 def deliver_direct(
-    output: Tensor, target: Tensor | None, axis: int, rule: Carries, cuts: list[Cut], reached: list[int]
+    output: Tensor,
+    target: Tensor | None,
+    axis: int,
+    rule: Carries,
+    number: int,
+    cuts: list[Cut],
+    reached: list[int],
+    fired: list[Any],
 ) -> Tensor:
     """Return the output; in backward every cut receives the output's error projected by its gain · B.
 
@@ -191,8 +221,12 @@ def deliver_direct(
         target: for a targeted rule, the targets in the output's shape; their classes lie along ``axis``.
         axis: the axis of the classes.
         rule: the direct rule.
+        number: of the output, among those that deliver errors.
         cuts: where to.
         reached: gets the number of every backward that delivers.
+        fired: the layers that ran; each gets that number too.
     """
-    _, xs, _, feedbacks, gains, channels = zip(*cuts, strict=True)
-    return _apply(_Direct, output, target, axis, rule, gains, channels, reached, *xs, *feedbacks)
+    xs = [cut.x for cut in cuts]
+    feedbacks = [cut.feedback[number] for cut in cuts]
+    how = tuple((cut.gain, cut.channels[number]) for cut in cuts)
+    return _apply(_Direct, output, target, axis, rule, how, reached, fired, *xs, *feedbacks)

@@ -7,9 +7,11 @@ its own and only then converted, so every device and dtype holds the same number
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,10 +20,32 @@ from torch import Generator, Tensor
 Family = Callable[[tuple[int, int], Generator], Tensor]
 
 
+#: What is drawn does not depend on the default device and dtype of the process.
+_PLAIN: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+
+
+def _randn(shape: tuple[int, ...], random: Generator) -> Tensor:
+    return torch.randn(shape, generator=random, **_PLAIN)
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Give a family of the user's the defaults under which a seed means the same numbers everywhere."""
+    dtype = torch.get_default_dtype()
+    with torch.device("cpu"):
+        try:
+            if dtype != torch.float32:
+                torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            if dtype != torch.float32:
+                torch.set_default_dtype(dtype)
+
+
 def generator(seed: int, name: str, purpose: str) -> Generator:
     """A CPU generator that depends on nothing but its arguments."""
     digest = sha256(f"{seed}\0{name}\0{purpose}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,7 @@ class Normal:
     """Entries N(0, 1)."""
 
     def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
-        return torch.randn(shape, generator=random)
+        return _randn(shape, random)
 
     def __str__(self) -> str:
         return "normal"
@@ -40,7 +64,7 @@ class Uniform:
     """Entries U(-√3, √3)."""
 
     def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
-        return (torch.rand(shape, generator=random) * 2 - 1) * 3**0.5
+        return (torch.rand(shape, generator=random, **_PLAIN) * 2 - 1) * 3**0.5
 
     def __str__(self) -> str:
         return "uniform"
@@ -52,7 +76,7 @@ class Orthogonal:
 
     def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         rows, columns = shape
-        tall = torch.randn(max(shape), min(shape), generator=random)
+        tall = _randn((max(shape), min(shape)), random)
         q, r = torch.linalg.qr(tall)
         q = q * r.diagonal().sign() * max(shape) ** 0.5
         return q if rows >= columns else q.mT.contiguous()
@@ -72,8 +96,8 @@ class LowRank:
             raise ValueError(f"feedback family low-rank needs a rank of at least 1, got {self.rank}")
 
     def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
-        left = torch.randn(shape[0], self.rank, generator=random)
-        right = torch.randn(self.rank, shape[1], generator=random)
+        left = _randn((shape[0], self.rank), random)
+        right = _randn((self.rank, shape[1]), random)
         return left @ right / self.rank**0.5
 
     def __str__(self) -> str:
@@ -96,9 +120,9 @@ class Sparse:
     def __call__(self, shape: tuple[int, int], random: Generator) -> Float[Tensor, "rows columns"]:
         rows, columns = shape
         kept = min(self.entries, rows)
-        chosen = torch.rand(columns, rows, generator=random).topk(kept, dim=1).indices.mT
-        values = torch.randn(kept, columns, generator=random) * (rows / kept) ** 0.5
-        return torch.zeros(shape).scatter_(0, chosen, values)
+        chosen = torch.rand(columns, rows, generator=random, **_PLAIN).topk(kept, dim=1).indices.mT
+        values = _randn((kept, columns), random) * (rows / max(kept, 1)) ** 0.5
+        return torch.zeros(shape, **_PLAIN).scatter_(0, chosen, values)
 
     def __str__(self) -> str:
         return f"sparse({self.entries})"
@@ -127,15 +151,15 @@ class Shared:
 
     def start(self, seed: int, name: str, size: int) -> int:
         """Where the layer ``name`` with ``size`` entries begins to read."""
-        return int(torch.randint(self._room(size), (), generator=generator(seed, name, "shared start")))
+        return int(torch.randint(self._room(size), (), generator=generator(seed, name, "shared start"), device="cpu"))
 
     def sequence(self, seed: int, largest: int) -> Float[Tensor, " length"]:
         """The sequence, long enough for a layer of ``largest`` entries; a longer one begins with a shorter one."""
         length = largest + self._room(largest)
         chunks = range((length + self._CHUNK - 1) // self._CHUNK)
-        return torch.cat(
-            [torch.randn(self._CHUNK, generator=generator(seed, "", f"shared {chunk}")) for chunk in chunks]
-        )[:length].clone()
+        return torch.cat([_randn((self._CHUNK,), generator(seed, "", f"shared {chunk}")) for chunk in chunks])[
+            :length
+        ].clone()
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {
@@ -187,12 +211,27 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
     """
     rows = shape[0]
     columns = max(1, torch.Size(shape[1:]).numel())
-    drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
+    with _plain_defaults():
+        drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
     if not isinstance(drawn, Tensor) or tuple(drawn.shape) != (rows, columns):
         got = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
         raise ValueError(
             f"feedback of layer {name!r}: the family returned {got}, expected a tensor ({rows}, {columns})"
         )
-    if not torch.isfinite(drawn).all():
-        raise ValueError(f"feedback of layer {name!r}: the family returned numbers that are not finite")
-    return (drawn.float() * deviation).reshape(shape)
+    if faults := faults_of(drawn, torch.float32):
+        raise ValueError(f"feedback of layer {name!r}: what the family returned {faults[0]}")
+    return (drawn.to(**_PLAIN) * deviation).reshape(shape).contiguous()
+
+
+def faults_of(values: Tensor, dtype: torch.dtype) -> list[str]:
+    """What keeps numbers from being feedback of a dtype, as sentences without their subject."""
+    if values.is_complex():
+        return ["holds complex numbers, expected real ones"]
+    if not torch.isfinite(values).all():
+        return ["holds numbers that are not finite"]
+    rounded = values.to(dtype)
+    if not torch.isfinite(rounded).all():
+        return [f"holds numbers too large for {dtype}".replace("torch.", "")]
+    if bool(values.any()) and not bool(rounded.any()):
+        return [f"holds nothing but zeros once rounded to {dtype}".replace("torch.", "")]
+    return []

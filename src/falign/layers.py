@@ -110,16 +110,32 @@ KINDS = {kind.name: kind for kind in (LINEAR, CONVOLUTION)}
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 
+#: Methods that make the map of a layer: where one is replaced, in the class or on the instance, it is another map.
+_MAPS = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl")
+
+
 def kind_of(layer: nn.Module) -> Kind | None:
     """The kind of a layer that can take feedback, or None.
 
-    A subclass with a forward of its own is no longer the linear map that the table transposes: None.
+    A layer with a forward of its own, by subclass or on the instance, is not the linear map that the table transposes.
     """
     for kind in KINDS.values():
-        for base in kind.types:
-            if isinstance(layer, base) and type(layer).forward is base.forward:
-                return kind
+        if isinstance(layer, kind.types) and altered(layer) is None:
+            return kind
     return None
+
+
+def altered(layer: nn.Module) -> str | None:
+    """The method of a layer of a known kind that is not its class's own: another map; None where there is none."""
+    for kind in KINDS.values():
+        for base in kind.types:
+            if isinstance(layer, base):
+                return next((name for name in _MAPS if _replaced(layer, base, name)), None)
+    return None
+
+
+def _replaced(layer: nn.Module, base: type[nn.Module], name: str) -> bool:
+    return name in layer.__dict__ or getattr(type(layer), name, None) is not getattr(base, name, None)
 
 
 def weight_of(layer: Layer) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from falign.delivery import Cut
+from falign.delivery import Cut, transformed
 
 Output = Callable[[Any], Tensor] | str | int | None
+Outputs = Output | tuple[Output, ...] | list[Output]
+"""One output, or several."""
 
 
 def pick(result: Any, output: Output) -> Tensor:
@@ -90,6 +92,15 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
         raise RuntimeError("rule drtp needs the targets: run forward and loss within `with falign.targets(model, y):`")
     if target.shape == output.shape and target.is_floating_point():
         return target.to(output.dtype), -1
+    if output.shape[-1:] == (1,) and target.shape in (output.shape, output.shape[:-1]):
+        answers = target.reshape(output.shape)  # of one output the class 1 is a yes, and not the class 0
+        readable = not (torch.compiler.is_compiling() or transformed())
+        if not target.is_floating_point() and readable and bool((target > 1).any()):
+            raise RuntimeError(
+                f"rule drtp got classes up to {int(target.max())} for a single output: give 0 and 1, or floating-point "
+                "targets"
+            )
+        return answers.to(output.dtype), -1
     fitting = [
         axis
         for axis in ((-1, 1) if output.dim() > 2 else (-1,))
@@ -106,10 +117,10 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
     )
 
 
-def fits(cut: Cut, output: Tensor) -> bool:
+def fits(cut: Cut, number: int, output: Tensor) -> bool:
     """Whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
-    x, (rows, columns) = cut.x, cut.feedback.shape
-    if cut.channels:
+    x, (rows, columns) = cut.x, cut.feedback[number].shape
+    if cut.channels[number]:
         return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]
     if output.dim() == 1 or output.shape[1:].numel() == rows:
         return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x.shape[1:].numel() == columns)

@@ -1,19 +1,23 @@
 """A conversion before it is carried out: which layers it reaches, the shapes of their feedback, and every problem."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from math import isfinite, sqrt
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from falign.feedback import Family, Normal, Shared, draw, family
-from falign.layers import KINDS, Kind, Layer, weight_of
-from falign.outputs import Output, pick
+from falign.compiled import forget
+from falign.feedback import Family, Normal, Shared, draw, family, faults_of
+from falign.guard import watch_optimizers
+from falign.layers import Layer, weight_of
+from falign.outputs import Outputs, pick
 from falign.rules import ALL_RULES, Rule
 from falign.survey import Survey
-from falign.wiring import Feedback, SharedSequence, Wiring, wirings
+from falign.wiring import SPARED, End, Feedback, SharedSequence, Wiring, wirings
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
 
@@ -32,12 +36,15 @@ class Plan:
         scale: float | None,
         skip: Iterable[str],
         example: Any,
-        output: Output,
+        output: Outputs,
     ) -> None:
-        self.model, self.output = model, output
+        self.model = model
         self.problems: list[str] = []
         self.layers: dict[str, Layer] = {}
-        self.shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+        self.shapes: dict[str, dict[int, tuple[tuple[int, ...], int]]] = {}
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
+        self.skip: tuple[str, ...] = ()
         found = self._rule(rule)
         self._refuse_wrapped()
         if found is None or self.problems:
@@ -47,13 +54,16 @@ class Plan:
         if wrong := [name for name in skip if not isinstance(name, str)]:
             self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
             return
-        survey = Survey(model, skip)
+        self.skip = skip
+        survey = self.survey = Survey(model, skip)
         if self.rule.wiring == "none":
             self.problems = [line for line in survey.problems if line.startswith("skip")]
             if feedback is not None or scale is not None:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
+        if survey.lazy:
+            return  # a run would give the layers their shapes, behind the user's back
         self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
         if not self.layers and not self.problems:
             self.problems.append(
@@ -61,9 +71,11 @@ class Plan:
             )
         result = survey.run(example) if example is not None and self.layers else None
         if self.rule.wiring == "direct" and not self.problems:
-            self._direct_shapes(survey, result)
+            if example is None:
+                example, result = self._guess()
+            self._direct_shapes(result, example)
         else:
-            self.shapes = {name: (tuple(weight.shape), 0) for name, weight in self.weights.items()}
+            self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
         self.scale = self._scale(scale)
         self.family, self.given = self._family(feedback)
 
@@ -95,8 +107,11 @@ class Plan:
     def _scale(self, scale: float | None) -> float:
         if scale is None:
             return self.rule.default_scale
-        if not isinstance(scale, (int, float)) or not isfinite(scale) or scale <= 0:
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not isfinite(scale) or scale <= 0:
             self.problems.append(f"scale is {scale!r}, expected a positive number")
+            return 1.0
+        if not 0 < float(torch.tensor(float(scale), dtype=torch.float32, device="cpu")) < float("inf"):
+            self.problems.append(f"scale is {scale!r}, which float32 cannot hold: expected a number near 1")
             return 1.0
         return float(scale)
 
@@ -130,64 +145,143 @@ class Plan:
                 self.problems.append(f"feedback names {name!r}, which takes no feedback; layers: {', '.join(near)}")
             elif not isinstance(tensor, Tensor):
                 self.problems.append(f"feedback of layer {name!r} is a {type(tensor).__name__}, expected a tensor")
-            elif name in self.shapes and self.rule.draws and tuple(tensor.shape) != self.shapes[name][0]:
+            elif name in self.shapes and self.rule.draws and tuple(tensor.shape) != self._shape(name):
                 self.problems.append(
-                    f"feedback of layer {name!r} has shape {tuple(tensor.shape)}, expected {self.shapes[name][0]}"
+                    f"feedback of layer {name!r} has shape {tuple(tensor.shape)}, expected {self._shape(name)}"
                 )
-            elif not torch.isfinite(tensor).all():
-                self.problems.append(f"feedback of layer {name!r} holds numbers that are not finite")
+            else:
+                dtype = self.weights[name].dtype
+                self.problems += [f"feedback of layer {name!r} {fault}" for fault in faults_of(tensor, dtype)]
         return dict(given)
 
-    def _direct_shapes(self, survey: Survey, result: Any) -> None:
-        if not survey.shapes:
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a layer's feedback from the first output that delivers to it."""
+        return next(iter(self.shapes[name].values()))[0]
+
+    def _guess(self) -> tuple[Any, Any]:
+        """An example for a model that begins with a linear layer, and its result; nothing where it does not run."""
+        if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
+            return None, None
+        first = next(iter(self.weights.values()))
+        example = torch.zeros(2, first.shape[1], dtype=first.dtype, device=first.device)
+        trial = Survey(self.model, self.skip)
+        result = trial.run(example)
+        if trial.problems:
+            return None, None
+        self.survey = trial
+        return example, result
+
+    def _direct_shapes(self, result: Any, example: Any) -> None:
+        survey = self.survey
+        if survey.watch is None:
             others = [name for name, layer in self.layers.items() if not isinstance(layer, nn.Linear)]
             if others:
                 self.problems.append(
                     f"rule {self.rule.name!r} needs an example: the size of the input of {', '.join(others)} cannot "
                     "be read off the layer; pass example=x with a batch x"
                 )
+            if len(self.ends) > 1:
+                self.problems.append("several outputs need an example: pass example=x with a batch x")
             outputs = list(self.weights.values())[-1].shape[0]
-            self.shapes = {name: ((outputs, weight.shape[1]), 0) for name, weight in self.weights.items()}
+            self.shapes = {name: {0: ((outputs, weight.shape[1]), 0)} for name, weight in self.weights.items()}
+            self.ends = tuple(replace(end, seen=False) for end in self.ends)
             return
         try:
-            out = tuple(pick(result, self.output).shape)
+            tensors = [pick(result, end.output) for end in self.ends]
         except TypeError as error:
             self.problems.append(str(error))
             return
-        for name, kind in self.kinds.items():
-            shapes = {_direct_shape(x, out, kind.channel_first) for x in survey.shapes[name]}
-            if None in shapes:
-                self.problems.append(
-                    f"layer {name!r} has input {survey.shapes[name][0]} and the model output {out}: a direct rule "
-                    "needs the batch first in both; name the layer in skip= or move the axis"
-                )
-            elif len(shapes) > 1:
-                self.problems.append(
-                    f"layer {name!r} runs on inputs of different sizes ({', '.join(map(str, survey.shapes[name]))}): "
-                    "one direct feedback cannot serve them; use a layerwise rule or name it in skip="
-                )
-            else:
-                self.shapes[name] = shapes.pop()  # pyright: ignore[reportArgumentType]  (None was named above)
+        doubled = survey.run_doubled(example)
+        self.ends = tuple(self._end(end, tensor) for end, tensor in zip(self.ends, tensors, strict=True))
+        for number, (end, tensor) in enumerate(zip(self.ends, tensors, strict=True)):
+            self._batch_first(end, tuple(tensor.shape), doubled)
+            for name in self.kinds if end.reached is None else sorted(end.reached, key=list(self.kinds).index):
+                self._direct_shape(number, name, tuple(tensor.shape))
+
+    def _end(self, end: End, tensor: Tensor) -> End:
+        """Where an output's error is taken, and which layers it reaches."""
+        watch = self.survey.watch
+        assert watch is not None
+        reached = None
+        if len(self.ends) > 1:
+            reached = frozenset(name for name in watch.upstream(tensor) if name in self.kinds)
+        layers = {name.removeprefix("layer ") for name in watch.sources(tensor)}
+        last = layers.pop() if len(layers) == 1 else ""
+        single = last in watch.outputs and watch.order.count(last) == 1 and watch.outputs[last].shape == tensor.shape
+        if not single or watch.outputs[last] is tensor or (reached is None and watch.order[-1] != last):
+            last = ""
+        return replace(end, layer=last or None, reached=reached)
+
+    def _batch_first(self, end: End, shape: tuple[int, ...], doubled: Any) -> None:
+        """Refuse outputs whose batch is not the first axis, or whose other axes grow with it."""
+        if doubled is None or not shape:
+            return
+        try:
+            after = tuple(pick(doubled, end.output).shape)
+        except TypeError:
+            return
+        if len(after) == len(shape) and after != (2 * shape[0], *shape[1:]):
+            self.problems.append(
+                f"the model's output {shape} becomes {after} with twice the samples: a direct rule needs the batch as "
+                "the first axis, and no other axis that grows with it; move the axis, or use a layerwise rule"
+            )
+
+    def _direct_shape(self, number: int, name: str, out: tuple[int, ...]) -> None:
+        """Note the shape of the feedback from an output to a layer, or a problem."""
+        calls, first = self.survey.shapes[name], self.kinds[name].channel_first
+        shapes = {_direct_shape(x, out, first) for x in calls}
+        if None in shapes:
+            self.problems.append(
+                f"layer {name!r} has input {calls[0]} and the model output {out}: a direct rule "
+                "needs the batch first in both; name the layer in skip= or move the axis"
+            )
+        elif len(shapes) > 1:
+            self.problems.append(
+                f"layer {name!r} runs on inputs of different sizes ({', '.join(map(str, calls))}): "
+                "one direct feedback cannot serve them; use a layerwise rule or name it in skip="
+            )
+        elif len(calls) > 1 and len(out) > 2 and len(calls[0]) < len(out) and len(calls) in out[1:]:
+            self.problems.append(
+                f"layer {name!r} runs {len(calls)} times, once for each position of the output {out}: a direct rule "
+                "would deliver the errors of all positions to each; use a layerwise rule, or name it in skip="
+            )
+        else:
+            self.shapes.setdefault(name, {})[number] = shapes.pop()  # pyright: ignore[reportArgumentType]
 
     def hang(self, seed: int) -> None:
         """Draw every B, then hang the hooks: a failure while drawing leaves the model as it was."""
-        wiring = Wiring(self.rule, seed, self.output)
-        parts = {name: self._feedback(wiring, name) for name in self.layers}
+        wiring = Wiring(self.rule, seed, self.ends, self.skip, newcomers)
+        layers = [name for name in self.layers if name in self.shapes]
+        parts: dict[str, Feedback] = {}
+        for name in layers:
+            parts[name] = self._feedback(wiring, name, parts)
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
         self.model.__dict__["_falign"] = wiring  # not a module, not a buffer: nothing is registered on the root
+        if not parts:
+            return
+        for layer in self.survey.spared:
+            layer.__dict__[SPARED] = True
         if self.rule.wiring == "direct":
             self.model.register_forward_pre_hook(wiring.start)
-        for name, layer in self.layers.items():
-            part = layer.feedback = parts[name]
+        for name in layers:
+            layer, part = self.layers[name], parts[name]
+            layer.feedback = part
             part.train(layer.training)
             if self.rule.wiring == "direct":
                 layer.register_forward_pre_hook(part.cut_direct)
+                layer.register_forward_hook(part.deliver_direct, prepend=True)
             else:
                 layer.register_forward_pre_hook(part.cut_layerwise)
                 layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
+        for bag in self.model.modules():
+            if isinstance(bag, nn.EmbeddingBag):
+                bag.register_forward_pre_hook(wiring.no_weighted_bag, with_kwargs=True)
+        self.model.register_forward_pre_hook(wiring.look, prepend=True)
         if self.rule.wiring == "direct":
-            self.model.register_forward_hook(wiring.deliver, always_call=True)  # also when the forward raises
+            self.model.register_forward_hook(wiring.finish, always_call=True)  # also when the forward raises
+        if self.rule.learned:
+            watch_optimizers()
         # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
         own = [
             f"{name}.{key}"
@@ -196,33 +290,59 @@ class Plan:
             for key, _ in part.named_buffers(recurse=False)
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *own])
+        forget()
 
-    def _feedback(self, wiring: Wiring, name: str) -> Feedback:
-        layer, weight, (shape, channels) = self.layers[name], self.weights[name], self.shapes[name]
-        kind = self.kinds[name]
-        deviation = self._deviation(layer, kind, shape)
+    def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
+        layer, weight, kind = self.layers[name], self.weights[name], self.kinds[name]
 
-        def drawn() -> Tensor:
-            if name in self.given:
-                return self.given[name].detach()
-            if isinstance(self.family, Shared):
-                return torch.zeros(())
-            return draw(self.family, shape, seed=wiring.seed, name=name, deviation=deviation)
+        def stored(number: int) -> Tensor:
+            shape, _ = self.shapes[name][number]
+            deviation = self._deviation(name, shape)
 
-        stored = self.rule.stored(drawn, deviation).to(weight.device, weight.dtype, copy=True)
-        return Feedback(wiring, name, kind.name, channels, stored)
+            def drawn() -> Tensor:
+                if name in self.given and number == first:
+                    return self.given[name].detach()
+                if isinstance(self.family, Shared):
+                    return torch.zeros((), device="cpu")
+                named = name if number == first else f"{name} from output {number}"
+                return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
 
-    def _deviation(self, layer: Layer, kind: Kind, shape: tuple[int, ...]) -> float:
-        return self.scale / sqrt(shape[1] if self.rule.wiring == "direct" else kind.spread(layer))
+            matrix = self.rule.stored(drawn, deviation).to(weight.device, weight.dtype, copy=True)
+            own = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
+            if own and not (torch.isfinite(matrix).all() and matrix.any()):
+                raise ValueError(
+                    f"feedback of layer {name!r}: {weight.dtype} cannot hold numbers of size {deviation:.3g}; give "
+                    "another scale="
+                )
+            return matrix
+
+        (first, (_, channels)), *further = self.shapes[name].items()
+        if self.rule.learned:
+            for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
+                tied = self.layers[other]._parameters.get("weight") is layer._parameters.get("weight", layer)
+                if tied and name not in self.given and kind is self.kinds[other]:
+                    assert part.B is not None
+                    return Feedback(wiring, name, kind.name, channels, part.B)
+        part = Feedback(wiring, name, kind.name, channels, stored(first))
+        part.first_end = first
+        for number, (_, axis) in further:
+            part.others[number] = f"B{number}", axis
+            part.register_buffer(f"B{number}", stored(number), persistent=False)
+        return part
+
+    def _deviation(self, name: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of the entries of a layer's B."""
+        spread = shape[1] if self.rule.wiring == "direct" else self.kinds[name].spread(self.layers[name])
+        return self.scale / sqrt(max(spread, 1))
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
-        sizes = {name: torch.Size(self.shapes[name][0]).numel() for name in parts}
+        sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
         values = self.rule.stored(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
         weight = next(iter(self.weights.values()))
         sequence = SharedSequence(values.to(weight.device, weight.dtype))
         for name, part in parts.items():
-            layer, shape = self.layers[name], self.shapes[name][0]
-            gain = self._deviation(layer, KINDS[part.kind], shape)
+            shape = self._shape(name)
+            gain = self._deviation(name, shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
 
 
@@ -237,3 +357,14 @@ def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool)
     if not out or not x or x[0] != out[0]:
         return None
     return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
+
+
+def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
+    """A sentence for every layer of a converted model that came after ``convert`` and does not take its rule."""
+    survey = Survey(model, skip)
+    problems = [line for line in survey.problems if not line.startswith("skip names")]
+    return problems + [
+        f"layer {name!r} ({type(layer).__name__}) takes no feedback"
+        for name, layer in survey.layers.items()
+        if "feedback" not in layer._modules
+    ]

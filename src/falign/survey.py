@@ -1,15 +1,20 @@
 """What a rule would find in a model: the layers that take it, and everything that stands in its way."""
 
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_leaves, tree_map
 
-from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of
+from falign.layers import KINDS, LOOKUPS, Kind, Layer, altered, kind_of
+from falign.preserve import generators
 from falign.watch import Watch
 
 #: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
@@ -31,69 +36,122 @@ class Survey:
     Attributes:
         layers: name -> layer, in the model's order.
         kinds: name -> its kind.
+        spared: layers of the known kinds that keep backpropagation, as ``skip`` names them.
         shapes: name -> the shapes of its inputs on the example, one a call.
         problems: one sentence each.
+        watch: what the run on the example showed, or None.
+        lazy: whether a layer has no shape yet.
     """
 
     def __init__(self, model: nn.Module, skip: Iterable[str]) -> None:
         self.model = model
         self.layers: dict[str, Layer] = {}
         self.kinds: dict[str, Kind] = {}
+        self.spared: list[nn.Module] = []
         self.problems: list[str] = []
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
-        self._spared: list[nn.Module] = []
+        self.watch: Watch | None = None
+        self.lazy = False
+        self._free: list[nn.Module] = []
         self._explained: list[nn.Parameter] = []
-        names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
         self._skip = set(skip)
-        for name in sorted(self._skip.difference(names)):
+        registered = {id(module) for module in model.modules()}
+        unregistered = list(_in_containers(model, registered))
+        names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+        known = {*names, *(name for name, _ in unregistered)}
+        for name in sorted(self._skip.difference(known)):
             near = get_close_matches(name, names, n=3) or [name for name in names if name][:6]
             self.problems.append(f"skip names {name!r}, which the model does not have; near it: {', '.join(near)}")
         self._visit("", model, set())
+        for name, module in unregistered:
+            if name not in self._skip:
+                self.problems.append(
+                    f"{name!r} holds a {type(module).__name__} in a plain Python container, where neither "
+                    "model.parameters() nor a rule finds it: use nn.ModuleList or nn.ModuleDict, or name "
+                    f"{name!r} in skip= if no error passes through it"
+                )
 
     def _visit(self, name: str, module: nn.Module, seen: set[int]) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
-        if name in self._skip or isinstance(module, (*LOOKUPS, *_NORMALISATIONS)):
-            self._spared.append(module)
-            if name in self._skip or not isinstance(module, LOOKUPS):
-                self._explained += module.parameters()
+        if name in self._skip:
+            self._free.append(module)
+            self._explained += module.parameters()
+            self.spared += [part for part in module.modules() if isinstance(part, _BASES)]
             return
         own = dict(module.named_parameters(recurse=False))
         if kind_of(module) is None:
             named = {key for key in own if f"{name}.{key}".lstrip(".") in self._skip}
             self._explained += [own.pop(key) for key in named]
         if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
+            self.lazy = True
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
         elif (kind := kind_of(module)) is not None:
-            self.layers[name], self.kinds[name] = module, kind
-            if hasattr(module, "feedback"):
-                self._refuse(name, module, "has an attribute feedback of its own, which falign needs: rename it")
-        elif isinstance(module, tuple(base for kind in KINDS.values() for base in kind.types)):
+            self._take(name, module, kind, seen)
+        elif isinstance(module, _BASES):
             self._explained += own.values()
             self._refuse(
                 name, module,
-                "has a forward of its own, so its map is not known: use the plain layer, or name it in skip= "
-                "(backpropagation)",
+                f"has a {altered(module)} of its own, so its map is not known: use the plain layer, or name it in "
+                "skip= (backpropagation)",
             )  # fmt: skip
+        elif isinstance(module, LOOKUPS):
+            if _as_it_was(module):
+                self._free.append(module)
+            self._children(name, module, seen)
+        elif isinstance(module, _NORMALISATIONS) and _as_it_was(module):
+            self._free.append(module)
+            self._explained += module.parameters(recurse=False)
+            self._children(name, module, seen)
         elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
             self._explained += module.parameters()
             self._refuse(
                 name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)"
             )
-        elif any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
-            self._explained += own.values()
-            listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
-            self._refuse(
-                name, module,
-                f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear or a "
-                "convolution, or name the parameter in skip= (backpropagation) if it only adds or scales",
-            )  # fmt: skip
-            for child_name, child in module.named_children():
-                self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
         else:
-            for child_name, child in module.named_children():
-                self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
+            if any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
+                self._explained += own.values()
+                listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
+                self._refuse(
+                    name, module,
+                    f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear "
+                    "or a convolution, or name the parameter in skip= (backpropagation) if it only adds or scales",
+                )  # fmt: skip
+            self._children(name, module, seen)
+
+    def _children(self, name: str, module: nn.Module, seen: set[int]) -> None:
+        for child_name, child in module.named_children():
+            self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
+
+    def _take(self, name: str, module: Layer, kind: Kind, seen: set[int]) -> None:
+        """A layer of a known kind, if its weight is real, has numbers, and is made without products."""
+        self.layers[name], self.kinds[name] = module, kind
+        own = module._modules.get("feedback", module.__dict__.get("feedback"))
+        if own is not None and not getattr(own, "is_feedback", False):
+            self._refuse(name, module, "has an attribute feedback of its own, which falign needs: rename it")
+        if any(parameter.is_meta for parameter in module.parameters()):
+            self._refuse(
+                name, module, "is on the meta device, without numbers: load its weights first, and convert then"
+            )
+        elif any(parameter.is_complex() for parameter in module.parameters()):
+            self._refuse(
+                name, module, "has complex weights, for which no rule is defined: name it in skip= (backpropagation)"
+            )
+        for child_name, child in module.named_children():
+            if child_name == "feedback":
+                continue
+            for inner_name, inner in child.named_modules():
+                seen.add(id(inner))
+                full = f"{name}.{child_name}.{inner_name}".rstrip(".")
+                if full in self._skip or not _multiplies(inner):
+                    continue
+                where = "inside a parametrization of" if is_parametrized(module) else "inside"
+                self._refuse(
+                    full, inner,
+                    f"works {where} layer {name!r}, where no error is delivered: the gradient of that weight would "
+                    "return through it by backpropagation; name it in skip= if it may",
+                )  # fmt: skip
 
     def _refuse(self, name: str, module: nn.Module, why: str) -> None:
         self.problems.append(f"layer {name or '(root)'!r} ({type(module).__name__}) {why}")
@@ -109,15 +167,11 @@ class Survey:
         Returns:
             What the model returned, or None where it failed (then there is a problem that says how).
         """
-        modes = {module: module.training for module in self.model.modules()}
-        buffers = {buffer: buffer.clone() for buffer in self.model.buffers()}
         handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
-        watch = Watch(self.model, [*self.layers.values(), *self._spared], self._explained)
-        fast = torch.backends.mha.get_fastpath_enabled()
+        watch = Watch(self.model, self.layers, self._free, self._explained, example)
+        modes = {module: module.training for module in self.model.modules()}
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), watch:
-                warnings.simplefilter("ignore")
-                torch.backends.mha.set_fastpath_enabled(False)  # evaluation's short cut past a transformer's layers
+            with _without_trace(self.model), watch:
                 self.model.eval()
                 result = call(self.model, example)
                 if set(self.layers) - set(self.shapes) and any(modes.values()):
@@ -128,12 +182,6 @@ class Survey:
             self.problems.append(f"the model does not run on the example: {type(error).__name__}: {error}")
             return None
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for buffer, value in buffers.items():
-                    buffer.copy_(value)
             for handle in handles:
                 handle.remove()
             watch.remove()
@@ -144,7 +192,25 @@ class Survey:
                     "(using its weight by other means passes falign by), or name it in skip="
                 )
         self.problems.extend(watch.problems())
+        self.watch = watch
         return result
+
+    def run_doubled(self, example: Any) -> Any:
+        """What the model returns on the example with every sample twice; None where that cannot be tried."""
+        leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        if not leaves:
+            return None
+        ((batch, _),) = Counter(leaf.shape[0] for leaf in leaves).most_common(1)
+
+        def twice(leaf: Any) -> Any:
+            return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.shape[:1] == (batch,) else leaf
+
+        try:
+            with _without_trace(self.model):
+                self.model.eval()
+                return call(self.model, tree_map(twice, example))
+        except Exception:
+            return None
 
     def _note(self, name: str) -> Any:
         def note(layer: nn.Module, args: tuple) -> None:
@@ -154,6 +220,62 @@ class Survey:
                 self.shapes.setdefault(name, []).append(tuple(args[0].shape))
 
         return note
+
+
+_BASES = tuple(base for kind in KINDS.values() for base in kind.types)
+
+
+def _as_it_was(module: nn.Module) -> bool:
+    """Whether the forward of a module is that of the torch class that it is of."""
+    concrete = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
+    return type(module).forward is concrete.forward and "forward" not in module.__dict__
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a part of a layer has matrices of its own beside the parameters that torch itself keeps there."""
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return False
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
+def _in_containers(model: nn.Module, registered: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of linear maps that a module keeps in plain lists, tuples, dicts or sets."""
+    for name, module in model.named_modules():
+        for key, value in list(module.__dict__.items()):
+            if key.startswith("_") or not isinstance(value, (list, tuple, dict, set)):
+                continue
+            for held in _modules_in(value, 0):
+                if id(held) not in registered and any(isinstance(part, _BASES) for part in held.modules()):
+                    yield f"{name}.{key}".lstrip("."), held
+                    break
+
+
+def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif depth < 4 and isinstance(value, (list, tuple, set, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _modules_in(part, depth + 1)
+
+
+@contextmanager
+def _without_trace(model: nn.Module) -> Iterator[None]:
+    """Run without gradients; modes, buffers and random generators are afterwards as they were."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        with torch.no_grad(), generators(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.backends.mha.set_fastpath_enabled(False)  # evaluation's short cut past a transformer's layers
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
 
 
 def call(model: nn.Module, example: Any) -> Any:

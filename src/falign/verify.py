@@ -1,19 +1,19 @@
 """Check the gradients of a batch against the written-out definition of the rule, computed another way."""
 
-import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from falign.convert import backprop, revert, targets
+from falign.convert import backprop, revert
+from falign.delivery import has_own_error
 from falign.layers import KINDS, Layer
-from falign.outputs import as_output, pick
+from falign.outputs import as_output, pick, substitute
 from falign.survey import call
-from falign.wiring import Wiring, converted, feedbacks
+from falign.transport import Transported, backward, checked, passes, plain_copy
+from falign.wiring import Feedback, Wiring, converted, feedbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,20 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What ``verify`` found; true where every row is within the tolerance, and prints as a table."""
+    """What ``verify`` found; true where all gradients are as defined and no weight carried an error. Prints as a table.
+
+    Attributes:
+        rule: the rule's name.
+        tolerance: largest error of a row.
+        rows: one a parameter.
+        transported: parameters that carried the error where the rule says that they do not (see
+            ``falign.transport``); those that ``skip`` left to backpropagation are not in it.
+    """
 
     rule: str
     tolerance: float
     rows: tuple[Row, ...]
+    transported: Transported
 
     @property
     def worst(self) -> Row:
@@ -46,7 +55,7 @@ class Verification:
         return max(self.rows, key=lambda row: row.error if row.error == row.error else float("inf"))
 
     def __bool__(self) -> bool:
-        return all(row.error <= self.tolerance for row in self.rows)
+        return not self.transported and all(row.error <= self.tolerance for row in self.rows)
 
     def __str__(self) -> str:
         width = max(len(row.parameter) for row in self.rows)
@@ -55,6 +64,7 @@ class Verification:
         for row in self.rows:
             mark = "" if row.error <= self.tolerance else "   WRONG"
             lines.append(f"{row.parameter:{width}}  {row.error:14.1e}  {row.angle:21.2f} deg{mark}")
+        lines += [f"{name}: carried the error itself, in {how}   WRONG" for name, how in self.transported.items()]
         return "\n".join(lines)
 
 
@@ -83,20 +93,17 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     if "_falign" not in model.__dict__:
         converted(model)
         raise ValueError("verify takes the model that was given to falign.convert, not a part or a wrapper of it")
-    rule = model.__dict__["_falign"].rule
-    state = torch.random.get_rng_state()
+    wiring = model.__dict__["_falign"]
+    rule = wiring.rule
 
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
-        twin = _plain_copy(model)
-        torch.random.set_rng_state(state)
-        try:
-            with torch.enable_grad(), targets(twin, target) if target is not None else nullcontext():
-                make(twin)
-        finally:
-            torch.random.set_rng_state(state)
+        twin = plain_copy(model)
+        with passes(twin, target):
+            carried.append(make(twin))
         return {name: parameter.grad for name, parameter in twin.named_parameters()}
 
-    taken = gradients(lambda twin: _loss(loss_fn(call(twin, x))).backward())
+    carried: list[Any] = []
+    taken = gradients(lambda twin: backward(twin, x, loss_fn))
     defined = gradients(lambda twin: _define(twin, x, loss_fn))
     true = gradients(lambda twin: _backprop(twin, x, loss_fn))
     whole = sum(float(gradient.double().square().sum()) for gradient in defined.values() if gradient is not None)
@@ -111,38 +118,23 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     )
     shortest = min(p.dtype.itemsize for p in model.parameters() if p.is_floating_point())
     tolerance = {8: 1e-9, 4: 1e-4}.get(shortest, 5e-2)
-    return Verification(rule=rule.name, tolerance=tolerance, rows=rows)
-
-
-def _plain_copy(model: nn.Module) -> nn.Module:
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    for parameter in gradients:
-        parameter.grad = None
-    try:
-        return copy.deepcopy(model)
-    finally:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-
-
-def _loss(loss: Tensor) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not torch.isfinite(loss):
-        what = f"{float(loss.detach())}" if isinstance(loss, Tensor) and loss.numel() == 1 else f"{loss!r:.60}"
-        raise ValueError(f"loss_fn returned {what}, expected one finite number")
-    if not loss.requires_grad:
-        raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to verify")
-    return loss
+    transported = Transported(
+        (name, how)
+        for name, how in carried[0].items()
+        if rule.wiring != "none" and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
+    )
+    return Verification(rule=rule.name, tolerance=tolerance, rows=rows, transported=transported)
 
 
 def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     with backprop(twin):
-        _loss(loss_fn(call(twin, x))).backward()
+        checked(loss_fn(call(twin, x))).backward()
 
 
 def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     wiring = converted(twin)[0]
     if wiring.rule.wiring == "none":
-        _loss(loss_fn(call(twin, x))).backward()
+        checked(loss_fn(call(twin, x))).backward()
     elif wiring.rule.wiring == "layerwise":
         _define_layerwise(twin, x, loss_fn)
     else:
@@ -165,50 +157,76 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
     keep: list[Tensor | None] = [None]
     for layer, part in parts:
         carrier = _like(layer)
+        if learned:
+            layer.feedback = part  # without its hooks, and a parameter of the model as before
 
         def before(layer: Layer, args: tuple) -> tuple:
             keep[0] = args[0]
             return (args[0].detach(), *args[1:])
 
-        def after(layer: Layer, args: tuple, y: Tensor, part: Any = part, carrier: nn.Module = carrier) -> Tensor:
+        def after(
+            layer: Layer, args: tuple, kwargs: dict[str, Any], y: Tensor, part: Any = part, carrier: nn.Module = carrier
+        ) -> Tensor:
             part.wiring.rule.sources(part, layer.weight, advance=part.training)
             carrier.__dict__["weight"] = part.effective(layer.weight).detach()
-            through = carrier(keep[0], *args[1:])
+            through = carrier(keep[0], *args[1:], **kwargs)
             y = y + (through - through.detach())
-            if learned:  # and B's own gradient: that of a weight in its place
+            if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place
                 carrier.__dict__["weight"] = part.B
-                through = carrier(args[0], *args[1:])
+                through = carrier(args[0], *args[1:], **kwargs)
                 y = y + (through - through.detach())
             return y
 
         layer.register_forward_pre_hook(before)
-        layer.register_forward_hook(after, prepend=True)
-    _loss(loss_fn(call(twin, x))).backward()
-    for layer, part in parts if learned else ():
-        layer.feedback = part
+        layer.register_forward_hook(after, prepend=True, with_kwargs=True)
+    checked(loss_fn(call(twin, x))).backward()
 
 
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
-    hooks = twin._forward_hooks
-    for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", None) is Wiring.deliver]:
-        del hooks[key]
+    for module in twin.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__func__", None) in (Wiring.finish, Feedback.deliver_direct):
+                del module._forward_hooks[key]
+    at_layers: dict[str, Tensor] = {}
+    for end in wiring.ends:
+        if end.layer is not None:
+            layer = twin.get_submodule(end.layer)
+            layer.register_forward_hook(
+                lambda layer, args, y, name=end.layer: at_layers.update({name: y}), prepend=True
+            )
     result = call(twin, x)
-    cuts, wiring.cuts, wiring.running = wiring.cuts, [], False
-    output = pick(result, wiring.output)
-    loss = _loss(loss_fn(result))
-    (error,) = torch.autograd.grad(loss, output, retain_graph=True)
-    projected = error
-    if wiring.rule.targeted:
-        goal, axis = as_output(wiring.target, output)
-        projected = wiring.rule.error(error, output.detach(), goal, axis)
-    total = loss
-    for cut in cuts:
-        matrix = cut.feedback * cut.gain
-        if cut.channels:
-            delivered = torch.einsum("nk...,kc->nc...", projected, matrix)
-        else:
-            delivered = torch.einsum("nk,kc->nc", projected.reshape(-1, matrix.shape[0]), matrix).reshape(cut.x.shape)
-        total = total + (delivered * cut.x).sum()
+    run = wiring.state.runs.pop()
+    # The error at what the model returns, and not at what was made of it within: the loss sees it cut off.
+    outputs = {number: pick(result, end.output) for number, end in enumerate(wiring.ends) if end.layer is None}
+    alone = {number: output.detach().requires_grad_() for number, output in outputs.items()}
+    seen = result
+    for number, output in outputs.items():
+        seen = alone[number] if output is seen else substitute(seen, output, alone[number])
+    total = loss = checked(loss_fn(seen))
+    for number, end in enumerate(wiring.ends):
+        output = outputs[number] if end.layer is None else at_layers[end.layer]
+        at = output if end.layer else alone[number]
+        (error,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+        if error is None:
+            continue
+        if end.layer is None:
+            total = total + (error * output).sum()
+        projected = error
+        if wiring.rule.targeted:
+            goal, axis = as_output(wiring.state.target, output)
+            projected = wiring.rule.error(error, output.detach(), goal, axis)
+        elif has_own_error(wiring.rule):
+            projected = wiring.rule.error(error, output.detach(), None, -1)
+        for cut in run.cuts:
+            if number not in cut.feedback:
+                continue
+            matrix = cut.feedback[number] * cut.gain
+            if cut.channels[number]:
+                delivered = torch.einsum("nk...,kc->nc...", projected, matrix)
+            else:
+                rows = projected.reshape(-1, matrix.shape[0])
+                delivered = torch.einsum("nk,kc->nc", rows, matrix).reshape(cut.x.shape)
+            total = total + (delivered * cut.x).sum()
     total.backward()
 
 

@@ -26,8 +26,9 @@ def true_norms(model, x, y):
 
 
 def test_a_hook_before_a_layer_is_walked_through():
-    model, (x, y) = build("mlp", "fa"), batch("mlp")
+    model, (x, y) = build("mlp"), batch("mlp")
     model[2].register_forward_pre_hook(lambda layer, args: (args[0] * 3,))
+    falign.convert(model, "fa")
     expected = true_norms(model, x, y)
     for row in alignment(model, loss_of, x, y).layers:
         assert row.gradient_norm == pytest.approx(expected[row.layer], rel=1e-9)

@@ -15,7 +15,8 @@ from falign.layers import Layer, kind_of
 from falign.measure.angles import by_sample, effective_rank
 from falign.measure.conditions import check_batch, checked
 from falign.measure.switch import switchable, switches
-from falign.measure.untouched import eagerly, untouched
+from falign.measure.untouched import untouched
+from falign.preserve import eagerly
 from falign.survey import call
 from falign.wiring import Feedback
 

@@ -65,12 +65,11 @@ def _before(layer: nn.Module) -> Iterable[Any]:
 def switches(model: nn.Module) -> Iterator[list[Switch]]:
     """Within, the forward passes of a model can be walked back by the rule and, switched, truly."""
     hung = converted(model)
-    rules = [wiring.rule for wiring in hung]
-    made = [Switch(rule) for rule in rules]
+    made = [Switch(wiring.rule) for wiring in hung]
     for wiring, switch in zip(hung, made, strict=True):
-        wiring.rule = switch  # pyright: ignore[reportAttributeAccessIssue]  # it does what a delivery asks of a rule
+        wiring.state.rule = switch
     try:
         yield made
     finally:
-        for wiring, rule in zip(hung, rules, strict=True):
-            wiring.rule = rule
+        for wiring in hung:
+            wiring.state.rule = None

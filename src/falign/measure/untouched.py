@@ -1,14 +1,12 @@
 """A pass that leaves no trace."""
 
-import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from falign.preserve import generators
 from falign.wiring import Feedback, wirings
 
 
@@ -28,11 +26,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
     ]
     modes = [(module, module.training) for module in model.modules()]
-    passes = [(part, part._on[0], part._ran[0]) for part in parts]
-    hung = [(wiring, dict(vars(wiring))) for wiring in wirings(model)]
-    for wiring, _ in hung:
-        wiring.measured = True
-    with _generators(model):
+    passes = [(part, part.ran, part.latest, part.opaque) for part in parts]
+    hung = [(wiring, dict(vars(wiring.state)), wiring.followed, wiring.fired) for wiring in wirings(model)]
+    for wiring, *_ in hung:
+        wiring.state.measured = True
+    with generators(model):
         try:
             yield
         finally:
@@ -43,37 +41,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         _put(buffer, value)
             for module, training in modes:
                 module.training = training
-            for part, on, ran in passes:
-                part._on[0], part._ran[0] = on, ran
-            for wiring, state in hung:
-                vars(wiring).update(state)
+            for part, ran, latest, opaque in passes:
+                part.ran, part.latest, part.opaque = ran, latest, opaque
+            for wiring, state, followed, fired in hung:
+                vars(wiring.state).update(state)
+                wiring.followed, wiring.fired = followed, fired
 
 
 def _put(buffer: Tensor | None, value: Tensor | None) -> None:
     if buffer is not None and value is not None:
         buffer.data.copy_(value)  # its version stays: a backward that is still to come may have saved it
-
-
-@contextmanager
-def _generators(model: nn.Module) -> Iterator[None]:
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
-    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a model may draw from
-    with torch.random.fork_rng(devices=list(devices)):
-        try:
-            yield
-        finally:
-            random.setstate(own)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """What is compiled runs uncompiled within, or hooks hung on it now would not be seen."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

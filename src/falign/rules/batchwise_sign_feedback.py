@@ -35,6 +35,7 @@ class BatchwiseRandomSignFeedback(Rule):
 
     advances: ClassVar[bool] = True
     reads_weight: ClassVar[bool] = True
+    magnitudes: ClassVar[bool] = True
     name: ClassVar[str] = "brsf"
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:

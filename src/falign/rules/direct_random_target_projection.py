@@ -44,14 +44,27 @@ class DirectRandomTargetProjection(Rule):
         if self.output not in ("softmax", "sigmoid", "linear"):
             raise ValueError(f"drtp: output is {self.output!r}, expected softmax, sigmoid or linear")
 
-    def error(self, error: Tensor, output: Tensor, target: Tensor, axis: int) -> Tensor:
-        """-s t, from the output and its error; classes lie along ``axis``."""
+    def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
+        """-s t, from the output and its error; classes lie along ``axis``.
+
+        A position whose error is exactly zero has no part in the loss (padding under ``ignore_index``): its target is
+        not taught.
+
+        Raises:
+            RuntimeError: softmax of a single output, which is 1 whatever the network does.
+        """
+        assert target is not None
+        if self.output == "softmax" and output.shape[axis] == 1:
+            raise RuntimeError(
+                "drtp: the softmax of a single output is always 1: pass DirectRandomTargetProjection(output='sigmoid') "
+                "for a yes or no, or 'linear' for a number"
+            )
         if self.output == "softmax":
             output = torch.softmax(output.float() if output.dtype.itemsize < 4 else output, axis)
         elif self.output == "sigmoid":
             output = torch.sigmoid(output)
-        named = (target != 0).any(axis, keepdim=True)  # an ignored sample has no target and no error
-        difference = (output - target).to(output.dtype) * named
+        counted = (error != 0).any(axis, keepdim=True)
+        difference = (output - target).to(output.dtype) * counted
         power = (difference * difference).sum()
         share = (error.to(output.dtype) * difference).sum() / power.clamp_min(torch.finfo(power.dtype).tiny)
-        return (-share * target).to(error.dtype)
+        return (-share * target * counted).to(error.dtype)

@@ -27,6 +27,7 @@ class Rule:
         advances: a training pass changes what the rule keeps.
         reads_weight: the feedback of a pass depends on W.
         targeted: the rule needs ``falign.targets``.
+        magnitudes: what a layer keeps as B is the size of its entries, the signs are the weights'.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class Rule:
     advances: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
+    magnitudes: ClassVar[bool] = False
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """What a layer keeps as B, given how to draw it and the standard deviation asked for."""
@@ -58,8 +60,15 @@ class Rule:
         """The B that carries the error, from its sources; with ``scratch`` it may lie in that memory."""
         return sources[0]
 
-    def error(self, error: Tensor, output: Tensor, target: Tensor, axis: int) -> Tensor:
-        """What a direct rule that needs targets projects in place of the error."""
+    def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
+        """Return what a direct rule projects to the layers in place of the error; here the error itself.
+
+        Args:
+            error: the gradient at the output.
+            output: the output.
+            target: the targets in the output's shape, where the rule is ``targeted``.
+            axis: the axis of the classes.
+        """
         return error
 
 

@@ -26,6 +26,7 @@ class UniformSignFeedback(Rule):
     """
 
     reads_weight: ClassVar[bool] = True
+    magnitudes: ClassVar[bool] = True
     name: ClassVar[str] = "usf"
     draws: ClassVar[bool] = False
 
@@ -54,6 +55,7 @@ class FixedRandomSignFeedback(Rule):
     """
 
     reads_weight: ClassVar[bool] = True
+    magnitudes: ClassVar[bool] = True
     name: ClassVar[str] = "frsf"
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:

@@ -209,7 +209,7 @@ class ConservationLaw:
             target.note(layer, args)
 
     def _measured(self) -> bool:
-        return any(wiring.measured for wiring in wirings(self.model))
+        return any(wiring.state.measured for wiring in wirings(self.model))
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the optimizer's step."""

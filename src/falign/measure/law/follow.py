@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from falign.measure.law.tracer import Tracer
-from falign.measure.untouched import eagerly, untouched, unwrapped
+from falign.measure.untouched import untouched, unwrapped
 from falign.outputs import pick
+from falign.preserve import eagerly
 from falign.survey import call
 
 
@@ -97,7 +98,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
         torch.clear_autocast_cache()  # weights cast here know of no gradient, and the next pass would take them
     wiring = model.__dict__.get("_falign")
     if wiring is not None and wiring.rule.wiring == "direct":
-        tracer.finish(result, [pick(result, wiring.output)])
+        tracer.finish(result, [pick(result, end.output) for end in wiring.ends])
     else:
         tracer.finish(result, tree_leaves(result))
     return Followed(
