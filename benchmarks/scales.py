@@ -35,7 +35,7 @@ from falign.wiring import feedbacks
 from scales_networks import LLAMA, NETWORKS, fashion, make
 
 RATES = {"sgd": (0.01, 0.03, 0.1), "adam": (0.001,), "sgd-long": (0.01,)}
-LONG = 6  # times as many steps
+LONG = 10  # times as many steps
 DIRECT = ("dfa", "drtp")
 LAYERWISE = tuple(rule for rule in falign.ALL_RULES if rule not in ("bp", *DIRECT))
 DECAY = {"kp": 1e-3}
@@ -61,9 +61,9 @@ def candidates(rule: str) -> list[Candidate]:
         return [Candidate("scale", 1.0)]
     if rule in DIRECT:
         fixed = [Candidate("scale", s) for s in (0.03, 0.1, 0.3, 1.0)]
-        measured = [Candidate("backprop", c) for c in (0.3, 1.0, 3.0)]
-        return fixed + measured + [Candidate("own", c) for c in (0.1, 0.3)] + [Candidate("chain", 1.0)]
-    return [Candidate("scale", s) for s in (0.3, 0.6, 1.0)] + [Candidate("rms(W)", c) for c in (0.5, 1.0, 2.0)]
+        measured = [Candidate("backprop", c) for c in (0.3, 0.5, 1.0, 3.0)]
+        return [*fixed, *measured, Candidate("own", 0.3), Candidate("chain", 1.0)]
+    return [Candidate("scale", s) for s in (0.3, 0.6, 1.0)] + [Candidate("rms(W)", c) for c in (0.3, 0.5, 1.0, 2.0)]
 
 
 def spreads(model: nn.Module, rule: str) -> dict[str, float]:
@@ -290,7 +290,7 @@ def tasks(networks: Iterable[str], rules: Iterable[str], optimizers: Iterable[st
         if optimizer == "adam":
             return 2 if rule in first else None
         if optimizer == "sgd-long":
-            return (0 if rule == "dfa" else 2) if network in LONG_NETWORKS and rule in (*first, "usf", "drtp") else None
+            return (0 if rule in ("fa", "dfa") else 2) if network in LONG_NETWORKS and rule in (*first, "usf", "drtp") else None
         if rule in first or rule in second:
             return 0 if rule in first else 1
         return 3 if network in FOCUS else None
