@@ -290,7 +290,9 @@ def tasks(networks: Iterable[str], rules: Iterable[str], optimizers: Iterable[st
         if optimizer == "adam":
             return 2 if rule in first else None
         if optimizer == "sgd-long":
-            return (0 if rule in ("fa", "dfa") else 2) if network in LONG_NETWORKS and rule in (*first, "usf", "drtp") else None
+            if network not in LONG_NETWORKS or rule not in (*first, "usf", "drtp"):
+                return None
+            return 0 if rule in ("fa", "dfa") else 2
         if rule in first or rule in second:
             return 0 if rule in first else 1
         return 3 if network in FOCUS else None
