@@ -1,9 +1,9 @@
 """Correctness, speed and memory of falign on a GPU, in minutes, with PyTorch, NumPy, SciPy and jaxtyping alone.
 
-From a checkout: ``PYTHONPATH=src python benchmarks/gpu.py``. Three stages, each a JSON file that is written anew after every
-case: 1 correctness against float64 on the CPU, 2 time and memory of a step under each rule, 3 the simulators of
-two-layer networks. What no longer fits the budget is recorded as left out; the most important comes first, and all that
-is compiled last. ``--page`` writes a page from the files of a run that is over.
+From a checkout: ``PYTHONPATH=src python benchmarks/gpu.py``. Three stages, each a JSON file that is written anew after
+every case: 1 correctness against float64 on the CPU, 2 time and memory of a step under each rule, 3 the simulators of
+two-layer networks. What no longer fits the budget is recorded as left out; the most important comes first, and all
+that is compiled last. ``--page`` writes a page from the files of a run that is over.
 """
 
 import argparse
@@ -57,6 +57,8 @@ def measure(setting: Setting, stages: list[int], folder: Path) -> bool:
         gpu_correctness.compiled_cases(records[1], setting)
     if speed:
         speed.compiled()
+    if 1 in records:
+        gpu_correctness.traced_cases(records[1], setting)
     failed = [(record.stage, row) for record in records.values() for row in record.failed]
     for stage, row in failed:
         why = row.get("error") or f"difference {row['difference']:.1e}, tolerance {row['tolerance']:.0e}"

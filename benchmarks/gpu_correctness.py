@@ -233,21 +233,26 @@ def eager_cases(record: Record, setting: Setting) -> None:
 
 
 def compiled_cases(record: Record, setting: Setting) -> None:
-    """All that is compiled: where the code generator works, four rules by it and the others traced only."""
+    """What is compiled by the backend that users have."""
     device, backend = setting.device, setting.backend
     for rule, second in (("fa", "dfa"), ("dfa", "usf")):
-        record.case(
-            "compiled after another", rule,
-            lambda rule=rule, second=second: after_plain_rows(device, rule, second, backend), needs=40,
-        )  # fmt: skip
+
+        def after_plain(rule: str = rule, second: str = second) -> list[Row]:
+            return after_plain_rows(device, rule, second, backend)
+
+        record.case("compiled after another", rule, after_plain, needs=40)
     for rule in ("fa", "dfa") if setting.small else ("fa", "dfa", "usf", "kp"):
-        record.case(
-            "compiled", rule, lambda rule=rule: compiled_rows(device, rule, ["mlp"], backend), needs=25
-        )  # fmt: skip
+        record.case("compiled", rule, lambda rule=rule: compiled_rows(device, rule, ["mlp"], backend), needs=20)
+    torch._dynamo.reset()
+
+
+def traced_cases(record: Record, setting: Setting) -> None:
+    """Every rule, traced and partitioned as for the code generator, but run by PyTorch's own kernels."""
+    backend = "aot_eager_decomp_partition"
     for rule in () if setting.small else cases.RULES:
-        record.case(
-            "compiled", f"{rule}, traced",
-            lambda rule=rule: compiled_rows(device, rule, ["mlp", "conv", "sequence"], "aot_eager_decomp_partition"),
-            needs=15,
-        )  # fmt: skip
+
+        def run(rule: str = rule) -> list[Row]:
+            return compiled_rows(setting.device, rule, ["mlp", "conv", "sequence"], backend)
+
+        record.case("compiled", f"{rule}, traced", run, needs=10)
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""What ``gpu.py`` keeps: the rows of a stage, written after every case, so that a run that is cut off keeps what it has."""
+"""What ``gpu.py`` keeps: the rows of a stage, written after every case, so that a run cut off keeps what it has."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The two-layer engines and the linear simulators of ``gpu.py``: against the CPU (stage 1), and their speed (stage 3)."""
+"""The simulators' parts of ``gpu.py``: against the CPU (stage 1), and speed (stage 3)."""
 
 import gzip
 import os
@@ -19,7 +19,6 @@ from falign.theory.two_layer import (
     Start,
     WidthFree,
     draw,
-    draw_data,
     draw_reduced,
     draw_weights,
 )
@@ -37,7 +36,7 @@ def _relative(one: Tensor, other: Tensor) -> float:
 def _compare(what: str, run: Callable[[torch.device], dict[str, Tensor]], device: torch.device) -> list[Row]:
     """What a computation gives on the device against the same on the CPU, in float64."""
     found, expected = run(device), run(torch.device("cpu"))
-    return [check(f"{what}: {name}", _relative(found[name], expected[name]), 1e-10) for name in expected]
+    return [check(what, _relative(found[name], expected[name]), 1e-10, quantity=name) for name in expected]
 
 
 def engine_rows(device: torch.device) -> list[Row]:
@@ -122,7 +121,9 @@ def factorisation_rows(device: torch.device) -> list[Row]:
             B = factorisation.feedback(20, 4, seeds=range(3)).to(where)
             start = factorisation.State(*(part.to(where) for part in factorisation.normal(Y, B, seeds=range(3))))
             if method == "fa*":
-                start = factorisation.State(*(part.to(where) for part in factorisation.orthonormal(Y, B, seeds=[0, 1, 2])))
+                start = factorisation.State(
+                    *(part.to(where) for part in factorisation.orthonormal(Y, B, seeds=[0, 1, 2]))
+                )
             rate = float(factorisation.stable_rate(method, Y, B, start).min())
             course = factorisation.descend(method, Y, B, start, rate=rate, steps=60, names=["error"])
             return {"error": course["error"], "factors": torch.cat([part.flatten() for part in course.end])}
