@@ -29,8 +29,9 @@ Gradients = dict[str, Tensor]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 SHORT = {torch.float64: "float64", torch.float32: "float32"}
-COSINE = 0.1
-"""What 1 - cosine to the float64 gradient may be at most under autocast in bfloat16."""
+COSINE = 0.2
+"""What 1 - cosine to the float64 gradient may be at most under autocast in bfloat16, which moves samples of these small
+batches across a ReLU's edge: up to 0.06 on a CPU. Gradients of another rule are at 0.29 or more."""
 
 
 def difference(one: Gradients, other: Gradients) -> float:

@@ -94,6 +94,8 @@ def _correctness(rows: list[Row]) -> list[str]:
         how = ", ".join(part for part in (dtype, backend) if part)
         lines.append([group, what, of, how, str(len(own)), _small(worst["difference"]), _small(max(least)),
                       _verdict(own)])  # fmt: skip
+    if not lines:
+        return ["## Correctness", "Not checked."]
     head = ["", "what", "rules, or numbers", "type, compiler", "checks", "largest difference", "tolerance", "verdict"]
     parts = [
         "## Correctness",
@@ -181,7 +183,8 @@ def _ratio(row: Row) -> str:
 
 def _theory(rows: list[Row]) -> list[str]:
     lines = [[row["what"], _finding(row)] for row in rows if "what" in row]
-    return ["## The simulators of two-layer networks", _table(["what", "measured"], lines)]
+    table = _table(["what", "measured"], lines) if lines else "Not measured."
+    return ["## The simulators of two-layer networks", table]
 
 
 def _finding(row: Row) -> str:
