@@ -1,5 +1,8 @@
 """Families, scale, and that B depends on nothing but (seed, layer name, family)."""
 
+import contextlib
+import io
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,8 +123,70 @@ def test_scale_and_default():
     for name in one:
         assert torch.allclose(three[name], 3 * one[name])
         assert float(one[name].std()) == pytest.approx(one[name].shape[1] ** -0.5, rel=0.15)
-    default = falign.feedback_state(falign.convert(net(), "fa"))
-    assert all(torch.allclose(default[name], falign.ALL_RULES["fa"].default_scale * one[name]) for name in one)
+
+
+@pytest.mark.parametrize("factor", [1, 0.25, 4, 0.0])
+@pytest.mark.parametrize("rule", ["fa", "usf", "kp", "adafa"])
+def test_the_default_size_is_that_of_the_weights(factor, rule):
+    """Within a fourth root of two of W's own, and PyTorch's own where W is nothing."""
+    model = net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(factor)
+    falign.convert(model, rule)
+    for layer in (model[0], model[2]):
+        size = layer.feedback.effective(torch.ones_like(layer.weight)).square().mean().sqrt()
+        wanted = factor * (3 * layer.in_features) ** -0.5 or (3 * layer.in_features) ** -0.5
+        assert float(size.detach()) == pytest.approx(wanted * falign.ALL_RULES[rule].size, rel=0.1)
+
+
+def test_the_default_size_does_not_hang_on_the_draw_of_the_weights():
+    """A network made anew, to go on from a checkpoint, gets the same feedback, whatever its first weights are."""
+    for rule in ("fa", "frsf", "dfa"):
+        one = falign.feedback_state(falign.convert(net(), rule))
+        other = falign.feedback_state(falign.convert(net().double(), rule))
+        assert all(torch.allclose(one[name].double(), other[name]) for name in one)
+
+
+@pytest.mark.parametrize("rule", ["fa", "usf", "dfa"])
+@pytest.mark.parametrize("feedback", [None, "shared"])
+def test_the_size_travels_with_the_state(rule, feedback):
+    """Feedback has the size that it had in the run that is gone on with, not that of the weights trained meanwhile."""
+    if rule == "usf" and feedback:
+        return
+    first = falign.convert(net(), rule, feedback=feedback)
+    with torch.no_grad():
+        for p in first.parameters():
+            p.mul_(8)
+    grown = net()
+    grown.load_state_dict(dict(first.state_dict()))
+    falign.convert(grown, rule, feedback=feedback)
+    before = falign.feedback_state(first)
+    assert not torch.allclose(falign.feedback_state(grown)["0"], before["0"])
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    grown.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.allclose(value, before[name]) for name, value in falign.feedback_state(grown).items())
+
+
+def test_a_direct_rule_delivers_errors_of_the_size_of_the_true_ones():
+    """Its errors have 0.3 times the size of the true ones at every layer of a deep network, however small its weights."""
+    for factor in (1.0, 0.3):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(40, 40), nn.Tanh())), nn.Linear(40, 9))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(factor)
+        x, y = torch.randn(64, 40), torch.randint(9, (64,))
+        falign.convert(model, "dfa", example=x)
+        taken = {}
+        for true in (False, True):
+            model.zero_grad()
+            with falign.backprop(model) if true else contextlib.nullcontext():
+                nn.functional.cross_entropy(model(x), y).backward()
+            taken[true] = [float(model[index].weight.grad.norm()) for index in range(0, 12, 2)]
+        assert all(0.1 < one / other < 1 for one, other in zip(taken[False], taken[True], strict=True))
 
 
 def test_a_callable_and_given_tensors():

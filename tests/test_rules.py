@@ -127,8 +127,9 @@ def test_adaptive_feedback_sees_changes_of_any_kind():
 
 def test_adaptive_feedback_runs_from_feedback_alignment_to_backpropagation():
     x, y = batch("mlp")
-    fixed, true = gradients(build("mlp", "fa"), x, y), gradients(build("mlp", "bp"), x, y)
-    fa = falign.convert(build("mlp"), AdaptiveFeedbackAlignment(rate=0.0), scale=falign.ALL_RULES["fa"].default_scale)
+    fixed = gradients(falign.convert(build("mlp"), "fa", scale=0.6), x, y)
+    true = gradients(build("mlp", "bp"), x, y)
+    fa = falign.convert(build("mlp"), AdaptiveFeedbackAlignment(rate=0.0), scale=0.6)
     assert relative(gradients(fa, x, y), fixed) == 0
     assert relative(gradients(build("mlp", AdaptiveFeedbackAlignment(rate=1.0)), x, y), true) <= 1e-14
 

@@ -50,7 +50,9 @@ def convert(
             callable ((rows, columns), generator) -> tensor of entries of variance one, or {layer name: B}, used as
             it is; layers that the dict does not name are drawn from the normal family. Default: normal.
         scale: B's entries have variance scale²/spread, spread the number of inputs to which one element of the error
-            is carried, so that E|error carried|² = scale²·|error|². Default: the rule's, chosen by measurement.
+            is carried, so that E|error carried|² = scale²·|error|². Default: an error keeps the norm that it would
+            keep under backpropagation now: B of a layer has the size of its W (rounded, see docs/scales.md); for
+            direct rules, what backpropagation carries from the output to the layer, measured on the example.
         skip: names of layers, or of modules with all inside, that keep backpropagation.
         example: an input of the model (a tuple: positional arguments, a dict: keyword arguments); one forward without
             gradients then finds layers that never run and weights used outside their layer. Direct rules read the
@@ -206,5 +208,6 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             if part.B is None:
                 part.own(here[name])
             part.matrix.copy_(state[name])
+            part.deviations = []  # what is loaded is no longer of the size that was drawn
             for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):
                 getattr(part, key).copy_(state[f"{name}.{key}"])

@@ -111,7 +111,7 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Carries,
-        how: tuple[tuple[float, int], ...],
+        how: tuple[tuple[int, float, int], ...],
         reached: list[int],
         fired: list[Meets],
         *cuts: Tensor,
@@ -121,7 +121,7 @@ class _Direct(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         out, target, ctx.axis, ctx.rule, ctx.how, ctx.reached, ctx.fired, *cuts = inputs
-        count = len(cuts) // 2
+        count = len(cuts) - len(ctx.how)
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.targeted = target is not None
         ctx.looks = ctx.targeted or has_own_error(ctx.rule)
@@ -136,17 +136,19 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count = len(ctx.shapes)
+        count = len(ctx.how)
         feedbacks, projected = ctx.saved_tensors[:count], e
         if ctx.looks:
             target = ctx.saved_tensors[count + 1] if ctx.targeted else None
             projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
-        wanted = ctx.needs_input_grad[-2 * count :]
-        carried = [
-            project(_scaled(projected, gain), feedback, shape, channels) if want else None
-            for feedback, shape, (gain, channels), want in zip(feedbacks, ctx.shapes, ctx.how, wanted, strict=False)
-        ]
-        return e, None, None, None, None, None, None, *carried, *((None,) * len(carried))
+        wanted = ctx.needs_input_grad[-count - len(ctx.shapes) :]
+        carried: list[Tensor | None] = [None] * len(ctx.shapes)
+        for feedback, (index, gain, channels) in zip(feedbacks, ctx.how, strict=True):
+            if wanted[index]:
+                here = project(_scaled(projected, gain), feedback, ctx.shapes[index], channels)
+                before = carried[index]
+                carried[index] = here if before is None else before + here
+        return e, None, None, None, None, None, None, *carried, *((None,) * count)
 
 
 def has_own_error(rule: Carries) -> bool:
@@ -226,7 +228,12 @@ def deliver_direct(
         reached: gets the number of every backward that delivers.
         fired: the layers that ran; each gets that number too.
     """
-    xs = [cut.x for cut in cuts]
+    xs: list[Tensor] = []  # each once: layers may share their input (query and key), and Dynamo refuses a repeated one
+    how = []
+    for cut in cuts:
+        index = next((place for place, x in enumerate(xs) if x is cut.x), len(xs))
+        if index == len(xs):
+            xs.append(cut.x)
+        how.append((index, cut.gain, cut.channels[number]))
     feedbacks = [cut.feedback[number] for cut in cuts]
-    how = tuple((cut.gain, cut.channels[number]) for cut in cuts)
-    return _apply(_Direct, output, target, axis, rule, how, reached, fired, *xs, *feedbacks)
+    return _apply(_Direct, output, target, axis, rule, tuple(how), reached, fired, *xs, *feedbacks)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from math import isfinite, sqrt
+from math import inf, isfinite, log, sqrt
 from numbers import Real
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from falign.compiled import forget
-from falign.feedback import Family, Normal, Shared, draw, family, faults_of
+from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.guard import watch_optimizers
 from falign.layers import Layer, weight_of
 from falign.outputs import Outputs, pick
 from falign.rules import ALL_RULES, Rule
-from falign.survey import Survey
+from falign.survey import Survey, call, detached, without_trace
 from falign.wiring import SPARED, End, Feedback, SharedSequence, Wiring, wirings
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
@@ -45,6 +45,7 @@ class Plan:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
         self.skip: tuple[str, ...] = ()
+        self.gains: dict[tuple[int, str], float] = {}
         found = self._rule(rule)
         self._refuse_wrapped()
         if found is None or self.problems:
@@ -77,6 +78,8 @@ class Plan:
         else:
             self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
         self.scale = self._scale(scale)
+        if self.scale is None and self.rule.wiring == "direct" and example is not None and not self.problems:
+            self.gains = self._gains(example)
         self.family, self.given = self._family(feedback)
 
     def _rule(self, rule: str | Rule) -> Rule | None:
@@ -104,15 +107,15 @@ class Plan:
                 f"the model is wrapped in {type(self.model).__name__}: convert the plain model first, then wrap it"
             )
 
-    def _scale(self, scale: float | None) -> float:
+    def _scale(self, scale: float | None) -> float | None:
         if scale is None:
-            return self.rule.default_scale
+            return None
         if isinstance(scale, bool) or not isinstance(scale, Real) or not isfinite(scale) or scale <= 0:
             self.problems.append(f"scale is {scale!r}, expected a positive number")
-            return 1.0
+            return None
         if not 0 < float(torch.tensor(float(scale), dtype=torch.float32, device="cpu")) < float("inf"):
             self.problems.append(f"scale is {scale!r}, which float32 cannot hold: expected a number near 1")
-            return 1.0
+            return None
         return float(scale)
 
     def _family(self, feedback: FeedbackChoice) -> tuple[Family, dict[str, Tensor]]:
@@ -163,7 +166,8 @@ class Plan:
         if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
             return None, None
         first = next(iter(self.weights.values()))
-        example = torch.zeros(2, first.shape[1], dtype=first.dtype, device=first.device)
+        values = torch.randn(64, first.shape[1], generator=generator(0, "", "an example"), device="cpu")
+        example = values.to(first.device, first.dtype)
         trial = Survey(self.model, self.skip)
         result = trial.run(example)
         if trial.problems:
@@ -297,7 +301,7 @@ class Plan:
 
         def stored(number: int) -> Tensor:
             shape, _ = self.shapes[name][number]
-            deviation = self._deviation(name, shape)
+            deviation = self._deviation(number, name, shape)
 
             def drawn() -> Tensor:
                 if name in self.given and number == first:
@@ -325,15 +329,69 @@ class Plan:
                     return Feedback(wiring, name, kind.name, channels, part.B)
         part = Feedback(wiring, name, kind.name, channels, stored(first))
         part.first_end = first
+        if name not in self.given:
+            part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
         for number, (_, axis) in further:
             part.others[number] = f"B{number}", axis
             part.register_buffer(f"B{number}", stored(number), persistent=False)
         return part
 
-    def _deviation(self, name: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of the entries of a layer's B."""
-        spread = shape[1] if self.rule.wiring == "direct" else self.kinds[name].spread(self.layers[name])
-        return self.scale / sqrt(max(spread, 1))
+    def _deviation(self, number: int, name: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of the entries of a layer's B: what was asked for, or the default (docs/scales.md).
+
+        By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
+        """
+        kind, layer, direct = self.kinds[name], self.layers[name], self.rule.wiring == "direct"
+        own = max(kind.spread(layer), 1)
+        spread = max(shape[1], 1) if direct else own
+        if self.scale is not None:
+            return self.scale / sqrt(spread)
+        carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(own)  # the layer's own gain, by W
+        if direct:
+            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2) / sqrt(spread)
+        return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(spread)
+
+    def _gains(self, example: Any) -> dict[tuple[int, str], float]:
+        """{(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.
+
+        Of one random error, on the example; empty where the model does not run with gradients.
+        """
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def note(name: str) -> Any:
+            def before(layer: Layer, args: tuple) -> tuple:
+                x = args[0] if args[0].requires_grad or not args[0].is_floating_point() else args[0].requires_grad_()
+                inputs[name] = x.view_as(x)  # through it passes this layer's share of the error, and no other's
+                return (inputs[name], *args[1:])
+
+            return before
+
+        def keep(name: str) -> Any:
+            return lambda layer, args, y: outputs.update({name: y})
+
+        handles = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
+        handles += [layer.register_forward_hook(keep(name)) for name, layer in self.layers.items()]
+        found: dict[tuple[int, str], float] = {}
+        try:
+            with without_trace(self.model, gradients=True):
+                result = call(self.model, detached(example))
+                for number, end in enumerate(self.ends):
+                    at = pick(result, end.output) if end.layer is None else outputs[end.layer]
+                    random = generator(0, "", "an error to measure by")
+                    error = torch.randn(at.shape, generator=random, device="cpu").to(at.device, at.dtype)
+                    carried = torch.autograd.grad(
+                        at, list(inputs.values()), error, retain_graph=True, allow_unused=True
+                    )
+                    for name, here in zip(inputs, carried, strict=True):
+                        if here is not None:
+                            found[number, name] = float(here.double().norm() / error.double().norm())
+        except Exception:
+            return {}
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
@@ -342,7 +400,7 @@ class Plan:
         sequence = SharedSequence(values.to(weight.device, weight.dtype))
         for name, part in parts.items():
             shape = self._shape(name)
-            gain = self._deviation(name, shape)
+            gain = self._deviation(part.first_end, name, shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
 
 
@@ -357,6 +415,16 @@ def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool)
     if not out or not x or x[0] != out[0]:
         return None
     return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
+
+
+def _rounded(gain: float, step: float) -> float:
+    """The nearest of PyTorch's own gain, 1/√3, times whole powers of ``step``; that gain itself where there is none.
+
+    Rounded, the number hangs neither on the draw of the weights nor on the device or dtype that measured it: a network
+    that is built anew, to go on from a checkpoint, gets the same B.
+    """
+    usual = 3**-0.5
+    return usual * step ** round(log(gain / usual, step)) if 0 < gain < inf else usual
 
 
 def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:

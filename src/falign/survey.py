@@ -171,7 +171,7 @@ class Survey:
         watch = Watch(self.model, self.layers, self._free, self._explained, example)
         modes = {module: module.training for module in self.model.modules()}
         try:
-            with _without_trace(self.model), watch:
+            with without_trace(self.model), watch:
                 self.model.eval()
                 result = call(self.model, example)
                 if set(self.layers) - set(self.shapes) and any(modes.values()):
@@ -206,7 +206,7 @@ class Survey:
             return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.shape[:1] == (batch,) else leaf
 
         try:
-            with _without_trace(self.model):
+            with without_trace(self.model):
                 self.model.eval()
                 return call(self.model, tree_map(twice, example))
         except Exception:
@@ -259,13 +259,13 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _without_trace(model: nn.Module) -> Iterator[None]:
-    """Run without gradients; modes, buffers and random generators are afterwards as they were."""
+def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Run without gradients (or with); modes, buffers and random generators are afterwards as they were."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.no_grad(), generators(model), warnings.catch_warnings():
+        with torch.set_grad_enabled(gradients), generators(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.backends.mha.set_fastpath_enabled(False)  # evaluation's short cut past a transformer's layers
             yield
@@ -276,6 +276,11 @@ def _without_trace(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+def detached(example: Any) -> Any:
+    """The example with fresh tensors in place of its own: what runs may ask for gradients at them."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example)
 
 
 def call(model: nn.Module, example: Any) -> Any:

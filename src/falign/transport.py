@@ -36,9 +36,9 @@ def transport(
     Every operation of the backward pass is looked at as it runs. A parameter, or whatever is made of parameters alone
     (views, casts, scaled, normalised and merged weights), carried the error where it is an operand together with an
     error, and the operation is no elementwise scaling: products of all kinds, convolutions, distances, fused recurrent
-    and attention kernels, a broadcast product that is then summed, and any kernel that is not known. The gradient of a
-    converted layer's own weight is no transport, nor is what leads from there to the parameters that it is made of.
-    Feedback is not counted, whatever it was made from: c · sign(W) is one bit of the weight, and its rule says so.
+    and attention kernels, a broadcast product with a matrix that is then summed, and any kernel that is not known. The
+    gradient of a converted layer's own weight is no transport, nor is what leads from there to the parameters that it
+    is made of. Feedback is not counted, whatever it was made from: c · sign(W) is one bit of the weight, and its rule says so.
 
     A copy of the model is used; the model, its gradients, its buffers and the random generators stay as they are.
     Compiled parts run uncompiled.
@@ -194,7 +194,7 @@ class _Backward(Labels):
             return
         weights = frozenset().union(*(made for _, made in operands if is_weight(made)))
         node = torch._C._current_autograd_node()
-        if node is not None and node in self._weights:
+        if node is not None and (node in self._weights or node.name() in _DELIVERIES):
             return
         if torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
             self._scale(name, operands, outputs[0])
@@ -232,9 +232,12 @@ class _Backward(Labels):
         made, shape, varying = before
         listed = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
         summed = {axis % max(tensor.dim(), 1) for axis in listed}
-        if shape != tuple(tensor.shape) or summed & varying:
+        if len(varying) > 1 and (shape != tuple(tensor.shape) or summed & varying):
             self._sums[out.untyped_storage().data_ptr()] = made, "a broadcast product, summed"
 
+
+#: Nodes in which errors meet feedback, and under learned feedback the layer's input.
+_DELIVERIES = frozenset(("_LayerwiseBackward", "_DirectBackward"))
 
 #: Operations that copy, arrange or scale, beside those that PyTorch itself calls pointwise.
 _ELEMENTWISE = frozenset(

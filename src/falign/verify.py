@@ -13,7 +13,7 @@ from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick, substitute
 from falign.survey import call
 from falign.transport import Transported, backward, checked, passes, plain_copy
-from falign.wiring import Feedback, Wiring, converted, feedbacks
+from falign.wiring import Feedback, Wiring, converted, feedbacks, in_backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
         def after(
             layer: Layer, args: tuple, kwargs: dict[str, Any], y: Tensor, part: Any = part, carrier: nn.Module = carrier
         ) -> Tensor:
-            part.wiring.rule.sources(part, layer.weight, advance=part.training)
+            part.wiring.rule.sources(part, layer.weight, advance=part.training and not in_backward())
             carrier.__dict__["weight"] = part.effective(layer.weight).detach()
             through = carrier(keep[0], *args[1:], **kwargs)
             y = y + (through - through.detach())

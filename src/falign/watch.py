@@ -80,7 +80,7 @@ class Labels(TorchDispatchMode):
             made = made & _MARKS if made & {ACTIVITY, ERROR} else frozenset((FEEDBACK,))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (place := _place(tensor)) is not None and place not in self._spans:
-                if made:
+                if made and (tensor.is_floating_point() or tensor.is_complex()):  # an index carries nothing
                     self._made[place] = made
                 else:
                     self._made.pop(place, None)

@@ -259,6 +259,9 @@ class Feedback(nn.Module):
         self.kind = kind
         self.channels = channels
         self.gain = 1.0
+        self.deviation = (
+            1.0  # of the entries of B as drawn: the one number that is no function of seed, name and family
+        )
         self.first_end = 0
         self.others: dict[int, tuple[str, int]] = {}  # number of the end -> name of the buffer, channels
         self.ran = False  # whether the layer has run outside of a backward
@@ -413,10 +416,29 @@ class Feedback(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load what is there; the state of a plain model lacks what a rule that only counts its passes keeps."""
+        """Load what is there; the state of a plain model lacks what a rule that only counts its passes keeps.
+
+        Feedback that was drawn takes the size that it had in the model that was saved, which the weights of that
+        model determined when it was converted.
+        """
+        saved = local_metadata.get("deviations", self.deviations)
+        kept = self.wiring.rule.learned or self.wiring.rule.adapts  # the state has B itself
+        if saved != self.deviations and len(saved) == len(self.deviations) and not kept:
+            if self.B is None:
+                self.gain *= saved[0] / self.deviations[0]
+            else:
+                with torch.no_grad():
+                    for matrix, then, now in zip(self.matrices().values(), saved, self.deviations, strict=True):
+                        matrix.mul_(then / now)
+            self.deviations = saved
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
         missing_keys += own if self.wiring.rule.learned or self.wiring.rule.adapts else []
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["deviations"] = list(self.deviations)
 
     def guard(self, layer: Layer) -> None:
         """Have every gradient that arrives at the layer's weights looked at: did the layer itself run?"""

@@ -36,7 +36,7 @@ class AdaptiveFeedbackAlignment(Rule):
     reads_weight: ClassVar[bool] = True
     name: ClassVar[str] = "adafa"
     adapts: ClassVar[bool] = True
-    default_scale: ClassVar[float] = 0.3
+    size: ClassVar[float] = 0.3
     rate: float = 0.01
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import gcd
 from typing import TYPE_CHECKING, ClassVar
 
@@ -69,7 +68,6 @@ class BatchwiseRandomSignFeedback(Rule):
         return signed(weight, [pool[index]], scratch)
 
 
-@lru_cache
 def _stride(size: int) -> int:
     """A number near the golden section of size without a common divisor: its multiples visit every place once."""
     stride = max(1, round(size * 0.6180339887498949))

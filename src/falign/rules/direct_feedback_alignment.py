@@ -19,5 +19,5 @@ class DirectFeedbackAlignment(Rule):
     """
 
     name: ClassVar[str] = "dfa"
+    size: ClassVar[float] = 0.3
     wiring: ClassVar = "direct"
-    default_scale: ClassVar[float] = 0.3

@@ -35,8 +35,8 @@ class DirectRandomTargetProjection(Rule):
     """
 
     name: ClassVar[str] = "drtp"
+    size: ClassVar[float] = 0.3
     wiring: ClassVar = "direct"
-    default_scale: ClassVar[float] = 0.6
     targeted: ClassVar[bool] = True
     output: Literal["softmax", "sigmoid", "linear"] = "softmax"
 

@@ -18,4 +18,4 @@ class FeedbackAlignment(Rule):
     """
 
     name: ClassVar[str] = "fa"
-    default_scale: ClassVar[float] = 0.6
+    size: ClassVar[float] = 0.5

@@ -22,5 +22,4 @@ class KolenPollack(Rule):
     """
 
     name: ClassVar[str] = "kp"
-    default_scale: ClassVar[float] = 0.6
     learned: ClassVar[bool] = True

@@ -20,7 +20,8 @@ class Rule:
         name: the word that ``convert`` and the command take.
         wiring: "none" (ordinary autograd), "layerwise" (every layer hands its own error back through B of W's shape)
             or "direct" (the network's output hands its error to every layer at once).
-        default_scale: ``scale`` where the user gives none, chosen by measurement (``docs/scales.md``).
+        size: of B where the user gives no ``scale``, relative to what carries an error as far as backpropagation
+            does at conversion; chosen by measurement (``docs/scales.md``).
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
@@ -32,7 +33,7 @@ class Rule:
 
     name: ClassVar[str]
     wiring: ClassVar[Literal["none", "layerwise", "direct"]] = "layerwise"
-    default_scale: ClassVar[float] = 1.0
+    size: ClassVar[float] = 1.0
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
@@ -77,7 +78,8 @@ def signed(weight: Tensor, magnitudes: list[Tensor], scratch: "Scratch | None") 
 
     Without scratch an ordinary expression; with it, written piece by piece while a piece is in the cache.
     """
-    if scratch is None or weight.numel() < _SMALL or not weight.is_contiguous():
+    # Pieces serve the cache of a CPU; on a GPU each would be a kernel of its own.
+    if scratch is None or weight.device.type != "cpu" or weight.numel() < _SMALL or not weight.is_contiguous():
         whole = magnitudes[0] if len(magnitudes) == 1 else torch.cat(magnitudes)
         return torch.sign(weight) * (whole.view(weight.shape) if whole.dim() == 1 else whole)
     result = scratch.like(weight)
