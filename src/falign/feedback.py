@@ -79,7 +79,7 @@ class Orthogonal:
         tall = _randn((max(shape), min(shape)), random)
         q, r = torch.linalg.qr(tall)
         q = q * r.diagonal().sign() * max(shape) ** 0.5
-        return q if rows >= columns else q.mT.contiguous()
+        return (q if rows >= columns else q.mT).contiguous()
 
     def __str__(self) -> str:
         return "orthogonal"
