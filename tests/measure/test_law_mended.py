@@ -186,9 +186,15 @@ def test_a_mean_far_above_the_spread_hides_the_law():
     def net() -> nn.Module:
         return nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
 
-    for level, spread, status in ((1.0, 1.0, {"exact", "accounted"}), (200.0, 0.03, {"drift"})):
-        model = built(net, "fa", torch.float32)
-        law = run(model, scaled=lambda x, a=level, b=spread: a + b * x, dtype=torch.float32)
+    checked = {"exact", "accounted"}
+    for level, spread, dtype, status in (
+        (1.0, 1.0, torch.float32, checked),
+        (2.0, 0.5, torch.float32, checked),
+        (50.0, 0.3, torch.float64, checked),
+        (200.0, 0.03, torch.float32, {"drift"}),
+    ):
+        model = built(net, "fa", dtype)
+        law = run(model, scaled=lambda x, a=level, b=spread: a + b * x, dtype=dtype)
         assert {row.status for row in law.report().laws} == status
         assert law.report().holds
 

@@ -90,7 +90,7 @@ def test_autocast(make):
         assert all(p.grad is not None for p in model.parameters())  # following the first pass left no casts behind
         optimizer.step()
     report = law.report()
-    assert report.tolerance == 5e-2
+    assert 1e-4 < report.tolerance < 0.5
     assert report.holds
     assert max(row.residual for row in report.laws) < 5e-3
 

@@ -8,6 +8,7 @@ from falign.lab.config import TrainConfig
 from falign.lab.divergence import finite
 from falign.lab.learner import Learner
 from falign.measure.law import ConservationLaw
+from falign.measure.law.rounding import STRETCH
 
 _SCHEMA = {
     "layer": pl.String,
@@ -55,16 +56,15 @@ def judge(law: ConservationLaw, learner: Learner) -> Judgement:
     if not finite(learner.model):
         return Judgement(verdict="not checked", text="the conservation law was not checked: the run diverged")
     report = law.report()
-    broken = [row for row in report.rows() if row["status"] in ("exact", "accounted")]
     if report.holds:
         words = {each.status for each in law.laws}
         exact = "holds" if report.told else "too little moved"
         verdict = exact if report.checked else "drift" if "drift" in words else "none"
         return Judgement(verdict=verdict, text=str(report), table=_neurons(law))
-    worst = max(broken, key=lambda row: row["residual"])
+    worst = max((row for row in report.laws if row.broken), key=lambda row: row.leap or 0.0)
     failure = (
-        f"the conservation law does not hold for layer {worst['layer']!r}, off by {worst['residual']:.1e} of its size: "
-        "a gradient or an update was not the rule's"
+        f"the conservation law does not hold for layer {worst.layer!r}, off by {worst.leap:.1e} of its size within "
+        f"{STRETCH} steps, where rounding explains {worst.tolerance:.1e}: a gradient or an update was not the rule's"
     )
     return Judgement(verdict="fails", text=str(report), table=_neurons(law), failure=failure)
 

@@ -11,6 +11,7 @@ from falign.layers import kind_of
 from falign.measure.law.forms import Form, times
 from falign.measure.law.products import into
 from falign.measure.law.rates import Rates, unlike
+from falign.measure.law.rounding import STRETCH, bound, roundoff
 from falign.measure.law.targets import Target
 
 
@@ -26,15 +27,18 @@ class Balance:
         layer: The source.
         targets: What it feeds.
         rates: What the optimizer has.
+        precision: The shortest type that takes part in a pass.
     """
 
-    def __init__(self, layer: nn.Module, targets: list[Target], rates: Rates) -> None:
+    def __init__(self, layer: nn.Module, targets: list[Target], rates: Rates, precision: torch.dtype) -> None:
         self._layer, self.targets = layer, targets
         self.weight: Tensor = layer.get_parameter("weight")
         self.bias: Tensor | None = layer._parameters.get("bias")
         self.decays: set[float] = set()
         self.odd: list[str] = []
         self.halted, self._resting = False, True
+        self._updates = max(torch.finfo(parameter.dtype).eps / 2 for parameter in self.parameters)
+        self._passes = max(self._updates, roundoff(precision, self.weight.device))
         self._accounted = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         self.begin(rates)
 
@@ -69,6 +73,8 @@ class Balance:
             target.begin(rates)
         self._start, self._size = self.incoming(), self._sized()
         self._accounted = torch.zeros_like(self._start)
+        self._steps, self._worst = 0, self._accounted.new_zeros(2)
+        self._mark()
 
     def incoming(self) -> Float[Tensor, " neurons"]:
         """P now."""
@@ -93,6 +99,14 @@ class Balance:
         """The size of the terms that C is made of, now or at the start: what a residual is relative to."""
         return torch.maximum(self._size, self._sized()).clamp_min(torch.finfo(torch.float64).tiny)
 
+    def worst(self) -> tuple[float, float]:
+        """How far the residual moved within ``STRETCH`` steps, and what rounding can do, where it came nearest to it.
+
+        Both are of the neuron and the stretch of the largest quotient, relative to the size of the terms.
+        """
+        moved, possible = self._nearest().tolist()
+        return moved, possible
+
     def step(self, rates: Rates) -> None:
         """Account for a step that is about to be made."""
         if self._resting:  # nothing has moved, and rates that were zero have no ratio
@@ -100,6 +114,10 @@ class Balance:
             self._resting = not any(rates[parameter].rate for parameter in self.parameters)
         self.decays |= self._decaying(rates)
         self.halted = self.halted or self._halts(rates)
+        if self._steps and self._steps % STRETCH == 0:
+            self._worst = self._nearest()
+            self._mark()
+        self._steps += 1
         reference = rates[self.weight].rate
         gained = self._moved(self.weight, 1.0, reference, rates)
         if self.bias is not None:
@@ -117,6 +135,9 @@ class Balance:
             "start": self._start,
             "size": self._size,
             "accounted": self._accounted,
+            "steps": self._steps,
+            "worst": self._worst,
+            "marked": list(self._marked),
             "bias_share": self._bias_share,
             "shares": list(self._shares),
             "odd": list(self.odd),
@@ -131,10 +152,42 @@ class Balance:
         self._start, self._size, self._accounted = (
             state[key].to(self.weight.device, copy=True) for key in ("start", "size", "accounted")
         )
+        self._steps = state["steps"]
+        self._worst, *marked = (part.to(self.weight.device, copy=True) for part in (state["worst"], *state["marked"]))
+        self._marked = tuple(marked)
         self._bias_share, self._shares, self.odd = state["bias_share"], list(state["shares"]), list(state["odd"])
         self.decays, self.halted, self._resting = set(state["decays"]), state["halted"], state["resting"]
         for target in self.targets:
             target.load(state["targets"][target.name])
+
+    def _mark(self) -> None:
+        """Begin a stretch."""
+        self._marked = (self.residual(), self._accounted)
+
+    def _nearest(self) -> Tensor:
+        """``worst``, the stretch that has not ended included."""
+        left, accounted = self._marked
+        size = self.size()
+        possible = bound(
+            updates=self._updates,
+            passes=self._passes * max(target.amplified for target in self.targets),
+            spread=self._spread(),
+            length=2 * self.incoming(),
+            moved=self._accounted - accounted,
+            size=size,
+        )
+        found = torch.stack([(self.residual() - left).abs(), possible]) / size
+        quotients = found[0] / found[1].clamp_min(torch.finfo(torch.float64).tiny)
+        found = found[:, quotients.argmax()]
+        return torch.where(found[0] * self._worst[1] < self._worst[0] * found[1], self._worst, found)
+
+    def _spread(self) -> Tensor:
+        """√Σ(∂C/∂p · p)² over the weights p into and out of each neuron."""
+        squares = into(self._layer, self.weight.detach().square(), self.weight.detach().square())
+        if self.bias is not None:
+            squares = squares + (self._bias_share * into(self._layer, self.bias, self.bias)).square()
+        spreads = [target.spread() * share**2 for target, share in zip(self.targets, self._shares, strict=True)]
+        return (squares + sum(spreads, torch.zeros_like(squares))).sqrt()
 
     def _moved(self, parameter: Tensor, share: float, reference: float, rates: Rates) -> Tensor:
         """What share · ½|p|² gains beyond its first order, for a parameter p of the source."""

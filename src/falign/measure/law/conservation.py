@@ -66,7 +66,6 @@ class ConservationLaw:
         self.steps = 0
         self._entries: dict[str, Entry] | None = None
         self._loaded: dict[str, Any] | None = None
-        self._precision = torch.float64
         self._noting: list[Any] = []
         self._run: Callable[[], Any] | None = None
         self._training = model.training
@@ -133,8 +132,7 @@ class ConservationLaw:
         Raises:
             ValueError: No step was seen yet, or a parameter is not finite.
         """
-        rows = rows_of(self.laws, self._moved(), self.changes(), self.residual())
-        return LawReport(steps=self.steps, tolerance=self._tolerance(), laws=rows)
+        return LawReport(steps=self.steps, laws=rows_of(self.laws, self._moved(), self.changes(), self.residual()))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and texts that a resumed run needs beside the model's and the optimizer's state.
@@ -193,7 +191,6 @@ class ConservationLaw:
             handle.remove()
         self._run, self._training, self._noting = run, self.model.training, []
         followed = trace(self.model, run)
-        self._precision = followed.precision
         self._entries = find(self.model, followed, self.optimizer)
         for entry in self._entries.values():
             for target in entry.balance.targets if entry.balance is not None else ():
@@ -261,10 +258,6 @@ class ConservationLaw:
         if self.steps == 0:
             raise ValueError("no step of the optimizer was seen yet, so nothing has changed: train, then ask")
         return balances
-
-    def _tolerance(self) -> float:
-        lengths = [p.dtype.itemsize for balance in self._balances().values() for p in balance.parameters]
-        return {8: 1e-10, 4: 1e-4}.get(min([*lengths, self._precision.itemsize]), 5e-2)
 
 
 def attached(optimizer: Optimizer) -> list[ConservationLaw]:

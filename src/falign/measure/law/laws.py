@@ -123,7 +123,7 @@ def _entry(name: str, model: nn.Module, followed: Followed, rates: Rates) -> Ent
     if problem or not built:
         reason = problem or followed.reasons.get(name, "it feeds no other layer")
         return Entry(law=law("none", reason, ""))
-    balance = Balance(layer, built, rates)
+    balance = Balance(layer, built, rates, followed.precision)
     departed = departure(rates, balance.parameters)
     return Entry(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
 

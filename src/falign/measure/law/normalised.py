@@ -29,6 +29,11 @@ class Normalised(Target):
         return 10 * float(self.level.sqrt()) * torch.finfo(digits).eps > (1e-4 if digits is torch.float32 else 1e-10)
 
     @property
+    def amplified(self) -> float:
+        """A mean far above the spread leaves few digits of the spread; a 200th of the level was seen."""
+        return 1 + float(self.level) / 15
+
+    @property
     def motion(self) -> str:
         """The ε."""
         return self.form.motion if self._epsilon else ""
@@ -42,6 +47,10 @@ class Normalised(Target):
         return self.zeros()
 
     def size(self) -> Float[Tensor, " neurons"]:
+        """Nothing."""
+        return self.zeros()
+
+    def spread(self) -> Float[Tensor, " neurons"]:
         """Nothing."""
         return self.zeros()
 

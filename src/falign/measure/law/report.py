@@ -1,6 +1,6 @@
 """What the law says of a training, as a table."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +8,16 @@ from torch import Tensor
 
 from falign.measure.law.balance import Balance
 from falign.measure.law.laws import Law
+from falign.measure.law.rounding import STRETCH
 from falign.measure.report import aligned, frame
 
 if TYPE_CHECKING:
     import polars as pl
+
+_HEADS = (
+    "layer", "feeds", "C of a neuron", "law", "drift", "residual", f"in {STRETCH}", "tolerance",
+    "why not exact: drift expected",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,9 @@ class LawRow:
         residual: The same of what the identity does not account for.
         moved: The same of how far ½|w|² + ½b² and the alignment term moved, added; what little of it is left in the
             residual shows that the law holds.
+        leap: The same of how far the residual moved within 16 steps, at the neuron and in the steps where that comes
+            nearest to the tolerance; None where the residual need not be rounding.
+        tolerance: The most that rounding can move it by there: see ``falign.measure.law.rounding``.
     """
 
     layer: str
@@ -42,16 +51,24 @@ class LawRow:
     drift: float | None
     residual: float | None
     moved: float | None
+    leap: float | None = None
+    tolerance: float | None = None
 
     @property
     def checked(self) -> bool:
         """Whether the residual should be rounding."""
         return self.status in ("exact", "accounted")
 
-    def told(self, tolerance: float) -> bool:
-        """Whether the terms of C have moved by so much that a residual within the tolerance says something."""
+    @property
+    def broken(self) -> bool:
+        """Whether the residual moved by more than rounding can."""
+        return self.leap is not None and self.tolerance is not None and not self.leap <= self.tolerance
+
+    @property
+    def told(self) -> bool:
+        """Whether it is broken, or the terms of C have moved by so much that it would have been seen."""
         moved, residual = self.moved or 0.0, self.residual or 0.0
-        return moved > tolerance or residual < moved / 10
+        return self.checked and (self.broken or moved > (self.tolerance or 0.0) or residual < moved / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +77,16 @@ class LawReport:
 
     Attributes:
         steps: Steps of the optimizer since the start.
-        tolerance: The largest relative residual that rounding explains: 1e-10 in float64, 1e-4 in float32, 5e-2 where
-            a shorter type was at work.
         laws: A row a layer, in running order.
     """
 
     steps: int
-    tolerance: float
     laws: tuple[LawRow, ...]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest of its layers'; 0 where none has one."""
+        return max((row.tolerance or 0.0 for row in self.laws), default=0.0)
 
     @property
     def checked(self) -> int:
@@ -77,26 +96,19 @@ class LawReport:
     @property
     def told(self) -> bool:
         """Whether weights have moved enough in some law that is exact or accounted for; else ``holds`` says nothing."""
-        return any(self._tells(row) for row in self.laws)
+        return any(row.told for row in self.laws)
 
     @property
     def holds(self) -> bool:
         """Whether no law that is exact or accounted for is broken; true as well where there is none, see ``told``."""
-        return not any(self._broken(row) for row in self.laws)
+        return not any(row.broken for row in self.laws)
 
     def __bool__(self) -> bool:
         return self.holds
 
-    def _broken(self, row: LawRow) -> bool:
-        residual = row.residual
-        return row.checked and not (residual is not None and residual <= self.tolerance)
-
-    def _tells(self, row: LawRow) -> bool:
-        return row.checked and (self._broken(row) or row.told(self.tolerance))
-
     def rows(self) -> list[dict[str, Any]]:
         """A dict a layer, with "told": whether its weights have moved enough to tell; None where C is not exact."""
-        return [asdict(row) | {"told": self._tells(row) if row.checked else None} for row in self.laws]
+        return [asdict(row) | {"told": row.told if row.checked else None} for row in self.laws]
 
     def to_polars(self) -> "pl.DataFrame":
         """A row a layer.
@@ -115,23 +127,22 @@ class LawReport:
         else:
             layers = f"{self.checked} layer{'s' * (self.checked != 1)} of {len(self.laws)}"
             verdict = "IS BROKEN" if not self.holds else "holds" if self.told else "too little has moved to tell"
-            head += f"{verdict} ({layers} checked, tolerance {self.tolerance:.0e})"
-        table = [["layer", "feeds", "C of a neuron", "law", "drift", "residual", "why not exact: drift expected"]]
+            head += f"{verdict} ({layers} checked)"
+        table = [list(_HEADS)]
         for row in self.laws:
             why = f"{row.reason}: {row.order}" if row.order else row.reason
-            still = row.checked and not self._tells(row)
-            mark = (
-                "BROKEN  " if self._broken(row) else "too little has moved to tell" + "  " * bool(why) if still else ""
-            )
-            numbers = ("-" if value is None else f"{value:.1e}" for value in (row.drift, row.residual))
+            still = row.checked and not row.told
+            mark = "BROKEN  " if row.broken else "too little has moved to tell" + "  " * bool(why) if still else ""
+            values = (row.drift, row.residual, row.leap, row.tolerance)
+            numbers = ("-" if value is None else f"{value:.1e}" for value in values)
             table.append([row.layer, _shortened(row.targets), row.form or "-", row.status, *numbers, mark + why])
         if not any(line[-1] for line in table[1:]):
             table = [line[:-1] for line in table]
-        return "\n".join([head, *aligned(table, left=(0, 1, 2, 3, 6))])
+        return "\n".join([head, *aligned(table, left=(0, 1, 2, 3, 8))])
 
 
 def rows_of(
-    laws: Iterable[Law],
+    laws: Sequence[Law],
     balances: dict[str, Balance],
     changes: dict[str, tuple[Tensor, Tensor]],
     residuals: dict[str, Tensor],
@@ -143,11 +154,14 @@ def rows_of(
 
     drifts = {name: incoming - outgoing for name, (incoming, outgoing) in changes.items()}
     moved = {name: incoming.abs() + outgoing.abs() for name, (incoming, outgoing) in changes.items()}
+    worst = {law.name: balances[law.name].worst() for law in laws if law.holds_exactly}
     return tuple(
         LawRow(
             layer=law.name, targets=", ".join(law.targets), form=law.form, status=law.status, reason=law.reason,
             order=law.order, neurons=law.neurons, drift=largest(drifts, law.name),
             residual=largest(residuals, law.name), moved=largest(moved, law.name),
+            leap=worst[law.name][0] if law.name in worst else None,
+            tolerance=worst[law.name][1] if law.name in worst else None,
         )
         for law in laws
     )  # fmt: skip

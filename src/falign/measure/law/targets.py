@@ -58,6 +58,11 @@ class Target:
         return self.form.text.format(share=times(self._share))
 
     @property
+    def amplified(self) -> float:
+        """By how much it enlarges the rounding of what it is given."""
+        return 1.0
+
+    @property
     def motion(self) -> str:
         """What has to be accounted for beside ½Ση²|∇|², in words; empty for nothing."""
         return self.form.motion
@@ -101,6 +106,15 @@ class Target:
         feedback = self.feedback()
         terms = (self.outgoing(feedback, feedback) * self.outgoing(self.weight, self.weight)).sqrt()
         return torch.maximum(terms, self.length())
+
+    def spread(self) -> Float[Tensor, " neurons"]:
+        """Σ(∂V/∂p · p)² over the weights p out of each neuron, and a trained B."""
+        weight = self.weight.detach()
+        product = self.feedback() * weight
+        squares = self.outgoing(product, product)
+        if self.form is not Form.STILL:
+            squares = squares + self.outgoing(weight.square(), weight.square())
+        return squares
 
     def length(self) -> Float[Tensor, " neurons"]:
         """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
