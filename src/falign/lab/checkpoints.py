@@ -32,6 +32,8 @@ KEPT = 2
 """So many checkpoints of a run are kept."""
 _NUMBERS = ("step", "epoch", "position", "loss", "right", "seen", "seconds", "rows")
 """Of a course, what is kept as JSON."""
+_LATER = ("level", "far", "low")
+"""The same, where falign 0.1 kept none."""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,9 @@ class Course:
         right: How many of them were right.
         seen: How many they were.
         seconds: Time spent training and measuring.
+        level: Running mean of log(loss / where it began).
+        far: So many steps in a row it was above the level at which a run is stopped, and has not halved.
+        low: The level when these steps began.
         rows: The records.
         layers: What was measured of every layer, a row a measured point and layer.
         neurons: What was measured of every neuron the last time.
@@ -58,6 +63,9 @@ class Course:
     right: int = 0
     seen: int = 0
     seconds: float = 0.0
+    level: float = 0.0
+    far: int = 0
+    low: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     neurons: pl.DataFrame = field(default_factory=lambda: tables.neurons(None))
@@ -104,7 +112,7 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
     tensors |= {"table.alignment": as_tensor(measured.alignment), "table.neurons": as_tensor(measured.neurons)}
     law = None if learner.law is None else packed(learner.law.state_dict(), "law", tensors)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    numbers = {name: getattr(course, name) for name in _NUMBERS}
+    numbers = {name: getattr(course, name) for name in (*_NUMBERS, *_LATER)}
     state = {"format": 1, "course": numbers, "law": law, "sha256": _digest(tensors)}
     path = run.folder / f"checkpoint-{course.step:08d}.safetensors"
     write(path, serialised(tensors, {"falign": json.dumps(state)}))
@@ -133,7 +141,9 @@ def restore(path: Path, learner: Learner) -> Course:
             state = json.loads(file.metadata()["falign"])
         if state["sha256"] != _digest(tensors):
             raise ValueError("its checksum is wrong")
-        course = Course(**{name: state["course"][name] for name in _NUMBERS})
+        numbers = state["course"]
+        later = [name for name in _LATER if name in numbers]
+        course = Course(**{name: numbers[name] for name in (*_NUMBERS, *later)})
         if "table.alignment" in tensors:  # falign 0.1 wrote none
             course.layers = as_table(tensors["table.alignment"]).to_dicts()
             course.neurons = as_table(tensors["table.neurons"])

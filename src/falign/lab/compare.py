@@ -52,6 +52,11 @@ class Record:
         return {name.removeprefix("angle_"): last[name].item() for name in names}
 
     @property
+    def diverged(self) -> bool:
+        """Whether it left the finite numbers or ran away."""
+        return self.status.get("status") == "diverged"
+
+    @property
     def dominance(self) -> float | None:
         """The last that was measured."""
         found = self.records["dominance"].drop_nulls()
@@ -100,9 +105,10 @@ def show(runs: Sequence[Record], console: Console) -> None:
 def table(runs: Sequence[Record]) -> Table:
     """The runs as a table for the terminal, a run a row; what all of several runs share is its title.
 
-    Accuracies are of the test set, in percent; the loss is the last epoch's mean over the training images;
-    angles are the last ones, layer by layer in degrees, or their mean over the layers before the last, which
-    always has its true gradient; D is the last alignment dominance; law is what the conservation law came to.
+    Accuracies are of the test set, in percent, and of no run that diverged; the loss is the last epoch's mean over
+    the training images; angles are the last ones, layer by layer in degrees, or their mean over the layers before the
+    last, which always has its true gradient; D is the last alignment dominance; law is what the conservation law came
+    to.
     """
     common = shared(runs)
     checked = any(run.law for run in runs)
@@ -137,6 +143,7 @@ def _figures(run: Record) -> list[str]:
     accuracy = tested["test_accuracy"].drop_nulls()
     losses = tested["train_loss"].drop_nulls()
     last = run.records.tail(1)
+    learned = len(accuracy) and not run.diverged  # what a network that ran away gets right is no accuracy
     shown = [value for value in run.last_angles().values() if value is not None]
     if len(shown) > _LISTED:
         angle = f"mean {sum(shown[:-1]) / (len(shown) - 1):.0f}"
@@ -144,8 +151,8 @@ def _figures(run: Record) -> list[str]:
         angle = " ".join(f"{value:.0f}" for value in shown)
     return [
         f"{tested['epoch'].max() or 0:g}" if tested.height else "0",
-        f"{100 * accuracy[-1]:.2f}" if len(accuracy) else "—",
-        f"{100 * float(accuracy.max()):.2f}" if len(accuracy) else "—",  # pyright: ignore[reportArgumentType]
+        f"{100 * accuracy[-1]:.2f}" if learned else "—",
+        f"{100 * float(accuracy.max()):.2f}" if learned else "—",  # pyright: ignore[reportArgumentType]
         f"{losses[-1]:.4g}" if len(losses) else "—",
         angle or "—",
         "—" if run.dominance is None else f"{run.dominance:.2f}",
@@ -155,4 +162,4 @@ def _figures(run: Record) -> list[str]:
 
 def _status(run: Record) -> str:
     status = str(run.status.get("status"))
-    return f"diverged at step {run.status.get('step')}" if status == "diverged" else status
+    return f"diverged at step {run.status.get('step')}" if run.diverged else status

@@ -1,7 +1,7 @@
 """The training loop: step, measure, save, and stop when asked to or when there is nothing finite left."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import exp, isfinite, log
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +11,7 @@ from falign.lab import checkpoints
 from falign.lab.batches import order
 from falign.lab.checkpoints import Course
 from falign.lab.display import Display
-from falign.lab.divergence import finite
+from falign.lab.divergence import ABOVE, FAR, LONG, Diverged, finite
 from falign.lab.events import Events
 from falign.lab.interrupt import Interrupt
 from falign.lab.runs import Run
@@ -47,7 +47,7 @@ class Loop:
             Whether it got there; False if it was asked to stop, and then it can go on from a checkpoint.
 
         Raises:
-            Diverged: A loss, a weight or a buffer is not finite.
+            Diverged: A loss, a weight or a buffer is not finite, or the losses stay far above where they began.
             WriteError: Records or checkpoint cannot be written.
         """
         config, course = self.setting.learner.config, self.course
@@ -69,13 +69,33 @@ class Loop:
                     self._save(began)
                 if self.interrupt.requested and course.epoch < config.epochs:
                     return False
+        if course.level > log(ABOVE):
+            raise self._runaway("at its end")
         return True
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         course = self.course
         loss, right = self.setting.learner.step(x, y, course.step)
         course.end_step(loss=loss, right=right, size=len(x))
+        course.level = self.setting.start.level(course.level, loss, course.rows[0]["test_loss"])
+        if course.level > log(FAR) and course.far and course.level > course.low - log(2):
+            course.far += 1
+        else:
+            course.far, course.low = int(course.level > log(FAR)), course.level
         self.display.step(course.step, course.loss / course.seen, course.right / course.seen)
+        if course.far >= LONG:
+            raise self._runaway(f"after {LONG} steps above {FAR:g} times")
+
+    def _runaway(self, when: str) -> Diverged:
+        """What to raise where the running loss stays far above where it began."""
+        start, course = self.setting.start, self.course
+        began = start.loss(course.rows[0]["test_loss"])
+        layer, growth = start.grown(self.setting.learner.model)
+        how = (
+            f"its training loss runs at {began * exp(course.level):.3g}, {exp(course.level):.3g} times the {began:.3g} "
+            f"that it began with, {when}; the weights of layer {layer!r} grew most, to {growth:.3g} times their norm"
+        )
+        return Diverged(step=course.step, layer=layer, what="loss", how=how)
 
     def _measure(self, began: float, *, ends_epoch: bool) -> None:
         """Add a record: training so far in this epoch, alignment, and at the end of an epoch the test."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from falign.lab.batches import Images, prepare, probe
 from falign.lab.config import TrainConfig
 from falign.lab.data import load
+from falign.lab.divergence import Start, norms
 from falign.lab.law import forewarning
 from falign.lab.learner import Learner, make
 from falign.lab.provenance import fingerprint
@@ -24,6 +25,7 @@ class Setting:
         test: Test images.
         x: Images on which the angles are measured.
         y: Their labels.
+        start: What a run that runs away is told by.
         data_sha256: Checksum of all images and labels.
         description: Data, network and rule in a few words, one line each.
     """
@@ -33,6 +35,7 @@ class Setting:
     test: Images
     x: Tensor
     y: Tensor
+    start: Start
     data_sha256: str
     description: tuple[str, ...]
 
@@ -64,6 +67,7 @@ def settle(config: TrainConfig, *, data: Path | None, progress: bool) -> Setting
         test=test,
         x=x,
         y=y,
+        start=Start(classes=len(loaded.classes), norms=norms(learner.model, learner.layers)),
         data_sha256=fingerprint(loaded),
         description=(
             f"{loaded.name}: {len(train):,} training and {len(test):,} test images of {size}, "

@@ -139,7 +139,7 @@ def _carry_out(
                 )
                 reached = loop.go()
         except Diverged as error:
-            message = f"{error}: try a learning rate below {config.learning_rate:g}"
+            message = f"{error}: {_advice(config)}"
             return ended("diverged", error.step, message, layer=error.layer, what=error.what)
         except WriteError as error:
             raise WriteError(f"{error}; what was written before is intact, go on with --resume {run.folder}") from None
@@ -150,6 +150,17 @@ def _carry_out(
     if checkpoint is not None and course.step == first:
         message = f"{run.folder} has done its {config.epochs} epochs: give more with --epochs to go on"
     return ended("done", course.step, message)
+
+
+def _advice(config: TrainConfig) -> str:
+    """What to try where a run diverged."""
+    things = [f"a learning rate below {config.learning_rate:g} (--learning-rate)"]
+    if config.rule != "bp":
+        now = "" if config.scale is None else f" below {config.scale:g}"
+        things.append(f"a smaller --scale of the feedback{now}")
+    if config.activation in ("relu", "gelu", "identity"):
+        things.append(f"a bounded --activation such as tanh, it is {config.activation}")
+    return f"try {', '.join(things)}, or another --rule"
 
 
 def _check_epochs(run: Run, config: TrainConfig, course: Course) -> None:

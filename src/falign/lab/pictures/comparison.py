@@ -36,7 +36,8 @@ def figure(runs: Sequence[Record]) -> Figure:
     )
     made, (accuracy, loss, mean, dominance, layers, names) = panels(3, 2, titles=titles, width=11, height=3.1)
     made.suptitle(" · ".join(shared(runs).values()), **TITLE)
-    labels = list(zip(runs, _names(runs), _colours(len(runs)), strict=True))
+    named = [f"{name} (diverged)" if run.diverged else name for run, name in zip(runs, _names(runs), strict=True)]
+    labels = list(zip(runs, named, _colours(len(runs)), strict=True))
 
     def lines(column: str, factor: float = 1.0) -> list[Line]:
         return [line(run.tested(), column, name, colour, factor) for run, name, colour in labels]
