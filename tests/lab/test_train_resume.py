@@ -14,6 +14,7 @@ from training_runs import begin, go_on, numbers, same
 from falign import ALL_RULES
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner
+from falign.lab.packing import axes_by_stride
 from falign.lab.runs import Run
 from falign.lab.writing import RunError
 
@@ -98,6 +99,38 @@ def test_dropout_depends_on_the_seed_of_the_run_alone(tmp_path: Path, monkeypatc
         found.append(tmp_path / f"{process}-{seed}")
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
+
+
+CHANNELS_LAST = """
+import torch
+from torch import nn
+
+def network(shape, classes):
+    layers = [nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, classes)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+"""
+
+
+@pytest.mark.parametrize("rule", ["fa", "brsf", "kp"])
+def test_a_model_in_channels_last_stays_so(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks_in_channels_last.py").write_text(CHANNELS_LAST)
+    options = config(model="networks_in_channels_last:network", rule=rule, feedback="orthogonal", learning_rate=0.01)
+    kept: list[Learner] = []
+    monkeypatch.setattr("falign.lab.train.end", lambda run, learner, *_, **__: kept.append(learner))
+    begin(options, tmp_path / "whole")
+    begin(replace(options, epochs=1), tmp_path / "parts")
+    go_on(tmp_path / "parts", epochs=options.epochs)
+    whole, _, parts = kept
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+        first, second = (
+            learner.optimizer.state[part]["momentum_buffer"] for learner, part in ((whole, one), (parts, other))
+        )
+        assert torch.equal(first, second)
+        assert axes_by_stride(first.squeeze()) == axes_by_stride(second.squeeze())
+    assert whole.model[2].weight.is_contiguous(memory_format=torch.channels_last)  # pyright: ignore
 
 
 def test_resumed_at_the_end_of_an_epoch_with_more_epochs(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ Tensors: ``model.*``, the model's ``state_dict`` (with fixed feedback it loads i
 ``feedback.*``, the buffers of the feedback outside it; ``optimizer.I.*``, what the optimizer keeps for
 parameter I; ``generator.*``, states of random generators; ``law.*``, what the conservation law has added up;
 ``table.*``, the bytes of the Parquet files of what was measured of layers and neurons. Metadata, as JSON: where the
-run is, all records so far, the law's numbers, and a checksum of the tensors.
+run is, all records so far, the law's numbers, the memory formats of tensors that are not contiguous, and a checksum of
+the tensors.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from falign.lab import tables
 from falign.lab.learner import Learner
-from falign.lab.packing import as_table, as_tensor, packed, unpacked
+from falign.lab.packing import as_table, as_tensor, axes_by_stride, laid_out, packed, unpacked
 from falign.lab.runs import Run
 from falign.lab.tables import Tables
 from falign.lab.writing import RunError, leftovers, write
@@ -113,7 +114,9 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
     law = None if learner.law is None else packed(learner.law.state_dict(), "law", tensors)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     numbers = {name: getattr(course, name) for name in (*_NUMBERS, *_LATER)}
-    state = {"format": 1, "course": numbers, "law": law, "sha256": _digest(tensors)}
+    orders = {name: order for name, tensor in tensors.items() if (order := axes_by_stride(tensor)) is not None}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no others
+    state = {"format": 1, "course": numbers, "law": law, "axes": orders, "sha256": _digest(tensors)}
     path = run.folder / f"checkpoint-{course.step:08d}.safetensors"
     write(path, serialised(tensors, {"falign": json.dumps(state)}))
     for old in (*run.checkpoints()[:-KEPT], *leftovers(run.folder)):
@@ -141,6 +144,8 @@ def restore(path: Path, learner: Learner) -> Course:
             state = json.loads(file.metadata()["falign"])
         if state["sha256"] != _digest(tensors):
             raise ValueError("its checksum is wrong")
+        orders = state.get("axes", {})
+        tensors = {name: laid_out(tensor, orders.get(name)) for name, tensor in tensors.items()}
         numbers = state["course"]
         later = [name for name in _LATER if name in numbers]
         course = Course(**{name: numbers[name] for name in (*_NUMBERS, *later)})

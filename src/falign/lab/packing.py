@@ -47,6 +47,29 @@ def unpacked(state: Any, tensors: dict[str, Tensor]) -> Any:
     return state
 
 
+def axes_by_stride(tensor: Tensor) -> list[int] | None:
+    """The axes from the outermost to the innermost in memory; None where they are in order, or the memory has gaps.
+
+    Any memory format of a dense tensor (channels_last, the transpose of a matrix) is that of a permuted one.
+    """
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return order if not tensor.is_contiguous() and tensor.permute(order).is_contiguous() else None
+
+
+def laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
+    """A contiguous tensor in the memory format that ``axes_by_stride`` told.
+
+    Raises:
+        ValueError: The order is of another number of axes.
+    """
+    if order is None:
+        return tensor
+    if sorted(order) != list(range(tensor.dim())):
+        raise ValueError(f"axes {order} of a tensor with {tensor.dim()} axes")
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(inverse)
+
+
 def as_tensor(table: pl.DataFrame) -> UInt8[Tensor, " bytes"]:
     """A table as the bytes of a Parquet file: the JSON of a safetensors file may not be long."""
     return torch.frombuffer(bytearray(parquet(table)), dtype=torch.uint8)

@@ -55,7 +55,8 @@ class BatchwiseRandomSignFeedback(Rule):
         pool, weight = feedback.matrix, weight.detach()
         if pool.device.type == "cpu" and plain_eager(pool, weight, recorded=True):
             turn = int(passes) * _stride(size) % size
-            return pool.view(-1)[turn:], pool.view(-1)[:turn], weight
+            pool = pool.reshape(-1)  # not a view where the model is channels_last
+            return pool[turn:], pool[:turn], weight
         return pool, passes * _stride(size) % size, weight
 
     def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
