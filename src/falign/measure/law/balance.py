@@ -74,7 +74,7 @@ class Balance:
         self._start, self._size = self.incoming(), self._sized()
         self._accounted = torch.zeros_like(self._start)
         self._steps, self._worst = 0, self._accounted.new_zeros(2)
-        self._mark()
+        self._marked = (self.residual(), self._accounted)
 
     def incoming(self) -> Float[Tensor, " neurons"]:
         """P now."""
@@ -92,8 +92,7 @@ class Balance:
 
     def residual(self) -> Float[Tensor, " neurons"]:
         """What C gained beside what is accounted for."""
-        progress = self._over_targets([target.progress() for target in self.targets])
-        return self.incoming() - self._start - progress - self._accounted
+        return self._residual(self.incoming())
 
     def size(self) -> Float[Tensor, " neurons"]:
         """The size of the terms that C is made of, now or at the start: what a residual is relative to."""
@@ -104,7 +103,7 @@ class Balance:
 
         Both are of the neuron and the stretch of the largest quotient, relative to the size of the terms.
         """
-        moved, possible = self._nearest().tolist()
+        moved, possible = self._looked()[0].tolist()
         return moved, possible
 
     def step(self, rates: Rates) -> None:
@@ -115,8 +114,8 @@ class Balance:
         self.decays |= self._decaying(rates)
         self.halted = self.halted or self._halts(rates)
         if self._steps and self._steps % STRETCH == 0:
-            self._worst = self._nearest()
-            self._mark()
+            self._worst, residual = self._looked()
+            self._marked = (residual, self._accounted)
         self._steps += 1
         reference = rates[self.weight].rate
         gained = self._moved(self.weight, 1.0, reference, rates)
@@ -160,26 +159,24 @@ class Balance:
         for target in self.targets:
             target.load(state["targets"][target.name])
 
-    def _mark(self) -> None:
-        """Begin a stretch."""
-        self._marked = (self.residual(), self._accounted)
-
-    def _nearest(self) -> Tensor:
-        """``worst``, the stretch that has not ended included."""
+    def _looked(self) -> tuple[Tensor, Tensor]:
+        """``worst``, the stretch that has not ended included, and the residual now."""
         left, accounted = self._marked
-        size = self.size()
+        incoming = self.incoming()
+        size = torch.maximum(self._size, incoming + self._reach()).clamp_min(torch.finfo(torch.float64).tiny)
         possible = bound(
             updates=self._updates,
             passes=self._passes * max(target.amplified for target in self.targets),
             spread=self._spread(),
-            length=2 * self.incoming(),
+            length=2 * incoming,
             moved=self._accounted - accounted,
             size=size,
         )
-        found = torch.stack([(self.residual() - left).abs(), possible]) / size
+        residual = self._residual(incoming)
+        found = torch.stack([(residual - left).abs(), possible]) / size
         quotients = found[0] / found[1].clamp_min(torch.finfo(torch.float64).tiny)
         found = found[:, quotients.argmax()]
-        return torch.where(found[0] * self._worst[1] < self._worst[0] * found[1], self._worst, found)
+        return torch.where(found[0] * self._worst[1] < self._worst[0] * found[1], self._worst, found), residual
 
     def _spread(self) -> Tensor:
         """√Σ(∂C/∂p · p)² over the weights p into and out of each neuron."""
@@ -233,5 +230,13 @@ class Balance:
         pairs = zip(self._shares, values, strict=True)
         return sum((share * value for share, value in pairs), torch.zeros_like(self._accounted))
 
+    def _residual(self, incoming: Tensor) -> Tensor:
+        progress = self._over_targets([target.progress() for target in self.targets])
+        return incoming - self._start - progress - self._accounted
+
+    def _reach(self) -> Tensor:
+        """The size of the terms of Σ s_t V_t."""
+        return self._over_targets([target.size() for target in self.targets])
+
     def _sized(self) -> Tensor:
-        return self.incoming() + self._over_targets([target.size() for target in self.targets])
+        return self.incoming() + self._reach()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 STRETCH = 16
 """Steps between two looks at what is left of the balance: a wrong gradient shows beside the rounding of so few steps,
-however long the training, at an eighth of the cost of looking at every step."""
+however long the training, and looking costs little beside counting."""
 _UPDATES = 2.0 * STRETCH
 """Of roundings of all weights: at most ``STRETCH`` where all steps round alike (constant gradients: 13 were seen), a
 random walk of √(STRETCH/3) = 2.3 where they do not (7 were seen, the largest of all neurons and stretches)."""
