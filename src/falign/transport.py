@@ -38,7 +38,8 @@ def transport(
     error, and the operation is no elementwise scaling: products of all kinds, convolutions, distances, fused recurrent
     and attention kernels, a broadcast product with a matrix that is then summed, and any kernel that is not known. The
     gradient of a converted layer's own weight is no transport, nor is what leads from there to the parameters that it
-    is made of. Feedback is not counted, whatever it was made from: c · sign(W) is one bit of the weight, and its rule says so.
+    is made of. Feedback is not counted, whatever it was made from: c · sign(W) is one bit of the weight, which its rule
+    says.
 
     A copy of the model is used; the model, its gradients, its buffers and the random generators stay as they are.
     Compiled parts run uncompiled.

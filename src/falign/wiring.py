@@ -153,7 +153,10 @@ class Wiring:
         state, compiling = self.state, torch.compiler.is_compiling()
         if state.runs and torch.is_grad_enabled() and not compiling:
             del state.runs[:]
-            raise RuntimeError("a direct rule needs a model that does not call itself: use a layerwise rule")
+            raise RuntimeError(
+                "a direct rule needs a model that does not call itself: use a layerwise rule (if an earlier "
+                "forward was broken off, call again)"
+            )
         state.runs.append(Run(watched=not (compiling or transformed())))
 
     def finish(self, model: nn.Module, args: tuple, result: Any) -> Any:
@@ -539,6 +542,10 @@ class Feedback(nn.Module):
             return self.training
         return self.training and not self.ran
 
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which asks every module in this way."""
+        raise RuntimeError(_NO_GRAPH)
+
     def extra_repr(self) -> str:
         """What ``print(model)`` says."""
         shape = "x".join(map(str, self.matrix.shape)) or "one number a layer"
@@ -567,7 +574,8 @@ def _refuse_another_way(reached: list[int], error: Tensor) -> None:
 
 
 def _exporting() -> bool:
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_dynamo_compiling)()  # since torch 2.7
+    # Not is_exporting(), which Dynamo of torch 2.11 takes for true whenever it compiles.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def wants_error(x: Tensor) -> bool:
@@ -622,6 +630,6 @@ _CAME_LATER = (
     "and convert it again as it is now"
 )
 _NO_GRAPH = (
-    "a converted model cannot be exported, traced or scripted with gradients, the graph would lose its rule: do it "
-    "within torch.no_grad(), or with the plain network, falign.revert(copy.deepcopy(model))"
+    "a converted model cannot be exported, traced or scripted, the graph would lose its rule: take the plain network, "
+    "falign.revert(copy.deepcopy(model)); torch.export and torch.jit.trace also take this one within torch.no_grad()"
 )
