@@ -140,6 +140,9 @@ def modes(
 ) -> Modes:
     """Modes from numbers that are broadcast against each other, in float64 unless λ and all θ are tensors of less.
 
+    Modes are on the CPU, wherever the numbers come from: a step is a few operations a mode, and what a step costs on a
+    GPU is its start.
+
     Args:
         target: λ ≥ 0; a mode with λ < 0 is the one with -λ and -θ_1.
         weights: θ_1, …, θ_L, at least two, each of all modes; or a table of them [layers *modes].
@@ -179,8 +182,7 @@ def modes(
             f"λ, s, θ and m have shapes {shapes}, which do not broadcast: pass one number a mode"
         ) from None
     kind = reduce(torch.promote_types, [found[name].dtype for name in found if name == "λ" or name.startswith("θ")])
-    device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
-    together = torch.stack([part.to(device, kind) for part in parts])
+    together = torch.stack([part.to("cpu", kind) for part in parts])
     made = Modes(
         rule=rule,
         weights=together[2 : 2 + len(layers)],
