@@ -46,5 +46,5 @@ def look_at_hooks() -> None:
 
 def forget() -> None:
     """Forget all compiled code, if there is any."""
-    if (dynamo := sys.modules.get("torch._dynamo")) is not None and hasattr(dynamo, "reset"):
-        dynamo.reset()
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None and hasattr(dynamo, "reset_code_caches"):
+        dynamo.reset_code_caches()  # and not reset(), which on a GPU machine imports the whole of Inductor
