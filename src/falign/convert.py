@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -68,9 +69,11 @@ def convert(
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
     plan = Plan(model, rule, feedback, scale, skip, example, output)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        plan.problems.append(f"seed is {seed!r}, expected a whole number: it determines the feedback")
     if plan.problems:
         raise ConversionError("the model cannot be converted:\n" + "\n".join(f"- {line}" for line in plan.problems))
-    plan.hang(seed)
+    plan.hang(int(seed))
     return model
 
 

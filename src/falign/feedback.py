@@ -210,7 +210,7 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
         ValueError: the family returned another shape or a number that is not finite.
     """
     rows = shape[0]
-    columns = max(1, torch.Size(shape[1:]).numel())
+    columns = torch.Size(shape[1:]).numel()
     with _plain_defaults():
         drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
     if not isinstance(drawn, Tensor) or tuple(drawn.shape) != (rows, columns):

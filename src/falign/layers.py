@@ -33,7 +33,10 @@ def _linear_gradient(
     error: Float[Tensor, "*batch out"], feedback: Float[Tensor, "out in"], x: Float[Tensor, "*batch in"], spec: None
 ) -> Float[Tensor, "out in"]:
     """``errorᵀ @ x``, summed over every leading axis."""
-    return error.reshape(-1, error.shape[-1]).mT @ x.reshape(-1, x.shape[-1]).to(error.dtype)
+    if error.is_nested:  # jagged sequences, one behind the other
+        error, x = error.values(), x.values()
+    count = error.shape[:-1].numel()  # not -1, which says nothing of a layer without inputs or outputs
+    return error.reshape(count, error.shape[-1]).mT @ x.reshape(count, x.shape[-1]).to(error.dtype)
 
 
 def _linear_spread(layer: Layer) -> float:

@@ -100,6 +100,8 @@ class Plan:
                 f"the model, or a part of it, is converted already, to rule {converted[0].rule.name!r}: "
                 "call falign.revert(model) first"
             )
+            if "_falign" in self.model.__dict__:
+                self.problems += newcomers(self.model, converted[0].skip)
         elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
             self.model, torch.jit.ScriptModule
         ):
@@ -195,6 +197,12 @@ class Plan:
         except TypeError as error:
             self.problems.append(str(error))
             return
+        if any(tensor.is_nested for tensor in tensors):
+            self.problems.append(
+                "the model's output is a nested tensor, of which a direct rule does not know the positions: pad the "
+                "sequences, or use a layerwise rule"
+            )
+            return
         doubled = survey.run_doubled(example)
         self.ends = tuple(self._end(end, tensor) for end, tensor in zip(self.ends, tensors, strict=True))
         for number, (end, tensor) in enumerate(zip(self.ends, tensors, strict=True)):
@@ -272,6 +280,7 @@ class Plan:
             layer, part = self.layers[name], parts[name]
             layer.feedback = part
             part.train(layer.training)
+            part.guard(layer)
             if self.rule.wiring == "direct":
                 layer.register_forward_pre_hook(part.cut_direct)
                 layer.register_forward_hook(part.deliver_direct, prepend=True)

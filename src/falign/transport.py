@@ -66,6 +66,8 @@ def transport(
 @contextmanager
 def passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
     """Run passes of a copy as they are: not compiled, with gradients, generators put back."""
+    for wiring in wirings(twin):
+        wiring.lenient = True  # what carries the error is listed
     known = targets(twin, target) if target is not None and wirings(twin) else nullcontext()
     with eagerly(), generators(twin), torch.enable_grad(), known:
         yield
@@ -73,8 +75,6 @@ def passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
 
 def backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Transported:
     """Run a copy of a model forward and back, leaving gradients in its parameters; list what carried the error."""
-    for wiring in wirings(twin):
-        wiring.lenient = True
     watch = _Backward(twin, x)
     try:
         with watch:

@@ -123,7 +123,7 @@ class Wiring:
         if torch.compiler.is_compiling():
             for module in model.modules():
                 if type(module) in LAYERS and not ("feedback" in module._modules or SPARED in module.__dict__):
-                    raise RuntimeError(_CAME_LATER)
+                    raise RuntimeError(_CHANGED)
             return
         if not (torch.is_grad_enabled() and self.state.on) or transformed():
             return
@@ -131,7 +131,7 @@ class Wiring:
         modules = modules_of(model)
         if modules != self.modules:
             if problems := self.newcomers(model, self.skip):
-                raise RuntimeError(_CAME_LATER + ":\n" + "\n".join(f"- {line}" for line in problems))
+                raise RuntimeError(_CHANGED + ":\n" + "\n".join(f"- {line}" for line in problems))
             self.modules = modules
             self.layers = [
                 (module, part, None)
@@ -187,6 +187,11 @@ class Wiring:
         cuts = [cut for cut in run.cuts if number in cut.feedback]
         if not cuts:
             return output
+        if output.is_nested:
+            raise RuntimeError(
+                "the model's output is a nested tensor, of which a direct rule does not know the positions: pad the "
+                "sequences, or use a layerwise rule"
+            )
         for cut in cuts:
             if run.watched and cut.x._version != cut.version:
                 raise RuntimeError(
@@ -625,9 +630,9 @@ LAYERS = frozenset(base for kind in KINDS.values() for base in kind.types)
 #: Attribute of a layer that keeps backpropagation because ``skip`` names it.
 SPARED = "_falign_spared"
 
-_CAME_LATER = (
-    "layers came into the model after falign.convert, and would be trained by backpropagation: falign.revert(model), "
-    "and convert it again as it is now"
+_CHANGED = (
+    "the model was changed after falign.convert, and parts of it would be trained by backpropagation: call "
+    "falign.revert(model), and convert it again as it is now"
 )
 _NO_GRAPH = (
     "a converted model cannot be exported, traced or scripted, the graph would lose its rule: take the plain network, "

@@ -45,7 +45,7 @@ class AdaptiveFeedbackAlignment(Rule):
 
     def state(self) -> dict[str, Tensor]:
         """|W|² of the weights last followed."""
-        return {"seen": torch.tensor(-1.0, dtype=torch.float64)}
+        return {"seen": torch.tensor(-1.0, dtype=torch.float64, device="cpu")}
 
     def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(B,), moved if the weights are not those that it has followed already."""

@@ -43,12 +43,12 @@ class BatchwiseRandomSignFeedback(Rule):
 
     def state(self) -> dict[str, Tensor]:
         """How many training passes there were."""
-        return {"passes": torch.zeros((), dtype=torch.int64)}
+        return {"passes": torch.zeros((), dtype=torch.int64, device="cpu")}
 
     def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(pool, places to turn it by, W), or the pool's two pieces and W where the number can be read."""
         assert weight is not None
-        passes, size = feedback.get_buffer("passes"), weight.numel()
+        passes, size = feedback.get_buffer("passes"), max(1, weight.numel())
         if advance:
             passes = passes + 1
             feedback.remember("passes", passes)

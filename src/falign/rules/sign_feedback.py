@@ -32,7 +32,7 @@ class UniformSignFeedback(Rule):
 
     def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """The number c."""
-        return torch.tensor(deviation)
+        return torch.tensor(deviation, dtype=torch.float32, device="cpu")
 
     def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(c, W)."""

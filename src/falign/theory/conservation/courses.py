@@ -126,7 +126,7 @@ def flow(
 
     span, method = (0.0, float(times[-1])), "DOP853" if dynamics.gate.smooth else "RK45"
     solved = solve_ivp(
-        slope, span, _flat(zero), method=method, t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100
+        slope, span, _flat(zero), method=method, t_eval=times.cpu().numpy(), rtol=tolerance, atol=tolerance / 100
     )
     if not solved.success:
         raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message}): the weights diverge")
@@ -168,11 +168,11 @@ def _without_account(state: State) -> State:
 
 
 def _flat(state: State) -> np.ndarray:
-    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).detach().numpy()
+    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).detach().cpu().numpy()
 
 
 def _restored(numbers: np.ndarray, like: State) -> State:
     parts = (*like.W, *like.b, *like.B)
-    pieces = torch.from_numpy(np.array(numbers)).split([part.numel() for part in parts])
+    pieces = torch.from_numpy(np.array(numbers)).to(parts[0].device).split([part.numel() for part in parts])
     shaped = iter([piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
     return like.map(lambda part: next(shaped))
