@@ -294,7 +294,7 @@ def test_maps_that_are_not_the_layers_own_are_refused(rule):
     assert "has a _conv_forward of its own" in problem
     later, (x, _) = falign.convert(net(), rule, example=data()[0]), data()
     later[2].forward = lambda x: 2 * nn.Linear.forward(later[2], x)
-    with pytest.raises(RuntimeError, match="layer '2' .Linear. has a forward of its own"):
+    with pytest.raises(RuntimeError, match=r"layer '2' .Linear. has a forward of its own"):
         later(x)
     later = falign.convert(net(), rule, example=x)
     later(x)
