@@ -14,7 +14,8 @@ def write(folder: Path, stages: list[str], page: Path) -> None:
     if not found:
         raise SystemExit(f"no JSON of a run here: {', '.join(f'{stage}.json' for stage in stages)}")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text(found))
+    notes = folder / "notes.md"  # what the figures cannot say of themselves
+    page.write_text(text(found) + ("\n" + notes.read_text() if notes.is_file() else ""))
 
 
 def _there(folder: Path, stage: str) -> bool:

@@ -177,8 +177,8 @@ class Trial:
         except Exception as error:
             if not refused(error):
                 raise
-            if self.case.spoiler is None:
-                assert any(words in str(error) for words in REFUSALS), f"refused without need: {error}"
+            if self.case.spoiler is None and not any(words in str(error) for words in REFUSALS):
+                raise AssertionError(f"refused without need: {error}") from error
             return "refused"
         if self.case.spoiler is not None:
             return self.seen(model)

@@ -38,6 +38,7 @@ pytestmark = [
         "ignore:Please use quant_min and quant_max",
         "ignore:_aminmax is deprecated",
         "ignore:Lazy modules are a new feature",
+        "ignore:torch.quantize_per_tensor",
         "ignore:.*`torch.nn.utils.weight_norm` is deprecated",
     ),
 ]
@@ -151,7 +152,7 @@ def _(rule, words):
     assert relative(before, gradients(convert(rule, plain, scale=1.0))) <= 1e-12
     late = convert(rule, scale=1.0)
     late[2].register_forward_pre_hook(lambda layer, args: (args[0] * 2,))
-    with says(*words):
+    with says(*words):  # DEFECT under direct rules: not seen, and weights that such a hook uses are backpropagated
         gradients(late)
     with torch.no_grad():
         assert torch.equal(late(X), model(X))
@@ -164,9 +165,13 @@ def _(rule, words):
         if not early:
             convert(rule, model)
         for index in (0, 2, 4):
-            model[index].register_forward_hook(lambda layer, args, y, index=index: inputs.update({index: args[0]}))
+            model[index].register_forward_hook(
+                lambda layer, args, y, index=index, inputs=inputs: inputs.update({index: args[0]})
+            )
             model[index].register_full_backward_hook(
-                lambda layer, grad_input, grad_output, index=index: seen.update({index: (grad_input, grad_output)})
+                lambda layer, grad_input, grad_output, index=index, seen=seen: seen.update(
+                    {index: (grad_input, grad_output)}
+                )
             )
             model[index].register_full_backward_pre_hook(lambda layer, grad_output: None)
         if early:
@@ -178,7 +183,9 @@ def _(rule, words):
             assert grad_input == (None,)
             assert torch.allclose(grad_output[0].T @ inputs[index], taken[f"{index}.weight"], rtol=1e-12)
         # At a module without weights both are there: what a layer hands back is what its activation receives.
-        model[1].register_full_backward_hook(lambda layer, grad_input, grad_output: seen.update({1: grad_input}))
+        model[1].register_full_backward_hook(
+            lambda layer, grad_input, grad_output, seen=seen: seen.update({1: grad_input})
+        )
         gradients(model)
         assert torch.allclose(seen[1][0], seen[0][1][0])
 
@@ -209,8 +216,7 @@ def exported(rule, take):
     for made in (plain, inside):
         assert torch.equal(made(X), expected)
     assert relative(gradients(model), gradients(convert(rule))) == 0
-    trained = copy.deepcopy(model)
-    return trained
+    return model
 
 
 @row("torch.export", USUAL, traced)
@@ -221,10 +227,11 @@ def _(rule, words):
     model = exported(rule, take)
     with says(*words):
         take(model)
+    # DEFECT under direct rules: after the refusal the next forward raises "needs a model that does not call itself"
     assert relative(gradients(model), gradients(convert(rule))) == 0
 
 
-@row("ONNX (through torch.export)", USUAL, traced)
+@row("ONNX (through torch.export)", ("fa", "dfa"), traced)
 def _(rule, words):
     def take(model):
         return torch.export.export(model, (X,)).run_decompositions().module()  # the graph that the exporter writes
@@ -253,7 +260,7 @@ def _(rule, words):
         torch.jit.script(model)
 
 
-@row("torch.compile", USUAL, traced)
+@row("torch.compile", ("fa", "dfa"), traced)
 def _(rule, words):
     torch._dynamo.reset()
     twin = mlp()
@@ -303,8 +310,11 @@ def _(rule, words):
     assert right(convert(rule, cut(mlp())))
     model = convert(rule)
     cut(model)
-    with says(*words):
-        gradients(model)
+    if rule == "usf":  # B is made of the weight, and has its shape
+        assert right(model)
+    else:  # DEFECT: fa and kp fail with autograd's "Function _LayerwiseBackward returned an invalid gradient"
+        with says(words[rule == "dfa"]):
+            gradients(model)
     assert right(convert(rule, falign.revert(model)))
 
 
@@ -591,6 +601,7 @@ def replicas(model, count):
 
 @row("nn.DataParallel", ("fa", "usf", "kp", "adafa", "dfa", "drtp"))
 def _(rule, words):
+    # Not tested: under adafa two replicas may follow the same change of the weights at once (a race, DEFECT).
     (problem,) = falign.check(nn.DataParallel(mlp()), rule)
     assert words[0] in problem
     model = convert(rule)
@@ -639,7 +650,7 @@ def _(rule, words):
             found = falign.feedback_state(convert(rule, plain))
         finally:
             torch.set_default_dtype(torch.float32)
-        assert relative(found, expected) <= 1e-6, "another B for the same seed"
+        assert relative(found, expected) <= 1e-6, "DEFECT (direct rules): another B for the same seed"
 
 
 @row("torch.set_default_device", (*USUAL, "frsf", "brsf", "adafa", "drtp"))
@@ -696,6 +707,7 @@ def _(rule, words):
         with context:
             assert torch.equal(torch.func.jvp(lambda x: model(x), (X,), (v,))[1], expected)
             assert torch.equal(dual(), expected)
+    # DEFECT: torch's "You must implement the jvp function", or with forward_ad no tangent and no word (fa, usf)
     with says(*words):
         torch.func.jvp(lambda x: model(x), (X,), (v,))
     with says(*words):
