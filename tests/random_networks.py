@@ -395,8 +395,9 @@ class Case:
         if kind == "transposed":
             groups, stride = r.choice([g for g in (1, 2) if c % g == 0]), r.randint(1, 2) if smallest < 5 else 1
             kernel = r.randint(1, 3)
+            padding = r.randint(0, kernel > 1 and smallest > 1)
             return [
-                _TRANSPOSED[n](c, groups * r.randint(1, 3), kernel, stride=stride, padding=r.randint(0, kernel > 1 and smallest > 1),
+                _TRANSPOSED[n](c, groups * r.randint(1, 3), kernel, stride=stride, padding=padding,
                                output_padding=r.randint(0, 1) if stride > 1 else 0, groups=groups, bias=bias),
                 act,
             ]  # fmt: skip

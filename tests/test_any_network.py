@@ -31,6 +31,7 @@ REFUSALS = (
     "if only one axis can be these",
     "runs on inputs of different sizes",
     "once for each position of the output",
+    "activation checkpointing does not say which pass it recomputes",  # brsf, a layer that runs twice
 )
 
 
@@ -52,7 +53,7 @@ def refused(error: Exception) -> bool:
     home = str(Path(falign.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     own = isinstance(error, (ValueError, RuntimeError, TypeError)) and frames[-1].filename.startswith(home)
-    words = ("layers came into the model after falign.convert", "was replaced after convert")
+    words = ("the model was changed after falign.convert", "was replaced after convert")
     return own or any(part in str(error) for part in words)
 
 
@@ -295,8 +296,8 @@ class TestCompiled:
     pytestmark = compiled
 
     def test_any_network(self, mode):
-        start = 700 + 100 * COMPILED.index(mode)
-        mostly_compared(survey(plain_trials(mode, range(start, start + 9))))
+        start, count = {"compiled": (700, 9)}.get(mode, (800, 5))
+        mostly_compared(survey(plain_trials(mode, range(start, start + count))))
 
     def test_a_spoiled_network_is_refused_or_seen(self, mode):
         for number, spoiler in enumerate(SPOILERS[COMPILED.index(mode) :: 3]):

@@ -404,6 +404,7 @@ def test_seeds_that_are_no_whole_numbers(seed):
         falign.convert(net(), "fa", seed=seed)
 
 
+@pytest.mark.unchecked
 def test_numbers_of_numpy_are_numbers():
     one = falign.convert(net(), "fa", seed=np.int64(3), scale=np.float32(0.5))
     other = falign.convert(net(), "fa", seed=3, scale=0.5)
@@ -557,6 +558,7 @@ class Keeping(nn.Module):
         return self.b(h)
 
 
+@pytest.mark.unchecked  # checking annotations draws from Python's generator
 @pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
 def test_verify_of_models_that_keep_and_draw(rule):
     x, y = data()
@@ -635,3 +637,14 @@ def test_every_rule_with_every_way_of_being_run_again():
         falign.revert(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_weights_of_another_graph(rule):
+    """An inner step of meta-learning: functional_call with weights that are no leaves."""
+    (x, y), model = data(), falign.convert(net(), rule)
+    weights = dict(model.named_parameters())
+    slopes = torch.autograd.grad(loss_of(model(x), y), list(weights.values()), create_graph=False, allow_unused=True)
+    ahead = {name: w - 0.1 * g if g is not None else w for (name, w), g in zip(weights.items(), slopes, strict=True)}
+    loss_of(torch.func.functional_call(model, ahead, (x,)), y).backward()
+    assert all(p.grad is not None for name, p in weights.items())

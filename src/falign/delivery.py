@@ -33,6 +33,7 @@ class Carries(Protocol):
         ...
 
 
+@runtime_checkable
 class Meets(Protocol):
     """What a delivery tells a layer: the numbers of the backward passes that met its output."""
 

@@ -65,11 +65,14 @@ def unguard(weight: Tensor) -> None:
 
 
 def matrices_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a layer, or those that its weight is made of, its bias and its feedback left out."""
+    """The parameters of a layer, or those that its weight is made of, its bias and its feedback left out.
+
+    Nor are the tensors that ``functional_call`` puts in their place: they may be no leaves of a graph.
+    """
     return [
         parameter
         for name, parameter in layer.named_parameters()
-        if parameter.dim() > 1 and name.split(".")[0] != "feedback"
+        if parameter.dim() > 1 and name.split(".")[0] != "feedback" and isinstance(parameter, nn.Parameter)
     ]
 
 

@@ -143,8 +143,9 @@ def _replaced(layer: nn.Module, base: type[nn.Module], name: str) -> bool:
 
 def weight_of(layer: Layer) -> Tensor:
     """The weight, read in evaluation mode: in training a parametrization may change its state when it is read."""
-    training = layer.training
+    modes = [(module, module.training) for module in layer.modules()]
     try:
         return layer.eval().weight.detach()
     finally:
-        layer.train(training)
+        for module, training in modes:
+            module.training = training

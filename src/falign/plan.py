@@ -168,7 +168,8 @@ class Plan:
         if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
             return None, None
         first = next(iter(self.weights.values()))
-        values = torch.randn(64, first.shape[1], generator=generator(0, "", "an example"), device="cpu")
+        random = generator(0, "", "an example")
+        values = torch.randn(64, first.shape[1], generator=random, device="cpu", dtype=torch.float32)
         example = values.to(first.device, first.dtype)
         trial = Survey(self.model, self.skip)
         result = trial.run(example)
@@ -357,7 +358,7 @@ class Plan:
             return self.scale / sqrt(spread)
         carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(own)  # the layer's own gain, by W
         if direct:
-            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2) / sqrt(spread)
+            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2.0) / sqrt(spread)
         return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(spread)
 
     def _gains(self, example: Any) -> dict[tuple[int, str], float]:
@@ -388,7 +389,8 @@ class Plan:
                 for number, end in enumerate(self.ends):
                     at = pick(result, end.output) if end.layer is None else outputs[end.layer]
                     random = generator(0, "", "an error to measure by")
-                    error = torch.randn(at.shape, generator=random, device="cpu").to(at.device, at.dtype)
+                    drawn = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
+                    error = drawn.to(at.device, at.dtype)
                     carried = torch.autograd.grad(
                         at, list(inputs.values()), error, retain_graph=True, allow_unused=True
                     )

@@ -58,9 +58,10 @@ def transport(
         ValueError: the loss is not a finite scalar that depends on the parameters.
         RuntimeError: a layer came into the model after ``convert``.
     """
-    twin = plain_copy(model)
-    with passes(twin, target):
-        return backward(twin, x, loss_fn)
+    with gradients_aside(model):
+        twin = plain_copy(model)
+        with passes(twin, target):
+            return backward(twin, x, loss_fn)
 
 
 @contextmanager
@@ -102,19 +103,16 @@ def checked(loss: Any) -> Tensor:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy without gradients; activations that modules keep as attributes go along detached.
+    """A deep copy; activations that modules keep as attributes go along detached.
 
     Raises:
         ValueError: something in the model cannot be copied.
     """
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
     memo: dict[int, Any] = {}
     for module in model.modules():
         for tensor in tree_leaves({key: value for key, value in module.__dict__.items() if key not in _MODULE}):
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 memo[id(tensor)] = tensor.detach().clone()  # deepcopy refuses it; the next forward makes it anew
-    for parameter in gradients:
-        parameter.grad = None
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -122,6 +120,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied, and a copy is what is looked at ({type(error).__name__}: {error}): keep no "
             "graph, file or generator in its attributes"
         ) from error
+
+
+@contextmanager
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """Put the gradients of a model aside, which is to be copied and looked at, and back afterwards."""
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        yield
     finally:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient

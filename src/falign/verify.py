@@ -12,7 +12,7 @@ from falign.delivery import has_own_error
 from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick, substitute
 from falign.survey import call
-from falign.transport import Transported, backward, checked, passes, plain_copy
+from falign.transport import Transported, backward, checked, gradients_aside, passes, plain_copy
 from falign.wiring import Feedback, Wiring, converted, feedbacks, in_backward
 
 
@@ -88,7 +88,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
         float32, 5e-2 in shorter types).
 
     Raises:
-        ValueError: the model is not converted, or the loss is not a finite scalar.
+        ValueError: the model is not converted, the loss is not a finite scalar, or a copy cannot be made or run.
     """
     if "_falign" not in model.__dict__:
         converted(model)
@@ -97,15 +97,21 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     rule = wiring.rule
 
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
-        twin = plain_copy(model)
-        with passes(twin, target):
-            carried.append(make(twin))
+        with gradients_aside(model):
+            twin = plain_copy(model)
+            with passes(twin, target):
+                carried.append(make(twin))
         return {name: parameter.grad for name, parameter in twin.named_parameters()}
 
     carried: list[Any] = []
     taken = gradients(lambda twin: backward(twin, x, loss_fn))
     defined = gradients(lambda twin: _define(twin, x, loss_fn))
     true = gradients(lambda twin: _backprop(twin, x, loss_fn))
+    if all(gradient is None for gradient in taken.values()):
+        raise ValueError(
+            "no gradient reached the copy of the model that is looked at: a forward that was replaced on the model "
+            "keeps running the original; replace it in a subclass"
+        )
     whole = sum(float(gradient.double().square().sum()) for gradient in defined.values() if gradient is not None)
     rows = tuple(
         Row(

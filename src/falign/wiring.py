@@ -10,6 +10,7 @@ from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from falign.compiled import look_at_hooks
 from falign.delivery import Cut, deliver_direct, deliver_layerwise, transformed
@@ -271,8 +272,11 @@ class Feedback(nn.Module):
             1.0  # of the entries of B as drawn: the one number that is no function of seed, name and family
         )
         self.first_end = 0
+        # Of B's entries as drawn: the numbers that are no function of seed, name and family.
+        self.deviations: list[float] = []
         self.others: dict[int, tuple[str, int]] = {}  # number of the end -> name of the buffer, channels
         self.ran = False  # whether the layer has run outside of a backward
+        self.since, self.met = 0, -1  # its passes since a backward met it, and which that was
         self.opaque = False  # whether it runs where no backward can be told apart: compiled, within vmap
         self.latest = -1  # number of the model's forward in which it ran last
         self.backwards: deque[int] = deque(maxlen=16)  # numbers of the backward passes that met the layer's output
@@ -316,16 +320,11 @@ class Feedback(nn.Module):
         return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
 
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
-        """Forward pre-hook of the layer, layerwise wiring: the layer gets its input detached.
-
-        What the hook behind the layer needs travels on that tensor, and not on this module, which threads share.
-        """
+        """Forward pre-hook of the layer, layerwise wiring: the layer gets its input detached."""
         if not (torch.is_grad_enabled() and self._is_on()):
             return None
         x = self._first(layer, args)
-        cut = x.detach()
-        cut._falign_input = x if wants_error(x) or self._learns(layer) else None  # type: ignore[attr-defined]
-        return (cut, *args[1:])
+        return (_cut(x, x if wants_error(x) or self._learns(layer) else None), *args[1:])
 
     def deliver_layerwise(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
         """Forward hook of the layer, layerwise wiring.
@@ -338,18 +337,16 @@ class Feedback(nn.Module):
         if not self._is_on():
             self._note_backwards(y)
             return None
-        cut = args[0]
-        if not hasattr(cut, "_falign_input"):
-            raise RuntimeError(
-                f"the input of layer {self.name!r} was replaced between falign's hook and the layer, by a forward "
-                "pre-hook that came after convert: put it there before, and convert then"
-            )
-        x = cut._falign_input
-        if not torch.compiler.is_compiling():
-            del cut._falign_input  # the layer's graph keeps the cut, which would keep the graph in front of it
+        x = self._uncut(args[0])
         if x is None:
             self._note_backwards(y)
             return None
+        fixed, trained = self.B, layer._parameters.get("weight")
+        if fixed is not None and fixed.dim() > 1 and trained is not None and fixed.shape != trained.shape:
+            raise RuntimeError(
+                f"the weight of layer {self.name!r} is {tuple(trained.shape)}, but its feedback {tuple(fixed.shape)}: "
+                "call falign.revert before neurons are taken out or put in, and convert again"
+            )
         wiring = self.wiring
         rule = wiring.state.rule or wiring.rule
         weight = layer.weight if rule.reads_weight else None
@@ -375,17 +372,16 @@ class Feedback(nn.Module):
                     "error can be delivered to it: call the model that was given to falign.convert, and use "
                     "torch.utils.checkpoint with use_reentrant=False"
                 )
-            return (x.detach(), *args[1:]) if wants_error(x) else None
+            return (_cut(x, None), *args[1:])
         run = runs[-1]
         if not torch.compiler.is_compiling():
             run.fired.append(self)
         if not run.watched:
             self.opaque = True
-        if not wants_error(x):
-            return None
-        version = x._version if run.watched else -1
-        run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.axes()))
-        return (x.detach(), *args[1:])
+        if wants_error(x):
+            version = x._version if run.watched else -1
+            run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.axes()))
+        return (_cut(x, None), *args[1:])
 
     def deliver_direct(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
         """Forward hook of the layer, direct wiring: where the error begins at this layer's output, deliver it."""
@@ -394,6 +390,7 @@ class Feedback(nn.Module):
         if not self._is_on():
             self._note_backwards(y)
             return None
+        self._uncut(args[0])
         wiring = self.wiring
         delivered = None
         for number, end in enumerate(wiring.ends if wiring.state.runs else ()):
@@ -456,7 +453,7 @@ class Feedback(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes nothing of a pass along."""
-        return {**self.__dict__, "backwards": deque(maxlen=16), "latest": -1}
+        return {**self.__dict__, "backwards": deque(maxlen=16), "latest": -1, "since": 0, "met": -1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -492,6 +489,22 @@ class Feedback(nn.Module):
         backwards = self.backwards
         y.grad_fn.register_prehook(lambda errors: backwards.append(torch._C._current_graph_task_id()))
 
+    def _uncut(self, cut: Any) -> Tensor | None:
+        """What the cut of this layer carries along: the input in front of it, where an error is delivered to that.
+
+        Raises:
+            RuntimeError: a hook of somebody else's replaced the input between the cut and the layer.
+        """
+        if not hasattr(cut, "_falign_input"):
+            raise RuntimeError(
+                f"the input of layer {self.name!r} was replaced between falign's hook and the layer, by a forward "
+                "pre-hook that came after convert: put it there before, and convert then"
+            )
+        x = cut._falign_input
+        if not torch.compiler.is_compiling():
+            del cut._falign_input  # the layer's graph keeps the cut, which would keep the graph in front of it
+        return x
+
     def axes(self) -> dict[int, int]:
         """{number of the end: axis of the channels that output and input share, or 0}, for a direct rule."""
         return {self.first_end: self.channels, **{end: axis for end, (_, axis) in self.others.items()}}
@@ -501,7 +514,8 @@ class Feedback(nn.Module):
         if not (self.wiring.state.rule or self.wiring.rule).learned:
             return False
         weight = layer._parameters.get("weight")
-        return weight is None or wants_error(weight)
+        # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.
+        return weight is None or weight.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(weight)
 
     def _is_on(self) -> bool:
         """Whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
@@ -528,11 +542,17 @@ class Feedback(nn.Module):
             )
         if torch.compiler.is_compiling():
             if _exporting():
+                self.wiring.state.runs.clear()
                 raise RuntimeError(_NO_GRAPH)
         else:
             self.latest = self.wiring.passes
             if torch._C._get_tracing_state() is not None:
                 raise RuntimeError(_NO_GRAPH)
+            if forward_ad._current_level >= 0:
+                raise RuntimeError(
+                    "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
+                    "`with falign.backprop(model):`, where they are exact"
+                )
         return args[0]
 
     def _advances(self) -> bool:
@@ -542,9 +562,18 @@ class Feedback(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self.training
+        met = self.backwards[-1] if self.backwards else -1
         if not in_backward():
-            self.ran = True
+            self.ran, self.since = True, self.since + 1 if met == self.met else 1
+            self.met = met
             return self.training
+        if self.wiring.rule.fresh and self.training and self.ran and self.since > 1:
+            self.since = 0
+            raise RuntimeError(
+                f"layer {self.name!r} ran more than once before this backward pass, and activation checkpointing does "
+                f"not say which pass it recomputes: rule {self.wiring.rule.name!r} has other feedback in each; do "
+                "without checkpointing"
+            )
         return self.training and not self.ran
 
     def __prepare_scriptable__(self) -> None:
@@ -576,6 +605,13 @@ def _refuse_another_way(reached: list[int], error: Tensor) -> None:
             "would learn: compute the loss from that output, outside the model (output= picks another)"
         )
     reached.clear()
+
+
+def _cut(x: Tensor, carried: Tensor | None) -> Tensor:
+    """The input detached; what the hook behind the layer needs travels on it, as threads share the module."""
+    cut = x.detach()
+    cut._falign_input = carried  # type: ignore[attr-defined]
+    return cut
 
 
 def _exporting() -> bool:

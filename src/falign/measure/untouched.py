@@ -26,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
     ]
     modes = [(module, module.training) for module in model.modules()]
-    passes = [(part, part.ran, part.latest, part.opaque) for part in parts]
+    passes = [(part, part.ran, part.latest, part.opaque, part.since, part.met) for part in parts]
     hung = [(wiring, dict(vars(wiring.state)), wiring.followed, wiring.fired) for wiring in wirings(model)]
     for wiring, *_ in hung:
         wiring.state.measured = True
@@ -41,8 +41,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         _put(buffer, value)
             for module, training in modes:
                 module.training = training
-            for part, ran, latest, opaque in passes:
-                part.ran, part.latest, part.opaque = ran, latest, opaque
+            for part, ran, latest, opaque, since, met in passes:
+                part.ran, part.latest, part.opaque, part.since, part.met = ran, latest, opaque, since, met
             for wiring, state, followed, fired in hung:
                 vars(wiring.state).update(state)
                 wiring.followed, wiring.fired = followed, fired

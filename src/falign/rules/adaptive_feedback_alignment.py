@@ -1,5 +1,6 @@
 """Adaptive feedback alignment: feedback that tracks the weights."""
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +12,8 @@ from falign.scratch import plain_eager
 
 if TYPE_CHECKING:
     from falign.wiring import Feedback
+
+_MOVING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +58,13 @@ class AdaptiveFeedbackAlignment(Rule):
         matrix, weight = feedback.matrix, weight.detach()
         with torch.no_grad():
             now = torch.linalg.vector_norm(weight, dtype=torch.float64)
-            moved = now != feedback.get_buffer("seen")
             if matrix.device.type == "cpu" and plain_eager(matrix):
-                if moved:
-                    matrix.lerp_(weight, self.rate)
-                    feedback.remember("seen", now)
+                with _MOVING:  # of several threads that see changed weights one follows them
+                    if now != feedback.get_buffer("seen"):
+                        matrix.lerp_(weight, self.rate)
+                        feedback.remember("seen", now)
                 return (matrix,)
+            moved = now != feedback.get_buffer("seen")
             followed = torch.lerp(matrix, weight.to(matrix.dtype), moved.to(matrix.dtype) * self.rate)
             feedback.remember("B", followed)
             feedback.remember("seen", now)

@@ -33,6 +33,7 @@ class BatchwiseRandomSignFeedback(Rule):
     """
 
     advances: ClassVar[bool] = True
+    fresh: ClassVar[bool] = True
     reads_weight: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = True
     name: ClassVar[str] = "brsf"

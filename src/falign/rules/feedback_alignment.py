@@ -18,4 +18,4 @@ class FeedbackAlignment(Rule):
     """
 
     name: ClassVar[str] = "fa"
-    size: ClassVar[float] = 0.5
+    size: ClassVar[float] = 0.7

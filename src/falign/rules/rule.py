@@ -26,6 +26,7 @@ class Rule:
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
         advances: a training pass changes what the rule keeps.
+        fresh: every training pass has feedback of its own.
         reads_weight: the feedback of a pass depends on W.
         targeted: the rule needs ``falign.targets``.
         magnitudes: what a layer keeps as B is the size of its entries, the signs are the weights'.
@@ -38,6 +39,7 @@ class Rule:
     learned: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     advances: ClassVar[bool] = False
+    fresh: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
     magnitudes: ClassVar[bool] = False
