@@ -515,7 +515,13 @@ class Feedback(nn.Module):
             return False
         weight = layer._parameters.get("weight")
         # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.
-        return weight is None or weight.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(weight)
+        return (
+            weight is None
+            or weight.requires_grad
+            or torch._C._functorch.is_functorch_wrapped_tensor(  # pyright: ignore[reportAttributeAccessIssue]
+                weight
+            )
+        )
 
     def _is_on(self) -> bool:
         """Whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
