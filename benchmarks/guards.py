@@ -1,7 +1,7 @@
 """What it costs to look at every gradient and every module: a step of 784-1000-10 with the looks and without them.
 
-Repetitions take the variants by turns, in shuffled order; the ratio is the median over repetitions. Without the looks is
-the same converted model, with the root's pre-hook and the hooks on its weights taken off by hand.
+Repetitions take the variants by turns, in shuffled order; the ratio is the median over repetitions. Without the
+looks is the same converted model, with the root's pre-hook and the hooks on its weights taken off by hand.
 """
 
 import argparse
