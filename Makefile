@@ -9,7 +9,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 FALIGN_TYPECHECK=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not compiled and not unchecked"
-	$(BIN)/python -m pytest -m "(compiled or unchecked) and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "(compiled or unchecked) and not slow"
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

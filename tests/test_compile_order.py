@@ -93,7 +93,7 @@ def test_modes_and_dynamic_shapes(options):
     for rule in ("fa", "dfa"):
         model = network(rule)
         compiled = torch.compile(model, **options)
-        for count in (6, 3, 11):
+        for count in (6, 3, 11) if "dynamic" in options else (6,):
             assert learns_by(rule, model, compiled, *data(count))
 
 
@@ -167,7 +167,7 @@ assert torch.allclose(found, expected, atol=1e-6), (found - expected).norm() / e
 """
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("rule", ["dfa"])
 def test_the_converted_model_is_there_before_the_compiler_is_imported(rule):
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FRESH, rule], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -171,7 +171,7 @@ def test_the_size_travels_with_the_state(rule, feedback):
 
 
 def test_a_direct_rule_delivers_errors_of_the_size_of_the_true_ones():
-    """0.3 times their size at every layer of a deep network, however small its weights are."""
+    """Half their size at every layer of a deep network, however small its weights are."""
     for factor in (1.0, 0.3):
         torch.manual_seed(0)
         model = nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(40, 40), nn.Tanh())), nn.Linear(40, 9))

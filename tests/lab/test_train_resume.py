@@ -12,6 +12,7 @@ import torch
 from training_runs import begin, go_on, numbers, same
 
 from falign import ALL_RULES
+from falign.lab import train as train_module
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner
 from falign.lab.packing import axes_by_stride
@@ -117,7 +118,13 @@ def test_a_model_in_channels_last_stays_so(rule: str, tmp_path: Path, monkeypatc
     (tmp_path / "networks_in_channels_last.py").write_text(CHANNELS_LAST)
     options = config(model="networks_in_channels_last:network", rule=rule, feedback="orthogonal", learning_rate=0.01)
     kept: list[Learner] = []
-    monkeypatch.setattr("falign.lab.train.end", lambda run, learner, *_, **__: kept.append(learner))
+    ended = train_module.end
+
+    def keep(run, learner, *rest, **options):
+        kept.append(learner)
+        return ended(run, learner, *rest, **options)
+
+    monkeypatch.setattr(train_module, "end", keep)
     begin(options, tmp_path / "whole")
     begin(replace(options, epochs=1), tmp_path / "parts")
     go_on(tmp_path / "parts", epochs=options.epochs)

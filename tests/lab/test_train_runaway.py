@@ -40,7 +40,7 @@ def test_a_loss_that_stays_far_above_its_start_is_a_divergence(tmp_path: Path) -
 
 
 def test_it_is_stopped_after_two_hundred_steps(tmp_path: Path) -> None:
-    outcome = begin(config(epochs=100, learning_rate=0.3), tmp_path)
+    outcome = begin(config(epochs=100, learning_rate=0.3, scale=0.3), tmp_path)
     assert outcome.status == "diverged"
     assert 200 < outcome.step < 300
     assert "after 200 steps above 10 times" in outcome.message

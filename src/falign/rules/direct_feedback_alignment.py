@@ -19,5 +19,5 @@ class DirectFeedbackAlignment(Rule):
     """
 
     name: ClassVar[str] = "dfa"
-    size: ClassVar[float] = 0.3
+    size: ClassVar[float] = 0.5
     wiring: ClassVar = "direct"
