@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from falign.attached import Feedback
 from falign.compiled import forget
 from falign.feedback import faults_of
 from falign.guard import matrices_of, unguard
 from falign.outputs import Outputs
 from falign.plan import DDP_IGNORED, FeedbackChoice, Plan
 from falign.rules import Rule
-from falign.wiring import SPARED, Feedback, Wiring, converted, feedbacks
+from falign.wiring import SPARED, Wiring, converted, feedbacks
 
 
 class ConversionError(ValueError):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
-    from falign.wiring import Feedback
+    from falign.attached import Feedback
 
 
 class Guard:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from falign.attached import Feedback, SharedSequence
 from falign.compiled import forget
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.guard import watch_optimizers
@@ -17,7 +18,7 @@ from falign.layers import Layer, weight_of
 from falign.outputs import Outputs, pick
 from falign.rules import ALL_RULES, Rule
 from falign.survey import Survey, call, detached, without_trace
-from falign.wiring import SPARED, End, Feedback, SharedSequence, Wiring, wirings
+from falign.wiring import SPARED, End, Wiring, wirings
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from falign.attached import Feedback
 from falign.convert import targets
 from falign.preserve import eagerly, generators
 from falign.survey import call
 from falign.watch import ACTIVITY, ERROR, Labels, Made, is_weight
-from falign.wiring import Feedback, wirings
+from falign.wiring import wirings
 
 
 class Transported(dict[str, str]):

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from falign.attached import Feedback, in_backward
 from falign.convert import backprop, revert
 from falign.delivery import has_own_error
 from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick, substitute
 from falign.survey import call
 from falign.transport import Transported, backward, checked, gradients_aside, passes, plain_copy
-from falign.wiring import Feedback, Wiring, converted, feedbacks, in_backward
+from falign.wiring import Wiring, converted, feedbacks
 
 
 @dataclass(frozen=True, kw_only=True)

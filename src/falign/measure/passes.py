@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from falign.attached import Feedback
 from falign.convert import backprop, targets
 from falign.layers import Layer, kind_of
 from falign.measure.angles import by_sample, effective_rank
@@ -18,7 +19,6 @@ from falign.measure.switch import switchable, switches
 from falign.measure.untouched import untouched
 from falign.preserve import eagerly
 from falign.survey import call
-from falign.wiring import Feedback
 
 Loss = Callable[[Any, Any], Tensor]
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from falign.attached import Feedback
 from falign.rules import Rule
-from falign.wiring import Feedback, converted, feedbacks
+from falign.wiring import converted, feedbacks
 
 if TYPE_CHECKING:
     from falign.scratch import Scratch

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from falign.attached import Feedback
 from falign.preserve import generators
-from falign.wiring import Feedback, wirings
+from falign.wiring import wirings
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from falign.rules.rule import Rule
 from falign.scratch import plain_eager
 
 if TYPE_CHECKING:
-    from falign.wiring import Feedback
+    from falign.attached import Feedback
 
 _MOVING = threading.Lock()
 

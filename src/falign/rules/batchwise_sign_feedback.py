@@ -12,8 +12,8 @@ from falign.rules.rule import Rule, signed
 from falign.scratch import plain_eager
 
 if TYPE_CHECKING:
+    from falign.attached import Feedback
     from falign.scratch import Scratch
-    from falign.wiring import Feedback
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from falign.attached import Feedback
     from falign.scratch import Scratch
-    from falign.wiring import Feedback
 
 
 @dataclass(frozen=True, kw_only=True)

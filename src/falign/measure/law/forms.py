@@ -2,8 +2,8 @@
 
 from enum import Enum
 
+from falign.attached import Feedback
 from falign.rules import FixedRandomSignFeedback, UniformSignFeedback
-from falign.wiring import Feedback
 
 
 class Form(Enum):

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from falign.attached import Feedback
 from falign.measure.law.forms import Form, form_of, times
 from falign.measure.law.products import out_of
 from falign.measure.law.rates import Rates, down_of, unlike
-from falign.wiring import Feedback
 
 
 class Target:

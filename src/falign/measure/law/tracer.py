@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from falign.attached import Feedback
 from falign.layers import LOOKUPS, kind_of
 from falign.measure.law.labels import Call, cross, keeps_order
 from falign.measure.law.marks import OTHER, Mark, columns, fresh
-from falign.wiring import Feedback
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
