@@ -30,7 +30,7 @@ def mlp(rule="fa", outputs=10, depth=2, dtype=torch.float64):
     torch.manual_seed(0)
     hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(32, 32), nn.ReLU())]
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), *hidden, nn.Linear(32, outputs)).to(dtype)
-    return falign.convert(model, rule, seed=1)
+    return falign.convert(model, rule, seed=1, scale=None if rule == "bp" else 0.6)
 
 
 def conv(rule="fa", norm=True):
