@@ -47,9 +47,6 @@ class Feedback(nn.Module):
         self.kind = kind
         self.channels = channels
         self.gain = 1.0
-        self.deviation = (
-            1.0  # of the entries of B as drawn: the one number that is no function of seed, name and family
-        )
         self.first_end = 0
         # Of B's entries as drawn: the numbers that are no function of seed, name and family.
         self.deviations: list[float] = []
@@ -217,7 +214,7 @@ class Feedback(nn.Module):
             self.deviations = saved
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
-        missing_keys += own if self.wiring.rule.learned or self.wiring.rule.adapts else []
+        missing_keys += own if kept else []
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -322,8 +319,8 @@ class Feedback(nn.Module):
             )
         if "forward" in layer.__dict__:
             raise RuntimeError(
-                f"the forward of layer {self.name!r} was replaced after convert, so its map is not known: revert, and "
-                "replace it before convert says what it thinks of it"
+                f"the forward of layer {self.name!r} was replaced after convert, so its map is not known: call "
+                "falign.revert, and convert the model again as it is now"
             )
         if torch.compiler.is_compiling():
             if _exporting():

@@ -14,6 +14,11 @@ Output = Callable[[Any], Tensor] | str | int | None
 Outputs = Output | tuple[Output, ...] | list[Output]
 """One output, or several."""
 
+NESTED = (
+    "the model's output is a nested tensor, of which a direct rule does not know the positions: pad the sequences, or "
+    "use a layerwise rule"
+)
+
 
 def pick(result: Any, output: Output) -> Tensor:
     """The tensor that carries the error, out of what the model returned.

@@ -15,7 +15,7 @@ from falign.compiled import forget
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.guard import watch_optimizers
 from falign.layers import Layer, weight_of
-from falign.outputs import Outputs, pick
+from falign.outputs import NESTED, Outputs, pick
 from falign.rules import ALL_RULES, Rule
 from falign.survey import Survey, call, detached, without_trace
 from falign.wiring import SPARED, End, Wiring, wirings
@@ -200,10 +200,7 @@ class Plan:
             self.problems.append(str(error))
             return
         if any(tensor.is_nested for tensor in tensors):
-            self.problems.append(
-                "the model's output is a nested tensor, of which a direct rule does not know the positions: pad the "
-                "sequences, or use a layerwise rule"
-            )
+            self.problems.append(NESTED)
             return
         doubled = survey.run_doubled(example)
         self.ends = tuple(self._end(end, tensor) for end, tensor in zip(self.ends, tensors, strict=True))

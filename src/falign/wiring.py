@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from falign.attached import Feedback
 from falign.delivery import Cut, deliver_direct, transformed
 from falign.layers import KINDS, Layer
-from falign.outputs import Output, as_output, fits, pick, substitute
+from falign.outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ class Wiring:
         self.fired: set[str] = set()  # by the latest forward of any thread: recomputations run in threads of autograd
         self.followed = True
         self.passes = 0  # forwards of the model so far
-        self.lenient = (
-            False  # whether a gradient that came by other ways is only listed (falign.transport), not refused
-        )
+        self.lenient = False  # whether a gradient that came by a weight alone is listed (transport), not refused
         self.modules: list[nn.Module] = []  # those that were looked at; not their ids, which are given again
         self.layers: list[tuple[Layer, Feedback, Any]] = []  # layer, its feedback, the weight that is guarded
 
@@ -186,10 +184,7 @@ class Wiring:
         if not cuts:
             return output
         if output.is_nested:
-            raise RuntimeError(
-                "the model's output is a nested tensor, of which a direct rule does not know the positions: pad the "
-                "sequences, or use a layerwise rule"
-            )
+            raise RuntimeError(NESTED)
         for cut in cuts:
             if run.watched and cut.x._version != cut.version:
                 raise RuntimeError(
