@@ -4,7 +4,11 @@ import os
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import ClassVar
+
+_NAME = 64
+"""So many letters of a file's name are in the name of its half-written copy: names may not exceed 255 bytes."""
 
 
 class RunError(RuntimeError):
@@ -30,9 +34,10 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         WriteError: It cannot be written; what was there before is still there.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # Nobody can guess the name, and "x" follows no link: another user of the folder cannot direct what is written.
+    partial = path.with_name(f".{path.name[:_NAME]}.partial-{token_hex(8)}")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
