@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from falign.attached import Feedback
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure.angles import Products
 from falign.measure.displacement import displaced, held, own_parameters, summed, twin_step
@@ -76,7 +77,12 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
     maps = linear_maps(model)
     order = [*passes.order, *(name for name in maps if name not in passes.order)]
     own = {name: own_parameters(name, maps[name], passes.true) for name in order}
-    weights = {name: compared for name in passes.delivered if (compared := _weights(model, name, maps[name]))}
+    parts = feedbacks(model)
+    weights = {
+        name: compared
+        for name in passes.delivered
+        if name in parts and (compared := _weights(parts[name], maps[name])) is not None
+    }
     slopes = {name: summed(names, passes.taken, passes.true) for name, names in own.items()}
     rows = tuple(
         LayerAlignment(
@@ -112,10 +118,7 @@ def _kind(layer: Layer) -> str:
     return kind.name
 
 
-def _weights(model: nn.Module, name: str, layer: Layer) -> Weights | None:
-    part = feedbacks(model).get(name)
-    if part is None:
-        return None
+def _weights(part: Feedback, layer: Layer) -> Weights | None:
     weight = weight_of(layer)
     matrix = part.effective(weight).detach()
     return compare(matrix, weight, layer) if matrix.shape == weight.shape else None

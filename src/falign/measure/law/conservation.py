@@ -14,6 +14,7 @@ from falign.measure.law.checks import check, check_finite
 from falign.measure.law.follow import trace
 from falign.measure.law.laws import Entry, Law, find
 from falign.measure.law.normalised import Normalised
+from falign.measure.law.products import looking
 from falign.measure.law.rates import Rates, skips, with_closure
 from falign.measure.law.report import LawReport, rows_of
 from falign.measure.untouched import unwrapped
@@ -90,6 +91,7 @@ class ConservationLaw:
         """
         return tuple(entry.current() for entry in self._found().values())
 
+    @looking()
     def value(self) -> dict[str, Tensor]:
         """{layer: C of every neuron, float64}, with the weights as they are now.
 
@@ -98,6 +100,7 @@ class ConservationLaw:
         """
         return {name: balance.incoming() - balance.outgoing() for name, balance in self._balances().items()}
 
+    @looking()
     def changes(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{layer: (change of ½|w|² + ½b², change of the alignment term, coefficient included) of every neuron}.
 
@@ -114,6 +117,7 @@ class ConservationLaw:
         """
         return {name: incoming - outgoing for name, (incoming, outgoing) in self.changes().items()}
 
+    @looking()
     def residual(self) -> dict[str, Tensor]:
         """{layer: C(T) - C(0) less all that is accounted for, of every neuron}; the drift, where nothing is.
 
@@ -126,6 +130,7 @@ class ConservationLaw:
             for name, balance in self._moved().items()
         }
 
+    @looking()
     def report(self) -> LawReport:
         """The largest drift and residual of each layer, relative to the terms of C.
 
@@ -186,6 +191,7 @@ class ConservationLaw:
         elif self.model.training != self._training:
             self._mode_changed()
 
+    @looking()
     def _find(self, run: Callable[[], Any]) -> None:
         for handle in self._noting:
             handle.remove()
@@ -215,6 +221,7 @@ class ConservationLaw:
         wrapped = with_closure(args, kwargs, self._step) if isinstance(optimizer, SGD) else None
         return wrapped or self._step()  # gradients are there behind the closure
 
+    @looking()
     def _step(self) -> None:
         if self._entries is None:
             return

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -56,7 +56,14 @@ class Followed:
 
     def targets(self, source: str) -> tuple[Connection, ...]:
         """The connections out of one layer."""
-        return tuple(connection for connection in self.connections if connection.source == source)
+        return self._by_source.get(source, ())
+
+    @cached_property
+    def _by_source(self) -> dict[str, tuple[Connection, ...]]:
+        found: dict[str, tuple[Connection, ...]] = {}
+        for connection in self.connections:
+            found[connection.source] = (*found.get(connection.source, ()), connection)
+        return found
 
 
 def follow(model: nn.Module, example: Any) -> Followed:

@@ -121,7 +121,7 @@ def _joined(call: Call) -> Crossed:
     """Sums and maxima are homogeneous in all operands together: all must be of the same neuron."""
     operands = [leaf for leaf in tree_leaves(call.args[:2]) if not _is_zero(leaf, call)]
     labels = [call.labels(operand) for operand in operands]
-    if all(label is not None and torch.equal(label, call.first) for label in labels):
+    if all(label is call.first or (label is not None and torch.equal(label, call.first)) for label in labels):
         return Crossed(_spread(call))
     scalar = any(not isinstance(operand, Tensor) or operand.dim() == 0 for operand in operands)
     return Crossed(
@@ -186,7 +186,8 @@ def _output(result: Any) -> Tensor:
 
 
 def _spread(call: Call) -> Tensor:
-    return call.first.broadcast_to(_output(call.result).shape)
+    labels, shape = call.first, _output(call.result).shape
+    return labels if labels.shape == shape else labels.broadcast_to(shape)  # the same labels for all that have the same
 
 
 def _is_zero(leaf: Any, call: Call) -> bool:

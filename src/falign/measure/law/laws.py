@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from falign.attached import Feedback
 from falign.layers import kind_of
 from falign.measure.law.balance import Balance
 from falign.measure.law.follow import Followed
@@ -93,20 +94,22 @@ def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str
         followed: What one run of it showed.
         optimizer: What trains it.
     """
-    rates = Rates(optimizer)
+    rates, parts = Rates(optimizer), feedbacks(model)
     entries = {
-        name: _entry(name, model, followed, rates)
+        name: _entry(name, model, parts, followed, rates)
         for name in followed.neurons
         if followed.targets(name) or name not in followed.outputs
     }
     for name, entry in entries.items():
-        balances = {each: other.balance for each, other in entries.items() if other.balance is not None}
-        targets = [(each, target) for each, balance in balances.items() for target in balance.targets]
-        entry.normalised = [t for each, t in targets if isinstance(t, Normalised) and name in (each, t.name)]
+        for target in entry.balance.targets if entry.balance is not None else ():
+            if isinstance(target, Normalised):
+                entry.normalised.append(target)
+                if target.name in entries and target.name != name:
+                    entries[target.name].normalised.append(target)
     return entries
 
 
-def _entry(name: str, model: nn.Module, followed: Followed, rates: Rates) -> Entry:
+def _entry(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> Entry:
     layer, neurons = model.get_submodule(name), followed.neurons[name]
     targets = tuple(connection.target for connection in followed.targets(name))
 
@@ -118,7 +121,7 @@ def _entry(name: str, model: nn.Module, followed: Followed, rates: Rates) -> Ent
     bare = next((one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None), None)
     if bare is not None:
         return Entry(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
-    built = _targets(name, model, followed, rates)
+    built = _targets(name, model, parts, followed, rates)
     problem = next((problem for target in built if (problem := _direct_problem(target, followed.outputs))), "")
     if problem or not built:
         reason = problem or followed.reasons.get(name, "it feeds no other layer")
@@ -128,8 +131,8 @@ def _entry(name: str, model: nn.Module, followed: Followed, rates: Rates) -> Ent
     return Entry(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
 
 
-def _targets(name: str, model: nn.Module, followed: Followed, rates: Rates) -> list[Target]:
-    parts, found = feedbacks(model), []
+def _targets(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> list[Target]:
+    found = []
     for connection in followed.targets(name):
         layer, neurons = model.get_submodule(connection.target), followed.neurons[name]
         if kind_of(layer) is None:

@@ -1,6 +1,8 @@
 """Sums of products over the weights into and out of each neuron, in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,31 @@ from falign.layers import LINEAR, kind_of
 
 _PIECE = 1 << 16
 """Elements at a time: their products stay in the cache."""
+_MADE: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Within, no weight and no gradient changes, so that ``once`` can give what it gave before.
+
+    A layer of a residual network is fed by every layer before it: its sums are made once and not for each of them.
+    """
+    token = _MADE.set({}) if _MADE.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _MADE.reset(token)
+
+
+def once(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """What ``make`` gives, made once for each key within ``looking``; not to be written to."""
+    made = _MADE.get()
+    if made is None:
+        return make()
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 def into(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:

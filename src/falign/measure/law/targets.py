@@ -1,6 +1,6 @@
 """The weights out of a layer's neurons, and the feedback beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from falign.attached import Feedback
 from falign.measure.law.forms import Form, form_of, times
-from falign.measure.law.products import out_of
+from falign.measure.law.products import once, out_of
 from falign.measure.law.rates import Rates, down_of, unlike
 
 
@@ -34,6 +34,7 @@ class Target:
         self._used = (columns >= 0).to(self.weight.device)
         self._columns = columns.to(self.weight.device)[self._used]
         self._neurons = neurons
+        self._same = columns.tolist() == list(range(neurons))  # as in most networks
         self._share = 1.0 if self.form is not Form.LEARNED else rates.ratio(self.learned, self.weight)
         self._passes = self._counted()
         self.uneven = torch.zeros((), dtype=torch.bool, device=self.weight.device)
@@ -73,11 +74,16 @@ class Target:
 
     def summed(self, features: Float[Tensor, " in"]) -> Float[Tensor, " neurons"]:
         """Numbers of the input's features, summed over those of one neuron."""
-        return self.zeros().index_add(0, self._columns, features[self._used])
+        return features if self._same else self.zeros().index_add(0, self._columns, features[self._used])
 
-    def outgoing(self, one: Tensor, other: Tensor) -> Float[Tensor, " neurons"]:
-        """``⟨one[:, k], other[:, k]⟩`` over the weights out of each neuron k, of tensors of the weight's shape."""
-        return self.summed(out_of(self.layer, one, other))
+    def outgoing(self, what: str, pair: Callable[[], tuple[Tensor, Tensor]]) -> Float[Tensor, " neurons"]:
+        """``⟨one[:, k], other[:, k]⟩`` over the weights out of each neuron k.
+
+        Args:
+            what: A name of the pair, by which it is known while nothing changes.
+            pair: Gives one and other, of the weight's shape.
+        """
+        return self.summed(once((id(self.layer), what), lambda: out_of(self.layer, *pair())))
 
     def feedback(self) -> Tensor:
         """B of the latest pass; W where the error returns by backpropagation."""
@@ -95,32 +101,30 @@ class Target:
         """V now."""
         if self.form is Form.PATH:
             return self.carried
-        half = 0.5 * self.outgoing(self.weight, self.weight) if self.form in (Form.WEIGHTS, Form.LEARNED) else None
+        half = 0.5 * self._squared(self.weight) if self.form in (Form.WEIGHTS, Form.LEARNED) else None
         if self.form is Form.WEIGHTS and half is not None:
             return half
-        aligned = self.outgoing(self.feedback(), self.weight)
+        aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
         return aligned if half is None else aligned - self._share * half
 
     def size(self) -> Float[Tensor, " neurons"]:
         """|B[:, k]| |W[:, k]|, of the order of the terms that V is the sum of."""
-        feedback = self.feedback()
-        terms = (self.outgoing(feedback, feedback) * self.outgoing(self.weight, self.weight)).sqrt()
-        return torch.maximum(terms, self.length())
+        feedback = self.outgoing("|B|²", lambda: _twice(self.feedback()))
+        return torch.maximum((feedback * self._squared(self.weight)).sqrt(), self.length())
 
     def spread(self) -> Float[Tensor, " neurons"]:
         """Σ(∂V/∂p · p)² over the weights p out of each neuron, and a trained B."""
         weight = self.weight.detach()
-        product = self.feedback() * weight
-        squares = self.outgoing(product, product)
+        squares = self.outgoing("|BW|²", lambda: _twice(self.feedback() * weight))
         if self.form is not Form.STILL:
-            squares = squares + self.outgoing(weight.square(), weight.square())
+            squares = squares + self.outgoing("|W²|²", lambda: _twice(weight.square()))
         return squares
 
     def length(self) -> Float[Tensor, " neurons"]:
         """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
         if self.form in (Form.STILL, Form.WEIGHTS):
             return self.zeros()
-        return self._sum(0.5 * self.outgoing(parameter, parameter) for parameter in self.parameters)
+        return self._sum(0.5 * self._squared(parameter) for parameter in self.parameters)
 
     def progress(self) -> Float[Tensor, " neurons"]:
         """Σ⟨B[:, k], ΔW[:, k]⟩ over the steps since the start, each with the B of its pass.
@@ -152,16 +156,18 @@ class Target:
         odd = unlike(share * own.rate, reference)
         if self.form is Form.STILL and not own.decay and not odd:
             return None
-        feedback, gained = self.feedback(), self.zeros()
+        gained = self.zeros()
         if odd:
-            gained = (share * own.rate - reference) * self.outgoing(feedback, slope)
+            gained = (share * own.rate - reference) * self.outgoing("⟨B,∇⟩", lambda: (self.feedback(), slope))
         if own.decay:
-            gained = gained + share * own.rate * own.decay * self.outgoing(feedback, self.weight)
+            aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
+            gained = gained + share * own.rate * own.decay * aligned
         if self.form is Form.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
-            down = down_of(self.weight, slope, own)
-            self.carried = self.carried - 0.5 * own.rate**2 * self.outgoing(down, down)
+            squared = self.outgoing(f"|d|² {id(self.weight)}", lambda: _twice(down_of(self.weight, slope, own)))
+            self.carried = self.carried - 0.5 * own.rate**2 * squared
         elif self.form is not Form.STILL:
-            self.carried = self.carried - own.rate * self.outgoing(feedback, down_of(self.weight, slope, own))
+            along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), down_of(self.weight, slope, own)))
+            self.carried = self.carried - own.rate * along
             self.lengths = self.lengths + self._sum(self._lengthened(one, rates) for one in self.parameters)
         return gained
 
@@ -170,9 +176,12 @@ class Target:
         slope, own = rates.gradient(parameter), rates[parameter]
         if slope is None:
             return self.zeros()
-        down = down_of(parameter, slope, own)
-        squared = 0.5 * own.rate**2 * self.outgoing(down, down)
-        return squared - own.rate * self.outgoing(parameter, down)
+        squared = self.outgoing(f"|d|² {id(parameter)}", lambda: _twice(down_of(parameter, slope, own)))
+        along = self.outgoing(f"⟨p,d⟩ {id(parameter)}", lambda: (parameter, down_of(parameter, slope, own)))
+        return 0.5 * own.rate**2 * squared - own.rate * along
+
+    def _squared(self, parameter: Tensor) -> Float[Tensor, " neurons"]:
+        return self.outgoing(f"|p|² {id(parameter)}", lambda: (parameter, parameter))
 
     def _sum(self, values: Iterable[Tensor]) -> Tensor:
         return sum(values, self.zeros())
@@ -205,3 +214,7 @@ class Target:
         if now is not None and self._passes is not None:
             self.uneven = self.uneven | (now - self._passes > 1)
         self._passes = now
+
+
+def _twice(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    return tensor, tensor

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from falign.attached import Feedback
 from falign.layers import LOOKUPS, kind_of
-from falign.measure.law.labels import Call, cross, keeps_order
+from falign.measure.law.labels import Call, Crossed, cross, keeps_order
 from falign.measure.law.marks import OTHER, Mark, columns, fresh
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -41,6 +41,7 @@ class Tracer(TorchDispatchMode):
         self.types: list[torch.dtype] = []
         self._faults = _faults(model)
         self.outputs: frozenset[str] = frozenset()
+        self._new: dict[tuple[Any, ...], Tensor] = {}
         self._handles: list[Any] = []
         for name, module in model.named_modules():
             if kind_of(module) is not None or isinstance(module, BatchNorm):
@@ -79,6 +80,13 @@ class Tracer(TorchDispatchMode):
     def _of(self, tensor: Any) -> dict[str, Mark]:
         return self._marks.get(tensor, {}) if isinstance(tensor, Tensor) else {}
 
+    def _fresh(self, output: Tensor, axis: int) -> Tensor:
+        """Labels of a layer's own output; outputs of one shape have the same ones."""
+        key = (*output.shape, *output.stride(), axis, output.device)
+        if key not in self._new:
+            self._new[key] = fresh(output, axis)
+        return self._new[key]
+
     def _complain(self, source: str, reason: str) -> None:
         self.reasons.setdefault(source, reason)
 
@@ -89,8 +97,11 @@ class Tracer(TorchDispatchMode):
             return
         self.types.append(x.dtype)
         moving = isinstance(module, BatchNorm) and not (module.training or module.running_mean is None)
+        known: dict[int, Tensor | None] = {}
         for source, mark in self._of(x).items():
-            found = columns(mark.labels, _axis(module, x))
+            if id(mark.labels) not in known:
+                known[id(mark.labels)] = columns(mark.labels, _axis(module, x))
+            found = known[id(mark.labels)]
             if moving:
                 self._complain(source, "batch normalisation by running statistics shifts its output")
             if found is None:
@@ -105,7 +116,7 @@ class Tracer(TorchDispatchMode):
         self._runs[name] += 1
         axis = _axis(module, y)
         self.neurons[name] = y.shape[axis]
-        self._marks[y] = {name: Mark(fresh(y, axis), bare=True)}
+        self._marks[y] = {name: Mark(self._fresh(y, axis), bare=True)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -115,12 +126,18 @@ class Tracer(TorchDispatchMode):
         if any(isinstance(leaf, Tensor) and self._varies(leaf) for leaf in tree_leaves((args, kwargs))):
             self._trained.update((output, True) for output in outputs)
         marks: list[dict[str, Mark]] = [{} for _ in outputs]
+        known: dict[tuple[tuple[int, bool] | None, ...], tuple[Crossed, bool]] = {}
         for source in dict.fromkeys(source for operand in operands for source in operand):
-            step = Call(func, args, kwargs, result, partial(self._labels, source), self._varies)
-            crossed = cross(step)
+            # In a residual network most sources have the same labels in the same operands, and the same happens to all.
+            own = (operand.get(source) for operand in operands)
+            alike = tuple(None if mark is None else (id(mark.labels), mark.bare) for mark in own)
+            if alike not in known:
+                step = Call(func, args, kwargs, result, partial(self._labels, source), self._varies)
+                bare = keeps_order(step) and all(operand[source].bare for operand in operands if source in operand)
+                known[alike] = cross(step), bare
+            crossed, bare = known[alike]
             if crossed.reason is not None:
                 self._complain(source, crossed.reason)
-            bare = keeps_order(step) and all(operand[source].bare for operand in operands if source in operand)
             for mark, labels in zip(marks, tree_leaves(crossed.labels), strict=False):
                 if labels is not None:
                     mark[source] = Mark(labels, bare)
