@@ -1,6 +1,9 @@
 """The command: its help, its exit codes, and one sentence for every wrong argument."""
 
+import io
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +14,11 @@ import pytest
 import torch
 
 import falign
+from falign import commands
 from falign.cli import main
-from falign.lab import ending
+from falign.lab import ending, requirements
 from falign.lab.config import TrainConfig, option
+from falign.lab.experiment.store import Store
 from falign.lab.models import ACTIVATIONS
 from falign.lab.ridge import SCHEDULES
 
@@ -102,6 +107,20 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "law and ridge": ([*TRAIN, "--check-law", "--ridge", "1"], ["--check-law", "--ridge", "leave one of them out"]),
     "option": ([*TRAIN, "--colour", "red"], ["--colour"]),
     "word too many": ([*TRAIN, "mnist"], ["mnist"]),
+    "trust without resume": ([*TRAIN, "--trust"], ["--trust is for --resume", "leave it out"]),
+    "long name": (["status", "--out", "a" * 300], ["--out is ", "File name too long"]),
+    "long name of what is not there": (["train", "--resume", f"a/{'b' * 256}"], ["--resume is a/", "255 bytes"]),
+    "long name of letters of three bytes": (["compare", "语" * 86], ["RUNS is ", "File name too long"]),
+    "folder below a file": ([*TRAIN, "--out", "/dev/null/a"], ["--out is /dev/null/a", "Not a directory"]),
+    "NUL": (["status", "--out", "a\0b"], ["'a\\x00b' holds a character that no argument can"]),
+    "half a letter": (["compare", "\ud800"], ["'\\ud800' holds a character that no argument can"]),
+    "line break": (["train", "no\nsuch\r", "--model", "lenet"], ["no\\nsuch\\r"]),
+    "escapes": (["\x1b]0;title\x07"], ['"\\x1b]0;title\\x07"', "train"]),
+    "no UTF-8": (["report", "--out", "M\udcfcller"], ["in M\\xfcller"]),
+    "very long word": (["report", "x" * 100_000 + "y"], ["xxx…xxx", "xy'"]),
+    "empty word": ([""], ["an argument is empty: give a value, or leave it out"]),
+    "empty value": ([*TRAIN, "--out", ""], ["--out is empty: give a value"]),
+    "empty value behind a sign": (["status", "--out="], ["--out= is empty"]),
     "resume of no run": (["train", "--resume", "nothing"], ["nothing is not a run folder", "config.json"]),
     "data folder": (
         ["train", "mnist", "--model", "lenet", "--data", "nothing"],
@@ -155,7 +174,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run([*TRAIN, "--epochs", "2"], capsys)
-    folder = "runs/digits-mlp-64-16-10-fa-0"
+    folder = "runs/digits-mlp-64-16-10-fa-0-epochs=2"
     assert code == 0
     assert f"done after step 46: records and pictures are in {folder}" in said
     code, _, wrong = run([*TRAIN, "--epochs", "2"], capsys)
@@ -210,7 +229,7 @@ def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(said.strip().splitlines()) == 1
 
 
-COMMANDS = ("train", "compare", "list", "reproduce", "status", "report")
+COMMANDS = ("train", "compare", "list", "reproduce", "status", "report", "doctor")
 OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
 
 
@@ -219,7 +238,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     rows = re.findall(r"^│ \*? *((?:DATASET )?--[a-z -]+)", said, re.M)
     names = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
-    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--force"}
+    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--trust", "--force"}
     assert set(OPTIONS) == {
         *(
             "--model",
@@ -263,6 +282,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         ),
         ("status", {"NAME", "--preset", "--out"}),
         ("report", {"NAME", "--preset", "--out"}),
+        ("doctor", {"--data", "--out", "--json"}),
     ],
 )
 def test_the_help_of_the_laboratory_is_frozen(
@@ -273,8 +293,9 @@ def test_the_help_of_the_laboratory_is_frozen(
     assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|--)[A-Z a-z-]*)", said, re.M)} == options
     words = " ".join(said.replace("│", " ").split())
     preset = "quick" if command == "reproduce" else "the one of which most runs are there"
-    for default in (f"[choices: smoke, quick, paper] [default: {preset}]", "[default: results]") if options else ():
-        assert default in words
+    choices = f"[choices: smoke, quick, paper] [default: {preset}]"
+    for name, default in {"--preset": choices, "--out": "[default: results]"}.items():
+        assert (default in words) == (name in options)
 
 
 def test_every_option_of_a_rule_is_an_option_of_the_command() -> None:
@@ -290,6 +311,181 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], capsys)[1] == said
     assert run(["--version"], capsys)[:2] == (0, f"{falign.__version__}\n")
     assert all(word in run(["compare", "--help"], capsys)[1] for word in ("RUNS", "--out", "comparison.png"))
+
+
+def _speechless(encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", write_through=True)
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode(stream.encoding)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_output_that_is_not_utf8_gets_replacements(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    commands: dict[str, tuple[list[str], int, str]] = {
+        "help": (["train", "--help"], 0, "cutoff: ? for t ? T"),
+        "list": (["list"], 0, "song2021.figure2"),
+        "law": (
+            [*TRAIN, "--check-law", "--momentum", "0", "--epochs", "1", "--out", "λ"],
+            0,
+            "law after 23 steps: holds",
+        ),
+        "comparison": (["compare", "λ"], 0, "digits"),
+        "doctor": (["doctor", "--out", "λ2"], 0, "PYTHONUTF8=1"),
+        "error": (["status", "--out", "λ"], 2, "output folder that is not ours"),
+        "wrong word": (["λ"], 2, 'Unknown command "?"'),
+    }
+    for name, (words, expected, part) in commands.items():
+        out, err = _speechless(encoding), _speechless(encoding)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", out)
+            patched.setattr(sys, "stderr", err)
+            code = main(words)
+        said = _written(err if expected else out)
+        assert code == expected, (name, _written(err))
+        assert part in said, name
+        assert "?" in said or name in ("list", "doctor"), name
+
+
+LIGHT = """
+import sys, types
+package = types.ModuleType('falign')
+package.__path__ = [sys.argv.pop(1)]
+package.__version__ = '1'
+sys.modules['falign'] = package
+from falign.cli import main
+sys.exit(main())
+"""
+"""The command without PyTorch, which help does not need: it starts at once."""
+
+
+def _shell(words: str, **env: str) -> tuple[int, str]:
+    """The command in a shell, such as ``falign --help > /dev/full``: its own exit code, and what it said."""
+    light = shlex.join([sys.executable, "-c", LIGHT, str(Path(falign.__file__).parent)])
+    script = ["bash", "-c", f"{words.replace('falign', light, 1)}; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_what_cannot_be_printed_is_said_once_and_ends_with_one() -> None:
+    full = (1, "falign: the output cannot be written: No space left on device\n")
+    assert _shell("falign train --help > /dev/full") == full
+    assert _shell("falign --version > /dev/full") == full
+    assert _shell("falign train --help > /dev/full", PYTHONUNBUFFERED="1") == full
+    assert _shell("falign train --help > /dev/full 2> /dev/full") == (1, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX shells")
+def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
+    assert _shell("falign train --help | exit") == (1, "")
+    assert _shell("falign train --help | exit", PYTHONUNBUFFERED="1") == (1, "")
+    assert _shell("falign --version | exit") == (1, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX shells")
+def test_closed_standard_streams_are_silent_and_their_places_are_not_given_to_files() -> None:
+    assert _shell("falign train --help <&- >&- 2>&-") == (0, "")
+    number = "import os; number = (main(), os.open('file', os.O_CREAT | os.O_WRONLY))[1]; os.write(1, b'no'); "
+    code = LIGHT.replace("sys.exit(main())", f"{number}sys.exit(number)")
+    line = shlex.join([sys.executable, "-c", code, str(Path(falign.__file__).parent), "--version"])
+    done = subprocess.run(["bash", "-c", f"{line} <&- >&- 2>&-"], timeout=120)
+    assert done.returncode > 2, "the first file that is opened has not the number of standard output"
+    assert Path("file").read_bytes() == b""
+
+
+LACKING = """
+import importlib, sys
+from importlib.abc import MetaPathFinder
+
+class Lacking(MetaPathFinder):
+    package, error = "", None
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            raise self.error or ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+lacking = Lacking()
+sys.meta_path.insert(0, lacking)
+from falign.cli import main
+before = set(sys.modules)
+for package, words in (line.split("=") for line in sys.argv[1:]):
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] in ("falign", package):
+            del sys.modules[name]
+    lacking.package = package
+    print(package, main(words.split()), file=sys.stderr)
+    lacking.error = ImportError("cannot import name 'New'", name=package)
+    print(package, main(words.split()), file=sys.stderr)
+    lacking.error = None
+"""
+
+
+def test_a_package_that_is_missing_or_broken_is_named() -> None:
+    words = {"cyclopts": "list", "rich": "train --help", "polars": "status", "jinja2": "report", "pooch": "list"}
+    words |= {
+        "sklearn": "train digits --model mlp:64-8-10",
+        "safetensors": "train digits --model lenet",
+        "matplotlib": "compare a",
+    }
+    Store(folder=Path("results")).open(create=True)
+    lines = [f"{package}={line}" for package, line in words.items()]
+    done = subprocess.run([sys.executable, "-c", LACKING, *lines], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = iter(done.stderr.splitlines())
+    for package in words:
+        name = {"sklearn": "scikit-learn"}.get(package, package)
+        missing = f'falign: the package {name} is missing, which this command needs: pip install "falign[lab]"'
+        assert next(said) == missing
+        assert next(said) == f"{package} 1"
+        assert next(said).startswith(
+            f"falign: the package {name} cannot be used (cannot import name 'New'): it is damag"
+        )
+        assert next(said) == f"{package} 1"
+
+
+def test_errors_of_the_system_and_of_memory_are_sentences_and_faults_of_falign_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: dict[BaseException, tuple[int, str]] = {
+        PermissionError(13, "Permission denied", "a/\udcffb"): (1, "falign: a/\\xffb: Permission denied\n"),
+        OSError(36, "File name too long", b"c"): (2, "falign: c: File name too long\n"),
+        TimeoutError("timed out"): (1, "falign: timed out\n"),
+        MemoryError(): (1, "falign: there is not enough memory: make what is computed smaller\n"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried"): (
+            1,
+            "falign: there is not enough memory (CUDA out of mem",
+        ),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't"): (1, "falign: there is not enough memory ([enforce"),
+        KeyboardInterrupt(): (130, "falign: interrupted\n"),
+        SystemExit(0): (1, "falign: the code that was run asked to end (0): the command was not done\n"),
+    }
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error, (code, said) in raised.items():
+        monkeypatch.setattr(commands, "run", lambda words, error=error: fail(error))
+        assert main(["list"]) == code
+        assert capsys.readouterr().err.startswith(said)
+    for error in (TypeError("ours"), ImportError("cannot import", name="falign.lab"), RecursionError("deep")):
+        monkeypatch.setattr(commands, "run", lambda words, error=error: fail(error))
+        with pytest.raises(type(error)):
+            main(["list"])
+
+
+def test_a_package_that_is_too_old_is_named_whatever_it_makes_go_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = requirements.Requirement(package="rich", extra="lab", wanted=">=13.7", found="9.1", fits=False)
+    monkeypatch.setattr(requirements, "requirements", lambda: (found,))
+    monkeypatch.setattr(commands, "run", lambda words: [].missing)  # pyright: ignore
+    assert main(["list"]) == 1
+    expected = 'falign: rich 9.1 is installed, expected >=13.7: pip install --upgrade "falign[lab]"\n'
+    assert capsys.readouterr().err == expected
 
 
 def test_the_module_is_the_command() -> None:

@@ -5,7 +5,9 @@ import os
 import time
 from collections import namedtuple
 from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,6 +164,8 @@ def test_layers_that_run_only_in_training_are_seen():
         ({"skip": ("linear",)}, "near it: 0, 1, 2"),
         ({"scale": -1.0}, "scale is -1.0, expected a positive number"),
         ({"scale": float("nan")}, "scale is nan"),
+        pytest.param({"scale": 10**400}, "expected a number near 1", marks=untyped),
+        pytest.param({"scale": True}, "scale is True, expected a positive number", marks=untyped),
         ({"feedback": {"2": torch.zeros(3, 3)}}, r"feedback of layer '2' has shape (3, 3), expected (7, 30)"),
         ({"feedback": {"9": torch.zeros(3, 3)}}, "feedback names '9', which takes no feedback; layers: 0, 2"),
         ({"feedback": {"2": torch.full((7, 30), float("inf"))}}, "holds numbers that are not finite"),
@@ -490,3 +494,25 @@ def test_public_surface():
         "convert", "feedback_state", "init", "load_feedback_state", "measure", "revert", "targets", "transport",
         "verify",
     ]  # fmt: skip
+
+
+@untyped
+@pytest.mark.parametrize(
+    ("seed", "scale"), [(np.int64(3), np.float32(0.5)), (np.uint8(3), np.float16(0.5)), (3, Fraction(1, 2))]
+)
+def test_numbers_of_other_kinds_are_numbers(seed, scale):
+    def matrices(seed, scale):
+        torch.manual_seed(0)
+        return falign.feedback_state(
+            falign.convert(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), seed=seed, scale=scale)
+        )
+
+    expected, found = matrices(3, 0.5), matrices(seed, scale)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@untyped
+@pytest.mark.parametrize("seed", [3.0, True, np.bool_(True), "3", None, np.float64(3)])
+def test_seeds_are_whole_numbers(seed):
+    with pytest.raises(falign.ConversionError, match=r"seed is .*, expected a whole number"):
+        falign.convert(net(), seed=seed)

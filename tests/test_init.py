@@ -264,3 +264,28 @@ def test_feedback_with_the_weights_signs_has_nothing_against_it(rule):
 def test_an_example_that_does_not_run_is_refused():
     with pytest.raises(ValueError, match="does not run on the example"):
         init.dominant(mlp(), example=torch.zeros(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scheme", falign.init.SCHEMES)
+def test_what_a_model_has_learned_does_not_matter_as_the_docs_say(scheme):
+    """Every scheme draws anew: a trained model and a new one end with the same weights."""
+    found = []
+    for trained in (False, True):
+        torch.manual_seed(3)
+        model = falign.convert(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)), "fa")
+        if trained:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            for _ in range(3):
+                model(torch.ones(5, 4)).square().mean().backward()
+                optimizer.step()
+        falign.init.SCHEMES[scheme](model, example=torch.ones(2, 4), seed=5)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+@pytest.mark.parametrize("seed", [None, 1.0, True, "1", 2**70, -(2**70)])
+def test_a_seed_of_no_use_is_refused(seed):
+    model = falign.convert(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)), "fa")
+    with pytest.raises(ValueError, match=r"seed is .*, expected a whole number"):
+        falign.init.generic(model, seed=seed)

@@ -317,6 +317,8 @@ class Feedback(nn.Module):
                 f"layer {self.name!r} was called with keyword arguments only: pass its input as the first argument, "
                 "falign cuts it there"
             )
+        if not isinstance(args[0], Tensor):
+            raise TypeError(f"layer {self.name!r} was called with a {type(args[0]).__name__}, expected a tensor")
         if "forward" in layer.__dict__:
             raise RuntimeError(
                 f"the forward of layer {self.name!r} was replaced after convert, so its map is not known: call "
@@ -327,6 +329,7 @@ class Feedback(nn.Module):
                 self.wiring.state.runs.clear()
                 raise RuntimeError(_NO_GRAPH)
         else:
+            self._fits(layer)
             self.latest = self.wiring.passes
             if torch._C._get_tracing_state() is not None:
                 raise RuntimeError(_NO_GRAPH)
@@ -336,6 +339,21 @@ class Feedback(nn.Module):
                     "`with falign.backprop(model):`, where they are exact"
                 )
         return args[0]
+
+    def _fits(self, layer: Layer) -> None:
+        """Refuse weights that are of another shape than they were: neurons were removed or added.
+
+        Raises:
+            RuntimeError: they are, and the error could not pass B.
+        """
+        weight = layer._parameters.get("weight")
+        if weight is None or self.wiring.rule.wiring != "layerwise" or self.matrix.dim() != weight.dim():
+            return
+        if self.matrix.shape != weight.shape:
+            raise RuntimeError(
+                f"layer {self.name!r} has weights {tuple(weight.shape)}, feedback {tuple(self.matrix.shape)}: neurons "
+                "were removed or added after convert; call falign.revert, and convert the model again as it is now"
+            )
 
     def _advances(self) -> bool:
         """A pass of training, and not its recomputation by activation checkpointing.
@@ -385,7 +403,7 @@ def wants_error(x: Tensor) -> bool:
 
     Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
     """
-    return x.requires_grad or transformed()
+    return isinstance(x, Tensor) and (x.requires_grad or transformed())
 
 
 def in_backward() -> bool:

@@ -1,252 +1,23 @@
-"""The command ``falign``."""
+"""The command ``falign``, from its words to its exit code: whatever goes wrong is one sentence on standard error.
 
+Needs nothing beside PyTorch and Python: what the commands need, the extra ``falign[lab]``, may be missing.
+"""
+
+import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from contextlib import suppress
+from errno import EINVAL, ELOOP, ENAMETOOLONG
+from signal import SIGINT
+from traceback import walk_tb
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from falign.lab.streams import plain, prepare, settle, tell
 
-from falign.lab.config import ConfigError, TrainConfig, option
-
-# What needs torch is imported in the commands, so that help comes at once.
-
-_FILES = Group("Files", sort_key=6)
-_WHERE = Group("Where it is computed", sort_key=7)
-_RESULTS = Path("results")
-_Preset = Literal["smoke", "quick", "paper"]
-_Shown = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
-_FREE = ("epochs",)
-"""Options that may differ when a run goes on."""
-
-
-def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """With --resume, options that are not given are those of the run."""
-    given = next((part for part in arguments if part.name == "--resume" and part.tokens), None)
-    if given is None:
-        return
-    from falign.lab.runs import Run
-
-    config, _ = Run(Path(given.tokens[-1].value)).read_config()
-    values = asdict(config)
-    for part in arguments:
-        value = values.get(part.keys[-1]) if part.keys else None
-        if value is not None and not part.tokens:
-            part.append(Token(keyword=part.name, value=str(value), source=str(given.tokens[-1].value)))
-
-
-def _version() -> str:
-    from falign import __version__
-
-    return __version__
-
-
-app = App(
-    name="falign",
-    help="Train networks without weight transport, and see how well the errors align with the true gradient.",
-    version=_version,
-    config=_stored,
-)
-
-
-@app.command
-def train(
-    config: Annotated[TrainConfig, Parameter(name="*")],
-    *,
-    data: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")] = None,
-    out: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "runs/DATASET-MODEL-RULE-SEED")] = None,
-    resume: Annotated[Path | None, Parameter(group=_FILES)] = None,
-    force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
-) -> int:
-    """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
-
-    falign train digits --model mlp:64-128-10 --rule dfa
-
-    Ctrl-C leaves a run that --resume continues, to the same numbers.
-
-    Args:
-        config: What to train.
-        data: Folder that holds the data sets; what is not there is downloaded.
-        out: The run folder.
-        resume: Go on with the run in this folder; of its options only --epochs may be raised.
-        force: Replace the run that the folder holds.
-    """
-    from falign.lab.completion import located
-    from falign.lab.runs import Run
-    from falign.lab.train import resume as go_on
-    from falign.lab.train import train as begin
-
-    if resume is None:
-        outcome = begin(config, out, data=data, replaces=force)
-    else:
-        if out is not None or force:
-            raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
-        before, _ = Run(resume).read_config()
-        config = replace(config, dataset=located(config.dataset))
-        for name, (now, then) in config.differences(before).items():
-            if name not in _FREE:
-                raise ConfigError(
-                    f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
-                )
-        outcome = go_on(resume, epochs=config.epochs, data=data)
-    print(outcome.message, file=sys.stdout if outcome.status == "done" else sys.stderr)
-    if outcome.failure:
-        print(f"falign: {outcome.failure}", file=sys.stderr)
-    return {"done": 1 if outcome.failure else 0, "diverged": 1, "interrupted": 130}[outcome.status]
-
-
-@app.command
-def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
-    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
-
-    falign compare runs/digits-* --out digits.png
-
-    Args:
-        runs: Run folders that falign train wrote.
-        out: The picture, a PNG file.
-    """
-    from rich.console import Console
-
-    from falign.lab import compare as comparison
-    from falign.lab.pictures.comparison import figure
-    from falign.lab.report.drawing import png
-    from falign.lab.writing import write
-
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
-    found = comparison.read(runs)
-    comparison.show(found, Console())
-    write(out, png(figure(found)))
-    print(f"the picture is {out}")
-    return 0
-
-
-@app.command(name="list")
-def list_papers() -> int:
-    """List the papers and their experiments: number of runs at each preset, claims and figures."""
-    from rich.console import Console
-
-    from falign.lab.experiment.summary import show_papers
-    from falign.papers import PAPERS
-
-    show_papers(PAPERS, Console())
-    return 0
-
-
-@app.command
-def reproduce(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Preset = "quick",
-    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
-    data: Annotated[Path | None, Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache")] = None,
-    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
-    memory: Annotated[
-        float | None, Parameter(group=_WHERE, show_default=lambda _: "half of the machine's, shared among the workers")
-    ] = None,
-    device: Annotated[str, Parameter(group=_WHERE)] = "cpu",
-    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
-    cpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
-    gpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "0")] = None,
-) -> int:
-    """Compute the runs of papers that are missing, judge what the papers claim, and write a page of it.
-
-    falign reproduce song2021 --preset quick --workers 2
-
-    Called again, it does only what is missing; several may work on one folder at once.
-
-    Args:
-        names: Papers or experiments; none is all papers.
-        preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
-        out: Folder of the results.
-        data: Folder that holds the data sets; what is not there is downloaded.
-        workers: Processes that compute; 1 is this one alone.
-        memory: GiB that a block of runs may need.
-        device: cpu, cuda or cuda:INDEX.
-        ray: Compute on the Ray cluster at this address; local starts one here.
-        cpus_per_run: Cores that Ray gives to a block of runs.
-        gpus_per_run: GPUs, or a part of one, that Ray gives to a block of runs.
-    """
-    from rich.console import Console
-
-    from falign.lab.experiment import options
-    from falign.lab.experiment.reproduce import reproduce as bring_all
-    from falign.lab.experiment.selection import select
-    from falign.papers import PAPERS
-
-    selection = select(names, PAPERS)
-    executor = options.executor(
-        workers=workers, device=device, data=data, ray=ray, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run
-    )
-    limit = options.memory(memory, workers=workers, device=device)
-    return bring_all(selection, preset, out=out, executor=executor, memory=limit, console=Console())
-
-
-@app.command
-def status(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Shown = None,
-    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
-) -> int:
-    """Show how the runs of papers stand, and what their claims come to so far.
-
-    falign status song2021 --preset quick
-
-    Args:
-        names: Papers or experiments; none is all papers.
-        preset: Which runs.
-        out: Folder of the results.
-    """
-    from rich.console import Console
-
-    from falign.lab.experiment.reproduce import read
-    from falign.lab.experiment.selection import choose, select
-    from falign.lab.experiment.store import Store
-    from falign.lab.experiment.summary import show
-    from falign.papers import PAPERS
-
-    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
-    store.open(create=False)
-    chosen, note = choose(preset, store.counts(selection.experiments))
-    if note:
-        print(note)
-    show(store, selection, read(store, selection, chosen), Console())
-    return 0
-
-
-@app.command
-def report(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Shown = None,
-    out: Annotated[Path, Parameter(group=_FILES)] = _RESULTS,
-) -> int:
-    """Write the page of papers again from the runs that are there; nothing is computed.
-
-    falign report song2021 --preset quick
-
-    Args:
-        names: Papers, or experiments whose papers are meant; none is all papers.
-        preset: Which runs.
-        out: Folder of the results, where the page is written.
-    """
-    from falign.lab.experiment.reproduce import read
-    from falign.lab.experiment.selection import choose, select
-    from falign.lab.experiment.store import Store
-    from falign.lab.report import write_report
-    from falign.lab.writing import RunError
-    from falign.papers import PAPERS
-
-    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
-    store.open(create=False)
-    counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
-    chosen, note = choose(preset, counts)
-    if any(counts.values()) and not counts[chosen]:
-        raise RunError(f"{note}; the page was left as it is")
-    if note:
-        print(note)
-    page, numbers = write_report(out, read(store, selection, chosen))
-    print(f"the page is {page}, the same as JSON {numbers}")
-    return 0
+_LONG = 400
+"""A word of more letters is shortened in messages."""
+_NO_NAMES = (ENAMETOOLONG, ELOOP, EINVAL)
+"""What systems say of a path that can never be one."""
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -256,36 +27,115 @@ def main(tokens: Sequence[str] | None = None) -> int:
         tokens: Its words; None is those of the command line.
 
     Returns:
-        0: done; 1: it went wrong on the way; 2: an argument is wrong; 130: interrupted.
+        0: done; 1: it went wrong on the way; 2: an argument is wrong; 128 and a signal's number: stopped by that
+        signal, 130 by Ctrl-C.
     """
+    words = sys.argv[1:] if tokens is None else list(tokens)
+    prepare()
+    code = _answered(words)
+    if error := settle(sys.stdout):
+        code = code or 1
+        if not isinstance(error, BrokenPipeError):  # who closed a pipe knows
+            _say(f"the output cannot be written: {error.strerror or error}")
+    settle(sys.stderr)
+    return code
+
+
+def _answered(words: list[str]) -> int:
+    for word in words:
+        if not _is_argument(word):
+            return _failed(f"{word!r} holds a character that no argument can: leave it out", 2, words)
     try:
-        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-        return command(*bound.args, **bound.kwargs) or 0
-    except CycloptsError as error:
-        return _failed(f"{_sentence(error)}: see falign --help", 2)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
-    except (ValueError, RuntimeError) as error:
-        code = _code(error)
-        if code is None:
+        from falign.commands import run
+
+        return run(words)
+    except KeyboardInterrupt as error:  # by Ctrl-C, or by the signal whose number it carries
+        return _failed("interrupted", 128 + getattr(error, "number", SIGINT), words)
+    except SystemExit as error:
+        if _unheard(error):  # rich's answer to a closed pipe
+            return 1
+        return _failed(f"the code that was run asked to end ({error.code!r}): the command was not done", 1, words)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unheard(error):
+            return 1
+        told = _told(error)
+        if told is None:
             raise
-        return _failed(str(error), code)
+        return _failed(*told, words)
 
 
-def _sentence(error: CycloptsError) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+def _is_argument(word: str) -> bool:
+    """Whether a system could hand over such a word: no NUL, no half of a letter. Then it is fit for a path, too."""
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+
+
+def _unheard(error: BaseException) -> bool:
+    """Whether an error comes from printing: its innermost frame is that of what prints."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") in ("rich.console", "falign.lab.streams")
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """The sentence and the exit code of an error that is none of falign's own code; None for others."""
+    from falign.lab.requirements import lacking
+
+    if isinstance(error, ImportError):
+        return _with(1, lacking(error))
+    if isinstance(error, OSError):
+        named = "the output cannot be written: " if _unheard(error) else ""
+        named = named if error.filename is None else f"{_name(error.filename)}: "
+        return f"{named}{error.strerror or error}", 2 if error.errno in _NO_NAMES else 1
+    if (code := _code(error)) is not None:
+        return str(error), code
+    if _is_memory(error):
+        first = (str(error).splitlines() or [""])[0]
+        return f"there is not enough memory{f' ({first})' if first else ''}: make what is computed smaller", 1
+    return _with(1, lacking(error))
+
+
+def _with(code: int, sentence: str | None) -> tuple[str, int] | None:
+    return None if sentence is None else (sentence, code)
 
 
 def _code(error: Exception) -> int | None:
     """The exit code of an error whose message is meant for the user; None for others."""
-    from falign.lab.data import DataError
-    from falign.lab.writing import RunError
-
+    try:
+        from falign.lab.config import ConfigError
+        from falign.lab.data import DataError
+        from falign.lab.writing import RunError
+    except Exception:  # of packages that do not fit, which is what the error is about
+        return None
     if isinstance(error, RunError):
         return error.code
     return 2 if isinstance(error, (ConfigError, DataError)) else None
 
 
-def _failed(message: str, code: int) -> int:
-    print(f"falign: {message}", file=sys.stderr)
+def _is_memory(error: Exception) -> bool:
+    import torch
+
+    # On the CPU PyTorch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _name(path: object) -> str:
+    return os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+
+
+def _failed(message: str, code: int, words: Sequence[str]) -> int:
+    if any("\n" in word or "\r" in word for word in words):  # which the message may repeat
+        message = message.replace("\r", "\\r").replace("\n", "\\n")
+    _say(message)
     return code
+
+
+def _say(message: str) -> None:
+    with suppress(OSError, ValueError):  # there may be nobody to tell
+        tell(f"falign: {_shortened(plain(message))}", error=True)
+
+
+def _shortened(message: str) -> str:
+    """The same, without the middle of words that nobody would read to the end."""
+    return re.sub(rf"\S{{{_LONG},}}", lambda word: f"{word[0][: _LONG // 4]}…{word[0][-_LONG // 8 :]}", message)

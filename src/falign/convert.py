@@ -190,8 +190,13 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: every B of the model, by layer name. Under the shared family each layer then holds its own copy.
 
     Raises:
+        TypeError: the state is no mapping.
         ValueError: names, shapes or numbers do not fit; all of them are listed, and nothing was loaded.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"the state is a {type(state).__name__}, expected {{layer name: B}}, as feedback_state gives it"
+        )
     here, parts = feedback_state(model), feedbacks(model)
     problems = [f"layer {name!r} has feedback here, but not in the state" for name in here if name not in state]
     problems += [f"the state has {name!r}, which takes no feedback here" for name in state if name not in here]
@@ -200,9 +205,16 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             problems.append(f"{name!r} is a {type(state[name]).__name__}, expected a tensor")
         elif tuple(state[name].shape) != tuple(here[name].shape):
             problems.append(f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(here[name].shape)}")
-        elif name in parts:
-            problems += [f"{name!r} {fault}" for fault in faults_of(state[name], here[name].dtype)]
-            if parts[name].wiring.rule.magnitudes and not state[name].is_complex() and bool((state[name] < 0).any()):
+        else:
+            faults = faults_of(state[name], here[name].dtype)
+            problems += [f"{name!r} {fault}" for fault in faults]
+            if (
+                not faults
+                and name in parts
+                and parts[name].wiring.rule.magnitudes
+                and not state[name].is_complex()
+                and bool((state[name] < 0).any())
+            ):
                 problems.append(f"{name!r} holds negative numbers, expected magnitudes: the signs are the weights'")
     if problems:
         listed = "\n".join(f"- {line}" for line in sorted(problems))

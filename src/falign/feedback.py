@@ -7,6 +7,7 @@ its own and only then converted, so every device and dtype holds the same number
 """
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,10 +183,14 @@ def family(text: str) -> Family:
     Raises:
         ValueError: the name is unknown, or its number is missing, superfluous or below one.
     """
-    match = re.fullmatch(r"([a-z-]+)(?:\((-?\d+)\)|:(-?\d+))?", text.strip())
+    match = (
+        re.fullmatch(r"([a-z-]+)(?:\((-?[0-9]{1,18})\)|:(-?[0-9]{1,18}))?", text.strip())
+        if isinstance(text, str)
+        else None
+    )
     known = "normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES), shared"
     if match is None or match[1] not in FAMILIES:
-        raise ValueError(f"unknown feedback family {text!r}: choose one of {known}")
+        raise ValueError(f"unknown feedback family {reprlib.repr(text)}: choose one of {known}")
     number = match[2] or match[3]
     if (number is not None) != (match[1] in ("low-rank", "sparse")):
         need = "takes no number" if number is not None else "needs a number"
@@ -225,6 +230,10 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
 
 def faults_of(values: Tensor, dtype: torch.dtype) -> list[str]:
     """What keeps numbers from being feedback of a dtype, as sentences without their subject."""
+    if values.is_meta or values.layout is not torch.strided:
+        return [
+            f"is {'on the meta device' if values.is_meta else 'sparse'}, expected a dense tensor with numbers in it"
+        ]
     if values.is_complex():
         return ["holds complex numbers, expected real ones"]
     if not torch.isfinite(values).all():

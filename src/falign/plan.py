@@ -1,9 +1,9 @@
 """A conversion before it is carried out: which layers it reaches, the shapes of their feedback, and every problem."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from math import inf, isfinite, log, sqrt
+from math import inf, log, sqrt
 from numbers import Real
 from typing import Any
 
@@ -52,7 +52,10 @@ class Plan:
         if found is None or self.problems:
             return
         self.rule = found
-        skip = (skip,) if isinstance(skip, str) else tuple(skip or ())
+        if not isinstance(skip, (str, Collection, Iterator, type(None))) or isinstance(skip, (Tensor, range)):
+            self.problems.append(f"skip is a {type(skip).__name__}, expected names of layers or parameters")
+            return
+        skip = (skip,) if isinstance(skip, str) else tuple(skip if skip is not None else ())
         if wrong := [name for name in skip if not isinstance(name, str)]:
             self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
             return
@@ -113,11 +116,15 @@ class Plan:
     def _scale(self, scale: float | None) -> float | None:
         if scale is None:
             return None
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not isfinite(scale) or scale <= 0:
-            self.problems.append(f"scale is {scale!r}, expected a positive number")
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf:
+            self.problems.append(f"scale is {scale!r:.40}, expected a positive number")
             return None
-        if not 0 < float(torch.tensor(float(scale), dtype=torch.float32, device="cpu")) < float("inf"):
-            self.problems.append(f"scale is {scale!r}, which float32 cannot hold: expected a number near 1")
+        try:
+            rounded = float(torch.tensor(float(scale), dtype=torch.float32, device="cpu"))
+        except OverflowError:  # whole numbers and fractions have no bound
+            rounded = inf
+        if not 0 < rounded < inf:
+            self.problems.append(f"scale is {scale!r:.40}, which float32 cannot hold: expected a number near 1")
             return None
         return float(scale)
 

@@ -56,9 +56,11 @@ def transport(
         those of the first layer are in it.
 
     Raises:
-        ValueError: the loss is not a finite scalar that depends on the parameters.
+        TypeError: the model is no module, or loss_fn no function.
+        ValueError: the model does not run on x, or the loss is not a finite scalar that depends on the parameters.
         RuntimeError: a layer came into the model after ``convert``.
     """
+    wirings(model)
     with gradients_aside(model):
         twin = plain_copy(model)
         with passes(twin, target):
@@ -80,13 +82,44 @@ def backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Trans
     watch = _Backward(twin, x)
     try:
         with watch:
-            loss = checked(loss_fn(call(twin, x)))
+            loss = checked(loss_on(twin, x, loss_fn))
             seed = torch.ones_like(loss)
             watch.label(seed, frozenset((ERROR,)))
             torch.autograd.backward(loss, seed)
     finally:
         watch.remove()
     return watch.found(parameter.grad for parameter in twin.parameters())
+
+
+def loss_on(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
+    """What the function makes of what the model returns for a batch.
+
+    Raises:
+        TypeError: the function is none.
+        ValueError: the model does not run on the batch.
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}, expected a function of what the model returns")
+    return loss_fn(run_on(model, x))
+
+
+def run_on(model: nn.Module, x: Any) -> Any:
+    """What the model returns for a batch.
+
+    Raises:
+        ValueError: it does not run on it; what this package refuses on the way is passed on as it is.
+    """
+    try:
+        return call(model, x)
+    except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "falign":
+            raise
+        came = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"the model does not run on x, {came}: {why}") from error
 
 
 def checked(loss: Any) -> Tensor:

@@ -12,8 +12,7 @@ from falign.convert import backprop, revert
 from falign.delivery import has_own_error
 from falign.layers import KINDS, Layer
 from falign.outputs import as_output, pick, substitute
-from falign.survey import call
-from falign.transport import Transported, backward, checked, gradients_aside, passes, plain_copy
+from falign.transport import Transported, backward, checked, gradients_aside, loss_on, passes, plain_copy, run_on
 from falign.wiring import Wiring, converted, feedbacks
 
 
@@ -89,10 +88,11 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
         float32, 5e-2 in shorter types).
 
     Raises:
+        TypeError: the model is no module, or loss_fn no function.
         ValueError: the model is not converted, the loss is not a finite scalar, or a copy cannot be made or run.
     """
+    converted(model)
     if "_falign" not in model.__dict__:
-        converted(model)
         raise ValueError("verify takes the model that was given to falign.convert, not a part or a wrapper of it")
     wiring = model.__dict__["_falign"]
     rule = wiring.rule
@@ -135,13 +135,13 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
 
 def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     with backprop(twin):
-        checked(loss_fn(call(twin, x))).backward()
+        checked(loss_on(twin, x, loss_fn)).backward()
 
 
 def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     wiring = converted(twin)[0]
     if wiring.rule.wiring == "none":
-        checked(loss_fn(call(twin, x))).backward()
+        checked(loss_on(twin, x, loss_fn)).backward()
     elif wiring.rule.wiring == "layerwise":
         _define_layerwise(twin, x, loss_fn)
     else:
@@ -186,7 +186,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after, prepend=True, with_kwargs=True)
-    checked(loss_fn(call(twin, x))).backward()
+    checked(loss_on(twin, x, loss_fn)).backward()
 
 
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
@@ -201,7 +201,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             layer.register_forward_hook(
                 lambda layer, args, y, name=end.layer: at_layers.update({name: y}), prepend=True
             )
-    result = call(twin, x)
+    result = run_on(twin, x)
     run = wiring.state.runs.pop()
     # The error at what the model returns, and not at what was made of it within: the loss sees it cut off.
     outputs = {number: pick(result, end.output) for number, end in enumerate(wiring.ends) if end.layer is None}

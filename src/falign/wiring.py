@@ -252,7 +252,13 @@ def _refuse_another_way(reached: list[int], error: Tensor) -> None:
 
 
 def wirings(model: nn.Module) -> list[Wiring]:
-    """The wirings of all converted models within a model, itself included, and of the one that it is a part of."""
+    """The wirings of all converted models within a model, itself included, and of the one that it is a part of.
+
+    Raises:
+        TypeError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
     found = [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
     for part in model.modules():
         if isinstance(part, Feedback) and part.wiring not in found:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from kills import Nursery, Verdicts
 
 from falign.lab import ending
 
@@ -21,3 +22,22 @@ def one_thread() -> Iterator[None]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They have tests of their own, and elsewhere they would be most of the time."""
     monkeypatch.setattr(ending, "draw", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Forks processes of the command."""
+    with Nursery(tmp_path_factory.mktemp("said")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def verdicts(request: pytest.FixtureRequest) -> Iterator[Verdicts]:
+    """Counts the cases of a test, and says how many there were at its end."""
+    counted = Verdicts(request.node.name)
+    yield counted
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"\n{counted}")
+    if counted.wrong:
+        pytest.fail("\n".join([str(counted), *counted.wrong]), pytrace=False)

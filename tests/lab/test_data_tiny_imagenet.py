@@ -11,6 +11,7 @@ from falign.lab.data.download import PublishedFile
 from falign.lab.data.loading import load_source
 from falign.lab.data.registry import SOURCES, Source
 from falign.lab.data.tiny_imagenet import TinyImageNet
+from mutations import mutations
 
 SMALL = TinyImageNet(classes=2, train_per_class=3, tests=4)
 ROOT = "tiny-imagenet-200"
@@ -95,26 +96,90 @@ def test_decoded_images_are_kept_in_the_cache_only_and_used(tmp_path, capsys):
     again.train_images.zero_()
     assert load_source(source, progress=False, **places).train_images.equal(first.train_images)
 
-    np.save(kept / "val.npy", np.zeros((4, 3, 64, 65), np.uint8))
-    with pytest.raises(DataError, match=r"val.npy holds uint8 of \(4, 3, 64, 65\)"):
-        load_source(source, progress=False, **places)
-    for damaged in (b"", b"\x93NUMPY", (kept / "train.npy").read_bytes()[:-1]):
-        (kept / "train.npy").write_bytes(damaged)
-        with pytest.raises(DataError, match=r"train.npy is damaged"):
-            load_source(source, progress=False, **places)
-    np.save(kept / "train.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(DataError, match=r"train.npy is damaged"):
-        load_source(source, progress=False, **places)
+    assert np.array_equal(np.load(kept / "val.npy"), first.test_images)
 
 
-def test_an_unpacked_folder_keeps_nothing(tmp_path):
+def kept_of(source, **places):
+    """The data, and what was kept of it."""
+    data = load_source(source, progress=False, **places)
+    (folder,) = (places["cache"] / "tiny-imagenet").iterdir()
+    return data, folder
+
+
+def test_damaged_kept_images_are_decoded_again(tmp_path):
+    source = source_of(pack(tmp_path / "tiny-imagenet-200.zip", contents()))
+    places = {"given": tmp_path, "cache": tmp_path / "cache", "download": False}
+    first, kept = kept_of(source, **places)
+    whole = {file: file.read_bytes() for file in kept.iterdir()}
+    train, val = kept / "train.npy", kept / "val.npy"
+    other = io.BytesIO()
+    np.save(other, np.zeros((4, 3, 64, 65), np.uint8))
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}]), allow_pickle=True)
+    pixel = len(whole[train]) // 2
+    damages = {
+        train: [
+            b"",
+            b"\x93NUMPY",
+            whole[train][:-1],
+            whole[train] + b"\0",
+            whole[train][:pixel] + bytes([whole[train][pixel] ^ 1]) + whole[train][pixel + 1 :],
+            pickled.getvalue(),
+            pickled.getvalue() + hashlib.sha256(pickled.getvalue()).hexdigest().encode(),
+        ],
+        val: [other.getvalue(), whole[train], *(content for _, content in mutations(whole[val], 40))],
+    }
+    for file, contents_of_it in damages.items():
+        for damaged in contents_of_it:
+            file.write_bytes(damaged)
+            again, _ = kept_of(source, **places)
+            assert again.train_images.equal(first.train_images)
+            assert again.test_images.equal(first.test_images)
+            assert again.notes == (f"{file} was damaged: its images were decoded again",)
+            assert {path: path.read_bytes() for path in kept.iterdir()} == whole
+    assert kept_of(source, **places)[0].notes == ()
+
+
+def test_kept_images_of_another_archive_are_not_used(tmp_path):
+    places = {"given": tmp_path, "cache": tmp_path / "cache", "download": False}
+    archive = tmp_path / "tiny-imagenet-200.zip"
+    _, before = kept_of(source_of(pack(archive, contents())), **places)
+    before.rename(tmp_path / "before")
+    _, now = kept_of(source := source_of(pack(archive, contents() | {CAT: jpeg(200)})), **places)
+    (tmp_path / "before" / "train.npy").replace(now / "train.npy")
+    data, _ = kept_of(source, **places)
+    assert data.train_images[0, 0, 0, 0].item() == pytest.approx(200, abs=3)
+
+
+def test_what_a_killed_process_left_half_decoded_is_removed(tmp_path):
+    source = source_of(pack(tmp_path / "tiny-imagenet-200.zip", contents()))
+    kept = tmp_path / "cache" / "tiny-imagenet" / f"decoded-{source.files[0].sha256}"
+    (kept / ".partial-killed").mkdir(parents=True)
+    (kept / ".partial-killed" / "train.npy").write_bytes(b"half")
+    load_source(source, given=tmp_path, cache=tmp_path / "cache", download=False, progress=False)
+    assert sorted(file.name for file in kept.iterdir()) == ["train.npy", "val.npy"]
+
+
+@pytest.mark.parametrize("file", ["wnids.txt", "val/val_annotations.txt", "train/n02124075/images/n02124075_2.JPEG"])
+def test_an_unpacked_folder_that_changes_after_its_first_use_is_refused(tmp_path, file):
     archive = pack(tmp_path / "tiny-imagenet-200.zip", contents())
     source = source_of(archive)
     archive.unlink()
-    unpack(tmp_path / "data" / ROOT, contents())
-    cache = tmp_path / "cache"
-    load_source(source, given=tmp_path / "data", cache=cache, download=False, progress=False)
-    assert not cache.exists()
+    folder = unpack(tmp_path / "data" / ROOT, contents())
+    places = {"given": tmp_path / "data", "cache": tmp_path / "cache", "download": False, "progress": False}
+    first = load_source(source, **places)
+    (folder / "test" / "images" / "test_0.JPEG").unlink()  # never read
+    assert load_source(source, **places).test_images.equal(first.test_images)
+    (record,) = (tmp_path / "cache" / "tiny-imagenet").iterdir()
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content + b"\n")  # still the same lists, and the same picture
+    with pytest.raises(DataError, match=rf"{ROOT} has SHA-256 \w+, expected \w+ as when it was first read.*remove"):
+        load_source(source, **places)
+    record.unlink()
+    assert load_source(source, **places).notes == ()
+    record.write_bytes(record.read_bytes().replace(b"sha256", b"sha257"))
+    assert "nobody knows whether" in load_source(source, **places).notes[0]
+    assert load_source(source, **places).notes == ()
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path):

@@ -1,11 +1,15 @@
 """Runs on the digits: what every rule reaches, what is written, and where the numbers come from."""
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from training_runs import quiet
@@ -13,7 +17,7 @@ from training_runs import quiet
 from falign import ALL_RULES
 from falign.lab.batches import prepare
 from falign.lab.completion import completed
-from falign.lab.config import TrainConfig
+from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
 from falign.lab.learner import make
 from falign.lab.models import build
@@ -193,4 +197,58 @@ def test_lines_without_a_terminal(tmp_path: Path) -> None:
 
 
 def test_default_folder_names_the_run() -> None:
-    assert default_folder(config(rule="dfa", seed=3)) == Path("runs/digits-mlp-64-64-10-dfa-3")
+    fixed = {"dataset": "digits", "model": MODEL}
+    assert default_folder(TrainConfig(**fixed, rule="dfa", seed=3)) == Path("runs/digits-mlp-64-64-10-dfa-3")
+    explicit = TrainConfig(**fixed, learning_rate=0.01, momentum=0.9)
+    assert default_folder(explicit) == default_folder(TrainConfig(**fixed))
+    several = TrainConfig(**fixed, epochs=2, optimizer="adam", learning_rate=0.1, check_law=True, weight_decay=1e-5)
+    words = "epochs=2-optimizer=adam-lr=0.1-weight-decay=1e-05-check-law"
+    assert default_folder(several).name == f"digits-mlp-64-64-10-fa-0-{words}"
+
+
+#: Beside the defaults, values of every option, some of which no file name can hold or tell from another.
+VALUES: dict[str, list] = {
+    "dataset": [
+        "digits",
+        "mnist",
+        "mnist-10k",
+        "/a/Digits",
+        "/b/Digits",
+        "/b/digits",
+        "/b/digits-mlp-64-64-10-fa-0",
+        "ä",
+    ],
+    "model": [MODEL, "mlp:64-64-64-10", "lenet", "my.networks:Small", "my.networks:small", "my-networks:small"],
+    "rule": ["fa", "dfa", "bp"],
+    "feedback": ["low-rank(4)", "low-rank(5)", "sparse(4)", "orthogonal"],
+    "scale": [0.1, 0.1 + 1e-15, 10.0],
+    "epochs": [1, 11, 100],
+    "optimizer": ["adam", "adamw"],
+    "learning_rate": [0.1, 0.10000000000000002, 1e-7],
+    "momentum": [0.0, 0.5],
+    "batch_size": [1, 640],
+    "seed": [0, 1, -1, 10],
+    "activation": ["tanh", "gelu"],
+    "check_law": [True],
+    "tensorboard": [True],
+    "measure_every": [1, 64],
+    "autocast": ["bf16"],
+    "dtype": ["float64"],
+}
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in VALUES.items()}), min_size=2))
+def test_two_configurations_never_have_one_default_folder(several: list[dict]) -> None:
+    names: dict[str, TrainConfig] = {}
+    for options in several:
+        with suppress(ConfigError):  # a combination that there is not
+            found = completed(TrainConfig(**{"dataset": "digits", "model": MODEL, **options}))
+            name = default_folder(found).name
+            assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", name)
+            assert names.setdefault(name.lower(), found) == found
+
+
+@pytest.mark.parametrize("dataset", ["/" + "x" * 250, "/data/" + "ß" * 100, "...", "/", "-", "/tmp/a b", "/tmp/\udcfc"])
+def test_any_data_set_gives_a_name_that_a_folder_can_have(dataset: str) -> None:
+    name = default_folder(TrainConfig(dataset, model="mlp:" + "-".join(["100"] * 80))).name
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", name)

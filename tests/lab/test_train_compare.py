@@ -3,14 +3,14 @@
 import io
 from pathlib import Path
 
-import polars as pl
 import pytest
 from rich.console import Console
 
 from falign.lab import compare
 from falign.lab.checkpoints import Course
 from falign.lab.config import TrainConfig
-from falign.lab.pictures import comparison
+from falign.lab.pictures import comparison, figures
+from falign.lab.report.drawing import png
 from falign.lab.runs import Run
 from falign.lab.writing import RunError
 
@@ -71,11 +71,59 @@ def test_the_law_has_a_column_where_a_run_was_checked(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_that_did_not_measure_the_dominance_can_be_read(tmp_path: Path) -> None:
-    folder = written(tmp_path / "one")
-    pl.read_parquet(folder / "records.parquet").drop("dominance", "descent").write_parquet(folder / "records.parquet")
-    assert shown([folder])[-1][-3:] == ["—", "2.5", "done"]
-    assert comparison.figure(compare.read([folder])).axes[3].get_title("left") == "Alignment dominance D"
+def test_a_run_that_says_that_it_goes_on_and_does_not_was_killed(tmp_path: Path) -> None:
+    folder = written(tmp_path / "one", status="running")
+    assert shown([folder])[-1][-1] == "killed"
+    with Run(folder).held():
+        assert shown([folder])[-1][-1] == "running"
+    assert not list(folder.glob(".*"))
+
+
+NAMES = [
+    "fa[lr=0.1]",
+    "[bold]",
+    r"$\frac$",
+    "a_$x",
+    "_hidden",
+    "[red]r",
+    ":smile:",
+    "\x1b[31mred",
+    "测试",
+    "a\nb",
+    "$",
+    "\udcff",
+]
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    folders = [written(tmp_path / name, model=f"m{number}[b]$", status="[/x]") for number, name in enumerate(NAMES)]
+    console = Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
+    runs = compare.read(folders)
+    compare.show(runs, console)
+    for name in NAMES:
+        seen = name.replace("\x1b", "\\x1b").replace("\n", "\\n").replace("\udcff", "\\xff")
+        assert f"{seen} " in console.file.getvalue()
+    assert "m3[b]$" in console.file.getvalue()
+    assert console.file.getvalue().count("[/x]") == len(NAMES)
+    figure = comparison.figure(runs)
+    assert png(figure).startswith(b"\x89PNG")
+    legend = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert len(legend) == len(NAMES)
+    drawn = [text.lstrip("\u200b").replace(r"\$", "$") for text in legend]
+    assert drawn[:7] == NAMES[:7]
+    assert drawn[8:10] == [r"\u6d4b\u8bd5", r"a\nb"]
+
+
+def test_layers_and_titles_are_drawn_as_they_are(tmp_path: Path) -> None:
+    rows = [{**row, r"angle_$\frac$": 40.0, "angle__x": 3.0} for row in ROWS]
+    run = Run(written(tmp_path / "one", rows=rows, model=r"a.b:$\sqrt$"))
+    config, _ = run.read_config()
+    for figure in figures(Course(rows=rows).tables(), config).values():
+        assert png(figure).startswith(b"\x89PNG")
+    figure = comparison.figure(compare.read([run.folder]))
+    assert png(figure).startswith(b"\x89PNG")
+    ticks = [text.get_text() for text in figure.axes[4].get_xticklabels()]
+    assert ticks == ["fc1", "fc2", r"\$\frac\$", "\u200b_x"]
 
 
 def test_narrow_terminals_lose_no_digits(tmp_path: Path) -> None:

@@ -4,21 +4,28 @@ import json
 import math
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
-from training_runs import begin, go_on, quiet, same
+from training_runs import begin, go_on, quiet, same, sealed_json
 
+from falign.cli import main
+from falign.lab import ending
 from falign.lab.batches import order, prepare
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
 from falign.lab.divergence import locate
+from falign.lab.learner import Learner
 from falign.lab.models import build
+from falign.lab.runs import Run
 from falign.lab.train import train
 from falign.lab.writing import RunError, WriteError, write
 
@@ -28,6 +35,10 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 def config(**options) -> TrainConfig:
     fixed = {"dataset": "digits", "model": "mlp:64-64-10", "epochs": 2, "batch_size": 100}
     return TrainConfig(**{**fixed, **options})
+
+
+def said(console: Console) -> str:
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def step_at_which_plain_torch_diverges(rate: float) -> int:
@@ -132,6 +143,11 @@ def test_a_run_that_is_replaced_leaves_nothing_behind_and_takes_nothing_else(tmp
     assert not list(tmp_path.glob(".*"))
 
 
+def outcome_of(folder: Path) -> tuple[str, int]:
+    status = Run(folder).read_status()
+    return status["status"], status["saved"]
+
+
 @contextmanager
 def disk_of(size: int) -> Iterator[None]:
     """No file may grow beyond ``size`` bytes: writing more fails in its midst, as on a full disk."""
@@ -151,6 +167,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     assert "cannot write" in str(caught.value)
     assert "checkpoint-00000030.safetensors: File too large" in str(caught.value)
     assert "--resume" in str(caught.value)
+    assert outcome_of(tmp_path / "parts") == ("failed", 15), "what there was room for"
     names = [path.name for path in (tmp_path / "parts").iterdir()]
     assert [name for name in names if "safetensors" in name] == ["checkpoint-00000015.safetensors"]
     assert go_on(tmp_path / "parts").status == "done"
@@ -206,32 +223,185 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(damage, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("change", "words"),
     [
-        ("{", "config.json cannot be read"),
-        ("[]", "expected an object"),
-        ('{"config": {"dataset": "digits"}}', "no configuration of this version"),
-        (
-            '{"config": {"dataset": "digits", "model": "lenet", "colour": 1}}',
-            "no configuration of this version",
-        ),
-        ('{"config": {"dataset": "digits", "model": "lenet", "epochs": "ten"}}', "epochs is 'ten'"),
-        ('{"config": {"dataset": "digits", "model": "lenet", "dtype": "int8"}}', "dtype is 'int8'"),
+        ({"config": [1]}, "no configuration of this version"),
+        ({"config": {"dataset": "digits", "model": "lenet"}}, "no configuration of this version"),
+        ({"provenance": 3}, "no configuration of this version"),
+        ({"epochs": "ten"}, "epochs is 'ten'"),
+        ({"epochs": True}, "epochs is True"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"seed": 10**400}, "seed is 1000"),
+        ({"dataset": "a\0b"}, "dataset is 'a.x00b'"),
     ],
+    ids=str,
 )
-def test_a_damaged_configuration_is_named(content: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(RunError, match=words):
+def test_a_configuration_that_says_something_else_is_named(change: dict, words: str, tmp_path: Path) -> None:
+    begin(config(epochs=0), tmp_path)
+    fields = change.keys() <= {"config", "provenance"}
+    sealed_json(tmp_path / "config.json", lambda content: (content if fields else content["config"]).update(change))
+    with pytest.raises(RunError, match=rf"config.json cannot be read \(.*{words}.*\): .*restore it, or begin"):
         go_on(tmp_path)
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    begin(config(epochs=1), tmp_path / "one")
-    begin(config(epochs=1, model="mlp:64-32-10"), tmp_path / "other")
-    name = "checkpoint-00000015.safetensors"
-    (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(RunError, match="does not fit --model mlp:64-64-10"):
-        go_on(tmp_path / "one", epochs=2)
+def test_a_checkpoint_whose_code_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "from torch import nn\ndef make(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH), nn.ReLU(), "
+    )
+    code += "nn.Linear(WIDTH, classes))"
+    module = tmp_path / "network_of_a_width.py"
+    module.write_text(code.replace("WIDTH", "16"))
+    begin(config(model="network_of_a_width:make", epochs=1), tmp_path / "run")
+    origin = Run(tmp_path / "run").read_config()[1]["code"]
+    assert origin == {"file": str(module), "sha256": sha256(module.read_bytes()).hexdigest()}
+    module.write_text(code.replace("WIDTH", "120"))
+    del sys.modules["network_of_a_width"]
+    console = quiet()
+    with pytest.raises(RunError, match=r"does not fit --model network_of_a_width:make, was its code changed"):
+        go_on(tmp_path / "run", epochs=2, console=console)
+    assert f"the code of --model network_of_a_width:make in {module} changed since the run began" in said(console)
+
+
+FAILING = """
+import os, random, sys
+import torch
+from torch import nn
+
+class Failing(nn.Module):
+    passes = 0
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled() and len(x) == 100:
+            Failing.passes += 1
+            if Failing.passes == int(os.environ["FAILS_AT"]):
+                kind = os.environ["FAILS_BY"]
+                if kind == "exit":
+                    sys.exit(3)
+                if kind == "recursion":
+                    return self.forward(self.forward(x))
+                if kind == "evil":
+                    raise Evil()
+                raise {"runtime": RuntimeError, "memory": MemoryError, "cuda": torch.OutOfMemoryError}[kind](
+                    "mat1 and [/red] mat2\\nsecond line")
+        return x
+
+class Evil(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+def make(classes):
+    Failing.passes = 0
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), Failing(), nn.Linear(12, classes))
+"""
+FAILURES = {
+    "runtime": "RuntimeError: mat1 and [/red] mat2",
+    "memory": "MemoryError (a smaller --batch-size or --probe-size needs less memory): mat1",
+    "cuda": "OutOfMemoryError (a smaller",
+    "exit": "SystemExit: 3",
+    "evil": "Evil: the traceback is in",
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_model_that_fails_ends_the_run_as_failed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks_that_fail.py").write_text(FAILING)
+    monkeypatch.setenv("FAILS_AT", "1000")
+    monkeypatch.setenv("FAILS_BY", kind)
+    words = ["train", "digits", "--model", "networks_that_fail:make", "--batch-size", "100", "--epochs", "3", "--out"]
+    assert main([*words, "whole"]) == 0
+    monkeypatch.setenv("FAILS_AT", "31")  # of fourteen full batches an epoch: batch 3 of epoch 2, step 33
+    capsys.readouterr()
+    assert main([*words, "parts"]) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert f"the run failed in step 33 with {FAILURES[kind]}" in err
+    status = Run(Path("parts")).read_status()
+    assert (status["status"], status["step"], status["saved"]) == ("failed", 32, 30)
+    assert err.strip() == status["message"]
+    traceback = Path("parts/traceback.txt").read_text()
+    assert "networks_that_fail.py" in traceback
+    assert "in forward" in traceback
+    assert main(["compare", "parts", "--out", "picture.png"]) == 0
+    assert "failed" in capsys.readouterr().out
+    monkeypatch.setenv("FAILS_AT", "1000")
+    assert go_on(Path("parts")).status == "done"
+    assert same(Path("whole"), Path("parts"))
+    assert not Path("parts/traceback.txt").exists()
+
+
+def test_what_fails_in_measuring_says_after_which_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Learner, "test", fails)
+    outcome = begin(config(), tmp_path)
+    assert (outcome.status, outcome.step) == ("failed", 0)
+    assert "the run failed after step 0 with ZeroDivisionError: the traceback is in" in outcome.message
+    monkeypatch.undo()
+    assert go_on(tmp_path).status == "done", "there is no checkpoint, and none was lost"
+
+
+def test_what_fails_at_the_very_end_is_no_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("this picture cannot be drawn")
+
+    monkeypatch.setattr(ending, "draw", fails)
+    outcome = begin(config(epochs=1), tmp_path)
+    assert outcome.status == outcome.run.read_status()["status"] == "failed"
+    assert "after step 15 with ValueError: this picture cannot be drawn" in outcome.message
+
+
+STATES = """
+import torch
+from torch import nn
+
+class Keeping(nn.Module):
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+    def forward(self, x):
+        return x
+    def get_extra_state(self):
+        return self.state() if callable(self.state) else self.state
+    def set_extra_state(self, state):
+        self.state = state
+
+def fails():
+    raise KeyError("what")
+
+def deep():
+    state = []
+    for _ in range(100_000):
+        state = [state]
+    return state
+
+MADE = {"object": lambda: object(), "set": lambda: {1}, "long": lambda: 10**5000, "deep": deep, "fails": fails,
+        "large": lambda: "x" * (17 << 20), "sparse": lambda: torch.eye(3).to_sparse(),
+        "meta": lambda: torch.ones(2, device="meta")}
+
+def make(name):
+    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), Keeping(MADE[name]), nn.Linear(12, 10))
+
+for _name in MADE:
+    globals()[_name + "_"] = make(_name)
+"""
+
+
+@pytest.mark.parametrize("name", ["object", "set", "long", "deep", "fails", "large", "sparse", "meta"])
+def test_a_state_that_no_checkpoint_holds_is_refused_before_the_first_step(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks_with_state.py").write_text(STATES)
+    assert main(["train", "digits", "--model", f"networks_with_state:{name}_", "--out", "run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"falign: --model networks_with_state:{name}_")
+    assert len(err.splitlines()) == 1
+    assert not Path("run").exists()
 
 
 def test_a_network_with_the_wrong_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,19 @@
 """What a run measures beside its loss: alignment of layers and neurons, events for TensorBoard."""
 
-import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from training_runs import begin, go_on, numbers, quiet, same
+from training_runs import begin, go_on, quiet, same
 
 import falign
 from falign.lab.checkpoints import restore
 from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner
-from falign.lab.pictures import draw
-from falign.lab.runs import PICTURES
 from falign.lab.setting import settle
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -80,52 +76,12 @@ def test_a_probe_whose_loss_is_not_finite_is_a_divergence(tmp_path: Path, monkey
     assert pl.read_parquet(tmp_path / "alignment.parquet")["step"].unique().to_list() == [0]
 
 
-def test_a_run_of_the_version_before_goes_on(tmp_path: Path) -> None:
-    """Its checkpoint has no tables, its configuration no options for the law and TensorBoard."""
-    begin(config(), tmp_path / "whole")
-    folder = tmp_path / "parts"
-    (checkpoint, *_) = begin(config(epochs=1), folder).run.checkpoints()
-    tensors = {name: value for name, value in load_file(checkpoint).items() if not name.startswith("table.")}
-    with safe_open(checkpoint, framework="pt") as file:
-        state = json.loads(file.metadata()["falign"])
-    state = {"format": 1, "course": state["course"], "sha256": checkpoints_digest(tensors)}
-    for row in state["course"]["rows"]:
-        del row["dominance"], row["descent"]
-    save_file(tensors, checkpoint, {"falign": json.dumps(state)})
-    (folder / "alignment.parquet").unlink()
-    (folder / "neurons.parquet").unlink()
-    written = json.loads((folder / "config.json").read_text())
-    del written["config"]["check_law"], written["config"]["tensorboard"]
-    (folder / "config.json").write_text(json.dumps(written))
-
-    outcome = go_on(folder, epochs=2)
-    whole, parts = numbers(tmp_path / "whole"), numbers(folder)
-    missing = ["dominance", "descent"]
-    assert parts["records.parquet"].drop(missing).equals(whole["records.parquet"].drop(missing))
-    assert parts["alignment.parquet"].equals(whole["alignment.parquet"].filter(pl.col("step") > 15))
-    assert parts["neurons.parquet"].equals(whole["neurons.parquet"])
-    draw(outcome.run, restored(outcome.run.checkpoints()[-1]), completed(config()))
-    assert all((folder / name).exists() for name in PICTURES if name != "law.png")
-
-
-def checkpoints_digest(tensors: dict[str, torch.Tensor]) -> str:
-    from falign.lab.checkpoints import _digest
-
-    return _digest(tensors)
-
-
-def restored(checkpoint: Path):
-    setting = settle(completed(config()), data=None, progress=False)
-    return restore(checkpoint, setting.learner).tables()
-
-
 def test_an_alignment_in_checkpoints_does_not_grow_their_json(tmp_path: Path) -> None:
     """Safetensors refuses more than 100 MB of it."""
     outcome = begin(config(measure_every=1, epochs=1), tmp_path)
     with safe_open(outcome.run.checkpoints()[-1], framework="pt") as file:
         length = len(file.metadata()["falign"])
-    rows = outcome.run.read_records().height
-    assert length / rows < 500
+    assert length < 16_000, "of which the generator of NumPy is the most"
 
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -1,15 +1,18 @@
 """A run that was stopped goes on to the same numbers as one that was not."""
 
+import random
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from training_runs import begin, go_on, numbers, same
+from training_runs import begin, checkpoint, go_on, numbers, same, sealed_json
 
 from falign import ALL_RULES
 from falign.lab import train as train_module
@@ -36,13 +39,13 @@ def config(**options) -> TrainConfig:
 
 @pytest.fixture
 def interrupt_at(monkeypatch: pytest.MonkeyPatch):
-    """Sends a real SIGINT to this process while it makes its step number ``step``."""
+    """Sends a real signal to this process while it makes its step number ``step``."""
     step = Learner.step
 
-    def arm(number: int) -> None:
+    def arm(number: int, how: signal.Signals = signal.SIGINT) -> None:
         def armed(learner: Learner, x: torch.Tensor, y: torch.Tensor, done: int) -> tuple[float, int]:
             if done + 1 == number:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(how)
             return step(learner, x, y, done)
 
         monkeypatch.setattr(Learner, "step", armed)
@@ -50,73 +53,225 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch):
     return arm
 
 
-NETWORK = """
+NETWORKS = """
+import random
+
+import numpy as np
+import torch
 from torch import nn
 
-def network(shape, classes):
+
+class Noise(nn.Module):
+    'Draws from the generators of Python and NumPy, and counts in a state that is no tensor.'
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = {"passes": 0, "last": (0.0, None)}
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        factor = 1 + 0.01 * random.random() + 0.01 * float(np.random.rand()) + 0.001 * (self.drawn["passes"] % 3)
+        self.drawn = {"passes": self.drawn["passes"] + 1, "last": (factor, None)}
+        return x * factor
+
+    def get_extra_state(self):
+        return self.drawn
+
+    def set_extra_state(self, state):
+        self.drawn = state
+
+
+def regularised(shape, classes):
     return nn.Sequential(
         nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
         nn.Linear(144, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, classes),
     )
+
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(12), nn.ReLU(), nn.LazyLinear(classes))
+
+
+def noisy(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), Noise(), nn.Linear(12, classes))
+
+
+def channels_last(shape, classes):
+    layers = [nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, classes)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 """
+SGD = {"optimizer": "sgd", "learning_rate": 0.02}
+FACTORS: dict[str, list[dict]] = {
+    "rule": [{"rule": rule} for rule in ALL_RULES],
+    "optimizer": [
+        {**SGD, "momentum": 0.0, "rate_decay": 0.5},
+        {**SGD, "weight_decay": 1e-3},
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "rate_decay": 0.9},
+    ],
+    "ridge": [
+        {},
+        {"check_law": True},
+        {"ridge": 0.1},
+        {"ridge": 0.1, "ridge_schedule": "cutoff", "ridge_steps": 4.0},
+        {"ridge": 0.1, "ridge_schedule": "inverse-square", "ridge_steps": 10.0},
+        {"ridge": 0.1, "ridge_schedule": "exponential", "ridge_steps": 10.0},
+    ],
+    "numbers": [{}, {"dtype": "float64"}, {"autocast": "bf16"}],
+    "measuring": [{}, {"measure_every": 3}, {"measure_every": 1, "probe_size": 40}],
+    "tensorboard": [{}, {"tensorboard": True}],
+    "feedback": [{}, {"feedback": "uniform"}, {"feedback": "orthogonal"}, {"feedback": "shared", "scale": 0.2}],
+    "model": [
+        {"model": "mlp:64-16-12-10"},
+        {"model": "mlp:64-12-10", "activation": "tanh"},
+        {"model": "lenet", "dataset": "small"},
+        *({"model": f"networks_that_go_on:{name}"} for name in ("regularised", "lazy", "noisy", "channels_last")),
+    ],
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-CASES = [
-    *((rule, "sgd", {}) for rule in ALL_RULES),
-    *((rule, "adam", {}) for rule in ("bp", "kp", "adafa", "brsf", "drtp")),
-    ("kp", "adamw", {}),
-    ("brsf", "sgd", {"feedback": "shared"}),
-    ("fa", "sgd", {"feedback": "shared", "dtype": "float64"}),
-    ("fa", "sgd", {"ridge": 0.1, "ridge_schedule": "exponential", "ridge_steps": 10.0}),
-    ("fa", "sgd", {"rate_decay": 0.5, "ridge": 0.1}),
-    ("dfa", "sgd", {"autocast": "bf16"}),
-    ("dfa", "sgd", {"model": "networks_with_dropout:network"}),
-]
+
+def possible(choice: dict[str, int]) -> bool:
+    """Whether ``falign train`` takes the combination: rules without random feedback have no family of it."""
+    feedback = FACTORS["feedback"][choice.get("feedback", 0)]
+    rule = FACTORS["rule"][choice.get("rule", 1)]["rule"]
+    if feedback.get("feedback") == "shared":
+        return rule in ("fa", "dfa", "drtp", "brsf")
+    return not feedback or ALL_RULES[rule]().draws
 
 
-@pytest.mark.parametrize(("rule", "optimizer", "options"), CASES, ids=lambda value: str(value))
-def test_interrupted_within_an_epoch_and_resumed(
-    rule: str, optimizer: str, options: dict, tmp_path: Path, interrupt_at, monkeypatch: pytest.MonkeyPatch
+def pairs(choice: dict[str, int]) -> set[frozenset[tuple[str, int]]]:
+    return {frozenset(pair) for pair in combinations(choice.items(), 2)}
+
+
+def design() -> list[dict[str, int]]:
+    """Choices, the next one always with the most pairs of values that no earlier one had, up to all possible ones."""
+    draw = random.Random(12)
+    sizes = {factor: len(values) for factor, values in FACTORS.items()}
+    everything = {
+        pair
+        for one, other in combinations(sizes, 2)
+        for here in range(sizes[one])
+        for there in range(sizes[other])
+        for pair in pairs({one: here, other: there})
+        if possible({one: here, other: there})
+    }
+    found, missing = [], everything
+    while missing:
+        candidates, first = [], sorted(map(sorted, missing))
+        for _ in range(15):
+            choice = dict(first[draw.randrange(min(len(first), 40))])
+            choice |= {factor: draw.randrange(size) for factor, size in sizes.items() if factor not in choice}
+            if possible(choice):
+                candidates.append(choice)
+        seen = {item for choice in found for item in choice.items()}
+
+        def gain(choice: dict[str, int], seen: set = seen, missing: set = missing) -> tuple[int, int]:
+            return len(choice.items() - seen), len(pairs(choice) & missing)
+
+        found.append(max(candidates, key=gain, default={}))
+        if not found[-1]:
+            raise AssertionError(f"no choice has one of {missing}")
+        missing = missing - pairs(found[-1])
+    return found
+
+
+DESIGN = design()
+FEW = 14
+
+
+@pytest.fixture(scope="module")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of IDX files: 150 and 50 images of 12 × 12, each class with a bright row of its own."""
+    folder = tmp_path_factory.mktemp("small")
+    draw = torch.Generator().manual_seed(0)
+    for name, count in (("train", 150), ("t10k", 50)):
+        labels = torch.arange(count) % 10
+        images = torch.randint(0, 100, (count, 12, 12), generator=draw)
+        images[torch.arange(count), labels] += 120
+        for kind, content, sizes in (("images-idx3", images, (count, 12, 12)), ("labels-idx1", labels, (count,))):
+            head = bytes((0, 0, 8, len(sizes))) + b"".join(size.to_bytes(4, "big") for size in sizes)
+            (folder / f"{name}-{kind}-ubyte").write_bytes(head + content.to(torch.uint8).numpy().tobytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param(each, marks=[pytest.mark.slow] if number >= FEW else []) for number, each in enumerate(DESIGN)],
+    ids=lambda choice: "-".join(map(str, choice.values())),
+)
+@pytest.mark.unchecked  # beartype draws from Python's generator
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    choice: dict[str, int], tmp_path: Path, interrupt_at, monkeypatch: pytest.MonkeyPatch, small_images: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "networks_with_dropout.py").write_text(NETWORK)
-    options = config(rule=rule, measure_every=7, **{**OPTIMIZERS[optimizer], **options})
-    begin(options, tmp_path / "whole")
-    interrupt_at(22)
+    (tmp_path / "networks_that_go_on.py").write_text(NETWORKS)
+    options = {name: value for factor, index in choice.items() for name, value in FACTORS[factor][index].items()}
+    if options.get("dataset") == "small":
+        options |= {"dataset": str(small_images), "batch_size": 32}
+    options = TrainConfig(**{"dataset": "digits", "epochs": 2, "batch_size": 300, **options})
+    steps = 2 * 5
+    draw = random.Random(str(choice))
+    stop, how = draw.randrange(1, steps), draw.choice(SIGNALS)
+    whole = begin(options, tmp_path / "whole")
+    assert (whole.status, whole.step) == ("done", steps)
+    interrupt_at(stop, how)
     outcome = begin(options, tmp_path / "parts")
-    assert (outcome.status, outcome.step) == ("interrupted", 22)
+    assert (outcome.status, outcome.step, outcome.signal) == ("interrupted", stop, how)
     assert "--resume" in outcome.message
-    torch.manual_seed(99)  # nothing may come from the process's own generator
-    assert go_on(tmp_path / "parts").status == "done"
+    torch.manual_seed(99)  # nothing may come from the process's own generators
+    random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    resumed = go_on(tmp_path / "parts")
+    assert resumed.status == "done"
     assert same(tmp_path / "parts", tmp_path / "whole")
+    assert resumed.run.read_status().get("law") == whole.run.read_status().get("law")
+    (state, here), (expected, there) = (checkpoint(each.run.checkpoints()[-1]) for each in (resumed, whole))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here if name != "table.records"), (
+        "weights and optimizer"
+    )
+    for each in (state, expected):
+        del each["run"], each["course"]["seconds"]
+    assert state == expected
+    if options.tensorboard:
+        assert scalars(tmp_path / "parts") == scalars(tmp_path / "whole") != {}
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """{tag: {step: value}} as TensorBoard reads them."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sizes = dict.fromkeys(("scalars", "histograms", "compressedHistograms", "images", "audio", "tensors"), 0)
+    found = accumulators.EventAccumulator(str(folder / "tensorboard"), size_guidance=sizes).Reload()
+    return {tag: {event.step: event.value for event in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
+
+
+def test_the_combinations_have_every_pair_and_the_first_ones_every_value() -> None:
+    assert {item for choice in DESIGN[:FEW] for item in choice.items()} == {
+        (factor, index) for factor, values in FACTORS.items() for index in range(len(values))
+    }
+    assert all(possible(choice) for choice in DESIGN)
+    assert frozenset({("rule", 8), ("model", 5)}) in set().union(*map(pairs, DESIGN))
 
 
 def test_dropout_depends_on_the_seed_of_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "networks_with_dropout.py").write_text(NETWORK)
+    (tmp_path / "networks_that_go_on.py").write_text(NETWORKS)
     found = []
     for process, seed in ((1, 0), (2, 0), (1, 5)):
         torch.manual_seed(process)
-        begin(config(model="networks_with_dropout:network", epochs=1, seed=seed), tmp_path / f"{process}-{seed}")
+        begin(config(model="networks_that_go_on:regularised", epochs=1, seed=seed), tmp_path / f"{process}-{seed}")
         found.append(tmp_path / f"{process}-{seed}")
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
 
 
-CHANNELS_LAST = """
-import torch
-from torch import nn
-
-def network(shape, classes):
-    layers = [nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, classes)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
-"""
-
-
 @pytest.mark.parametrize("rule", ["fa", "brsf", "kp"])
 def test_a_model_in_channels_last_stays_so(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "networks_in_channels_last.py").write_text(CHANNELS_LAST)
-    options = config(model="networks_in_channels_last:network", rule=rule, feedback="orthogonal", learning_rate=0.01)
+    (tmp_path / "networks_that_go_on.py").write_text(NETWORKS)
+    options = config(model="networks_that_go_on:channels_last", rule=rule, feedback="orthogonal", learning_rate=0.01)
     kept: list[Learner] = []
     ended = train_module.end
 
@@ -192,8 +347,7 @@ def test_fewer_epochs_than_done_are_refused(tmp_path: Path) -> None:
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
     begin(config(epochs=1), tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"data_sha256": "', '"data_sha256": "0'))
+    sealed_json(tmp_path / "config.json", lambda content: content["provenance"].update(data_sha256="0"))
     with pytest.raises(RunError, match="digits is not the data"):
         go_on(tmp_path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from training_runs import begin, go_on, numbers, quiet, same
+from training_runs import begin, go_on, numbers, quiet, same, sealed_json
 
 from falign.cli import main
 from falign.lab import compare
@@ -81,8 +81,7 @@ def _lines(console: Console) -> list[str]:
 def test_an_interrupted_run_finds_the_same(tmp_path: Path) -> None:
     begin(config(), tmp_path / "whole")
     begin(config(epochs=2), tmp_path / "parts")
-    status = json.loads((tmp_path / "parts" / "status.json").read_text())
-    (tmp_path / "parts" / "status.json").write_text(json.dumps({"status": "interrupted", "step": status["step"]}))
+    sealed_json(tmp_path / "parts" / "status.json", lambda content: content.update(status="interrupted"))
     outcome = go_on(tmp_path / "parts", epochs=6)
     assert outcome.message == begin(config(), tmp_path / "again").message
     assert same(tmp_path / "whole", tmp_path / "parts")

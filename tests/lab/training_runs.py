@@ -1,11 +1,16 @@
-"""Runs that say nothing, and what is read of them."""
+"""Runs that say nothing, what is read of them, and files of them as anyone could have written them."""
 
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
+from safetensors.torch import load, save
 
+from falign.lab import seal
 from falign.lab.config import TrainConfig
 from falign.lab.ending import Outcome
 from falign.lab.train import resume, train
@@ -33,3 +38,32 @@ def same(one: Path, other: Path) -> bool:
     """Whether two runs measured the same, in everything."""
     here, there = numbers(one), numbers(other)
     return here.keys() == there.keys() and all(here[name].equals(there[name]) for name in here)
+
+
+def sealed_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file and seal it again."""
+    content = seal.from_json(path.read_bytes())
+    change(content)
+    path.write_bytes(seal.sealed(json.dumps({"checksum": seal.BLANK, **content}).encode()))
+
+
+def sealed_table(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Change a table and seal it again, as of the same run."""
+    metadata = pl.read_parquet_metadata(path)
+    content = io.BytesIO()
+    change(pl.read_parquet(path)).write_parquet(content, metadata={"checksum": seal.BLANK, "run": metadata["run"]})
+    path.write_bytes(seal.sealed(content.getvalue()))
+
+
+def checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON and the tensors of a checkpoint."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["falign"]), load(content)
+
+
+def sealed_checkpoint(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change a checkpoint and seal it again."""
+    state, tensors = checkpoint(path)
+    change(state, tensors)
+    path.write_bytes(seal.sealed(save(tensors, {"checksum": seal.BLANK, "falign": json.dumps(state)})))

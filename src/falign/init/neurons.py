@@ -13,6 +13,7 @@ from falign.measure.law.laws import find
 from falign.measure.law.targets import Target
 from falign.measure.untouched import unwrapped
 from falign.rules import BatchwiseRandomSignFeedback
+from falign.theory.inputs import told
 from falign.wiring import converted
 
 
@@ -57,7 +58,7 @@ def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed
         if entry.balance is not None and entry.law.holds_exactly and _speaks(entry.balance)
     }
     if not balances:
-        reasons = [f"layer {name!r}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
+        reasons = [f"layer {told(name)}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
         listed = "; ".join(reasons) or "no layer feeds another"
         raise ValueError(
             f"no neuron of the model is under the conservation law ({listed}): nothing can be aligned by it"

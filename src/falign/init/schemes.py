@@ -13,7 +13,7 @@ from falign.measure.law.balance import Balance
 from falign.measure.law.forms import Form
 from falign.measure.law.targets import Target
 from falign.measure.untouched import unwrapped
-from falign.theory.inputs import number
+from falign.theory.inputs import number, told, whole
 from falign.wiring import converted
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,9 +30,11 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
         seed: Of the weights. The random generators are left as they were.
 
     Raises:
-        ValueError: The model is not converted.
+        ValueError: The model is not converted, or the seed is no whole number.
     """
     converted(model)
+    if not whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {told(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
@@ -45,10 +47,11 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
 def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -> Model:
     """Every neuron under the law aligned for ever: ``W ← |W| ⊙ sign(B)``, then ``½|w_in|² + ½b² ≤ share · V``.
 
-    From the output down, the weights and the bias into each neuron are scaled where they exceed the bound. Under
-    sign-symmetric rules neurons are aligned by definition and only the scaling remains; of Kolen-Pollack, whose V is
-    ``⟨B, W⟩ - ½|W|²``, magnitudes above |B| are cut to it; of direct feedback only the last hidden layer is under the
-    law. Where B is zero W stays. Moving feedback (adafa) starts aligned, but is not bound to stay so.
+    W is drawn anew from the seed, whatever the model has learned. From the output down, the weights and the bias
+    into each neuron are scaled where they exceed the bound. Under sign-symmetric rules neurons are aligned by
+    definition and only the scaling remains; of Kolen-Pollack, whose V is ``⟨B, W⟩ - ½|W|²``, magnitudes above |B|
+    are cut to it; of direct feedback only the last hidden layer is under the law. Where B is zero W stays. Moving
+    feedback (adafa) starts aligned, but is not bound to stay so.
 
     With one output and two layers the loss then falls under any loss function and small steps; with several it may
     rise, as an aligned neuron can still carry a single error the wrong way.
@@ -65,7 +68,7 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
     if not (number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {share!r}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     balances, _ = lawful(model, example)
     _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
     generic(model, seed=seed)
@@ -81,7 +84,8 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
 def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> Model:
     """All layers under the law scaled by ``size``, the output layer zero: C is 0 to order ``size`` for every neuron.
 
-    Alignment is then what the incoming weights gain: to that order, every neuron that learns ends aligned.
+    The weights are drawn anew from the seed, whatever the model has learned. Alignment is then what the incoming
+    weights gain: to that order, every neuron that learns ends aligned.
 
     Args:
         model: A converted model.
@@ -96,7 +100,7 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
     Source: derived from the law.
     """
     if not (number(size) and size > 0):
-        raise ValueError(f"size is {size!r}, expected a factor above 0: from all zeros nothing would learn")
+        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
     balances, followed = lawful(model, example)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
@@ -114,9 +118,10 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
 def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
     """``W = -B`` for every layer whose input is under the law: all neurons start against their feedback.
 
-    With one hidden layer the loss rises at first, and recovers as alignment grows with the incoming weights; a very
-    wide one may learn by its output layer alone. Across two such layers the signs cancel, so that the gradient is
-    turned around in the layers that are an odd number of them from the output.
+    The other weights are drawn anew from the seed, whatever the model has learned. With one hidden layer the loss
+    rises at first, and recovers as alignment grows with the incoming weights; a very wide one may learn by its
+    output layer alone. Across two such layers the signs cancel, so that the gradient is turned around in the layers
+    that are an odd number of them from the output.
 
     Args:
         model: A converted model.
@@ -150,7 +155,7 @@ def _resolved(name: str, value: float, least: float) -> None:
     """Refuse a factor that would leave weights of zero."""
     if value < least:
         raise ValueError(
-            f"{name} is {value!r}, expected at least {least:.2g}: below it the weights would round to zero"
+            f"{name} is {told(value)}, expected at least {least:.2g}: below it the weights would round to zero"
         )
 
 

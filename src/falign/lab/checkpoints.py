@@ -4,37 +4,46 @@ A checkpoint is one safetensors file, so that its tensors and its numbers cannot
 Tensors: ``model.*``, the model's ``state_dict`` (with fixed feedback it loads into the plain network);
 ``feedback.*``, the buffers of the feedback outside it; ``optimizer.I.*``, what the optimizer keeps for
 parameter I; ``generator.*``, states of random generators; ``law.*``, what the conservation law has added up;
-``table.*``, the bytes of the Parquet files of what was measured of layers and neurons. Metadata, as JSON: where the
-run is, all records so far, the law's numbers, the memory formats of tensors that are not contiguous, and a checksum of
-the tensors.
+``extra.*``, tensors in what modules return from ``get_extra_state``; ``table.*``, the bytes of the Parquet files of
+what was measured. Metadata: ``checksum``, of the whole file (:mod:`falign.lab.seal`), and ``falign``, as JSON: of which
+run and configuration it is, where the run is, the rest of the law and of the extra states, what Python and NumPy draw
+from and what the model keeps in attributes, and the memory formats of tensors that are not contiguous.
 """
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from falign.lab import tables
+from falign.lab import seal, tables
+from falign.lab.config import ConfigError
 from falign.lab.learner import Learner
 from falign.lab.packing import as_table, as_tensor, axes_by_stride, laid_out, packed, unpacked
-from falign.lab.runs import Run
+from falign.lab.reading import Unreadable, read
+from falign.lab.runs import Run, checkpoint_name
 from falign.lab.tables import Tables
-from falign.lab.writing import RunError, leftovers, write
+from falign.lab.writing import RunError
+from falign.preserve import draw_on, drawn
 
 KEPT = 2
 """So many checkpoints of a run are kept."""
-_NUMBERS = ("step", "epoch", "position", "loss", "right", "seen", "seconds", "rows")
+_NUMBERS = {
+    **dict.fromkeys(("step", "epoch", "position", "right", "seen", "far"), int),
+    **dict.fromkeys(("loss", "seconds", "level", "low"), float),
+}
 """Of a course, what is kept as JSON."""
-_LATER = ("level", "far", "low")
-"""The same, where falign 0.1 kept none."""
+_TIMES, _MORE = 16, 1 << 30
+"""So many times the size of the network, and so many bytes more, a checkpoint may have."""
+_EXTRA = 16 << 20
+"""So many letters the JSON of what modules keep beside tensors may have: safetensors takes 100 MB."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +104,37 @@ class Course:
         self.loss = 0.0
 
 
+def check(learner: Learner) -> None:
+    """Make sure, before the first step, that a checkpoint can hold the model's state.
+
+    Raises:
+        ConfigError: It cannot: which part of it.
+    """
+    try:
+        learner.model.state_dict()
+    except Exception as error:  # get_extra_state is anyone's
+        raise ConfigError(f"--model {learner.config.model}: its state_dict() failed: {_told(error)}") from None
+    tensors: dict[str, Tensor] = {}
+    extra = _extra(learner, tensors)
+    length = len(json.dumps(extra))
+    if length > _EXTRA:
+        raise ConfigError(
+            f"--model {learner.config.model} keeps {length:,} letters of state that is no tensor, a checkpoint holds "
+            f"{_EXTRA:,}: make it tensors"
+        )
+    parts = {**_states(learner), **_left_out(learner), **tensors}
+    for name, tensor in parts.items():
+        try:
+            serialised({"tensor": torch.empty_like(tensor[..., :0] if tensor.dim() else tensor, device="cpu")})
+            if tensor.is_meta or tensor.layout != torch.strided:
+                raise TypeError("a tensor without strided memory")
+        except Exception as error:  # whatever a kind of tensor that safetensors does not know raises
+            raise ConfigError(
+                f"--model {learner.config.model}: state {name!r} is a tensor ({tensor.dtype}, {tensor.layout}) that a "
+                f"checkpoint cannot hold: {_told(error)}"
+            ) from None
+
+
 def save(run: Run, learner: Learner, course: Course) -> Path:
     """Write a checkpoint, then take away all but the last ones.
 
@@ -110,66 +150,142 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
         WriteError: It cannot be written; the earlier checkpoints are untouched.
     """
     tensors, measured = _tensors(learner), course.tables()
-    tensors |= {"table.alignment": as_tensor(measured.alignment), "table.neurons": as_tensor(measured.neurons)}
-    law = None if learner.law is None else packed(learner.law.state_dict(), "law", tensors)
+    tensors |= {f"table.{name}": as_tensor(getattr(measured, name)) for name in _TABLES}
+    state = {
+        "run": run.identity,
+        "course": {name: getattr(course, name) for name in _NUMBERS},
+        "law": None if learner.law is None else packed(learner.law.state_dict(), "law", tensors),
+        "extra": _extra(learner, tensors),
+        "python": packed({"drawn": drawn(), "attributes": learner.attributes.state()}, "python", tensors),
+    }
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    numbers = {name: getattr(course, name) for name in (*_NUMBERS, *_LATER)}
-    orders = {name: order for name, tensor in tensors.items() if (order := axes_by_stride(tensor)) is not None}
+    state["axes"] = {name: order for name, tensor in tensors.items() if (order := axes_by_stride(tensor)) is not None}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no others
-    state = {"format": 1, "course": numbers, "law": law, "axes": orders, "sha256": _digest(tensors)}
-    path = run.folder / f"checkpoint-{course.step:08d}.safetensors"
-    write(path, serialised(tensors, {"falign": json.dumps(state)}))
-    for old in (*run.checkpoints()[:-KEPT], *leftovers(run.folder)):
+    content = serialised(tensors, {"checksum": seal.BLANK, "falign": json.dumps(state)})
+    path = run.write(checkpoint_name(course.step), seal.sealed(content))
+    for old in run.checkpoints()[:-KEPT]:
         with suppress(OSError):
             old.unlink(missing_ok=True)
     return path
 
 
-def restore(path: Path, learner: Learner) -> Course:
+def restore(path: Path, learner: Learner, *, identity: str | None = None) -> Course:
     """Put a checkpoint's content into a learner made from the same configuration.
 
     Args:
         path: The file.
         learner: A learner before its first step.
+        identity: What the run folder's own configuration says of which run it is; None takes a checkpoint of any.
 
     Returns:
         Where the run was.
 
     Raises:
-        RunError: The file is damaged or belongs to another network.
+        RunError: The file is damaged or belongs to another run or network.
     """
+    config = learner.config
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-            state = json.loads(file.metadata()["falign"])
-        if state["sha256"] != _digest(tensors):
-            raise ValueError("its checksum is wrong")
-        orders = state.get("axes", {})
+        content = read(path, _TIMES * _size(learner) + _MORE)
+        seal.verify(content)
+        state, tensors = _metadata(content), deserialised(content)
+        if identity is not None and state["run"] != identity:
+            raise RunError(
+                f"{path} is of another run, or of another configuration, than the config.json beside it: delete it to "
+                "go on from the checkpoint before it"
+            )
+        orders = state["axes"]
         tensors = {name: laid_out(tensor, orders.get(name)) for name, tensor in tensors.items()}
-        numbers = state["course"]
-        later = [name for name in _LATER if name in numbers]
-        course = Course(**{name: numbers[name] for name in (*_NUMBERS, *later)})
-        if "table.alignment" in tensors:  # falign 0.1 wrote none
-            course.layers = as_table(tensors["table.alignment"]).to_dicts()
-            course.neurons = as_table(tensors["table.neurons"])
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{path} cannot be read ({error}): delete it to go on from the checkpoint before it") from None
+        course = _course(state["course"], tensors)
+        if not isinstance(state["extra"], dict) or (state["law"] is None) != (learner.law is None):
+            raise ValueError("it does not hold what this run keeps")
+    except (OSError, Unreadable, seal.Unsealed) as error:
+        raise _unreadable(path, str(error)) from None
+    except RunError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # a seal vouches for the bytes, not for what they say
+        raise _unreadable(path, _told(error)) from None
     try:
-        _put(tensors, learner)
+        _put(tensors, state, learner)
         if learner.law is not None:
             learner.law.load_state_dict(unpacked(state["law"], tensors))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} does not fit --model {learner.config.model}, was its code changed? ({error})") from None
+    except Exception as error:  # set_extra_state is anyone's
+        raise RunError(f"{path} does not fit --model {config.model}, was its code changed? ({_told(error)})") from None
     return course
 
 
+_TABLES = ("records", "alignment", "neurons")
+
+
+def _unreadable(path: Path, why: str) -> RunError:
+    return RunError(f"{path} cannot be read ({why}): delete it to go on from the checkpoint before it")
+
+
+def _told(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    found = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["falign"])
+    if not isinstance(found, dict) or not isinstance(found["axes"], dict):
+        raise ValueError("its metadata are no object")
+    return found
+
+
+def _course(numbers: Any, found: dict[str, Tensor]) -> Course:
+    """Where the run was, from numbers and tables that may say anything."""
+    for name, kind in _NUMBERS.items():
+        value = numbers[name]
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+        if not (whole if kind is int else whole or (isinstance(value, float) and isfinite(value))):
+            raise ValueError(f"{name} is {str(value)[:60]}")
+    records, alignment, neurons = (as_table(found[f"table.{name}"]) for name in _TABLES)
+    tables.check_records(records)
+    course = Course(**{name: numbers[name] for name in _NUMBERS}, rows=records.to_dicts(), layers=alignment.to_dicts())
+    expected = course.tables()
+    if records.height and (records["step"][0] != 0 or records["step"][-1] > course.step):
+        raise ValueError(f"its records do not go from step 0 to {course.step}")
+    if not records.equals(expected.records) or not alignment.equals(expected.alignment):
+        raise ValueError("its tables have other columns than a run's")
+    if neurons.schema != course.neurons.schema:
+        raise ValueError("its table of neurons has other columns than a run's")
+    course.neurons = neurons
+    return course
+
+
+def _size(learner: Learner) -> int:
+    return sum(part.numel() * part.element_size() for part in (*learner.model.parameters(), *learner.model.buffers()))
+
+
+def _states(learner: Learner) -> dict[str, Tensor]:
+    return {f"model.{name}": value for name, value in learner.model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _extra(learner: Learner, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What modules keep beside tensors, as JSON.
+
+    Raises:
+        ConfigError: It cannot be held.
+    """
+    found = {}
+    for name, value in learner.model.state_dict().items():
+        if isinstance(value, Tensor):
+            continue
+        try:
+            found[name] = packed(value, "extra", tensors)
+            json.dumps(found[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"--model {learner.config.model}: state {name!r} cannot be held by a checkpoint ({error}): let "
+                "get_extra_state return tensors, numbers, texts, and lists and dicts of them"
+            ) from None
+    return found
+
+
 def _tensors(learner: Learner) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    state = learner.model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise RunError(f"state {name!r} of the model is a {type(value).__name__}: a checkpoint holds tensors only")
-        tensors[f"model.{name}"] = value
+    tensors = _states(learner)
     tensors |= {f"feedback.{name}": buffer for name, buffer in _left_out(learner).items()}
     for index, parts in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in parts.items() if value is not None}
@@ -185,30 +301,40 @@ def _left_out(learner: Learner) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in learner.model.named_buffers() if name not in state}
 
 
-def _put(tensors: dict[str, Tensor], learner: Learner) -> None:
+def _put(tensors: dict[str, Tensor], state: dict[str, Any], learner: Learner) -> None:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    learner.model.load_state_dict(part("model."))
+    extra = {name: unpacked(value, tensors) for name, value in state["extra"].items()}
+    _check_kinds(part("model."), dict(learner.model.named_parameters()))
+    learner.model.load_state_dict({**part("model."), **extra})
     feedback = part("feedback.")
+    _check_kinds(feedback, _left_out(learner))
+    if unknown := feedback.keys() - _left_out(learner).keys():
+        raise ValueError(f"the model has no buffer {min(unknown)!r}")
     with torch.no_grad():
         for name, buffer in _left_out(learner).items():
             buffer.copy_(feedback[name])
     kept: dict[int, dict[str, Tensor]] = {}
+    parameters = [each for group in learner.optimizer.param_groups for each in group["params"]]
     for name, value in part("optimizer.").items():
         index, _, key = name.partition(".")
+        if value.dim() and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"the optimizer's {key} of parameter {index} has shape {tuple(value.shape)}")
         kept.setdefault(int(index), {})[key] = value
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": kept, "param_groups": groups})
     torch.set_rng_state(tensors["generator.cpu"])
     if "generator.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["generator.cuda"], learner.config.device)
+    own = unpacked(state["python"], tensors)
+    learner.attributes.load(own["attributes"])
+    draw_on(own["drawn"])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _check_kinds(came: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Neither shape nor dtype may differ: copying would make the one fit the other without a word."""
+    for name, tensor in expected.items():
+        here, there = ((tuple(each.shape), each.dtype) for each in (tensor, came[name]))
+        if here != there:
+            raise ValueError(f"{name} is {there}, expected {here}")

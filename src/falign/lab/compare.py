@@ -1,7 +1,8 @@
 """Several runs side by side in one table."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from falign.lab.config import TrainConfig
 from falign.lab.runs import Run
+from falign.lab.text import cell
 from falign.lab.writing import RunError
 
 _LISTED = 6
 """Up to so many angles are listed one by one."""
 _WIDTH = 26
 """Longer words are folded."""
+_SHOWN = 60
+"""So many letters of a status are shown."""
 _WORDS = ("dataset", "model", "rule")
 """Options that tell runs from each other."""
 
@@ -79,19 +84,22 @@ def read(folders: Sequence[Path]) -> list[Record]:
         Their content, in the same order.
 
     Raises:
-        RunError: A folder is no run, or a file in it is damaged.
+        RunError: A folder is no run, or a file in it is damaged or of another run.
     """
     if not folders:
         raise RunError("no run folders given: give one or more that falign train wrote")
-    names = [folder.resolve().name for folder in folders]
     found = []
-    for folder, name in zip(folders, names, strict=True):
+    for folder in folders:
         run = Run(folder)
         config, _ = run.read_config()
         records, status = run.read_records(), run.read_status()
-        shown = name if names.count(name) == 1 else str(folder)
-        found.append(Record(name=shown, config=config, records=records, status=status))
-    return found
+        name = os.path.basename(os.path.realpath(folder))
+        found.append(Record(name=name, config=config, records=records, status=status))
+    names = [record.name for record in found]
+    return [
+        record if names.count(record.name) == 1 else replace(record, name=str(folder))
+        for record, folder in zip(found, folders, strict=True)
+    ]
 
 
 def show(runs: Sequence[Record], console: Console) -> None:
@@ -115,7 +123,7 @@ def table(runs: Sequence[Record]) -> Table:
     made = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=" · ".join(common.values()) or None,
+        title=_literal(" · ".join(common.values())) if common else None,
         title_style="bold",
     )
     made.add_column("run", overflow="fold", max_width=_WIDTH)
@@ -128,8 +136,14 @@ def table(runs: Sequence[Record]) -> Table:
         made.add_column(name, no_wrap=True)
     for run in runs:
         words = [str(getattr(run.config, name)) for name in _WORDS if name not in common]
-        made.add_row(run.name, *words, *_figures(run), *([run.law or "—"] if checked else []), _status(run))
+        law = [(run.law or "—")[:_SHOWN]] if checked else []
+        made.add_row(*map(_literal, (run.name, *words, *_figures(run), *law, _status(run)[:_SHOWN])))
     return made
+
+
+def _literal(text: str) -> Text:
+    """One line, in which nothing is a command to rich or to the terminal."""
+    return cell(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def shared(runs: Sequence[Record]) -> dict[str, str]:

@@ -52,7 +52,8 @@ class TrainConfig:
     Attributes:
         dataset: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
             folder of IDX files or of images by class.
-        model: mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or package.module:factory.
+        model: mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or package.module:factory; the package is looked for
+            in the working folder first.
         activation: Between the layers of mlp and lenet.
         rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from falign.lab import compare
 from falign.lab.config import TrainConfig
 from falign.lab.pictures.comparison import figure
 from falign.lab.report.drawing import png
+from falign.lab.text import say, standard_console
 from falign.lab.train import train
 from falign.lab.writing import write
 
@@ -23,7 +23,7 @@ def main(out: Path = Path("runs/demo")) -> None:
         out: A folder; each rule gets a run folder in it, and what an earlier demonstration wrote is replaced.
     """
     torch.set_num_threads(1)  # for so small a network two only wait for each other
-    console = Console()
+    console = standard_console()
     folders = [out / rule for rule in RULES]
     for rule, folder in zip(RULES, folders, strict=True):
         console.rule(rule)
@@ -33,9 +33,9 @@ def main(out: Path = Path("runs/demo")) -> None:
     compare.show(runs, console)
     picture = out / "comparison.png"
     write(picture, png(figure(runs)))
-    console.print(f"comparison: {picture}", highlight=False, soft_wrap=True)
+    say(console, f"comparison: {picture}")
     for folder in folders:
-        console.print(f"{folder.name}: loss, accuracy and angles in {folder}", highlight=False, soft_wrap=True)
+        say(console, f"{folder.name}: loss, accuracy and angles in {folder}")
 
 
 if __name__ == "__main__":

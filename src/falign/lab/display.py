@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from falign.lab.text import plain, say
+
 _LISTED = 6
 """Up to so many layers are shown one by one, more in summary."""
 _PAUSE = 0.1
@@ -31,9 +33,9 @@ class Display:
         self._latest = ""
         self._next = 0.0
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -54,7 +56,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def step(self, done: int, loss: float, accuracy: float) -> None:
         """Move the bar, ten times a second at most.
@@ -72,7 +74,7 @@ class Display:
 
     def measured(self, row: Mapping[str, Any]) -> None:
         """Show a measured point: in the bar, and if it ends an epoch as a line."""
-        self._latest = angles_of(row)
+        self._latest = plain(angles_of(row))
         if row["test_loss"] is None:
             return
         trained = (

@@ -1,15 +1,24 @@
-"""How a run ends: the tables, what the conservation law found, the status, the pictures."""
+"""How a run ends: the tables, what the conservation law found, the pictures, the status; or what it failed with."""
 
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from falign.lab import loop
 from falign.lab.checkpoints import Course
 from falign.lab.law import judge
 from falign.lab.learner import Learner
+from falign.lab.lock import Lost
 from falign.lab.pictures import draw
-from falign.lab.runs import Run
+from falign.lab.runs import TRACEBACK, Run
+from falign.lab.text import say
+from falign.lab.writing import WriteError
+
+_LINE, _TRACEBACK = 300, 1 << 20
+"""So many letters of an error's text and of its traceback are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +27,11 @@ class Outcome:
 
     Attributes:
         run: Its folder.
-        status: "done", "interrupted" or "diverged".
+        status: "done", "interrupted", "diverged" or "failed".
         step: Steps done; of a diverged run the step at which it diverged.
         message: One sentence.
         failure: What the conservation law found wrong, in a sentence; empty if nothing.
+        signal: The number of the signal that interrupted it.
     """
 
     run: Run
@@ -29,12 +39,15 @@ class Outcome:
     step: int
     message: str
     failure: str = ""
+    signal: int | None = None
 
 
 def end(
     run: Run, learner: Learner, course: Course, console: Console, status: str, step: int, message: str, **details: Any
 ) -> Outcome:
     """Write what there is at the end of a run, and print what the conservation law found if it was checked.
+
+    The status comes last: a run of which it says that it is done has everything.
 
     Args:
         run: Where to.
@@ -56,8 +69,57 @@ def end(
     tables = course.tables(None if found is None else found.table)
     run.write_tables(tables)
     if found is not None:
-        console.print(found.text, highlight=False, markup=False, soft_wrap=True)
+        say(console, found.text)
         details["law"] = found.verdict
-    run.write_status(status, step=step, epoch=course.epoch, message=message, **details)
     draw(run, tables, learner.config)
+    run.write_status(status, step=step, epoch=course.epoch, message=message, **details)
     return Outcome(run=run, status=status, step=step, message=message, failure="" if found is None else found.failure)
+
+
+def fail(run: Run, course: Course, error: BaseException) -> Outcome:
+    """Write what there is of a run that something in it has ended, most often the user's own model.
+
+    Args:
+        run: Where to.
+        course: What was measured.
+        error: What was raised.
+
+    Returns:
+        The outcome; its message names the step, the error and the file that holds the traceback.
+    """
+    message = f"the run failed {_place(error, course)} with {_first_line(error)}"
+    go_on = f"mend it, then go on with falign train --resume {run.folder}"
+    try:
+        run.write(TRACEBACK, _traceback(error).encode("utf-8", "backslashreplace"))
+        message += f": the traceback is in {run.folder / TRACEBACK}; {go_on}"
+        run.write_tables(course.tables())
+        run.write_status("failed", step=course.step, epoch=course.epoch, message=message)
+    except Lost as lost:
+        message += f"; {lost}"
+    except WriteError as second:
+        message += f"; and {second}"
+    return Outcome(run=run, status="failed", step=course.step, message=message)
+
+
+def _place(error: BaseException, course: Course) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    in_step = any((frame.filename, frame.name) == (loop.__file__, "_step") for frame in frames)
+    return f"in step {course.step + 1}" if in_step else f"after step {course.step}"
+
+
+def _first_line(error: BaseException) -> str:
+    kind = type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        kind += " (a smaller --batch-size or --probe-size needs less memory)"
+    try:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    except Exception:  # an error of the user's whose text cannot be made
+        line = ""
+    return f"{kind}: {line[:_LINE]}" if line else kind
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-_TRACEBACK:]
+    except Exception as another:
+        return f"{type(error).__name__}, and its traceback cannot be written: {type(another).__name__}\n"

@@ -26,25 +26,18 @@ class Events:
         self._to = to
 
     def add(self, row: Mapping[str, Any], found: Alignment) -> None:
-        """Write a record and the alignment measured with it.
+        """Write a record and the alignment measured with it, at once: what waits would be written whatever comes.
 
         Raises:
-            WriteError: It cannot be written.
+            WriteError: It cannot be written, or the folder is no longer the run's.
         """
+        self._run.check()
         with _naming(self._run):
             for name in _SCALARS:
                 if row[name] is not None:
                     kind, what = name.split("_")
                     self._to.add_scalar(f"{what}/{kind}", row[name], row["step"])
             write(self._to, row["step"], found)
-
-    def save(self) -> None:
-        """See that all of it is in the file, at the latest when a checkpoint is.
-
-        Raises:
-            WriteError: It cannot be written.
-        """
-        with _naming(self._run):
             self._to.flush()
 
 

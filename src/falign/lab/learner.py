@@ -1,23 +1,31 @@
 """A network that learns by a rule: its steps, its test, its alignment."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import falign
+from falign.feedback import generator
+from falign.lab.attributes import Attributes, held, marks
 from falign.lab.batches import Images
 from falign.lab.completion import made_rule
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.divergence import locate, running_order
-from falign.lab.models import Shape, build
+from falign.lab.models import build, is_own
 from falign.lab.optimizers import make_optimizer, number
+from falign.lab.own import Shape, check, refusing, rehearse, try_one, unlike
 from falign.lab.ridge import Ridge
 from falign.layers import kind_of
 from falign.measure import Alignment, alignment
 from falign.measure.law import ConservationLaw
+from falign.measure.untouched import untouched
+from falign.preserve import seeded
 
 _AT_ONCE = 1000
 """Images of one forward pass of a test."""
@@ -34,6 +42,8 @@ class Learner:
         layers: Names of the linear maps that have feedback or could have, in the order in which they run.
         ridge: What shrinks the output layer's weights, if anything does.
         law: What checks the steps by the conservation law, if it is wanted.
+        attributes: What the model keeps in Python.
+        notes: What is to be said of the model before its first step, a line each.
     """
 
     config: TrainConfig
@@ -42,6 +52,8 @@ class Learner:
     layers: tuple[str, ...]
     ridge: Ridge | None
     law: ConservationLaw | None
+    attributes: Attributes
+    notes: tuple[str, ...]
 
     def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
         """Learn from one batch.
@@ -97,8 +109,12 @@ class Learner:
 
     def alignment(self, x: Tensor, y: Tensor) -> Alignment:
         """What the rule and the optimizer do with a batch, beside its true gradient; nothing is left changed."""
-        with self._casting():
-            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+        before = self.attributes.state()
+        try:
+            with self._casting():
+                return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+        finally:
+            self.attributes.load(before)
 
     def is_finite(self, x: Tensor, y: Tensor) -> bool:
         """Whether the loss of a batch is a finite number."""
@@ -122,14 +138,18 @@ def _casting(config: TrainConfig) -> AbstractContextManager[object]:
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
 
 
-def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor) -> Learner:
+def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()) -> Learner:
     """Build the network, convert it, and make its optimizer.
+
+    A network of the user's own is made twice from the same seed: one of the two is tried on the example and thrown
+    away, and where they differ that is noted.
 
     Args:
         config: The completed configuration.
         shape: Channels, height and width of the images.
         classes: Number of classes.
         example: A few normalised images, on the training's device.
+        sizes: Of the batches that will come.
 
     Returns:
         The learner before its first step.
@@ -137,31 +157,110 @@ def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor) ->
     Raises:
         ConfigError: The network does not fit the data, or the rule not the network.
     """
-    model = build(config.model, shape=shape, classes=classes, seed=config.seed, activation=config.activation)
-    model = model.to(example.device, example.dtype).train()
-    layers = _layers(config, model, example, classes)
-    try:
-        falign.convert(
-            model,
-            made_rule(config),
-            seed=config.seed,
-            feedback=config.feedback,
-            scale=config.scale,
-            example=example,
+    devices = [example.device] if example.device.type == "cuda" else []
+    with seeded(generator(config.seed, "", "making").initial_seed(), devices):
+        model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
+        with untouched(model):
+            layers = _layers(config, model, example, classes)
+        _convert(config, model, example)
+        optimizer = make_optimizer(model, config)
+        ridge = None
+        if config.ridge:
+            ridge = Ridge(
+                model.get_parameter(f"{layers[-1]}.weight"),
+                strength=config.ridge,
+                schedule=config.ridge_schedule,
+                steps=config.ridge_steps,
+            )
+        law = _law(config, model, optimizer, example) if config.check_law else None
+    attributes.load({})  # whatever the passes counted
+    return Learner(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        layers=layers,
+        ridge=ridge,
+        law=law,
+        attributes=attributes,
+        notes=notes,
+    )
+
+
+def _network(
+    config: TrainConfig, shape: Shape, classes: int, example: Tensor, *, single: bool
+) -> tuple[nn.Module, Attributes, tuple[str, ...]]:
+    """The network in training mode on its device, its attributes, and what is to be said of it."""
+    name = config.model
+
+    def placed(model: nn.Module) -> nn.Module:
+        with refusing(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
+            return model.to(example.device, example.dtype).train()
+
+    def built() -> nn.Module:
+        room = _room(config) if example.device.type == "cpu" else 4
+        with refusing(f"--model {name} cannot be made"):
+            return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
+
+    model = built()
+    if not is_own(name):
+        model = placed(model)
+        if single:
+            try_one(name, deepcopy(model), example)
+        return model, Attributes(model), ()
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        twin = built()
+    notes, kept = [], {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if any(id(tensor) in kept for tensor in (*twin.parameters(), *twin.buffers())):
+        notes.append(f"{name} returns the same weights at every call: --seed has no part in them, a copy is trained")
+        with refusing(f"--model {name} returns the same weights at every call, and they cannot be copied"):
+            model, twin = deepcopy(model), deepcopy(model)
+    model, twin = placed(model), placed(twin)
+    if unalike := unlike(model, twin):
+        notes.append(
+            f"{name} draws {_listed(unalike)} by other generators than the global ones of torch, NumPy and Python: "
+            "another run with this seed begins with others"
         )
-    except falign.ConversionError as error:
-        raise ConfigError(f"--model {config.model} with --rule {config.rule}: {error}") from None
-    optimizer = make_optimizer(model, config)
-    ridge = None
-    if config.ridge:
-        ridge = Ridge(
-            model.get_parameter(f"{layers[-1]}.weight"),
-            strength=config.ridge,
-            schedule=config.ridge_schedule,
-            steps=config.ridge_steps,
+    package = name.partition(".")[0].partition(":")[0]
+    here, there = marks(model, package), marks(twin, package)
+    loose = [key for key in here if here[key] != there.get(key)]
+    with refusing(f"--model {name} does not run"):
+        moved = [*rehearse(name, twin, example.clone(), classes, single=single), *(set(loose) - held(model).keys())]
+    if moved:
+        notes.append(
+            f"{name} keeps {_listed(sorted(set(moved)))} in Python, where no checkpoint holds it: if its numbers "
+            "depend on it, --resume does not reach those of a run that was not interrupted (buffers are held)"
         )
-    law = _law(config, model, optimizer, example) if config.check_law else None
-    return Learner(config=config, model=model, optimizer=optimizer, layers=layers, ridge=ridge, law=law)
+    return model, Attributes(model, loose), tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _room(config: TrainConfig) -> int:
+    """Bytes that a run needs for each weight: three times what weights, gradients, feedback and optimizer hold.
+
+    Measuring and saving work on copies; a perceptron of 9 million weights in float32 needed 44 to 53.
+    """
+    kept = 2 if config.optimizer != "sgd" else int(bool(config.momentum))
+    feedback = made_rule(config).wiring == "layerwise" and config.feedback != "shared"
+    return 3 * (2 + feedback + kept) * getattr(torch, config.dtype).itemsize
+
+
+def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
+    what = f"--model {config.model} with --rule {config.rule}"
+    with refusing(f"{what} cannot be converted"):
+        try:
+            falign.convert(
+                model,
+                made_rule(config),
+                seed=config.seed,
+                feedback=config.feedback,
+                scale=config.scale,
+                example=example,
+            )
+        except falign.ConversionError as error:  # which lists every reason on a line
+            raise ConfigError(f"{what}: {error}") from None
 
 
 def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> ConservationLaw:
@@ -175,22 +274,10 @@ def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
     output: list[object] = []
     model.eval()
-    try:
+    with refusing(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
         ran = running_order(model, lambda: output.append(model(example)))
-    except Exception as error:
-        raise ConfigError(
-            f"--model {config.model} does not run on images of shape {tuple(example.shape)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        model.train()
-    (result,) = output
-    came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-    if came != (len(example), classes):
-        raise ConfigError(
-            f"--model {config.model} returned {came} for {len(example)} images, expected "
-            f"{(len(example), classes)}: one number for each of the {classes} classes"
-        )
+    model.train()
+    check(config.model, output[0], (len(example), classes), "in evaluation")
     layers = tuple(name for name in ran if kind_of(model.get_submodule(name)) is not None)
     if not layers:
         raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")

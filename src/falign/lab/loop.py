@@ -143,6 +143,5 @@ class Loop:
     def _save(self, began: float) -> None:
         self.course.seconds = perf_counter() - began
         self.run.write_tables(self.course.tables())
-        if self.events is not None:
-            self.events.save()
         checkpoints.save(self.run, self.setting.learner, self.course)
+        self.run.write_status("running", step=self.course.step, epoch=self.course.epoch)

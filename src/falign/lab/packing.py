@@ -1,6 +1,7 @@
 """Nested states and tables as what a checkpoint holds: tensors, and beside them JSON."""
 
 import io
+from collections import OrderedDict
 from typing import Any
 
 import polars as pl
@@ -10,41 +11,57 @@ from torch import Tensor
 
 from falign.lab.runs import parquet
 
-_TENSOR = "tensor:"
-"""How the name of a tensor begins where it stands in place of the tensor."""
+_PLAIN = (type(None), bool, int, float, str)
+"""What JSON holds as it is."""
 
 
 def packed(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested state without its tensors.
+    """A nested state without its tensors, as JSON can hold it: everything but plain values says what it is.
 
     Args:
-        state: Dicts and lists of tensors, numbers and texts.
+        state: Dicts, lists and tuples of tensors, numbers, texts and bytes.
         prefix: What the names of its tensors begin with.
         tensors: Where the tensors are put.
 
-    Returns:
-        The same as JSON can hold it, a name in place of each tensor.
+    Raises:
+        TypeError: There is something else in it.
     """
     if isinstance(state, Tensor):
         name = f"{prefix}.{len(tensors)}"
         tensors[name] = state
-        return _TENSOR + name
-    if isinstance(state, dict):
-        return {key: packed(value, prefix, tensors) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return [packed(value, prefix, tensors) for value in state]
-    return state
+        return {"tensor": name}
+    if type(state) in (dict, OrderedDict):
+        pairs = [[packed(key, prefix, tensors), packed(value, prefix, tensors)] for key, value in state.items()]
+        return {"dict" if type(state) is dict else "ordered": pairs}
+    if type(state) in (list, tuple):
+        return {type(state).__name__: [packed(value, prefix, tensors) for value in state]}
+    if type(state) is bytes:
+        return {"bytes": state.hex()}
+    if type(state) in _PLAIN:
+        return state
+    raise TypeError(f"a {type(state).__name__}")
 
 
 def unpacked(state: Any, tensors: dict[str, Tensor]) -> Any:
-    """The nested state that ``packed`` was given."""
-    if isinstance(state, str) and state.startswith(_TENSOR):
-        return tensors[state.removeprefix(_TENSOR)]
-    if isinstance(state, dict):
-        return {key: unpacked(value, tensors) for key, value in state.items()}
-    if isinstance(state, list):
-        return [unpacked(value, tensors) for value in state]
-    return state
+    """The nested state that ``packed`` was given.
+
+    Raises:
+        ValueError: ``packed`` made no such thing.
+    """
+    if type(state) in _PLAIN:
+        return state
+    ((kind, value),) = state.items() if isinstance(state, dict) and len(state) == 1 else ((None, None),)
+    if kind == "tensor" and value in tensors:
+        return tensors[value]
+    if kind in ("dict", "ordered") and isinstance(value, list):
+        pairs = [(unpacked(key, tensors), unpacked(each, tensors)) for key, each in value]
+        return dict(pairs) if kind == "dict" else OrderedDict(pairs)
+    if kind in ("list", "tuple") and isinstance(value, list):
+        parts = [unpacked(each, tensors) for each in value]
+        return parts if kind == "list" else tuple(parts)
+    if kind == "bytes" and isinstance(value, str):
+        return bytes.fromhex(value)
+    raise ValueError(f"its state holds {str(state)[:60]}")
 
 
 def axes_by_stride(tensor: Tensor) -> list[int] | None:

@@ -1,6 +1,7 @@
 """Where the numbers of a run come from."""
 
 import hashlib
+import inspect
 import platform
 import subprocess
 import sys
@@ -14,15 +15,19 @@ import torch
 
 import falign
 from falign.lab.data import Dataset
+from falign.lab.reading import Unreadable, read
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib", "safetensors", "scikit-learn")
+_CODE = 64 << 20
+"""So many bytes of a file of code are read."""
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Versions, the commit of the working folder, machine, threads and time.
+def provenance(device: str, model: str = "") -> dict[str, Any]:
+    """Versions, the commit of the working folder, the code of the model, machine, threads and time.
 
     Args:
         device: The device that is trained on.
+        model: What ``--model`` says; if it names a factory, it was imported.
 
     Returns:
         Values that JSON can hold.
@@ -33,6 +38,7 @@ def provenance(device: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "command": sys.argv,
         "git": _commit(),
+        "code": _code(model),
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
@@ -75,6 +81,26 @@ def _source() -> dict[str, Any] | None:
     return None if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
+def _code(model: str) -> dict[str, str] | None:
+    """The file in which the factory of an own model stands, and its SHA-256; None where there is none."""
+    name, _, path = model.partition(":")
+    module = sys.modules.get(name)
+    if module is None or not path:
+        return None
+    try:
+        factory: Any = module
+        for part in path.split("."):
+            factory = getattr(factory, part)
+        file = inspect.getsourcefile(inspect.unwrap(factory))
+    except (AttributeError, TypeError, ValueError):  # an object that is called, a function of another language
+        file = None
+    file = file or getattr(module, "__file__", None)
+    try:
+        return None if file is None else {"file": file, "sha256": hashlib.sha256(read(Path(file), _CODE)).hexdigest()}
+    except Unreadable:
+        return None
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -90,7 +116,8 @@ def _commit() -> dict[str, Any] | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        words = ["git", "-c", "core.fsmonitor=false", *arguments]  # else a repository may name a program to run
+        result = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

@@ -8,7 +8,8 @@ place. So one scheme serves all formats, and a checksum cannot be parted from wh
 import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from typing import Any
+from io import BytesIO
+from typing import Any, BinaryIO
 
 _MARK, _DIGITS = b"falign-sha256:", 64
 BLANK = _MARK.decode() + "0" * _DIGITS
@@ -17,6 +18,8 @@ _FIELD = "checksum"
 """Of a JSON object: where its checksum stands."""
 _TRIED = 16
 """So many marks of a file are tried: what it holds may contain some, and a hostile file a million."""
+_PART = 2**20
+"""Bytes of a large file that are read at once."""
 
 
 class Unsealed(ValueError):  # noqa: N818  # an answer of the reader, who names the file
@@ -42,16 +45,59 @@ def sealed(content: bytes) -> bytes:
     return b"".join((content[:at], sha256(content).hexdigest().encode(), content[at + _DIGITS :]))
 
 
-def verify(content: bytes) -> None:
+def seal(stream: BytesIO) -> bytes:
+    """The same for a file whose last ``BLANK`` counts, without a copy of it: it may be large."""
+    content = stream.getvalue()
+    at, digits = last(content), sha256(content).hexdigest()
+    del content  # a stream that shares its content copies it before it is changed
+    stream.seek(at)
+    stream.write(digits.encode())
+    return stream.getvalue()
+
+
+def last(content: bytes) -> int:
+    """Where the digits after the last mark of a file begin, for formats that end with it; -1 if there is none."""
+    at = content.rfind(_MARK)
+    return at if at < 0 else at + len(_MARK)
+
+
+def verify(content: bytes, at: int | None = None) -> None:
     """Make sure that not a bit of a sealed file has changed.
+
+    Args:
+        content: The file.
+        at: Where its digits begin, if that is known.
 
     Raises:
         Unsealed: Its checksum is wrong, or it has none.
     """
-    places = list(_marks(content))
+    places = list(_marks(content)) if at is None else [at]
     if not places:
         raise Unsealed("it has no checksum")
     if not any(_holds(content, at) for at in places):
+        raise Unsealed("its checksum is wrong")
+
+
+def verify_stream(stream: BinaryIO, at: int) -> None:
+    """The same for a file that is too large to be held.
+
+    Args:
+        stream: The open file; it is left at its end.
+        at: Where its digits begin.
+
+    Raises:
+        Unsealed: Its checksum is wrong.
+    """
+    digest, left = sha256(), at
+    stream.seek(0)
+    while left and (part := stream.read(min(left, _PART))):
+        digest.update(part)
+        left -= len(part)
+    written = stream.read(_DIGITS)
+    digest.update(b"0" * _DIGITS)
+    while part := stream.read(_PART):
+        digest.update(part)
+    if left or digest.hexdigest().encode() != written:
         raise Unsealed("its checksum is wrong")
 
 

@@ -59,7 +59,13 @@ def settle(config: TrainConfig, *, data: Path | None, progress: bool) -> Setting
     device = torch.device(config.device)
     train, test = prepare(loaded, device=device, dtype=getattr(torch, config.dtype))
     x, y = train.take(probe(config.seed, len(train), config.probe_size).to(device))
-    learner = make(config, shape=loaded.shape, classes=len(loaded.classes), example=x[:2])
+    learner = make(
+        config,
+        shape=loaded.shape,
+        classes=len(loaded.classes),
+        example=x[:2],
+        sizes=_sizes(len(train), config.batch_size),
+    )
     size = "×".join(map(str, loaded.shape))
     return Setting(
         learner=learner,
@@ -72,9 +78,15 @@ def settle(config: TrainConfig, *, data: Path | None, progress: bool) -> Setting
         description=(
             f"{loaded.name}: {len(train):,} training and {len(test):,} test images of {size}, "
             f"{len(loaded.classes)} classes",
+            *loaded.notes,
             *_described(learner),
         ),
     )
+
+
+def _sizes(images: int, batch: int) -> set[int]:
+    """Of the batches of an epoch."""
+    return {min(batch, images), images % batch or min(batch, images)}
 
 
 def _described(learner: Learner) -> list[str]:
@@ -85,6 +97,7 @@ def _described(learner: Learner) -> list[str]:
         f"{config.model}: {weights:,} parameters; rule {config.rule}; {config.optimizer}, learning rate "
         f"{config.learning_rate:g}{momentum}, batches of {config.batch_size}; {config.device}, {config.dtype}"
     ]
+    lines += learner.notes
     if config.rule == "kp" and not config.weight_decay:
         lines.append("kp without --weight-decay: the feedback moves, but never meets the weights")
     if config.check_law and (warning := forewarning(config)):

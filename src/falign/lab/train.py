@@ -1,9 +1,12 @@
 """Training by a rule, with everything written into a run folder from which it can go on."""
 
+import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,23 @@ from falign.lab import checkpoints
 from falign.lab.checkpoints import Course
 from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
+from falign.lab.data import NAMES
 from falign.lab.display import Display
 from falign.lab.divergence import Diverged
-from falign.lab.ending import Outcome, end
+from falign.lab.ending import Outcome, end, fail
 from falign.lab.events import events
 from falign.lab.interrupt import Interrupt
+from falign.lab.lock import Lost
 from falign.lab.loop import Loop
 from falign.lab.provenance import provenance
-from falign.lab.runs import Run
+from falign.lab.runs import TRACEBACK, Run
 from falign.lab.setting import Setting, settle
+from falign.lab.text import say, standard_console
 from falign.lab.writing import RunError, WriteError
+from falign.preserve import seeded
+
+_NAME = 200
+"""So many letters the name of a run folder may have."""
 
 
 def train(
@@ -39,7 +49,7 @@ def train(
 
     Args:
         config: What to train; missing defaults are filled in.
-        out: The run folder; None is ``runs/DATASET-MODEL-RULE-SEED`` in the working folder.
+        out: The run folder; None is ``default_folder(config)``.
         data: Folder of the data sets; see :func:`falign.lab.data.load`.
         replaces: Whether a run that is there already is replaced.
         console: Where to show progress; None is standard output.
@@ -50,17 +60,20 @@ def train(
     Raises:
         ConfigError: The configuration is impossible, or does not fit the data.
         DataError: The data are missing or damaged.
-        RunError: The folder holds a run, or nothing can be written there.
-        WriteError: The disk is full; the checkpoints written before are intact.
+        RunError: The folder holds a run, another process is at work in it, or nothing can be written there.
+        WriteError: The disk is full, or the folder was deleted; the checkpoints written before are intact.
+        KeyboardInterrupt: A second Ctrl-C, TERM or HUP came, or one before there was anything to save.
     """
-    console = console or Console()
+    console = console or standard_console()
     config = completed(config)
     run = Run(default_folder(config) if out is None else out)
     run.refuse_existing(replaces=replaces)
-    setting = _settled(config, data, console)
-    run.begin(replaces=replaces)
-    origin = {**provenance(config.device), "data_sha256": setting.data_sha256}
-    return _carry_out(run, setting, None, origin, console)
+    with Interrupt() as interrupt:
+        setting = _settled(config, data, console)
+        with interrupt.patient(), run.held():
+            run.begin(replaces=replaces)
+            origin = {**provenance(config.device, config.model), "data_sha256": setting.data_sha256}
+            return _carry_out(run, setting, None, origin, console, interrupt)
 
 
 def resume(
@@ -68,7 +81,8 @@ def resume(
 ) -> Outcome:
     """Go on with a run, to the same numbers as if it had not been interrupted.
 
-    That holds for the same versions on the same kind of machine with the same number of threads.
+    That holds for the same versions on the same kind of machine with the same number of threads, and for a model of
+    one's own if no line said before its first step that it keeps something in Python that no checkpoint holds.
 
     Args:
         folder: The run folder.
@@ -82,72 +96,141 @@ def resume(
     Raises:
         ConfigError: The new number of epochs is below those done.
         DataError: The data are missing or damaged.
-        RunError: This is no run, it diverged, a file of it is damaged, or its data are other ones.
-        WriteError: The disk is full; the checkpoints written before are intact.
+        RunError: This is no run, it diverged, a file of it is damaged, its data are other ones, or another process is
+            at work in it.
+        WriteError: The disk is full, or the folder was deleted; the checkpoints written before are intact.
+        KeyboardInterrupt: A second Ctrl-C, TERM or HUP came, or one before there was anything to save.
     """
-    console = console or Console()
+    console = console or standard_console()
     run = Run(folder)
-    config, origin = run.read_config()
-    status = run.read_status()
-    if status["status"] == "diverged":
-        raise RunError(f"{folder} cannot go on: {status.get('message', 'it diverged')}")
-    config = completed(replace(config, epochs=config.epochs if epochs is None else epochs))
-    setting = _settled(config, data, console)
-    if origin.get("data_sha256") != setting.data_sha256:
-        raise RunError(f"{config.dataset} is not the data that {folder} began with: give those, by --data if need be")
-    found = run.checkpoints()
-    if not found and status["status"] in ("done", "interrupted"):
-        raise RunError(f"{folder} has no checkpoint left to go on from: restore one, or begin anew with --force")
-    changed = {key: value for key, value in provenance(config.device).items() if origin.get(key) != value}
-    origin["resumed"] = [*origin.get("resumed", []), changed]
+    run.require()
+    with Interrupt() as interrupt, run.held():
+        before, origin = run.read_config()
+        status = run.read_status()
+        if status["status"] == "diverged":
+            raise RunError(f"{folder} cannot go on: {status.get('message') or 'it diverged'}")
+        config = completed(replace(before, epochs=before.epochs if epochs is None else epochs))
+        config = replace(config, dataset=before.dataset)  # its path may lead over other links now, to the same data
+        setting = _settled(config, data, console)
+        if origin.get("data_sha256") != setting.data_sha256:
+            raise RunError(
+                f"{config.dataset} is not the data that {folder} began with: give those, by --data if need be"
+            )
+        found = run.checkpoints()
+        if not found and status.get("saved", 0) > 0:
+            raise RunError(f"{folder} has no checkpoint left to go on from: restore one, or begin anew with --force")
+        _note_changes(origin, config, console)
+        with interrupt.patient():
+            return _carry_out(run, setting, found[-1] if found else None, origin, console, interrupt)
+
+
+def _note_changes(origin: dict[str, Any], config: TrainConfig, console: Console) -> None:
+    """Add to the provenance what is no longer as it was when the run began, and say what may change its numbers."""
+    changed = {key: now for key, now in provenance(config.device, config.model).items() if origin.get(key) != now}
+    earlier = origin.get("resumed")
+    origin["resumed"] = [*(earlier if isinstance(earlier, list) else []), changed]
     if loose := [key for key in ("packages", "device", "threads") if key in changed]:
-        console.print(f"{' and '.join(loose)} changed since the run began: last digits may differ", markup=False)
-    return _carry_out(run, setting, found[-1] if found else None, origin, console)
+        say(console, f"{' and '.join(loose)} changed since the run began: last digits may differ")
+    if (code := changed.get("code")) is not None:
+        say(console, f"the code of --model {config.model} in {code['file']} changed since the run began")
 
 
 def default_folder(config: TrainConfig) -> Path:
-    """``runs/DATASET-MODEL-RULE-SEED``."""
-    name = "-".join((Path(config.dataset).resolve().name, config.model, config.rule, str(config.seed)))
-    return Path("runs") / "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    """``runs/DATASET-MODEL-RULE-SEED`` and every option that is not the default, ``-OPTION=VALUE``.
+
+    Where that leaves something out, eight digits of a hash of the whole configuration follow: what no file name can
+    hold, the path of a folder of images, the capitals and colons of an own model, what is too long. So two
+    configurations never have one name, also where names in capitals are the same names.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The folder, in the working folder.
+    """
+    config = completed(config)
+    default = completed(
+        TrainConfig(config.dataset, model=config.model, rule=config.rule, optimizer=config.optimizer, seed=config.seed)
+    )
+    dataset = config.dataset if config.dataset in NAMES else Path(config.dataset).name
+    model = config.model.replace(":", "-", 1) if config.model.startswith("mlp:") else config.model
+    words = [dataset, model, config.rule, str(config.seed)]
+    for name, (value, _) in config.differences(replace(default, optimizer="sgd")).items():
+        word = "lr" if name == "learning_rate" else name.replace("_", "-")
+        words.append(word if value is True else f"{word}={_shortest(value)}")
+    wanted = "-".join(words)
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", wanted).strip(".-")
+    if name != wanted or name != name.lower() or len(name) > _NAME or config.dataset not in NAMES:
+        digits = sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{name[: _NAME - 1 - len(digits)]}-{digits}"
+    return Path("runs") / name
+
+
+def _shortest(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _settled(config: TrainConfig, data: Path | None, console: Console) -> Setting:
-    setting = settle(config, data=data, progress=console.is_terminal)
+    with _own_randomness(config):  # lazy layers, and whatever else a model draws when it is made
+        setting = settle(config, data=data, progress=console.is_terminal)
+    checkpoints.check(setting.learner)
     for line in setting.description:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     return setting
 
 
 def _carry_out(
-    run: Run, setting: Setting, checkpoint: Path | None, origin: dict[str, Any], console: Console
+    run: Run, setting: Setting, checkpoint: Path | None, origin: dict[str, Any], console: Console, interrupt: Interrupt
 ) -> Outcome:
-    config = setting.learner.config
-    with _own_randomness(config), Interrupt() as interrupt:
-        course = Course() if checkpoint is None else checkpoints.restore(checkpoint, setting.learner)
+    """Train, and see to it that the status says how it ended, whatever ends it."""
+    learner, config = setting.learner, setting.learner.config
+    with _own_randomness(config):
+        course = Course()
+        if checkpoint is not None:
+            course = checkpoints.restore(checkpoint, learner, identity=run.identity)
+            _check_place(checkpoint, setting, course)
         _check_epochs(run, config, course)
         run.write_config(config, origin)
-        run.write_status("running")
-        steps = -(-len(setting.train) // config.batch_size)
-        display = Display(console, epochs=config.epochs, steps=steps, done=course.step)
-        display.say(f"writing to {run.folder}" + (f", going on after step {course.step}" if checkpoint else ""))
-        first = course.step
-        ended = partial(end, run, setting.learner, course, console)
+        with suppress(OSError):
+            (run.folder / TRACEBACK).unlink(missing_ok=True)
+        say(console, f"writing to {run.folder}" + (f", going on after step {course.step}" if checkpoint else ""))
         try:
-            with display, events(run, course, wanted=config.tensorboard) as written:
-                loop = Loop(
-                    setting=setting, run=run, course=course, display=display, interrupt=interrupt, events=written
-                )
-                reached = loop.go()
-        except Diverged as error:
-            message = f"{error}: {_advice(config)}"
-            return ended("diverged", error.step, message, layer=error.layer, what=error.what)
+            run.write_status("running", step=course.step, epoch=course.epoch)
+            return _trained(run, setting, course, console, interrupt)
+        except Lost:
+            raise
         except WriteError as error:
-            raise WriteError(f"{error}; what was written before is intact, go on with --resume {run.folder}") from None
+            message = f"{error}; what was written before is intact, go on with --resume {run.folder}"
+            with interrupt.deaf(), suppress(WriteError):
+                run.write_status("failed", step=course.step, epoch=course.epoch, message=message)
+            raise WriteError(message) from None
+        except (Exception, SystemExit) as error:  # SystemExit: a model may call sys.exit
+            with interrupt.deaf():
+                return fail(run, course, error)
+        except BaseException:
+            message = f"stopped at once, saved up to step {run.saved}: go on with falign train --resume {run.folder}"
+            with interrupt.deaf(), suppress(WriteError):
+                run.write_status("interrupted", step=run.saved, message=message)
+            raise
+
+
+def _trained(run: Run, setting: Setting, course: Course, console: Console, interrupt: Interrupt) -> Outcome:
+    learner, config = setting.learner, setting.learner.config
+    first = course.step
+    display = Display(console, epochs=config.epochs, steps=_steps(setting), done=first)
+    ended = partial(end, run, learner, course, console)
+    try:
+        with display, events(run, course, wanted=config.tensorboard) as written:
+            loop = Loop(setting=setting, run=run, course=course, display=display, interrupt=interrupt, events=written)
+            reached = loop.go()
+    except Diverged as error:
+        message = f"{error}: {_advice(config)}"
+        return ended("diverged", error.step, message, layer=error.layer, what=error.what)
     if not reached:
         message = f"interrupted after step {course.step}: go on with falign train --resume {run.folder}"
-        return ended("interrupted", course.step, message)
+        return replace(ended("interrupted", course.step, message), signal=interrupt.requested)
     message = f"done after step {course.step}: records and pictures are in {run.folder}"
-    if checkpoint is not None and course.step == first:
+    if first and course.step == first:
         message = f"{run.folder} has done its {config.epochs} epochs: give more with --epochs to go on"
     return ended("done", course.step, message)
 
@@ -169,10 +252,25 @@ def _check_epochs(run: Run, config: TrainConfig, course: Course) -> None:
         raise ConfigError(f"--epochs is {config.epochs}, but {run.folder} is in epoch {done}: give {done} or more")
 
 
+def _steps(setting: Setting) -> int:
+    """Of an epoch."""
+    return -(-len(setting.train) // setting.learner.config.batch_size)
+
+
+def _check_place(path: Path, setting: Setting, course: Course) -> None:
+    """A place that no training comes to would be trained on from, or for ever."""
+    steps, size = _steps(setting), setting.learner.config.batch_size
+    place = (course.epoch * steps + course.position, min(course.position * size, len(setting.train)))
+    if place != (course.step, course.seen) or not 0 <= course.position < steps or not course.rows:
+        raise RunError(
+            f"{path} cannot be read (step {course.step} is not batch {course.position} of epoch {course.epoch}): "
+            "delete it to go on from the checkpoint before it"
+        )
+
+
 @contextmanager
 def _own_randomness(config: TrainConfig) -> Iterator[None]:
-    """Dropout and the like draw from a generator of the run; the process's own are left as they are."""
+    """Dropout and the like draw from generators of the run; the process's own are left as they are."""
     device = torch.device(config.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(generator(config.seed, "", "noise").initial_seed())
+    with seeded(generator(config.seed, "", "noise").initial_seed(), [device] if device.type == "cuda" else []):
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import ClassVar
 
-_NAME = 64
+_NAME = 48
 """So many letters of a file's name are in the name of its half-written copy: names may not exceed 255 bytes."""
 
 

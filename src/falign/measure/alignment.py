@@ -39,8 +39,10 @@ def alignment(
         A row a layer and the dominance of the whole; see ``Alignment``.
 
     Raises:
-        ValueError: The model is not converted, the batch has one sample, the loss is not a finite scalar, a weight is
-            not finite, or the optimizer holds none of the model's parameters or cannot step without a closure.
+        TypeError: The model is no module, loss_fn no function, or the optimizer none.
+        ValueError: The model is not converted or does not run on the batch, the batch has one sample, the loss is not a
+            finite scalar, a weight is not finite, or the optimizer holds none of the model's parameters or cannot step
+            without a closure.
     """
     model = unwrapped(model)
     converted(model)

@@ -55,7 +55,21 @@ def _products(a: Float[Tensor, " size"], b: Float[Tensor, " size"]) -> Products:
 
 
 def angle(one: Tensor, other: Tensor) -> float:
-    """The angle between two tensors as vectors, in degrees; 90 where one is zero."""
+    """The angle between two tensors as vectors, in degrees; 90 where one is zero.
+
+    Raises:
+        TypeError: they are no floating-point tensors.
+        ValueError: they have not the same shape.
+    """
+    for value in (one, other):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+            what = f"a tensor of {value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"an angle is between two floating-point tensors, got {what}")
+    if one.shape != other.shape or one.device != other.device:
+        raise ValueError(
+            f"an angle is between tensors of one shape and device, got {tuple(one.shape)} on {one.device} and "
+            f"{tuple(other.shape)} on {other.device}"
+        )
     found = products(one, other).angle
     return 90.0 if found is None else found
 

@@ -49,8 +49,11 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Par
     """{name: parameter} of what the optimizer moves of a model.
 
     Raises:
+        TypeError: It is no optimizer.
         ValueError: That is nothing.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     held = {name: parameter for name, parameter in trainable(model).items() if id(parameter) in ids}
     if not held:

@@ -17,6 +17,7 @@ from falign.measure.passes import Loss
 from falign.measure.report import Alignment, frame
 from falign.measure.tracking import Writer, write, writer
 from falign.measure.untouched import unwrapped
+from falign.theory.inputs import told
 from falign.wiring import converted
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Monitor:
         self._model = unwrapped(model)
         self._wirings = converted(self._model)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is {every!r}, expected a whole number of steps from 1 on")
+            raise ValueError(f"every is {told(every)}, expected a whole number of steps from 1 on")
         if any(wiring.monitor is not None and wiring.monitor() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
         self._held = {} if optimizer is None else held(self._model, optimizer)

@@ -18,7 +18,7 @@ from falign.measure.conditions import check_batch, checked
 from falign.measure.switch import switchable, switches
 from falign.measure.untouched import untouched
 from falign.preserve import eagerly
-from falign.survey import call
+from falign.transport import loss_on
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -84,8 +84,9 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
         y: Its targets; tensors are also what a rule that needs targets is given.
 
     Raises:
-        ValueError: The batch has one sample, the loss is not a finite scalar that depends on the weights, or a weight
-            is not a finite number.
+        TypeError: loss_fn is no function.
+        ValueError: The model does not run on the batch, the batch has one sample, the loss is not a finite scalar that
+            depends on the weights, or a weight is not a finite number.
     """
     check_batch(x)
     errors: dict[Place, Tensor] = {}
@@ -101,9 +102,15 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
         if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
             ranks[layer] = rank
 
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}, expected a function of the model's output and y")
+
+    def judged(output: Any) -> Any:
+        return loss_fn(output, y)
+
     walk = _once if switchable(model) else _twice
     with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
-        loss, order, taken, true = walk(model, lambda: loss_fn(call(model, x), y), errors.__setitem__, compare)
+        loss, order, taken, true = walk(model, lambda: loss_on(model, x, judged), errors.__setitem__, compare)
     order = tuple(name for name in order if name in angles["received"])
     delivered, received = (
         {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()

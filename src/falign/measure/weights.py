@@ -64,7 +64,7 @@ def compare(feedback: Tensor, weight: Tensor, layer: Layer) -> Weights:
     size = one.sqrt() * other.sqrt()
     return Weights(
         whole=Products(*(float(total.sum()) for total in sums)),
-        same=same / weight.numel(),
+        same=same / max(1, weight.numel()),
         neurons=inner,
         cosines=torch.where(size > 0, inner / size, 0.0),
     )
@@ -74,5 +74,5 @@ def _pieces(feedback: Tensor, weight: Tensor, *, whole: bool) -> Iterator[tuple[
     """Both by rows, so few that a piece stays in the cache and its sums lose nothing; channels belong together."""
     if weight.dtype.itemsize < 4:
         feedback, weight = feedback.float(), weight.float()
-    rows = len(weight) if whole else max(1, _PIECE // weight[0].numel())
+    rows = len(weight) if whole else max(1, _PIECE // max(1, weight.shape[1:].numel()))
     yield from zip(feedback.split(rows), weight.split(rows), strict=True)

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.theory.inputs import Numbers, listed, number, squarable, table, whole
+from falign.theory.door import public, recording
+from falign.theory.inputs import Numbers, listed, number, room, squarable, table, told, whole
 from falign.theory.statement import Assumption, TheoremCheck
 
 
+@public
 def least_norm(X: Numbers, Y: Numbers) -> Float[Tensor, "k d"]:
     """``(X⁺Y)ᵀ``: of all maps M with ``X Mᵀ = Y`` the one of least Frobenius norm, its rows in the span of the inputs.
 
@@ -28,6 +30,7 @@ def least_norm(X: Numbers, Y: Numbers) -> Float[Tensor, "k d"]:
     return (torch.linalg.pinv(X) @ Y).mT
 
 
+@recording
 def minimum_norm(
     X: Numbers,
     Y: Numbers,
@@ -127,18 +130,18 @@ def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> 
     if not sizes or not seeds or not fits or sorted(set(sizes)) != sizes:
         raise ValueError(
             f"expected increasing sizes of at least 0, a seed and a width of at least {k}, "
-            f"got {sizes}, {seeds}, {hidden!r}"
+            f"got {sizes}, {seeds}, {told(hidden)}"
         )
     return sizes, seeds
 
 
 def _course(steps: int, rate: float | None, converged: float) -> None:
     if not whole(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, expected a whole number from 1 on")
+        raise ValueError(f"steps is {told(steps)}, expected a whole number from 1 on")
     if rate is not None and not (number(rate) and rate > 0):
-        raise ValueError(f"rate is {rate!r}, expected a positive number, or None")
+        raise ValueError(f"rate is {told(rate)}, expected a positive number, or None")
     if not (number(converged) and converged >= 0):
-        raise ValueError(f"converged is {converged!r}, expected a number of at least 0")
+        raise ValueError(f"converged is {told(converged)}, expected a number of at least 0")
 
 
 def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:
@@ -152,6 +155,7 @@ def _shapes(k: int, hidden: int, d: int) -> tuple[tuple[str, int, int], ...]:
 
 
 def _normal(seeds: Sequence[int], purpose: str, rows: int, columns: int) -> Float[Tensor, "runs rows columns"]:
+    room("a matrix a run", len(seeds), rows, columns)
     drawn = [torch.randn(rows, columns, generator=generator(seed, "minimum norm", purpose)) for seed in seeds]
     return torch.stack(drawn).double() / sqrt(columns)
 

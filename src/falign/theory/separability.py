@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.inputs import Numbers, squarable, table, whole_labels
 
 _PIECE = 1024
@@ -86,6 +87,7 @@ class FullRankGram:
         return f"rank {self.rank} of {self.points}, smallest eigenvalue {self.smallest:.4g}"
 
 
+@public
 def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMargin:
     """The largest margin ``max_{|w|=1} min_i s_i (w·x_i + c)`` of each class (s = 1) against the rest (s = -1).
 
@@ -122,7 +124,7 @@ def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
     sums = np.stack([side > 0, side < 0]) if bias else np.ones((1, len(side)))
     matrix = np.concatenate([(X * side[:, None]).T, weight * sums])
     wanted = np.concatenate([np.zeros(X.shape[1]), np.full(len(sums), weight)])
-    combined, _ = nnls(matrix, wanted, maxiter=30 * len(side))
+    combined, _ = scipy.optimize.nnls(matrix, wanted, maxiter=30 * len(side))
     normal = matrix[: X.shape[1]] @ combined
     size = float(np.linalg.norm(normal))
     heights = X @ normal
@@ -130,6 +132,7 @@ def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
     return max(0.0, float(inside) / size) if size > 0 else 0.0
 
 
+@public
 def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparability:
     """The worst products of inputs within and between classes; n² of them, in pieces.
 
@@ -152,6 +155,7 @@ def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparabili
     return OrthogonalSeparability(least_within=within, largest_between=between)
 
 
+@public
 def full_rank_gram(X: Numbers) -> FullRankGram:
     """The spectrum of XXᵀ, from the singular values of X.
 

@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 if os.environ.get("FALIGN_TYPECHECK"):
@@ -157,11 +158,47 @@ def refused(executor: RayExecutor) -> str:
         return str(error)
 
 
+def heard(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Notes where it runs, and the addresses at which this process and all others of its user's listen by now."""
+    folder = Path(os.environ["FALIGN_TEST_CLUSTER"])
+    note(folder, tasks)
+    (folder / "listening").write_text(json.dumps(listening(os.getpgrp())))
+    return [decay(task) for task in tasks]
+
+
+def listening(group: int) -> dict[str, list[str]]:
+    """{command of a process of the group, or of its session: the addresses at which it listens}."""
+    sockets = {}
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                sockets[f"socket:[{inode}]"] = str(address_of(address.partition(":")[0]))
+    found: dict[str, list[str]] = {}
+    session = os.getsid(group)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(process.name)) == session:
+                name = (process / "cmdline").read_text().replace("\0", " ")[-200:]
+                for descriptor in (process / "fd").iterdir():
+                    if (target := os.readlink(descriptor)) in sockets:
+                        found.setdefault(name, []).append(sockets[target])
+    return found
+
+
+def address_of(digits: str) -> IPv4Address | IPv6Address:
+    """An address as the system's table has it, four bytes at a time in this machine's order."""
+    words = (bytes.fromhex(digits[at : at + 8])[::-1] for at in range(0, len(digits), 8))
+    found = ip_address(b"".join(words))
+    return getattr(found, "ipv4_mapped", None) or found
+
+
 def local(out: Path) -> dict:
     """A cluster of this machine's own, for a run."""
     executor = RayExecutor("local", Setting())
-    code = brought(executor, out / "local", experiment(noted, seeds=1, memory=lambda tasks: 2**20))
-    return {"code": code, "notes": notes(Path(os.environ["FALIGN_TEST_CLUSTER"]))}
+    code = brought(executor, out / "local", experiment(heard, seeds=1, memory=lambda tasks: 2**20))
+    folder = Path(os.environ["FALIGN_TEST_CLUSTER"])
+    return {"code": code, "notes": notes(folder), "listening": json.loads((folder / "listening").read_text())}
 
 
 SCENARIOS = {scenario.__name__: scenario for scenario in (a_node_dies, local)}

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 from rich.console import Console
 
+import falign
 from falign.lab.data import DataError
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Paper, Reading, Setting, Task, grid
 from falign.lab.experiment.local import local
@@ -56,6 +58,25 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     outcomes = [decay(task) for task in tasks]
     note("computed", tasks)
     return outcomes
+
+
+def stubborn(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Never ends, and goes on whatever is raised in it."""
+    note("begun", tasks)
+    while True:
+        try:
+            time.sleep(100)
+        except BaseException:
+            note("stubborn", tasks)
+
+
+def slowly(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+    """Takes long enough to tell how far it is, from a worker as well."""
+    for share in (0.25, 0.5):
+        time.sleep(0.6)
+        setting.report(share)
+    time.sleep(0.6)
+    return run(tasks, setting)
 
 
 def fails_at_three(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
@@ -174,16 +195,35 @@ def table(selected: Experiment, out: Path) -> pl.DataFrame:
     return Store(folder=out).results(selected, "smoke").table
 
 
-def start(out: Path, notes_path: Path, *, workers: int = 1, pause: float = 0.0, **options) -> subprocess.Popen:
+def module_path() -> str:
+    """``PYTHONPATH`` for a process that imports this module, and falign from where it was imported here."""
+    return os.pathsep.join([str(Path(__file__).parent), str(Path(falign.__file__).parents[1])])
+
+
+@contextmanager
+def started(*positional, **options) -> Iterator[subprocess.Popen]:
+    """The same as :func:`start`, but killed if the test goes wrong."""
+    process = start(*positional, **options)
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def start(
+    out: Path, notes_path: Path, *, workers: int = 1, pause: float = 0.0, run: str = "run", **options
+) -> subprocess.Popen:
     """Reproduce :func:`experiment` in a process of its own, and in a session of its own."""
     code = (
         "import sys; from pathlib import Path; import examples as e;"
-        f"code, said = e.do(e.experiment(**{options!r}), Path({str(out)!r}), {workers});"
+        f"code, said = e.do(e.experiment(e.{run}, **{options!r}), Path({str(out)!r}), {workers});"
         "print(said); sys.exit(code)"
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": module_path(),
         "FALIGN_TEST_NOTES": str(notes_path),
         "FALIGN_TEST_PAUSE": str(pause),
     }

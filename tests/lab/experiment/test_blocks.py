@@ -7,8 +7,9 @@ import pytest
 from examples import do, experiment, table
 
 from falign.lab.experiment import Task
-from falign.lab.experiment.blocks import GIB, available, blocks, cost, refusal
+from falign.lab.experiment.blocks import blocks, cost, refusal
 from falign.lab.experiment.execution import Block
+from falign.lab.memory import GIB, available
 
 
 def sizes(cut: Sequence[Block]) -> list[int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("ray", reason='Ray is not installed: pip install "falign[ray]"')
 
 from cluster_examples import brought, faulty, one_by_one, wait_for
+from examples import module_path
 from polars.testing import assert_frame_equal
 
 from falign.lab.config import ConfigError
@@ -26,7 +28,6 @@ from falign.lab.experiment.store import Store
 
 pytestmark = pytest.mark.xdist_group("cluster")  # what is made once for the module is made in one process
 
-HERE = Path(__file__).parent
 SCENARIO = """
 import json, pathlib, sys, cluster_examples
 print(json.dumps(cluster_examples.SCENARIOS[sys.argv[1]](pathlib.Path(sys.argv[2]))))
@@ -40,7 +41,7 @@ def scenario(name, out, *, checked, seconds=150):
     short = tempfile.mkdtemp(prefix="ray")  # the path of a socket may have 107 letters
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE),  # nodes inherit it, so that they can import the experiments of the tests
+        "PYTHONPATH": module_path(),  # nodes inherit it, so that they can import the experiments of the tests
         "FALIGN_TEST_CLUSTER": str(folder),
         "RAY_TMPDIR": short,
         "RAY_AUTH_MODE": "token",  # or Ray would write a token into the home folder
@@ -51,6 +52,7 @@ def scenario(name, out, *, checked, seconds=150):
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", SCENARIO, name, str(out)],
         env=environment,
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -135,6 +137,9 @@ def test_ray_says_nothing_in_between(death):
 def test_a_cluster_of_this_machine_alone_leaves_nothing_behind(death, tmp_path):
     found, printed, said = scenario("local", tmp_path, checked=False)
     assert (found["code"], len(printed.splitlines())) == (0, 1), said
+    heard = found["listening"]
+    assert len(heard) >= 3, "the node, its store of addresses, the process of the run"
+    assert all(ip_address(address).is_loopback for addresses in heard.values() for address in addresses), heard
     for note in [*found["notes"], *death[0]["notes"]]:
         for process in note["processes"]:
             wait_for(partial(gone, process), 10)
@@ -192,6 +197,12 @@ def test_ray_is_not_installed(monkeypatch):
 def test_what_ray_cannot_give_out(shares, message):
     with pytest.raises(ConfigError, match=message):
         RayExecutor("local", Setting(), **shares)
+
+
+def test_a_local_cluster_that_others_can_reach_is_refused():
+    connection._check_alone([{"NodeManagerAddress": "127.0.0.1"}])
+    with pytest.raises(ConfigError, match=r"--ray is local, but Ray listens on 192.0.2.7, where other machines can"):
+        connection._check_alone([{"NodeManagerAddress": "192.0.2.7"}])
 
 
 def test_a_gpu_that_ray_is_not_asked_for():

@@ -1,15 +1,17 @@
 """Worker processes: the same numbers, and what happens when a run raises or kills its worker."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import examples
 import pytest
-from examples import do, experiment, notes, start, table, wait_until
+from examples import do, experiment, notes, start, started, table, wait_until
 
 from falign.lab.experiment.execution import Answer, Block, compute
 from falign.lab.experiment.local import Workers, local
@@ -71,7 +73,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict_on_the_runs(tmp_p
         "import examples as e; from pathlib import Path\n"
         f"e.do(e.experiment(), Path({str(tmp_path / 'out')!r}), 2)  # without the guard that spawned processes need\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(examples.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": examples.module_path()}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
     assert "RunError: a worker process cannot start (exit code 1): use --workers 1" in done.stderr
     assert not (tmp_path / "out" / "toy.decay").exists()
@@ -102,21 +104,98 @@ def test_one_worker_is_this_process() -> None:
         assert len(finished.answer.outcomes or ()) == 10
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)], ids=str)
-def test_interrupted_it_stops_at_once_and_says_how_to_go_on(number: int, workers: int, tmp_path: Path) -> None:
+def at_work(noted: Path) -> set[int]:
+    """Processes that have begun a run."""
+    return {int(line.split()[2]) for line in noted.read_text().splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "group"),
+    [
+        (signal.SIGINT, 2, True),
+        (signal.SIGTERM, 1, True),
+        (signal.SIGTERM, 2, False),
+        (signal.SIGHUP, 1, False),
+        (signal.SIGHUP, 2, True),
+    ],
+    ids=str,
+)
+def test_interrupted_it_stops_at_once_and_says_how_to_go_on(
+    number: int, workers: int, group: bool, tmp_path: Path
+) -> None:
     noted, out = tmp_path / "notes", tmp_path / "out"
-    with start(out, noted, workers=workers, pause=0.2, seeds=50, at_most=1) as process:
+    with started(out, noted, workers=workers, pause=0.2, seeds=50, at_most=1) as process:
         wait_until(lambda: len(notes(noted, "computed")) >= 3)
-        at_work = {int(line.split()[2]) for line in noted.read_text().splitlines()}
-        os.killpg(process.pid, number)
-        said, _ = process.communicate(timeout=5)
-    assert process.returncode == 130
+        workers_begun = at_work(noted)
+        (os.killpg if group else os.kill)(process.pid, number)
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
     assert f"interrupted: the runs that were finished are kept in {out}, and the same command goes on" in said
     assert "Traceback" not in said
-    assert len(at_work) == workers
-    assert not any(alive(worker) for worker in at_work)
+    assert not any(alive(worker) for worker in at_work(noted) | workers_begun)
     assert len(list((out / "toy.decay").glob("*.parquet"))) >= 3 - workers
     assert list((out / "owners").iterdir()) == []
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_it_at_once(workers: int, tmp_path: Path) -> None:
+    """A run that takes no notice of the first one is left as it is; what is left behind is cleaned by the next call."""
+    noted, out = tmp_path / "notes", tmp_path / "out"
+    with started(out, noted, workers=workers, run="stubborn", seeds=2, at_most=1) as process:
+        wait_until(lambda: len(notes(noted, "begun")) >= workers)
+        process.terminate()
+        if workers == 1:  # with two the first one is enough: stubborn is the worker, not the command
+            wait_until(lambda: bool(notes(noted, "stubborn")))
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == (-signal.SIGINT if workers == 1 else 128 + signal.SIGTERM)
+    wait_until(lambda: not any(alive(worker) for worker in at_work(noted)), 10)
+    assert do(experiment(seeds=2), out)[0] == 0
+    assert list((out / "owners").iterdir()) == []
+
+
+def test_hangups_that_are_ignored_stay_ignored(tmp_path: Path) -> None:
+    noted, out = tmp_path / "notes", tmp_path / "out"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for what it starts
+    try:
+        process = start(out, noted, workers=2, pause=0.05, seeds=6, at_most=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with process:
+        wait_until(lambda: len(notes(noted, "computed")) >= 2 or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGHUP)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "12 of 12 runs there" in said
+    assert sorted(notes(noted, "computed")) == sorted(task.key for task in experiment(seeds=6).tasks("smoke"))
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_signals_at_any_moment_lose_nothing_and_leave_nothing_behind(count: int, tmp_path: Path) -> None:
+    """From the start of the workers to the writing of the report, by every signal in turn."""
+    out, noted = tmp_path / "out", tmp_path / "notes"
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    draw, selected = random.Random(count), experiment(seeds=150, at_most=5)
+    kept: set[str] = set()
+    for turn in range(count):
+        with started(out, noted, workers=1 + turn % 2, pause=0.002, seeds=150, at_most=5) as process:
+            wait_until(lambda: (out / "owners").exists() or process.poll() is not None)
+            time.sleep(draw.random() * 0.4)
+            process.send_signal(numbers[turn % 3])
+            said, _ = process.communicate(timeout=60)
+        assert "Traceback" not in said
+        assert process.returncode in (0, 128 + numbers[turn % 3], -numbers[turn % 3]), said
+        files = {path.stem for path in (out / "toy.decay").glob("*.parquet")}
+        assert kept <= files
+        kept = files
+        assert not [path for path in out.rglob("*") if ".partial-" in path.name or ".corrupt" in path.name]
+        if process.returncode > 0:
+            assert list((out / "owners").iterdir()) == []
+    assert do(selected, out)[0] == 0
+    do(selected, tmp_path / "undisturbed")
+    assert table(selected, out).equals(table(selected, tmp_path / "undisturbed"))
 
 
 def test_killed_it_loses_the_runs_in_flight_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +203,9 @@ def test_killed_it_loses_the_runs_in_flight_and_nothing_else(tmp_path: Path, mon
     selected = experiment(seeds=12, at_most=2)
     with start(out, noted, workers=2, pause=0.1, seeds=12, at_most=2) as process:
         wait_until(lambda: len(notes(noted, "computed")) >= 8)
-        at_work = {int(line.split()[2]) for line in noted.read_text().splitlines()}
+        workers = at_work(noted)
         process.kill()
-    wait_until(lambda: not any(alive(worker) for worker in at_work), 5)  # no worker is left behind
+    wait_until(lambda: not any(alive(worker) for worker in workers), 5)  # no worker is left behind
     begun = set(notes(noted, "begun"))
     kept = {path.stem for path in (out / "toy.decay").glob("*.parquet")}
     assert kept <= begun

@@ -149,8 +149,10 @@ def test_the_estimate_counts_what_runs_cost() -> None:
     tasks = selected.tasks("smoke")
     tally = Tally(experiment=selected, total=4, left={task.key: task for task in tasks}, status={})
     assert tally.estimate(1) is None
+    block = Block(experiment=selected, tasks=tasks[:1])
+    tally.begin(block)
     tally.settle(tasks[0], "done")
-    tally.timed(Block(experiment=selected, tasks=tasks[:1]), 2.0)
+    tally.end(block, 2.0)
     assert tally.estimate(1) == pytest.approx(2.0 * 7)
     assert tally.estimate(2) == pytest.approx(7.0)
 

@@ -1,16 +1,22 @@
 """What is done with an answer, whatever executor it comes from: kept, tried again, halved or given up."""
 
+import heapq
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import examples
 import pytest
-from examples import do, experiment, table
+from examples import do, experiment, notes, table
 
 from falign.lab.config import ConfigError
+from falign.lab.experiment import progress, worker
+from falign.lab.experiment.blocks import GIB, blocks
 from falign.lab.experiment.execution import Answer, Block, Finished, compute
-from falign.lab.experiment.specification import Setting
+from falign.lab.experiment.specification import Experiment, Setting, Task
 from falign.lab.experiment.store import Store
+from falign.lab.experiment.tally import Tally
+from falign.papers.song2021 import SONG2021
 
 LOST = Answer(error="its worker died", lost=True)
 
@@ -110,3 +116,102 @@ def test_an_executor_that_cannot_be_reached_leaves_no_folder(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="nothing answers"):
         do(experiment(), tmp_path / "out", executor=Unreachable(lambda block, call: None))
     assert not (tmp_path / "out").exists()
+
+
+def test_blocks_are_cut_once_it_is_known_that_they_would_take_long(tmp_path: Path) -> None:
+    """What is computed is lost if the command is killed in the midst of a block."""
+    selected = experiment(rates=(0.1, 0.2), seeds=4, together=())
+
+    def answer(block: Block, call: int) -> Answer:
+        found = compute(block.experiment.run, block.tasks, Setting())
+        return Answer(outcomes=found.outcomes, seconds=35.0 * len(block.tasks), provenance=found.provenance)
+
+    executor = Scripted(answer)
+    assert do(selected, tmp_path, executor=executor)[0] == 0
+    assert executor.given == [[0, 1, 2, 3], [0], [1], [2], [3]], "nothing is known of the first one"
+
+
+def truth(experiment: Experiment, tasks: tuple[Task, ...], slow: float) -> float:
+    """Seconds that a block takes in the simulation: unlike its cost, by kind and size, and never quite the same."""
+    assert experiment.cost is not None
+    factor = {"identity": 3.0, "relu": 1.0, "tanh": slow}[str(tasks[0].point["activation"])]
+    wobble = 0.85 + 0.3 * int(tasks[0].key[:4], 16) / 0xFFFF
+    return 1.5 + wobble * factor * 1e-9 * sum(map(experiment.cost, tasks))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("slow", [0.75, 1.0, 1.33])
+def test_the_time_left_is_told_within_a_quarter(slots: int, slow: float) -> None:
+    """The paper's figure 2, 4,550 runs of 7 widths, in simulated time: after a fifth of it, and from then on."""
+    selected = next(each for each in SONG2021.experiments if each.name == "song2021.figure2")
+    tasks, now = selected.tasks("paper"), 0.0
+    tally = Tally(
+        experiment=selected, total=len(tasks), left={task.key: task for task in tasks}, status={}, clock=lambda: now
+    )
+    assert tally.estimate(slots) is None
+    pending = deque(blocks(selected, tasks, memory=4 * GIB, slots=slots))
+    at_work: list[tuple[float, int, Block, float]] = []
+    told: list[tuple[float, float]] = []
+    number = 0
+    while pending or at_work:
+        while pending and len(at_work) < slots:
+            block = pending.popleft()
+            if len(block.tasks) > 1 and (tally.seconds(block) or 0.0) > 60:
+                pending.extendleft(reversed(block.halves()))
+                continue
+            tally.begin(block)
+            number += 1
+            heapq.heappush(at_work, (now + truth(selected, block.tasks, slow), number, block, now))
+        now = min(now + 5.0, at_work[0][0])
+        while at_work and at_work[0][0] <= now:
+            _, _, block, begun = heapq.heappop(at_work)
+            tally.end(block, now - begun)
+            for task in block.tasks:
+                tally.settle(task, "done")
+        for end, _, block, begun in at_work:
+            tally.seen(block, (now - begun) / (end - begun))
+        estimate = tally.estimate(slots)
+        if estimate is not None:
+            told.append((now, estimate))
+    assert told[-1] == (now, 0.0)
+    assert told[0][0] <= 10.0, "it is told from the second report of the first block on"
+    errors = {moment / now: estimate / (now - moment) - 1 for moment, estimate in told if moment < 0.9 * now}
+    assert len(errors) > 10
+    assert max(abs(error) for share, error in errors.items() if share > 0.2) < 0.25
+
+
+def halfway(tasks, setting: Setting) -> list:
+    """Tells how far it is, twice; and what no share is, which is passed over."""
+    for share in (0.25, float("nan"), 0.5, 0.125):
+        setting.report(share)
+    return examples.run(tasks, setting)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_tells_how_far_it_is(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_PAUSE", 0.0)
+    monkeypatch.setattr(worker, "_PAUSE", 0.0)
+    if workers == 2:  # a worker has the pause of its own process: the second report comes after it
+        monkeypatch.setenv("FALIGN_TEST_NOTES", str(tmp_path / "notes"))
+        selected = experiment(examples.slowly, seeds=1, at_most=1)
+        _, said = do(selected, tmp_path / "out", workers=2)
+        assert "(25 % done)" in said or "(50 % done)" in said
+        assert len(notes(tmp_path / "notes", "computed")) == 2
+    else:
+        _, said = do(experiment(halfway, seeds=1), tmp_path)
+        assert "toy.decay: 0 of 2 runs there, 2 running (25 % done)\n" in said
+        assert "toy.decay: 0 of 2 runs there, 2 running (50 % done), about " in said
+        assert "(12 % done)" not in said
+        assert "nan" not in said
+
+
+def test_what_cannot_be_shown_is_no_fault_of_a_run(tmp_path: Path) -> None:
+    selected = experiment(halfway, seeds=1)
+
+    def watch(share: float) -> None:
+        raise BrokenPipeError
+
+    with examples.local(1, Setting()) as executor:
+        executor.submit(Block(experiment=selected, tasks=selected.tasks("smoke"), watch=watch))
+        (finished,) = executor.wait()
+    assert finished.answer.error is None

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from falign.lab.config import ConfigError
 from falign.lab.experiment import PRESETS, Check, Missing, Reading, Task, grid
 from falign.lab.experiment.results import Results, judge
 from falign.lab.experiment.selection import choose, select
+from falign.lab.experiment.store import Store
 
 TASK = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 
@@ -118,3 +120,77 @@ def test_names_mean_papers_or_experiments() -> None:
 )
 def test_the_preset_that_is_shown(asked: str | None, counts: tuple[int, ...], expected: tuple[str, str]) -> None:
     assert choose(asked, dict(zip(PRESETS, counts, strict=True))) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"seeds": {"smoke": range(3), "quick": 1, "paper": 1}},
+            r"its seeds of preset smoke are range\(0, 3\), expected",
+        ),
+        ({"seeds": {"smoke": [0, 1], "quick": 1, "paper": 1}}, r"its seeds of preset smoke are \[0, 1\], expected"),
+        ({"seeds": {"smoke": 0, "quick": 1, "paper": 1}}, "its seeds of preset smoke are 0, expected"),
+        ({"seeds": {"smoke": True, "quick": 1, "paper": 1}}, "its seeds of preset smoke are True, expected"),
+        ({"seeds": {"smoke": 1, "quick": 1}}, "its seeds leave out the preset 'paper'"),
+        ({"grid": {"smoke": grid(rate=0.1)}}, "its grid leave out the preset 'quick'"),
+        (
+            {"grid": {"smok": grid(rate=0.1)}, "seeds": {"smok": 1}},
+            "it has a preset 'smok', expected smoke, quick, paper",
+        ),
+        ({"grid": {"quick": iter(())}, "seeds": {"quick": 1}}, "its grid of preset quick is a tuple_iterator"),
+        ({"name": "../elsewhere"}, "its name is that of a folder"),
+        ({"name": ".index"}, "its name is that of a folder"),
+        ({"name": "owners"}, "its name is that of a folder"),
+        ({"name": ""}, "its name is that of a folder"),
+        ({"revision": "1"}, "its revision is '1', expected a whole number"),
+        ({"at_most": 0}, "at_most is 0, expected"),
+        ({"together": ("rates",)}, "together names 'rates', which is no axis"),
+        ({"claims": (CLAIM, CLAIM)}, "two of its claims are called 'first-step'"),
+        ({"agreement": -1.0}, "its agreement is -1.0"),
+        ({"grid": {"quick": ({"rate": "\ud800"},)}, "seeds": {"quick": 1}}, "expected a text of UTF-8"),
+    ],
+    ids=str,
+)
+@pytest.mark.unchecked
+def test_what_is_no_experiment_is_refused_when_it_is_made(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(experiment(), **changes)
+
+
+def test_a_preset_that_is_left_out_has_no_runs(tmp_path: Path) -> None:
+    only = replace(experiment(), grid={"quick": grid(rate=0.1, steps=2)}, seeds={"quick": 2})
+    assert [len(only.tasks(preset)) for preset in PRESETS] == [0, 2, 0]
+    store = Store(folder=tmp_path)
+    store.open(create=True)
+    for preset in PRESETS:
+        found = store.results(only, preset)
+        assert found.runs.height == len(only.tasks(preset))
+        assert judge(CLAIM, found).verdict == "not run"
+    assert store.counts([only]) == dict.fromkeys(PRESETS, 0)
+    assert Task(only.name, 1, {"rate": 0.1, "steps": 2}, 1).key == only.tasks("quick")[1].key
+
+
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (None, "TypeError: it gives a NoneType, expected a Reading"),
+        (0.5, "TypeError: it gives a float, expected a Reading"),
+        (Reading(checks=(Check(label="x", measured=None),)), "TypeError"),  # pyright: ignore
+        (Reading(checks=(Check(label="x", measured="much"),)), "ValueError: could not convert"),  # pyright: ignore
+        (Reading(checks=(Check(label="x", measured=10**400),)), "OverflowError"),
+        (Reading(checks=(Check(label=3, measured=1.0),)), "TypeError"),  # pyright: ignore
+        (Reading(checks=("x",)), "TypeError"),  # pyright: ignore
+    ],
+    ids=str,
+)
+@pytest.mark.unchecked
+def test_what_is_no_reading_is_not_run(reading: object, words: str) -> None:
+    table = pl.DataFrame({"step": [0], "rate": [0.5], "seed": [0], "x": [0.5]})
+    run = {"key": "k", "rate": 0.5, "seed": 0, "status": "done", "message": None, "seconds": 1.0}
+    results = Results(experiment=experiment(), preset="smoke", table=table, runs=pl.DataFrame([run]), provenance=())
+    verdict = judge(replace(CLAIM, read=lambda _: reading), results)
+    assert verdict.verdict == "not run"
+    assert words in (verdict.message or "")
+    scoped = judge(replace(CLAIM, scope=pl.col("nowhere") > 1), results)
+    assert "the claim cannot be read: ColumnNotFoundError" in (scoped.message or "")

@@ -1,12 +1,14 @@
 """The store: one file a run, written whole, read into one table; damage is named and set aside."""
 
 import errno
+import io
 import json
 import math
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,10 +16,11 @@ from examples import decay, do, experiment, table
 from filelock import FileLock
 
 from falign.lab.experiment import Outcome, Task
-from falign.lab.experiment.entries import Corrupt, Entry, read
+from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, read
 from falign.lab.experiment.owners import Owner
 from falign.lab.experiment.records import Unfit, frame
 from falign.lab.experiment.store import Store
+from falign.lab.seal import BLANK, from_json, sealed, to_json
 from falign.lab.writing import RunError, WriteError
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
@@ -44,13 +47,14 @@ def test_a_run_keeps_everything_about_it(tmp_path: Path) -> None:
     store.put(entry, frame(ONE, decay(ONE)))
     assert store.entry(ONE) == entry
     path = tmp_path / "toy.decay" / f"{ONE.key}.parquet"
-    metadata = pl.read_parquet_metadata(path)
-    assert {name: json.loads(metadata[name]) for name in ("format", "point", "seed", "status", "provenance")} == {
-        "format": 2,
+    values = json.loads(pl.read_parquet_metadata(path)["falign"])
+    assert {name: values[name] for name in ("falign-run", "point", "seed", "status", "provenance", "columns")} == {
+        "falign-run": FORMAT,
         "point": {"rate": 0.1, "steps": 4},
         "seed": 0,
         "status": "diverged",
         "provenance": origin,
+        "columns": {"step": "Int64", "x": "Float64"},
     }
     assert pl.read_parquet(path)["x"].to_list() == decay(ONE).records["x"]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -198,17 +202,22 @@ def test_an_entry_must_be_of_the_run_that_its_key_says(change: dict, words: str,
 
 def test_files_without_a_checksum_count_as_missing(tmp_path: Path) -> None:
     store, said = filled(tmp_path)
-    (tmp_path / "falign.json").write_text('{"format": 1}')
-    for task in experiment().tasks("smoke")[:3]:
-        metadata = {name: json.dumps(value) for name, value in {"format": 1, **vars(Entry.of(task, "done"))}.items()}
-        pl.DataFrame({"x": [1.0]}).write_parquet(store.path(task), metadata=metadata)
+    (tmp_path / "falign.json").write_bytes(to_json({"format": 1}))
+    for number, task in enumerate(experiment().tasks("smoke")[:3]):
+        values = {"format": 1 + number % 2, **vars(Entry.of(task, "done"))}
+        metadata = {name: json.dumps(value) for name, value in values.items()}
+        if number % 2:
+            metadata["checksum"] = BLANK
+        stream = io.BytesIO()
+        pl.DataFrame({"x": [1.0]}).write_parquet(stream, metadata=metadata)
+        store.path(task).write_bytes(sealed(stream.getvalue()) if number % 2 else stream.getvalue())
     assert store.results(experiment(), "smoke").count("missing") == 3
-    assert said == ["toy.decay: 3 runs are of an older format, without a checksum: such runs count as missing"]
+    assert said == ["toy.decay: 3 runs are of an older format: such runs count as missing"]
     assert store.entry(ONE) is None
     assert do(experiment(), tmp_path)[0] == 0
     assert store.results(experiment(), "smoke").count("done") == 10
     assert len(list((tmp_path / "toy.decay").iterdir())) == 10, "none was set aside"
-    assert json.loads((tmp_path / "falign.json").read_text()) == {"format": 2}, "an older falign keeps away"
+    assert from_json((tmp_path / "falign.json").read_bytes()) == {"format": FORMAT}, "an older falign keeps away"
 
 
 def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
@@ -229,10 +238,14 @@ def test_a_file_that_cannot_be_read_is_not_damaged(
     store, said = filled(tmp_path)
     before = sorted(tmp_path.rglob("*"))
 
-    def refused(path: Path) -> bytes:
-        raise OSError(number, os.strerror(number), str(path))
+    really = os.open
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    def refused(path: object, *options: Any, **more: Any) -> int:
+        if str(path).endswith(".parquet"):
+            raise OSError(number, os.strerror(number), str(path))
+        return really(path, *options, **more)  # pyright: ignore
+
+    monkeypatch.setattr(os, "open", refused)
     words = rf"cannot read {store.path(ONE)}: {os.strerror(number)}; nothing was done to it"
     for attempt in (lambda: store.entry(ONE), lambda: store.results(experiment(), "smoke")):
         with pytest.raises(RunError, match=words):
@@ -329,12 +342,14 @@ def test_a_folder_without_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"format": 3}', r"by a newer falign \(format 3, this one knows 2\): update"),
-        ("{", "falign.json cannot be read"),
+        (to_json({"format": 9}), rf"by a newer falign \(format 9, this one knows {FORMAT}\): update"),
+        (to_json({"format": "2"}), r"falign.json cannot be read \(it tells no format\)"),
+        (b'{"format": 2}', r"falign.json cannot be read \(it has no checksum\)"),
+        (b"\xff{", "falign.json cannot be read"),
     ],
 )
-def test_a_store_of_another_version(content: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "falign.json").write_text(content)
+def test_a_store_of_another_version(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "falign.json").write_bytes(content)
     with pytest.raises(RunError, match=words):
         Store(folder=tmp_path).open(create=True)
 

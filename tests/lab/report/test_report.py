@@ -395,3 +395,30 @@ def test_messages_of_a_run_without_one(tmp_path: Path) -> None:
     _, numbers = written(tmp_path, paper_of(changed))
     told = numbers["papers"][0]["experiments"][0]["unfinished"]
     assert [(run["seed"], run["message"]) for run in told] == [(7, ""), (7, "at step 3")]
+
+
+def test_many_runs_that_did_not_end_do_not_fill_the_page(tmp_path: Path) -> None:
+    result = results_of()
+    rows = [row_of_a_run(Task("sample.x", 1, {"p": 2}, seed), "failed", f"at {seed}") for seed in range(1500)]
+    changed = Results(
+        experiment=result.experiment, preset="quick", table=result.table, runs=pl.DataFrame(rows), provenance=()
+    )
+    html, numbers = written(tmp_path, paper_of(changed))
+    told = numbers["papers"][0]["experiments"][0]
+    assert (len(told["unfinished"]), told["untold"], told["summary"]["runs"]["failed"]) == (1000, 500, 1500)
+    text = Page(html).texts["sample.x"]
+    assert "1500 runs that diverged, failed or lack their data" in text
+    assert "and 1400 more" in text
+    assert "at 99" in text
+    assert "at 100" not in text
+
+
+def test_data_of_a_picture_that_are_too_many_are_left_out(tmp_path: Path) -> None:
+    data = pl.DataFrame({"y": [0.0] * 600_000})
+    picture = Picture(name="large", caption="Large.", data=lambda _: data, draw=lambda _: one_line(data.head(2)))  # pyright: ignore
+    html, numbers = written(tmp_path, paper_of(results_of(pictures=(picture,))))
+    told = numbers["papers"][0]["experiments"][0]["figures"][0]
+    assert (told["status"], told["data"]) == ("drawn", None)
+    assert told["reason"] == "its data have 600000 rows, which are too many for this file"
+    assert "PNG" in html
+    assert ">CSV<" not in html

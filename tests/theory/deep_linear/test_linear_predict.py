@@ -242,12 +242,12 @@ def test_a_rate_beyond_what_is_stable_is_warned_of(form):
         ({"times": [0.0, 1.0]}, "pass rate and steps, or times alone"),
         ({"rate": None, "steps": None, "times": [0.0]}, "at least two of them"),
         ({"rate": None, "steps": None, "times": [0.0], "form": "chains"}, "at least two of them"),
-        pytest.param({"W": None}, "W is None, expected a list of matrices", marks=untyped),
+        pytest.param({"W": None}, "W is None, expected a sequence", marks=untyped),
         ({"rate": -0.1}, "rate is -0.1, expected a positive number"),
         pytest.param({"rule": "usf"}, "rule is 'usf'", marks=untyped),
         ({"rule": "bp", "B": [], "activation": "relu"}, "under bp has no linear network in its stead"),
-        pytest.param({"activation": "tanh"}, "expected outputs or chains, linear or relu", marks=untyped),
-        pytest.param({"form": "modes"}, "expected outputs or chains, linear or relu", marks=untyped),
+        pytest.param({"activation": "tanh"}, "activation is 'tanh', expected one of linear, relu", marks=untyped),
+        pytest.param({"form": "modes"}, "form is 'modes', expected one of outputs, chains", marks=untyped),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(changed, named):

@@ -100,7 +100,7 @@ def test_starts_by_name_and_depth():
         (lambda: scheme([]), "scheme is \\[\\], expected one of zero"),
         (lambda: chart([], [1.0]), "expected a list each"),
         (lambda: chart([1.0], []), "expected a list each"),
-        (lambda: chart([-1.0], [0.1], feedback=[1.0, 2.0]), "feedback has shape .*, expected one number"),
+        (lambda: chart([-1.0], [0.1], feedback=[1.0, 2.0]), r"feedback is \[1\.0, 2\.0\], expected a finite number"),
         (lambda: chart([[0.5]], [1.0]), "expected a list each"),
         (lambda: chart([float("nan")], [1.0]), "invariants holds nan"),
         (lambda: chart([0.5], [1.0], feedback=0.0), "m_2 is 0"),

@@ -191,7 +191,7 @@ def test_gradient_descent_is_held_by_the_saddle_or_goes_to_the_target():
     ("call", "named"),
     [
         (lambda: fixed_points(float("nan"), 1.0), "K holds nan"),
-        (lambda: fixed_points("a", 1.0), "K are of type"),
+        (lambda: fixed_points("a", 1.0), "K is 'a', expected real numbers"),
         (lambda: critical_target(float("nan")), "K holds nan"),
         (lambda: degenerate_error(0.0, times=[1.0]), "expected t > 0 and λ > 0"),
         (lambda: degenerate_error(1.0, times=[0.0]), "expected t > 0 and λ > 0"),

@@ -49,7 +49,7 @@ def test_cutoff_keeps_its_last_step():
 
 
 def test_shrinkage_of_several_penalties():
-    kept = shrinkage(PENALTIES, 0.1, 5, 20)
+    kept = torch.stack(list(shrinkage(PENALTIES, 0.1, 5, 20, torch.empty(0, dtype=torch.float64))))
     assert kept.shape == (20, len(PENALTIES))
     for column, penalty in zip(kept.T, PENALTIES, strict=True):
         assert torch.equal(column, 1 - 0.1 * penalty.values(20, start=5))

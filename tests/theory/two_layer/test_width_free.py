@@ -80,7 +80,11 @@ def test_a_vast_width_is_well_conditioned():
 
 
 def test_divergence_is_recorded():
-    trajectory = simulate(WidthFree.sample((0, 1), n=5, d=9, p=50, rate=1.0), [0, 10, 1000])
+    engine = WidthFree.sample((0, 1), n=5, d=9, p=50, rate=1.0)
+    with pytest.warns(UserWarning, match="2 of 2 runs are no longer finite, the first at step 10"):
+        trajectory = simulate(engine, [0, 10, 1000])
+    with pytest.warns(UserWarning, match="2 of 2 runs are no longer finite, the first at step 1000"):
+        engine.measure()
     assert (trajectory.diverged > 0).all()
     assert trajectory.values["loss"][..., -1].isnan().all()
 

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from falign.lab.data.archive import members
+from falign.lab.data.archive import Archive
 from falign.lab.data.dataset import DataError, Dataset
 
 _SHAPE = (3, 32, 32)
+_ROOM = 1 << 20
+"""So many bytes too many are counted, and said; more are refused unread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,9 @@ class Cifar:
             DataError: If the archive is damaged, incomplete or of other sizes.
         """
         (path,) = paths
-        content = dict(members(path, self.root, (*self.train, self.test, self.class_file)))
+        archive = Archive(path=path, root=self.root)
+        at_most = max(self.train_records, self.test_records) * self._record + _ROOM
+        content = dict(archive.members((*self.train, self.test, self.class_file), at_most=at_most))
         parts = [self._records(path, file, content.pop(file), self.train_records) for file in self.train]
         test_images, test_labels = self._records(path, self.test, content[self.test], self.test_records)
         return Dataset(
@@ -68,12 +72,18 @@ class Cifar:
             test_images=test_images,
             test_labels=test_labels,
             classes=self._class_names(path, content[self.class_file]),
+            sha256=archive.sha256,
         )
+
+    @property
+    def _record(self) -> int:
+        """Bytes of a record."""
+        return self.label_bytes + int(np.prod(_SHAPE))
 
     def _records(
         self, path: Path, file: str, content: bytes, count: int
     ) -> tuple[UInt8[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
-        size = self.label_bytes + int(np.prod(_SHAPE))
+        size = self._record
         if len(content) != count * size:
             raise DataError(
                 f"{path}: {file} has {len(content)} bytes, expected {count} records of {size} bytes, in all "

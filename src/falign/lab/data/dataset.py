@@ -1,10 +1,15 @@
 """The value that every loader returns, valid by construction."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+
+_NAMED = 5
+"""So many classes are named in a sentence."""
 
 
 class DataError(ValueError):
@@ -23,6 +28,8 @@ class Dataset:
         test_images: As ``train_images``, of the same channels, height and width.
         test_labels: As ``train_labels``.
         classes: The name of every class, in the order of the labels.
+        sha256: Checksum of what was read, whatever it was packed in; None where it has none.
+        notes: What is odd about the data, though no reason to refuse them: sentences for the user.
 
     Raises:
         DataError: If the parts do not fit each other.
@@ -35,6 +42,8 @@ class Dataset:
     test_images: Tensor = field(repr=False)
     test_labels: Tensor = field(repr=False)
     classes: tuple[str, ...]
+    sha256: str | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._check("training", self.train_images, self.train_labels)
@@ -90,6 +99,37 @@ class Dataset:
         mean = share @ values
         variance = (share * (values - mean[:, None]).square()).sum(1)
         return mean, variance.sqrt()
+
+
+def remarks(data: Dataset) -> tuple[str, ...]:
+    """What is odd about somebody's own data, though no reason to refuse them.
+
+    Args:
+        data: The data.
+
+    Returns:
+        Sentences: of classes without images, sets that may be swapped, test images that are training images too.
+    """
+    found = []
+    if len(data.classes) == 1:
+        found.append(f"{data.name} has one class only: there is nothing to tell apart")
+    for split, labels in (("training", data.train_labels), ("test", data.test_labels)):
+        counts = labels.bincount(minlength=len(data.classes)).tolist()
+        empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+        if empty:
+            more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+            found.append(f"{data.name} has no {split} image of class {', '.join(empty[:_NAMED])}{more}")
+    train, test = len(data.train_labels), len(data.test_labels)
+    if train < test:
+        found.append(f"{data.name} has {train:,} training and {test:,} test images: check that they are not swapped")
+    known = set(_digests(data.train_images))
+    if twice := sum(digest in known for digest in _digests(data.test_images)):
+        found.append(f"{data.name}: {twice:,} of {test:,} test images are training images too")
+    return tuple(found)
+
+
+def _digests(images: Tensor) -> Iterator[bytes]:
+    return (blake2b(image.numpy().data, digest_size=16).digest() for image in images.contiguous())
 
 
 def _by(images: Tensor) -> str:

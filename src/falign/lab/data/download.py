@@ -1,16 +1,32 @@
-"""Download of one published file: mirrors in turn, verified, never half."""
+"""Download of one published file: mirrors in turn, verified, bounded in size and time, never half."""
 
+import errno
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import pooch
 
-from falign.lab.data.content import GZIP_FAULTS, atomic, digest
+from falign.lab.data.content import GZIP_FAULTS, alone, atomic, digest, why
 from falign.lab.data.dataset import DataError
 from falign.lab.data.progress import download_bar
 
 _TIMEOUT = 30.0
-_CHUNK = 1 << 18
+"""Seconds without a byte after which a mirror is given up."""
+_STALLED = 60.0
+"""Seconds without a whole chunk after which it is too: nobody waits years for a byte every ten seconds."""
+_CHUNK = 1 << 16
+_TICK = 0.02
+_UNPACKED = 64
+"""A published lone gzip file unpacks to less than so many times its size."""
+_OURS = frozenset(
+    getattr(errno, name, None)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EIO", "ENAMETOOLONG")
+) - {None}
+"""Errors of the folder, which no other mirror mends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +39,35 @@ class PublishedFile:
         sha256: Checksum of its content as :func:`falign.lab.data.content.digest` gives it; None if nobody
             published the file, and then it is not verified.
         mirrors: Addresses that ``name`` is appended to, tried in turn; none if the file is never downloaded.
+        size: Its bytes as published: no mirror may send much more.
+        spellings: Other names under which it, or what it unpacks to, is known.
     """
 
     name: str
     unpacked: str
     sha256: str | None = None
     mirrors: tuple[str, ...] = ()
+    size: int = 1 << 30
+    spellings: tuple[str, ...] = ()
+
+    @property
+    def makes_folder(self) -> bool:
+        """Whether it unpacks to a folder, not to a file."""
+        return self.name.endswith((".zip", ".tar.gz"))
 
     def find(self, folder: Path) -> Path | None:
-        """The file in a folder, or what it unpacks to; None if there is neither."""
-        return next((path for path in (folder / self.name, folder / self.unpacked) if path.exists()), None)
+        """The file in a folder, or what it unpacks to; None if there is neither.
+
+        Args:
+            folder: The folder. It may be what the file unpacks to.
+        """
+        if self.makes_folder and folder.name == self.unpacked and folder.is_dir():
+            return folder
+        for name in (self.name, self.unpacked, *self.spellings):
+            path = folder / name
+            if path.exists() and path.is_dir() == (self.makes_folder and name == self.unpacked):
+                return path
+        return None
 
     def fault(self, path: Path) -> str | None:
         """What is wrong with a copy; None if it is the published content, or cannot be verified.
@@ -42,9 +77,11 @@ class PublishedFile:
         if self.sha256 is None or path.is_dir():
             return None
         try:
-            came = digest(path)
+            came = digest(path, at_most=_UNPACKED * self.size)
         except GZIP_FAULTS as error:
             return f"is no intact gzip file ({error})"
+        if came is None:
+            return f"unpacks to more than {_UNPACKED * self.size:,} bytes, expected fewer"
         return None if came == self.sha256 else f"has SHA-256 {came}, expected {self.sha256} for its content"
 
     def check(self, path: Path) -> None:
@@ -78,35 +115,123 @@ def fetch(file: PublishedFile, folder: Path, *, progress: bool) -> Path:
         DataError: If no mirror served it intact, with the reason for each, or if the one there is not intact.
     """
     target = folder / file.name
-    if target.exists():
-        file.check(target)
-        return target
+    try:
+        with alone(folder):  # whoever waited here for another process finds the file that it has put there
+            if target.exists():
+                file.check(target)
+            else:
+                _from_mirrors(file, target, progress=progress)
+    except OSError as error:
+        raise DataError(
+            f"{file.name} cannot be put into {folder} ({why(error)}), expected a folder to write in, with "
+            f"{file.size / 1e6:.0f} MB of room: make room, or name another cache with XDG_CACHE_HOME"
+        ) from error
+    return target
+
+
+def _from_mirrors(file: PublishedFile, target: Path, *, progress: bool) -> None:
     refusals = []
     for mirror in file.mirrors:
         url = mirror + file.name
         try:
-            with atomic(target) as partial, download_bar(file.name, shown=progress) as bar:
-                fetcher = pooch.HTTPDownloader(
-                    progressbar=bar,  # pyright: ignore[reportArgumentType]  (a bar object is documented)
-                    chunk_size=_CHUNK,
-                    timeout=_TIMEOUT,
-                )
-                fetcher(url, str(partial), None)
+            with atomic(target) as partial, download_bar(file.name, shown=progress) as show:
+                _Download(url, partial, file.size, show).run()
                 if fault := file.fault(partial):
                     raise DataError(f"what it served {fault}")
-            return target
-        except (OSError, DataError) as error:  # every error of the network is an OSError
+            return
+        except (OSError, ValueError) as error:  # every error of the network is an OSError
+            if isinstance(error, OSError) and error.errno in _OURS:
+                raise
             refusals.append(f"{url}: {_reason(error)}")
     raise DataError(
-        f"{file.name} could not be downloaded to {folder} ({'; '.join(refusals)}), expected one mirror to "
+        f"{file.name} could not be downloaded to {target.parent} ({'; '.join(refusals)}), expected one mirror to "
         "serve it intact: connect to the network and try again, or put the file there by hand"
     )
+
+
+class _Download:
+    """One download to one path; it is itself the progress bar that pooch drives, and so sees every chunk.
+
+    The thread that calls only watches: a server that sends a byte now and then could hold it for years.
+    """
+
+    def __init__(self, url: str, target: Path, size: int, show: Callable[[int, int], None]) -> None:
+        self._url = url
+        self._target = target
+        self._limit = size + size // 10 + 1024  # mirrors that pack anew come to a little more
+        self._show = show
+        self._total = 0
+        self._last = monotonic()
+        self._given_up = False
+        self._error: Exception | None = None
+        self._responses: list[Any] = []
+
+    def run(self) -> None:
+        """Download, or raise what went wrong."""
+        thread = threading.Thread(target=self._fetch, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(_TICK)
+                if monotonic() - self._last > _STALLED:
+                    raise DataError(f"it sent less than {_CHUNK // 1024} KiB in {_STALLED:g} s")
+        finally:
+            self._given_up = True
+        error, self._error = self._error, None  # no cycle keeps its frames
+        if error is not None:
+            raise error
+
+    def _fetch(self) -> None:
+        fetch = pooch.HTTPDownloader(
+            progressbar=self,  # pyright: ignore[reportArgumentType]  (a bar object is documented)
+            chunk_size=_CHUNK,
+            timeout=_TIMEOUT,
+            hooks={"response": self._answered},
+        )
+        try:
+            fetch(self._url, str(self._target), None)
+        except Exception as error:  # raised again in the thread that watches
+            self._error = error
+        finally:
+            for response in self._responses:
+                response.close()
+
+    def _answered(self, response: Any, *_: object, **__: object) -> None:
+        """Take note of a response, a redirection too: pooch leaves them open."""
+        self._responses.append(response)
+
+    @property
+    def total(self) -> int:
+        """Bytes that the server announces, 0 if it does not."""
+        return self._total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        if size > self._limit:
+            raise DataError(f"it announces {size:,} bytes, expected at most {self._limit:,}")
+        self._total = size
+
+    def update(self, _: int) -> None:
+        """Take note of a chunk, which is written by now."""
+        if self._given_up:
+            raise DataError("it was given up")
+        self._last = monotonic()
+        there = self._target.stat().st_size
+        if there > self._limit:
+            raise DataError(f"it sends more than {self._limit:,} bytes, expected at most so many")
+        self._show(there, self._total)
+
+    def reset(self) -> None:
+        """Do nothing: pooch fills its bar at the end, and this one is full."""
+
+    def close(self) -> None:
+        """Do nothing: the bar ends with its block, also when a download fails and pooch never gets here."""
 
 
 def _reason(error: Exception) -> str:
     """The error in few words; those of requests repeat the address and their whole chain of causes."""
     response = getattr(error, "response", error)  # only errors of requests have one, or None
-    if response is error:
+    if isinstance(error, DataError) or response is error:
         return str(error)
     status = getattr(response, "status_code", None)
     return f"HTTP status {status}" if status else type(error).__name__

@@ -1,6 +1,9 @@
 """A folder of images by class, split by folders or, without a split, by a fixed rule."""
 
 import hashlib
+import math
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from falign.lab.data.content import fits
 from falign.lab.data.dataset import DataError, Dataset
 from falign.lab.data.images import decode, inspect
 from falign.lab.data.progress import track
@@ -28,8 +32,10 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
     whose names have the smallest SHA-256. So the split depends on the names alone and is the same everywhere.
 
     Images are grey if all of them are, else all have three channels; those with a palette (every GIF) count
-    as coloured. Hidden files and files with endings other than .png, .jpg, .jpeg, .bmp, .gif and .webp are
-    passed over. The classes are the names of the training folders in alphabetical order.
+    as coloured. Of an animation the first frame counts, transparency is dropped, and no image is turned, whatever
+    its EXIF data ask for. Hidden files and files with endings other than .png, .jpg, .jpeg, .bmp, .gif and .webp are
+    passed over; the notes say how many of which. The classes are the names of the training folders in alphabetical
+    order.
 
     Args:
         folder: The folder.
@@ -39,9 +45,11 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
         The data set, named like the folder.
 
     Raises:
-        DataError: If there are no such folders, an image is damaged, or two images differ in size.
+        DataError: If there are no such folders, an image is damaged, two images differ in size, or all of them
+            decoded are more than the memory.
     """
-    train, test = _split(folder)
+    passed = Counter()
+    train, test = _split(folder, passed)
     classes = tuple(train)
     if unknown := sorted(set(test) - set(train)):
         raise DataError(
@@ -55,9 +63,11 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
         )
     size, grey = _one_size(sorted(files))
     decoded = track(files, f"decoding {folder.name}", total=len(files), shown=progress)
-    images = np.empty((len(files), 1 if grey else 3, *size), np.uint8)
+    shape = (len(files), 1 if grey else 3, *size)
+    fits(math.prod(shape), f"the set in {folder}")
+    images = np.empty(shape, np.uint8)
     for row, path in zip(images, decoded, strict=True):
-        row[...] = decode(path, name=str(path), grey=grey)
+        row[...] = decode(path, name=str(path), size=size, grey=grey)
     train_labels, test_labels = _labels(train, classes), _labels(test, classes)
     train_images, test_images = torch.from_numpy(images).split([len(train_labels), len(test_labels)])
     return Dataset(
@@ -67,44 +77,59 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
         test_images=test_images,
         test_labels=test_labels,
         classes=classes,
+        notes=(f"passed over: {_counted(passed)}, read are {_read()}",) if passed else (),
     )
 
 
-def _split(folder: Path) -> tuple[Listing, Listing]:
+def _split(folder: Path, passed: Counter[str]) -> tuple[Listing, Listing]:
     if (folder / "train").is_dir():
         for name in _TEST_FOLDERS:
-            if (folder / name).is_dir() and (test := _listing(folder / name)):
-                return _listing(folder / "train"), test
+            if (folder / name).is_dir() and (test := _listing(folder / name, passed)):
+                return _listing(folder / "train", passed), test
         raise DataError(
             f"{folder} holds train and none of {', '.join(_TEST_FOLDERS)} with class folders in it, expected "
             "one: add it, or move the class folders of train up to have them split"
         )
     train, test = {}, {}
-    for name, images in _listing(folder).items():
+    for name, images in _listing(folder, passed).items():
         count = round(len(images) / 6) or int(len(images) > 1)
-        held_out = set(sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())[:count])
+        held_out = set(sorted(images, key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest())[:count])
         train[name] = [path for path in images if path not in held_out]
         test[name] = [path for path in images if path in held_out]
     return train, test
 
 
-def _listing(folder: Path) -> Listing:
+def _listing(folder: Path, passed: Counter[str]) -> Listing:
+    """The images of every class; what is no image is counted by its ending."""
+
     def visible(path: Path) -> list[Path]:
         # by name: paths themselves sort differently on Windows
         return sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
 
-    listing = {
-        path.name: [image for image in visible(path) if image.suffix.lower() in _SUFFIXES]
-        for path in visible(folder)
-        if path.is_dir()
-    }
-    for name, images in listing.items():
-        if not images:
+    listing = {}
+    for path in visible(folder):
+        if not path.is_dir():
+            continue
+        files = visible(path)
+        listing[path.name] = [file for file in files if file.suffix.lower() in _SUFFIXES]
+        other = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in _SUFFIXES)
+        passed.update(other)
+        if not listing[path.name]:
+            found = f" but {_counted(other)}" if other else ""
             raise DataError(
-                f"{folder / name} holds no images, expected a folder of one class with files ending in "
-                f"{', '.join(sorted(_SUFFIXES))}: add images or remove the folder"
+                f"{path} holds no images{found}, expected a folder of one class with files ending in {_read()}: add or "
+                "convert images, or remove the folder"
             )
     return listing
+
+
+def _counted(endings: Counter[str]) -> str:
+    """Endings, the most frequent first, and how many files have each."""
+    return ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in endings.most_common(4))
+
+
+def _read() -> str:
+    return ", ".join(sorted(_SUFFIXES))
 
 
 def _one_size(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:

@@ -1,12 +1,15 @@
 """Progress bars: on standard error, and only where somebody watches (a terminal or a notebook)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.progress import track as rich_track
+
+from falign.lab.text import plain, standard_console
 
 Item = TypeVar("Item")
 
@@ -23,41 +26,13 @@ def track(items: Iterable[Item], description: str, *, total: int, shown: bool) -
     Returns:
         The same items.
     """
-    console = Console(stderr=True)
+    console = standard_console(error=True)
     disable = not (shown and _watched(console))
-    return rich_track(items, description, total=total, console=console, disable=disable, transient=True)
-
-
-class DownloadBar:
-    """A rich task in the form that pooch drives: ``total``, ``update``, ``reset``, ``close``."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    @property
-    def total(self) -> float | None:
-        """Size of the download in bytes; None until the server has said it."""
-        return self._progress.tasks[self._task].total
-
-    @total.setter
-    def total(self, size: int) -> None:
-        self._progress.update(self._task, total=size or None)
-
-    def update(self, size: int) -> None:
-        """Add bytes."""
-        self._progress.advance(self._task, size)
-
-    def reset(self) -> None:
-        """Go back to the start."""
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """Do nothing: the bar ends with its block, also when a download fails and pooch never gets here."""
+    return rich_track(items, escape(plain(description)), total=total, console=console, disable=disable, transient=True)
 
 
 @contextmanager
-def download_bar(name: str, *, shown: bool) -> Iterator[DownloadBar | bool]:
+def download_bar(name: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """Show the bar of one download.
 
     Args:
@@ -65,15 +40,16 @@ def download_bar(name: str, *, shown: bool) -> Iterator[DownloadBar | bool]:
         shown: Whether to show it at all.
 
     Yields:
-        What pooch takes as its ``progressbar``: the bar, or False.
+        What takes the bytes that are there and those that are expected, 0 if nobody knows.
     """
-    console = Console(stderr=True)
+    console = standard_console(error=True)
     if not (shown and _watched(console)):
-        yield False
+        yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield DownloadBar(progress, progress.add_task(name, total=None))
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 def _watched(console: Console) -> bool:

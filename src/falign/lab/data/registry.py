@@ -9,7 +9,7 @@ from falign.lab.data.cifar import CIFAR10, CIFAR100
 from falign.lab.data.dataset import Dataset
 from falign.lab.data.digits import read_digits
 from falign.lab.data.download import PublishedFile
-from falign.lab.data.idx import IDX_NAMES, Idx
+from falign.lab.data.idx import IDX_NAMES, Idx, spellings
 from falign.lab.data.tiny_imagenet import TinyImageNet
 
 
@@ -40,17 +40,25 @@ class Source:
         name: The name.
         files: The files it consists of; none if it is part of an installed package.
         read: What reads them.
+        marks: Files by which the folder that it unpacks to is known, whatever its name.
+        pickled: Names of the same images in a form that is never read: unpickling a file can run any code.
     """
 
     name: str
     files: tuple[PublishedFile, ...]
     read: Reader
+    marks: tuple[str, ...] = ()
+    pickled: tuple[str, ...] = ()
 
 
-def _idx_files(sha256: Sequence[str | None], mirrors: tuple[str, ...] = ()) -> tuple[PublishedFile, ...]:
+def _idx_files(
+    sha256: Sequence[str | None], sizes: Sequence[int], mirrors: tuple[str, ...] = ()
+) -> tuple[PublishedFile, ...]:
     return tuple(
-        PublishedFile(name=f"{name}.gz", unpacked=name, sha256=checksum, mirrors=mirrors)
-        for name, checksum in zip(IDX_NAMES, sha256, strict=True)
+        PublishedFile(
+            name=f"{name}.gz", unpacked=name, sha256=checksum, mirrors=mirrors, size=size, spellings=spellings(name)
+        )
+        for name, checksum, size in zip(IDX_NAMES, sha256, sizes, strict=True)
     )
 
 
@@ -79,6 +87,7 @@ _SOURCES = (
                 "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
                 "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
             ),
+            (9_912_422, 28_881, 1_648_877, 4_542),
             (
                 "https://ossci-datasets.s3.amazonaws.com/mnist/",
                 "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -95,6 +104,7 @@ _SOURCES = (
                 "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
                 "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
             ),
+            (26_421_880, 29_515, 4_422_102, 5_148),
             (
                 "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
                 "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -109,10 +119,13 @@ _SOURCES = (
                 name="cifar-10-binary.tar.gz",
                 unpacked=CIFAR10.root,
                 sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                size=170_052_171,
                 mirrors=(*_TORONTO, "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/"),
             ),
         ),
         read=CIFAR10.read,
+        marks=(*CIFAR10.train, CIFAR10.test),
+        pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1", "test_batch"),
     ),
     Source(
         name="cifar100",
@@ -121,10 +134,13 @@ _SOURCES = (
                 name="cifar-100-binary.tar.gz",
                 unpacked=CIFAR100.root,
                 sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                size=168_513_733,
                 mirrors=_TORONTO,
             ),
         ),
         read=CIFAR100.read,
+        marks=(*CIFAR100.train, CIFAR100.test),
+        pickled=("cifar-100-python", "cifar-100-python.tar.gz"),
     ),
     Source(
         name="tiny-imagenet",
@@ -133,12 +149,18 @@ _SOURCES = (
                 name="tiny-imagenet-200.zip",
                 unpacked="tiny-imagenet-200",
                 sha256="6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+                size=248_100_043,
                 mirrors=("http://cs231n.stanford.edu/", "https://image-net.org/data/"),
             ),
         ),
         read=TinyImageNet().read,
+        marks=("wnids.txt", "val/val_annotations.txt"),
     ),
-    Source(name="mnist-10k", files=_idx_files((None,) * 4), read=Idx(classes=tuple("0123456789")).read),
+    Source(
+        name="mnist-10k",
+        files=_idx_files((None,) * 4, (1_449_922, 4_625, 163_974, 545)),
+        read=Idx(classes=tuple("0123456789")).read,
+    ),
 )
 
 SOURCES: Mapping[str, Source] = {source.name: source for source in _SOURCES}

@@ -1,7 +1,7 @@
 """Tiny-ImageNet: 200 classes of 64 × 64 JPEGs, decoded once and kept."""
 
+import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,13 +12,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from falign.lab.data.archive import members
-from falign.lab.data.content import atomic
+from falign.lab.data.archive import Archive
+from falign.lab.data.content import fits
 from falign.lab.data.dataset import DataError, Dataset
 from falign.lab.data.images import decode
+from falign.lab.data.kept import keep_images, kept_images
 from falign.lab.data.progress import track
 
 _ROOT = "tiny-imagenet-200"
+_LIST, _JPEG = 1 << 24, 1 << 20
+"""Bytes that a list and an image may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,10 @@ class TinyImageNet:
             DataError: If a file is damaged or missing, or the lists do not fit each other.
         """
         (path,) = paths
+        archive = Archive(path=path, root=_ROOT)
         lists = ("wnids.txt", "words.txt", "val/val_annotations.txt")
-        text = {file: content.decode(errors="replace") for file, content in members(path, _ROOT, lists)}
-        wnids: list[str] = re.findall(r"^n\d{8}$", text["wnids.txt"], re.MULTILINE)
+        text = {file: content.decode(errors="replace") for file, content in archive.members(lists, at_most=_LIST)}
+        wnids: list[str] = re.findall(r"^n[0-9]{8}$", text["wnids.txt"], re.MULTILINE)
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         if not len(labels) == len(wnids) == self.classes:
             raise DataError(
@@ -74,35 +78,39 @@ class TinyImageNet:
                     "of wnids.txt: get the data set anew"
                 )
         train = [f"train/{wnid}/images/{wnid}_{k}.JPEG" for wnid in labels for k in range(self.train_per_class)]
+        notes = []
+        images = {
+            kept: self._images(archive, names, keep and keep / kept, notes, progress)
+            for kept, names in (("train.npy", train), ("val.npy", [f"val/images/{test}" for test in tests]))
+        }
         return Dataset(
             name=name,
-            train_images=self._images(path, train, keep and keep / "train.npy", progress),
+            train_images=images["train.npy"],
             train_labels=torch.arange(self.classes).repeat_interleave(self.train_per_class),
-            test_images=self._images(
-                path, [f"val/images/{test}" for test in tests], keep and keep / "val.npy", progress
-            ),
+            test_images=images["val.npy"],
             test_labels=torch.tensor([labels[annotated[test]] for test in tests]),
             classes=tuple(words.get(wnid, wnid).partition(",")[0] for wnid in labels),
+            sha256=archive.sha256,
+            notes=tuple(notes),
         )
 
     def _images(
-        self, path: Path, names: Sequence[str], kept: Path | None, progress: bool
+        self, archive: Archive, names: Sequence[str], kept: Path | None, notes: list[str], progress: bool
     ) -> UInt8[Tensor, "n 3 side side"]:
         shape = (len(names), 3, self.side, self.side)
-        if kept is not None and kept.is_file():
-            return torch.from_numpy(_load_kept(kept, shape))
-        images = np.empty(shape, np.uint8)
-        found = track(members(path, _ROOT, names), f"decoding {path.name}", total=len(names), shown=progress)
-        for row, (name, content) in zip(images, found, strict=True):
-            image = decode(BytesIO(content), name=f"{path}: {name}", grey=False)
-            if image.shape != row.shape:
-                raise DataError(
-                    f"{path}: {name} is an image of {image.shape[1]} × {image.shape[2]}, expected "
-                    f"{self.side} × {self.side}: get the data set anew"
-                )
-            row[...] = image
         if kept is not None:
-            _keep(images, kept)
+            if (before := kept_images(kept, shape)) is not None:
+                return torch.from_numpy(before)
+            if kept.exists():
+                notes.append(f"{kept} was damaged: its images were decoded again")
+        fits(math.prod(shape), f"the set in {archive.path}")
+        images = np.empty(shape, np.uint8)
+        members = archive.members(names, at_most=_JPEG)
+        found = track(members, f"decoding {archive.path.name}", total=len(names), shown=progress)
+        for row, (name, content) in zip(images, found, strict=True):
+            row[...] = decode(BytesIO(content), name=f"{archive.path}: {name}", size=(self.side, self.side), grey=False)
+        if kept is not None:
+            keep_images(images, kept)
         return torch.from_numpy(images)
 
 
@@ -110,26 +118,3 @@ def _columns(text: str) -> dict[str, str]:
     """The second column of a table by the first; tabs separate them."""
     rows = (line.split("\t") for line in text.splitlines())
     return {row[0]: row[1] for row in rows if len(row) > 1}
-
-
-def _load_kept(kept: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        images = np.load(kept, mmap_mode="c", allow_pickle=False)  # "c": writes stay in memory
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{kept} is damaged ({error}), expected decoded images: delete it to decode again") from error
-    if images.shape != shape or images.dtype != np.uint8:
-        raise DataError(
-            f"{kept} holds {images.dtype} of {images.shape}, expected uint8 of {shape}: delete it to decode again"
-        )
-    return images
-
-
-def _keep(images: np.ndarray, kept: Path) -> None:
-    try:
-        with atomic(kept) as partial:
-            np.save(partial, images, allow_pickle=False)
-    except OSError as error:  # a full or read-only disk must not cost the result
-        warnings.warn(
-            f"the decoded images cannot be kept in {kept.parent} ({error}): they are decoded every time",
-            stacklevel=2,
-        )

@@ -1,16 +1,13 @@
 """Cutting the missing runs of an experiment into blocks that fit the memory and keep all workers at work."""
 
-import os
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
-from pathlib import Path
+from math import isfinite
 
-from falign.lab.experiment.execution import Block
+from falign.lab.experiment.execution import Block, said
 from falign.lab.experiment.specification import Experiment, Task
-
-GIB = 2**30
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+from falign.lab.memory import GIB
 
 
 def blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots: int) -> list[Block]:
@@ -39,42 +36,57 @@ def blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots:
 
 
 def cost(block: Block) -> float:
-    """What a block costs, in the unit of its experiment; the number of its runs if that has none."""
-    return block.experiment.price(block.tasks)
+    """What a block costs, in the unit of its experiment."""
+    return sum(price(block.experiment, task) for task in block.tasks)
+
+
+def price(experiment: Experiment, task: Task) -> float:
+    """What a run costs, in the unit of its experiment; 1 if that has none, or if ``cost`` tells no such number."""
+    if experiment.cost is None:
+        return 1.0
+    try:
+        found = float(experiment.cost(task))
+    except Exception:  # all that depends on it is in which order runs are computed, and what is said of the time left
+        return 1.0
+    return found if isfinite(found) and found > 0 else 1.0
 
 
 def refusal(block: Block, memory: int) -> str | None:
     """Why a block cannot be computed: the memory it needs and what there is; None if it fits."""
-    needed = _needed(block)
-    if needed <= memory:
+    try:
+        found = needed(block)
+    except Unknown as error:
+        return str(error)
+    if found <= memory:
         return None
-    return f"it needs {needed / GIB:.3g} GiB of memory, but a block may have {memory / GIB:.3g}: raise --memory"
+    return f"it needs {found / GIB:.3g} GiB of memory, but a block may have {memory / GIB:.3g}: raise --memory"
 
 
-def available() -> int:
-    """Bytes of memory of this machine, or of the container that this process is in."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_contained()])
+class Unknown(ValueError):  # noqa: N818  # an answer of the experiment, which is recorded
+    """An experiment that does not tell how much memory a block needs: why."""
 
 
-def _contained() -> Sequence[int]:
-    """Limits of the container, if any."""
-    found = []
-    for path in _LIMITS:
-        try:
-            found.append(int(path.read_text()))
-        except (OSError, ValueError):
-            continue
-    return found
+def needed(block: Block) -> int:
+    """Bytes of memory that a block needs; 0 if its experiment does not say.
 
-
-def _needed(block: Block) -> int:
-    return 0 if block.experiment.memory is None else int(block.experiment.memory(block.tasks))
+    Raises:
+        Unknown: The experiment's ``memory`` raises, or tells what is no number of bytes.
+    """
+    if block.experiment.memory is None:
+        return 0
+    try:
+        found = block.experiment.memory(block.tasks)
+        number = int(found)
+    except Exception as error:
+        raise Unknown(f"how much memory it needs cannot be told: {type(error).__name__}: {said(error)}") from None
+    if number < 0 or isinstance(found, (str, bytes)):
+        raise Unknown(f"how much memory it needs cannot be told: {said(found)[:80]} is no number of bytes")
+    return number
 
 
 def _fitting(block: Block, memory: int) -> list[Block]:
     """The block, halved until every part is small enough."""
-    if len(block.tasks) > 1 and (len(block.tasks) > block.experiment.at_most or _needed(block) > memory):
+    if len(block.tasks) > 1 and (len(block.tasks) > block.experiment.at_most or refusal(block, memory) is not None):
         return [part for half in block.halves() for part in _fitting(half, memory)]
     return [block]
 

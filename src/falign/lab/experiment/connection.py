@@ -25,6 +25,11 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Ray's documented switches."""
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""The switch by which Ray keeps to the loopback address, for a cluster of this machine alone. It is named after the
+systems where that is so from the start; without it Ray puts the machine's own address in the place of a loopback one,
+and everything listens on all of them."""
+_LOOPBACK = "127.0.0.1"
 _OBJECTS = 2**28
 """Bytes of shared memory of a local cluster: records are small, and Ray would take 30 % of the memory."""
 _REACH, _JOIN, _ASK = 5.0, 20.0, 60.0
@@ -61,9 +66,13 @@ def check_address(address: str) -> None:
         raise ConfigError(f'--ray is {address}, a client\'s address, which needs: pip install "ray[client]"')
 
 
-def switch() -> None:
-    """Set Ray's switches, where the user has not; Ray reads them when it is imported."""
-    for name, value in _ENVIRONMENT.items():
+def switch(*, alone: bool = False) -> None:
+    """Set Ray's switches, where the user has not; Ray reads them when it is imported.
+
+    Args:
+        alone: Whether the cluster is to be of this machine alone.
+    """
+    for name, value in {**_ENVIRONMENT, **(_ALONE if alone else {})}.items():
         os.environ.setdefault(name, value)
 
 
@@ -71,26 +80,43 @@ def connect(address: str) -> None:
     """Join a cluster, or start one on this machine.
 
     Args:
-        address: "local" starts one of all cores and GPUs of this machine; "auto" joins the one that this machine
-            belongs to, or that ``RAY_ADDRESS`` names.
+        address: "local" starts one of all cores and GPUs of this machine, which only this machine can reach; "auto"
+            joins the one that this machine belongs to, or that ``RAY_ADDRESS`` names.
 
     Raises:
         ConfigError: There is no cluster at the address, or it does not take this process.
     """
-    switch()
+    switch(alone=address == "local")
     if address != "local":
         _probe(address)
     import ray
 
     if ray.is_initialized():
         raise ConfigError("this process has joined a Ray cluster already: call ray.shutdown() first")
-    options = {"include_dashboard": False, "object_store_memory": _OBJECTS} if address == "local" else {}
+    options = {"include_dashboard": False, "object_store_memory": _OBJECTS, "_node_ip_address": _LOOPBACK}
     try:
         with _signals_kept():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(
+                address, log_to_driver=False, logging_level=logging.ERROR, **(options if address == "local" else {})
+            )
+        if address == "local":
+            _check_alone(ray.nodes())
+    except ConfigError:
+        ray.shutdown()
+        raise
     except Exception as error:
         ray.shutdown()
         raise ConfigError(f"--ray is {address}, but Ray fails there: {type(error).__name__}: {error}") from error
+
+
+def _check_alone(nodes: Sequence[Node]) -> None:
+    """Refuse a cluster of this machine alone that others can reach."""
+    heard = [node["NodeManagerAddress"] for node in nodes]
+    if set(heard) != {_LOOPBACK}:
+        raise ConfigError(
+            f"--ray is local, but Ray listens on {', '.join(heard)}, where other machines can reach it: unset "
+            f"{next(iter(_ALONE))}, and do not import ray before falign"
+        )
 
 
 def check_versions(nodes: Sequence[Node]) -> None:

@@ -1,25 +1,41 @@
-"""The file of one run: its records as Parquet, and everything else about it in the file's metadata."""
+"""The file of one run: its records as Parquet, and everything else about it as one JSON text in its metadata."""
 
 import io
 import json
+import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
 
-from falign.lab.experiment.specification import Point, Task
+from falign.lab.experiment.specification import RESERVED, Point, Task
+from falign.lab.seal import BLANK, Unsealed, last, seal, verify
 from falign.lab.writing import RunError
 
-FORMAT = 2
-"""Version of a store and of its files; raised when older files count no more. Files of format 1 had no checksum."""
+FORMAT = 3
+"""Version of a store and of its files; raised when older files count no more."""
 Status = Literal["done", "diverged", "failed", "no data"]
+_OLDER = ("1", "2")
 RETRIED = ("failed", "no data")
 """What is tried once more when an experiment is reproduced again: the cause may be gone."""
-_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+TYPES: Mapping[str, pl.DataType] = {
+    str(kind): kind for kind in (pl.Boolean(), pl.Int64(), pl.Float64(), pl.String(), pl.Null())
+}
+"""{name: type} of what a column of records may hold."""
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 """What decoding bytes that are no Parquet raises; some make the reader panic."""
+_STATUSES = get_args(Status)
+_METADATA = "falign"
+_OPENING = b'{"falign-run": '
+"""How the JSON text begins. It is looked for, and not asked of a reader of Parquet, which takes five times as long."""
+_TRIED = 16
+"""So many openings are tried: what the text holds may contain one, and a hostile file a million."""
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""How files are opened: a pipe under the name of one would be waited for."""
 
 
 class Corrupt(ValueError):  # noqa: N818  # an answer of the reader; the store sets the file aside
@@ -76,74 +92,160 @@ class Entry:
         )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What the records of a run look like.
+
+    Args:
+        columns: Names and types of the columns, the types as in ``TYPES``.
+        rows: Their number.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    rows: int
+
+
 _FIELDS = tuple(Entry.__dataclass_fields__)
-_MARK, _DIGITS = b"falign-sha256:", 64
-"""The file's metadata hold this mark and the file's checksum, which is taken with zeros in the place of its digits."""
 
 
 def encode(entry: Entry, records: pl.DataFrame) -> bytes:
     """The content of a run's file."""
-    values = {"format": FORMAT, **{name: getattr(entry, name) for name in _FIELDS}}
-    unsigned = _MARK + b"0" * _DIGITS
-    metadata = {name: json.dumps(value) for name, value in values.items()} | {"checksum": unsigned.decode()}
+    values = {
+        "falign-run": FORMAT,
+        **{name: getattr(entry, name) for name in _FIELDS},
+        "columns": {name: str(kind) for name, kind in records.schema.items()},
+        "rows": records.height,
+        "checksum": BLANK,  # the last, so that nothing else can be taken for it
+    }
     stream = io.BytesIO()
-    records.write_parquet(stream, metadata=metadata)
-    content = stream.getvalue()
-    head, _, tail = content.rpartition(unsigned)
-    return head + _MARK + sha256(content).hexdigest().encode() + tail
+    records.write_parquet(stream, metadata={_METADATA: json.dumps(values)})
+    return seal(stream)
 
 
-def read(path: Path) -> tuple[Entry, str]:
+def read(path: Path) -> tuple[Entry, Shape]:
     """Read a run's entry, and make sure that not a bit of its file has changed; its records are not decoded.
 
     Args:
         path: The file.
 
     Returns:
-        The entry, and a text that is the same for files whose records have the same columns and types.
+        The entry, and what its records look like.
 
     Raises:
         Corrupt: The file is damaged, or was not written by a store.
-        Older: It was written by a falign whose files had no checksum.
+        Older: It is of an older format.
         FileNotFoundError: There is none.
         RunError: It cannot be read, which says nothing about what it holds.
     """
+    return decode(content_of(path)[0])
+
+
+def content_of(path: Path | str) -> tuple[bytes, os.stat_result]:
+    """The content of a file, and what the system knew of it before it was read.
+
+    Raises:
+        Corrupt: It is a folder, a pipe, a device or a circle of links: nothing is read from such, or waited for.
+        FileNotFoundError: There is none.
+        RunError: It cannot be read.
+    """
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise
+        descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
+        with open(descriptor, "rb", buffering=0) as stream:
+            known = os.fstat(descriptor)
+            if not stat.S_ISREG(known.st_mode):
+                raise Corrupt("it is not a regular file")
+            return stream.read(), known
     except OSError as error:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+        if not _regular(path):
+            raise Corrupt("it is not a regular file") from None
         raise RunError(f"cannot read {path}: {error.strerror or error}; nothing was done to it") from None
-    metadata = _checked(content)
+
+
+def _regular(path: Path | str) -> bool:
+    """Whether a name is that of a regular file, or may be."""
     try:
-        values = {name: json.loads(metadata[name]) for name in _FIELDS}
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def decode(content: bytes) -> tuple[Entry, Shape]:
+    """The entry of a run, from the content of its file; see :func:`read`."""
+    at = last(content)
+    if at < 0:
+        raise Older if _is_older(content) else Corrupt("it has no checksum")
+    try:
+        verify(content, at)
+    except Unsealed as error:
+        raise Corrupt(str(error)) from None
+    values = _values(content, content.find(b"}", at) + 1)
+    try:
+        _check(values)
         key = Task(values["experiment"], values["revision"], values["point"], values["seed"]).key
     except KeyError as error:
         raise Corrupt(f"its metadata has no {error.args[0]}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise Corrupt(f"its metadata is no entry: {error}") from None
-    if values["status"] not in get_args(Status):
+    if values["status"] not in _STATUSES:
         raise Corrupt(f"its status is {values['status']!r}")
-    entry = Entry(**values)
-    if key != entry.key:
-        raise Corrupt(f"its key is {entry.key}, but its experiment, revision, point and seed have {key}")
-    return entry, metadata.get("ARROW:schema", "")
+    if key != values["key"]:
+        raise Corrupt(f"its key is {values['key']}, but its experiment, revision, point and seed have {key}")
+    changed = {"message": _text(values["message"]), "seconds": float(values["seconds"])}
+    entry = Entry(**{name: values[name] for name in _FIELDS} | changed)
+    return entry, Shape(tuple(values["columns"].items()), values["rows"])
 
 
-def _checked(content: bytes) -> dict[str, str]:
-    """The metadata of a whole file."""
-    head, mark, tail = content.rpartition(_MARK)
-    if not mark:
-        metadata = _metadata(content)
-        raise Older if metadata.get("format") == "1" else Corrupt("it has no checksum")
-    written, unsigned = tail[:_DIGITS], head + mark + b"0" * _DIGITS + tail[_DIGITS:]
-    if sha256(unsigned).hexdigest().encode() != written:
-        raise Corrupt("its checksum is wrong")
-    return _metadata(content)
+def _text(value: str | None) -> str | None:
+    r"""A text that UTF-8 can hold: what it cannot, such as bytes of file names, is written out, as in ``\udcfc``."""
+    return None if value is None else value.encode(errors="backslashreplace").decode()
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def _values(content: bytes, end: int) -> dict[str, Any]:
+    """The JSON object that ends somewhere."""
+    start = end
+    for _ in range(_TRIED):
+        start = content.rfind(_OPENING, 0, start)
+        if start < 0:
+            break
+        try:
+            values = json.loads(content[start:end])
+        except (ValueError, RecursionError):
+            continue
+        if values.get("falign-run") == FORMAT:
+            return values
+    raise Older if _is_older(content) else Corrupt("its metadata is no entry")
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raise ``TypeError`` if what JSON held is of other types than an entry's, ``KeyError`` if something lacks."""
+    for name in ("revision", "seed", "rows"):
+        if type(value := values[name]) is not int or not 0 <= value < 2**63:
+            raise TypeError(f"{name} is {value!r:.40}, expected a whole number, at least 0")
+    for name in ("key", "experiment", "status", "message"):
+        if not isinstance(value := values[name], str) and not (name == "message" and value is None):
+            raise TypeError(f"{name} is {value!r:.40}, expected a text")
+    for name in ("point", "provenance", "columns"):
+        if not isinstance(value := values[name], dict):
+            raise TypeError(f"{name} is {value!r:.40}, expected an object")
+    if type(value := values["seconds"]) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        raise TypeError(f"seconds is {value!r:.40}, expected a number, at least 0")
+    for name, kind in values["columns"].items():
+        if name in RESERVED or name in values["point"]:
+            raise TypeError(f"the records have a column {name!r}, which is the name of an axis or of the store's own")
+        if not isinstance(kind, str) or kind not in TYPES:
+            raise TypeError(f"column {name!r} of the records is of type {kind!r:.40}, expected {', '.join(TYPES)}")
+        name.encode()  # what UTF-8 cannot hold is the name of no column
+
+
+def _is_older(content: bytes) -> bool:
+    """Whether a file is a Parquet file that says that it is a run of an older format."""
+    if not content[:4] == content[-4:] == b"PAR1":
+        return False
     try:
-        return pl.read_parquet_metadata(io.BytesIO(content))
-    except _UNREADABLE as error:
-        raise Corrupt((str(error).splitlines() or [type(error).__name__])[0]) from None
+        return pl.read_parquet_metadata(io.BytesIO(content)).get("format") in _OLDER
+    except UNREADABLE:
+        return False

@@ -1,17 +1,30 @@
 """Where blocks of runs are computed: what an executor takes, and what it gives back."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import polars as pl
+import torch
 
 from falign.lab.data import DataError
-from falign.lab.experiment.specification import Experiment, Outcome, Setting, Task
+from falign.lab.experiment.records import Unfit, frame
+from falign.lab.experiment.signals import Stopped
+from falign.lab.experiment.specification import Experiment, Outcome, Setting, Task, nobody
 from falign.lab.provenance import place
+from falign.lab.text import plain
 
 Run = Callable[[Sequence[Task], Setting], Sequence[Outcome]]
+_LONGEST = 2000
+"""Letters that are kept of a message."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,11 +35,13 @@ class Block:
         experiment: Their experiment. It holds figures and claims, so it never travels: ``experiment.run`` does.
         tasks: The runs.
         deaths: How many workers have died of it.
+        watch: Told which share of it is over, in the process that submitted it; an executor need not know.
     """
 
     experiment: Experiment
     tasks: tuple[Task, ...]
     deaths: int = 0
+    watch: Callable[[float], None] = nobody
 
     def halves(self) -> tuple["Block", "Block"]:
         """The block in two; it has at least two runs."""
@@ -35,11 +50,26 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Left:
+    """What a run left that is fit to be kept, or why it is not.
+
+    Args:
+        status: What became of the run.
+        message: How it diverged or failed; None if done.
+        records: Its records; none if it failed.
+    """
+
+    status: Literal["done", "diverged", "failed"]
+    message: str | None
+    records: pl.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What computing a block came to: plain values, so that any process can send it to any other.
 
     Args:
-        outcomes: One a run, in the order of the runs; None if there are none.
+        outcomes: What each run left, in the order of the runs; None if the block left nothing.
         error: Why there are none: type and text of an exception, or how the worker died; None if there are.
         absent: Whether the reason is that a data set is not here.
         lost: Whether the worker died of it, or with it, so that it is worth another try.
@@ -47,7 +77,7 @@ class Answer:
         provenance: See :func:`falign.lab.provenance.place`; empty if the worker died.
     """
 
-    outcomes: tuple[Outcome, ...] | None = None
+    outcomes: tuple[Left, ...] | None = None
     error: str | None = None
     absent: bool = False
     lost: bool = False
@@ -105,7 +135,10 @@ class Executor(Protocol):
 
 
 def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
-    """Compute a block here and now; every exception of the experiment becomes an answer.
+    """Compute a block here and now; whatever the experiment raises or leaves becomes an answer.
+
+    What it changes in this process beside (folder, threads, default dtype and device, gradients, generators of random
+    numbers) is put back, and it begins with generators that depend on nothing but its runs.
 
     Args:
         run: The function of the experiment.
@@ -114,18 +147,84 @@ def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
 
     Returns:
         The answer.
+
+    Raises:
+        Stopped: A signal asked for the end.
     """
     origin = {**place(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-    start = perf_counter()
+    start, process = perf_counter(), os.getpid()
+    left, error, absent = None, None, False
+    with _kept(tasks):
+        try:
+            left = _all_left(tasks, run(tasks, setting))
+        except Stopped:
+            raise
+        except DataError as found:
+            error, absent = said(found), True
+        except Unfit as found:
+            error = str(found)
+        except BaseException as found:  # sys.exit() and the like: whatever an experiment raises is its result
+            error = f"{type(found).__name__}: {said(found)}".removesuffix(": ")
+        if os.getpid() != process:  # a copy of this process that the run has made, which must not answer as well
+            os._exit(0)
+    return Answer(outcomes=left, error=error, absent=absent, seconds=perf_counter() - start, provenance=origin)
+
+
+def _all_left(tasks: Sequence[Task], outcomes: object) -> tuple[Left, ...]:
+    if not isinstance(outcomes, Iterable):
+        raise Unfit(f"the runs left a {type(outcomes).__name__}, expected a list with an Outcome for each")
+    found = list(islice(outcomes, len(tasks) + 1))
+    if len(found) != len(tasks) or not all(isinstance(outcome, Outcome) for outcome in found):
+        count = len(found) if len(found) <= len(tasks) else f"more than {len(tasks)}"
+        raise Unfit(f"{count} outcomes came back for {len(tasks)} runs, expected an Outcome for each")
+    return tuple(_left(task, outcome) for task, outcome in zip(tasks, found, strict=True))
+
+
+def _left(task: Task, outcome: Outcome) -> Left:
     try:
-        outcomes = tuple(run(tasks, setting))
-    except DataError as error:
-        return Answer(error=str(error), absent=True, seconds=perf_counter() - start, provenance=origin)
-    except Exception as error:  # whatever an experiment raises is its result
-        text = f"{type(error).__name__}: {error}".removesuffix(": ")
-        return Answer(error=text, seconds=perf_counter() - start, provenance=origin)
-    seconds = perf_counter() - start
-    if len(outcomes) != len(tasks) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
-        text = f"{len(outcomes)} outcomes came back for {len(tasks)} runs, expected an Outcome for each"
-        return Answer(error=text, seconds=seconds, provenance=origin)
-    return Answer(outcomes=outcomes, seconds=seconds, provenance=origin)
+        records = frame(task, outcome)
+    except Unfit as error:
+        return Left(status="failed", message=said(error), records=pl.DataFrame())
+    except Exception as error:  # records whose own methods raise, tensors that cannot be copied
+        message = f"what it left cannot be read: {type(error).__name__}: {said(error)}"
+        return Left(status="failed", message=message, records=pl.DataFrame())
+    if outcome.diverged is None:
+        return Left(status="done", message=None, records=records)
+    return Left(status="diverged", message=said(outcome.diverged), records=records)
+
+
+def said(message: object) -> str:
+    """What a message or an exception says, as it can be kept and shown."""
+    try:
+        return plain(message).strip()[:_LONGEST]
+    except Exception:  # an exception of the experiment's own may fail even at this
+        return "it has a message that cannot be shown"
+
+
+@contextmanager
+def _kept(tasks: Sequence[Task]) -> Iterator[None]:
+    """What a block changes in its process is put back, and what it draws without a seed depends on its runs alone."""
+    folder = None
+    with suppress(OSError):
+        folder = os.getcwd()
+    threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
+    grad, state, torch_state = torch.is_grad_enabled(), random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002  # the generator that is meant here is the global one
+    number = int(tasks[0].key[:8], 16)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        if torch.get_default_device() != device:  # not otherwise: it costs time at every call of torch
+            torch.set_default_device(None if device.type == "cpu" else device)
+        if folder is not None:
+            with suppress(OSError):
+                os.chdir(folder)

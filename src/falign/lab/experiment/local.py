@@ -3,17 +3,17 @@
 import os
 import signal
 from collections import deque
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing import current_process, get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pickle import PicklingError
+from pickle import PicklingError, UnpicklingError
 from types import TracebackType
 
 from falign.lab.experiment.execution import Answer, Block, Finished, compute
 from falign.lab.experiment.specification import Setting
-from falign.lab.experiment.worker import work
+from falign.lab.experiment.worker import HELD_BACK, seldom, work
 from falign.lab.writing import RunError
 
 _NAME = "falign worker"
@@ -43,7 +43,13 @@ class InThisProcess:
         if not self._blocks:
             return []
         block = self._blocks.popleft()
-        return [Finished(block=block, answer=compute(block.experiment.run, block.tasks, self._setting))]
+
+        def report(share: float) -> None:
+            with suppress(Exception):  # that it cannot be shown is no fault of the run
+                block.watch(share)
+
+        setting = replace(self._setting, report=seldom(report))
+        return [Finished(block=block, answer=compute(block.experiment.run, block.tasks, setting))]
 
     def __enter__(self) -> "InThisProcess":
         return self
@@ -93,7 +99,7 @@ class Workers:
         self._distribute()
 
     def wait(self, timeout: float | None = None) -> list[Finished]:
-        """Wait until a worker has answered or died."""
+        """Wait until a worker has answered or died, or has told how far it is."""
         if self._refused or not self._busy:
             refused, self._refused = self._refused, []
             return refused
@@ -119,18 +125,21 @@ class Workers:
             self._busy[worker] = block
 
     def _collect(self, worker: _Worker) -> Finished | None:
-        """The answer of a worker whose pipe is ready; None if all it says is that it has started.
+        """The answer of a worker whose pipe is ready; None if all it says is that it has started, or how far it is.
 
         If the pipe has ended, the worker has died. One that fails before it has started would do so with every
         block, so that is an error of its own.
         """
         try:
-            answer: Answer | None = worker.pipe.recv()
+            answer: Answer | float | None = worker.pipe.recv()
             if answer is None:
                 self._started.add(worker)
                 return None
+            if isinstance(answer, (int, float)):
+                self._busy[worker].watch(answer)
+                return None
             block = self._busy.pop(worker)
-        except (EOFError, OSError):
+        except (EOFError, OSError, UnpicklingError):
             block = self._busy.pop(worker)
             worker.process.join(_GRACE)
             worker.process.kill()  # nothing, unless it has closed its pipe and lives on
@@ -146,9 +155,9 @@ class Workers:
     def _start(self) -> _Worker:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        threads = max(1, _cores() // self.slots)
+        threads = max(1, cores() // self.slots)
         process = context.Process(target=work, args=(theirs, threads), name=_NAME, daemon=True)
-        with _interrupts_held_back():
+        with _signals_held_back():
             process.start()
         theirs.close()
         return _Worker(process=process, pipe=ours)
@@ -174,17 +183,24 @@ def local(workers: int, setting: Setting) -> InThisProcess | Workers:
 
 
 @contextmanager
-def _interrupts_held_back():
-    """Processes started in this context never see Ctrl-C: the one that started them ends them."""
+def _signals_held_back():
+    """Processes started in this context never see Ctrl-C: the one that started them ends them.
+
+    Nor does a signal come in the midst of a start, which would leave half a process behind.
+    """
+    if os.name != "posix":
+        yield
+        return
     resource_tracker.ensure_running()  # or the start would do so, and let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in HELD_BACK})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

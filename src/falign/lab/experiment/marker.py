@@ -1,12 +1,17 @@
 """The marker of a store, ``OUT/falign.json``: what makes a folder one, and of which format it is."""
 
-import json
+import errno
+import os
+import stat
 from pathlib import Path
 
 from falign.lab.experiment.entries import FORMAT
+from falign.lab.seal import Unsealed, from_json, to_json
 from falign.lab.writing import RunError, leftovers, write
 
 NAME = "falign.json"
+_MOST = 2**26
+"""Bytes of a marker, or of a list of runs: a file that is larger is something else."""
 
 
 def version(folder: Path) -> int:
@@ -20,7 +25,7 @@ def version(folder: Path) -> int:
     """
     marker = folder / NAME
     try:
-        if marker.exists():
+        if os.path.lexists(marker):
             return _read(marker)
         if folder.exists() and not _empty(folder):
             raise RunError(
@@ -45,7 +50,28 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(folder, error) from None
-    write(folder / NAME, json.dumps({"format": FORMAT}).encode())
+    write(folder / NAME, to_json({"format": FORMAT}))
+
+
+def there(folder: Path) -> bool:
+    """Whether a folder has a marker, be it a damaged one: without it a store was deleted, and is no longer ours."""
+    return os.path.lexists(folder / NAME)
+
+
+def regular(path: Path) -> bytes:
+    """The content of a file, which is refused unless it is one: to read a pipe would wait for ever.
+
+    Raises:
+        OSError: There is none, it cannot be read, or it is something else, or too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if found.st_size > _MOST:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, expected at most {_MOST}", str(path))
+        return stream.read(_MOST)
 
 
 def _empty(folder: Path) -> bool:
@@ -55,15 +81,21 @@ def _empty(folder: Path) -> bool:
 
 def _read(marker: Path) -> int:
     try:
-        found = int(json.loads(marker.read_text(encoding="utf-8"))["format"])
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{marker} cannot be read: restore it, or give another folder with --out") from None
+        found = from_json(regular(marker)).get("format")
+    except (Unsealed, OSError) as error:
+        raise _unreadable(marker, getattr(error, "strerror", None) or str(error)) from None
+    if type(found) is not int or found < 1:
+        raise _unreadable(marker, "it tells no format")
     if found > FORMAT:
         raise RunError(
             f"{marker.parent} was written by a newer falign (format {found}, this one knows {FORMAT}): "
             "update falign, or give another folder with --out"
         )
     return found
+
+
+def _unreadable(marker: Path, why: str) -> RunError:
+    return RunError(f"{marker} cannot be read ({why}): restore it, or give another folder with --out")
 
 
 def _unusable(folder: Path, error: OSError) -> RunError:

@@ -1,7 +1,7 @@
 """Sharing a store: which process has taken which runs, and which of these processes still live."""
 
-import json
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +10,10 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from falign.lab.experiment.marker import regular
 from falign.lab.experiment.store import Store
-from falign.lab.writing import leftovers, unwritable, write
+from falign.lab.seal import Unsealed, from_json, to_json
+from falign.lab.writing import RunError, leftovers, unwritable, write
 
 _PATIENCE = 5.0
 """Seconds to wait for one's own new lock, which another process may just be looking at."""
@@ -22,8 +24,12 @@ class Owner:
 
     ``OUT/owners/<id>.lock`` is locked as long as the process lives: the system itself frees the lock of a killed
     one, so no clock and no process number decides who is alive. ``OUT/owners/<id>.json`` lists the runs that the
-    process has taken. Both are read and changed only while :meth:`Store.alone` is held. Machines may share a store
-    on a network's file system if its locks (``flock``) reach from one machine to the other.
+    process has taken, under a checksum. Both are read and changed only while :meth:`Store.alone` is held. Machines may
+    share a store on a network's file system if its locks (``flock``) reach from one machine to the other.
+
+    A list that is damaged counts as empty. Its runs may then be computed twice, which costs time and nothing else: a
+    run's file is written whole, and both have the same numbers. To wait for its owner could last for days, and the
+    owner writes the list anew with its next block.
 
     Args:
         store: The store.
@@ -43,20 +49,31 @@ class Owner:
                 self._lock.acquire(timeout=_PATIENCE)
             except OSError as error:
                 raise unwritable(folder, error) from None
-            self._write()
-            if not _living(self._store, besides=self._name):
-                for folder in self._store.folder.iterdir():
-                    for path in leftovers(folder):  # of killed processes: nobody else is writing now
-                        path.unlink(missing_ok=True)
+            try:
+                self._write()
+                if not _living(self._store, besides=self._name):
+                    for folder in self._store.folder.iterdir():
+                        for path in leftovers(folder):  # of killed processes: nobody else is writing now
+                            _remove(path)
+            except BaseException:
+                self._leave()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._store.alone():
-            self._file("json").unlink(missing_ok=True)
-            self._lock.release()
-            self._file("lock").unlink(missing_ok=True)
+        """Give all runs back. That the folder has gone meanwhile is said by whatever wanted to write in it."""
+        try:
+            with self._store.alone():
+                self._leave()
+        except RunError:
+            self._leave()
+
+    def _leave(self) -> None:
+        _remove(self._file("json"))
+        self._lock.release()
+        _remove(self._file("lock"))
 
     def take(self, keys: Iterable[str]) -> set[str]:
         """Take runs.
@@ -80,7 +97,7 @@ class Owner:
             self._write()
 
     def _write(self) -> None:
-        write(self._file("json"), json.dumps(sorted(self._taken)).encode())
+        write(self._file("json"), to_json({"runs": sorted(self._taken)}))
 
     def _file(self, kind: str) -> Path:
         return self._store.folder / "owners" / f"{self._name}.{kind}"
@@ -96,8 +113,14 @@ def running(store: Store) -> set[str]:
     """The same as :func:`taken`, found out by reading alone: nothing in the store is made, changed or deleted."""
     if os.name != "posix":
         return taken(store)
-    claims = (store.folder / "owners").glob("*.lock")
-    return set().union(*(_read(path.with_suffix(".json")) for path in claims if _locked(path)))
+    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if _locked(path)))
+
+
+def _locks(store: Store) -> list[Path]:
+    """The locks that processes have left in a store: files, whatever else is there."""
+    with suppress(OSError):
+        return [path for path in (store.folder / "owners").glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
+    return []
 
 
 def _locked(path: Path) -> bool:
@@ -117,22 +140,31 @@ def _locked(path: Path) -> bool:
 def _living(store: Store, besides: str | None) -> list[set[str]]:
     """The keys that each living owner has taken; what is left of dead ones is deleted."""
     claims: list[set[str]] = []
-    for path in (store.folder / "owners").glob("*.lock"):
+    for path in _locks(store):
         if path.stem == besides:
             continue
         lock, listed = FileLock(path), path.with_suffix(".json")
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, OSError):  # one that is not for us to open may be of another user's process
             claims.append(_read(listed))
             continue
-        listed.unlink(missing_ok=True)
+        _remove(listed)
         lock.release()
-        path.unlink(missing_ok=True)
+        _remove(path)
     return claims
 
 
 def _read(path: Path) -> set[str]:
-    with suppress(FileNotFoundError):  # it lives, and has not yet said what it takes
-        return set(json.loads(path.read_text()))
-    return set()
+    """The keys that an owner lists; none if it has not yet said so, or if its list is damaged."""
+    try:
+        runs = from_json(regular(path)).get("runs")
+    except (OSError, Unsealed):
+        return set()
+    return {key for key in runs if isinstance(key, str)} if isinstance(runs, list) else set()
+
+
+def _remove(path: Path) -> None:
+    """Delete a file; what cannot be deleted stays, and disturbs nothing."""
+    with suppress(OSError):
+        path.unlink()

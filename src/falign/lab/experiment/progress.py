@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from falign.lab.experiment.tally import Tally, duration
+from falign.lab.text import say
 
 _PAUSE = 10.0
 """Seconds between two lines of an experiment, without a terminal."""
@@ -60,7 +61,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def begun(self, name: str, runs: int) -> None:
         """Say that the first runs of an experiment are at work: a block may take long, and says nothing itself.

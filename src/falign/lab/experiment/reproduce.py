@@ -1,9 +1,7 @@
 """Reproduce experiments: compute the runs that are missing, judge the claims, write the report."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +14,12 @@ from falign.lab.experiment.progress import Progress
 from falign.lab.experiment.results import PaperResults
 from falign.lab.experiment.schedule import Schedule
 from falign.lab.experiment.selection import Selection
+from falign.lab.experiment.signals import Stop, Stopped
 from falign.lab.experiment.specification import Experiment
 from falign.lab.experiment.store import Store
 from falign.lab.experiment.summary import show
 from falign.lab.experiment.tally import Tally
+from falign.lab.text import say
 
 WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, Path]]
 
@@ -50,23 +50,23 @@ def reproduce(
 
     Returns:
         0: all runs are there, whatever the claims came to, but for those whose data set is not here; 1: runs failed;
-        130: interrupted.
+        130, 143 or 129: ended by Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         RunError: The folder is not a store.
         WriteError: Something cannot be written.
     """
-    store = Store(folder=out, say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    store = Store(folder=out, say=lambda text: say(console, text))
     marker.version(out)
     try:
-        with _terminable():
-            _run(store, selection.experiments, preset, executor, memory, console)
+        with Stop() as stop:
+            _run(store, selection.experiments, preset, executor, memory, console, stop)
             found = read(store, selection, preset)
             show(store, selection, found, console)
             pages = (write_report or _report())(out, found)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         store.say(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
-        return 130
+        return asked.code if isinstance(asked, Stopped) else 130
     store.say(f"the page is {pages[0]}, the same as JSON {pages[1]}")
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in found for result in paper.results if result.experiment.name in chosen]
@@ -90,7 +90,13 @@ def read(store: Store, selection: Selection, preset: str) -> tuple[PaperResults,
 
 
 def _run(
-    store: Store, experiments: Sequence[Experiment], preset: str, executor: Executor, memory: int, console: Console
+    store: Store,
+    experiments: Sequence[Experiment],
+    preset: str,
+    executor: Executor,
+    memory: int,
+    console: Console,
+    stop: Stop,
 ) -> None:
     """Compute the runs that are missing."""
     tallies, before = {}, {}
@@ -111,31 +117,22 @@ def _run(
     if not any(tally.left for tally in tallies.values()):
         store.open(create=True)
         return  # an executor that is never entered need not be reachable
-    with progress, executor:
+    with stop.held(), ExitStack() as stack:
+        stack.enter_context(progress)
+        with stop.heard():
+            stack.enter_context(executor)
         store.open(create=True)  # not before the executor has turned out to be reachable
-        with Owner(store) as owner:
-            Schedule(
-                store=store,
-                owner=owner,
-                executor=executor,
-                memory=memory,
-                tallies=tallies,
-                before=before,
-                progress=progress,
-            ).run()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within this context SIGTERM does what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        owner = stack.enter_context(Owner(store))
+        Schedule(
+            store=store,
+            owner=owner,
+            executor=executor,
+            memory=memory,
+            tallies=tallies,
+            before=before,
+            progress=progress,
+            stop=stop,
+        ).run()
 
 
 def _report() -> WriteReport:

@@ -5,11 +5,8 @@ from typing import Literal
 
 import polars as pl
 
-from falign.lab.experiment.reading import Claim, Missing, Reading
-from falign.lab.experiment.specification import Experiment, Paper
-
-_OWN = ("key", "seed", "status", "message", "seconds")
-"""Columns of ``runs`` that are not of the point."""
+from falign.lab.experiment.reading import Check, Claim, Missing, Reading
+from falign.lab.experiment.specification import RESERVED, Experiment, Paper
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +20,7 @@ class Results:
         runs: One row a run of the preset: ``key``, columns of the point, ``seed``, ``status`` ("done", "diverged",
             "failed", "no data" or "missing"), ``message`` (null if done), ``seconds`` (null if missing).
         provenance: The distinct settings that the runs were computed in: versions, commit, device, threads.
+        others: Number of runs of other revisions of the experiment.
     """
 
     experiment: Experiment
@@ -30,6 +28,7 @@ class Results:
     table: pl.DataFrame
     runs: pl.DataFrame
     provenance: tuple[dict, ...]
+    others: int = 0
 
     def count(self, status: str) -> int:
         """Number of runs that have a status."""
@@ -75,10 +74,10 @@ def judge(claim: Claim, results: Results) -> Verdict:
     Returns:
         The verdict: not run if runs are lacking, or if they cannot tell.
     """
-    scope = pl.lit(True) if claim.scope is None else claim.scope
     try:
-        lacking = _lacking(results.runs.filter(scope))
-        reading = None if lacking else claim.read(results.table.filter(scope))
+        lacking = _lacking(_within(results.runs, claim.scope))
+        reading = None if lacking else _sound(claim.read(_within(results.table, claim.scope)))
+        verdict = "holds" if reading is not None and reading.holds else "fails"
     except Missing as missing:
         return Verdict(claim=claim, verdict="not run", message=str(missing))
     except Exception as error:  # a fault of one claim, which must not take the others' verdicts with it
@@ -86,12 +85,32 @@ def judge(claim: Claim, results: Results) -> Verdict:
         return Verdict(claim=claim, verdict="not run", message=message)
     if reading is None:
         return Verdict(claim=claim, verdict="not run", message=lacking)
-    return Verdict(claim=claim, verdict="holds" if reading.holds else "fails", reading=reading)
+    return Verdict(claim=claim, verdict=verdict, reading=reading)
+
+
+def _within(table: pl.DataFrame, scope: pl.Expr | None) -> pl.DataFrame:
+    return table if scope is None else table.filter(scope)  # all of a large table is not copied
+
+
+def _sound(reading: object) -> Reading:
+    """What a claim has read, if it can be shown: claims may be anyone's.
+
+    Raises:
+        TypeError: It is no reading, or holds what is no number or no text.
+    """
+    if not isinstance(reading, Reading):
+        raise TypeError(f"it gives a {type(reading).__name__}, expected a Reading")
+    for check in reading.checks:
+        if not (isinstance(check, Check) and isinstance(check.label, str) and isinstance(reading.note, str)):
+            raise TypeError("its checks or their labels are of another type")
+        for value in (check.measured, check.low, check.high):
+            float(value)
+    return reading
 
 
 def _lacking(runs: pl.DataFrame) -> str | None:
     """Which runs of a scope are lacking; None if all are done that have their data here."""
-    point = [name for name in runs.columns if name not in _OWN]
+    point = [name for name in runs.columns if name not in RESERVED]
     absent = (pl.col("status") == "no data").all().over(point) if point else pl.col("status") == "no data"
     there = runs.filter(~absent)
     if there.is_empty():

@@ -12,13 +12,15 @@ from falign.lab.experiment.entries import RETRIED, Entry
 from falign.lab.experiment.execution import Answer, Block, Executor, Finished
 from falign.lab.experiment.owners import Owner, taken
 from falign.lab.experiment.progress import Progress
-from falign.lab.experiment.records import Unfit, frame
+from falign.lab.experiment.signals import Stop
 from falign.lab.experiment.specification import Task
 from falign.lab.experiment.store import Store
 from falign.lab.experiment.tally import Tally
 
 _POLL = 0.5
 """Seconds between two looks at what other processes have done."""
+_LONGEST = 60.0
+"""Seconds that a block should take at most, once it is known how long runs take: so much is lost at the worst."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,6 +35,7 @@ class Schedule:
         tallies: {name of the experiment: its count}.
         before: What was kept of runs that had failed earlier: they are tried once more.
         progress: Shows how it goes.
+        stop: Hears signals, but for those that come while runs are kept, until they are.
     """
 
     store: Store
@@ -42,6 +45,7 @@ class Schedule:
     tallies: dict[str, Tally]
     before: dict[str, Entry]
     progress: Progress
+    stop: Stop
 
     def __post_init__(self) -> None:
         self._pending = deque[Block]()
@@ -56,13 +60,17 @@ class Schedule:
             self._fill()
             self.progress.update()
             if self._at_work:
-                finished = self.executor.wait(_POLL)
+                with self.stop.heard():
+                    finished = self.executor.wait(_POLL)
                 self._at_work -= len(finished)
+                for each in finished:
+                    self._learn(each)
                 self._fill()  # so that workers compute while this process writes
                 for each in finished:
                     self._end(each)
             elif self._elsewhere and not self._pending:
-                sleep(_POLL)
+                with self.stop.heard():
+                    sleep(_POLL)
             if self._elsewhere and not self._pending:
                 self._look_elsewhere()
         self.progress.update()
@@ -77,6 +85,9 @@ class Schedule:
     def _begin(self, block: Block) -> None:
         """Have a block computed, less what others have taken or finished by now."""
         tally = self.tallies[block.experiment.name]
+        if len(block.tasks) > 1 and (tally.seconds(block) or 0.0) > _LONGEST:
+            self._pending.extendleft(reversed(block.halves()))
+            return
         granted = self.owner.take([task.key for task in block.tasks])
         for task in block.tasks:
             if task.key not in granted:
@@ -86,26 +97,34 @@ class Schedule:
         finished = {task.key for task in ours if self._settled(tally, task)}
         if finished:
             self.owner.release(finished)
-        block = replace(block, tasks=tuple(task for task in ours if task.key not in finished))
-        if not block.tasks:
+        tasks = tuple(task for task in ours if task.key not in finished)
+        if not tasks:
             return
+        block = replace(block, tasks=tasks, watch=lambda share: self._seen(tally, block, share))
         too_large = refusal(block, self.memory)
         if too_large is not None:
             self._fail(block, Answer(error=too_large))
             return
         self.progress.begun(tally.experiment.name, len(block.tasks))
+        tally.begin(block)
         self.executor.submit(block)
         self._at_work += 1
-        tally.running += len(block.tasks)
+
+    def _seen(self, tally: Tally, block: Block, share: float) -> None:
+        """Show how far a block is."""
+        tally.seen(block, share)
+        self.progress.update()
+
+    def _learn(self, finished: Finished) -> None:
+        """Learn from a block how long runs take."""
+        block, answer = finished.block, finished.answer
+        self.tallies[block.experiment.name].end(block, None if answer.outcomes is None else answer.seconds)
 
     def _end(self, finished: Finished) -> None:
         """Keep what a block left, or try it again, whole or in halves, or give it up."""
         block, answer = finished.block, finished.answer
-        tally = self.tallies[block.experiment.name]
-        tally.running -= len(block.tasks)
         if answer.outcomes is not None:
             self._keep(block, answer)
-            tally.timed(block, answer.seconds)
         elif answer.lost and block.deaths == 0:
             self._pending.appendleft(replace(block, deaths=1))
         elif len(block.tasks) > 1 and not answer.absent:
@@ -115,15 +134,9 @@ class Schedule:
 
     def _keep(self, block: Block, answer: Answer) -> None:
         share = answer.seconds / len(block.tasks)
-        for task, outcome in zip(block.tasks, answer.outcomes or (), strict=True):
-            details = {"seconds": share, "provenance": answer.provenance}
-            try:
-                records = frame(task, outcome)
-            except Unfit as error:
-                self._put(Entry.of(task, "failed", message=str(error), **details), pl.DataFrame(), task)
-                continue
-            status = "done" if outcome.diverged is None else "diverged"
-            self._put(Entry.of(task, status, message=outcome.diverged, **details), records, task)
+        for task, left in zip(block.tasks, answer.outcomes or (), strict=True):
+            details = {"message": left.message, "seconds": share, "provenance": answer.provenance}
+            self._put(Entry.of(task, left.status, **details), left.records, task)
         self.owner.release([task.key for task in block.tasks])
 
     def _fail(self, block: Block, answer: Answer) -> None:

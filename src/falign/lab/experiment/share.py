@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 from falign.lab.config import ConfigError
+from falign.lab.experiment.blocks import needed
 from falign.lab.experiment.execution import Block
 
 Node = Mapping[str, Any]
@@ -59,7 +60,7 @@ class Share:
         if block.experiment.memory is None or self.gpus:
             return None
         largest = max((_has(node, "memory") for node in nodes), default=0.0)
-        return min(int(block.experiment.memory(block.tasks)), int(largest)) or None
+        return min(needed(block), int(largest)) or None
 
     def refusal(self, nodes: Sequence[Node]) -> str:
         """That no node has room for a block, and what nodes there are."""

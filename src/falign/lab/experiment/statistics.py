@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import polars as pl
-from scipy import stats
+import scipy  # which imports scipy.stats, that takes long, when it is first used
 
 from falign.lab.experiment.reading import Missing
 
@@ -36,7 +36,7 @@ class Estimate:
             comparisons: How many such intervals are judged together; all of them hold at 99 % (Bonferroni).
         """
         tail = (1 - CONFIDENCE) / 2 / comparisons
-        return float(stats.t.ppf(1 - tail, self.runs - 1)) * self.error
+        return float(scipy.stats.t.ppf(1 - tail, self.runs - 1)) * self.error
 
     def above(self, comparisons: int = 1) -> float:
         """What a mean must reach to be above 0 with 99 % confidence."""
@@ -137,7 +137,7 @@ def least_share(runs: int, probability: float) -> float:
     Raises:
         Missing: So few runs contradict nothing, whatever they are.
     """
-    least = int(stats.binom.ppf(1 - CONFIDENCE, runs, probability))
+    least = int(scipy.stats.binom.ppf(1 - CONFIDENCE, runs, probability))
     if least == 0:
         raise Missing(f"{runs} runs are too few to contradict a probability of {probability:g}")
     return least / runs

@@ -1,25 +1,32 @@
 """Where runs are kept: ``OUT/<experiment>/<key>.parquet``, one file a run, written whole or not at all."""
 
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import time_ns
 
+import numpy as np
 import polars as pl
 from filelock import FileLock
 
-from falign.lab.experiment import marker, table
-from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, encode, read
+from falign.lab.experiment import index, marker, table
+from falign.lab.experiment.catalogue import EMPTY, SUFFIX, Catalogue, keys_of, listed, read_all, together, unchanged
+from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, Status, encode, read
 from falign.lab.experiment.results import Results
 from falign.lab.experiment.specification import PRESETS, Experiment, Task
+from falign.lab.text import tell
 from falign.lab.writing import RunError, WriteError, free, unwritable, write
+
+_FEW = 500
+"""Files that are read anew without an index being written, or asked: it takes some hundredths of a second."""
+_PART = 50
+"""In a large store an index is written when more than this part of the files has changed."""
 
 
 def _to_standard_error(message: str) -> None:
-    print(f"falign: {message}", file=sys.stderr)
+    tell(f"falign: {message}", error=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,7 @@ class Store:
         """
         lock = FileLock(self.folder / ".lock")
         try:
+            self._there()  # or the lock would make the folder
             lock.acquire()
         except OSError as error:
             raise unwritable(self.folder, error) from None
@@ -69,9 +77,16 @@ class Store:
         finally:
             lock.release()
 
+    def _there(self) -> None:
+        """Make sure that nobody has deleted the store, be it that an empty folder has its name now."""
+        if not marker.there(self.folder):
+            raise WriteError(
+                f"{self.folder} was deleted, or is no longer a store, it has no {marker.NAME}: call again to begin anew"
+            )
+
     def path(self, task: Task) -> Path:
         """The file of a run, there or not."""
-        return self.folder / task.experiment / f"{task.key}.parquet"
+        return self.folder / task.experiment / f"{task.key}{SUFFIX}"
 
     def put(self, entry: Entry, records: pl.DataFrame) -> None:
         """Keep a run, in the place of what was kept of it before.
@@ -80,11 +95,12 @@ class Store:
             WriteError: It cannot be written.
         """
         folder = self.folder / entry.experiment
+        self._there()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         except OSError as error:
             raise WriteError(f"cannot make the folder {folder}: {error.strerror or error}") from None
-        write(folder / f"{entry.key}.parquet", encode(entry, records))
+        write(folder / f"{entry.key}{SUFFIX}", encode(entry, records))
 
     def entry(self, task: Task) -> Entry | None:
         """What is kept of a run; None if nothing is. A damaged file counts as nothing, and so does an older one.
@@ -92,36 +108,57 @@ class Store:
         Raises:
             RunError: A file is there and cannot be read.
         """
-        with suppress(Older):
-            found = self._read(task)
-            return None if found is None else found[0]
-        return None
+        try:
+            entry, _ = read(self.path(task))
+            if (entry.key, entry.experiment) != (task.key, task.experiment):
+                raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
+        except (FileNotFoundError, Older):
+            return None
+        except Corrupt as error:
+            self._damaged(self.path(task), error)
+            return None
+        return entry
 
     def entries(self, tasks: Sequence[Task]) -> dict[str, Entry]:
         """{key: what is kept of the run}; damaged and older files are named and count as nothing.
 
+        Args:
+            tasks: Runs of one experiment.
+
         Raises:
             RunError: A file is there and cannot be read.
         """
-        return {key: entry for key, (entry, _) in self._load(tasks).items()}
+        if not tasks:
+            return {}
+        found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
+        return {tasks[place].key: found.entry(row, tasks[place]) for row, place in enumerate(places)}
+
+    def each(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Status, pl.DataFrame | None]]:
+        """Each run that is there, with its status, and its records if it is done.
+
+        Args:
+            tasks: Runs of one experiment.
+
+        Raises:
+            RunError: A file is there and cannot be read.
+        """
+        if tasks:
+            found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
+            for place, status, records in zip(places, found.runs["status"], found.each(), strict=True):
+                yield tasks[place], status, records
 
     def counts(self, experiments: Iterable[Experiment]) -> dict[str, int]:
         """{preset: how many of its runs have a file}; no file is opened."""
         counted: dict[str, int] = dict.fromkeys(PRESETS, 0)
         for experiment in experiments:
-            names = self._names(experiment.name)
-            for preset in PRESETS:
-                counted[preset] += sum(f"{task.key}.parquet" in names for task in experiment.tasks(preset))
+            there = keys_of(self.folder / experiment.name)
+            for preset in PRESETS if there else ():
+                counted[preset] += sum(task.key in there for task in experiment.tasks(preset))
         return counted
 
     def others(self, experiment: Experiment) -> int:
-        """Number of runs of other revisions of an experiment, which are never read and never touched."""
-        known = {f"{task.key}.parquet" for preset in PRESETS for task in experiment.tasks(preset)}
-        number = 0
-        for name in self._names(experiment.name) - known:
-            with suppress(Corrupt, Older, FileNotFoundError):
-                number += read(self.folder / experiment.name / name)[0].revision != experiment.revision
-        return number
+        """Number of runs of other revisions of an experiment, which are never changed."""
+        return self._found(experiment.name, experiment.revision, (), of=experiment)[2]
 
     def results(self, experiment: Experiment, preset: str) -> Results:
         """All that is there of an experiment.
@@ -137,74 +174,66 @@ class Store:
             RunError: A file is there and cannot be read.
         """
         tasks = experiment.tasks(preset)
-        found = self._load(tasks)
-        entries = {key: entry for key, (entry, _) in found.items()}
-        alike: dict[str, dict[Path, int]] = {}
-        for index, task in enumerate(tasks):
-            entry, kind = found.get(task.key, (None, ""))
-            if entry is not None and entry.status == "done":
-                alike.setdefault(kind, {})[self.path(task)] = index
-        return table.results(experiment, preset, tasks, entries, table.records(alike.values()))
+        keys = [task.key for task in tasks]
+        found, places, others = self._found(experiment.name, experiment.revision, keys, of=experiment)
+        return table.results(experiment, preset, tasks, found, places, others)
 
-    def _names(self, experiment: str) -> set[str]:
-        folder = self.folder / experiment
-        try:
-            return {name for name in os.listdir(folder) if name.endswith(".parquet")}
-        except FileNotFoundError:
-            return set()
-        except NotADirectoryError:
-            raise RunError(
-                f"{folder} is a file, expected the folder of the runs of {experiment}: move it away"
-            ) from None
-        except OSError as error:
-            raise RunError(f"cannot read {folder}: {error.strerror or error}") from None
+    def _found(
+        self, name: str, revision: int, keys: Sequence[str], *, of: Experiment | None = None
+    ) -> tuple[Catalogue, np.ndarray, int]:
+        """What is there of runs.
 
-    def _load(self, tasks: Sequence[Task]) -> dict[str, tuple[Entry, str]]:
-        """{key: the entry, and the kind of its records}, of the files that are whole."""
-        names = {name: self._names(name) for name in {task.experiment for task in tasks}}
-        found: dict[str, tuple[Entry, str]] = {}
-        older: Counter[str] = Counter()
-        for task in tasks:
-            if f"{task.key}.parquet" not in names[task.experiment]:
-                continue
-            try:
-                kept = self._read(task)
-            except Older:
-                older[task.experiment] += 1
-                continue
-            if kept is not None:
-                found[task.key] = kept
-        for name, number in older.items():
-            which = "1 run is" if number == 1 else f"{number} runs are"
-            self.say(f"{name}: {which} of an older format, without a checksum: such runs count as missing")
-        return found
+        What the index knows of files that have not changed is taken from it; the others are read.
 
-    def _read(self, task: Task) -> tuple[Entry, str] | None:
-        try:
-            return self._kept(task)
-        except Corrupt as error:
-            self._damaged(task, str(error))
-            return None
+        Args:
+            name: Full name of the experiment.
+            revision: Its revision.
+            keys: Keys of the runs.
+            of: The experiment, if runs of other revisions are to be counted.
 
-    def _kept(self, task: Task) -> tuple[Entry, str] | None:
-        try:
-            entry, kind = read(self.path(task))
-        except FileNotFoundError:
-            return None
-        if (entry.key, entry.experiment) != (task.key, task.experiment):
-            raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
-        return entry, kind
+        Returns:
+            The runs that are there; to which of the keys each belongs, in ascending order; and the number of runs of
+            other revisions.
+        """
+        folder, since = self.folder / name, time_ns()
+        files = listed(folder)
+        kept = index.load(self.folder, name) if len(files.rows) > _FEW else EMPTY
+        kept = kept.take(unchanged(kept, files, revision))
+        known = kept.rows()
+        new = [key for key in keys if key in files.rows and key not in known]
+        foreign: set[str] = set()
+        if of is not None and len(files.rows) > sum(key in files.rows for key in keys):
+            foreign = files.rows.keys() - {task.key for preset in PRESETS for task in of.tasks(preset)}
+        elsewhere = [key for key in foreign if key not in known]
+        fresh, wrong = read_all(folder, new, revision)
+        found = together([kept, fresh, read_all(folder, elsewhere, revision)[0]])
+        if len(new) + len(elsewhere) > max(_FEW, len(files.rows) // _PART):
+            index.save(self.folder, name, found, since)
+        self._tell(name, wrong)
+        rows = found.rows() if new or elsewhere else known
+        at = np.array([rows.get(key, -1) for key in keys], dtype=int)
+        others = [rows[key] for key in foreign if key in rows]
+        differing = int((found.runs["revision"].gather(others) != revision).sum()) if others else 0
+        return found.take(at[at >= 0]), np.flatnonzero(at >= 0), differing
 
-    def _damaged(self, task: Task, why: str) -> None:
+    def _tell(self, experiment: str, wrong: Mapping[str, Corrupt | Older]) -> None:
+        """Say which files were no runs."""
+        older = sum(isinstance(error, Older) for error in wrong.values())
+        for key, error in wrong.items():
+            if isinstance(error, Corrupt):
+                self._damaged(self.folder / experiment / f"{key}{SUFFIX}", error)
+        if older:
+            which = "1 run is" if older == 1 else f"{older} runs are"
+            self.say(f"{experiment}: {which} of an older format: such runs count as missing")
+
+    def _damaged(self, path: Path, why: Corrupt) -> None:
         """Name a damaged file, and set it aside unless another process has put a good one there meanwhile."""
-        path = self.path(task)
         if not self.repairs:
             self.say(f"{path} is damaged ({why}): the run counts as missing, and falign reproduce computes it again")
             return
         with self.alone():
-            try:
-                self._kept(task)
-            except Corrupt:
+            _, wrong = read_all(path.parent, [path.name.removesuffix(SUFFIX)], None)
+            if any(isinstance(error, Corrupt) for error in wrong.values()):
                 aside = free(path.with_name(f"{path.name}.corrupt"))
                 try:
                     os.replace(path, aside)

@@ -14,6 +14,7 @@ from falign.lab.experiment.selection import Selection
 from falign.lab.experiment.specification import PRESETS, Paper
 from falign.lab.experiment.store import Store
 from falign.lab.experiment.tally import duration
+from falign.lab.text import cell, say
 
 _WIDTH = 120
 _WORDS = ("experiment", "claims", "other")
@@ -28,16 +29,16 @@ def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
         console: Where to.
     """
     if not papers:
-        _say(console, "there are no papers yet")
+        say(console, "there are no papers yet")
     for paper in papers.values():
-        _say(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
+        say(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
         table = _table("experiment", *(f"{preset} runs" for preset in PRESETS), "claims judged", "figures")
         for each in paper.experiments:
-            runs = [str(len(each.grid[preset]) * each.seeds[preset]) for preset in PRESETS]
-            table.add_row(each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
+            runs = [str(len(each.tasks(preset))) for preset in PRESETS]
+            _add(table, each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
         _print(table, console)
         for each in paper.experiments:
-            _say(console, f"  {each.name}: {each.title} ({each.source})")
+            say(console, f"  {each.name}: {each.title} ({each.source})")
 
 
 def show(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
@@ -64,7 +65,8 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
             **{status: result.count(status) for status in ("diverged", "failed", "no data")},
             "missing": missing.len() - at_work,
         }
-        table.add_row(
+        _add(
+            table,
             result.experiment.name,
             str(result.runs.height),
             str(result.count("done")),
@@ -76,10 +78,10 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
     for result in results:
         for status in ("failed", "diverged", "no data"):
             _first(result, status, console)
-        if others := store.others(result.experiment):
+        if others := result.others:
             which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
-            _say(console, f"{result.experiment.name}: {which} left alone")
-    _say(console, f"claims: {_counted(verdicts) or 'none'}")
+            say(console, f"{result.experiment.name}: {which} left alone")
+    say(console, f"claims: {_counted(verdicts) or 'none'}")
 
 
 def _first(result: Results, status: str, console: Console) -> None:
@@ -90,7 +92,7 @@ def _first(result: Results, status: str, console: Console) -> None:
     axes = [name for name in runs.columns if name not in ("key", "status", "message", "seconds")]
     where = ", ".join(f"{axis}={run[axis]}" for axis in axes if run[axis] is not None)
     first = "it" if runs.height == 1 else "the first"
-    _say(console, f"{result.experiment.name}: {runs.height} {status}; {first} ({where}): {run['message']}")
+    say(console, f"{result.experiment.name}: {runs.height} {status}; {first} ({where}): {run['message']}")
 
 
 def _counted(verdicts: Mapping[str, int]) -> str:
@@ -105,6 +107,10 @@ def _table(*columns: str) -> Table:
     return made
 
 
+def _add(table: Table, *texts: str) -> None:
+    table.add_row(*map(cell, texts))
+
+
 def _print(table: Table, console: Console) -> None:
     """Print a table: one that is too wide breaks its lines between words. Without a terminal they may be longer."""
     if not console.is_terminal:
@@ -114,7 +120,3 @@ def _print(table: Table, console: Console) -> None:
         column.min_width = max(len(word) for text in texts for word in text.split(" "))
         column.no_wrap = column.header == "time" or not any(" " in text for text in texts)
     console.print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,24 +1,24 @@
-"""From the entries and records of single runs to the tables that figures and claims read."""
+"""From the runs of a store to the tables that figures and claims read."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
-from falign.lab.experiment.entries import Entry
+from falign.lab.experiment.catalogue import Catalogue
 from falign.lab.experiment.records import series
 from falign.lab.experiment.results import Results
 from falign.lab.experiment.specification import Experiment, Task
-from falign.lab.writing import RunError
-
-INDEX = "__run__"
-"""The column of records that says which run each is of."""
-_FILE = "__file__"
 
 
 def results(
-    experiment: Experiment, preset: str, tasks: Sequence[Task], entries: Mapping[str, Entry], records: pl.DataFrame
+    experiment: Experiment,
+    preset: str,
+    tasks: Sequence[Task],
+    found: Catalogue,
+    places: np.ndarray,
+    others: int = 0,
 ) -> Results:
     """Put together what is there of an experiment.
 
@@ -26,61 +26,85 @@ def results(
         experiment: The experiment.
         preset: The preset.
         tasks: All its runs.
-        entries: {key: entry} of those that are kept.
-        records: Records of those that are done, with ``INDEX``, the place of the run in ``tasks``; may be empty.
+        found: Those that are there, in the order of ``tasks``.
+        places: Which task each of them is.
+        others: Number of runs of other revisions.
 
     Returns:
         The results, both tables in the order of the tasks.
     """
     points = pl.DataFrame([*_points(tasks), series("seed", [task.seed for task in tasks])])
-    found = [entries.get(task.key) for task in tasks]
+    there = np.full(len(tasks), found.runs.height)  # of those that are not, a row of nulls
+    there[places] = np.arange(len(places))
+    told = found.runs.select("status", "message", "seconds")
+    kept = pl.concat([told, told.clear(1)])[pl.Series(there, dtype=pl.UInt32)]
     runs = pl.DataFrame(
         [
             pl.Series("key", [task.key for task in tasks], dtype=pl.String),
             *points.get_columns(),
-            pl.Series("status", [entry.status if entry else "missing" for entry in found], dtype=pl.String),
-            pl.Series("message", [entry.message if entry else None for entry in found], dtype=pl.String),
-            pl.Series("seconds", [entry.seconds if entry else None for entry in found], dtype=pl.Float64),
+            kept["status"].fill_null("missing"),
+            kept["message"],
+            kept["seconds"],
         ]
     )
-    if records.is_empty():
-        joined = points.clear()
-    else:
-        ordered = records.sort(INDEX, maintain_order=True)
-        joined = pl.concat([points[ordered[INDEX]], ordered.drop(INDEX)], how="horizontal")
     return Results(
         experiment=experiment,
         preset=preset,
-        table=joined,
+        table=_records(points, found, places.astype(np.uint32)),
         runs=runs,
-        provenance=_origins(entry for entry in found if entry),
+        provenance=tuple(origin for text in _origins(found) if (origin := json.loads(text))),
+        others=others,
     )
 
 
-def records(alike: Iterable[Mapping[Path, int]]) -> pl.DataFrame:
-    """Read the records of runs whose files were found whole.
+def _records(points: pl.DataFrame, found: Catalogue, places: np.ndarray) -> pl.DataFrame:
+    """The records of all runs beside their points and seeds.
 
     Args:
-        alike: {file: index of its run}, one for each kind of columns: the files of a kind are read by one scan.
-
-    Returns:
-        All records, with ``INDEX``; empty if there are no files.
-
-    Raises:
-        RunError: A file cannot be read.
+        points: The point and seed of each task.
+        found: The runs that are there.
+        places: Which task each of them is.
     """
-    frames = [_scan({str(path): index for path, index in paths.items()}) for paths in alike]
-    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+    kinds = found.runs["kind"].drop_nulls().unique(maintain_order=True)
+    owners = found.spread(places)
+    frames = [found.records[kind] for kind in kinds]
+    if not any(frame.height for frame in frames):
+        return points.clear()
+    owner = np.concatenate([owners[kind] for kind in kinds])
+    records = frames[0] if len(frames) == 1 else _united(frames)
+    if (owner[1:] < owner[:-1]).any():  # runs of several kinds take turns
+        order = np.argsort(owner, kind="stable")
+        owner, records = owner[order], records[pl.Series(order, dtype=pl.UInt32)]
+    same = [axis for axis in points.columns if points[axis].n_unique() == 1]
+    # A table may be large: what is the same in all rows is kept once, and the pieces that the records are in are not
+    # copied into one.
+    parts, at = [], 0
+    for length in records.to_series(0).chunk_lengths():
+        beside = points.drop(same)[pl.Series(owner[at : at + length])]
+        parts.append(pl.concat([beside, records.slice(at, length)], how="horizontal"))
+        at += length
+    whole = pl.concat(parts).with_columns(pl.lit(points[axis][0], points[axis].dtype).alias(axis) for axis in same)
+    return whole.select(*points.columns, *records.columns)
 
 
-def _scan(paths: Mapping[str, int]) -> pl.DataFrame:
-    try:
-        found = pl.scan_parquet(list(paths), include_file_paths=_FILE, glob=False).collect()
-    except OSError as error:  # the files were whole a moment ago, so it is the reading that fails
-        folder = Path(next(iter(paths))).parent
-        raise RunError(f"cannot read the runs in {folder}: {error.strerror or error}") from None
-    order = pl.DataFrame({_FILE: list(paths), INDEX: list(paths.values())})
-    return found.join(order, on=_FILE, how="left", maintain_order="left").drop(_FILE)
+def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Tables one below the other, each column of a type that holds what all of them have.
+
+    Whole numbers beside others become such; numbers beside texts or truth values become texts, which no claim takes
+    for numbers.
+    """
+    kinds: dict[str, set[pl.DataType]] = {}
+    for frame in frames:
+        for name, kind in frame.schema.items():
+            kinds.setdefault(name, set()).add(kind)
+    common = {name: _common(found - {pl.Null()}) for name, found in kinds.items()}
+    return pl.concat([frame.cast({name: common[name] for name in frame.columns}) for frame in frames], how="diagonal")
+
+
+def _common(kinds: set[pl.DataType]) -> pl.DataType:
+    if len(kinds) < 2:
+        return next(iter(kinds), pl.Null())
+    return pl.Float64() if kinds == {pl.Int64(), pl.Float64()} else pl.String()
 
 
 def _points(tasks: Sequence[Task]) -> list[pl.Series]:
@@ -89,11 +113,6 @@ def _points(tasks: Sequence[Task]) -> list[pl.Series]:
     return [series(axis, [task.point.get(axis) for task in tasks]) for axis in axes]
 
 
-def _origins(entries) -> tuple[dict, ...]:
-    """The distinct provenances, leaving out when each run was started."""
-    found = {}
-    for entry in entries:
-        origin = {name: value for name, value in entry.provenance.items() if name != "started"}
-        if origin:
-            found.setdefault(json.dumps(origin, sort_keys=True), origin)
-    return tuple(found.values())
+def _origins(found: Catalogue) -> list[str]:
+    """The distinct provenances, in the order of the runs."""
+    return [found.origins[number] for number in found.runs["origin"].unique(maintain_order=True)]

@@ -1,48 +1,120 @@
 """How the runs of an experiment stand while they are computed, and how long the rest will take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
+from falign.lab.experiment.blocks import cost, price
 from falign.lab.experiment.execution import Block
 from falign.lab.experiment.specification import Experiment, Task
+
+Kind = tuple[str, ...]
+
+
+@dataclass(kw_only=True, eq=False)
+class _AtWork:
+    """A block that is being computed: when it first and last told which share of it was over, and which.
+
+    What comes before the first report, such as the start of a worker and the loading of data, is no matter of its size.
+    """
+
+    first: tuple[float, float] | None = None
+    last: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def share(self) -> float:
+        """Which share of it is over."""
+        return self.last[1]
+
+    @property
+    def learned(self) -> tuple[float, float]:
+        """Seconds, and the share of the block that took them."""
+        first = self.first or self.last
+        return self.last[0] - first[0], self.last[1] - first[1]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Rate:
+    """Seconds that were spent, and what was done in them, in the unit of the experiment."""
+
+    seconds: float = 0.0
+    cost: float = 0.0
+
+    def add(self, seconds: float, cost: float) -> None:
+        self.seconds += seconds
+        self.cost += cost
 
 
 @dataclass(kw_only=True, eq=False)
 class Tally:
     """The count of an experiment's runs; changes as they are computed.
 
+    How long runs take is learned from the blocks that have ended and from the share that is over of those at work:
+    seconds for a unit of cost, of each kind of run by itself. Runs are of one kind if their texts are the same, such
+    as activation and rule: what the numbers of a point do to the time is the matter of the experiment's ``cost``.
+
     Args:
         experiment: The experiment.
         total: Number of its runs.
         left: Runs that are not there yet, by key.
         status: {status: number of runs} of those that are there.
+        clock: Tells the time in seconds.
     """
 
     experiment: Experiment
     total: int
     left: dict[str, Task]
     status: dict[str, int]
-    running: int = 0
-    """Runs that this process computes."""
+    clock: Callable[[], float] = monotonic
     elsewhere: int = 0
     """Runs that other processes have taken."""
-    seconds: float = 0.0
-    """What the finished blocks took."""
-    _cost: float = field(default=0.0)
-    """What they cost, in the experiment's unit."""
+    _at_work: dict[tuple[Task, ...], _AtWork] = field(default_factory=dict)
+    _ended: dict[Kind, _Rate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._cost_left = self.experiment.price(tuple(self.left.values()))
+        self._left: dict[Kind, float] = {}
+        """What the runs that are left cost, those at work included."""
+        for task in self.left.values():
+            self._count(task, 1)
+
+    @property
+    def running(self) -> int:
+        """Runs that this process computes."""
+        return sum(len(tasks) for tasks in self._at_work)
 
     def settle(self, task: Task, status: str) -> None:
         """Count a run that is there now."""
         if self.left.pop(task.key, None) is not None:
-            self._cost_left -= self.experiment.price((task,))
+            self._count(task, -1)
             self.status[status] = self.status.get(status, 0) + 1
 
-    def timed(self, block: Block, seconds: float) -> None:
-        """Learn from a block that has finished how long such runs take."""
-        self.seconds += seconds
-        self._cost += self.experiment.price(block.tasks)
+    def begin(self, block: Block) -> None:
+        """Count a block as at work."""
+        self._at_work[block.tasks] = _AtWork()
+
+    def seen(self, block: Block, share: float) -> None:
+        """Note which share of a block at work is over."""
+        found = self._at_work.get(block.tasks)
+        if found is not None and share > found.share:  # which NaN is not
+            found.last = self.clock(), min(share, 1.0)
+            found.first = found.first or found.last
+
+    def end(self, block: Block, seconds: float | None) -> None:
+        """Count a block as no longer at work, and learn from it how long such runs take.
+
+        Args:
+            block: The block.
+            seconds: How long it took; None if it left nothing, which tells nothing.
+        """
+        self._at_work.pop(block.tasks, None)
+        if seconds is not None:
+            self._ended.setdefault(_kind(block.tasks[0]), _Rate()).add(seconds, cost(block))
+
+    def seconds(self, block: Block) -> float | None:
+        """How long a block should take; None as long as nothing is known."""
+        rates, all_together = self._rates()
+        rate = rates.get(_kind(block.tasks[0]), all_together)
+        return rate.seconds / rate.cost * cost(block) if rate.cost else None
 
     def estimate(self, slots: int) -> float | None:
         """Seconds until the experiment's runs are there; None as long as nothing is known.
@@ -52,9 +124,41 @@ class Tally:
         """
         if not self.left:
             return 0.0
-        if not self._cost:
+        rates, all_together = self._rates()
+        if not all_together.cost:
             return None
-        return self.seconds / self._cost * self._cost_left / slots
+
+        def seconds(kind: Kind, units: float) -> float:
+            rate = rates.get(kind, all_together)
+            return rate.seconds / rate.cost * units
+
+        rest = dict(self._left)
+        longest = 0.0
+        for tasks, at_work in self._at_work.items():
+            kind, whole = _kind(tasks[0]), self._cost(tasks)
+            rest[kind] = rest.get(kind, 0.0) - at_work.share * whole
+            longest = max(longest, seconds(kind, (1 - at_work.share) * whole))
+        whole = sum(seconds(kind, max(units, 0.0)) for kind, units in rest.items())
+        return max(whole / slots, longest)
+
+    def _rates(self) -> tuple[dict[Kind, _Rate], _Rate]:
+        """Of each kind of which something is known, and of all together."""
+        rates = {kind: _Rate(seconds=rate.seconds, cost=rate.cost) for kind, rate in self._ended.items()}
+        for tasks, at_work in self._at_work.items():
+            seconds, share = at_work.learned
+            if share:
+                rates.setdefault(_kind(tasks[0]), _Rate()).add(seconds, share * self._cost(tasks))
+        all_together = _Rate()
+        for rate in rates.values():
+            all_together.add(rate.seconds, rate.cost)
+        return rates, all_together
+
+    def _cost(self, tasks: tuple[Task, ...]) -> float:
+        return sum(price(self.experiment, task) for task in tasks)
+
+    def _count(self, task: Task, sign: int) -> None:
+        kind = _kind(task)
+        self._left[kind] = self._left.get(kind, 0.0) + sign * price(self.experiment, task)
 
     def __str__(self) -> str:
         """Such as "120 of 350 runs there (2 failed), 50 running, 180 left"."""
@@ -62,12 +166,24 @@ class Tally:
         special = [f"{self.status[name]} {name}" for name in ("diverged", "failed", "no data") if self.status.get(name)]
         parts = [f"{there} of {self.total} runs there" + (f" ({', '.join(special)})" if special else "")]
         if self.running:
-            parts.append(f"{self.running} running")
+            parts.append(f"{self.running} running{self._over()}")
         if self.elsewhere:
             parts.append(f"{self.elsewhere} taken by other processes")
         if rest := len(self.left) - self.running - self.elsewhere:
             parts.append(f"{rest} left")
         return ", ".join(parts)
+
+    def _over(self) -> str:
+        """Which share of the runs at work is over, by what they cost; nothing as long as no block has told."""
+        over = sum(each.share * self._cost(tasks) for tasks, each in self._at_work.items())
+        if not over:
+            return ""
+        return f" ({100 * over / sum(map(self._cost, self._at_work)):.0f} % done)"
+
+
+def _kind(task: Task) -> Kind:
+    """The texts of a run's point."""
+    return tuple(value for _, value in sorted(task.point.items()) if isinstance(value, str))
 
 
 def duration(seconds: float | int) -> str:

@@ -8,7 +8,7 @@ from falign.lab.pictures.angles import angles
 from falign.lab.pictures.curves import accuracy, loss
 from falign.lab.pictures.dominance import dominance
 from falign.lab.pictures.law import law
-from falign.lab.pictures.lines import layer_colours
+from falign.lab.pictures.lines import layer_colours, literal
 from falign.lab.pictures.neurons import neurons
 from falign.lab.report.drawing import png
 from falign.lab.report.house import HOUSE
@@ -44,7 +44,7 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
     Returns:
         The figures, not yet drawn; that of the conservation law only where it was checked.
     """
-    about = f"{config.rule} · {config.dataset} · {config.model}"
+    about = literal(f"{config.rule} · {config.dataset} · {config.model}")
     records, alignment, colours = tables.records, tables.alignment, layer_colours(tables.records)
     found = {
         "loss.png": loss(records, about),

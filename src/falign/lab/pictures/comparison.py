@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from falign.lab.compare import Record, shared
 from falign.lab.pictures.dominance import against_minus_one
-from falign.lab.pictures.lines import TITLE, Line, degrees, line, plot
+from falign.lab.pictures.lines import TITLE, Line, degrees, line, literal, plot
 from falign.lab.report.house import HOUSE
 from falign.lab.report.style import COLOURS, logarithmic, panels
 
@@ -35,7 +35,7 @@ def figure(runs: Sequence[Record]) -> Figure:
         "",
     )
     made, (accuracy, loss, mean, dominance, layers, names) = panels(3, 2, titles=titles, width=11, height=3.1)
-    made.suptitle(" · ".join(shared(runs).values()), **TITLE)
+    made.suptitle(literal(" · ".join(shared(runs).values())), **TITLE)
     named = [f"{name} (diverged)" if run.diverged else name for run, name in zip(runs, _names(runs), strict=True)]
     labels = list(zip(runs, named, _colours(len(runs)), strict=True))
 
@@ -55,7 +55,8 @@ def figure(runs: Sequence[Record]) -> Figure:
     mean.set_ylabel("degrees")
     layers.set_ylabel("degrees")
     names.axis("off")
-    names.legend(*accuracy.get_legend_handles_labels(), loc="center left", ncols=1 + len(runs) // 14)
+    drawn = accuracy.get_lines()
+    names.legend(drawn, [str(each.get_label()) for each in drawn], loc="center left", ncols=1 + len(runs) // 14)
     return made
 
 
@@ -65,11 +66,11 @@ def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[Record, str, str]]) ->
     for run, name, colour in labels:
         angles = {layer: angle for layer, angle in run.last_angles().items() if angle is not None}
         shown.add(tuple(angles))
-        axes.plot(range(1, len(angles) + 1), list(angles.values()), color=colour, label=name, marker="o")
+        axes.plot(range(1, len(angles) + 1), list(angles.values()), color=colour, label=literal(name), marker="o")
     axes.set_xlabel("layer, from the input")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(shown) == 1 and 0 < len(same := shown.pop()) <= _NAMED:
-        axes.set_xticks(range(1, len(same) + 1), same)
+        axes.set_xticks(range(1, len(same) + 1), [literal(layer) for layer in same])
         axes.set_xlabel("layer")
 
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from falign.lab.pictures.lines import NAMED, key
+from falign.lab.pictures.lines import NAMED, key, literal
 from falign.lab.report.style import INK, panels, sequence
 from falign.lab.report.style import law as diagonal
 
@@ -49,7 +49,7 @@ def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
             alpha=0.75,
             linewidths=0.8 if status == "none" else 0,
             marker=_MARKERS[status],
-            label=f"{name}, {status}",
+            label=literal(f"{name}, {status}"),
         )
         if status == "accounted":
             kept = own["weights"] - own["residual"]

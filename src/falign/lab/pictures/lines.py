@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -9,9 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from falign.lab.report.house import HOUSE
 from falign.lab.report.style import AXIS, INK, legend, sequence
+from falign.lab.text import plain
 
 TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
 """Of a figure of several panels."""
@@ -21,6 +25,10 @@ _LETTERS = 13
 """So many letters fit into an inch."""
 _MARKED = 12
 """Up to so many points are marked, so that a single one can be seen."""
+_FAR = 1e100
+"""What is further from 0 is drawn here: an axis to the largest number there is has no room for its own margins."""
+_NOTHING = "\u200b"
+"""A letter without width: what begins with an underscore stands in no legend."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,28 @@ class Line:
     colour: str
 
 
+def literal(text: str) -> str:
+    """A text that matplotlib draws as it stands: no formula, no letter without glyph, and in legends too.
+
+    Args:
+        text: A name of anyone's: of a folder, a layer, a data set.
+    """
+    known = _glyphs()
+    shown = "".join(
+        letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in plain(text)
+    ).replace("$", r"\$")
+    return f"{_NOTHING}{shown}" if shown.startswith("_") else shown
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(HOUSE["font.family"][0])).get_charmap())
+
+
 def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: float = 1.0) -> Line:
     """One column against the epoch."""
     kept = table.select("epoch", column).drop_nulls()
-    return Line(label, kept["epoch"].to_list(), (kept[column] * factor).to_list(), colour)
+    return Line(label, kept["epoch"].to_list(), (kept[column].clip(-_FAR, _FAR) * factor).to_list(), colour)
 
 
 def layer_colours(records: pl.DataFrame) -> dict[str, str]:
@@ -55,7 +81,7 @@ def plot(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw lines against the epoch."""
     for each in lines:
         marker = "o" if len(each.x) <= _MARKED else None
-        axes.plot(each.x, each.y, color=each.colour, label=each.label, marker=marker)
+        axes.plot(each.x, each.y, color=each.colour, label=literal(each.label), marker=marker)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
@@ -79,7 +105,7 @@ def key(figure: Figure, colours: dict[str, str]) -> None:
     scale = ScalarMappable(cmap=ListedColormap(list(colours.values())))
     first, *_, last = colours
     bar = figure.colorbar(scale, ax=figure.axes, location="bottom", shrink=0.5, aspect=50, ticks=[])
-    bar.set_label(f"{len(colours)} layers, from {first} to {last}")
+    bar.set_label(literal(f"{len(colours)} layers, from {first} to {last}"))
 
 
 def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
@@ -92,5 +118,10 @@ def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
         height = max(each.y[-1], next_height)
         next_height = height + free
         axes.annotate(
-            each.label, (each.x[-1], height), (8, 0), textcoords="offset points", color=each.colour, va="center"
+            literal(each.label),
+            (each.x[-1], height),
+            (8, 0),
+            textcoords="offset points",
+            color=each.colour,
+            va="center",
         )

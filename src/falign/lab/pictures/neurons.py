@@ -4,7 +4,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from falign.lab.pictures.lines import NAMED, key
+from falign.lab.pictures.lines import NAMED, key, literal
 from falign.lab.report.style import INK, panels
 
 
@@ -36,7 +36,7 @@ def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
         share = (cosines > 0).mean()
         assert isinstance(share, float)
         shares.append(share)
-        label = f"into {name}: {share:.0%} of {count:,} aligned"
+        label = f"into {literal(name)}: {share:.0%} of {count:,} aligned"
         places = [100 * (place + 0.5) / count for place in range(count)]
         axes.plot(places, cosines, color=colours[name], label=label, marker="o" if count <= 40 else None, markersize=3)
     axes.axhline(0, color=INK, linewidth=1, zorder=1)

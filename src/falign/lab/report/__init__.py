@@ -32,6 +32,11 @@ def write_report(out: Path, papers: Sequence[PaperResults]) -> tuple[Path, Path]
     report = compose(papers)
     out.mkdir(parents=True, exist_ok=True)
     html, numbers = out / "report.html", out / "report.json"
-    write(html, page(report).encode())
-    write(numbers, json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1).encode())
+    write(html, _bytes(page(report)))
+    write(numbers, _bytes(json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1)))
     return html, numbers
+
+
+def _bytes(text: str) -> bytes:
+    r"""UTF-8; what it cannot hold, such as bytes of file names, is written out as ``\udcfc``, as JSON itself does."""
+    return text.encode(errors="backslashreplace")

@@ -13,11 +13,12 @@ import polars as pl
 import falign
 from falign.lab.experiment import Paper
 from falign.lab.experiment.results import PaperResults, Results, Verdict, judge
+from falign.lab.experiment.specification import RESERVED
 from falign.lab.report.drawing import Drawn, NotDrawn, drawn
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib")
-_NO_POINT = ("key", "seed", "status", "message", "seconds")
-"""Columns of the runs that are no axis of the grid."""
+_TOLD = 1000
+"""So many runs of an experiment that diverged or failed are told one by one; the others are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,20 @@ class ExperimentPart:
             seconds=float(self.results.runs["seconds"].sum() or 0.0),
         )
 
+    @property
+    def untold(self) -> int:
+        """How many runs diverged or failed beyond those of ``unfinished``."""
+        return self._unfinished.height - len(self.unfinished)
+
+    @property
+    def _unfinished(self) -> pl.DataFrame:
+        return self.results.runs.filter(pl.col("status").is_in(["diverged", "failed", "no data"]))
+
     @cached_property
     def unfinished(self) -> tuple[Unfinished, ...]:
-        """The runs that diverged or failed; of their points the axes along which the experiment's runs differ."""
+        """The first runs that diverged or failed; of their points the axes along which the runs differ."""
         runs = self.results.runs
-        axes = [name for name in runs.columns if name not in _NO_POINT and runs[name].n_unique() > 1]
+        axes = [name for name in runs.columns if name not in RESERVED and runs[name].n_unique() > 1]
         return tuple(
             Unfinished(
                 status=row["status"],
@@ -90,7 +100,7 @@ class ExperimentPart:
                 seed=row["seed"],
                 message=row["message"] or "",
             )
-            for row in runs.filter(pl.col("status").is_in(["diverged", "failed", "no data"])).iter_rows(named=True)
+            for row in self._unfinished.head(_TOLD).iter_rows(named=True)
         )
 
     def anchor_of(self, verdict: Verdict) -> str:

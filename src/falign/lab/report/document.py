@@ -64,6 +64,7 @@ def _experiment(part: ExperimentPart) -> dict[str, Any]:
             {"status": run.status, "point": portable(run.point), "seed": run.seed, "message": run.message}
             for run in part.unfinished
         ],
+        "untold": part.untold,
         "provenance": portable(part.results.provenance),
     }
 
@@ -105,5 +106,8 @@ def _figure(figure: Drawn | NotDrawn) -> dict[str, Any]:
     shown = {"name": figure.picture.name, "caption": figure.picture.caption}
     if isinstance(figure, NotDrawn):
         return {**shown, "status": figure.status, "reason": figure.reason, "data": None}
+    if figure.csv is None:
+        reason = f"its data have {figure.data.height} rows, which are too many for this file"
+        return {**shown, "status": "drawn", "reason": reason, "data": None}
     columns = portable(figure.data.to_dict(as_series=False))
     return {**shown, "status": "drawn", "reason": None, "data": columns}

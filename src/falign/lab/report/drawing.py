@@ -12,17 +12,19 @@ from falign.lab.report.house import HOUSE
 from falign.lab.report.svg import Drawing, inline
 
 _DPI = 160
+_CELLS = 500_000
+"""So many values of a picture's data are put on the page at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """A picture that could be drawn."""
+    """A picture that could be drawn; ``csv`` is None where its data are too many to be taken along."""
 
     picture: Picture
     data: pl.DataFrame
     drawing: Drawing
     png: bytes
-    csv: bytes
+    csv: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def drawn(picture: Picture, table: pl.DataFrame, prefix: str) -> Drawn | NotDraw
                 figure.set_layout_engine("none")
             drawing = inline(figure, prefix, picture.caption)
             image = png(figure)
-        return Drawn(picture=picture, data=data, drawing=drawing, png=image, csv=data.write_csv().encode())
+        csv = data.write_csv().encode() if data.height * data.width <= _CELLS else None
+        return Drawn(picture=picture, data=data, drawing=drawing, png=image, csv=csv)
     except Missing as missing:
         return NotDrawn(picture=picture, status="not run", reason=str(missing))
     except Exception as error:  # a picture's functions are anyone's: the other pictures and the claims go on

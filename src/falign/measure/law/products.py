@@ -66,6 +66,6 @@ def out_of(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " in"]
 
 def _pieces(layer: nn.Module, one: Tensor, other: Tensor) -> Iterator[Tensor]:
     """The products of some rows of a linear map at a time; a convolution's channels belong together."""
-    rows = max(1, _PIECE // one[0].numel()) if kind_of(layer) is LINEAR else len(one)
+    rows = max(1, _PIECE // max(1, one.shape[1:].numel())) if kind_of(layer) is LINEAR else len(one)
     for some, same in zip(one.detach().split(rows), other.detach().split(rows), strict=True):
         yield some.double() * same.double()

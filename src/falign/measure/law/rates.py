@@ -1,6 +1,7 @@
 """What an optimizer does to each parameter in its next step, as far as it is gradient descent."""
 
 from collections.abc import Iterable
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | N
     balance at any η.
     """
     optimizer = rates.optimizer
-    if not (isinstance(optimizer, SGD) and type(optimizer).step is SGD.step):
+    if not (isinstance(optimizer, SGD) and unwrap(type(optimizer).step) is unwrap(SGD.step)):
         return f"{type(optimizer).__name__} is not plain gradient descent", "O(1)"
     own = [rates[parameter] for parameter in parameters]
     momentum = max(rate.momentum for rate in own)

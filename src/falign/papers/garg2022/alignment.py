@@ -24,7 +24,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     point = tasks[0].point
     Y = matrix(point, setting).to(setting.device)
     B, at = drawn(tasks, Y), list(range(int(point["steps"]) + 1))
-    course = trained(tasks, Y, B, rate=float(point["rate"]), at=at, names=_NAMES)
+    course = trained(tasks, Y, B, rate=float(point["rate"]), at=at, names=_NAMES, progress=setting.report)
     columns = {name.replace(" ", "_"): course.values[name] for name in _NAMES}
     nuclear = torch.linalg.svdvals(B @ Y).sum(-1)[:, None].expand(-1, len(at))
     return outcomes(at, {**columns, "error": columns["error"] / Y.norm(), "nuclear": nuclear})

@@ -24,11 +24,12 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     B, rate, fine = drawn(tasks, Y), float(point["rate"]), int(point["fine"])
     at = spaced(int(point["steps"]), _RECORDS)
     if fine:
-        course = trained(tasks, Y, B, rate=rate / fine, at=[fine * step for step in at], names=["error"])
+        finely = [fine * step for step in at]
+        course = trained(tasks, Y, B, rate=rate / fine, at=finely, names=["error"], progress=setting.report)
     else:
         times = rate * torch.tensor(at, dtype=torch.float64)
         method, here = str(point["method"]), begun(tasks, Y, B)
-        course = factorisation.flow(method, Y, B, here, times=times, names=["error"])
+        course = factorisation.flow(method, Y, B, here, times=times, names=["error"], progress=setting.report)
     return outcomes(at, {"error": course.values["error"] / Y.norm()})
 
 

@@ -1,6 +1,6 @@
 """From a block of runs that differ in their seeds to draws of B trained together, and back to each run's outcome."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 from jaxtyping import Float
@@ -33,6 +33,7 @@ def trained(
     rate: float,
     at: Sequence[int],
     names: Sequence[str],
+    progress: Callable[[float], None] | None = None,
 ) -> Course:
     """Train the runs of a block in steps.
 
@@ -43,9 +44,11 @@ def trained(
         rate: η.
         at: Steps to record at; training ends with the last one.
         names: What is recorded.
+        progress: Told now and then which share of the steps is done.
     """
     method = str(tasks[0].point["method"])
-    return factorisation.descend(method, Y, B, begun(tasks, Y, B), rate=rate, steps=at[-1], names=names, at=at)
+    here = begun(tasks, Y, B)
+    return factorisation.descend(method, Y, B, here, rate=rate, steps=at[-1], names=names, at=at, progress=progress)
 
 
 def outcomes(at: Sequence[int], columns: Mapping[str, Float[Tensor, "runs times"]]) -> list[Outcome]:

@@ -22,7 +22,7 @@ _RECORDS = 30
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Train the networks of a block one after the other, in float64."""
-    return [_outcome(task, problem(task, setting)) for task in tasks]
+    return [_outcome(task, problem(task, setting)) for task in setting.each(tasks)]
 
 
 def _outcome(task: Task, given: Problem) -> Outcome:

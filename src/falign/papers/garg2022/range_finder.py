@@ -25,7 +25,10 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     Y = (flat_tail(r, n - r, tail) if tail else matrix({**point, "rank": 0}, setting)).to(setting.device)
     B = factorisation.feedback(n, r + max(_OVERSAMPLING), seeds=seeds).to(Y)
     ratios = range_finder_ratios(Y, B, rank=r, oversampling=_OVERSAMPLING, power=_POWERS)
-    trained = [_cut(task_B, Y, point) for task_B in (B[:, : r + p] for p in _OVERSAMPLING)]
+    trained = []
+    for p in _OVERSAMPLING:
+        trained.append(_cut(B[:, : r + p], Y, point))
+        setting.report(len(trained) / len(_OVERSAMPLING))
     kinds = list(product(range(len(_OVERSAMPLING)), range(len(_POWERS))))
     return [
         Outcome(

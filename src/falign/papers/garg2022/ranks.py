@@ -17,7 +17,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     point = tasks[0].point
     Y = matrix(point, setting).to(setting.device)
     B, at = drawn(tasks, Y), [int(point["steps"])]
-    course = trained(tasks, Y, B, rate=float(point["rate"]), at=at, names=["error", "distance"])
+    rate, names = float(point["rate"]), ["error", "distance"]
+    course = trained(tasks, Y, B, rate=rate, at=at, names=names, progress=setting.report)
     columns = {
         "error": course.values["error"],
         "distance": course.values["distance"],

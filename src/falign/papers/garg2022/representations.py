@@ -27,7 +27,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     Y = (whole / torch.linalg.matrix_norm(whole, 2)).to(setting.device)
     B = drawn(tasks, Y)
     if point["found"] == "trained":
-        ratio, shared = _trained(tasks, Y, B)
+        ratio, shared = _trained(tasks, Y, B, setting)
     else:
         ratio, shared = (
             stationary_error(Y, B) / best_error(Y, r),
@@ -38,16 +38,17 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
 
 
 def _trained(
-    tasks: Sequence[Task], Y: Float[Tensor, "m m"], B: Float[Tensor, "runs r m"]
+    tasks: Sequence[Task], Y: Float[Tensor, "m m"], B: Float[Tensor, "runs r m"], setting: Setting
 ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
     """FA from zero, gradient descent from a random start; at the end of both."""
     point, seeds = tasks[0].point, [task.seed for task in tasks]
     starts = {"fa": factorisation.zero(Y, B), "gd": factorisation.normal(Y, B, seeds=seeds, scale=_SCALE)}
     rate, steps = float(point["rate"]), int(point["steps"])
-    fa, gd = (
-        factorisation.descend(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-        for method, start in starts.items()
-    )
+    ends = []
+    for method, start in starts.items():
+        ends.append(factorisation.descend(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps]))
+        setting.report(len(ends) / len(starts))
+    fa, gd = ends
     return (fa.values["error"] / gd.values["error"])[:, 0], overlap(fa.end.W, gd.end.W)
 
 

@@ -23,7 +23,7 @@ _SHOWN = 200
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """The runs of a block one after the other; each has many draws of B, a record a draw."""
-    return [_outcome(task, setting) for task in tasks]
+    return [_outcome(task, setting) for task in setting.each(tasks)]
 
 
 def _outcome(task: Task, setting: Setting) -> Outcome:

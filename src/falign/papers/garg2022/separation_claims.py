@@ -1,7 +1,7 @@
 """What is stated of FA far from the optimum, and how it is judged."""
 
 import polars as pl
-from scipy import stats
+import scipy
 
 from falign.lab.experiment import Check, Claim, Reading
 from falign.lab.experiment.statistics import CONFIDENCE, least_share, slope
@@ -36,8 +36,8 @@ def _law(table: pl.DataFrame) -> Reading:
     for label, own in kinds:
         law, squares = RatioLaw(r=int(own["r"][0]), epsilon=float(own["epsilon"][0])), own["ratio"].to_numpy() ** 2
         low, middle, high = law.quantile([0.1, 0.5, 0.9])
-        found = stats.kstest(squares, law.cdf).statistic
-        limit = stats.kstwo.ppf(1 - (1 - CONFIDENCE) / len(kinds), len(squares))
+        found = scipy.stats.kstest(squares, law.cdf).statistic
+        limit = scipy.stats.kstwo.ppf(1 - (1 - CONFIDENCE) / len(kinds), len(squares))
         name = f"{label}: distance of distributions (10, 50, 90 %: {low:.3g}, {middle:.3g}, {high:.4g})"
         checks.append(Check(label=name, measured=float(found), high=float(limit)))
     return Reading(checks=tuple(checks))

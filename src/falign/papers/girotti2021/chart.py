@@ -19,7 +19,7 @@ _BOTTLENECK = 2.0
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Draw each map."""
-    return [_map(task) for task in tasks]
+    return [_map(task) for task in setting.each(tasks)]
 
 
 def _map(task: Task) -> Outcome:

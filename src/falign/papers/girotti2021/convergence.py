@@ -33,7 +33,7 @@ _RECORDS = 40
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Each run is a batch of random starts."""
-    return [_guaranteed(task) if task.point["start"] == "positive" else _reached(task) for task in tasks]
+    return [_guaranteed(task) if task.point["start"] == "positive" else _reached(task) for task in setting.each(tasks)]
 
 
 def _guaranteed(task: Task) -> Outcome:

@@ -14,7 +14,7 @@ from falign.papers.girotti2021.networks_claims import CLAIMS
 from falign.papers.girotti2021.networks_readings import modes_of
 from falign.papers.girotti2021.problems import Problem, problem
 from falign.papers.girotti2021.starts import start
-from falign.papers.girotti2021.training import converted, descend, product
+from falign.papers.girotti2021.training import converted, descend, one_thread, product
 from falign.theory.deep_linear import descend_matrices, network
 
 _KINDS: tuple[tuple[str, int, str, str], ...] = (
@@ -43,7 +43,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
     name = str(tasks[0].point["dataset"])
     images = None if name == "teacher" else load(name, folder=setting.data, progress=False)
-    return [_trained(problem(task.point, task.seed, images), task.point, task.seed) for task in tasks]
+    with one_thread():
+        return [_trained(problem(each.point, each.seed, images), each.point, each.seed) for each in setting.each(tasks)]
 
 
 def _trained(learned: Problem, point: Point, seed: int) -> Outcome:

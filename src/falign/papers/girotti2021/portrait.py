@@ -16,7 +16,7 @@ _SHOWN, _LONG = 12.0, 60.0
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Integrate each trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
-    return [_trajectory(task) for task in tasks]
+    return [_trajectory(task) for task in setting.each(tasks)]
 
 
 def _trajectory(task: Task) -> Outcome:

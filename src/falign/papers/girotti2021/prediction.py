@@ -31,7 +31,7 @@ _KINDS: tuple[tuple[str, str, int, float], ...] = (
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
     images = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_outcome(images, task.point, task.seed) for task in tasks]
+    return [_outcome(images, task.point, task.seed) for task in setting.each(tasks)]
 
 
 def _outcome(images: Dataset, point: Point, seed: int) -> Outcome:

@@ -1,6 +1,7 @@
 """Linear and ReLU PyTorch networks under a rule, from given weights and feedback."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,3 +45,17 @@ def product(model: nn.Sequential) -> Tensor:
     for weight in others:
         whole = weight @ whole
     return whole
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context torch has one thread, so that sums are added in the same order on any number of cores.
+
+    Where a training rests at a saddle, rounding decides when it leaves.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -39,7 +39,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
     name = str(tasks[0].point["dataset"])
     images = None if name == "gaussian" else load(name, folder=setting.data, progress=False)
-    return [_outcome(task, images) for task in tasks]
+    return [_outcome(task, images) for task in setting.each(tasks)]
 
 
 def _outcome(task: Task, images: Dataset | None) -> Outcome:

@@ -22,7 +22,7 @@ _SHOWN = ("train_error", "test_error", "norm")
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Train the runs of a block one after the other; the images are loaded once."""
     data = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_trained(data, task, setting) for task in tasks]
+    return [_trained(data, task, setting) for task in setting.each(tasks)]
 
 
 def _trained(data: Dataset, task: Task, setting: Setting) -> Outcome:

@@ -27,7 +27,7 @@ from falign.theory.two_layer.theorems import theorem_4_6
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Try the theorem on each run by itself, with the run's own γ and M."""
-    return [_outcome(task) for task in tasks]
+    return [_outcome(task) for task in setting.each(tasks)]
 
 
 def _outcome(task: Task) -> Outcome:

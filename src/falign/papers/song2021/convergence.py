@@ -19,7 +19,7 @@ _ACTIVATIONS = ("tanh", "sigmoid")
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Try a theorem on each run by itself, with the run's own γ."""
-    return [outcome(_check(task)) for task in tasks]
+    return [outcome(_check(task)) for task in setting.each(tasks)]
 
 
 def _check(task: Task) -> TheoremCheck:

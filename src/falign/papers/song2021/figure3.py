@@ -69,7 +69,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     )
     steps = -(-len(images) // size)
     epochs = sorted({round(int(point["epochs"]) * (k / 20) ** 2) for k in range(21)})
-    trajectory = simulate(_Judged(engine, test_images, test_labels), [epoch * steps for epoch in epochs])
+    judged = _Judged(engine, test_images, test_labels)
+    trajectory = simulate(judged, [epoch * steps for epoch in epochs], progress=setting.report)
     return outcomes(tasks, _in_epochs(trajectory, steps), "epoch")
 
 

@@ -33,7 +33,7 @@ _RATIO = 2.0
 
 def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     """Draw the inputs of each run and measure them."""
-    return [Outcome(records={name: [value] for name, value in _measured(task).items()}) for task in tasks]
+    return [Outcome(records={name: [value] for name, value in _measured(task).items()}) for task in setting.each(tasks)]
 
 
 def memory(tasks: Sequence[Task]) -> int:

@@ -45,13 +45,17 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         strengths=torch.stack([penalty.values(steps) for penalty in penalties]).to(limit),
     )
     at = spaced(steps, min(_RECORDS, steps + 1))
-    columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0])
+    columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0], setting)
     whole = torch.full((len(rows), len(penalties)), -1)  # a number that is not finite is refused with its record
     return outcomes(tasks, Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
 
 
 def _followed(
-    engine: Dual, at: Sequence[int], predicted: Float[Tensor, "runs ridges steps n"], gamma: Float[Tensor, "runs 1"]
+    engine: Dual,
+    at: Sequence[int],
+    predicted: Float[Tensor, "runs ridges steps n"],
+    gamma: Float[Tensor, "runs 1"],
+    setting: Setting,
 ) -> dict[str, Float[Tensor, "runs ridges times"]]:
     """What is recorded at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
     y = engine.start.y.norm(dim=-1, keepdim=True)
@@ -76,6 +80,7 @@ def _followed(
         last = step
         for name, value in measured.items():
             columns.setdefault(name, []).append(value)
+        setting.report(step / at[-1] if at[-1] else 1.0)
     return {name: torch.stack(values, -1).cpu() for name, values in columns.items()}
 
 

@@ -36,7 +36,8 @@ def run_dropout(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     engine = Literal(
         start, activation=activation, rate=float(point["rate"]), penalties=penalties, dropout=float(point["dropout"])
     )
-    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 40), ("loss", "cosine")))
+    at = spaced(int(point["steps"]), 40)
+    return outcomes(tasks, simulate(engine, at, ("loss", "cosine"), progress=setting.report))
 
 
 def memory_dropout(tasks: Sequence[Task]) -> int:

@@ -30,7 +30,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         device=setting.device,
     )
     at = spaced(int(point["steps"]), int(point["records"]))
-    return outcomes(tasks, simulate(engine, at, ("loss", "cosine", "b_dot_beta")))
+    return outcomes(tasks, simulate(engine, at, ("loss", "cosine", "b_dot_beta"), progress=setting.report))
 
 
 def memory(tasks: Sequence[Task]) -> int:

@@ -1,20 +1,23 @@
 """Train by steps or by gradient flow, and record what is asked for by name."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
-from jaxtyping import Float, Int
-from scipy.integrate import solve_ivp
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from falign.theory.conservation import law
 from falign.theory.conservation.fits import count_of
 from falign.theory.conservation.measurements import ACCOUNT, Course, known
 from falign.theory.conservation.network import Dynamics, Points, State, loss_of, velocity
-from falign.theory.inputs import moments, positive, recorded
+from falign.theory.door import outermost, recording
+from falign.theory.inputs import moments, positive, recorded, told
 
 
+@recording
 def descend(
     state: State,
     dynamics: Dynamics,
@@ -44,6 +47,9 @@ def descend(
     Raises:
         ValueError: η is not positive, a name is unknown, the data do not fit the network or hold what is no number, or
             the batches or the recording steps are out of order or range.
+
+    Warns:
+        UserWarning: a run is no longer finite, with the step.
     """
     positive("rate", rate)
     taken = known(names)
@@ -52,9 +58,10 @@ def descend(
     at = recorded(count, at)
     now, wanted = state, set(at)
     account = torch.zeros_like(law.incoming(state, dynamics))
-    rows = []
+    rows, sound = [], []
     for step in range(at[-1] + 1):
         if step in wanted:
+            sound.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
             row = {name: take(now, dynamics, X, y) for name, take in taken.items()}
             rows.append({**row, ACCOUNT: account} if ACCOUNT in names else row)
         if step < at[-1]:
@@ -63,10 +70,13 @@ def descend(
             if ACCOUNT in names:
                 account = account + law.account_of_step(now, after, dynamics, rate, moved)
             now = after
+    if outermost():
+        _tell_of_divergence(torch.stack(sound, 1), at)
     times = rate * torch.tensor(at, dtype=torch.float64)
     return Course(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
 
 
+@recording
 def flow(
     state: State,
     dynamics: Dynamics,
@@ -104,7 +114,8 @@ def flow(
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
     times = moments(times)
-    positive("tolerance", tolerance)
+    if positive("tolerance", tolerance) >= 1:
+        raise ValueError(f"tolerance is {told(tolerance)}, expected a relative error, below 1")
     positive("longest", longest)
     account = torch.zeros_like(law.incoming(state, dynamics))
     zero = state._replace(W=(*state.W, account.unsqueeze(-1)))  # the account rides along as one more matrix
@@ -125,11 +136,12 @@ def flow(
         return _flat(moves._replace(W=(*moves.W, gain.unsqueeze(-1))))
 
     span, method = (0.0, float(times[-1])), "DOP853" if dynamics.gate.smooth else "RK45"
-    solved = solve_ivp(
+    solved = scipy.integrate.solve_ivp(
         slope, span, _flat(zero), method=method, t_eval=times.cpu().numpy(), rtol=tolerance, atol=tolerance / 100
     )
-    if not solved.success:
-        raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message}): the weights diverge")
+    if not solved.success or len(solved.t) < len(times):
+        reached = solved.t[-1] if len(solved.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the weights diverge")
     states = [_restored(column, zero) for column in solved.y.T]
     rows = []
     for here in states:
@@ -137,6 +149,17 @@ def flow(
         rows.append({**row, ACCOUNT: here.W[-1][..., 0]} if ACCOUNT in names else row)
     end = _without_account(states[-1])
     return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+
+
+def _tell_of_divergence(sound: Bool[Tensor, "runs times"], at: Sequence[int]) -> None:
+    """Warn of runs whose weights are no longer finite, with the recorded step from which on."""
+    if not sound.all():
+        first = at[int((~sound).any(0).int().argmax())]
+        warnings.warn(
+            f"{int((~sound).any(1).sum())} of {len(sound)} runs are no longer finite, the first at step {first}: their "
+            "numbers are nan or infinite from there; choose a smaller rate",
+            stacklevel=4,
+        )
 
 
 def _fitting(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from falign.theory.inputs import floats, whole
+from falign.theory.inputs import floats, told, whole
 
 
 def fits_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
@@ -57,7 +57,9 @@ def count_of(steps: int | Tensor, n: int) -> int:
     """
     if not isinstance(steps, Tensor):
         if not whole(steps) or steps < 0:
-            raise ValueError(f"steps is {steps!r}, expected a whole number of at least 0, or the points of each batch")
+            raise ValueError(
+                f"steps is {told(steps)}, expected a whole number of at least 0, or the points of each batch"
+            )
         return steps
     indices = not steps.is_floating_point() and not steps.is_complex() and steps.dtype != torch.bool
     if steps.ndim != 2 or not indices or (steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < n):

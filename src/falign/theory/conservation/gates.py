@@ -6,7 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from falign.theory.door import typed
+from falign.theory.inputs import told
 
+
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """An activation φ, elementwise.
@@ -49,5 +53,5 @@ def gate(name: str) -> Gate:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in GATES:
-        raise ValueError(f"unknown gate {name!r}: choose one of {', '.join(GATES)}")
+        raise ValueError(f"unknown gate {told(name)}: choose one of {', '.join(GATES)}")
     return GATES[name]

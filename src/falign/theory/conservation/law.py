@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from falign.theory.conservation.network import Dynamics, State, carriers, stored
+from falign.theory.door import public
 
 Neurons = Float[Tensor, "runs neurons"]
 """One number for every neuron of the hidden layers under the law, layer by layer."""
@@ -24,23 +25,27 @@ def lawful(state: State, dynamics: Dynamics) -> range:
     return range(max(0, last - 1), last) if dynamics.rule.direct else range(last)
 
 
+@public
 def incoming(state: State, dynamics: Dynamics) -> Neurons:
     """``P_k = ½ |w_k|² + ½ b_k²``, w_k the weights into neuron k."""
     return _joined(_half_square(state, k) for k in lawful(state, dynamics))
 
 
+@public
 def potential(state: State, dynamics: Dynamics) -> Neurons:
     """V_k of the rule: ``⟨B[:, k], W[:, k]⟩`` for fa, and what stands in ``RULES`` for the others."""
     B = stored(state, dynamics)
     return _joined(dynamics.rule.potential(B[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
 
 
+@public
 def alignment(state: State, dynamics: Dynamics) -> Neurons:
     """``⟨M[:, k], W[:, k]⟩`` with the matrix M that carries the error."""
     matrices = carriers(state, dynamics)
     return _joined((matrices[layer] * state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
 
 
+@public
 def invariant(state: State, dynamics: Dynamics) -> Neurons:
     """``C_k = ½ |w_k|² + ½ b_k² - (r_l/r_{l+1}) V_k``: constant in gradient flow without decay, B at rest.
 
@@ -52,6 +57,7 @@ def invariant(state: State, dynamics: Dynamics) -> Neurons:
     return incoming(state, dynamics) - rate_ratio(state, dynamics) * potential(state, dynamics)
 
 
+@public
 def aligned_forever(state: State, dynamics: Dynamics) -> Bool[Tensor, "runs neurons"]:
     """Whether C_k ≤ 0: then ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k²) ≥ 0`` at all times of gradient flow.
 
@@ -64,6 +70,7 @@ def aligned_forever(state: State, dynamics: Dynamics) -> Bool[Tensor, "runs neur
     return invariant(state, dynamics) <= 0
 
 
+@public
 def decay_of_invariant(C: Neurons, P: Neurons, decay: float) -> Neurons:
     """``Ċ = -λ C - (λ/2)(|w|² + b²) = -λ (C + P)`` under fa with the same decay λ and rate everywhere.
 

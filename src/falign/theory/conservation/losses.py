@@ -7,7 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, typed
+from falign.theory.inputs import told
 
+
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """A loss of the outputs f [runs n k] and targets y [n k].
@@ -22,10 +26,12 @@ class Loss:
     value: Callable[[Tensor, Tensor], Tensor]
     slope: Callable[[Tensor, Tensor], Tensor]
 
+    @public
     def mean(self, f: Float[Tensor, "runs n k"], y: Float[Tensor, "*#runs n k"]) -> Float[Tensor, " runs"]:
         """The loss ``L``, a mean over the points."""
         return self.value(f, y).mean(-1)
 
+    @public
     def error(self, f: Float[Tensor, "runs n k"], y: Float[Tensor, "*#runs n k"]) -> Float[Tensor, "runs n k"]:
         """``δ = ∂L/∂f``, the 1/n of the mean included."""
         return self.slope(f, y) / f.shape[-2]
@@ -57,5 +63,5 @@ def loss(name: str) -> Loss:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {told(name)}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from falign.theory.conservation import law
 from falign.theory.conservation.network import Dynamics, State, gradients, loss_of
-from falign.theory.inputs import listed
+from falign.theory.inputs import listed, told
 
 Measurement = Callable[[State, Dynamics, Tensor, Tensor], Tensor]
 
@@ -70,7 +70,7 @@ def known(names: Sequence[str]) -> dict[str, Measurement]:
     names = listed("names", names)
     for name in names:
         if not isinstance(name, str) or (name not in MEASUREMENTS and name != ACCOUNT):
-            raise ValueError(f"unknown measurement {name!r}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
+            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
     return {name: MEASUREMENTS[name] for name in names if name != ACCOUNT}
 
 
@@ -101,5 +101,7 @@ class Course:
             ValueError: it was not recorded.
         """
         if name not in self.values:
-            raise ValueError(f"{name!r} was not recorded, only {', '.join(self.values)}: name it when the run is made")
+            raise ValueError(
+                f"{told(name)} was not recorded, only {', '.join(self.values)}: name it when the run is made"
+            )
         return self.values[name]

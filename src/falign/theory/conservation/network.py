@@ -12,7 +12,8 @@ from falign.theory.conservation.fits import fits_inputs, fits_layers, fits_targe
 from falign.theory.conservation.gates import Gate, gate
 from falign.theory.conservation.losses import Loss, loss
 from falign.theory.conservation.rules import FeedbackRule, rule
-from falign.theory.inputs import number
+from falign.theory.door import public, typed
+from falign.theory.inputs import number, told
 
 Points = Float[Tensor, "*#runs n _"]
 """Inputs, or targets, of all runs alike [n d] or of each [runs n d]."""
@@ -37,12 +38,28 @@ class State(NamedTuple):
         places = zip(self, *others, strict=True)
         return State(*(tuple(change(*tensors) for tensors in zip(*parts, strict=True)) for parts in places))
 
+    def fits(self, name: str) -> None:
+        """Refuse weights that are no chain, and biases or feedback of other numbers of runs or other number formats.
+
+        Raises:
+            ValueError: a layer does not fit the others.
+        """
+        fits_layers(self.W, self.b)
+        first, parts = self.W[0], (*self.W, *self.b, *self.B)
+        if any(
+            part.ndim < 2 or len(part) != len(first) or (part.dtype, part.device) != (first.dtype, first.device)
+            for part in parts
+        ):
+            kinds = [f"{list(part.shape)} {part.dtype} on {part.device}" for part in parts]
+            raise ValueError(f"layers of {name} are {', '.join(kinds)}: expected one number of runs, format and device")
+
     @property
     def depth(self) -> int:
         """L."""
         return len(self.W)
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Dynamics:
     """How a network learns: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; in steps, η times that.
@@ -73,15 +90,16 @@ class Dynamics:
             ("loss", self.loss, Loss),
         ):
             if not isinstance(part, kind):
-                raise ValueError(f"{name} is {part!r}, expected a {kind.__name__}, such as {name}(name) gives")
+                raise ValueError(f"{name} is {told(part)}, expected a {kind.__name__}, such as {name}(name) gives")
         for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
             if not (number(rate) and rate > 0):
-                raise ValueError(f"a layer's rate is {rate!r}, expected a positive number: the law divides by it")
+                raise ValueError(f"a layer's rate is {told(rate)}, expected a positive number: the law divides by it")
         decays = self.decays if isinstance(self.decays, tuple) else (self.decays,)
         for name, value in (*(("a decay", decay) for decay in decays), ("tracking", self.tracking)):
             if not (number(value) and value >= 0):
-                raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
+                raise ValueError(f"{name} is {told(value)}, expected a number of at least 0")
 
+    @public
     def of_layers(self, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(r_1, …, r_L), (λ_1, …, λ_L).
 
@@ -97,11 +115,13 @@ class Dynamics:
         return found[0], found[1]
 
 
+@public
 def output(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, "runs n k"]:
     """The outputs f at the inputs."""
     return _forward(state, dynamics, X)[1][-1]
 
 
+@public
 def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, " runs"]:
     """The mean loss, without any penalty."""
     f = output(state, dynamics, X)
@@ -109,6 +129,7 @@ def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Ten
     return dynamics.loss.mean(f, y)
 
 
+@public
 def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: bool = False) -> State:
     """``ĝ_l = δ_lᵀ h_{l-1}`` of all layers, ``δ_l = φ'(z_l) ⊙ (δ_{l+1} M_{l+1})`` or, direct, ``φ'(z_l) ⊙ (δ_L D_l)``.
 
@@ -161,6 +182,7 @@ def stored(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
     return state.B
 
 
+@public
 def velocity(state: State, dynamics: Dynamics, X: Points, y: Points) -> State:
     """Ẇ, ḃ and Ḃ of gradient flow."""
     rates, decays = dynamics.of_layers(state)

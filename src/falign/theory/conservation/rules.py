@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from falign.theory.door import public, typed
+from falign.theory.inputs import told
+
 Entries = Callable[[Tensor, Tensor], Tensor]
 """(B as stored, W) -> a tensor of W's shape."""
 
@@ -18,6 +21,7 @@ def _no_remainder(B: Tensor, W: Tensor, dB: Tensor, dW: Tensor) -> Tensor:
     return torch.zeros_like(W)
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class FeedbackRule:
     """A rule: feedback M = effective(B, W), and ``V[k] = Σ_j potential(B, W)[j, k]`` with ``∂V/∂W = M`` where B rests.
@@ -43,6 +47,7 @@ class FeedbackRule:
     stored: Callable[[Tensor], Tensor] | None = torch.clone
 
 
+@public
 def entrywise(name: str, feedback: Callable[[Tensor], Tensor], potential: Callable[[Tensor], Tensor]) -> FeedbackRule:
     """The rule whose feedback is a function of the weights, entry by entry: ``M = g(W)``, ``V = Σ_j G(W[j, k])``.
 
@@ -120,5 +125,5 @@ def rule(name: str) -> FeedbackRule:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"unknown rule {name!r}: choose one of {', '.join(RULES)}")
+        raise ValueError(f"unknown rule {told(name)}: choose one of {', '.join(RULES)}")
     return RULES[name]

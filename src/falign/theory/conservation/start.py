@@ -10,9 +10,11 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.theory.conservation.law import lawful
 from falign.theory.conservation.network import Dynamics, State, carriers, stored
-from falign.theory.inputs import listed, number, whole
+from falign.theory.door import public
+from falign.theory.inputs import listed, number, room, told, whole
 
 
+@public
 def draw(
     widths: Sequence[int],
     *,
@@ -35,9 +37,12 @@ def draw(
     """
     widths, seeds = listed("widths", widths), listed("seeds", seeds)
     if not number(scale):
-        raise ValueError(f"scale is {scale!r}, expected a finite number")
+        raise ValueError(f"scale is {told(scale)}, expected a finite number")
     if len(widths) < 3 or not all(whole(width) and width >= 1 for width in widths) or not seeds:
         raise ValueError(f"a network needs widths of inputs, hidden layers and outputs and a seed, got {list(widths)}")
+
+    for into, out in pairwise(widths):
+        room("a layer a run", len(seeds), out, into)
 
     def normal(purpose: str, rows: int, columns: int) -> Tensor:
         drawn = [torch.randn(rows, columns, generator=generator(seed, "conservation", purpose)) for seed in seeds]
@@ -53,6 +58,7 @@ def draw(
     )
 
 
+@public
 def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
     """Every neuron aligned for ever: ``W_{l+1} = |W_{l+1}| ⊙ sign(M)``, then ``½ |w_k|² + ½ b_k² ≤ share V_k``.
 
@@ -70,7 +76,7 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
     Source: derived from the law.
     """
     if not (number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {share!r}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     W, b, matrices, B = list(state.W), list(state.b), carriers(state, dynamics), stored(state, dynamics)
     for layer in reversed(lawful(state, dynamics)):
         above, entries = W[layer + 1].abs() * matrices[layer].sign(), dynamics.rule.potential
@@ -85,6 +91,7 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
     return state._replace(W=tuple(W), b=tuple(b))
 
 
+@public
 def small(state: State, size: float) -> State:
     """All weights but the output's scaled by ``size``, the output's zero: C is 0 to order ``size``.
 
@@ -96,11 +103,12 @@ def small(state: State, size: float) -> State:
     Source: derived from the law.
     """
     if not (number(size) and size > 0):
-        raise ValueError(f"size is {size!r}, expected a factor above 0: from all zeros nothing would learn")
+        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
     below = tuple(W * size for W in state.W[:-1])
     return state._replace(W=(*below, torch.zeros_like(state.W[-1])), b=tuple(b * size for b in state.b))
 
 
+@public
 def anti(state: State, dynamics: Dynamics) -> State:
     """``W_{l+1} = -M``: every neuron under the law starts against its feedback, and the loss may rise at first."""
     matrices, W = carriers(state, dynamics), list(state.W)

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from falign.theory.conservation.law import rate_ratio
 from falign.theory.conservation.measurements import Course
+from falign.theory.door import recording
 from falign.theory.inputs import positive
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 
+@recording
 def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck:
     """Check ``max_k |C_k(t) - C_k(0) - account_k(t)| ≤ tolerance · max_k,t (|P_k| + |V_k|)`` at every recorded time.
 
@@ -46,6 +48,7 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
     )
 
 
+@recording
 def alignment_bound(course: Course) -> TheoremCheck:
     """Check ``V_k(t) ≥ (r_{l+1}/r_l) (-C_k(0) - account_k(t))`` for every neuron: alignment from initial values alone.
 
@@ -64,6 +67,7 @@ def alignment_bound(course: Course) -> TheoremCheck:
     )
 
 
+@recording
 def lasting_alignment(course: Course) -> TheoremCheck:
     """Check that neurons with C_k(0) ≤ 0 stay aligned: ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k² - account_k(t))``.
 
@@ -97,6 +101,7 @@ def lasting_alignment(course: Course) -> TheoremCheck:
     )
 
 
+@recording
 def decay_equilibrium(course: Course, tolerance: float = 1e-3, still: float = 1e-3) -> TheoremCheck:
     """Check ``⟨B, w_out⟩ = |w_in|² + b²`` per neuron at the end of a run with the same decay λ everywhere.
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from falign.theory.deep_linear.covariances import covariances
+from falign.theory.door import public
 from falign.theory.inputs import Numbers
 
 
+@public
 def common_bases(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``U, λ, s, V`` with ``Σ_yx = U diag(λ) Vᵀ`` and ``Σ_xx = V diag(s) Vᵀ``; modes without either left out.
 

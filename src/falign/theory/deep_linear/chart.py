@@ -11,7 +11,8 @@ from falign.theory.deep_linear.learning import learning_time_and_slope
 from falign.theory.deep_linear.modes import modes
 from falign.theory.deep_linear.ranges import finite
 from falign.theory.deep_linear.shallow import critical_target
-from falign.theory.inputs import Numbers
+from falign.theory.door import recording
+from falign.theory.inputs import Numbers, told
 
 Branch: TypeAlias = Literal["output", "aligned", "anti-aligned"]
 """Which start has that K: θ_1 = 0 and θ_2 = K, or θ_2 = 0 and θ_1 along or against m and λ, for mK ≤ 0."""
@@ -48,6 +49,7 @@ class Chart:
         return self.slope.sign().where(~self.slope.isnan(), torch.nan)
 
 
+@recording
 def chart(
     invariants: Numbers,
     targets: Numbers,
@@ -69,7 +71,7 @@ def chart(
         ValueError: the branch is unknown, K or λ is no list, or a number is out of range or not finite.
     """
     if branch not in get_args(Branch):
-        raise ValueError(f"branch is {branch!r}, expected one of {', '.join(get_args(Branch))}")
+        raise ValueError(f"branch is {told(branch)}, expected one of {', '.join(get_args(Branch))}")
     K, λ = finite("invariants", invariants).double(), finite("targets", targets).double()
     if K.ndim != 1 or λ.ndim != 1 or not len(K) or not len(λ) or not (λ > 0).all():
         raise ValueError(f"K has shape {tuple(K.shape)} and λ {tuple(λ.shape)}: expected a list each, and λ above 0")

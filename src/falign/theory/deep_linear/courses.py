@@ -16,7 +16,8 @@ from falign.theory.deep_linear.modes import Modes
 from falign.theory.deep_linear.ranges import finite
 from falign.theory.deep_linear.recursion import Recursion
 from falign.theory.deep_linear.stability import rates_too_large
-from falign.theory.inputs import Numbers, positive, recorded, whole
+from falign.theory.door import public, recording
+from falign.theory.inputs import Numbers, positive, recorded, told, whole
 
 _BLOCK = 10_240
 """Modes that are stepped together: with a few numbers each they stay in the processor's cache."""
@@ -46,6 +47,7 @@ class ModeCourse:
     diverged: Int[Tensor, "*modes"]
     account: Float[Tensor, "times layers-1 *modes"]
 
+    @public
     def at(self, place: int) -> Modes:
         """The modes at a record."""
         return self.modes.at(self.weights[place])
@@ -77,6 +79,7 @@ class ModeCourse:
         return torch.stack([self.at(place).invariants for place in range(len(self.times))])
 
 
+@recording
 def descend(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None = None) -> ModeCourse:
     """Steps ``θ ← θ + η θ'`` of all layers together, as full batches of a network take them.
 
@@ -97,10 +100,10 @@ def descend(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None =
     """
     positive("rate", rate)
     if not whole(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, expected a whole number from 1 on")
+        raise ValueError(f"steps is {told(steps)}, expected a whole number from 1 on")
     at = recorded(steps, at)
-    if told := rates_too_large(modes, rate):
-        warnings.warn(told, stacklevel=2)
+    if warning := rates_too_large(modes, rate):
+        warnings.warn(warning, stacklevel=2)
     flat = modes.flat()
     firsts = range(0, max(flat.target.numel(), 1), _BLOCK)
     blocks = [_walked(flat.take(slice(first, first + _BLOCK)), rate, at) for first in firsts]
@@ -142,6 +145,7 @@ def _course(
     )
 
 
+@recording
 def flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeCourse:
     """Gradient flow, integrated over the one weight of each mode that the invariants leave (SciPy's DOP853).
 

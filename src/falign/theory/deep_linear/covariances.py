@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from falign.theory.inputs import Numbers, table
+from falign.theory.door import public
+from falign.theory.inputs import Numbers, floating, squarable, table
 
 _NOTHING = 1e-10
 """A share of the largest eigenvalue that counts as none."""
@@ -39,6 +40,7 @@ def data(X: Numbers, Y: Numbers) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n
     return inputs, targets.to(inputs)
 
 
+@public
 def covariances(X: Numbers, Y: Numbers) -> tuple[Float[Tensor, "d d"], Float[Tensor, "k d"]]:
     """``Σ_xx = XᵀX/n`` and ``Σ_yx = YᵀX/n``: second moments, no mean is taken off.
 
@@ -49,6 +51,7 @@ def covariances(X: Numbers, Y: Numbers) -> tuple[Float[Tensor, "d d"], Float[Ten
     return inputs.mT @ inputs / len(inputs), targets.mT @ inputs / len(inputs)
 
 
+@public
 def compressed(X: Numbers, Y: Numbers) -> Compressed:
     """As many points as X has rank, with the same Σ_xx and Σ_yx: training on them costs nothing in n.
 
@@ -70,6 +73,7 @@ def compressed(X: Numbers, Y: Numbers) -> Compressed:
     return Compressed(scale * S[:, None] * Q, scale * seen, float(left))
 
 
+@public
 def points_of(inputs: Numbers, cross: Numbers) -> tuple[Float[Tensor, "points d"], Float[Tensor, "points k"]]:
     """Points that have given Σ_xx and Σ_yx.
 
@@ -97,6 +101,7 @@ def points_of(inputs: Numbers, cross: Numbers) -> tuple[Float[Tensor, "points d"
     return scale * roots[:, None] * Q.mT, scale * (yx @ Q / roots).mT
 
 
+@public
 def whitened(X: Numbers) -> Float[Tensor, "n rank"]:
     """The inputs in coordinates with Σ_xx = 1, as many as X has rank: ``√n P`` of ``X = P S Qᵀ``.
 
@@ -110,8 +115,8 @@ def whitened(X: Numbers) -> Float[Tensor, "n rank"]:
 
 def _rows(name: str, given: Numbers) -> Tensor:
     """The finite table, of the type and on the device that a floating point tensor has."""
-    checked = table(name, given)
-    return given.detach().to_dense() if isinstance(given, Tensor) and given.is_floating_point() else checked
+    squarable(name, table(name, given))
+    return floating(name, given)
 
 
 def _above_rounding(S: Float[Tensor, " values"], X: Float[Tensor, "n d"]) -> Bool[Tensor, " values"]:

@@ -10,9 +10,11 @@ from torch import Tensor
 from falign.theory.deep_linear.modes import Modes, modes
 from falign.theory.deep_linear.ranges import finite
 from falign.theory.deep_linear.shallow import cube_root, moments_of
+from falign.theory.door import public
 from falign.theory.inputs import Numbers
 
 
+@public
 def zero_start(
     target: Numbers, feedback: Numbers = 1.0, *, times: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "times *modes"]:
@@ -33,6 +35,7 @@ def zero_start(
     return given.target / given.variance * share**3
 
 
+@public
 def zero_start_time(
     target: Numbers, feedback: Numbers = 1.0, *, share: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "*modes"]:

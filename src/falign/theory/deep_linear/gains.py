@@ -5,16 +5,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.conservation import State
-from falign.theory.conservation.network import Points
+from falign.theory.conservation.fits import fits_inputs
+from falign.theory.conservation.network import Points, stored
 from falign.theory.deep_linear.modes import Rule
+from falign.theory.deep_linear.network import linear
+from falign.theory.door import public
 
 
+@public
 def gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
     """Of every hidden layer of ReLUs, the slope g_k that fits ``relu(z_k) ≈ g_k z_k`` best over the inputs.
 
     ``g_k = E[z_k relu(z_k)]/E[z_k²]``: 1 for a neuron that is always active, 0 for one that never is, ½ for one whose
     sums are symmetric about 0. Nearer to ReLU networks on digits than ½ for all, or than the share of active inputs.
     """
+    fits_inputs(state.W[0], X)
     found, h = [], X
     for W in state.W[:-1]:
         z = h @ W.mT
@@ -23,6 +28,7 @@ def gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
     return tuple(found)
 
 
+@public
 def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
     """The linear network that computes and learns what the ReLU network does if every ReLU has its gain for slope.
 
@@ -37,7 +43,8 @@ def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
         rule: fa or dfa.
 
     Raises:
-        ValueError: the rule is bp, whose hidden layers would learn at rates G_l² that no linear network has.
+        ValueError: the rule is bp, whose hidden layers would learn at rates G_l² that no linear network has,
+            the inputs do not fit, or the feedback is not that of the rule.
 
     Source: derived.
     """
@@ -47,5 +54,8 @@ def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
     W = [g.unsqueeze(-1) * part for g, part in zip(found, state.W, strict=False)]
     above = [torch.where(g > 0, 1 / g, 0.0).unsqueeze(-1) for g in found[1:]] if rule == "fa" else []
     above += [torch.ones(()).to(found[0])] * (len(found) - len(above))
-    B = [up * part * g.square().unsqueeze(-2) for up, part, g in zip(above, state.B, found, strict=True)]
+    B = [
+        up * part * g.square().unsqueeze(-2)
+        for up, part, g in zip(above, stored(state, linear(rule)), found, strict=True)
+    ]
     return State(W=(*W, state.W[-1]), B=tuple(B))

@@ -1,9 +1,9 @@
 """Gradient flow of modes over the one weight that drives each, up to any time."""
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from falign.theory.deep_linear.limits import settled
@@ -45,7 +45,7 @@ def integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "ti
             return path.weights(course.T).permute(2, 0, 1)
         due = (times >= now).nonzero()[:, 0]
         leg = _Leg(path.take(rows), end[rows], near[rows], last)
-        solved = solve_ivp(
+        solved = scipy.integrate.solve_ivp(
             leg.velocity,
             (now, last),
             x.numpy(),
@@ -56,7 +56,7 @@ def integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "ti
             atol=(within * least[rows]).numpy(),
         )
         if not solved.success:
-            raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message})")
+            raise RuntimeError(f"gradient flow stopped after t = {max(solved.t, default=0.0):.4g} ({solved.message})")
         if len(solved.t):
             course[due[: len(solved.t), None], rows] = torch.from_numpy(solved.y.T.copy())
         if solved.status == 0:

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from falign.theory.deep_linear.line import Line, line
 from falign.theory.deep_linear.modes import Modes
+from falign.theory.deep_linear.ranges import DEEPEST
 from falign.theory.deep_linear.reach import reach
-from falign.theory.inputs import positive, whole
+from falign.theory.door import public, recording
+from falign.theory.inputs import positive, told, whole
 
 _ACCURACY = 1e-11
 """Relative difference at which an integral and the sum of its halves are taken to be equal."""
@@ -16,6 +18,7 @@ _ACCURACY = 1e-11
 _NODES, _WEIGHTS = (torch.from_numpy(part) for part in leggauss(12))
 
 
+@recording
 def learning_time(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*modes"]:
     """First time at which ``|e| ≤ tolerance · λ``, by quadrature of ``t = ∫ dx / x'`` over the weight that drives it.
 
@@ -38,6 +41,7 @@ def learning_time(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*modes
     return learning_time_and_slope(modes, tolerance)[0]
 
 
+@recording
 def learning_slope(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*modes"]:
     """``d ln t / d ln λ`` of the learning time, the start held: below 0 larger modes are learned first.
 
@@ -56,10 +60,11 @@ def learning_slope(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*mode
     return learning_time_and_slope(modes, tolerance)[1]
 
 
+@recording
 def learning_time_and_slope(modes: Modes, tolerance: float = 0.1) -> tuple[Tensor, Tensor]:
-    """``learning_time`` and ``learning_slope`` from one quadrature."""
+    """``learning_time`` and ``learning_slope``, nan where that is, from one quadrature."""
     if positive("tolerance", tolerance) >= 1:
-        raise ValueError(f"tolerance is {tolerance!r}, expected a share of λ, below 1")
+        raise ValueError(f"tolerance is {told(tolerance)}, expected a share of λ, below 1")
     path = line(modes)
     level = tolerance * path.modes.target
     end = reach(path, level)
@@ -76,6 +81,7 @@ def learning_time_and_slope(modes: Modes, tolerance: float = 0.1) -> tuple[Tenso
     return time.reshape(shape).to(modes.target), slope.reshape(shape).to(modes.target)
 
 
+@public
 def depth_slope(depth: int) -> float:
     """Slope of the learning time in λ, log-log, from zero weights: ``-(2^L - 2)/(2^L - 1)``; -2/3, -6/7, -14/15.
 
@@ -86,8 +92,8 @@ def depth_slope(depth: int) -> float:
 
     Source: derived.
     """
-    if not whole(depth) or depth < 2:
-        raise ValueError(f"depth is {depth!r}, expected a whole number from 2 on")
+    if not whole(depth) or not 2 <= depth <= DEEPEST:
+        raise ValueError(f"depth is {told(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
     return -(2**depth - 2) / (2**depth - 1)
 
 

@@ -7,8 +7,10 @@ from torch import Tensor
 from falign.theory.deep_linear.line import line
 from falign.theory.deep_linear.modes import Modes
 from falign.theory.deep_linear.reach import reach
+from falign.theory.door import public
 
 
+@public
 def settled(modes: Modes) -> Modes:
     """The modes at the limit of gradient flow.
 
@@ -22,11 +24,13 @@ def settled(modes: Modes) -> Modes:
     return modes.at(weights.reshape(modes.weights.shape).to(modes.weights))
 
 
+@public
 def limit(modes: Modes) -> Float[Tensor, "*modes"]:
     """``θ_1*``, the first weight at the limit of gradient flow."""
     return settled(modes).weights[0]
 
 
+@public
 def asymptotic_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """``ρ*``, the rate ``e ~ exp(-ρ* t)`` at which the error finally falls.
 
@@ -36,6 +40,7 @@ def asymptotic_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     return settled(modes).decay_rate
 
 
+@public
 def guaranteed_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """The rate r of ``|e(t)| ≤ |e(0)| exp(-r t)`` that the start guarantees; 0 where it guarantees none.
 

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.theory.deep_linear.ranges import finite, in_range
-from falign.theory.inputs import Numbers, listed
+from falign.theory.door import public, typed
+from falign.theory.inputs import Numbers, listed, told
 
 Rule: TypeAlias = Literal["fa", "dfa", "bp"]
 """Feedback alignment, direct feedback alignment, gradient descent."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Modes:
     """Linear networks with one neuron a layer, many at once, each a mode of a network that is diagonal in fixed bases.
@@ -47,6 +49,7 @@ class Modes:
         """L."""
         return len(self.weights)
 
+    @public
     def at(self, weights: Float[Tensor, "layers *modes"]) -> "Modes":
         """The same modes with other weights."""
         return replace(self, weights=weights)
@@ -55,6 +58,7 @@ class Modes:
         """The same modes along one axis, on the CPU."""
         return self._each(lambda part, axes: part.detach().cpu().reshape(*part.shape[:axes], -1))
 
+    @public
     def take(self, chosen: Tensor | slice) -> "Modes":
         """Some of them, of modes along one axis."""
         return self._each(lambda part, _: part[..., chosen])
@@ -130,6 +134,7 @@ class Modes:
         return carriers[:-1] / carriers[1:] * upper - lower.square() / 2
 
 
+@public
 def modes(
     target: Numbers,
     weights: Numbers | Sequence[Numbers],
@@ -155,7 +160,7 @@ def modes(
             unknown.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+        raise ValueError(f"rule is {told(rule)}, expected one of {', '.join(get_args(Rule))}")
     tabled = getattr(weights, "ndim", 1) > 1
     layers = list(cast(Tensor, weights)) if tabled else listed("weights", weights)
     if len(layers) < 2:

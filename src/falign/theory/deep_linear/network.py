@@ -14,7 +14,8 @@ from falign.theory.conservation import Dynamics, State
 from falign.theory.conservation.fits import fits_inputs
 from falign.theory.conservation.network import carriers
 from falign.theory.deep_linear.modes import Rule
-from falign.theory.inputs import Numbers, full_rank, numbers
+from falign.theory.door import public
+from falign.theory.inputs import Numbers, floating, full_rank, told
 
 _ITERATIONS = 60
 """Of the power method; its last third is averaged."""
@@ -26,6 +27,7 @@ _DENSE = 128
 """Numbers in E up to which all eigenvalues are looked at."""
 
 
+@public
 def linear(rule: Rule = "fa") -> Dynamics:
     """The dynamics of a linear network with the mean of ½|f - y|² as its loss.
 
@@ -33,10 +35,11 @@ def linear(rule: Rule = "fa") -> Dynamics:
         ValueError: the rule is none of fa, dfa, bp.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+        raise ValueError(f"rule is {told(rule)}, expected one of {', '.join(get_args(Rule))}")
     return Dynamics(gate=conservation.gate("linear"), rule=conservation.rule(rule), loss=conservation.loss("squared"))
 
 
+@public
 def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa") -> State:
     """Weights and feedback as the simulator holds them.
 
@@ -52,7 +55,7 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
     direct = linear(rule).rule.direct
     for name, given in (("W", W), ("B", () if rule == "bp" else B)):
         if not isinstance(given, Iterable):
-            raise ValueError(f"{name} is {given!r}, expected a list of matrices, one a layer")
+            raise ValueError(f"{name} is {told(given)}, expected a list of matrices, one a layer")
     weights = [_matrix(f"W_{place}", given) for place, given in enumerate(W, 1)]
     feedback = [] if rule == "bp" else [_matrix(f"B_{place}", given) for place, given in enumerate(B, 2)]
     shapes = [tuple(part.shape) for part in weights]
@@ -67,6 +70,7 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
     return State(W=tuple(weights), B=tuple(part.to(weights[0]) for part in feedback))
 
 
+@public
 def local_rate(
     state: State, X: Float[Tensor, "n d"], rule: Rule = "fa", *, share: float = 0.0
 ) -> Float[Tensor, " runs"]:
@@ -128,7 +132,7 @@ def _growth(E: Tensor, left: list[Tensor], right: list[Tensor], shift: Tensor) -
 
 
 def _matrix(name: str, given: Numbers) -> Tensor:
-    found = given.detach() if isinstance(given, Tensor) and given.is_floating_point() else numbers(name, given).double()
+    found = floating(name, given)
     if found.ndim not in (2, 3) or not found.numel():
         raise ValueError(f"{name} has shape {tuple(found.shape)}, expected [out in] or [runs out in]")
     if not found.isfinite().all():

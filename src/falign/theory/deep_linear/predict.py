@@ -14,7 +14,8 @@ from falign.theory.deep_linear.forms import FORMS, Curves, Form, Problem, Steps,
 from falign.theory.deep_linear.gains import linearised
 from falign.theory.deep_linear.modes import Modes, Rule
 from falign.theory.deep_linear.network import linear, network
-from falign.theory.inputs import Numbers, moments, numbers
+from falign.theory.door import public
+from falign.theory.inputs import Numbers, moments, numbers, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Prediction(Curves):
         """``s_i a_i / λ_i``: how much of each mode is learned."""
         return self.variance * self.products / self.target
 
+    @public
     def beside(self, trained: Numbers) -> Float[Tensor, " times"]:
         """Predicted less trained loss at each record, as a share of the trained network's first.
 
@@ -69,6 +71,7 @@ class Prediction(Curves):
         return (self.loss - found) / found[0]
 
 
+@public
 def predict(
     W: Sequence[Numbers],
     B: Sequence[Numbers],
@@ -140,7 +143,9 @@ def predict(
     Source: derived.
     """
     if form not in get_args(Form) or activation not in ("linear", "relu"):
-        raise ValueError(f"form {form!r}, activation {activation!r}: expected outputs or chains, linear or relu")
+        raise ValueError(
+            f"form {told(form)}, activation {told(activation)}: expected outputs or chains, linear or relu"
+        )
     if times is None and rate is not None and steps is not None:
         training = Steps(rate=rate, count=steps, at=at)
     elif times is not None and rate is None and steps is None:

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from falign.theory.inputs import numbers
+from falign.theory.inputs import floating
+
+_LARGEST = 1e100
+
+DEEPEST = 1000
+"""Layers up to which 2^L is a number in float64."""
 
 
 def finite(name: str, given: Any) -> Tensor:
@@ -15,11 +19,15 @@ def finite(name: str, given: Any) -> Tensor:
     Raises:
         ValueError: they are no numbers, one is not finite, or they are in less than float32.
     """
-    found = given.detach() if isinstance(given, Tensor) and given.is_floating_point() else numbers(name, given).double()
-    if found.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{name} is in {found.dtype}, expected float32 or float64: pass .float() of it")
+    found = floating(name, given)
     if not found.isfinite().all():
         raise ValueError(f"{name} holds {float(found[~found.isfinite()].flatten()[0])}, expected finite numbers")
+    beyond = found.abs() > _LARGEST
+    if beyond.any():
+        raise ValueError(
+            f"{name} holds {float(found[beyond].flatten()[0]):g}, expected sizes up to {_LARGEST:g}: products of "
+            "larger weights are no numbers any more"
+        )
     return found
 
 

@@ -12,7 +12,7 @@ from falign.theory.conservation import Dynamics, State, velocity
 from falign.theory.conservation.network import Points
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.deep_linear.network import linear, local_rate
-from falign.theory.inputs import positive, whole
+from falign.theory.inputs import positive, told, whole
 
 _QUICK, _HALVINGS = 0.5, 40
 """The share that warnings go by, and how often a rate that was too large is halved."""
@@ -59,7 +59,7 @@ def stepped(
     """
     positive("rate", rate)
     if not whole(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, expected a whole number from 1 on")
+        raise ValueError(f"steps is {told(steps)}, expected a whole number from 1 on")
     for _ in range(steps):
         after = state.map(lambda value, change: value + rate * change, velocity(state, dynamics, X, Y))
         yield state, after

@@ -12,7 +12,9 @@ anti-regularisation; the starts are ours.
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from falign.theory.inputs import positive, whole
+from falign.theory.deep_linear.ranges import DEEPEST
+from falign.theory.door import public
+from falign.theory.inputs import positive, told, whole
 
 Order: TypeAlias = Literal["regularises", "neutral", "anti-regularises", "never learns"]
 """Large components first, all together, small components first, none."""
@@ -38,6 +40,7 @@ class Scheme:
     descent_statement: str
     signs: tuple[int, int, int]
 
+    @public
     def start(self, size: float = 1.0, depth: int = 2) -> tuple[float, ...]:
         """θ_1, …, θ_L of every mode alike, for ``modes``.
 
@@ -49,8 +52,8 @@ class Scheme:
             ValueError: the size is not positive or there are fewer than two layers.
         """
         positive("size", size)
-        if not whole(depth) or depth < 2:
-            raise ValueError(f"depth is {depth!r}, expected a whole number from 2 on")
+        if not whole(depth) or not 2 <= depth <= DEEPEST:
+            raise ValueError(f"depth is {told(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
         first, second, above = self.signs
         return tuple(float(size * sign) for sign in (first, second, *[above] * (depth - 2)))
 
@@ -126,5 +129,5 @@ def scheme(name: str) -> Scheme:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in SCHEMES:
-        raise ValueError(f"scheme is {name!r}, expected one of {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme is {told(name)}, expected one of {', '.join(SCHEMES)}")
     return SCHEMES[name]

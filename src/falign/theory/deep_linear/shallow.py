@@ -15,6 +15,7 @@ from torch import Tensor
 
 from falign.theory.deep_linear.modes import Modes, modes
 from falign.theory.deep_linear.ranges import finite
+from falign.theory.door import public, recording
 from falign.theory.inputs import Numbers
 
 _MEETING = 1e-12
@@ -36,6 +37,7 @@ class FixedPoints:
     stable: Bool[Tensor, "3 *modes"]
 
 
+@recording
 def fixed_points(K: Numbers, target: Numbers, feedback: Numbers = 1.0, *, variance: Numbers = 1.0) -> FixedPoints:
     """Real roots of ``θ_1³ + 2mK θ_1 - 2mλ/s``, stable where ``ρ = s (mK + (3/2) θ_1²) > 0``.
 
@@ -61,6 +63,7 @@ def fixed_points(K: Numbers, target: Numbers, feedback: Numbers = 1.0, *, varian
     return FixedPoints(weights=weights, stable=stable)
 
 
+@public
 def critical_invariant(target: Numbers, feedback: Numbers = 1.0, *, variance: Numbers = 1.0) -> Float[Tensor, "*modes"]:
     """``K_c = -(3/2) (λ²/(s² m))^⅓``: where mK is below mK_c there are three fixed points, else one.
 
@@ -76,6 +79,7 @@ def critical_invariant(target: Numbers, feedback: Numbers = 1.0, *, variance: Nu
     return -1.5 * cube_root((given.target / given.variance).square() / given.feedback[0])
 
 
+@public
 def critical_target(K: Numbers, feedback: Numbers = 1.0, *, variance: Numbers = 1.0) -> Float[Tensor, "*modes"]:
     """``λ_c = (2/3)^(3/2) s |m|^½ |K|^(3/2)`` where mK < 0, else 0: below it there are three fixed points.
 
@@ -95,6 +99,7 @@ def critical_target(K: Numbers, feedback: Numbers = 1.0, *, variance: Numbers = 
     return given.variance * (2 * depth / 3) ** 1.5 / given.feedback[0].abs()
 
 
+@public
 def degenerate_error(
     target: Numbers, feedback: Numbers = 1.0, *, times: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "times *modes"]:

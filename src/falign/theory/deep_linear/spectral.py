@@ -14,7 +14,8 @@ from falign.theory.deep_linear.bases import common_bases
 from falign.theory.deep_linear.modes import Modes, Rule, modes
 from falign.theory.deep_linear.network import network
 from falign.theory.deep_linear.ranges import finite
-from falign.theory.inputs import Numbers, listed, whole
+from falign.theory.door import public
+from falign.theory.inputs import Numbers, listed, room, told, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Spectral:
         return self.modes.weights
 
 
+@public
 def task(
     targets: Numbers, variances: Numbers = 1.0, *, inputs: int, outputs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "modes inputs"], Float[Tensor, "modes outputs"]]:
@@ -59,12 +61,13 @@ def task(
     found = modes(targets, [1.0, 1.0], variance=variances)
     λ, s = found.target.reshape(-1), found.variance.reshape(-1)
     if not (whole(inputs) and whole(outputs) and min(inputs, outputs) >= len(λ)):
-        raise ValueError(f"{len(λ)} modes need as many inputs and outputs, got {inputs!r} and {outputs!r}")
+        raise ValueError(f"{len(λ)} modes need as many inputs and outputs, got {told(inputs)} and {told(outputs)}")
     V, U = (_orthogonal(size, seed, name)[:, : len(λ)].to(λ) for size, name in ((inputs, "V"), (outputs, "U")))
     scale = sqrt(len(λ))
     return scale * s.sqrt()[:, None] * V.mT, scale * (λ / s.sqrt())[:, None] * U.mT
 
 
+@public
 def spectral(
     X: Numbers,
     Y: Numbers,
@@ -119,6 +122,7 @@ def spectral(
     return Spectral(state=network(W, B, rule=rule), modes=chains, bases=bases)
 
 
+@public
 def reduced(state: State, start: Spectral) -> Modes:
     """The modes of a state in the bases of its start: θ_l are the diagonals of ``R_lᵀ W_l R_{l-1}``."""
     count = start.modes.target.shape[-1]
@@ -126,6 +130,7 @@ def reduced(state: State, start: Spectral) -> Modes:
     return start.modes.at(torch.stack(diagonals))
 
 
+@public
 def deviation(state: State, start: Spectral) -> Float[Tensor, " runs"]:
     """The largest number of any ``R_lᵀ W_l R_{l-1}`` that is not one of the modes' θ_l: 0 if the form is preserved."""
     count = start.modes.target.shape[-1]
@@ -138,6 +143,9 @@ def deviation(state: State, start: Spectral) -> Float[Tensor, " runs"]:
 
 
 def _in_bases(state: State, start: Spectral) -> list[Tensor]:
+    shapes, wanted = ([tuple(W.shape) for W in each.W] for each in (state, start.state))
+    if shapes != wanted or state.W[0].dtype != start.bases[0].dtype:
+        raise ValueError(f"weights of the state have shapes {shapes} in {state.W[0].dtype}, its start {wanted}")
     pairs = zip(state.W, start.bases[1:], start.bases, strict=False)
     return [above.mT @ W @ below for W, above, below in pairs]
 
@@ -151,6 +159,7 @@ def _between(diagonal: Tensor, above: Tensor, below: Tensor, rest: float) -> Flo
 
 def _orthogonal(size: int, seed: int, name: str) -> Float[Tensor, "size size"]:
     """A Haar distributed orthogonal matrix, of (seed, name) alone."""
+    room("an orthogonal matrix", size, size)
     drawn = torch.randn(size, size, generator=generator(seed, "deep linear spectral", name), dtype=torch.float64)
     Q, R = torch.linalg.qr(drawn)
     return Q * R.diagonal().sign()

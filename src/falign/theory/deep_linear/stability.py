@@ -12,6 +12,7 @@ from falign.theory.deep_linear.line import line
 from falign.theory.deep_linear.modes import Modes, modes
 from falign.theory.deep_linear.reach import reach
 from falign.theory.deep_linear.recursion import Recursion
+from falign.theory.door import recording
 
 _LOOKED_AT = 64
 """Modes whose stable rate is looked up before a descent: those that the rate is most likely to be too large for."""
@@ -26,6 +27,7 @@ _SMALL, _LONGEST = 1e-6, 20_000
 """A share of λ at which an error is judged by the local rate, and the most steps."""
 
 
+@recording
 def sufficient_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """``1/ρ_max``, a step size with which a mode converges, ρ_max the largest ρ of gradient flow from this start.
 
@@ -39,6 +41,7 @@ def sufficient_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     return largest.reciprocal().reshape(modes.target.shape).to(modes.target)
 
 
+@recording
 def stable_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """η_max, the supremum of the step sizes below which all converge, by trying them on the recursion itself.
 

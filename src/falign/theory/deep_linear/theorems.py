@@ -7,12 +7,14 @@ from torch import Tensor
 from falign.theory.deep_linear.courses import ModeCourse
 from falign.theory.deep_linear.limits import guaranteed_rate
 from falign.theory.deep_linear.modes import Rule
+from falign.theory.door import recording
 from falign.theory.inputs import positive
 from falign.theory.statement import Assumption, TheoremCheck
 
 SOURCE = "derived, after Girotti, Mitliagkas and Gidel 2021"
 
 
+@recording
 def exponential_convergence(course: ModeCourse) -> TheoremCheck:
     """Check ``|e(t)| ≤ |e(0)| exp(-r t)``, r the ``guaranteed_rate`` of the start; in steps ``|e(0)| (1 - ηr)^t``.
 
@@ -63,6 +65,7 @@ def exponential_convergence(course: ModeCourse) -> TheoremCheck:
     )
 
 
+@recording
 def error_recursion(course: ModeCourse) -> TheoremCheck:
     """Check ``e⁺ = e (1 - η ρ̂)`` at every step, to 1e-12 of ``max(λ, |e(0)|)``; exact at any rate, depth and rule.
 
@@ -82,6 +85,7 @@ def error_recursion(course: ModeCourse) -> TheoremCheck:
     return identity("Error recursion", course, residual, tolerance * scale_of(course)[:, None].expand_as(residual))
 
 
+@recording
 def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> TheoremCheck:
     """Check ``K_l(t) = K_l(0) + account_l(t)``: constant in flow; in steps the account is exact, ``-½ Σ (Δθ_l)²``.
 
@@ -105,6 +109,7 @@ def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> 
     return identity("Conserved invariants", course, residual, tolerance * size.expand_as(residual))
 
 
+@recording
 def step_rates(course: ModeCourse) -> Float[Tensor, "steps *modes"]:
     """``ρ̂ = s Σ_l c_l Π_{j>l} θ_j⁺ Π_{j<l} θ_j²`` of every step: ``e⁺ = e (1 - η ρ̂)`` exactly.
 

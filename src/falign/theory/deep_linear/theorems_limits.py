@@ -9,6 +9,7 @@ from falign.theory.deep_linear.limits import asymptotic_rate
 from falign.theory.deep_linear.modes import Rule, modes
 from falign.theory.deep_linear.stability import sufficient_rate
 from falign.theory.deep_linear.theorems import SOURCE, rows, scale_of
+from falign.theory.door import recording
 from falign.theory.inputs import Numbers, positive, squarable
 from falign.theory.statement import Assumption, TheoremCheck
 
@@ -16,6 +17,7 @@ _ZERO = 1e-300
 """In the place of zero where something is divided by it."""
 
 
+@recording
 def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
     """Check that a mode ends without error: ``|e| ≤ tolerance λ`` at the end of a flow, or of steps, long enough.
 
@@ -80,6 +82,7 @@ def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
     )
 
 
+@recording
 def asymptotic_decay(course: ModeCourse, tolerance: float = 0.01) -> TheoremCheck:
     """Check ``-ln|e(t₂)/e(t₁)|/(t₂ - t₁) = ρ* (1 ± tolerance)`` between the last two records.
 
@@ -144,6 +147,7 @@ def _seen(ρ: Tensor, rate: float) -> Tensor:
     return ρ if rate == 0 else -torch.log1p(-(rate * ρ).clamp(max=1 - 1e-12)) / rate
 
 
+@recording
 def learning_time_law(
     depth: int, targets: Numbers, *, rule: Rule = "fa", feedback: float = 1.0, tolerance: float = 1e-6
 ) -> TheoremCheck:
@@ -167,12 +171,14 @@ def learning_time_law(
     slope = depth_slope(depth)
     chains = modes(targets, [0.0] * depth, feedback=feedback, rule=rule)
     λ = chains.target.flatten()
+    if not len(λ):
+        raise ValueError("targets are empty, expected a λ at least")
     if not (λ > 0).all():
         raise ValueError(f"λ is {float(λ.min()):g}, expected above 0: a mode without target is never learned")
     squarable("λ", λ)
     one = learning_time(modes(1.0, [0.0] * depth, feedback=feedback, rule=rule))
     found = learning_time(chains).flatten() / (one * λ**slope)
-    finite = bool(one.isfinite().all())
+    finite = bool(one.isfinite().all() and found.isfinite().all())
     return TheoremCheck(
         name="Learning-time law",
         source=SOURCE,

@@ -12,10 +12,12 @@ from falign.theory.deep_linear.covariances import Compressed, compressed
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.deep_linear.network import linear
 from falign.theory.deep_linear.rates import finite, stepped, warn_of_rate
-from falign.theory.inputs import Numbers, numbers
+from falign.theory.door import public, recording
+from falign.theory.inputs import Numbers, bearable, numbers
 from falign.theory.statement import Assumption, TheoremCheck
 
 
+@public
 def matrix_invariants(state: State, rule: Rule = "fa") -> tuple[Float[Tensor, "runs _ _"], ...]:
     """``C_l = W_l W_lᵀ - B_{l+1}ᵀ W_{l+1} - W_{l+1}ᵀ B_{l+1}`` of every hidden layer; dfa the last one's only.
 
@@ -31,6 +33,7 @@ def matrix_invariants(state: State, rule: Rule = "fa") -> tuple[Float[Tensor, "r
     return tuple(found)
 
 
+@recording
 def matrix_conservation(
     state: State,
     X: Numbers,
@@ -69,6 +72,7 @@ def matrix_conservation(
     conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     first = matrix_invariants(state, rule)
     residuals, sizes, conditions = [torch.zeros(len(state.W[0])).to(first[0])], [_size(state)], ()
+    bearable(steps)
     if rate is not None and times is None:
         gained, end = [torch.zeros_like(part) for part in first], state
         for before, end in stepped(state, dynamics, few.X, few.Y, rate, steps):

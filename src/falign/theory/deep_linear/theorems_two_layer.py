@@ -10,13 +10,15 @@ from falign.theory.deep_linear.network import linear
 from falign.theory.deep_linear.rates import finite, stepped, warn_of_rate
 from falign.theory.deep_linear.theorems import SOURCE
 from falign.theory.deep_linear.theorems_matrices import diverging, in_double, matrix_invariants
-from falign.theory.inputs import Numbers, numbers
+from falign.theory.door import recording
+from falign.theory.inputs import Numbers, bearable, numbers
 from falign.theory.statement import Assumption, TheoremCheck
 
 _ROUNDING = 1e-13
 """Of κ, as a share of the largest |W|² or |B|²."""
 
 
+@recording
 def two_layer_convergence(
     state: State,
     X: Numbers,
@@ -66,6 +68,7 @@ def two_layer_convergence(
     B, covariance = state.B[0], few.X.mT @ few.X / len(few.X)
     s = float(torch.linalg.eigvalsh(few.X @ few.X.mT / len(few.X))[0])
     conditions = []
+    bearable(steps)
     if rate is not None and times is None:
         seen, excess = [_seen(conservation.output(state, dynamics, few.X), few.Y, B)], 0.0
         last = end = state

@@ -9,9 +9,11 @@ from falign.theory.deep_linear.covariances import compressed
 from falign.theory.deep_linear.modes import Rule
 from falign.theory.deep_linear.network import linear
 from falign.theory.deep_linear.rates import warn_of_rate
+from falign.theory.door import public, recording
 from falign.theory.inputs import Numbers, moments
 
 
+@recording
 def descend_matrices(
     state: State,
     X: Numbers,
@@ -48,6 +50,7 @@ def descend_matrices(
     return _with(course, few.left)
 
 
+@public
 def flow_matrices(
     state: State,
     X: Numbers,

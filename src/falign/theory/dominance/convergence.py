@@ -6,12 +6,14 @@ from torch import Tensor
 
 from falign.theory.conservation.measurements import Course
 from falign.theory.dominance.split import largest_kappa
-from falign.theory.inputs import alike, floats, number
+from falign.theory.door import public
+from falign.theory.inputs import alike, floats, number, told
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 
+@public
 def predicted_loss(
     initial: Float[Tensor, " runs"],
     times: Float[Tensor, " times"],
@@ -38,7 +40,7 @@ def predicted_loss(
     Source: derived. Summaries of Robertson and Koyejo 2024 (ICML) speak of "exponential or generalised decay".
     """
     if not (number(exponent) and exponent >= 1):
-        raise ValueError(f"exponent is {exponent!r}, expected a ≥ 1: below it the loss would vanish in finite time")
+        raise ValueError(f"exponent is {told(exponent)}, expected a ≥ 1: below it the loss would vanish in finite time")
     alike(initial=initial, kappa=kappa, mu=mu)
     floats(times=times)
     if initial.ndim != 1 or times.ndim != 1:
@@ -55,6 +57,7 @@ def predicted_loss(
     return initial[:, None] * (1 + power * initial[:, None] ** power * rate) ** (-1 / power)
 
 
+@public
 def lojasiewicz_constant(
     loss: Float[Tensor, "*runs times"], gradient_norm: Float[Tensor, "*runs times"], exponent: float = 1.0
 ) -> Float[Tensor, "*runs"]:
@@ -70,11 +73,12 @@ def lojasiewicz_constant(
     """
     alike(loss=loss, gradient_norm=gradient_norm)
     if not number(exponent):
-        raise ValueError(f"exponent is {exponent!r}, expected a number")
+        raise ValueError(f"exponent is {told(exponent)}, expected a number")
     ratio = gradient_norm.square() / loss.clamp_min(torch.finfo(loss.dtype).tiny) ** exponent
     return torch.where(loss > 0, ratio, torch.inf).amin(-1)
 
 
+@public
 def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Tensor, " times"]) -> tuple[float, float]:
     """(a, its standard error): the slope of ``log |g_L|²`` against ``log L``, least squares.
 
@@ -97,6 +101,7 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
     return float(slope), float(error)
 
 
+@public
 def convergence(
     course: Course, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
 ) -> TheoremCheck:
@@ -120,7 +125,7 @@ def convergence(
     """
     for name, given in (("kappa", kappa), ("mu", mu)):
         if given is not None and not number(given):
-            raise ValueError(f"{name} is {given!r}, expected a number, or None")
+            raise ValueError(f"{name} is {told(given)}, expected a number, or None")
     rates, _ = course.dynamics.of_layers(course.start)
     loss, dominance, gradient = course["loss"], course["dominance"], course["gradient_norm"][..., -1]
     own_kappa, own_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)

@@ -11,12 +11,14 @@ from falign.theory.conservation.measurements import Course
 from falign.theory.conservation.network import Dynamics, Points, State, carriers, output
 from falign.theory.conservation.theorems import homogeneous_gate
 from falign.theory.dominance.convergence import no_decay, small_steps
+from falign.theory.door import public
 from falign.theory.inputs import alike
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 
+@public
 def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, "runs neurons"]:
     """``v_k m_k |u_k|²``, ``u_k = E[ℓ'(f) φ'(z_k) (x, 1)]``: what each hidden neuron adds to ``-dL/dt``.
 
@@ -44,6 +46,7 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
     return v * m * square
 
 
+@public
 def lasting_descent(course: Course) -> TheoremCheck:
     """Check that the loss never rises when every neuron is aligned for ever, whatever the loss function.
 
@@ -86,6 +89,7 @@ def lasting_descent(course: Course) -> TheoremCheck:
     )
 
 
+@public
 def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, " runs"]:
     """``(2/n)(λ_min(G) + λ_min(H))``: under the squared loss ``dL/dt = -eᵀ(G + H)e/n² ≤ -rate · L`` at this state.
 
@@ -113,6 +117,7 @@ def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tens
     return 2 / X.shape[-2] * least
 
 
+@public
 def least_product(
     B: Float[Tensor, "outputs neurons"], W: Float[Tensor, "outputs neurons"]
 ) -> Float[Tensor, " neurons"]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.inputs import alike
 
 
@@ -36,6 +37,7 @@ class Split:
         return self.descent[..., :-1].sum(-1) / self.gradient[..., -1].square()
 
 
+@public
 def split(
     descent: Float[Tensor, "*times layers"],
     gradient_norm: Float[Tensor, "*times layers"],
@@ -59,6 +61,7 @@ def split(
     return Split(alignment=cosine, gradient=gradient_norm, update=taken_norm, descent=descent)
 
 
+@public
 def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*runs"]:
     """``κ = 1 + min_t D(t)``: the largest with ``Σ_{l<L} ⟨g_l, f_l⟩ ≥ -(1 - κ) |g_L|²`` at every recorded time.
 

@@ -4,12 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.factorisation.methods import conserved
 from falign.theory.factorisation.problem import State, fitting, sized
 from falign.theory.factorisation.subspace import row_basis
-from falign.theory.inputs import floats, whole
+from falign.theory.inputs import floats, told, whole
 
 
+@public
 def stationary(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> Float[Tensor, "runs n m"]:
     """``Y (BY)⁺ BY``: the function at which fa and fa* rest, whatever the start and the step size.
 
@@ -27,11 +29,13 @@ def stationary(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> Flo
     return Y @ rows.mT @ rows
 
 
+@public
 def stationary_error(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> Float[Tensor, " runs"]:
     """``|Y (I - P)|``, P onto the rows of BY: the error of fa and fa* at rest."""
     return _norm(Y - stationary(Y, B))
 
 
+@public
 def optimum(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs n m"]:
     """The nearest matrix of rank r, which gradient descent finds: the r largest singular values and their vectors.
 
@@ -45,6 +49,7 @@ def optimum(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs n m"]
     return left[..., :r] * sizes[..., None, :r] @ right[..., :r, :]
 
 
+@public
 def optimal_rows(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs r m"]:
     """Rows of the optimum's representation: the r first right singular vectors.
 
@@ -55,6 +60,7 @@ def optimal_rows(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs 
     return torch.linalg.svd(Y, full_matrices=False).Vh[..., :r, :]
 
 
+@public
 def best_error(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs"]:
     """``√(Σ_{i>r} σ_i²)``: the least error of rank r.
 
@@ -65,6 +71,7 @@ def best_error(Y: Float[Tensor, "*runs n m"], r: int) -> Float[Tensor, "*runs"]:
     return torch.linalg.svdvals(Y)[..., r:].square().sum(-1).sqrt()
 
 
+@public
 def lyapunov(
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
@@ -80,6 +87,7 @@ def lyapunov(
     return (B @ (Y - Z @ W)).square().sum((-1, -2))
 
 
+@public
 def lyapunov_rate(
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
@@ -110,4 +118,4 @@ def _ranked(Y: Tensor, r: int) -> None:
     if Y.ndim < 2 or not Y.numel() or not Y.isfinite().all():
         raise ValueError(f"Y has shape {tuple(Y.shape)}, expected a matrix of finite numbers")
     if not whole(r) or not 1 <= r <= min(Y.shape[-2:]):
-        raise ValueError(f"r is {r!r}, expected a whole number from 1 to min(n, m) = {min(Y.shape[-2:])}")
+        raise ValueError(f"r is {told(r)}, expected a whole number from 1 to min(n, m) = {min(Y.shape[-2:])}")

@@ -1,26 +1,30 @@
 """Factorise by steps or by gradient flow, and record what is asked for by name."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from falign.theory.door import recording
 from falign.theory.factorisation.measurements import KEPT, Course, known
 from falign.theory.factorisation.methods import Method, begun
 from falign.theory.factorisation.problem import Start, State
 from falign.theory.factorisation.recording import Record
 from falign.theory.factorisation.stability import stable_rate
 from falign.theory.factorisation.subspace import Small, reduced
-from falign.theory.inputs import moments, positive, recorded, whole
+from falign.theory.inputs import moments, positive, recorded, told, whole
 
+_LOOKS = 100
+"""How often it is told how far a course is."""
 _LONGEST = 100_000
 """Most evaluations of a flow's velocity a run."""
 
 
+@recording
 @torch.no_grad()
 def descend(
     method: str,
@@ -32,6 +36,7 @@ def descend(
     steps: int,
     names: Sequence[str],
     at: Sequence[int] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Course:
     """Steps ``Z ← Z + η Ż`` and ``W ← W + η Ẇ``, both from the same R, all runs at once.
 
@@ -48,6 +53,7 @@ def descend(
         names: Of ``MEASUREMENTS``.
         at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly. Steps after the
             last are not taken.
+        progress: Told now and then which share of the steps is done.
 
     Raises:
         ValueError: what was given does not fit, is not finite or out of range, a name is unknown, B is not of full
@@ -55,7 +61,7 @@ def descend(
     """
     positive("rate", rate)
     if not whole(steps) or steps < 0:
-        raise ValueError(f"steps is {steps!r}, expected a whole number of at least 0")
+        raise ValueError(f"steps is {told(steps)}, expected a whole number of at least 0")
     at = recorded(steps, at)
     known(names)
     how, Y, start = begun(method, Y, B, start)
@@ -67,7 +73,10 @@ def descend(
     gained, growth = torch.zeros_like(record.reference.invariant), Y.new_zeros(len(B))
     sound, lasted = torch.ones_like(growth, dtype=torch.bool), torch.zeros_like(growth, dtype=torch.int64)
     keeps, wanted = bool(KEPT & set(names)), set(at)
+    piece = -(-at[-1] // _LOOKS) or 1
     for step in range(at[-1] + 1):
+        if progress is not None and step and step % piece == 0:
+            progress(step / at[-1])
         if step in wanted:
             record.add(now, gained, growth, sound)
         if step == at[-1]:
@@ -86,6 +95,7 @@ def descend(
     return record.course(now, rate=rate, times=times, diverged=diverged)
 
 
+@recording
 @torch.no_grad()
 def flow(
     method: str,
@@ -96,6 +106,7 @@ def flow(
     times: Float[Tensor, " times"] | Sequence[float],
     names: Sequence[str],
     tolerance: float = 1e-10,
+    progress: Callable[[float], None] | None = None,
 ) -> Course:
     """Gradient flow, each run integrated by itself with adaptive steps (Dormand and Prince, order 8) in float64.
 
@@ -107,6 +118,7 @@ def flow(
         times: Where to record, increasing from 0.
         names: Of ``MEASUREMENTS``.
         tolerance: Relative error of one step; the absolute one is a hundredth of it.
+        progress: Told after each run which share of them is done.
 
     Raises:
         ValueError: as ``descend``; Y is not in float64, or the times do not increase from 0.
@@ -119,7 +131,11 @@ def flow(
     if Y.dtype != torch.float64:
         raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")
     small = reduced(how, Y, B, start)
-    runs = [_integrated(how, small, run, times, tolerance) for run in range(len(B))]
+    runs = []
+    for run in range(len(B)):
+        runs.append(_integrated(how, small, run, times, tolerance))
+        if progress is not None:
+            progress(len(runs) / len(B))
     record = Record(how, Y, B, start, small, names)
     still, sound = torch.zeros_like(record.reference.invariant), torch.ones(len(B), dtype=torch.bool, device=Y.device)
     here = small.start
@@ -165,8 +181,11 @@ def _integrated(
 
     flat = torch.cat([start.Z.flatten(), start.W.flatten(), start.W.new_zeros(1)]).numpy()
     span = (0.0, float(times[-1]))
-    solved = solve_ivp(slope, span, flat, "DOP853", t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100)
-    if not solved.success:
-        raise RuntimeError(f"gradient flow stopped at t = {solved.t[-1]:.4g} ({solved.message}): the factors diverge")
+    solved = scipy.integrate.solve_ivp(
+        slope, span, flat, "DOP853", t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100
+    )
+    if not solved.success or len(solved.t) < len(times):
+        reached = solved.t[-1] if len(solved.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the factors diverge")
     Z, W, growth = torch.from_numpy(np.ascontiguousarray(solved.y.T)).split(sizes, 1)
     return Z.view(-1, *start.Z.shape[1:]), W.view(-1, *start.W.shape[1:]), growth.flatten()

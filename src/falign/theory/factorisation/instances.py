@@ -6,14 +6,13 @@ from math import exp, pi, sqrt, tan
 from typing import TypeAlias
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.integrate import quad
-from scipy.special import gammaln
-from scipy.stats import beta
 from torch import Tensor
 
-from falign.theory.inputs import number, positive, whole
+from falign.theory.door import public
+from falign.theory.inputs import number, positive, room, told, whole
 
 _LEAST_EPSILON = 1e-12
 """Below it the rounding of an error of order 1 shows in its ratio to ε."""
@@ -21,6 +20,7 @@ _LEAST_EPSILON = 1e-12
 Values: TypeAlias = float | Sequence[float] | np.ndarray
 
 
+@public
 def last_direction(r: int, epsilon: float) -> Float[Tensor, "n n"]:
     """``diag(1, …, 1, ε)`` of size r + 1, of which rank r must leave one direction out.
 
@@ -34,6 +34,7 @@ def last_direction(r: int, epsilon: float) -> Float[Tensor, "n n"]:
     return torch.diag(torch.tensor([1.0] * r + [epsilon], dtype=torch.float64))
 
 
+@public
 def flat_tail(r: int, tail: int, share: float) -> Float[Tensor, "n n"]:
     """A diagonal of r ones and ``tail`` equal values that hold a share of ``|Y|²``: what the optimum leaves.
 
@@ -43,11 +44,12 @@ def flat_tail(r: int, tail: int, share: float) -> Float[Tensor, "n n"]:
     _sized(r)
     _sized(tail)
     if not number(share) or not 0 < share < 1:
-        raise ValueError(f"share is {share!r}, expected a number above 0 and below 1")
+        raise ValueError(f"share is {told(share)}, expected a number above 0 and below 1")
     value = sqrt(r * share / (1 - share) / tail)
     return torch.diag(torch.tensor([1.0] * r + [value] * tail, dtype=torch.float64))
 
 
+@public
 def flat_spectrum(m: int, r: int, top: float = 1.1) -> Float[Tensor, "m m"]:
     """``diag(top × r, 1 × (m - r))``: almost equal singular values, so that errors say little about representations.
 
@@ -56,10 +58,12 @@ def flat_spectrum(m: int, r: int, top: float = 1.1) -> Float[Tensor, "m m"]:
     """
     _sized(r)
     if not whole(m) or m <= r or not number(top) or top < 1:
-        raise ValueError(f"m is {m!r} and top {top!r}, expected m above r = {r}, and top of at least 1")
+        raise ValueError(f"m is {told(m)} and top {told(top)}, expected m above r = {r}, and top of at least 1")
+    room("a matrix", m, m)
     return torch.diag(torch.tensor([top] * r + [1.0] * (m - r), dtype=torch.float64))
 
 
+@public
 def flat_tail_error(top: Float[Tensor, "runs r r"], tail_energy: float) -> Float[Tensor, " runs"]:
     """``√(τ + Σ_i τ/(s_i² + τ))``: stationary error on r ones and a long flat tail of energy τ, nearly.
 
@@ -74,7 +78,7 @@ def flat_tail_error(top: Float[Tensor, "runs r r"], tail_energy: float) -> Float
     Source: derived.
     """
     if not number(tail_energy) or tail_energy < 0:
-        raise ValueError(f"tail_energy is {tail_energy!r}, expected a number of at least 0")
+        raise ValueError(f"tail_energy is {told(tail_energy)}, expected a number of at least 0")
     sizes = torch.linalg.svdvals(top).square()
     return (tail_energy + (tail_energy / (sizes + tail_energy)).sum(-1)).sqrt()
 
@@ -110,7 +114,7 @@ class RatioLaw:
         """``P(ratio² ≤ x)``."""
         least = self.epsilon**2
         x = np.clip(np.asarray(ratio_squared, dtype=float), 1.0, 1 / least)
-        return np.asarray(beta.sf((1 / x - least) / (1 - least), 0.5, self.r / 2))
+        return np.asarray(scipy.stats.beta.sf((1 / x - least) / (1 - least), 0.5, self.r / 2))
 
     def quantile(self, probability: Values) -> np.ndarray:
         """The value of ratio² below which it lies with that probability.
@@ -120,8 +124,8 @@ class RatioLaw:
         """
         asked = np.asarray(probability, dtype=float)
         if not ((asked >= 0) & (asked <= 1)).all():
-            raise ValueError(f"probability is {probability!r}, expected numbers from 0 to 1")
-        square = beta.isf(asked, 0.5, self.r / 2)
+            raise ValueError(f"probability is {told(probability)}, expected numbers from 0 to 1")
+        square = scipy.stats.beta.isf(asked, 0.5, self.r / 2)
         return np.asarray(1 / (square + self.epsilon**2 * (1 - square)))
 
     @property
@@ -130,17 +134,20 @@ class RatioLaw:
 
         ψ is from ``c_n = sin φ`` and ``tan φ = ε tan ψ``.
         """
-        area, _ = quad(lambda psi: (1 + (self.epsilon * tan(psi)) ** 2) ** (-(self.r - 1) / 2), 0, pi / 2)
-        density = 2 * exp(gammaln((self.r + 1) / 2) - gammaln(self.r / 2)) / sqrt(pi)
+        area, _ = scipy.integrate.quad(
+            lambda psi: (1 + (self.epsilon * tan(psi)) ** 2) ** (-(self.r - 1) / 2), 0, pi / 2
+        )
+        density = 2 * exp(scipy.special.gammaln((self.r + 1) / 2) - scipy.special.gammaln(self.r / 2)) / sqrt(pi)
         return density * area / self.epsilon
 
 
 def _sized(size: int) -> None:
     if not whole(size):
-        raise ValueError(f"size is {size!r}, expected a whole number from 1 on")
+        raise ValueError(f"size is {told(size)}, expected a whole number from 1 on")
     positive("size", size)
+    room("a matrix", size, size)
 
 
 def _epsilon(value: float, *, below: str, holds: bool) -> None:
     if not holds or value < _LEAST_EPSILON:
-        raise ValueError(f"epsilon is {value!r}, expected a number of at least {_LEAST_EPSILON:g} and {below}")
+        raise ValueError(f"epsilon is {told(value)}, expected a number of at least {_LEAST_EPSILON:g} and {below}")

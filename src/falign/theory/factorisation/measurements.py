@@ -10,7 +10,7 @@ from torch import Tensor
 from falign.theory.factorisation.methods import Method
 from falign.theory.factorisation.problem import State
 from falign.theory.factorisation.subspace import row_basis
-from falign.theory.inputs import listed
+from falign.theory.inputs import listed, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def known(names: Sequence[str]) -> dict[str, Measurement]:
     names = listed("names", names)
     for name in names:
         if not isinstance(name, str) or name not in MEASUREMENTS:
-            raise ValueError(f"unknown measurement {name!r}: choose from {', '.join(MEASUREMENTS)}")
+            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}")
     return {name: MEASUREMENTS[name] for name in names}
 
 
@@ -139,7 +139,7 @@ class Course:
             ValueError: it was not recorded.
         """
         if name not in self.values:
-            raise ValueError(f"{name!r} was not recorded: add it to names, beside {', '.join(self.values)}")
+            raise ValueError(f"{told(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
         return self.values[name]
 
 

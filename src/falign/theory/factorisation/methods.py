@@ -7,11 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, recording
 from falign.theory.factorisation.problem import Start, State, fitting, independent, sized
+from falign.theory.inputs import told
 
 Move = Callable[[Tensor, Tensor, State, Tensor, State], None]
 
 
+@recording
 def best_output(Y: Float[Tensor, "... n m"], W: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs n r"]:
     """``Z = YWᵀ(WWᵀ)⁻¹``: the output layer of least error for W; nan where W has not full row rank.
 
@@ -69,6 +72,7 @@ class Method:
     follows_feedback: bool = True
 
 
+@public
 def conserved(
     Z: Float[Tensor, "*runs n r"], W: Float[Tensor, "*runs r m"], B: Float[Tensor, "*runs r n"]
 ) -> Float[Tensor, "*runs r r"]:
@@ -127,7 +131,7 @@ def method_of(name: str) -> Method:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {told(name)}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -152,6 +156,7 @@ def begun(
     return how, Y, settled(how, Y, start)
 
 
+@public
 @torch.no_grad()
 def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], state: Start) -> State:
     """Ż and Ẇ of a state; of fa*, ``Ż = RRᵀBᵀ(WWᵀ)⁻¹`` follows from Ẇ.

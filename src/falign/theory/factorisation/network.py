@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
+from falign.theory.door import public
 from falign.theory.factorisation.problem import State, fitting
-from falign.theory.inputs import floats, positive, whole
+from falign.theory.inputs import floats, positive, room, told, whole
 
 
+@public
 def isotropic(points: int, m: int, *, seed: int) -> Float[Tensor, "points m"]:
     """Inputs with ``XᵀX = points · I`` exactly, in float64: those on which a network is the factorisation.
 
@@ -26,13 +28,17 @@ def isotropic(points: int, m: int, *, seed: int) -> Float[Tensor, "points m"]:
         ValueError: the sizes or the seed are no whole numbers, or there are fewer points than dimensions.
     """
     if not whole(seed):
-        raise ValueError(f"seed is {seed!r}, expected a whole number")
+        raise ValueError(f"seed is {told(seed)}, expected a whole number")
     if not whole(points) or not whole(m) or not 1 <= m <= points:
-        raise ValueError(f"{points!r} points of dimension {m!r}, expected at least as many points as dimensions")
+        raise ValueError(
+            f"{told(points)} points of dimension {told(m)}, expected at least as many points as dimensions"
+        )
+    room("inputs", points, m)
     drawn = torch.randn(points, m, dtype=torch.float64, generator=generator(seed, "factorisation", "inputs"))
     return torch.linalg.qr(drawn).Q * sqrt(points)
 
 
+@public
 def from_network(
     first: Float[Tensor, "r m"], second: Float[Tensor, "n r"], carried: Float[Tensor, "n r"]
 ) -> tuple[Float[Tensor, "1 r n"], State]:
@@ -57,6 +63,7 @@ def from_network(
     return B, state
 
 
+@public
 def rate_in_factorisation(
     rate: float, outputs: int, *, variance: float = 1.0, reduction: Literal["half", "mean", "sum"] = "mean"
 ) -> float:
@@ -80,8 +87,8 @@ def rate_in_factorisation(
         ValueError: a number is not positive, the outputs are not whole, or the reduction is unknown.
     """
     if not whole(outputs):
-        raise ValueError(f"outputs is {outputs!r}, expected a whole number: n, the rows of Y")
+        raise ValueError(f"outputs is {told(outputs)}, expected a whole number: n, the rows of Y")
     factors = {"half": 1.0, "mean": 2.0 / positive("outputs", outputs), "sum": 2.0}
     if not isinstance(reduction, str) or reduction not in factors:
-        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(factors)}")
+        raise ValueError(f"reduction is {told(reduction)}, expected one of {', '.join(factors)}")
     return positive("rate", rate) * positive("variance", variance) * factors[reduction]

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.theory.inputs import floats, full_rank, listed, number, positive, whole
+from falign.theory.door import public
+from falign.theory.inputs import floats, full_rank, listed, number, positive, room, told, whole
 
 _STREAM = "factorisation"
 
@@ -25,6 +26,7 @@ Start: TypeAlias = State | tuple[Tensor, Tensor]
 """A state, or its Z and W as a plain pair."""
 
 
+@public
 def feedback(n: int, r: int, *, seeds: Sequence[int], scale: float = 1.0) -> Float[Tensor, "runs r n"]:
     """Fixed random feedback B with entries N(0, scale²/n), in float64 on the CPU.
 
@@ -44,6 +46,7 @@ def feedback(n: int, r: int, *, seeds: Sequence[int], scale: float = 1.0) -> Flo
     return _normal("feedback", (r, n), seeds) * (scale / sqrt(n))
 
 
+@public
 def zero(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> State:
     """``Z = 0`` and ``W = 0`` for every draw of B: ``C = 0``, so that what is conserved makes |BR| fall."""
     Y = fitting(Y, B)
@@ -51,6 +54,7 @@ def zero(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> State:
     return State(Y.new_zeros(*Y.shape[:2], r), Y.new_zeros(len(B), r, Y.shape[2]))
 
 
+@public
 def normal(
     Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], *, seeds: Sequence[int], scale: float = 1.0
 ) -> State:
@@ -60,7 +64,7 @@ def normal(
         ValueError: the scale is negative, or the seeds are not as many as the runs.
     """
     if not number(scale) or scale < 0:
-        raise ValueError(f"scale is {scale!r}, expected a number of at least 0")
+        raise ValueError(f"scale is {told(scale)}, expected a number of at least 0")
     still = zero(Y, B)
     draws = [
         _normal(name, (part.shape[1], part.shape[2]), _one_a_run(seeds, B)).to(part) * scale
@@ -69,6 +73,7 @@ def normal(
     return State(*draws)
 
 
+@public
 def orthonormal(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], *, seeds: Sequence[int]) -> State:
     """``Z = 0`` and W with orthonormal rows, ``WWᵀ = I``, uniformly distributed: the start of fa*'s sharpest statement.
 
@@ -156,5 +161,6 @@ def _normal(purpose: str, shape: tuple[int, int], seeds: Sequence[int]) -> Float
         raise ValueError("seeds are empty, expected a whole number for every run, such as range(8)")
     if not all(map(whole, seeds)) or not all(whole(size) and size > 0 for size in shape):
         raise ValueError(f"sizes are {shape} and seeds {seeds}, expected sizes above 0 and a whole number a run")
+    room("a matrix a run", len(seeds), *shape)
     drawn = [torch.randn(*shape, dtype=torch.float64, generator=generator(s, _STREAM, purpose)) for s in seeds]
     return torch.stack(drawn)

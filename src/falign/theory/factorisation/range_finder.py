@@ -6,12 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.factorisation.closed_forms import best_error
 from falign.theory.factorisation.problem import fitting
 from falign.theory.factorisation.subspace import row_basis
-from falign.theory.inputs import floats, listed, whole
+from falign.theory.inputs import floats, listed, told, whole
+
+_MOST = 1000
+"""Passes over YYᵀ; after some tens nothing changes."""
 
 
+@public
 def range_finder(
     Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs rows n"], *, rank: int | None = None, power: int = 0
 ) -> Float[Tensor, "runs n m"]:
@@ -33,9 +38,9 @@ def range_finder(
     """
     Y = fitting(Y, B)
     rank = B.shape[1] if rank is None else rank
-    if not whole(rank) or not 1 <= rank <= B.shape[1] or not whole(power) or power < 0:
+    if not whole(rank) or not 1 <= rank <= B.shape[1] or not whole(power) or not 0 <= power <= _MOST:
         raise ValueError(
-            f"rank is {rank!r} and power {power!r}, expected 1 to the {B.shape[1]} rows of B, and 0 or more"
+            f"rank is {told(rank)} and power {told(power)}, expected 1 to the {B.shape[1]} rows of B, and 0 to {_MOST}"
         )
     rows = row_basis(B @ Y)
     for _ in range(power):
@@ -47,6 +52,7 @@ def range_finder(
     return sketch @ rows
 
 
+@public
 def range_finder_ratios(
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs rows n"],
@@ -71,7 +77,7 @@ def range_finder_ratios(
     if not wide or not often:
         raise ValueError(f"oversampling is {wide} and power {often}, expected at least one of each")
     if not whole(rank):
-        raise ValueError(f"rank is {rank!r}, expected a whole number from 1 to the {B.shape[1]} rows of B")
+        raise ValueError(f"rank is {told(rank)}, expected a whole number from 1 to the {B.shape[1]} rows of B")
     if not all(whole(p) and 0 <= p <= B.shape[1] - rank for p in wide):
         raise ValueError(f"oversampling is {wide}, expected 0 to {B.shape[1] - rank}, as B has {B.shape[1]} rows")
     Y = fitting(Y, B)
@@ -85,6 +91,7 @@ def range_finder_ratios(
     return torch.stack([torch.stack(line, -1) for line in errors], 1) / least[:, None, None]
 
 
+@public
 def expected_bound(singular_values: Float[Tensor, " values"], r: int) -> float:
     """Least over k ≤ r - 2 of ``√((1 + k/(r-k-1)) Σ_{j>k} σ_j²)``: bounds the mean stationary error for Gaussian B.
 
@@ -101,6 +108,6 @@ def expected_bound(singular_values: Float[Tensor, " values"], r: int) -> float:
         raise ValueError(f"singular values have shape {tuple(singular_values.shape)}, expected (values,), all finite")
     squares = singular_values.double().square()
     if not whole(r) or not 2 <= r <= len(squares) or bool((squares.diff() > 0).any()):
-        raise ValueError(f"r is {r!r}, expected 2 to {len(squares)}, and singular values that fall")
+        raise ValueError(f"r is {told(r)}, expected 2 to {len(squares)}, and singular values that fall")
     tails = [float(squares[k:].sum()) for k in range(r - 1)]
     return min((1 + k / (r - k - 1)) * tail for k, tail in enumerate(tails)) ** 0.5

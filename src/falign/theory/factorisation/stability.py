@@ -5,10 +5,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.factorisation.methods import begun, conserved
 from falign.theory.factorisation.problem import Start, State
 
 
+@public
 def stable_rate(
     method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
 ) -> Float[Tensor, " runs"]:
@@ -47,6 +49,7 @@ def stable_rate(
     return 1 / (1.5 * s.square() - eigenvalues[:, 0] / 2)
 
 
+@public
 def local_rate(B: Float[Tensor, "runs r n"], state: State) -> Float[Tensor, " runs"]:
     """The sharp η of fa at a point of rest: the least ``2 Re ρ/|ρ|²`` over its rates of decay ρ.
 
@@ -70,6 +73,6 @@ def _largest(A: Tensor) -> Tensor:
 
 def _positive_root(linear: Tensor, constant: Tensor) -> Tensor:
     """The one positive root of ``s³ = linear s + constant``, constant ≥ 0; its other roots have no larger real part."""
-    pairs = torch.stack([linear, constant], 1).cpu().numpy()
+    pairs = torch.stack([linear, constant], 1).detach().cpu().numpy()
     roots = [np.roots([1.0, 0.0, -a, -c]) for a, c in pairs]
     return linear.new_tensor([max(float(found.real.max()), 0.0) for found in roots])

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.factorisation.methods import Method
 from falign.theory.factorisation.problem import State
 
@@ -17,6 +18,7 @@ def row_basis(A: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs least m"]:
     return rows * kept[..., None]
 
 
+@public
 def overlap(W: Float[Tensor, "*runs r m"], other: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs"]:
     """``|P_W P_other|²/r``: mean squared cosine of the angles between two representations' row spaces.
 
@@ -29,6 +31,7 @@ def overlap(W: Float[Tensor, "*runs r m"], other: Float[Tensor, "*runs r m"]) ->
     return (row_basis(W) @ row_basis(other).mT).square().sum((-1, -2)) / W.shape[-2]
 
 
+@public
 def principal_angles(W: Float[Tensor, "*runs r m"], other: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs r"]:
     """Angles between the row spaces, in radians from the smallest on.
 

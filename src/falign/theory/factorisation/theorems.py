@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from falign.theory.door import recording
 from falign.theory.factorisation.assumptions import (
     finite,
     judged,
@@ -21,6 +22,7 @@ from falign.theory.statement import Assumption, TheoremCheck
 SOURCE = "derived; after Garg and Vempala 2022 (AISTATS)"
 
 
+@recording
 def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck:
     """Check that ``C(t) = C(0) + η² Σ BR(BR)ᵀ`` at every recorded time, C of the course's method.
 
@@ -55,6 +57,7 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
     )
 
 
+@recording
 def descent_of_feedback(course: Course) -> TheoremCheck:
     """Check that ``V = |BR|²`` does not increase from one recorded time to the next under fa.
 
@@ -85,6 +88,7 @@ def descent_of_feedback(course: Course) -> TheoremCheck:
     )
 
 
+@recording
 def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
     """Check that the error ends below ``tolerance · |Y|`` where r ≥ rank Y: "converges to the optimum".
 
@@ -121,6 +125,7 @@ def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
     )
 
 
+@recording
 def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     """Check that ZW ends at ``Y (BY)⁺ BY``, and its error at ``|Y(I - P_BY)|``, where r < rank Y too.
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import recording
 from falign.theory.factorisation.assumptions import finite, judged, later, orthogonal, small_step
 from falign.theory.factorisation.measurements import Course
 from falign.theory.factorisation.theorems import SOURCE
@@ -11,6 +12,7 @@ from falign.theory.inputs import positive
 from falign.theory.statement import TheoremCheck
 
 
+@recording
 def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     """Check ``tr(BYWᵀ)(t) - tr(BYWᵀ)(0) = η Σ |BR|²``: exact in steps of any size, and ∫|BR|² in flow.
 
@@ -43,6 +45,7 @@ def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     )
 
 
+@recording
 def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     """Check that ``tr(BZ) = ⟨Bᵀ, Z⟩`` does not fall where ``W(0)W(0)ᵀ = c I``: Bᵀ and Z come closer.
 
@@ -77,6 +80,7 @@ def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     )
 
 
+@recording
 def gram_drift(course: Course) -> TheoremCheck:
     """Check ``|WWᵀ - W(0)W(0)ᵀ| ≤ η · (2√c |BY|_* + η |BY|_*²)``, c = |W(0)|²: O(η), and 0 in flow.
 
@@ -108,6 +112,7 @@ def gram_drift(course: Course) -> TheoremCheck:
     )
 
 
+@recording
 def optimal_output_bound(course: Course) -> TheoremCheck:
     """Check ``min |BR|² ≤ (2√c |BY|_* + η|BY|_*²)/t``, c = |W(0)|² and |·|_* the sum of the singular values.
 

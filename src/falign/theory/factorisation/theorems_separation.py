@@ -7,16 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.factorisation.closed_forms import best_error, optimal_rows, stationary_error
 from falign.theory.factorisation.instances import RatioLaw, last_direction
 from falign.theory.factorisation.problem import feedback, fitting
 from falign.theory.factorisation.range_finder import expected_bound
 from falign.theory.factorisation.subspace import overlap
 from falign.theory.factorisation.theorems import SOURCE
-from falign.theory.inputs import number
+from falign.theory.inputs import number, told
 from falign.theory.statement import Assumption, TheoremCheck
 
 
+@public
 def separation(r: int, epsilon: float, *, seeds: Sequence[int], delta: float = 0.5) -> TheoremCheck:
     """Check that on ``diag(1, …, 1, ε)`` fa's error is above √q times the optimum in a share 1 - δ of the draws of B.
 
@@ -35,7 +37,7 @@ def separation(r: int, epsilon: float, *, seeds: Sequence[int], delta: float = 0
     Source: derived; the abstract: "can be far from optimal when r < rank(Y)".
     """
     if not number(delta) or not 0 < delta < 1:
-        raise ValueError(f"delta is {delta!r}, expected a number above 0 and below 1")
+        raise ValueError(f"delta is {told(delta)}, expected a number above 0 and below 1")
     law, Y = RatioLaw(r=r, epsilon=epsilon), last_direction(r, epsilon)
     B = feedback(r + 1, r, seeds=seeds)
     ratio = (stationary_error(Y, B) / best_error(Y, r)).square()[:, None]
@@ -53,6 +55,7 @@ def separation(r: int, epsilon: float, *, seeds: Sequence[int], delta: float = 0
     )
 
 
+@public
 def near_orthogonality(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) -> TheoremCheck:
     """Check ``FA²/opt² ≤ |Y|²/opt²`` and ``E |P_FA P_opt|²/r ≤ (σ_1/σ_m)² r/m``: equal errors, other representations.
 
@@ -103,6 +106,7 @@ def near_orthogonality(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) ->
     )
 
 
+@public
 def sampling_bound(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) -> TheoremCheck:
     """Check that the mean stationary error is below ``√((1 + k/(r-k-1)) Σ_{j>k} σ_j²)``, the best over k ≤ r - 2.
 

@@ -8,7 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, typed
+from falign.theory.inputs import told
 
+
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Activation:
     """An activation ψ, elementwise.
@@ -31,6 +35,7 @@ class Activation:
     into: Callable[[Tensor, Tensor], object] | None = None
     carry: Callable[[Tensor, Tensor, Tensor, Tensor], object] | None = None
 
+    @typed
     def write(self, u: Float[Tensor, "..."], out: Float[Tensor, "..."]) -> None:
         """Write ``ψ(u)`` to ``out``."""
         if self.into is None:
@@ -38,6 +43,7 @@ class Activation:
         else:
             self.into(u, out)
 
+    @typed
     def write_carried(
         self, b: Float[Tensor, "..."], u: Float[Tensor, "..."], value: Float[Tensor, "..."], out: Float[Tensor, "..."]
     ) -> None:
@@ -47,10 +53,12 @@ class Activation:
         else:
             self.carry(b, u, value, out)
 
+    @public
     def derivative(self, u: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``ψ'(u)``; relu has 0 at 0."""
         return self.slope(u, self.value(u))
 
+    @public
     def both(self, u: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """``ψ(u)`` and ``ψ'(u)`` from one evaluation."""
         value = self.value(u)
@@ -139,8 +147,8 @@ def activation(name: str) -> Activation:
     Raises:
         ValueError: there is none.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {told(name)}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

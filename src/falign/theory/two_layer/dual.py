@@ -8,15 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, recording, typed
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.activations import form
-from falign.theory.two_layer.measures import ALWAYS, alignment, chosen
+from falign.theory.two_layer.measures import ALWAYS, alignment, chosen, told_of_divergence
 from falign.theory.two_layer.pieces import cut
 from falign.theory.two_layer.reduced import Reduced, reduce
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Start
 
 
+@typed
 class Dual:
     """Feedback alignment of ``f = (1/√p) βᵀψ(Wx)``, scalar output, on ``U = X Wᵀ`` and β.
 
@@ -89,12 +91,12 @@ class Dual:
         """``X Wᵀ``."""
         return self._gather("U", self._y.shape[1]) / self._form.stretch
 
+    @public
     @torch.no_grad()
     def advance(self, steps: int) -> None:
         """Make that many steps."""
-        keep = shrinkage(self.penalties, self.rate, self.t, steps).to(self._e)
-        for row in keep.repeat(1, self._runs[0])[:, :, None, None]:
-            self._step(row)
+        for keep in shrinkage(self.penalties, self.rate, self.t, steps, self._e):
+            self._step(keep.repeat(self._runs[0])[:, None, None])
             self.t += 1
 
     def _step(self, keep: Tensor) -> None:
@@ -112,6 +114,7 @@ class Dual:
         """``e = y - f`` at current weights."""
         return self._e.unflatten(0, self._runs).clone()
 
+    @recording
     @torch.no_grad()
     def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
         """Loss, alignment and how far the weights have come: the numbers of ``Literal.measure``.
@@ -122,6 +125,9 @@ class Dual:
 
         Raises:
             ValueError: a name is unknown.
+
+        Warns:
+            UserWarning: a run is no longer finite.
         """
         known = [*ALWAYS, *([] if self.start.X_test is None else ["test_loss"])]
         wanted = chosen(names, known)
@@ -132,7 +138,7 @@ class Dual:
             found["beta_change"] = (beta - self.start.beta.unsqueeze(1)).abs().amax(-1)
         if wanted & {"weight_change", "weight_growth", "test_loss"}:
             found |= self._travelled()
-        return {name: found[name] for name in known if name in wanted}
+        return told_of_divergence({name: found[name] for name in known if name in wanted}, self.t)
 
     @cached_property
     def _inverse(self) -> tuple[Float[Tensor, "seeds r n"], Float[Tensor, "seeds m r"] | None]:

@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
+from falign.theory.door import public, typed
+from falign.theory.inputs import room, whole_number
 from falign.theory.two_layer.reduced import Reduced, reduce
 from falign.theory.two_layer.start import Start
-from falign.theory.two_layer.streams import Scale, inputs_of, whole_number
+from falign.theory.two_layer.streams import Scale, inputs_of
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """The same for points that are not trained on.
@@ -35,6 +38,7 @@ class HeldOut:
         return (self.y.unsqueeze(1) - f).square().sum(-1) / 2
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Gram:
     """Inner products of Z = W(0)Xᵀ, β(0) and b, scaled to have limits for p → ∞; X in its left singular basis.
@@ -78,6 +82,7 @@ class Gram:
         return replace(self, **moved(self), test=test)
 
 
+@public
 def from_start(start: Start | Reduced) -> Gram:
     """The inner products of a start's own weights, by summation over its neurons."""
     reduced = reduce(start) if isinstance(start, Start) else start
@@ -89,6 +94,7 @@ def from_start(start: Start | Reduced) -> Gram:
     return _scaled(p, stack.mT @ stack / stack.shape[1], reduced.X, reduced.y, reduced.X_test, reduced.y_test)
 
 
+@public
 def sample(
     seeds: Sequence[int],
     *,
@@ -115,11 +121,14 @@ def sample(
     Raises:
         ValueError: a size is below 1 or no integer, or there are not as many widths as seeds.
     """
-    widths = [whole_number("p", width) for width in (p if isinstance(p, Iterable) else [p] * len(seeds))]
+    several = p if isinstance(p, Iterable) and getattr(p, "ndim", 1) else [p] * len(seeds)
+    widths = [whole_number("p", width) for width in several]
     if len(widths) != len(seeds):
         raise ValueError(f"{len(widths)} widths were given for {len(seeds)} seeds: one for all or one for each")
     if not seeds or min(n, d, *widths) < 1 or test < 0:
         raise ValueError(f"sizes must be at least 1, got seeds={len(seeds)}, n={n}, d={d}, p={p}, test={test}")
+    room("inputs", len(seeds), n + test, d)
+    room("products", len(seeds), min(n + test, d) + 2, min(n + test, d) + 2)
     X = torch.stack([inputs_of(seed, n, d, inputs) for seed in seeds])
     X_test = torch.stack([inputs_of(seed, test, d, inputs, "test inputs") for seed in seeds])
     points = torch.cat([X, X_test], 1)

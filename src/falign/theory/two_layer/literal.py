@@ -7,9 +7,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from falign.theory.door import public, recording, typed
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.losses import loss as loss_named
-from falign.theory.two_layer.measures import ALWAYS, alignment, chosen, error_cosine, largest, travelled
+from falign.theory.two_layer.measures import (
+    ALWAYS,
+    alignment,
+    chosen,
+    error_cosine,
+    largest,
+    told_of_divergence,
+    travelled,
+)
 from falign.theory.two_layer.sampling import Batches, Dropout
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Start
@@ -18,6 +27,7 @@ _ELEMENTS = 1 << 24
 """Points are evaluated in pieces of at most that many hidden activities."""
 
 
+@typed
 class Literal:
     """Feedback alignment of ``f(x) = (1/√p) βᵀψ(Wx)`` on W and β, [seeds penalties] runs at once.
 
@@ -86,12 +96,12 @@ class Literal:
         """Output weights β."""
         return self._beta[..., 0] if self._scalar else self._beta
 
+    @public
     @torch.no_grad()
     def advance(self, steps: int) -> None:
         """Make that many steps."""
-        keep = shrinkage(self.penalties, self.rate, self.t, steps).to(self._beta)
-        for row in keep[:, :, None, None]:
-            self._step(row)
+        for keep in shrinkage(self.penalties, self.rate, self.t, steps, self._beta):
+            self._step(keep[:, None, None])
             self.t += 1
 
     def _step(self, keep: Tensor) -> None:
@@ -135,17 +145,39 @@ class Literal:
             piece = slice(first, first + size)
             yield piece, self.activation.value(self._preactivations(X[..., piece, :])).mT @ self._beta / root
 
+    @public
     @torch.no_grad()
     def outputs(self, X: Float[Tensor, "... m d"]) -> Float[Tensor, "seeds penalties m *k"]:
-        """``f(x)`` at inputs of all seeds [m d] or of each [seeds m d], without dropout."""
+        """``f(x)`` at inputs of all seeds [m d] or of each [seeds m d], without dropout.
+
+        Raises:
+            ValueError: the inputs are others.
+        """
+        self._fits(X)
         f = torch.cat([f for _, f in self._pieces(X)], dim=2)
         return f[..., 0] if self._scalar else f
 
+    @public
     @torch.no_grad()
     def accuracy(self, X: Float[Tensor, "... m d"], labels: Int[Tensor, "... m"]) -> Float[Tensor, "seeds penalties"]:
-        """Share of points whose largest output is the labelled one."""
+        """Share of points whose largest output is the labelled one.
+
+        Raises:
+            ValueError: the inputs are no [m d] or [seeds m d], or there is not one label a point.
+        """
+        self._fits(X)
+        if labels.shape != X.shape[:-1] and labels.shape != X.shape[-2:-1]:
+            raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(X.shape[:-1])}: one a point")
         right = sum((f.argmax(-1) == labels[..., None, piece]).sum(-1) for piece, f in self._pieces(X))
         return torch.as_tensor(right).to(self._beta) / X.shape[-2]
+
+    def _fits(self, X: Tensor) -> None:
+        """Refuse inputs of another shape, number format or device than the network's."""
+        seeds, _, d = self._W.shape
+        if X.dim() not in (2, 3) or X.shape[-1] != d or (X.dim() == 3 and len(X) != seeds):
+            raise ValueError(f"X has shape {list(X.shape)}, expected [points {d}] or [{seeds} points {d}]")
+        if (X.dtype, X.device) != (self._W.dtype, self._W.device):
+            raise ValueError(f"X is {X.dtype} on {X.device}, W {self._W.dtype} on {self._W.device}: pass X.to(W)")
 
     def _outputs(self, X: Tensor) -> Tensor:
         return torch.cat([f for _, f in self._pieces(X)], dim=2)
@@ -159,6 +191,7 @@ class Literal:
     def _targets(self, y: Tensor) -> Tensor:
         return y if y.dim() == 2 else y.unsqueeze(1)
 
+    @recording
     @torch.no_grad()
     def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
         """Loss, alignment and how far the weights have come.
@@ -173,6 +206,9 @@ class Literal:
 
         Raises:
             ValueError: a name is unknown.
+
+        Warns:
+            UserWarning: a run is no longer finite.
         """
         start = self.start
         known = [*ALWAYS, *([] if self._scalar else ["error_cosine"]), *([] if start.X_test is None else ["test_loss"])]
@@ -188,7 +224,7 @@ class Literal:
         if "test_loss" in wanted and start.X_test is not None and start.y_test is not None:
             y_test = self._targets(with_outputs(start.y_test, self._scalar))
             found["test_loss"] = self.loss.value(self._outputs(start.X_test), y_test)
-        return {name: found[name] for name in known if name in wanted}
+        return told_of_divergence({name: found[name] for name in known if name in wanted}, self.t)
 
 
 def with_outputs(tensor: Tensor, scalar: bool) -> Tensor:

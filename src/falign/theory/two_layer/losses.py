@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.inputs import told
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -47,5 +49,5 @@ def loss(name: str) -> Loss:
         ValueError: there is none.
     """
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {told(name)}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]

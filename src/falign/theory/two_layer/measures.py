@@ -1,10 +1,13 @@
 """What the engines measure, from β, b and e."""
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from falign.theory.door import outermost
 
 ALWAYS = ("loss", "cosine", "beta_norm", "b_dot_beta", "beta_change", "weight_change", "weight_growth")
 """What every engine measures that knows each neuron's weights."""
@@ -23,6 +26,31 @@ def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[s
         what = f"unknown measurement {unknown[0]!r}" if unknown else "no measurement was named"
         raise ValueError(f"{what}: choose from {', '.join(sorted(known))}")
     return frozenset(names)
+
+
+def warn_of_divergence(measured: Float[Tensor, "runs times"], steps: Sequence[int]) -> None:
+    """Say that runs are no longer finite, and from which of the steps on.
+
+    Warns:
+        UserWarning: one is not.
+    """
+    lost = ~measured.isfinite()
+    if lost.any():
+        first = int(lost.any(0).int().argmax())
+        warnings.warn(
+            f"{int(lost.any(1).sum())} of {len(lost)} runs are no longer finite, the first at step {steps[first]}: "
+            "their numbers are nan from there; choose a smaller rate, or a weaker penalty",
+            stacklevel=4,
+        )
+
+
+def told_of_divergence(
+    found: dict[str, Float[Tensor, "seeds penalties"]], step: int
+) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    """What an engine measured, said to be lost where it is; not to a function of ours, which says it itself."""
+    if outermost():
+        warn_of_divergence(torch.stack([value.flatten() for value in found.values()]).sum(0).unsqueeze(1), [step])
+    return found
 
 
 def ratio(dot: Float[Tensor, "*runs"], norms: Float[Tensor, "*runs"]) -> Float[Tensor, "*runs"]:

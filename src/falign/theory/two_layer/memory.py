@@ -2,9 +2,13 @@
 
 import torch
 
+from falign.theory.door import public
+from falign.theory.inputs import told
 from falign.theory.two_layer.pieces import layout
+from falign.theory.two_layer.streams import check_sizes
 
 
+@public
 def bytes_needed(
     engine: str,
     *,
@@ -40,8 +44,9 @@ def bytes_needed(
         dtype: Of the run.
 
     Raises:
-        ValueError: there is no such engine.
+        ValueError: there is no such engine, or a size is below 1.
     """
+    check_sizes(n=n, d=d, p=p, seeds=seeds, penalties=penalties, outputs=outputs, test=test, batch=batch)
     runs = seeds * penalties
     data = seeds * (n + test) * (d + (outputs if engine == "literal" else 1))
     if engine == "literal":
@@ -61,5 +66,5 @@ def bytes_needed(
         state = seeds * ((r + 1) * (r + 2) + r) + runs * (4 * r + 3)
         numbers = gram + state + 2 * runs * r
     else:
-        raise ValueError(f"unknown engine {engine!r}: choose one of literal, dual, width-free")
+        raise ValueError(f"unknown engine {told(engine)}: choose one of literal, dual, width-free")
     return numbers * dtype.itemsize

@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 
+
+@public
 def project(
     X: Float[Tensor, "*seeds n d"], y: Float[Tensor, "*seeds n"]
 ) -> tuple[Float[Tensor, "*seeds m d"], Float[Tensor, "*seeds m"], Float[Tensor, "*seeds"]]:

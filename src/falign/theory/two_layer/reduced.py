@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
+from falign.theory.inputs import room
 from falign.theory.two_layer.start import Scale, Start, Teacher, draw_data, draw_output_weights
-from falign.theory.two_layer.streams import check_dtype, rows_of
+from falign.theory.two_layer.streams import check_dtype, check_sizes, rows_of
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Reduced:
     """What feedback alignment on full batches needs of a start; p (n + m) numbers a run for p d.
@@ -43,6 +46,7 @@ class Reduced:
         check_dtype(self.U.dtype)
 
 
+@public
 def reduce(start: Start) -> Reduced:
     """Put W's action on the points in its place.
 
@@ -66,6 +70,7 @@ def reduce(start: Start) -> Reduced:
     )  # fmt: skip
 
 
+@public
 def draw_reduced(
     seeds: Sequence[int],
     *,
@@ -96,6 +101,8 @@ def draw_reduced(
         device: Of everything returned.
     """
     check_dtype(dtype)
+    check_sizes(seeds=len(seeds), n=n, d=d, p=p, test=test)
+    room("the points at every neuron", len(seeds), n + test, p)
     data = draw_data(seeds, n=n, d=d, p=p, activation=activation, inputs=inputs, teacher=teacher, test=test)
     points = torch.cat([data["X"], data["X_test"]], 1) if test else data["X"]
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0

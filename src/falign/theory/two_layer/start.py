@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, typed
+from falign.theory.inputs import room
 from falign.theory.two_layer.projection import project
 from falign.theory.two_layer.streams import (
     Scale,
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Data, teacher's answers and initial weights of a block of runs, one per seed.
@@ -67,6 +70,7 @@ class Start:
             raise ValueError(f"W must be [seeds p d], got {list(self.W.shape)}")
         check_dtype(self.W.dtype)
         seeds, p, _ = self.W.shape
+        self._expect("W", self.W, list(self.W.shape))
         outputs = list(self.beta.shape[2:])
         self._expect("beta", self.beta, [seeds, p, *outputs])
         self._expect("b", self.b, [seeds, p, *outputs])
@@ -102,6 +106,7 @@ class Start:
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
+@public
 def draw_data(
     seeds: Sequence[int],
     *,
@@ -118,6 +123,8 @@ def draw_data(
     check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs, test=test)
     check_choice("inputs", inputs, ("standard", "scaled"))
     check_choice("teacher", teacher, ("network", "linear"))
+    room("inputs and targets", len(seeds), n + test, d + (outputs or 1))
+    room("the teacher", 1 if teacher == "linear" else p, outputs or 1)
     found: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
     for seed in seeds:
         X = inputs_of(seed, n, d, inputs)
@@ -128,6 +135,7 @@ def draw_data(
     return {name: torch.stack(parts) for name, parts in found.items() if test or not name.endswith("_test")}
 
 
+@public
 def draw_weights(
     seeds: Sequence[int],
     *,
@@ -142,6 +150,7 @@ def draw_weights(
     check_sizes(seeds=len(seeds), d=d, p=p, outputs=outputs)
     check_choice("weights", weights, ("standard", "scaled"))
     check_dtype(dtype)
+    room("weights", len(seeds), p, d + 2 * (outputs or 1))
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0
     W = torch.empty(len(seeds), p, d, dtype=dtype, device=device)
     for index, seed in enumerate(seeds):
@@ -160,6 +169,7 @@ def draw_output_weights(
     }
 
 
+@public
 def draw(
     seeds: Sequence[int],
     *,

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from math import sqrt
-from operator import index
 from typing import Literal as OneOf
-from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
+from falign.theory.inputs import told, whole_number
 from falign.theory.two_layer.activations import activation as activation_named
 
 Scale = OneOf["standard", "scaled"]
@@ -53,20 +52,6 @@ def answers(seed: int, X: Tensor, p: int, activation: str, teacher: Teacher, out
     return y if outputs else y[:, 0]
 
 
-def whole_number(name: str, value: object) -> int:
-    """The integer that a value of any integer type is.
-
-    Raises:
-        ValueError: it is none, such as 1e9, or above 2⁶³ - 1.
-    """
-    if not isinstance(value, SupportsIndex):
-        raise ValueError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}: write int({name})")
-    number = index(value)
-    if number >= 2**63:
-        raise ValueError(f"{name} must be below 2⁶³, got {number}")
-    return number
-
-
 def check_sizes(**sizes: int | None) -> None:
     """Refuse a size that is no integer or below 1; for ``test`` below 0."""
     for name, size in sizes.items():
@@ -84,4 +69,4 @@ def check_dtype(dtype: torch.dtype) -> None:
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a value that is not among the known."""
     if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        raise ValueError(f"unknown {name} {told(value)}: choose one of {', '.join(known)}")

@@ -1,12 +1,16 @@
 """Advance an engine and record what it measures at chosen steps."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from falign.theory.door import public, recording
+from falign.theory.inputs import bearable
+from falign.theory.two_layer.measures import warn_of_divergence
 
 
 @runtime_checkable
@@ -49,7 +53,18 @@ class Trajectory:
     diverged: Int[Tensor, "seeds penalties"]
 
 
-def simulate(engine: Engine, at: Sequence[int], names: Collection[str] | None = None) -> Trajectory:
+_LOOKS = 100
+"""How often at least it is told how far a simulation is."""
+
+
+@recording
+def simulate(
+    engine: Engine,
+    at: Sequence[int],
+    names: Collection[str] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Trajectory:
     """Advance the engine to each step of ``at`` and measure there.
 
     A run that overflows stays in its block, where it disturbs no other, and is told from the others by
@@ -60,17 +75,31 @@ def simulate(engine: Engine, at: Sequence[int], names: Collection[str] | None = 
         at: Steps to record at, increasing, none before ``engine.t``.
         names: What to measure; None for all that the engine measures. In the dual engine how far the weights have
             come costs three to ten steps, the rest a tenth of one.
+        progress: Told which share of the steps is done, a hundred times and at each recording.
 
     Raises:
         ValueError: the steps do not increase or lie behind the engine, or it has no measurement of a name.
+
+    Warns:
+        UserWarning: a run is no longer finite, with the step.
     """
-    if not at or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False)):
+    if (
+        not at
+        or bearable(at[-1]) < 0
+        or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False))
+    ):
         raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
+    bearable(at[-1])
     columns: dict[str, list[Tensor]] = {}
     failed: Tensor | None = None
     diverged = torch.empty(0)
+    begun = engine.t
+    piece = -(-(at[-1] - begun) // _LOOKS) or 1
     for step in at:
-        engine.advance(step - engine.t)
+        while engine.t < step:
+            engine.advance(min(piece, step - engine.t))
+            if progress is not None:
+                progress((engine.t - begun) / (at[-1] - begun))
         found = engine.measure() if names is None else engine.measure(names)
         measured = {name: value.detach().cpu() for name, value in found.items()}
         whole = torch.stack([value.isfinite() for value in measured.values()]).all(0)
@@ -81,20 +110,19 @@ def simulate(engine: Engine, at: Sequence[int], names: Collection[str] | None = 
         failed = failed | ~whole
         for name, value in measured.items():
             columns.setdefault(name, []).append(value.masked_fill(failed, torch.nan))
-    return Trajectory(
-        steps=torch.tensor(list(at)),
-        values={name: torch.stack(column, -1) for name, column in columns.items()},
-        diverged=diverged,
-    )
+    values = {name: torch.stack(column, -1) for name, column in columns.items()}
+    warn_of_divergence(next(iter(values.values())).flatten(0, -2), at)
+    return Trajectory(steps=torch.tensor(list(at)), values=values, diverged=diverged)
 
 
+@public
 def spaced(steps: int, points: int) -> list[int]:
     """At most ``points`` recording steps from 0 to ``steps``, dense early: 0 and about equal ratios above.
 
     Raises:
         ValueError: steps is negative or there are fewer than 2 points.
     """
-    if steps < 0 or points < 2:
+    if bearable(steps) < 0 or points < 2:
         raise ValueError(f"recording wants at least 0 steps and 2 points, got {steps} and {points}")
     if steps + 1 <= points:
         return list(range(steps + 1))

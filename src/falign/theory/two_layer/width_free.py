@@ -7,14 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public, recording, typed
 from falign.theory.two_layer.gram import Gram, from_start, sample
-from falign.theory.two_layer.measures import chosen, ratio
+from falign.theory.two_layer.measures import chosen, ratio, told_of_divergence
 from falign.theory.two_layer.reduced import Reduced
 from falign.theory.two_layer.schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer.start import Scale, Start
 from falign.theory.two_layer.streams import check_dtype
 
 
+@typed
 class WidthFree:
     """Feedback alignment of the linear network ``f = (1/√p) βᵀWx``, at r² a step for any width, r = min(n, d).
 
@@ -57,6 +59,7 @@ class WidthFree:
         self._answer()
 
     @classmethod
+    @public
     def from_start(
         cls, start: Start | Reduced, *, rate: float, penalties: Sequence[Penalty] = (Penalty(),)
     ) -> "WidthFree":
@@ -64,6 +67,7 @@ class WidthFree:
         return cls(from_start(start), rate=rate, penalties=penalties)
 
     @classmethod
+    @public
     def sample(
         cls,
         seeds: Sequence[int],
@@ -96,13 +100,13 @@ class WidthFree:
         gram = sample(seeds, n=n, d=d, p=p, inputs=inputs, test=test)
         return cls(gram.to(device, dtype), rate=rate, penalties=penalties)
 
+    @public
     @torch.no_grad()
     def advance(self, steps: int) -> None:
         """Make that many steps."""
-        keep = shrinkage(self.penalties, self.rate, self.t, steps).to(self._e)
-        for row in keep.unsqueeze(-1):
+        for keep in shrinkage(self.penalties, self.rate, self.t, steps, self._e):
             grown = (self._sigma * self._e).sum(-1, keepdim=True)
-            self._decaying.mul_(row)
+            self._decaying.mul_(keep.unsqueeze(-1))
             self._u.add_(self._e, alpha=self.rate)
             self._c.add_(grown, alpha=self.rate)
             self._sigma.addcmul_(self._drive, self._e)
@@ -120,6 +124,7 @@ class WidthFree:
         """``e = y - f`` at the training points."""
         return self._e @ self.gram.basis.mT + self.gram.rest.unsqueeze(1)
 
+    @recording
     @torch.no_grad()
     def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
         """Loss, alignment and growth: ``Literal.measure`` without the maxima over neurons.
@@ -129,6 +134,9 @@ class WidthFree:
 
         Raises:
             ValueError: a name is unknown.
+
+        Warns:
+            UserWarning: a run is no longer finite.
         """
         gram, p, root = self.gram, self._p, self._p.sqrt()
         u, a, c = self._u, self._decaying[..., -2], self._decaying[..., -1]
@@ -150,7 +158,7 @@ class WidthFree:
         if gram.test is not None:
             found["test_loss"] = gram.test.loss(self._decaying, q, self._on_b)
         wanted = chosen(names, found)
-        return {name: value for name, value in found.items() if name in wanted}
+        return told_of_divergence({name: value for name, value in found.items() if name in wanted}, self.t)
 
 
 def _output_map(gram: Gram) -> Float[Tensor, "seeds r_2 r_1"]:

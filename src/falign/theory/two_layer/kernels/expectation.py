@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
+
 _REACH = 10.0
 """Nodes lie in [-10, 10]; the Gaussian weight is 10⁻²² there."""
 
@@ -36,6 +38,7 @@ _PIECE = 1 << 22
 """Numbers of one piece of the two-dimensional sums: 32 MiB."""
 
 
+@public
 def pair_means(
     value: Callable[[Tensor], Tensor],
     scale: Float[Tensor, " n"],
@@ -74,6 +77,7 @@ def pair_means(
     return means, error + float(remainder.max()) / max(size, 1e-300)
 
 
+@public
 def hermite_coefficients(
     value: Callable[[Tensor], Tensor], scale: Float[Tensor, " n"], terms: int, *, tolerance: float = 1e-10
 ) -> Float[Tensor, "n terms"]:

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.two_layer.activations import Activation
 
 
+@public
 @dataclass(frozen=True)
 class Kernels:
     """The two parts of ``e(t+1) ≈ (I - η(G + H)) e(t)``.
@@ -30,6 +32,7 @@ class Kernels:
         return found
 
 
+@public
 def kernels(
     U: Float[Tensor, "*runs p n"],
     gram: Float[Tensor, "*#runs n n"],
@@ -57,6 +60,7 @@ def kernels(
     return Kernels(G=G, H=H)
 
 
+@public
 def kernels_of_weights(
     X: Float[Tensor, "*#runs n d"],
     W: Float[Tensor, "*runs p d"],

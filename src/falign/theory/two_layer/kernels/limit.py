@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.two_layer.activations import Activation
 from falign.theory.two_layer.kernels.expectation import pair_means
 
 
+@public
 def limiting_kernel(
     X: Float[Tensor, "*runs n d"], activation: Activation, *, tolerance: float = 1e-10
 ) -> Float[Tensor, "*runs n n"]:
@@ -39,6 +41,7 @@ def limiting_kernel(
     return limiting_kernel_by_quadrature(X, activation.value, tolerance=tolerance)[0]
 
 
+@public
 def limiting_kernel_by_quadrature(
     X: Float[Tensor, "*runs n d"], value: Callable[[Tensor], Tensor], *, tolerance: float = 1e-10
 ) -> tuple[Float[Tensor, "*runs n n"], float]:

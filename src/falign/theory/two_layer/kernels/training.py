@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from falign.theory.door import public
+from falign.theory.inputs import bearable
 from falign.theory.two_layer.dual import Dual
 from falign.theory.two_layer.kernels.finite import Kernels, kernels
 
@@ -24,12 +26,14 @@ class KernelCourse:
     values: dict[str, Float[Tensor, "seeds penalties times"]]
 
 
+@public
 def kernels_of_engine(engine: Dual) -> Kernels:
     """G and H [seeds penalties n n] at the engine's current weights."""
     X = engine.start.X.unsqueeze(1)
     return kernels(engine.U.mT, X @ X.mT, engine.beta, engine.start.b.unsqueeze(1), engine.activation)
 
 
+@public
 def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelCourse:
     """Advance the engine to each step of ``at`` and record the extreme eigenvalues of G, H and G + H.
 
@@ -45,8 +49,13 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelCourse:
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 3.
     """
-    if not at or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False)):
+    if (
+        not at
+        or bearable(at[-1]) < 0
+        or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False))
+    ):
         raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
+    bearable(at[-1])
     columns: list[dict[str, Tensor]] = []
     for step in at:
         engine.advance(step - engine.t)

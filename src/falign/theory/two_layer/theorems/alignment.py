@@ -1,12 +1,13 @@
 """Theorem 4.6: under a ridge that is cut off, β aligns with b, to a degree that does not depend on the width."""
 
-from math import floor, log, sqrt
+from math import floor, inf, log, sqrt
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import root_scalar
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.gram import Gram
 from falign.theory.two_layer.schedules import Penalty
@@ -19,6 +20,7 @@ _RECORDED = 40
 """About as many times are recorded after the ridge ends."""
 
 
+@public
 def theorem_4_6(
     gram: Gram,
     *,
@@ -62,7 +64,7 @@ def theorem_4_6(
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6. λ is put on for exactly T steps: the printed t ≤ T is
     T + 1, whose sum can exceed S_λ.
     """
-    conditions.check_levels(delta=delta, strength=strength, sum_constant=sum_constant, d=d)
+    conditions.check_levels(delta=delta, strength=strength, sum_constant=sum_constant, d=d, rate=rate)
     if gram.p.amin() < gram.p.amax():
         raise ValueError(
             f"T depends on the width, and this block has widths from {float(gram.p.min()):.10g} to "
@@ -74,11 +76,16 @@ def theorem_4_6(
     ridge = strength * gamma
     total = sum_constant * penalty_limit(gamma, M, p=p, n=n, rate=rate)
     penalty = penalty_of_sum(ridge, total, schedule)
+    if not total / ridge < longest:
+        raise ValueError(f"{total / ridge:.4g} steps of λ are needed, above longest={longest}: choose a smaller c_S")
     last = floor(total / ridge)
     after = last if schedule in ("cutoff", "constant") else _until_small(penalty, gamma)
-    steps = after + floor(log(1e10) / (rate * gamma / 2)) + 1
+    onward = log(1e10) / (rate * gamma / 2) if rate * gamma > 0 else inf
+    steps = after + floor(onward) + 1 if onward < longest else longest + 1
     if steps > longest:
-        raise ValueError(f"{steps} steps are needed, above longest={longest}: choose a smaller p, c_S or L")
+        raise ValueError(
+            f"{after + onward:.10g} steps are needed, above longest={longest}: choose a smaller p, c_S or L"
+        )
     engine = WidthFree(gram, rate=rate, penalties=(penalty,))
     times = [after + t for t in spaced(steps - after, _RECORDED)]
     cosine = simulate(engine, times).values["cosine"][:, 0]
@@ -116,6 +123,7 @@ def _summary(cosine: Float[Tensor, "runs times"]) -> dict[str, float]:
     return {"least cosine": float(cosine.min()), "mean cosine": float(final.mean()), "spread of the cosine": spread}
 
 
+@public
 def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:
     """The ridge of that schedule which starts at λ(0) = ``strength`` and sums to at most ``total``.
 
@@ -126,6 +134,8 @@ def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:
     """
     if schedule == "constant":
         return Penalty(strength)
+    if not (strength > 0 and total / strength < 1e15):
+        raise ValueError(f"strength is {strength} and total {total}, expected positive ones, of at most 1e15 steps")
     if total < strength:
         raise ValueError(
             f"Σλ may be {total:.4g}, less than the first step's λ = {strength:.4g}: "
@@ -142,7 +152,7 @@ def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:
 
     if excess(1e-6) >= 0:
         return Penalty(strength, schedule, 1e-6)
-    steps = root_scalar(excess, bracket=(1e-6, 10 * total / strength + 10), rtol=1e-12).root
+    steps = scipy.optimize.root_scalar(excess, bracket=(1e-6, 10 * total / strength + 10), rtol=1e-12).root
     return Penalty(strength, schedule, float(steps) * (1 - 1e-11))
 
 
@@ -153,7 +163,10 @@ def _until_small(penalty: Penalty, gamma: float) -> int:
     return floor(penalty.steps * (log(ratio) if penalty.schedule == "exponential" else sqrt(ratio))) + 1
 
 
+@public
 def width_independent(checks: list[TheoremCheck]) -> Tensor:
     """Mean final cosine and its standard error for each of some checks of theorem 4.6, [checks 2]."""
+    if not checks:
+        raise ValueError("checks are empty, expected those of theorem 4.6, one a width")
     rows = [(check.measured[:, -1].mean(), check.measured[:, -1].std() / sqrt(len(check.measured))) for check in checks]
     return torch.tensor([[float(mean), float(error)] for mean, error in rows], dtype=torch.float64)

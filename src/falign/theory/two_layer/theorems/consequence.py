@@ -5,6 +5,7 @@ from math import sqrt
 
 import torch
 
+from falign.theory.door import public
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.dual import Dual
@@ -17,6 +18,7 @@ from falign.theory.two_layer.width_free import WidthFree
 _SOURCE = "Song, Xu and Lafferty 2021 (NeurIPS), section 4.1"
 
 
+@public
 def vanishing_alignment(start: Start, *, activation: str, rate: float, steps: int) -> TheoremCheck:
     """Check ``|cos∠(b, β)| ≤ (|<b, β(0)>|/|b| + |Δ|) / (|β(0)| - |Δ|)``, ``Δ = β(t) - β(0)``, in runs without ridge.
 
@@ -64,6 +66,7 @@ def vanishing_alignment(start: Start, *, activation: str, rate: float, steps: in
     )
 
 
+@public
 def linear_alignment_law(
     widths: Sequence[int], *, n: int, d: int, rate: float, steps: int, seeds: Sequence[int], inputs: Scale = "standard"
 ) -> TheoremCheck:
@@ -87,10 +90,12 @@ def linear_alignment_law(
         inputs: Distribution of the inputs.
 
     Raises:
-        ValueError: fewer than two seeds.
+        ValueError: fewer than two seeds, or no width or step.
 
     Source: derived here; the paper states only O(n/√p), section 4.1.
     """
+    if not widths or steps < 1:
+        raise ValueError(f"widths are {list(widths)} and steps {steps}, expected at least one of each")
     if len(seeds) < 2:
         raise ValueError(f"a mean needs a standard error, so at least two seeds, got {len(seeds)}")
     columns, left = [], []

@@ -5,6 +5,7 @@ from math import log, sqrt
 
 import torch
 
+from falign.theory.door import typed
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.dual import Dual
@@ -17,6 +18,7 @@ from falign.theory.two_layer.theorems.course import Course, follow, step_bound
 _PAPER = "Song, Xu and Lafferty 2021 (NeurIPS)"
 
 
+@typed
 def theorem_3_2(
     start: Start,
     *,
@@ -49,6 +51,7 @@ def theorem_3_2(
     return _check("Theorem 3.2", start, activation, rate, steps, gamma, delta, (Penalty(),), None)
 
 
+@typed
 def theorem_4_2(
     start: Start,
     *,

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.inputs import bearable
+from falign.theory.two_layer.measures import warn_of_divergence
 from falign.theory.two_layer.schedules import Penalty
 from falign.theory.two_layer.trajectory import Engine
 
@@ -46,7 +48,7 @@ def follow(
     Raises:
         ValueError: fewer than one step, or an engine that does not run in float64, whose rounding the bounds allow for.
     """
-    if steps < 1:
+    if bearable(steps) < 1:
         raise ValueError(f"a bound on a step needs at least one step, got {steps}")
     if engine.error().dtype != torch.float64:
         raise ValueError(f"theorems are checked in float64, got {engine.error().dtype}: draw the start in float64")
@@ -62,6 +64,7 @@ def follow(
                 now = measured[name].abs()
                 farthest[name] = torch.maximum(farthest.get(name, now), now)
     error = torch.stack(norms, dim=-1)
+    warn_of_divergence(error.flatten(0, 1), range(steps + 1))
     strengths = torch.stack([penalty.values(steps) for penalty in penalties]).to(error)
     return Course(
         error=error.flatten(0, 1),

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, log, sqrt
 
+import scipy
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import beta as beta_law
 from torch import Tensor
 
+from falign.theory.door import public
 from falign.theory.two_layer.start import inputs_of
 
+_LEAST = 1e-9
 
+
+@public
 def isometry(X: Float[Tensor, "*runs n d"]) -> tuple[Float[Tensor, "*runs"], Float[Tensor, "*runs"]]:
     """The best (γ, ε) for which X is (γ, ε)-isometric: ``γ = λ_min(XXᵀ)``, ``ε = λ_max/λ_min - 1``.
 
@@ -27,6 +31,7 @@ def isometry(X: Float[Tensor, "*runs n d"]) -> tuple[Float[Tensor, "*runs"], Flo
     return smallest, largest / smallest - 1
 
 
+@public
 def is_isometric(X: Float[Tensor, "*runs n d"], gamma: float, epsilon: float) -> Bool[Tensor, "*runs"]:
     """Whether ``λ_min(XXᵀ) ≥ γ`` and ``λ_max(XXᵀ) ≤ (1 + ε)γ``; [*runs] bool, rounding of 10⁻¹² forgiven.
 
@@ -63,6 +68,7 @@ class IsometryFrequency:
     proven: float | None
 
 
+@public
 def proposition_4_5(
     dimensions: Sequence[int], *, n: int, epsilon: float, delta: float, seeds: Sequence[int]
 ) -> IsometryFrequency:
@@ -112,6 +118,7 @@ def proposition_4_5(
     )
 
 
+@public
 def sufficient_dimension(n: int, *, epsilon: float, delta: float) -> int:
     """The least d of which X is provably (1-ε, 4ε)-isometric with probability 1 - δ, by Davidson and Szarek's bound.
 
@@ -130,6 +137,8 @@ def sufficient_dimension(n: int, *, epsilon: float, delta: float) -> int:
     of Davidson and Szarek 2001 (Handbook of the Geometry of Banach Spaces).
     """
     _check_levels(epsilon, delta)
+    if n < 1:
+        raise ValueError(f"n is {n}, expected at least one point")
     room = min(1 - sqrt(1 - epsilon), sqrt((1 + 4 * epsilon) * (1 - epsilon)) - 1)
     return ceil(((sqrt(n) + sqrt(2 * log(2 / delta))) / room) ** 2)
 
@@ -137,6 +146,8 @@ def sufficient_dimension(n: int, *, epsilon: float, delta: float) -> int:
 def _check_levels(epsilon: float, delta: float) -> None:
     if not (0 < epsilon < 0.5 and 0 < delta < 1):
         raise ValueError(f"expected 0 < ε < 1/2 and 0 < δ < 1, got ε={epsilon}, δ={delta}")
+    if min(epsilon, delta) < _LEAST:
+        raise ValueError(f"ε is {epsilon} and δ {delta}, expected at least {_LEAST:g}: no dimension would do")
 
 
 def _from_where(constant: Sequence[float], share: Sequence[float], needed: float) -> float | None:
@@ -152,6 +163,6 @@ def _from_where(constant: Sequence[float], share: Sequence[float], needed: float
 def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """The exact interval of a proportion: a covering of at least ``level`` for every true value."""
     tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta_law.ppf(tail, hits, trials - hits + 1))
-    high = 1.0 if hits == trials else float(beta_law.ppf(1 - tail, hits + 1, trials - hits))
+    low = 0.0 if hits == 0 else float(scipy.stats.beta.ppf(tail, hits, trials - hits + 1))
+    high = 1.0 if hits == trials else float(scipy.stats.beta.ppf(1 - tail, hits + 1, trials - hits))
     return low, high

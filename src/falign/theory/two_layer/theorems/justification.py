@@ -7,13 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import public
+from falign.theory.inputs import room
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.kernels import hermite_coefficients, limiting_kernel
 from falign.theory.two_layer.start import inputs_of
 from falign.theory.two_layer.theorems.conditions import bounded_activation
 
+_WIDEST = 1e9
 
+
+@public
 def proposition_3_3(ns: Sequence[int], *, ratio: float, activation: str, seeds: Sequence[int]) -> TheoremCheck:
     """Check that ``λ_min(Ḡ)`` stays away from 0 as n grows, for x_i ~ N(0, I_d/d) with d = ratio · n.
 
@@ -41,8 +46,12 @@ def proposition_3_3(ns: Sequence[int], *, ratio: float, activation: str, seeds: 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), proposition 3.3; the limit after El Karoui 2010 (Annals of
     Statistics 38(1)), theorem 2.1, derived here for Ḡ.
     """
-    if len(ns) < 2 or min(ns) < 1 or round(ratio * min(ns)) < 1:
-        raise ValueError(f"expected at least two sample sizes and a dimension of at least 1, got {list(ns)}, {ratio}")
+    if len(ns) < 2 or min(ns) < 1 or not seeds or not 0 < ratio <= _WIDEST or round(ratio * min(ns)) < 1:
+        raise ValueError(
+            f"expected at least two sample sizes and a dimension of at least 1, got {list(ns)}, {ratio}, "
+            f"with {len(seeds)} seeds: one at least"
+        )
+    room("inputs", len(seeds), max(ns), round(ratio * max(ns)))
     psi = activation_named(activation)
     smallest = torch.stack([_smallest(n, round(ratio * n), activation, seeds) for n in ns], dim=1)
     coefficients = hermite_coefficients(psi.value, torch.ones(1), 192)[0].square()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign.theory.door import typed
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer.gram import Gram
 from falign.theory.two_layer.schedules import Penalty
@@ -16,6 +17,7 @@ from falign.theory.two_layer.theorems.course import follow, step_bound
 from falign.theory.two_layer.width_free import WidthFree
 
 
+@typed
 def theorem_4_3(
     gram: Gram,
     *,

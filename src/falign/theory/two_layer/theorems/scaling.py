@@ -7,6 +7,7 @@ from math import log, sqrt
 import numpy as np
 import torch
 
+from falign.theory.door import public
 from falign.theory.two_layer.activations import activation as activation_named
 from falign.theory.two_layer.dual import Dual
 from falign.theory.two_layer.kernels import limiting_kernel
@@ -42,6 +43,7 @@ class ParameterScaling:
     rows: tuple[tuple[int, int, float, float, float], ...]
 
 
+@public
 def parameter_scaling(
     ns: Sequence[int],
     ps: Sequence[int],
@@ -71,12 +73,14 @@ def parameter_scaling(
         inputs: Distribution of the inputs.
 
     Raises:
-        ValueError: fewer than two sample sizes or widths.
+        ValueError: fewer than two sample sizes or widths, a width below 2, or runs that stand still or diverge.
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 3.2, equation 3.2.
     """
     if len(set(ns)) < 2 or len(set(ps)) < 2:
         raise ValueError(f"exponents need at least two sample sizes and two widths, got {list(ns)} and {list(ps)}")
+    if min(ps) < 2 or steps < 1 or not 0 < ratio < 1e9:
+        raise ValueError(f"widths are {list(ps)}, steps {steps} and ratio {ratio}: expected 2, 1 and above 0 at least")
     rows = []
     for n in ns:
         for p in ps:
@@ -87,6 +91,8 @@ def parameter_scaling(
             weight, beta = (values[name][:, 0].amax(-1) for name in ("weight_change", "beta_change"))
             rows += [(n, p, *numbers) for numbers in torch.stack([weight, beta, gamma], 1).tolist()]
     table = np.array(rows)
+    if not (table > 0).all() or not np.isfinite(table).all():
+        raise ValueError(f"a run with rate={rate} did not move or diverged: exponents need a rate of another size")
     design = np.column_stack([np.ones(len(rows)), np.log(table[:, 0]), np.log(table[:, 1])])
     weight_n, weight_p = _slopes(design, np.log(table[:, 2] * table[:, 4]) - np.log(np.log(table[:, 1])) / 2)
     beta_n, beta_p = _slopes(design, np.log(table[:, 3] * table[:, 4]))
@@ -95,8 +101,15 @@ def parameter_scaling(
     )
 
 
+@public
 def log_log_slope(x: Sequence[int] | Sequence[float], y: Sequence[float]) -> Slope:
-    """The exponent of ``y ∝ xˢ`` by least squares on logarithms."""
+    """The exponent of ``y ∝ xˢ`` by least squares on logarithms.
+
+    Raises:
+        ValueError: there are not as many x as y, two different x at least, or a number is not positive.
+    """
+    if len(x) != len(y) or len(set(x)) < 2 or min(*x, *y) <= 0:
+        raise ValueError(f"x has {len(x)} numbers and y {len(y)}, expected as many, positive, and two different x")
     return _slopes(np.column_stack([np.ones(len(x)), [log(value) for value in x]]), np.log(np.array(y)))[0]
 
 

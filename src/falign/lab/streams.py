@@ -1,0 +1,92 @@
+"""Standard output and standard error, whatever they lead to, and text as it shall be seen there.
+
+Needs nothing beside Python, so that what is missing can be said too.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any
+from unicodedata import category
+
+_KEPT = "\n\t"
+
+
+def plain(text: object) -> str:
+    r"""A text in which everything that is not seen, or that steers a terminal, is written out.
+
+    Escapes and other control characters become ``\x1b`` and the like, as do signs that turn the direction of writing;
+    a byte of a file name that is not UTF-8 becomes ``\xfc``. Line breaks and tabs stay.
+
+    Args:
+        text: A text, or what ``str`` makes one of.
+    """
+    return "".join(letter if _seen(letter) else _written(letter) for letter in str(text))
+
+
+def tell(text: object, *, error: bool = False) -> None:
+    """Print a text literally, without a console.
+
+    Args:
+        text: The text.
+        error: Whether it goes to standard error.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # it was closed before the command began
+        return
+    tolerant(stream)
+    print(plain(text), file=stream)
+
+
+def tolerant(stream: Any) -> None:
+    """Have a stream replace what its encoding lacks: a run must not end because of a Greek letter."""
+    if isinstance(stream, TextIOWrapper) and stream.errors not in ("replace", "backslashreplace"):
+        stream.reconfigure(errors="replace")
+
+
+def prepare() -> None:
+    """Make the standard streams ready for whatever a command prints, and keep their places from files."""
+    for descriptor, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:  # closed: the next file would get its number, and what libraries print
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                with suppress(OSError):
+                    os.open(os.devnull, os.O_RDWR)
+    tolerant(sys.stdout)
+    tolerant(sys.stderr)
+
+
+def settle(stream: Any) -> OSError | None:
+    """Write what a stream still holds, so that Python has nothing to say of it at its end.
+
+    Args:
+        stream: Standard output or standard error.
+
+    Returns:
+        Why it cannot be written, such as a closed pipe or a full disk; it is silent from then on. Else None.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+    except ValueError:  # somebody closed it
+        return None
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, stream.fileno())
+            os.close(silence)
+        return error
+    return None
+
+
+def _seen(letter: str) -> bool:
+    return letter.isprintable() or letter in _KEPT or category(letter) == "Zs"
+
+
+def _written(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that the file system's encoding does not know
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape", "surrogatepass").decode()

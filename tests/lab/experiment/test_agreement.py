@@ -1,0 +1,99 @@
+"""The runs of two stores beside each other: real runs in other blocks, and digits that were changed."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from examples import decay, experiment, paper, report
+from rich.console import Console
+
+from falign import papers
+from falign.cli import main
+from falign.lab.experiment import Outcome, Setting
+from falign.lab.experiment.agreement import compare
+from falign.lab.experiment.entries import Entry
+from falign.lab.experiment.local import local
+from falign.lab.experiment.records import frame
+from falign.lab.experiment.reproduce import reproduce
+from falign.lab.experiment.selection import Selection
+from falign.lab.experiment.store import Store
+from falign.papers.song2021.figure2 import FIGURE2
+
+
+def filled(folder: Path, factor: float = 1.0, **others) -> Store:
+    """Toy runs, those of seed 2 times a factor."""
+    store = Store(folder=folder, repairs=False)
+    store.open(create=True)
+    for task in experiment().tasks("smoke"):
+        found = decay(task).records
+        times = factor if task.seed == 2 else 1.0
+        records = {**found, "x": [x * times for x in found["x"]]}  # pyright: ignore
+        store.put(Entry.of(task, others.get(f"s{task.seed}", "done")), frame(task, Outcome(records=records)))
+    return store
+
+
+@pytest.fixture
+def _toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment(), replace(experiment(), name="toy.other"))})
+
+
+@pytest.mark.usefixtures("_toys")
+def test_status_says_how_two_stores_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    filled(Path("results"))
+    filled(Path("same"))
+    assert main(["status", "--against", "same"]) == 0
+    said = capsys.readouterr().out
+    assert "toy.decay: 10 runs are in both: 10 equal to the bit\n" in said
+    assert "toy.other: 0 runs are in both\n" in said
+    filled(Path("near"), 1 + 2e-9)
+    assert main(["status", "--against", "near"]) == 1
+    said = capsys.readouterr().out
+    assert "10 runs are in both: 8 equal to the bit, 0 within 0, 2 beyond; the worst (rate=0." in said
+    assert "seed=2) differs by 2e-09\n" in said
+    assert main(["status", "--against", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("falign: there are no results in nowhere")
+
+
+def test_what_an_experiment_allows_is_no_difference(tmp_path: Path) -> None:
+    one, near = filled(tmp_path / "one"), filled(tmp_path / "near", 1 + 2e-9)
+    allowed = replace(experiment(), agreement=1e-8)
+    found = compare(one, near, allowed)
+    assert (found.equal, found.within, found.beyond) == (8, 2, 0)
+    assert str(found) == "toy.decay: 10 runs are in both: 8 equal to the bit, 2 within 1e-08"
+    far = compare(one, filled(tmp_path / "far", 1.5), allowed)
+    assert (far.beyond, str(far).endswith("seed=2) differs by 0.33")) == (2, True)
+
+
+def test_only_runs_that_left_something_in_both_are_compared(tmp_path: Path) -> None:
+    one = filled(tmp_path / "one", s0="failed", s1="diverged", s3="diverged", s4="no data")
+    other = filled(tmp_path / "other", s1="diverged")
+    other.path(experiment().tasks("smoke")[2]).unlink()
+    found = compare(one, other, experiment())
+    assert (found.equal, found.within, found.beyond) == (3, 0, 2)
+    assert "differs in what is no number, or in how it ended" in str(found)
+
+
+def computed(out: Path, at_most: int) -> Store:
+    """An experiment of a paper at the smallest size, in blocks of some runs."""
+    whole = papers.PAPERS["song2021"]
+    chosen = replace(FIGURE2, at_most=at_most)
+    code = reproduce(
+        Selection(papers=(replace(whole, experiments=(chosen,)),), experiments=(chosen,)),
+        "smoke",
+        out=out,
+        executor=local(1, Setting()),
+        memory=2**30,
+        console=Console(file=io.StringIO()),
+        write_report=report,
+    )
+    assert code == 0
+    return Store(folder=out, repairs=False)
+
+
+def test_runs_of_a_paper_agree_whatever_blocks_they_were_in(tmp_path: Path) -> None:
+    allowed = replace(FIGURE2, agreement=max(FIGURE2.agreement, 1e-12))
+    found = compare(computed(tmp_path / "whole", 500), computed(tmp_path / "cut", 7), allowed)
+    assert found.beyond == 0, str(found)
+    assert found.equal + found.within == len(FIGURE2.tasks("smoke"))
