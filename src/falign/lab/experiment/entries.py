@@ -22,7 +22,7 @@ Status = Literal["done", "diverged", "failed", "no data"]
 _OLDER = ("1", "2")
 RETRIED = ("failed", "no data")
 """What is tried once more when an experiment is reproduced again: the cause may be gone."""
-TYPES: Mapping[str, pl.DataType] = {
+TYPES: Mapping[str, Any] = {
     str(kind): kind for kind in (pl.Boolean(), pl.Int64(), pl.Float64(), pl.String(), pl.Null())
 }
 """{name: type} of what a column of records may hold."""

@@ -93,7 +93,7 @@ def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     Whole numbers beside others become such; numbers beside texts or truth values become texts, which no claim takes
     for numbers.
     """
-    kinds: dict[str, set[pl.DataType]] = {}
+    kinds: dict[str, set[Any]] = {}
     for frame in frames:
         for name, kind in frame.schema.items():
             kinds.setdefault(name, set()).add(kind)
@@ -101,7 +101,7 @@ def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([frame.cast({name: common[name] for name in frame.columns}) for frame in frames], how="diagonal")
 
 
-def _common(kinds: set[pl.DataType]) -> pl.DataType:
+def _common(kinds: set[Any]) -> Any:
     if len(kinds) < 2:
         return next(iter(kinds), pl.Null())
     return pl.Float64() if kinds == {pl.Int64(), pl.Float64()} else pl.String()
