@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 
 import torch
@@ -52,8 +52,8 @@ class Learner:
     layers: tuple[str, ...]
     ridge: Ridge | None
     law: ConservationLaw | None
-    attributes: Attributes
-    notes: tuple[str, ...]
+    attributes: Attributes = field(default_factory=lambda: Attributes(nn.Module()))
+    notes: tuple[str, ...] = ()
 
     def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
         """Learn from one batch.
