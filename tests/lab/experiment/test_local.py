@@ -181,7 +181,8 @@ def test_signals_at_any_moment_lose_nothing_and_leave_nothing_behind(count: int,
     kept: set[str] = set()
     for turn in range(count):
         with started(out, noted, workers=1 + turn % 2, pause=0.002, seeds=150, at_most=5) as process:
-            wait_until(lambda: (out / "owners").exists() or process.poll() is not None)
+            mine = f"{process.pid}-*.lock"
+            wait_until(lambda: list((out / "owners").glob(mine)) != [] or process.poll() is not None)  # noqa: B023
             time.sleep(draw.random() * 0.4)
             process.send_signal(numbers[turn % 3])
             said, _ = process.communicate(timeout=60)

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from falign.lab.data import DataError
-from falign.lab.experiment import Outcome, Setting, Task
+from falign.lab.experiment import Outcome, Setting, Task, records
 from falign.lab.experiment.execution import compute
 from falign.lab.experiment.local import Workers
 from falign.lab.experiment.records import Unfit, difference, frame
@@ -67,6 +67,14 @@ class Locked:
         raise TypeError("cannot pickle a lock")
 
 
+def outcome(records: Any, diverged: Any = None) -> Outcome:
+    """An outcome as an experiment leaves it where nobody checks its types."""
+    found = object.__new__(Outcome)
+    object.__setattr__(found, "records", records)
+    object.__setattr__(found, "diverged", diverged)
+    return found
+
+
 def raising(error: BaseException) -> Callable[[], Outcome]:
     def run() -> Outcome:
         raise error
@@ -75,49 +83,49 @@ def raising(error: BaseException) -> Callable[[], Outcome]:
 
 
 OUTCOMES: dict[str, tuple[Any, str]] = {
-    "diverged a number": (Outcome(records={"x": [1.0]}, diverged=12), "diverged is 12, expected None, or a text"),  # pyright: ignore
-    "diverged false": (Outcome(records={}, diverged=False), "diverged is False, expected None, or a text"),  # pyright: ignore
-    "diverged empty": (Outcome(records={}, diverged=" "), "diverged is ' ', expected None, or a text"),
-    "diverged a list": (Outcome(records={}, diverged=["x"]), "diverged is a list, expected"),  # pyright: ignore
-    "records None": (Outcome(records=None), "the records are a NoneType, expected a mapping"),  # pyright: ignore
-    "records pairs": (Outcome(records=[("x", [1])]), "the records are a list, expected a mapping"),  # pyright: ignore
-    "records that raise": (Outcome(records=Raising(x=[1])), "what it left cannot be read: OSError: gone"),
-    "a thousand columns": (Outcome(records={f"c{i}": [1] for i in range(1001)}), "have 1001 columns, expected at most"),
-    "a text": (Outcome(records={"x": "abc"}), "column 'x' is a str, expected a list of values"),
-    "bytes": (Outcome(records={"x": b"abc"}), "column 'x' is a bytes, expected a list"),
-    "a number": (Outcome(records={"x": 1.0}), "column 'x' is a float, expected a list"),  # pyright: ignore
-    "a set": (Outcome(records={"x": {1.0}}), "column 'x' is a set, expected a list"),  # pyright: ignore
-    "a mapping": (Outcome(records={"x": {0: 1.0}}), "column 'x' is a dict, expected a list"),  # pyright: ignore
-    "a generator": (Outcome(records={"x": (i for i in "ab")}), "column 'x' is a generator, expected a list"),  # pyright: ignore
-    "two axes": (Outcome(records={"x": np.zeros((2, 2))}), "column 'x' is an array of 2 axes"),  # pyright: ignore
-    "no axis": (Outcome(records={"x": torch.tensor(1.0)}), "column 'x' is an array of 0 axes"),  # pyright: ignore
-    "endless": (Outcome(records={"x": Endless()}), "column 'x' has more than 10000000 values: keep fewer"),
-    "nested": (Outcome(records={"x": [[1.0]]}), "column 'x' holds a list, expected str, int"),  # pyright: ignore
-    "complex": (Outcome(records={"x": [1j]}), "column 'x' holds a complex, expected"),  # pyright: ignore
-    "complex array": (Outcome(records={"x": torch.zeros(2) * 1j}), "column 'x' holds a complex"),  # pyright: ignore
-    "a date": (Outcome(records={"x": [datetime.now(UTC)]}), "column 'x' holds a datetime"),  # pyright: ignore
-    "dates": (Outcome(records={"x": np.array(["2026-01-01"], "M8[ns]")}), "column 'x' holds datetime64"),  # pyright: ignore
-    "a difference of dates": (Outcome(records={"x": [np.timedelta64(1, "ns")]}), "holds a timedelta64"),  # pyright: ignore
-    "decimal": (Outcome(records={"x": [Decimal("0.1")]}), "column 'x' holds a Decimal"),  # pyright: ignore
-    "fraction": (Outcome(records={"x": [Fraction(1, 3)]}), "column 'x' holds a Fraction"),  # pyright: ignore
-    "huge": (Outcome(records={"x": [10**400]}), "a whole number beyond 64 bits"),
-    "huge among fractions": (Outcome(records={"x": [0.5, 10**400]}), "a whole number beyond 64 bits"),
-    "not a float": (Outcome(records={"x": [0.5, 2**53 + 1]}), "a whole number that no float is equal to"),
-    "nan": (Outcome(records={"x": np.array([1.0, math.nan], "f4")}), "holds nan in record 1, expected finite"),  # pyright: ignore
-    "half a letter": (Outcome(records={"x": ["\ud800"]}), "column 'x' holds a text that is no Unicode"),
-    "kinds": (Outcome(records={"x": [True, 2]}), "column 'x' mixes bool, int"),
-    "an object": (Outcome(records={"x": [Locked()]}), "column 'x' holds a Locked"),  # pyright: ignore
-    "__file__": (Outcome(records={"__file__": ["a"]}), "a column '__file__': names that begin with __ are"),
-    "__run__": (Outcome(records={"__run__": [0]}), "a column '__run__': names that begin with __ are"),
-    "seed": (Outcome(records={"seed": [0]}), "a column 'seed', which is the name of an axis or of the store's own"),
-    "status": (Outcome(records={"status": ["done"]}), "a column 'status', which is the name of an axis or of"),
-    "an axis": (Outcome(records={"steps": [1]}), "a column 'steps', which is the name of an axis"),
-    "name a number": (Outcome(records={7: [1]}), "a column 7: its name is a int, expected a text"),  # pyright: ignore
-    "name bytes": (Outcome(records={b"x": [1]}), "a column a bytes: its name is a bytes, expected a text"),  # pyright: ignore
-    "name empty": (Outcome(records={"": [1]}), "a column '': its name is empty, or has letters that cannot be seen"),
-    "name with NUL": (Outcome(records={"x\0": [1]}), r"a column 'x\x00': its name is empty, or has letters"),
-    "name of half a letter": (Outcome(records={"\udcff": [1]}), r"a column '\udcff': its name is empty, or has"),
-    "name too long": (Outcome(records={"x" * 201: [1]}), "its name has 201 letters, expected at most 200"),
+    "diverged a number": (outcome(records={"x": [1.0]}, diverged=12), "diverged is 12, expected None, or a text"),
+    "diverged false": (outcome(records={}, diverged=False), "diverged is False, expected None, or a text"),
+    "diverged empty": (outcome(records={}, diverged=" "), "diverged is ' ', expected None, or a text"),
+    "diverged a list": (outcome(records={}, diverged=["x"]), "diverged is a list, expected"),
+    "records None": (outcome(records=None), "the records are a NoneType, expected a mapping"),
+    "records pairs": (outcome(records=[("x", [1])]), "the records are a list, expected a mapping"),
+    "records that raise": (outcome(records=Raising(x=[1])), "what it left cannot be read: OSError: gone"),
+    "a thousand columns": (outcome(records={f"c{i}": [1] for i in range(1001)}), "have 1001 columns, expected at most"),
+    "a text": (outcome(records={"x": "abc"}), "column 'x' is a str, expected a list of values"),
+    "bytes": (outcome(records={"x": b"abc"}), "column 'x' is a bytes, expected a list"),
+    "a number": (outcome(records={"x": 1.0}), "column 'x' is a float, expected a list"),
+    "a set": (outcome(records={"x": {1.0}}), "column 'x' is a set, expected a list"),
+    "a mapping": (outcome(records={"x": {0: 1.0}}), "column 'x' is a dict, expected a list"),
+    "a generator": (outcome(records={"x": (i for i in "ab")}), "column 'x' is a generator, expected a list"),
+    "two axes": (outcome(records={"x": np.zeros((2, 2))}), "column 'x' is an array of 2 axes"),
+    "no axis": (outcome(records={"x": torch.tensor(1.0)}), "column 'x' is an array of 0 axes"),
+    "endless": (outcome(records={"x": Endless()}), "column 'x' has more than 100000 values: keep fewer"),
+    "nested": (outcome(records={"x": [[1.0]]}), "column 'x' holds a list, expected str, int"),
+    "complex": (outcome(records={"x": [1j]}), "column 'x' holds a complex, expected"),
+    "complex array": (outcome(records={"x": torch.zeros(2) * 1j}), "column 'x' holds a complex"),
+    "a date": (outcome(records={"x": [datetime.now(UTC)]}), "column 'x' holds a datetime"),
+    "dates": (outcome(records={"x": np.array(["2026-01-01"], "M8[ns]")}), "column 'x' holds datetime64"),
+    "a difference of dates": (outcome(records={"x": [np.timedelta64(1, "ns")]}), "holds a timedelta64"),
+    "decimal": (outcome(records={"x": [Decimal("0.1")]}), "column 'x' holds a Decimal"),
+    "fraction": (outcome(records={"x": [Fraction(1, 3)]}), "column 'x' holds a Fraction"),
+    "huge": (outcome(records={"x": [10**400]}), "a whole number beyond 64 bits"),
+    "huge among fractions": (outcome(records={"x": [0.5, 10**400]}), "a whole number beyond 64 bits"),
+    "not a float": (outcome(records={"x": [0.5, 2**53 + 1]}), "a whole number that no float is equal to"),
+    "nan": (outcome(records={"x": np.array([1.0, math.nan], "f4")}), "holds nan in record 1, expected finite"),
+    "half a letter": (outcome(records={"x": ["\ud800"]}), "column 'x' holds a text that is no Unicode"),
+    "kinds": (outcome(records={"x": [True, 2]}), "column 'x' mixes bool, int"),
+    "an object": (outcome(records={"x": [Locked()]}), "column 'x' holds a Locked"),
+    "__file__": (outcome(records={"__file__": ["a"]}), "a column '__file__': names that begin with __ are"),
+    "__run__": (outcome(records={"__run__": [0]}), "a column '__run__': names that begin with __ are"),
+    "seed": (outcome(records={"seed": [0]}), "a column 'seed', which is the name of an axis or of the store's own"),
+    "status": (outcome(records={"status": ["done"]}), "a column 'status', which is the name of an axis or of"),
+    "an axis": (outcome(records={"steps": [1]}), "a column 'steps', which is the name of an axis"),
+    "name a number": (outcome(records={7: [1]}), "a column 7: its name is a int, expected a text"),
+    "name bytes": (outcome(records={b"x": [1]}), "a column a bytes: its name is a bytes, expected a text"),
+    "name empty": (outcome(records={"": [1]}), "a column '': its name is empty, or has letters that cannot be seen"),
+    "name with NUL": (outcome(records={"x\0": [1]}), r"a column 'x\x00': its name is empty, or has letters"),
+    "name of half a letter": (outcome(records={"\udcff": [1]}), r"a column '\udcff': its name is empty, or has"),
+    "name too long": (outcome(records={"x" * 201: [1]}), "its name has 201 letters, expected at most 200"),
     "not an outcome": ({"x": [1.0]}, "1 outcomes came back for 1 runs, expected an Outcome for each"),
     "exits": (raising(SystemExit(3)), "SystemExit: 3"),
     "interrupts": (raising(KeyboardInterrupt()), "KeyboardInterrupt"),
@@ -144,7 +152,10 @@ def statuses(selected: Any, out: Path) -> dict[int, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("left", "words"), OUTCOMES.values(), ids=OUTCOMES)
-def test_a_bad_run_is_kept_as_failed_and_the_others_go_on(left: Any, words: str, tmp_path: Path) -> None:
+def test_a_bad_run_is_kept_as_failed_and_the_others_go_on(
+    left: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_MOST", 10**5)
     selected = experiment(one_bad(left), rates=(0.1,), seeds=5)
     code, said = do(selected, tmp_path)
     assert code == 1
@@ -179,20 +190,20 @@ COLUMNS: dict[str, tuple[Any, list]] = {
 
 @pytest.mark.parametrize(("values", "kept"), COLUMNS.values(), ids=COLUMNS)
 def test_columns_of_plain_scalars_are_kept_whatever_holds_them(values: Any, kept: list) -> None:
-    found = frame(TASK, Outcome(records={"x": values}))["x"].to_list()
+    found = frame(TASK, outcome({"x": values}))["x"].to_list()
     assert found == kept
     assert [type(value) for value in found] == [type(value) for value in kept]
 
 
-def test_two_million_records_are_kept(tmp_path: Path) -> None:
+def test_half_a_million_records_are_kept(tmp_path: Path) -> None:
     selected = experiment(
-        lambda tasks, setting: [Outcome(records={"x": np.arange(2_000_000)}) for _ in tasks],
+        lambda tasks, setting: [outcome({"x": np.arange(500_000)}) for _ in tasks],
         rates=(0.1,),
         seeds=1,
         claims=(),
     )
     assert do(selected, tmp_path)[0] == 0
-    assert int(table(selected, tmp_path)["x"].sum()) == 1_999_999 * 1_000_000  # pyright: ignore
+    assert int(table(selected, tmp_path)["x"].sum()) == 499_999 * 250_000  # pyright: ignore
 
 
 ANYTHING = st.recursive(
@@ -224,7 +235,7 @@ def test_whatever_an_experiment_leaves_can_be_kept_or_is_refused(count: int, tmp
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(NAMES, st.lists(ANYTHING, max_size=3) | ANYTHING, max_size=3) | ANYTHING, ANYTHING)
     def tried(records: Any, diverged: Any) -> None:
-        answer = compute(lambda tasks, setting: [Outcome(records=records, diverged=diverged)], [TASK], Setting())
+        answer = compute(lambda tasks, setting: [outcome(records, diverged)], [TASK], Setting())
         assert answer.outcomes is not None
         (left,) = answer.outcomes
         assert (left.status == "done") == (left.message is None)
@@ -265,6 +276,7 @@ def around() -> list:
     return [*state, *what, torch.is_grad_enabled()]
 
 
+@pytest.mark.unchecked  # checks draw from Python's generator
 def test_what_a_block_changes_in_its_process_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     selected, before = experiment(disturbing, claims=(), at_most=1), around()
@@ -293,7 +305,7 @@ def exits_at_three(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
 
 def leaves_locks(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     outcomes = [decay(task) for task in tasks]
-    outcomes[BAD] = Outcome(records={"x": [Locked()]})  # pyright: ignore
+    outcomes[BAD] = outcome({"x": [Locked()]})
     return outcomes
 
 
@@ -378,6 +390,7 @@ def test_a_cost_that_is_no_number_changes_nothing_but_the_estimate(value: Any, t
     assert len(table(experiment(), tmp_path)) == 40
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("point", "words"),
     [
@@ -412,7 +425,7 @@ def test_how_far_two_computations_of_a_run_are_apart() -> None:
 
 def test_a_claim_that_wants_a_column_that_failed_runs_lack(tmp_path: Path) -> None:
     """Nothing of a paper is read off runs that left nothing, and the command says so."""
-    selected = experiment(lambda tasks, setting: [Outcome(records={"x": "no"}) for _ in tasks], claims=(CLAIM,))
+    selected = experiment(lambda tasks, setting: [outcome({"x": "no"}) for _ in tasks], claims=(CLAIM,))
     start = time.monotonic()
     code, said = do(selected, tmp_path)
     assert code == 1

@@ -196,7 +196,7 @@ def _left(task: Task, outcome: Outcome) -> Left:
 def said(message: object) -> str:
     """What a message or an exception says, as it can be kept and shown."""
     try:
-        return plain(message).strip()[:_LONGEST]
+        return plain(str(message)[:_LONGEST]).strip()[:_LONGEST]
     except Exception:  # an exception of the experiment's own may fail even at this
         return "it has a message that cannot be shown"
 
