@@ -1,12 +1,13 @@
 """From a block of runs to a simulator's batch, and back to the outcome of each run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
 
 from falign.lab.experiment import Outcome, Task
-from falign.theory.two_layer import Penalty, Trajectory, bytes_needed
+from falign.theory.two_layer import Engine, Penalty, Trajectory, bytes_needed, simulate
 
 Row = tuple[int, int]
 """Seed and width: what a row of a batch stands for; its columns are the ridges."""
@@ -40,6 +41,19 @@ def engine_bytes(tasks: Sequence[Task], engine: str, dtype: torch.dtype) -> int:
         penalties=len(penalties),
         dtype=dtype,
     )
+
+
+def trained(
+    engine: Engine,
+    at: Sequence[int],
+    names: Collection[str] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Trajectory:
+    """``simulate``, without its warning of runs that diverge: their outcomes say so."""
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)
+        return simulate(engine, at, names, progress=progress)
 
 
 def outcomes(tasks: Sequence[Task], trajectory: Trajectory, unit: str = "step") -> list[Outcome]:

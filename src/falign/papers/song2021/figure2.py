@@ -8,10 +8,10 @@ import torch
 from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import final, summary
 from falign.papers.song2021 import figure2_claims as claims
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes, trained
 from falign.papers.song2021.drawing import alignment_and_loss
 from falign.papers.song2021.sizes import RATES, STEPS, STRENGTHS, WIDTHS, shown_width
-from falign.theory.two_layer import Dual, WidthFree, draw_reduced, simulate, spaced
+from falign.theory.two_layer import Dual, WidthFree, draw_reduced, spaced
 
 _KEPT = ("loss", "cosine", "beta_norm")
 _NANOSECONDS = {"identity": 1.0, "relu": 0.05, "tanh": 0.065}
@@ -68,7 +68,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         engine = WidthFree.from_start(start, rate=rate, penalties=penalties)
     else:
         engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
-    return outcomes(tasks, simulate(engine, spaced(int(point["steps"]), 150), _KEPT, progress=setting.report))
+    return outcomes(tasks, trained(engine, spaced(int(point["steps"]), 150), _KEPT, progress=setting.report))
 
 
 def memory(tasks: Sequence[Task]) -> int:

@@ -9,11 +9,11 @@ from torch import Tensor
 from falign.lab.data import load
 from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import summary
-from falign.papers.song2021.blocks import batch, outcomes
+from falign.papers.song2021.blocks import batch, outcomes, trained
 from falign.papers.song2021.drawing import alignment_and_accuracy
 from falign.papers.song2021.figure3_claims import CLAIMS
 from falign.theory.two_layer import Literal, Start, bytes_needed, draw_weights
-from falign.theory.two_layer.trajectory import Trajectory, simulate
+from falign.theory.two_layer.trajectory import Trajectory
 
 STRENGTHS = (0.0, 0.1, 0.3)
 _MEASURED = ("loss", "cosine", "error_cosine")
@@ -70,7 +70,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     steps = -(-len(images) // size)
     epochs = sorted({round(int(point["epochs"]) * (k / 20) ** 2) for k in range(21)})
     judged = _Judged(engine, test_images, test_labels)
-    trajectory = simulate(judged, [epoch * steps for epoch in epochs], progress=setting.report)
+    trajectory = trained(judged, [epoch * steps for epoch in epochs], progress=setting.report)
     return outcomes(tasks, _in_epochs(trajectory, steps), "epoch")
 
 

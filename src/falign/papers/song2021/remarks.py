@@ -8,10 +8,10 @@ import torch
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes, trained
 from falign.papers.song2021.drawing_theory import dropout_by_width, readings
 from falign.papers.song2021.figure2_claims import vanishing
-from falign.theory.two_layer import Literal, draw, simulate, spaced
+from falign.theory.two_layer import Literal, draw, spaced
 
 _SHARE = 0.5
 """Of the hidden neurons, dropped; the paper names none."""
@@ -37,7 +37,7 @@ def run_dropout(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         start, activation=activation, rate=float(point["rate"]), penalties=penalties, dropout=float(point["dropout"])
     )
     at = spaced(int(point["steps"]), 40)
-    return outcomes(tasks, simulate(engine, at, ("loss", "cosine"), progress=setting.report))
+    return outcomes(tasks, trained(engine, at, ("loss", "cosine"), progress=setting.report))
 
 
 def memory_dropout(tasks: Sequence[Task]) -> int:

@@ -7,9 +7,9 @@ import torch
 
 from falign.lab.experiment import Check, Claim, Experiment, Missing, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, mean, slope, summary
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
+from falign.papers.song2021.blocks import batch, engine_bytes, outcomes, trained
 from falign.papers.song2021.drawing import cosine_by_width, time_by_width
-from falign.theory.two_layer import WidthFree, simulate, spaced
+from falign.theory.two_layer import WidthFree, spaced
 
 _REACHED = 0.5
 """The cosine that "time to alignment" waits for."""
@@ -30,7 +30,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         device=setting.device,
     )
     at = spaced(int(point["steps"]), int(point["records"]))
-    return outcomes(tasks, simulate(engine, at, ("loss", "cosine", "b_dot_beta"), progress=setting.report))
+    return outcomes(tasks, trained(engine, at, ("loss", "cosine", "b_dot_beta"), progress=setting.report))
 
 
 def memory(tasks: Sequence[Task]) -> int:

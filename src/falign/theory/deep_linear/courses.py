@@ -16,7 +16,7 @@ from falign.theory.deep_linear.modes import Modes
 from falign.theory.deep_linear.ranges import finite
 from falign.theory.deep_linear.recursion import Recursion
 from falign.theory.deep_linear.stability import rates_too_large
-from falign.theory.door import public, recording
+from falign.theory.door import recording, typed
 from falign.theory.inputs import Numbers, positive, recorded, told, whole
 
 _BLOCK = 10_240
@@ -47,7 +47,7 @@ class ModeCourse:
     diverged: Int[Tensor, "*modes"]
     account: Float[Tensor, "times layers-1 *modes"]
 
-    @public
+    @typed
     def at(self, place: int) -> Modes:
         """The modes at a record."""
         return self.modes.at(self.weights[place])

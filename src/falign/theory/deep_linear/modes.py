@@ -49,7 +49,7 @@ class Modes:
         """L."""
         return len(self.weights)
 
-    @public
+    @typed
     def at(self, weights: Float[Tensor, "layers *modes"]) -> "Modes":
         """The same modes with other weights."""
         return replace(self, weights=weights)
@@ -58,7 +58,7 @@ class Modes:
         """The same modes along one axis, on the CPU."""
         return self._each(lambda part, axes: part.detach().cpu().reshape(*part.shape[:axes], -1))
 
-    @public
+    @typed
     def take(self, chosen: Tensor | slice) -> "Modes":
         """Some of them, of modes along one axis."""
         return self._each(lambda part, _: part[..., chosen])
