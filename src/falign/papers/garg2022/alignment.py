@@ -85,6 +85,7 @@ ALIGNMENT = Experiment(
     },
     seeds={"smoke": 2, "quick": 12, "paper": 50},
     run=run,
+    agreement=1e-7,
     cost=lambda task: float(int(task.point["steps"])),
     pictures=(
         Picture(

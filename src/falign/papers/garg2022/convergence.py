@@ -87,6 +87,7 @@ CONVERGENCE = Experiment(
     },
     seeds={"smoke": 2, "quick": 10, "paper": 50},
     run=run,
+    agreement=1e-10,
     cost=lambda task: float(int(task.point["steps"]) * max(int(task.point["fine"]), 10)),
     pictures=(
         Picture(

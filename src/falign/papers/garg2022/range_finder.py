@@ -97,6 +97,7 @@ RANGE_FINDER = Experiment(
     },
     seeds={"smoke": 5, "quick": 20, "paper": 200},
     run=run,
+    agreement=1e-12,
     memory=lambda tasks: 8 * 6 * (len(tasks) + 1) * int(tasks[0].point["n"]) * int(tasks[0].point["m"]),
     pictures=(
         Picture(

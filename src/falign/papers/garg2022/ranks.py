@@ -80,6 +80,7 @@ RANKS = Experiment(
     },
     seeds={"smoke": 3, "quick": 10, "paper": 100},
     run=run,
+    agreement=1e-7,
     cost=lambda task: float(int(task.point["steps"]) * (3 if task.point["method"] == "gd" else 1)),
     pictures=(
         Picture(

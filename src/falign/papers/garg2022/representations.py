@@ -84,6 +84,7 @@ REPRESENTATIONS = Experiment(
     },
     seeds={"smoke": 3, "quick": 10, "paper": 100},
     run=run,
+    agreement=1e-11,
     memory=lambda tasks: 8 * 6 * (len(tasks) + 1) * int(tasks[0].point["m"]) ** 2,
     cost=lambda task: float(int(task.point["m"]) ** 2 * (1 + int(task.point["steps"]) / 100)),
     pictures=(

@@ -66,6 +66,7 @@ ANTI_REGULARISATION = Experiment(
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
     run=run,
+    agreement=1e-4,
     together=("target",),
     pictures=(
         Picture(

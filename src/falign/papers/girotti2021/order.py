@@ -70,6 +70,7 @@ ORDER = Experiment(
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
     run=run,
+    agreement=1e-6,
     together=("rule", "depth", "scheme", "size", "target"),
     pictures=(
         Picture(

@@ -169,6 +169,7 @@ PREDICTION = Experiment(
     },
     seeds={"smoke": 2, "quick": 3, "paper": 10},
     run=run,
+    agreement=1e-12,
     together=("activation", "rule", "depth", "size", "steps", "batch"),
     at_most=3,
     cost=lambda task: float(int(task.point["steps"]) * int(task.point["batch"])),

@@ -114,6 +114,7 @@ STEPS = Experiment(
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
     run=run,
+    agreement=1e-6,
     together=("scheme", "size", "depth", "target", "share"),
     pictures=(
         Picture(

@@ -119,6 +119,7 @@ CLASSES = Experiment(
     },
     seeds={"smoke": 2, "quick": 8, "paper": 10},
     run=run,
+    agreement=1e-4,
     together=("rule", "tracking", "classes"),
     at_most=20,
     cost=lambda task: float(int(task.point["steps"])),

@@ -134,6 +134,7 @@ CONSERVATION = Experiment(
     },
     seeds={"smoke": 2, "quick": 5, "paper": 5},
     run=run,
+    agreement=1e-9,
     together=("case", "rule", "model", "rate", "steps", "batch"),
     at_most=8,
     cost=lambda task: float(int(task.point["steps"])),

@@ -97,6 +97,7 @@ DOMINANCE = Experiment(
     },
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     run=run,
+    agreement=1e-4,
     together=("model", "rule", "start"),
     at_most=8,
     cost=lambda task: float(int(task.point["steps"]) * int(task.point["images"])),

@@ -132,6 +132,7 @@ MINIMUM_NORM = Experiment(
     },
     seeds={"smoke": 2, "quick": 8, "paper": 20},
     run=run,
+    agreement=1e-9,
     together=("size",),
     cost=lambda task: float(int(task.point["p"])),
     pictures=(

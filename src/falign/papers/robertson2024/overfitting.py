@@ -85,6 +85,7 @@ OVERFITTING = Experiment(
     },
     seeds={"smoke": 2, "quick": 8, "paper": 10},
     run=run,
+    agreement=1e-4,
     together=("rule", "noise"),
     at_most=8,
     cost=lambda task: float(int(task.point["epochs"]) * int(task.point["images"])),

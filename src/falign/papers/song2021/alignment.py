@@ -81,6 +81,7 @@ ALIGNMENT = Experiment(
     },
     seeds={"smoke": 3, "quick": 10, "paper": 50},
     run=run,
+    agreement=1e-9,
     together=("seed",),
     at_most=25,
     memory=memory,

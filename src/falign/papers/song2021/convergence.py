@@ -145,6 +145,7 @@ CONVERGENCE = Experiment(
     },
     seeds={"smoke": 3, "quick": 8, "paper": 50},
     run=run,
+    agreement=1e-7,
     at_most=10,
     memory=memory,
     pictures=(

@@ -107,6 +107,7 @@ FIGURE2 = Experiment(
     },
     seeds={"smoke": 2, "quick": 5, "paper": 50},
     run=run,
+    agreement=1e-4,
     together=("strength",),
     memory=memory,
     cost=cost,

@@ -149,6 +149,7 @@ FIGURE3 = Experiment(
     },
     seeds={"smoke": 2, "quick": 4, "paper": 10},
     run=run,
+    agreement=1e-3,
     together=("strength",),
     memory=memory,
     cost=lambda task: float(_IMAGES[str(task.point["dataset"])][0] * int(task.point["p"]) * int(task.point["epochs"])),

@@ -128,6 +128,7 @@ WIDTHS = Experiment(
     },
     seeds={"smoke": 2, "quick": 10, "paper": 50},
     run=run,
+    agreement=1e-12,
     together=("p", "strength"),
     memory=memory,
     pictures=(
@@ -170,6 +171,7 @@ TIME = Experiment(
     },
     seeds={"smoke": 2, "quick": 6, "paper": 50},
     run=run,
+    agreement=1e-12,
     together=("p", "strength"),
     memory=memory,
     pictures=(
