@@ -122,7 +122,7 @@ NETWORKS = Experiment(
     },
     seeds={"smoke": 2, "quick": 2, "paper": 20},
     run=run,
-    agreement=1e-11,
+    agreement=1e-7,
     at_most=2,
     cost=lambda task: float(int(task.point["steps"])),
     pictures=(
