@@ -172,7 +172,7 @@ def test_hangups_that_are_ignored_stay_ignored(tmp_path: Path) -> None:
     assert sorted(notes(noted, "computed")) == sorted(task.key for task in experiment(seeds=6).tasks("smoke"))
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_signals_at_any_moment_lose_nothing_and_leave_nothing_behind(count: int, tmp_path: Path) -> None:
     """From the start of the workers to the writing of the report, by every signal in turn."""
     out, noted = tmp_path / "out", tmp_path / "notes"
