@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 if sys.platform != "win32":
+    import fcntl
     import resource
 
 PATIENCE = 60.0
@@ -306,6 +307,8 @@ class _Watch:
             path = ""
         finally:
             self._busy = False
+        if event in ("fcntl.flock", "fcntl.lockf") and arguments[1] & fcntl.LOCK_UN:
+            event = "unlock"
         writes = event != "open" or bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         self._operation(event, path, writes=writes)
 
@@ -346,7 +349,7 @@ class _Watch:
             os.kill(self._owner, self._fault.number)
         elif kind == "torn":
             resource.setrlimit(resource.RLIMIT_FSIZE, (self._fault.size, self._limits[1]))
-        elif kind == "error":
+        elif kind == "error" and event != "unlock":  # which no disk refuses
             raise OSError(self._fault.number, os.strerror(self._fault.number), path)
         elif kind in ("gone", "emptied"):
             shutil.rmtree(self._folder)

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from time import time
 from types import TracebackType
 from uuid import uuid4
 
@@ -17,6 +18,8 @@ from falign.lab.writing import RunError, leftovers, unwritable, write
 
 _PATIENCE = 5.0
 """Seconds to wait for one's own new lock, which another process may just be looking at."""
+_PAGE = 600.0
+"""Seconds after which a page that is half written is nobody's: writing one takes no lock."""
 
 
 class Owner:
@@ -52,9 +55,10 @@ class Owner:
             try:
                 self._write()
                 if not _living(self._store, besides=self._name):
-                    for folder in self._store.folder.iterdir():
-                        for path in leftovers(folder):  # of killed processes: nobody else is writing now
-                            _remove(path)
+                    self._sweep()
+            except OSError as error:
+                self._leave()
+                raise unwritable(self._store.folder, error) from None
             except BaseException:
                 self._leave()
                 raise
@@ -69,6 +73,14 @@ class Owner:
                 self._leave()
         except RunError:
             self._leave()
+
+    def _sweep(self) -> None:
+        """Take away what killed processes left half-written: nobody else is at work, or only on a page just now."""
+        root = self._store.folder
+        for path in [path for folder in (root, *root.iterdir()) for path in leftovers(folder)]:
+            with suppress(FileNotFoundError):
+                if path.parent != root or time() - path.lstat().st_mtime > _PAGE:
+                    _remove(path)
 
     def _leave(self) -> None:
         _remove(self._file("json"))

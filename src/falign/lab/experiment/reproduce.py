@@ -61,9 +61,11 @@ def reproduce(
     try:
         with Stop() as stop:
             _run(store, selection.experiments, preset, executor, memory, console, stop)
+            store.check()
             found = read(store, selection, preset)
             show(store, selection, found, console)
             pages = (write_report or _report())(out, found)
+            store.check()
     except KeyboardInterrupt as asked:
         store.say(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
         return asked.code if isinstance(asked, Stopped) else 130
@@ -116,7 +118,8 @@ def _run(
     progress = Progress(console, list(tallies.values()), lambda: executor.slots)
     if not any(tally.left for tally in tallies.values()):
         store.open(create=True)
-        return  # an executor that is never entered need not be reachable
+        with Owner(store):  # takes away what killed processes have left
+            return  # an executor that is never entered need not be reachable
     with stop.held(), ExitStack() as stack:
         stack.enter_context(progress)
         with stop.heard():

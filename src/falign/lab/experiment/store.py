@@ -68,7 +68,7 @@ class Store:
         """
         lock = FileLock(self.folder / ".lock")
         try:
-            self._there()  # or the lock would make the folder
+            self.check()  # or the lock would make the folder
             lock.acquire()
         except OSError as error:
             raise unwritable(self.folder, error) from None
@@ -77,8 +77,12 @@ class Store:
         finally:
             lock.release()
 
-    def _there(self) -> None:
-        """Make sure that nobody has deleted the store, be it that an empty folder has its name now."""
+    def check(self) -> None:
+        """Make sure that nobody has deleted the store, be it that an empty folder has its name now.
+
+        Raises:
+            WriteError: It is gone.
+        """
         if not marker.there(self.folder):
             raise WriteError(
                 f"{self.folder} was deleted, or is no longer a store, it has no {marker.NAME}: call again to begin anew"
@@ -95,7 +99,7 @@ class Store:
             WriteError: It cannot be written.
         """
         folder = self.folder / entry.experiment
-        self._there()
+        self.check()
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
