@@ -235,7 +235,7 @@ def _opened(folder: Path) -> Iterator[Path | int]:
     if os.scandir not in os.supports_fd:
         yield folder
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # or a pipe of that name would be waited for
     try:
         yield descriptor
     finally:
