@@ -151,3 +151,12 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     (written(tmp_path / "one") / "records.parquet").unlink()
     with pytest.raises(RunError, match=r"one has no records.parquet yet"):
         compare.read([tmp_path / "one"])
+
+
+@pytest.mark.parametrize("loss", [0.0, 5e-324, 1e308])
+def test_losses_of_any_size_can_be_drawn(loss: float, tmp_path: Path) -> None:
+    rows = [{**row, "train_loss": loss, "test_loss": loss, "dominance": -loss} for row in ROWS]
+    run = Run(written(tmp_path / "one", rows=rows))
+    assert png(comparison.figure(compare.read([run.folder]))).startswith(b"\x89PNG")
+    for figure in figures(Course(rows=rows).tables(), run.read_config()[0]).values():
+        assert png(figure).startswith(b"\x89PNG")

@@ -251,7 +251,7 @@ ODD: dict[str, list[Any]] = {
     "model": ["mlp:64-0-10", "mlp:" + "9" * 300, "lenet ", "[/x]", "mlp:64-10\n", "nowhere:to_be_found", ":", "a.:b"],
     "rule": ["", "FA", "[/x]", "bp"],
     "feedback": ["sparse(0)", "normal()", "[/x]"],
-    "learning_rate": [1e308, 5e-324, -0.0, 10**18],
+    "learning_rate": [1e308, 5e-324, -0.0, 1e18],
     "batch_size": [2**62, 0, -1],
     "probe_size": [2**62, 1, -5],
     "measure_every": [2**62, -1],

@@ -1,5 +1,6 @@
 """A run that was stopped goes on to the same numbers as one that was not."""
 
+import os
 import random
 import signal
 import subprocess
@@ -129,6 +130,8 @@ FACTORS: dict[str, list[dict]] = {
         *({"model": f"networks_that_go_on:{name}"} for name in ("regularised", "lazy", "noisy", "channels_last")),
     ],
 }
+CHECKED = bool(os.environ.get("FALIGN_TYPECHECK"))
+"""Whoever checks annotations draws from Python's generator, to look at one item of a list."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -208,6 +211,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "networks_that_go_on.py").write_text(NETWORKS)
     options = {name: value for factor, index in choice.items() for name, value in FACTORS[factor][index].items()}
+    if CHECKED and options["model"].endswith(":noisy"):
+        pytest.skip("its numbers are those of Python's generator")
     if options.get("dataset") == "small":
         options |= {"dataset": str(small_images), "batch_size": 32}
     options = TrainConfig(**{"dataset": "digits", "epochs": 2, "batch_size": 300, **options})
@@ -234,6 +239,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     )
     for each in (state, expected):
         del each["run"], each["course"]["seconds"]
+        if CHECKED:
+            del each["python"]
     assert state == expected
     if options.tensorboard:
         assert scalars(tmp_path / "parts") == scalars(tmp_path / "whole") != {}

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from falign.lab.compare import Record, shared
 from falign.lab.pictures.dominance import against_minus_one
-from falign.lab.pictures.lines import TITLE, Line, degrees, line, literal, plot
+from falign.lab.pictures.lines import TITLE, Line, decades, degrees, line, literal, plot
 from falign.lab.report.house import HOUSE
-from falign.lab.report.style import COLOURS, logarithmic, panels
+from falign.lab.report.style import COLOURS, panels
 
 _NAMED = 6
 """Up to so many layers are named."""
@@ -45,7 +45,7 @@ def figure(runs: Sequence[Record]) -> Figure:
     plot(accuracy, lines("test_accuracy", 100.0))
     _trained(accuracy)
     plot(loss, lines("train_loss"))
-    logarithmic(loss, "y")
+    decades(loss)
     plot(mean, lines("mean_angle"))
     against_minus_one(dominance, lines("dominance"))
     _angles_at_the_end(layers, labels)

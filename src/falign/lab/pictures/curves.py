@@ -3,14 +3,14 @@
 import polars as pl
 from matplotlib.figure import Figure
 
-from falign.lab.pictures.lines import line, plot
-from falign.lab.report.style import AXIS, COLOURS, logarithmic, panels
+from falign.lab.pictures.lines import decades, line, plot
+from falign.lab.report.style import AXIS, COLOURS, panels
 
 
 def loss(records: pl.DataFrame, about: str) -> Figure:
     """Mean cross-entropy, on a logarithmic axis: losses fall by orders of magnitude."""
     figure = _both(records, "loss", f"Loss — {about}", 1.0, "cross-entropy")
-    logarithmic(figure.axes[0], "y")
+    decades(figure.axes[0])
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from falign.lab.report.house import HOUSE
-from falign.lab.report.style import AXIS, INK, legend, sequence
+from falign.lab.report.style import AXIS, INK, legend, logarithmic, sequence
 from falign.lab.text import plain
 
 TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
@@ -84,6 +84,13 @@ def plot(axes: Axes, lines: Sequence[Line]) -> None:
         axes.plot(each.x, each.y, color=each.colour, label=literal(each.label), marker=marker)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def decades(axes: Axes) -> None:
+    """Scale the vertical axis by powers of ten, unless nothing that is drawn is above 0: a loss can be exactly that."""
+    drawn = [float(value) for each in axes.get_lines() for value in each.get_ydata()]  # pyright: ignore
+    if not drawn or max(drawn) > 0:
+        logarithmic(axes, "y")
 
 
 def degrees(*panels: Axes) -> None:
