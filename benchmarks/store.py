@@ -8,6 +8,7 @@ Matplotlib and the papers; "command" is the rest; "processor" adds up both cores
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -131,6 +132,7 @@ def command(name: str, folder: Path, runs: int) -> None:
     papers.PAPERS = {"load": paper(runs)}
     imported = time.perf_counter()
     if name == "table":
+        gc.freeze()  # as the commands do
         experiment = papers.PAPERS["load"].experiments[0]
         results = Store(folder=folder, repairs=False).results(experiment, "paper")
         assert results.table.height == results.runs.height * STEPS

@@ -1,5 +1,6 @@
 """What the command ``falign`` can do: one function a word, its options and its help."""
 
+import gc
 import os
 import signal
 from collections.abc import Sequence
@@ -226,6 +227,7 @@ def status(
     from falign.lab.experiment.summary import show
     from falign.papers import PAPERS
 
+    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
     selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
     chosen, note = choose(preset, store.counts(selection.experiments))
@@ -261,6 +263,7 @@ def report(
     from falign.lab.writing import RunError
     from falign.papers import PAPERS
 
+    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
     selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
     counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)

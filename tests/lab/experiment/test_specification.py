@@ -172,24 +172,24 @@ def test_a_preset_that_is_left_out_has_no_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reading", "words"),
+    ("read", "words"),
     [
-        (None, "TypeError: it gives a NoneType, expected a Reading"),
-        (0.5, "TypeError: it gives a float, expected a Reading"),
-        (Reading(checks=(Check(label="x", measured=None),)), "TypeError"),  # pyright: ignore
-        (Reading(checks=(Check(label="x", measured="much"),)), "ValueError: could not convert"),  # pyright: ignore
-        (Reading(checks=(Check(label="x", measured=10**400),)), "OverflowError"),
-        (Reading(checks=(Check(label=3, measured=1.0),)), "TypeError"),  # pyright: ignore
-        (Reading(checks=("x",)), "TypeError"),  # pyright: ignore
+        (lambda: None, "TypeError: it gives a NoneType, expected a Reading"),
+        (lambda: 0.5, "TypeError: it gives a float, expected a Reading"),
+        (lambda: Reading(checks=(Check(label="x", measured=None),)), "TypeError"),  # pyright: ignore
+        (lambda: Reading(checks=(Check(label="x", measured="much"),)), "ValueError: could not convert"),  # pyright: ignore
+        (lambda: Reading(checks=(Check(label="x", measured=10**400),)), "OverflowError"),
+        (lambda: Reading(checks=(Check(label=3, measured=1.0),)), "TypeError"),  # pyright: ignore
+        (lambda: Reading(checks=("x",)), "TypeError"),  # pyright: ignore
     ],
-    ids=str,
+    ids=range(7),
 )
 @pytest.mark.unchecked
-def test_what_is_no_reading_is_not_run(reading: object, words: str) -> None:
+def test_what_is_no_reading_is_not_run(read: Callable, words: str) -> None:
     table = pl.DataFrame({"step": [0], "rate": [0.5], "seed": [0], "x": [0.5]})
     run = {"key": "k", "rate": 0.5, "seed": 0, "status": "done", "message": None, "seconds": 1.0}
     results = Results(experiment=experiment(), preset="smoke", table=table, runs=pl.DataFrame([run]), provenance=())
-    verdict = judge(replace(CLAIM, read=lambda _: reading), results)
+    verdict = judge(replace(CLAIM, read=lambda _: read()), results)
     assert verdict.verdict == "not run"
     assert words in (verdict.message or "")
     scoped = judge(replace(CLAIM, scope=pl.col("nowhere") > 1), results)

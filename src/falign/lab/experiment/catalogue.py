@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from falign.lab.experiment.entries import TYPES, UNREADABLE, Corrupt, Entry, Older, Status, content_of, decode
+from falign.lab.experiment.entries import (
+    TYPES,
+    UNREADABLE,
+    WITHOUT_WAITING,
+    Corrupt,
+    Entry,
+    Older,
+    Status,
+    content_of,
+    decode,
+)
 from falign.lab.experiment.specification import Task
 from falign.lab.writing import RunError
 
@@ -40,9 +50,9 @@ RUNS = {
 """Columns of ``Catalogue.runs``: a file and its stamp, then what it holds."""
 _LENGTH = 32 + len(SUFFIX)
 """Of the name of a run's file."""
-PART = 250_000
+PART = 100_000
 """Records that are copied at once: memory that is given back is used again only if the pieces are small."""
-_AT_ONCE = 2000
+_AT_ONCE = 1000
 """Files whose records are decoded together: fewer cost time, more cost memory."""
 
 Columns = tuple[tuple[str, str], ...]
@@ -235,7 +245,11 @@ def _opened(folder: Path) -> Iterator[Path | int]:
     if os.scandir not in os.supports_fd:
         yield folder
         return
+<<<<<<< HEAD
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # or a pipe of that name would be waited for
+=======
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | WITHOUT_WAITING)
+>>>>>>> 9d634a9 (Docs, changelog and benchmark of a large store; a pipe in the place of a folder is not waited for)
     try:
         yield descriptor
     finally:

@@ -233,6 +233,9 @@ def _check(values: dict[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r:.40}, expected an object")
     if type(value := values["seconds"]) not in (int, float) or not (math.isfinite(value) and value >= 0):
         raise TypeError(f"seconds is {value!r:.40}, expected a number, at least 0")
+    for axis, value in values["point"].items():
+        if type(value) not in (str, int, float, bool):
+            raise TypeError(f"{axis!r:.40} of its point is {value!r:.40}, expected a number, a text or a truth value")
     for name, kind in values["columns"].items():
         if name in RESERVED or name in values["point"]:
             raise TypeError(f"the records have a column {name!r}, which is the name of an axis or of the store's own")

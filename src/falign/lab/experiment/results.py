@@ -89,7 +89,11 @@ def judge(claim: Claim, results: Results) -> Verdict:
 
 
 def _within(table: pl.DataFrame, scope: pl.Expr | None) -> pl.DataFrame:
-    return table if scope is None else table.filter(scope)  # all of a large table is not copied
+    """The rows of a scope; a large table of which it has all is not copied."""
+    if scope is None or table.is_empty():
+        return table
+    inside = table.select(inside=scope)["inside"]
+    return table if inside.len() == table.height and inside.all(ignore_nulls=False) else table.filter(scope)
 
 
 def _sound(reading: object) -> Reading:

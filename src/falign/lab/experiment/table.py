@@ -102,7 +102,7 @@ def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([frame.cast({name: common[name] for name in frame.columns}) for frame in frames], how="diagonal")
 
 
-def _common(kinds: set[Any]) -> Any:
+def _common(kinds: set[Any]) -> Any:  # of types of polars, which cannot be checked as annotations
     if len(kinds) < 2:
         return next(iter(kinds), pl.Null())
     return pl.Float64() if kinds == {pl.Int64(), pl.Float64()} else pl.String()
