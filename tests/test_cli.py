@@ -280,7 +280,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),
-        ("status", {"NAME", "--preset", "--out"}),
+        ("status", {"NAME", "--preset", "--out", "--against"}),
         ("report", {"NAME", "--preset", "--out"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],

@@ -8,8 +8,8 @@ place. So one scheme serves all formats, and a checksum cannot be parted from wh
 import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from io import BytesIO
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 _MARK, _DIGITS = b"falign-sha256:", 64
 BLANK = _MARK.decode() + "0" * _DIGITS
@@ -45,14 +45,16 @@ def sealed(content: bytes) -> bytes:
     return b"".join((content[:at], sha256(content).hexdigest().encode(), content[at + _DIGITS :]))
 
 
-def seal(stream: BytesIO) -> bytes:
-    """The same for a file whose last ``BLANK`` counts, without a copy of it: it may be large."""
-    content = stream.getvalue()
-    at, digits = last(content), sha256(content).hexdigest()
-    del content  # a stream that shares its content copies it before it is changed
+def seal(stream: BufferedIOBase, at: int) -> None:
+    """Put the checksum of a file into it that is too large to be held.
+
+    Args:
+        stream: The file, open for reading and writing.
+        at: Where the digits of its ``BLANK`` begin.
+    """
+    digest, _ = _digest(stream, at)
     stream.seek(at)
-    stream.write(digits.encode())
-    return stream.getvalue()
+    stream.write(digest.encode())
 
 
 def last(content: bytes) -> int:
@@ -78,8 +80,8 @@ def verify(content: bytes, at: int | None = None) -> None:
         raise Unsealed("its checksum is wrong")
 
 
-def verify_stream(stream: BinaryIO, at: int) -> None:
-    """The same for a file that is too large to be held.
+def verify_stream(stream: BufferedIOBase, at: int) -> None:
+    """Make sure of the same of a file that is too large to be held.
 
     Args:
         stream: The open file; it is left at its end.
@@ -88,6 +90,13 @@ def verify_stream(stream: BinaryIO, at: int) -> None:
     Raises:
         Unsealed: Its checksum is wrong.
     """
+    found, written = _digest(stream, at)
+    if found.encode() != written:
+        raise Unsealed("its checksum is wrong")
+
+
+def _digest(stream: BufferedIOBase, at: int) -> tuple[str, bytes]:
+    """The checksum that a file should have, and the digits that it has."""
     digest, left = sha256(), at
     stream.seek(0)
     while left and (part := stream.read(min(left, _PART))):
@@ -97,8 +106,7 @@ def verify_stream(stream: BinaryIO, at: int) -> None:
     digest.update(b"0" * _DIGITS)
     while part := stream.read(_PART):
         digest.update(part)
-    if left or digest.hexdigest().encode() != written:
-        raise Unsealed("its checksum is wrong")
+    return digest.hexdigest(), written
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from falign.lab.experiment import Task
 from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, Shape, decode, encode
 from falign.lab.experiment.records import frame
 from falign.lab.experiment.store import Store
-from falign.lab.seal import BLANK, Unsealed, seal, verify
+from falign.lab.seal import BLANK, Unsealed, last, seal, verify
 from mutations import mutations
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
@@ -42,7 +42,8 @@ def file_of(values: dict[str, Any] | str, records: pl.DataFrame) -> bytes:
     text = values if isinstance(values, str) else json.dumps({**values, "checksum": BLANK})
     stream = io.BytesIO()
     records.write_parquet(stream, metadata={"falign": text})
-    return seal(stream)
+    seal(stream, last(stream.getvalue()))
+    return stream.getvalue()
 
 
 RECORDS: dict[str, tuple[pl.DataFrame, str]] = {

@@ -52,7 +52,7 @@ _LENGTH = 32 + len(SUFFIX)
 """Of the name of a run's file."""
 PART = 100_000
 """Records that are copied at once: memory that is given back is used again only if the pieces are small."""
-_AT_ONCE = 1000
+_AT_ONCE = 500
 """Files whose records are decoded together: fewer cost time, more cost memory."""
 
 Columns = tuple[tuple[str, str], ...]

@@ -119,7 +119,8 @@ def encode(entry: Entry, records: pl.DataFrame) -> bytes:
     }
     stream = io.BytesIO()
     records.write_parquet(stream, metadata={_METADATA: json.dumps(values)})
-    return seal(stream)
+    seal(stream, last(stream.getvalue()))
+    return stream.getvalue()
 
 
 def read(path: Path) -> tuple[Entry, Shape]:

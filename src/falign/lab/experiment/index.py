@@ -10,9 +10,11 @@ import io
 import json
 import os
 from contextlib import suppress
+from io import BufferedIOBase
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from secrets import token_hex
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +23,6 @@ import falign
 from falign.lab.experiment.catalogue import EMPTY, PART, RUNS, Catalogue
 from falign.lab.experiment.entries import FORMAT, TYPES, UNREADABLE, WITHOUT_WAITING
 from falign.lab.seal import BLANK, Unsealed, last, seal, verify_stream
-from falign.lab.writing import RunError, write
 
 FOLDER = ".index"
 _BOUND = {"index": 1, "falign": falign.__version__, "store": FORMAT}
@@ -62,23 +63,30 @@ def save(store: Path, experiment: str, found: Catalogue, since: int) -> None:
     """
     settled = (pl.max_horizontal("modified", "changed") < since - _RACY) & (pl.col("kind").fill_null(0) < _KINDS)
     kept = found.take(found.runs.select(settled.arg_true()).to_series().to_numpy())
-    content = _content(experiment, kept)
-    with suppress(RunError, OSError):
-        (store / FOLDER).mkdir(exist_ok=True)
-        write(store / FOLDER / experiment, content)
+    partial = store / FOLDER / f".{experiment[:64]}.partial-{token_hex(8)}"
+    try:
+        partial.parent.mkdir(exist_ok=True)
+        with partial.open("xb+") as stream:
+            _write(stream, experiment, kept)
+        os.replace(partial, store / FOLDER / experiment)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _bound(experiment: str) -> dict[str, Any]:
     return {**_BOUND, "experiment": experiment}
 
 
-def _content(experiment: str, found: Catalogue) -> bytes:
-    stream = io.BytesIO()
+def _write(stream: BufferedIOBase, experiment: str, found: Catalogue) -> None:
+    """Write piece by piece, without waiting for the disk: what a power cut leaves has no right checksum."""
     parts = []
     for number, frame in enumerate((found.runs, *found.records[:_KINDS])):
         for part in frame.iter_slices(PART):
-            parts.append((number, stream.seek(0, io.SEEK_END)))
-            part.write_parquet(stream, compression="lz4", statistics=False)
+            parts.append((number, stream.tell()))
+            piece = io.BytesIO()
+            part.write_parquet(piece, compression="lz4", statistics=False)
+            stream.write(piece.getbuffer())
     values = {
         **_bound(experiment),
         "parts": parts,
@@ -86,13 +94,12 @@ def _content(experiment: str, found: Catalogue) -> bytes:
         "kinds": found.kinds[:_KINDS],
         "checksum": BLANK,
     }
-    text = json.dumps(values).encode()
-    stream.seek(0, io.SEEK_END)
+    begin, text = stream.tell(), json.dumps(values).encode()
     stream.write(text + len(text).to_bytes(_LENGTH, "little") + _END)
-    return seal(stream)
+    seal(stream, begin + last(text))
 
 
-def _read(stream: BinaryIO, experiment: str) -> Catalogue:
+def _read(stream: BufferedIOBase, experiment: str) -> Catalogue:
     """The content of an index, of which no bit has changed."""
     tail = stream.seek(-_LENGTH - len(_END), io.SEEK_END)
     begin = tail - int.from_bytes(stream.read(_LENGTH), "little")
