@@ -245,11 +245,7 @@ def _opened(folder: Path) -> Iterator[Path | int]:
     if os.scandir not in os.supports_fd:
         yield folder
         return
-<<<<<<< HEAD
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # or a pipe of that name would be waited for
-=======
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | WITHOUT_WAITING)
->>>>>>> 9d634a9 (Docs, changelog and benchmark of a large store; a pipe in the place of a folder is not waited for)
     try:
         yield descriptor
     finally:
