@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from falign.lab.config import ConfigError
 from falign.lab.data import DataError
 from falign.lab.experiment import options
-from falign.lab.experiment.blocks import GIB, available
 from falign.lab.experiment.execution import Executor
 from falign.lab.experiment.local import InThisProcess, Workers, cores
+from falign.lab.memory import GIB, available
 
 NONE = {"workers": None, "device": "cpu", "data": None, "ray": None, "cpus_per_run": None, "gpus_per_run": None}
 

@@ -1,5 +1,6 @@
 """Experiments as values: keys of runs, grids, verdicts."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,7 +151,7 @@ def test_the_preset_that_is_shown(asked: str | None, counts: tuple[int, ...], ex
         ({"agreement": -1.0}, "its agreement is -1.0"),
         ({"grid": {"quick": ({"rate": "\ud800"},)}, "seeds": {"quick": 1}}, "expected a text of UTF-8"),
     ],
-    ids=str,
+    ids=lambda each: re.sub(r" at 0x\w+", "", str(each)),  # addresses differ from process to process
 )
 @pytest.mark.unchecked
 def test_what_is_no_experiment_is_refused_when_it_is_made(changes: dict, words: str) -> None:
