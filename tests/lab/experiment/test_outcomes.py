@@ -409,9 +409,9 @@ def test_a_cost_that_is_no_number_changes_nothing_but_the_estimate(value: Any, t
 )
 def test_a_grid_that_no_table_can_hold_is_refused_when_it_is_made(point: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        replace(experiment(), grid={"smoke": (point,)})
+        replace(experiment(), grid={"smoke": (point,)}, seeds={"smoke": 1}, together=())
     with pytest.raises(ValueError, match="has int, str on axis 'a', expected one kind"):
-        replace(experiment(), grid={"smoke": ({"a": 1}, {"a": "b"})})
+        replace(experiment(), grid={"smoke": ({"a": 1}, {"a": "b"})}, seeds={"smoke": 1}, together=())
 
 
 def test_how_far_two_computations_of_a_run_are_apart() -> None:
