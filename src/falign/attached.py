@@ -329,10 +329,10 @@ class Feedback(nn.Module):
                 self.wiring.state.runs.clear()
                 raise RuntimeError(_NO_GRAPH)
         else:
-            self._fits(layer)
             self.latest = self.wiring.passes
             if torch._C._get_tracing_state() is not None:
                 raise RuntimeError(_NO_GRAPH)
+            self._fits(layer)  # not before: under tracing, sizes are tensors
             if forward_ad._current_level >= 0:
                 raise RuntimeError(
                     "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
