@@ -18,6 +18,14 @@ from falign.lab.experiment.store import Store
 from falign.papers import PAPERS
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a paper's runs go unchecked: checking annotations took five times as long as the runs."""
+    for item in items:
+        if "smoke" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.unchecked)
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[str, Results]]:
     """Name of a paper -> experiment -> its results at the preset ``smoke``; tests of one paper share an xdist group."""

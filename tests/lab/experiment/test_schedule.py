@@ -141,6 +141,7 @@ def truth(experiment: Experiment, tasks: tuple[Task, ...], slow: float) -> float
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("slow", [0.75, 1.0, 1.33])
+@pytest.mark.unchecked
 def test_the_time_left_is_told_within_a_quarter(slots: int, slow: float) -> None:
     """The paper's figure 2, 4,550 runs of 7 widths, in simulated time: after a fifth of it, and from then on."""
     selected = next(each for each in SONG2021.experiments if each.name == "song2021.figure2")

@@ -79,6 +79,7 @@ def test_more_outputs_are_refused():
 
 @pytest.mark.parametrize(("size", "chunk"), [(1, 1), (20, 2), (100, 800), (200, 5), (10_000, 2)])
 @pytest.mark.parametrize("activation", RATES)
+@pytest.mark.unchecked
 def test_pieces_of_every_size_are_the_whole(activation, size, chunk, monkeypatch):
     """Single neurons, parts of a run, a run, several runs, one chunk and many; 9 neurons leave a remainder."""
     s = draw((3, 8, 4), n=6, d=7, p=9, activation=activation, test=3)
