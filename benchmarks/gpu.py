@@ -2,8 +2,9 @@
 
 From a checkout: ``PYTHONPATH=src python benchmarks/gpu.py``. Three stages, each a JSON file that is written anew after
 every case: 1 correctness against float64 on the CPU, 2 time and memory of a step under each rule, 3 the simulators of
-two-layer networks. What no longer fits the budget is recorded as left out; the most important comes first, and all
-that is compiled last. ``--page`` writes a page from the files of a run that is over.
+two-layer networks. Stage 4, on demand, trains and reproduces papers, which needs the extra ``lab``. What no longer fits
+the budget is recorded as left out; the most important comes first, and all that is compiled last. ``--page`` writes a
+page from the files of a run that is over.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import gpu_theory
 from gpu_record import Record, Setting, environment
 from gpu_speed import Speed
 
-STAGES = {1: "correctness", 2: "speed", 3: "theory"}
+STAGES = {1: "correctness", 2: "speed", 3: "theory", 4: "laboratory"}
+_ALONE = (1, 2, 3)
+"""Stages that need no extra."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 
 
@@ -29,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="sizes of the test suite, compiled code traced only")
-    parser.add_argument("--stages", nargs="+", type=int, choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", type=int, choices=list(STAGES), default=list(_ALONE))
     parser.add_argument("--budget", type=float, default=460.0, metavar="SECONDS", help="of the whole run")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     parser.add_argument(
@@ -39,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(setting: Setting, stages: list[int], folder: Path) -> bool:
-    """Run the stages: what is eager, the simulators, then what is compiled; whether every check holds."""
+    """Run the stages, what is compiled last; whether every check holds."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -53,6 +56,10 @@ def measure(setting: Setting, stages: list[int], folder: Path) -> bool:
         speed.eager()
     if 3 in records:
         gpu_theory.speed_cases(records[3], setting)
+    if 4 in records:
+        import gpu_laboratory  # what it imports is an extra
+
+        gpu_laboratory.cases(records[4], setting)
     if 1 in records:
         gpu_correctness.compiled_cases(records[1], setting)
     if speed:

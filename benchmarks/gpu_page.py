@@ -28,7 +28,7 @@ def text(found: dict[str, Row]) -> str:
     rows = {stage: content["rows"] for stage, content in found.items()}
     parts = [_head(first, rows)]
     makers: dict[str, Callable[[list[Row]], list[str]]] = {
-        "correctness": _correctness, "speed": _speed, "theory": _theory,
+        "correctness": _correctness, "speed": _speed, "theory": _theory, "laboratory": _laboratory,
     }  # fmt: skip
     parts += ["\n\n".join(makers[stage](own)) for stage, own in rows.items()]
     return "\n\n".join([*parts, *_missing(rows)]) + "\n"
@@ -206,6 +206,35 @@ def _finding(row: Row) -> str:
             f"{_number(row['ms_a_step'])} ms a step; 20,000 steps {_number(row['seconds_20000_steps'])} s, extrapolated"
         )
     return found if row["finite"] else found + "; **not finite at the end**"
+
+
+def _laboratory(rows: list[Row]) -> list[str]:
+    checks = [row for row in rows if "holds" in row]
+    trained = [
+        [group[0], group[1], ", ".join(_cases(own)), _small(max(row["difference"] for row in own)),
+         _small(own[0]["tolerance"]), _verdict(own)]
+        for group, own in _grouped([row for row in checks if "network" in row], "network", "what").items()
+    ]  # fmt: skip
+    computed = [
+        [f"`{row['quantity']}`", *(str(row[name]) for name in ("equal", "within", "beyond")),
+         _small(row["tolerance"]), _small(row["difference"]) if row["beyond"] else "-"]
+        for row in checks if "equal" in row
+    ]  # fmt: skip
+    parts = ["## The laboratory"]
+    if trained:
+        parts += [
+            "`falign train mnist-10k --device cuda`, two epochs: everything that was measured and the last checkpoint "
+            "(weights, feedback, optimizer, generators), compared to the bit; 0 is equal, anything else infinite.",
+            _table(["network", "what", "rules", "largest difference", "tolerance", "verdict"], trained),
+        ]
+    if computed:
+        parts += [
+            "`falign reproduce --preset smoke --device cuda` beside the same on that machine's CPU: runs whose records "
+            "are equal to the bit, within the agreement that the experiment states, or beyond it, the farthest by "
+            "how much.",
+            _table(["experiment", "equal", "within", "beyond", "agreement", "farthest beyond"], computed),
+        ]
+    return parts
 
 
 def _missing(rows: dict[str, list[Row]]) -> list[str]:
