@@ -219,6 +219,19 @@ def alignment_rows(device: torch.device, rule: str) -> list[Row]:
     return rows
 
 
+def start_rows(device: torch.device, scheme: str) -> list[Row]:
+    """Weights that ``falign.init`` draws on the device against those that it draws on the CPU from the same seed."""
+    drawn = []
+    for model, x in (
+        (cases.build("conv", "fa"), cases.batch("conv")[0]),
+        (model_on(device, "conv", "fa"), batch_on(device, "conv")[0]),
+    ):
+        falign.init.SCHEMES[scheme](model, example=x, seed=7)
+        drawn.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    worst = difference(drawn[1], drawn[0])
+    return [check("initial weights against the CPU's of the same seed", worst, 1e-10, network="conv", dtype="float64")]
+
+
 def eager_cases(record: Record, setting: Setting) -> None:
     """All that is not compiled, the rules' gradients first."""
     device = setting.device
@@ -229,6 +242,8 @@ def eager_cases(record: Record, setting: Setting) -> None:
     for rule in ("fa", "dfa") if setting.small else cases.RULES:
         record.case("autocast", rule, lambda rule=rule: autocast_rows(device, rule), needs=5)
         record.case("dropout", rule, lambda rule=rule: dropout_rows(device, rule), needs=5)
+    for scheme in falign.init.SCHEMES:
+        record.case("initial weights", scheme, lambda scheme=scheme: start_rows(device, scheme), needs=5)
     for rule in ("fa", "dfa"):
         record.case("alignment", rule, lambda rule=rule: alignment_rows(device, rule), needs=5)
 

@@ -13,6 +13,7 @@ import falign
 import falign.measure
 from falign import init
 from falign.measure.law import ConservationLaw
+from falign.preserve import DrawnOnCPU
 
 RULES = ["fa", "kp", "dfa", "usf", "frsf", "brsf", "adafa"]
 
@@ -179,6 +180,29 @@ def test_a_seed_means_the_same_weights_and_moves_no_generator(scheme):
         assert torch.equal(value, other.state_dict()[name])
     assert any(not torch.equal(value, different.state_dict()[name]) for name, value in one.state_dict().items())
     assert one.training
+
+
+def test_what_is_drawn_for_another_device_is_what_the_cpu_draws():
+    """In place, as a new tensor, like another; ``benchmarks/gpu.py`` compares the schemes' weights on a GPU."""
+
+    def drawn() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        return [
+            nn.Conv2d(3, 4, 3).weight,
+            nn.MultiheadAttention(4, 2).in_proj_weight,
+            nn.init.orthogonal_(torch.empty(4, 4)),
+            nn.init.trunc_normal_(torch.empty(5)),
+            torch.empty(4).exponential_(),
+            torch.randn(3, dtype=torch.float64, device="cpu"),
+            torch.rand_like(torch.ones(3)),
+            torch.randperm(9),
+            torch.bernoulli(torch.full((7,), 0.5)),
+        ]
+
+    expected = drawn()
+    with DrawnOnCPU():
+        found = drawn()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_signs_leave_magnitudes_and_zero_feedback_alone():

@@ -1,5 +1,6 @@
-"""What a pass that only looks must leave as it was: random generators, and what ``torch.compile`` would hide."""
+"""What depends on the process: random generators, the order of sums, and what ``torch.compile`` would hide."""
 
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 # NumPy's global generator (rule NPY002 of ruff) is what a model may draw from, whatever one would write today.
 
@@ -63,6 +66,53 @@ def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
         finally:
             random.setstate(own)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Within it the same computation on a CUDA device gives the same numbers every time, to the bit.
+
+    Convolutions' gradients, among others, are summed in any order unless PyTorch is told not to. Where it has no other
+    algorithm it warns of the operation and goes on. The CPU needs nothing.
+
+    Args:
+        device: What is computed on.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or every matrix product is warned of
+    cudnn: Any = torch.backends.cudnn  # whose attributes are properties that no checker sees
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=not strict or warned)
+        memory.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
+        cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+
+
+class DrawnOnCPU(TorchDispatchMode):
+    """Within it everything random is drawn by the CPU's generator and then moved: one seed, one model on any device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; one that draws, on copies of its arguments on the CPU."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        there = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), kwargs.get("device"))
+        kwargs = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
+        twins, named = tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), (args, kwargs))
+        drawn = func(*twins, **named)
+        if func._schema.is_mutable:  # in place: the first argument is what is drawn
+            return args[0].copy_(drawn)
+        return drawn.to(there)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_rules_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Pa
         losses.append(train(options, tmp_path / rule, console=quiet()).run.read_records()["train_loss"][1])
     assert all(torch.equal(weights[0], other) for other in weights)
     assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+
+
+def test_feedback_that_never_meets_the_weights_is_told_once(tmp_path: Path) -> None:
+    """In the description; PyTorch users get a warning of it at the optimizer's first step, which would say it again."""
+    console = quiet()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        train(config(rule="kp", epochs=1), tmp_path, console=console)
+    assert [str(each.message) for each in warned] == []
+    assert console.file.getvalue().count("never meets the weights") == 1
 
 
 def test_the_test_is_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The schemes: each draws the weights anew from a seed, then bends them to what the law asks."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from falign.measure.law.balance import Balance
 from falign.measure.law.forms import Form
 from falign.measure.law.targets import Target
 from falign.measure.untouched import unwrapped
+from falign.preserve import DrawnOnCPU
 from falign.theory.inputs import number, told, whole
 from falign.wiring import converted
 
@@ -27,7 +29,7 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
     Args:
         model: A converted model. Parameters outside such modules, and learned feedback, stay as they are.
         example: Not needed; here so that all schemes are called alike.
-        seed: Of the weights. The random generators are left as they were.
+        seed: Of the weights, which are the same on every device. The random generators are left as they were.
 
     Raises:
         ValueError: The model is not converted, or the seed is no whole number.
@@ -35,9 +37,9 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
     converted(model)
     if not whole(seed) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {told(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+    elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
+    with torch.random.fork_rng(devices=[]), DrawnOnCPU() if elsewhere else nullcontext():
+        torch.default_generator.manual_seed(seed)
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

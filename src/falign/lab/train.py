@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -31,7 +32,7 @@ from falign.lab.runs import TRACEBACK, Run
 from falign.lab.setting import Setting, settle
 from falign.lab.text import say, standard_console
 from falign.lab.writing import RunError, WriteError
-from falign.preserve import seeded
+from falign.preserve import repeatable, seeded
 
 _NAME = 200
 """So many letters the name of a run folder may have."""
@@ -171,7 +172,7 @@ def _shortest(value: object) -> str:
 
 
 def _settled(config: TrainConfig, data: Path | None, console: Console) -> Setting:
-    with _own_randomness(config):  # lazy layers, and whatever else a model draws when it is made
+    with _repeatable(config):  # lazy layers, and whatever else a model draws when it is made
         setting = settle(config, data=data, progress=console.is_terminal)
     checkpoints.check(setting.learner)
     for line in setting.description:
@@ -184,7 +185,8 @@ def _carry_out(
 ) -> Outcome:
     """Train, and see to it that the status says how it ended, whatever ends it."""
     learner, config = setting.learner, setting.learner.config
-    with _own_randomness(config):
+    with _repeatable(config), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="rule 'kp' without weight_decay")  # the description has said it
         course = Course()
         if checkpoint is not None:
             course = checkpoints.restore(checkpoint, learner, identity=run.identity)
@@ -269,8 +271,9 @@ def _check_place(path: Path, setting: Setting, course: Course) -> None:
 
 
 @contextmanager
-def _own_randomness(config: TrainConfig) -> Iterator[None]:
-    """Dropout and the like draw from generators of the run; the process's own are left as they are."""
+def _repeatable(config: TrainConfig) -> Iterator[None]:
+    """Dropout and the like draw from generators of the run, and sums have one order; the process is left as it was."""
     device = torch.device(config.device)
-    with seeded(generator(config.seed, "", "noise").initial_seed(), [device] if device.type == "cuda" else []):
+    seed = generator(config.seed, "", "noise").initial_seed()
+    with seeded(seed, [device] if device.type == "cuda" else []), repeatable(device):
         yield

@@ -21,6 +21,7 @@ from falign.lab.experiment.signals import Stopped
 from falign.lab.experiment.specification import Experiment, Outcome, Setting, Task, nobody
 from falign.lab.provenance import place
 from falign.lab.text import plain
+from falign.preserve import repeatable
 
 Run = Callable[[Sequence[Task], Setting], Sequence[Outcome]]
 _LONGEST = 2000
@@ -154,7 +155,7 @@ def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
     origin = {**place(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     start, process = perf_counter(), os.getpid()
     left, error, absent = None, None, False
-    with _kept(tasks):
+    with _kept(tasks), repeatable(torch.device(setting.device)):
         try:
             left = _all_left(tasks, run(tasks, setting))
         except Stopped:

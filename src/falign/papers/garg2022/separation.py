@@ -101,6 +101,7 @@ SEPARATION = Experiment(
     },
     seeds={"smoke": 2, "quick": 4, "paper": 20},
     run=run,
+    agreement=1e-12,
     at_most=1,
     cost=lambda task: float((int(task.point["r"]) + int(task.point["tail"])) * int(task.point["draws"])),
     pictures=(

@@ -129,7 +129,7 @@ KERNELS = Experiment(
     },
     seeds={"smoke": 8, "quick": 8, "paper": 50},
     run=run,
-    agreement=1e-12,
+    agreement=1e-10,
     together=("strength",),
     at_most=20,
     memory=memory,
