@@ -39,7 +39,7 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
         raise ValueError(f"seed is {told(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
     elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]), DrawnOnCPU() if elsewhere else nullcontext():
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))  # it takes no NumPy integer
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
