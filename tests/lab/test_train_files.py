@@ -321,7 +321,7 @@ def test_a_folder_that_vanishes_ends_the_run(how: str, tensorboard: bool, tmp_pa
     assert caught.value.code == 1
     assert state_of(folder) == before[0], "nothing is written into what is another's"
     if how != "emptied":
-        assert not lock.held(folder)
+        assert not lock.at_work(folder)
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -351,8 +351,8 @@ def test_looking_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> No
     until, seen = time.monotonic() + 0.3, 0
     while time.monotonic() < until:
         with lock.Hold(tmp_path):
-            assert lock.held(tmp_path)
-        assert not lock.held(tmp_path)
+            assert lock.at_work(tmp_path)
+        assert not lock.at_work(tmp_path)
         seen += 1
     assert seen > 3
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from falign.lab.lock import held
 from falign.lab.requirements import install, lacking, requirements
 from falign.lab.text import cell, say
 
@@ -247,25 +248,6 @@ def _leftovers(out: Path) -> Iterator[dict]:
             yield {"name": "", "text": f"{more}{_LEFT[kind]}"}
     if not any(found.values()):
         yield {"name": "nothing", "text": "no half-written file, no damaged one, no lock of a process that is gone"}
-
-
-def held(path: Path) -> bool:
-    """Whether a living process holds a lock; only looks."""
-    if os.name != "posix":
-        return False
-    import fcntl  # of POSIX only
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _bytes(number: int | float) -> str:

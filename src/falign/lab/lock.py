@@ -81,9 +81,17 @@ def busy(folder: Path) -> RunError:
     )
 
 
-def held(folder: Path) -> bool:
-    """Whether a living process is at work in a folder; only looks, so that it can be asked of any folder."""
-    path = folder / _FILE
+def at_work(folder: Path) -> bool:
+    """Whether a living process is at work in a run folder; only looks, so that it can be asked of any folder."""
+    return held(folder / _FILE)
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds a lock; only looks.
+
+    Args:
+        path: Of the lock's file; one that is not there, or not for us to read, is not held.
+    """
     if os.name != "posix":
         return _held_by_trying(path)
     import fcntl  # of POSIX only

@@ -95,7 +95,7 @@ class Run:
 
     def refuse_existing(self, *, replaces: bool) -> None:
         """Raise ``RunError`` if there is a run here already that shall not be replaced, or that is at work."""
-        if self._hold is None and lock.held(self.folder):
+        if self._hold is None and lock.at_work(self.folder):
             raise lock.busy(self.folder)
         if self.exists and not replaces:
             raise RunError(
@@ -240,7 +240,7 @@ class Run:
             if not _fits(content.get(name), kind):
                 raise self._damaged(STATUS, f"{name} is {_shown(content.get(name))}")
         self._check_identity(STATUS, content["run"])
-        if content["status"] == "running" and self._hold is None and not lock.held(self.folder):
+        if content["status"] == "running" and self._hold is None and not lock.at_work(self.folder):
             content["status"] = "killed"
         return content
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from falign.lab.experiment.marker import regular
 from falign.lab.experiment.store import Store
+from falign.lab.lock import held
 from falign.lab.seal import Unsealed, from_json, to_json
 from falign.lab.writing import RunError, leftovers, unwritable, write
 
@@ -125,7 +126,7 @@ def running(store: Store) -> set[str]:
     """The same as :func:`taken`, found out by reading alone: nothing in the store is made, changed or deleted."""
     if os.name != "posix":
         return taken(store)
-    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if _locked(path)))
+    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if held(path)))
 
 
 def _locks(store: Store) -> list[Path]:
@@ -133,20 +134,6 @@ def _locks(store: Store) -> list[Path]:
     with suppress(OSError):
         return [path for path in (store.folder / "owners").glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
     return []
-
-
-def _locked(path: Path) -> bool:
-    """Whether a living process holds a lock."""
-    import fcntl  # of POSIX only
-
-    try:
-        with path.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:  # it is gone, or not for us to read
-        return False
-    return False
 
 
 def _living(store: Store, besides: str | None) -> list[set[str]]:
