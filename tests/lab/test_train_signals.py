@@ -1,6 +1,8 @@
 """Ctrl-C, TERM and HUP: the first one saves, the second one stops at once, and what is ignored stays so."""
 
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -140,6 +142,20 @@ def test_no_moment_leaves_half_a_state(
         assert outcome.status == status == ("done" if at in ("write_status", "draw") else "interrupted")
     assert go_on(folder).status == "done"
     assert same(folder, whole)
+
+
+def test_a_pipe_that_nobody_reads_any_more_interrupts(tmp_path: Path) -> None:
+    """As under ``| head -5``: nothing is said, and the run goes on from what was saved."""
+    words = ["train", "digits", "--model", "mlp:64-8-10", "--epochs", "5000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "falign", *words], stdout=-1, stderr=-1, text=True) as process:
+        for _ in range(5):
+            assert process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (1, "")
+    status = Run(tmp_path / "run").read_status()
+    assert status["status"] == "interrupted"
+    assert "--resume" in status["message"]
+    assert not (tmp_path / "run" / "traceback.txt").exists()
 
 
 def test_handlers_are_put_back() -> None:

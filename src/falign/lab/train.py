@@ -206,10 +206,11 @@ def _carry_out(
             with interrupt.deaf(), suppress(WriteError):
                 run.write_status("failed", step=course.step, epoch=course.epoch, message=message)
             raise WriteError(message) from None
-        except (Exception, SystemExit) as error:  # SystemExit: a model may call sys.exit
-            with interrupt.deaf():
-                return fail(run, course, error)
-        except BaseException:
+        except BaseException as error:
+            unread = isinstance(error, SystemExit) and console.quiet  # so a console of rich ends whose pipe is closed
+            if isinstance(error, Exception | SystemExit) and not unread:  # SystemExit: a model may call sys.exit
+                with interrupt.deaf():
+                    return fail(run, course, error)
             message = f"stopped at once, saved up to step {run.saved}: go on with falign train --resume {run.folder}"
             with interrupt.deaf(), suppress(WriteError):
                 run.write_status("interrupted", step=run.saved, message=message)
