@@ -514,5 +514,13 @@ def test_numbers_of_other_kinds_are_numbers(seed, scale):
 @untyped
 @pytest.mark.parametrize("seed", [3.0, True, np.bool_(True), "3", None, np.float64(3)])
 def test_seeds_are_whole_numbers(seed):
-    with pytest.raises(falign.ConversionError, match=r"seed is .*, expected a whole number"):
+    with pytest.raises(falign.ConversionError, match=r"seed must be an integer, got .*: write int\(seed\)"):
         falign.convert(net(), seed=seed)
+
+
+@untyped
+@pytest.mark.parametrize("name", ["rule", "seed", "scale", "feedback", "output", "skip"])
+def test_a_number_too_long_for_a_text_is_refused_in_words(name):
+    """Python writes no more than 4,300 digits."""
+    with pytest.raises(falign.ConversionError, match=rf"(?s)cannot be converted:\n.*{name}"):
+        falign.convert(net(), **{"rule": "dfa", "example": torch.ones(2, 20), name: 10**5000})

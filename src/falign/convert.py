@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from falign.guard import matrices_of, unguard
 from falign.outputs import Outputs
 from falign.plan import DDP_IGNORED, FeedbackChoice, Plan
 from falign.rules import Rule
+from falign.theory.inputs import whole_number
 from falign.wiring import SPARED, Wiring, converted, feedbacks
 
 
@@ -70,11 +70,13 @@ def convert(
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
     plan = Plan(model, rule, feedback, scale, skip, example, output)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        plan.problems.append(f"seed is {seed!r}, expected a whole number: it determines the feedback")
+    try:
+        seed = whole_number("seed", seed)
+    except ValueError as error:
+        plan.problems.append(str(error))
     if plan.problems:
         raise ConversionError("the model cannot be converted:\n" + "\n".join(f"- {line}" for line in plan.problems))
-    plan.hang(int(seed))
+    plan.hang(seed)
     return model
 
 

@@ -18,6 +18,7 @@ from falign.layers import Layer, weight_of
 from falign.outputs import NESTED, Outputs, pick
 from falign.rules import ALL_RULES, Rule
 from falign.survey import Survey, call, detached, without_trace
+from falign.theory.inputs import told
 from falign.wiring import SPARED, End, Wiring, wirings
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
@@ -93,7 +94,7 @@ class Plan:
             return ALL_RULES[rule]()
         if isinstance(rule, type) and issubclass(rule, Rule) and hasattr(rule, "name"):
             return rule()
-        self.problems.append(f"unknown rule {rule!r}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
+        self.problems.append(f"unknown rule {told(rule)}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
         return None
 
     def _refuse_wrapped(self) -> None:
@@ -117,14 +118,14 @@ class Plan:
         if scale is None:
             return None
         if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf:
-            self.problems.append(f"scale is {scale!r:.40}, expected a positive number")
+            self.problems.append(f"scale is {told(scale)}, expected a positive number")
             return None
         try:
             rounded = float(torch.tensor(float(scale), dtype=torch.float32, device="cpu"))
         except OverflowError:  # whole numbers and fractions have no bound
             rounded = inf
         if not 0 < rounded < inf:
-            self.problems.append(f"scale is {scale!r:.40}, which float32 cannot hold: expected a number near 1")
+            self.problems.append(f"scale is {told(scale)}, which float32 cannot hold: expected a number near 1")
             return None
         return float(scale)
 

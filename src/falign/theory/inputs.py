@@ -136,7 +136,7 @@ def told(value: Any) -> str:
     try:
         return _SHORT.repr(value)
     except ValueError:  # whole numbers of thousands of digits have no decimal text
-        return f"a {type(value).__name__} without a short text"
+        return f"one of type {type(value).__name__} with too many digits to be shown"
 
 
 def number(value: Any) -> bool:
@@ -174,8 +174,9 @@ def whole_number(name: str, value: Any) -> int:
         raise ValueError(
             f"{name} must be an integer, got {told(value)} of type {type(value).__name__}: write int({name})"
         )
-    if found.bit_length() > (4096 if "seed" in name else 63):
-        raise ValueError(f"{name} must be below 2⁶³, got {told(value)}")
+    bits, most = (4096, "2⁴⁰⁹⁶") if "seed" in name else (63, "2⁶³")
+    if found.bit_length() > bits:
+        raise ValueError(f"{name} must be below {most}, got {told(value)}")
     return found
 
 
