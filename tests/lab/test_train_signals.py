@@ -1,5 +1,6 @@
 """Ctrl-C, TERM and HUP: the first one saves, the second one stops at once, and what is ignored stays so."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -155,7 +156,33 @@ def test_a_pipe_that_nobody_reads_any_more_interrupts(tmp_path: Path) -> None:
     status = Run(tmp_path / "run").read_status()
     assert status["status"] == "interrupted"
     assert "--resume" in status["message"]
+    assert status["saved"] >= 46  # of 23 steps an epoch: the last line that was read is of the first
     assert not (tmp_path / "run" / "traceback.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("train", "digits", "--model", "mlp:64-8-10", "--epochs", "5000"), ("reproduce", "song2021.convergence")],
+)
+def test_a_terminal_that_is_closed_is_answered_as_its_signal(words: tuple[str, ...], tmp_path: Path) -> None:
+    """What is still printed then has nowhere to go."""
+    master, terminal = os.openpty()
+    command = [sys.executable, "-m", "falign", *words, "--out", str(tmp_path / "out")]
+    attach = "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", attach, *command], stdin=terminal, stdout=terminal, stderr=terminal,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        while b"epoch    2/" not in shown and b"%" not in shown.partition(b"runs")[2]:
+            shown += os.read(master, 4096)
+        os.close(master)
+        assert process.wait(60) == 128 + signal.SIGHUP, shown
+    if words[0] == "train":
+        status = Run(tmp_path / "out").read_status()
+        assert (status["status"], status["step"]) == ("interrupted", status["saved"])
+        assert go_on(tmp_path / "out", epochs=status["epoch"] + 1).status == "done"
 
 
 def test_handlers_are_put_back() -> None:

@@ -53,20 +53,22 @@ class Loop:
         config, course = self.setting.learner.config, self.course
         began = perf_counter() - course.seconds
         if not course.rows:
-            self._measure(began, ends_epoch=True)
+            self.display.measured(self._measure(began, ends_epoch=True))
         while course.epoch < config.epochs:
             images = order(config.seed, course.epoch, len(self.setting.train)).to(self.setting.x.device)
             batches = images.split(config.batch_size)
             self.setting.learner.begin(course.epoch)
             for batch in batches[course.position :]:
                 self._step(*self.setting.train.take(batch))
-                ends_epoch = course.position == len(batches)
+                ends_epoch, measured = course.position == len(batches), None
                 if ends_epoch or (config.measure_every and course.step % config.measure_every == 0):
-                    self._measure(began, ends_epoch=ends_epoch)
+                    measured = self._measure(began, ends_epoch=ends_epoch)
                 if ends_epoch:
                     course.end_epoch()
                 if ends_epoch or self.interrupt.requested:
                     self._save(began)
+                if measured:  # shown after it is saved: showing may fail where nobody reads any more
+                    self.display.measured(measured)
                 if self.interrupt.requested and course.epoch < config.epochs:
                     return False
         if course.level > log(ABOVE):
@@ -97,7 +99,7 @@ class Loop:
         )
         return Diverged(step=course.step, layer=layer, what="loss", how=how)
 
-    def _measure(self, began: float, *, ends_epoch: bool) -> None:
+    def _measure(self, began: float, *, ends_epoch: bool) -> dict[str, Any]:
         """Add a record: training so far in this epoch, alignment, and at the end of an epoch the test."""
         setting, course = self.setting, self.course
         learner = setting.learner
@@ -122,9 +124,9 @@ class Loop:
         course.rows.append(row)
         course.layers += layers
         course.neurons = neurons(found)
-        self.display.measured(row)
         if self.events is not None:
             self.events.add(row, found)
+        return row
 
     def _alignment(self) -> Alignment:
         """Of the images it is measured on.

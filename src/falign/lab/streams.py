@@ -5,7 +5,9 @@ Needs nothing beside Python, so that what is missing can be said too.
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from errno import EIO
 from io import TextIOWrapper
 from typing import Any
 from unicodedata import category
@@ -45,6 +47,46 @@ def tolerant(stream: Any) -> None:
         stream.reconfigure(errors="replace")
 
 
+class Terminal:
+    """A terminal's stream, silent once the terminal is gone: what ends a command then is the signal HUP, not its words.
+
+    Args:
+        stream: Standard output or standard error.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._silenced():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts."""
+        with self._silenced():
+            self._stream.writelines(lines)
+
+    def flush(self) -> None:
+        """Write what the stream still holds."""
+        with self._silenced():
+            self._stream.flush()
+
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            settle(self._stream)
+
+
 def prepare() -> None:
     """Make the standard streams ready for whatever a command prints, and keep their places from files."""
     for descriptor, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
@@ -54,8 +96,11 @@ def prepare() -> None:
             except OSError:
                 with suppress(OSError):
                     os.open(os.devnull, os.O_RDWR)
-    tolerant(sys.stdout)
-    tolerant(sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        tolerant(stream)
+        if isinstance(stream, TextIOWrapper) and stream.isatty():
+            setattr(sys, name, Terminal(stream))
 
 
 def settle(stream: Any) -> OSError | None:
