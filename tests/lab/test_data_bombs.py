@@ -21,6 +21,7 @@ from test_data_tiny_imagenet import ROOT, WNIDS
 from test_data_tiny_imagenet import SMALL as TINY
 from test_data_tiny_imagenet import contents as tiny_contents
 
+from falign.lab import memory
 from falign.lab.data import DataError, load
 from falign.lab.data.idx import IDX_NAMES
 from falign.lab.data.kept import kept_images
@@ -53,7 +54,7 @@ def outcome(do):
             before = status("VmRSS")
             try:
                 do()
-                said = "read"
+                said = f"{status('VmHWM') - before} read"
             except DataError as error:
                 said = f"{status('VmHWM') - before} {error}"
         except BaseException as error:
@@ -70,10 +71,10 @@ def outcome(do):
 
 def refused(do, words, bound=BOUND):
     begun = time.monotonic()
-    memory, _, sentence = outcome(do).partition(" ")
-    assert memory.lstrip("-").isdigit(), (memory, sentence)
+    taken, _, sentence = outcome(do).partition(" ")
+    assert taken.lstrip("-").isdigit(), (taken, sentence)
     assert words in sentence
-    assert int(memory) < bound, f"{int(memory) / MIB:.0f} MiB for: {sentence}"
+    assert int(taken) < bound, f"{int(taken) / MIB:.0f} MiB for: {sentence}"
     assert time.monotonic() - begun < SECONDS
 
 
@@ -129,14 +130,43 @@ def test_idx_with_more_than_the_memory_and_a_file_as_long(tmp_path):
 
 
 def test_labels_become_eight_times_as_large(tmp_path):
-    from falign.lab.memory import available
-
-    count = available() // 8
+    count = memory.available() // 8
     write(tmp_path, contents(), packed=False)
     with (tmp_path / IDX_NAMES[1]).open("wb") as stream:
         stream.write(struct.pack(">4BI", 0, 0, 8, 1, min(count, 2**32 - 1)))
         stream.truncate(8 + min(count, 2**32 - 1))
     refused(lambda: load(str(tmp_path)), "of memory, expected at most the")
+
+
+@pytest.mark.parametrize(("train", "test"), [(700_000, 900_000), (10, 1_200_000)])
+def test_many_small_images_take_no_more_than_large_ones(train, test, tmp_path):
+    """Images are looked at one after the other, so that each costs what it holds."""
+    parts = ((train, 1, 2), (train,), (test, 1, 2), (test,))
+    for name, sizes in zip(IDX_NAMES, parts, strict=True):
+        header = struct.pack(f">4B{len(sizes)}I", 0, 0, 8, len(sizes), *sizes)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(header + bytes(np.prod(sizes))))
+    taken, _, sentence = outcome(lambda: load(str(tmp_path))).partition(" ")
+    assert sentence == "read"
+    assert int(taken) < 2 * 9 * (train + test) + BOUND
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "least"),
+    [
+        ("0::/user.slice/job\n", {"user.slice/memory.max": "3000000", "user.slice/job/memory.max": "max"}, 3000000),
+        ("0::/a\n", {"memory.max": "5000000", "a/memory.max": "4000000"}, 4000000),
+        ("4:memory,x:/a/b\n1:cpu:/\n", {"memory/a/memory.limit_in_bytes": "6000000"}, 6000000),
+        ("no such line", {"memory/memory.limit_in_bytes": "7000000"}, 7000000),
+    ],
+)
+def test_the_memory_is_that_of_the_narrowest_control_group(groups, limits, least, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_MINE", tmp_path / "mine")
+    (tmp_path / "mine").write_text(groups)
+    for name, text in limits.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert memory.available() == least
 
 
 def tar(path, *members):

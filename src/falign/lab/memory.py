@@ -2,10 +2,11 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 GIB = 2**30
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available() -> int:
@@ -20,13 +21,19 @@ def _physical() -> int:
 
 
 def _contained() -> list[int]:
-    """Limits of the container, if any."""
+    """Limits of the control groups that the process is in, those above them and the container's, if any."""
+    places = {(_GROUPS, "memory.max"), (_GROUPS / "memory", "memory.limit_in_bytes")}
+    with suppress(OSError, ValueError):
+        for line in _MINE.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if not kinds or "memory" in kinds.split(","):  # version 2 has one group of all kinds, without a name
+                root, name = (_GROUPS, "memory.max") if not kinds else (_GROUPS / "memory", "memory.limit_in_bytes")
+                inside = root / path.strip("/")
+                places |= {(place, name) for place in (inside, *inside.parents) if place.is_relative_to(root)}
     found = []
-    for path in _LIMITS:
-        try:
-            found.append(int(path.read_text()))
-        except (OSError, ValueError):
-            continue
+    for place, name in places:
+        with suppress(OSError, ValueError):  # "max", or there is no such file
+            found.append(int((place / name).read_text()))
     return found
 
 

@@ -108,19 +108,21 @@ def digest(path: Path, *, at_most: int | None = None) -> str | None:
 
 
 def fits(size: int, what: str) -> None:
-    """Refuse what does not fit into the memory, before it is taken.
+    """Refuse what cannot be read in this machine's memory, before any of it is taken.
 
     Args:
-        size: Bytes.
+        size: Bytes of the decoded images and labels; reading takes up to twice as much, and 256 MiB.
         what: What needs them.
 
     Raises:
         DataError: If this machine has less.
     """
-    if size > available():
+    most = max(0, available() - (256 << 20)) // 2
+    if size > most:
         raise DataError(
-            f"{what} needs {size / GIB:.3g} GiB of memory, expected at most the {available() / GIB:.3g} GiB that there "
-            "are: check that its sizes are right, or take a smaller set"
+            f"{what} needs {size / GIB:.3g} GiB of memory, expected at most the {most / GIB:.3g} GiB of which this "
+            "machine's memory holds the two copies that reading takes: check that its sizes are right, or take a "
+            "smaller set"
         )
 
 
