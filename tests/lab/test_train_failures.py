@@ -254,7 +254,7 @@ def test_a_checkpoint_whose_code_has_changed_is_refused(tmp_path: Path, monkeypa
     module.write_text(code.replace("WIDTH", "16"))
     begin(config(model="network_of_a_width:make", epochs=1), tmp_path / "run")
     origin = Run(tmp_path / "run").read_config()[1]["code"]
-    assert origin == {"file": str(module), "sha256": sha256(module.read_bytes()).hexdigest()}
+    assert origin == {str(module): sha256(module.read_bytes()).hexdigest()}
     module.write_text(code.replace("WIDTH", "120"))
     del sys.modules["network_of_a_width"]
     console = quiet()

@@ -27,6 +27,10 @@ def net(shape, classes):
 """
 
 
+def record(*files: Path) -> dict[str, str]:
+    return {str(file.resolve()): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
@@ -38,15 +42,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-def begun(model: str, file: Path) -> Path:
+def begun(model: str, *files: Path) -> Path:
     """A run folder that was begun with an own model, as it is on the disk after the process has ended."""
     assert main(["train", "digits", "--model", model, "--epochs", "1", "--out", "run"]) == 0
-    run = Run(Path("run"))
-    config, origin = run.read_config()
-    digest = sha256(file.read_bytes()).hexdigest()
-    recorded = {"file": str(file.resolve()), "sha256": digest}
-    run.write_config(config, {RECORDED: recorded, **origin})
-    assert run.read_config()[1][RECORDED] == recorded
+    origin = Run(Path("run")).read_config()[1]
+    assert origin[RECORDED] == record(*files)
     for name in [name for name in sys.modules if name.startswith("shapes_of_")]:
         del sys.modules[name]
     Path("ran").unlink()
@@ -70,10 +70,27 @@ def test_a_package_whose_factory_stands_in_a_file_inside(capsys: pytest.CaptureF
     inner = Path("shapes_of_two/nets/flat.py")
     inner.parent.mkdir(parents=True)
     inner.write_text(MODEL)
-    Path("shapes_of_two/__init__.py").touch()
-    Path("shapes_of_two/nets/__init__.py").write_text("from shapes_of_two.nets.flat import net\n")
-    begun("shapes_of_two.nets:net", inner)
+    packages = Path("shapes_of_two/__init__.py"), Path("shapes_of_two/nets/__init__.py")
+    packages[0].touch()
+    packages[1].write_text("from shapes_of_two.nets.flat import net\n")
+    begun("shapes_of_two.nets:net", *packages, inner)
     assert go_on(capsys, "--epochs", "2") == (0, "")
+    Path("ran").unlink()
+    for package in packages:
+        before = package.read_text()
+        package.write_text(f"{before}\n# runs before the factory is there\n")
+        assert f"{package} is not what it was when the run began" in go_on(capsys)[1]
+        package.write_text(before)
+    assert not Path("ran").exists()
+
+
+def test_a_module_that_takes_its_factory_from_another(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("shapes_of_eight.py").write_text(MODEL)
+    Path("shapes_of_nine.py").write_text("from shapes_of_eight import net\n")
+    begun("shapes_of_nine:net", Path("shapes_of_nine.py"), Path("shapes_of_eight.py"))
+    assert go_on(capsys, "--epochs", "2") == (0, "")
+    Path("shapes_of_nine.py").write_text("from shapes_of_eight import net  # and more\n")
+    assert "shapes_of_nine.py is not what it was" in go_on(capsys)[1]
 
 
 def test_code_from_elsewhere_is_not_run_unless_it_is_allowed(
@@ -114,10 +131,6 @@ def test_code_that_was_changed_is_asked_for_at_a_terminal(
         assert Path("ran").exists() == (expected == 0)
 
 
-def record(file: Path) -> dict[str, str]:
-    return {"file": str(file), "sha256": sha256(file.read_bytes()).hexdigest()}
-
-
 def test_a_forged_record_does_not_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever makes a folder can seal it, and knows files that are on every machine."""
     Path("shapes_of_five.py").write_text(MODEL)
@@ -128,10 +141,10 @@ def test_a_forged_record_does_not_help(capsys: pytest.CaptureFixture[str]) -> No
     run.write_config(config, {**origin, RECORDED: record(library)})
     code, said = go_on(capsys)
     assert (code, Path("ran").exists()) == (2, False)
-    assert f"shapes_of_five.py in place of {library}" in said
+    assert "shapes_of_five.py, with which the run did not begin" in said
     run.write_config(replace(config, model="os:abort"), {**origin, RECORDED: record(Path("shapes_of_five.py"))})
     assert go_on(capsys)[0] == 2
-    for wrong in (None, [], "file", {"file": 3, "sha256": "a"}, {"file": "a\0b", "sha256": "a"}, {"sha256": "a"}):
+    for wrong in (None, [], "file", {}, {"shapes_of_five.py": 3}, {"a\0b": "a"}, {str(library): "a"}):
         run.write_config(config, {**origin, RECORDED: wrong})
         assert go_on(capsys)[0] == 2
         assert not Path("ran").exists()
@@ -141,7 +154,7 @@ def test_a_forged_record_does_not_help(capsys: pytest.CaptureFixture[str]) -> No
     "model", ["sys:exit", "posix:abort", "nothing_here:net", "os.path.x:y", "__main__:main", "a.b.c:d"]
 )
 def test_what_no_file_holds_is_foreign(model: str) -> None:
-    assert "an import finds" in (foreign(model, record(Path(__file__).resolve())) or "")
+    assert "an import finds" in (foreign(model, record(Path(__file__))) or "")
 
 
 def test_finding_a_module_runs_nothing() -> None:
@@ -149,13 +162,14 @@ def test_finding_a_module_runs_nothing() -> None:
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('run')")
     (package / "net.py").write_text("raise SystemError('run')")
-    assert foreign("shapes_of_six.net:net", record((package / "net.py").resolve())) is None
+    assert foreign("shapes_of_six.net:net", record(package / "net.py", package / "__init__.py")) is None
+    assert "__init__.py, with which" in (foreign("shapes_of_six.net:net", record(package / "net.py")) or "")
     other = Path("shapes_of_seven/inner")
     other.mkdir(parents=True)
     (other / "net.py").write_text(MODEL)
-    assert foreign("shapes_of_seven.inner.net:net", record((other / "net.py").resolve())) in (
+    assert foreign("shapes_of_seven.inner.net:net", record(other / "net.py")) in (
         None,
-        f"an import finds another module in place of {(other / 'net.py').resolve()}",
+        "an import finds another module, with which the run did not begin",
     )
     assert not [name for name in sys.modules if name.startswith("shapes_of_")]
 

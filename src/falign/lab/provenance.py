@@ -5,6 +5,7 @@ import inspect
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -82,21 +83,25 @@ def _source() -> dict[str, Any] | None:
 
 
 def _code(model: str) -> dict[str, str] | None:
-    """The file in which the factory of an own model stands, and its SHA-256; None where there is none."""
+    """File -> SHA-256 of what importing an own model's factory runs; None where there is none.
+
+    The files of the module that is named, of the packages that it is in, and the one in which the factory stands; not
+    what these import in turn.
+    """
     name, _, path = model.partition(":")
     module = sys.modules.get(name)
     if module is None or not path:
         return None
-    try:
+    parts = name.split(".")
+    named = [sys.modules.get(".".join(parts[: end + 1])) for end in range(len(parts))]
+    files = [getattr(each, "__file__", None) for each in named]
+    with suppress(AttributeError, TypeError, ValueError):  # an object that is called, a function of another language
         factory: Any = module
         for part in path.split("."):
             factory = getattr(factory, part)
-        file = inspect.getsourcefile(inspect.unwrap(factory))
-    except (AttributeError, TypeError, ValueError):  # an object that is called, a function of another language
-        file = None
-    file = file or getattr(module, "__file__", None)
+        files.append(inspect.getsourcefile(inspect.unwrap(factory)))
     try:
-        return None if file is None else {"file": file, "sha256": hashlib.sha256(read(Path(file), _CODE)).hexdigest()}
+        return {file: hashlib.sha256(read(Path(file), _CODE)).hexdigest() for file in files if file} or None
     except Unreadable:
         return None
 

@@ -133,7 +133,7 @@ def _note_changes(origin: dict[str, Any], config: TrainConfig, console: Console)
     if loose := [key for key in ("packages", "device", "threads") if key in changed]:
         say(console, f"{' and '.join(loose)} changed since the run began: last digits may differ")
     if (code := changed.get("code")) is not None:
-        say(console, f"the code of --model {config.model} in {code['file']} changed since the run began")
+        say(console, f"the code of --model {config.model} in {', '.join(code)} changed since the run began")
 
 
 def default_folder(config: TrainConfig) -> Path:

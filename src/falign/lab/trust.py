@@ -11,7 +11,7 @@ from falign.lab.text import plain
 from falign.lab.writing import RunError
 
 RECORDED = "code"
-"""Of a run's provenance: ``file`` and ``sha256`` of the code in which its own model is defined."""
+"""Of a run's provenance: file -> SHA-256 of the code of its own model."""
 _BUILT_IN = ("lenet", "resnet20")
 
 
@@ -19,8 +19,8 @@ def ask(model: str, recorded: object, folder: Path) -> None:
     """Before a run goes on, make sure that a person wants the code that its folder names.
 
     A run folder says in ``config.json`` which module makes its network. What the run began with on this machine is run
-    without a question: the file is where it was, what it was, and what an import finds. Otherwise the folder, or the
-    code, came from elsewhere, and whoever sits at the terminal is asked.
+    without a question: the files are where they were, what they were, and what an import finds. Otherwise the folder,
+    or the code, came from elsewhere, and whoever sits at the terminal is asked.
 
     Args:
         model: The model of the configuration.
@@ -48,27 +48,27 @@ def foreign(model: str, recorded: object) -> str | None:
         model: ``package.module:factory``.
         recorded: What the run's provenance says of it.
     """
-    if not isinstance(recorded, Mapping) or not all(isinstance(recorded.get(key), str) for key in ("file", "sha256")):
-        return "it does not say which file that was"
-    file = Path(recorded["file"])
-    try:
-        if not (file.is_absolute() and file.is_file()):  # a device may have no end
-            raise FileNotFoundError
-        with file.open("rb") as stream:
-            digest = file_digest(stream, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return f"the file that the run began with, {file}, is not here"
-    if digest != recorded["sha256"]:
-        return f"{file} is not what it was when the run began"
-    found = _found(model.partition(":")[0])
-    if found is None or not found.exists() or not (found.samefile(file) or _holds(found, file)):
-        return f"an import finds {found or 'another module'} in place of {file}"
+    if not (isinstance(recorded, Mapping) and recorded and all(isinstance(text, str) for text in recorded.values())):
+        return "it does not say which files that was"
+    files = {Path(file): digest for file, digest in recorded.items()}
+    for file, digest in files.items():
+        try:
+            if not (file.is_absolute() and file.is_file()):  # a device may have no end
+                raise FileNotFoundError
+            with file.open("rb") as stream:
+                now = file_digest(stream, "sha256").hexdigest()
+        except (OSError, ValueError):
+            return f"the file that the run began with, {file}, is not here"
+        if now != digest:
+            return f"{file} is not what it was when the run began"
+    parts = model.partition(":")[0].split(".")
+    for end in range(1, len(parts) + 1):
+        found = _found(".".join(parts[:end]))
+        if found is None and end < len(parts):  # a folder without code of its own, or what is below is not found either
+            continue
+        if found is None or not found.exists() or not any(found.samefile(file) for file in files):
+            return f"an import finds {found or 'another module'}, with which the run did not begin"
     return None
-
-
-def _holds(found: Path, file: Path) -> bool:
-    """Whether a file is one of the package that is imported, which may take its factory from anywhere inside."""
-    return found.name == "__init__.py" and file.resolve().is_relative_to(found.resolve().parent)
 
 
 def _found(module: str) -> Path | None:
