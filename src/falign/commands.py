@@ -119,7 +119,7 @@ def train(
     if outcome.failure:
         tell(f"falign: {outcome.failure}", error=True)
     if outcome.status == "interrupted":
-        return 128 + (getattr(outcome, "signal", None) or signal.SIGINT)
+        return 128 + (outcome.signal or signal.SIGINT)
     return 0 if outcome.status == "done" and not outcome.failure else 1
 
 
@@ -316,7 +316,7 @@ def run(words: Sequence[str]) -> int:
         ConfigError: They are no command with its options.
     """
     for before, word in pairwise(["", *words]):
-        if not word or (word.startswith("--") and word.endswith("=")):  # of a variable that is not set
+        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):  # of a variable that is not set
             named = word or (before if before.startswith("--") else "an argument")
             raise ConfigError(f"{named} is empty: give a value, or leave it out")
     try:
