@@ -144,6 +144,8 @@ def test_a_forged_record_does_not_help(capsys: pytest.CaptureFixture[str]) -> No
     assert "shapes_of_five.py, with which the run did not begin" in said
     run.write_config(replace(config, model="os:abort"), {**origin, RECORDED: record(Path("shapes_of_five.py"))})
     assert go_on(capsys)[0] == 2
+    run.write_config(replace(config, model="shapes\nof:five"), {**origin, RECORDED: record(Path("shapes_of_five.py"))})
+    assert r"names code to run, shapes\nof:five, but" in go_on(capsys)[1]
     for wrong in (None, [], "file", {}, {"shapes_of_five.py": 3}, {"a\0b": "a"}, {str(library): "a"}):
         run.write_config(config, {**origin, RECORDED: wrong})
         assert go_on(capsys)[0] == 2

@@ -18,7 +18,7 @@ import polars as pl
 
 from falign.lab import lock, seal, tables
 from falign.lab.config import TrainConfig
-from falign.lab.lock import Hold
+from falign.lab.lock import Hold, Lost
 from falign.lab.reading import Unreadable, read
 from falign.lab.tables import Tables
 from falign.lab.writing import RunError, leftovers, write
@@ -186,6 +186,12 @@ class Run:
         self.check()
         path = self.folder / name
         write(path, content)
+        try:
+            self.check()
+        except Lost:  # since the check before: a file alone must not say that all is there
+            with suppress(OSError):
+                path.unlink()
+            raise
         return path
 
     def write_config(self, config: TrainConfig, provenance: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ def ask(model: str, recorded: object, folder: Path) -> None:
     """
     if model.startswith("mlp:") or model in _BUILT_IN or (why := foreign(model, recorded)) is None:
         return
-    named = f"{folder} names code to run, {model}, but {why}"
+    shown = plain(model).replace("\n", "\\n")
+    named = f"{folder} names code to run, {shown}, but {why}"
     if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None:
         print(f"{plain(named)}.\nRun it? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
