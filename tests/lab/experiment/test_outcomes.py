@@ -423,6 +423,23 @@ def test_how_far_two_computations_of_a_run_are_apart() -> None:
         assert difference(one, other) == math.inf
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ([-(2**63), None, 5], [2**63 - 1, None, 5], 2.0),
+        ([-(2**63)] * 3, [-(2**63)] * 3, 0.0),
+        ([2**63 - 1, 0], [2**63 - 2, 0], 2.0**-63),
+        ([3 * 2**61, 1], [-3 * 2**61, 1], 2.0),
+        ([0, 2], [1, 2], 0.5),
+        ([1e300, 0.0], [1e300, 5e-324], 5e-324),
+    ],
+    ids=str,
+)
+def test_the_furthest_and_the_nearest_numbers_are_told_apart(one: list, other: list, apart: float) -> None:
+    ours, theirs = pl.DataFrame({"x": one}), pl.DataFrame({"x": other})
+    assert difference(ours, theirs) == difference(theirs, ours) == apart
+
+
 def test_a_claim_that_wants_a_column_that_failed_runs_lack(tmp_path: Path) -> None:
     """Nothing of a paper is read off runs that left nothing, and the command says so."""
     selected = experiment(lambda tasks, setting: [outcome({"x": "no"}) for _ in tasks], claims=(CLAIM,))

@@ -82,9 +82,22 @@ def difference(one: pl.DataFrame, other: pl.DataFrame) -> float:
             continue
         if not left.dtype.is_numeric() or not left.is_null().equals(right.is_null()):
             return math.inf
-        largest = max(float(left.abs().max()), float(right.abs().max()), _RESIDUE)  # pyright: ignore[reportArgumentType]
-        found = max(found, float((left - right).abs().max()) / largest)  # pyright: ignore[reportArgumentType]
+        largest = max(_largest(left), _largest(right), _RESIDUE)
+        found = max(found, _farthest(left, right) / largest, math.ulp(0.0))  # a quotient of the least may be 0
     return found
+
+
+def _largest(column: pl.Series) -> float:
+    return float(column.cast(pl.Float64).abs().max())  # pyright: ignore[reportArgumentType]
+
+
+def _farthest(left: pl.Series, right: pl.Series) -> float:
+    """The largest difference of two numbers in the same place."""
+    if left.dtype != pl.Int64:
+        return float((left - right).abs().max())  # pyright: ignore[reportArgumentType]
+    one, other = left.drop_nulls().to_numpy(), right.drop_nulls().to_numpy()
+    larger, smaller = np.maximum(one, other), np.minimum(one, other)
+    return float((larger.view(np.uint64) - smaller.view(np.uint64)).max())  # which has room for every difference
 
 
 def series(name: str, values: Sequence[Any]) -> pl.Series:
