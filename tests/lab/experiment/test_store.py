@@ -231,6 +231,40 @@ def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
         assert f"it is set aside as {path.name}.corrupt-{number}," in said[-1]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("damage", [cut, emptied, "folder"])
+def test_a_run_that_is_put_while_a_damaged_file_is_set_aside_is_kept(
+    times: int, damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process puts it right before the file is moved, and perhaps once more right after."""
+    store, said = filled(tmp_path)
+    path, really = store.path(ONE), os.replace
+    good = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(damage(good))
+
+    def put() -> None:
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(good)
+
+    def moved(source: Path, target: Path) -> None:
+        aside = str(target).endswith(".corrupt")
+        if aside:
+            put()
+        really(source, target)
+        if aside and times == 2:
+            put()
+
+    monkeypatch.setattr(os, "replace", moved)
+    store.results(experiment(), "smoke")
+    assert store.results(experiment(), "smoke").count("done") == 10
+    assert [each.name for each in path.parent.iterdir() if "corrupt" in each.name] == said == []
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
 def test_a_file_that_cannot_be_read_is_not_damaged(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

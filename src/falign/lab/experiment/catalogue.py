@@ -264,13 +264,16 @@ def _stamp_of(known: os.stat_result) -> tuple[int, ...]:
     return known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino & _POSITIVE
 
 
-def read_all(folder: Path, names: Iterable[str], revision: int | None) -> tuple[Catalogue, dict[str, Corrupt | Older]]:
+def read_all(
+    folder: Path, names: Iterable[str], revision: int | None, ending: str = SUFFIX
+) -> tuple[Catalogue, dict[str, Corrupt | Older]]:
     """Read files anew, each checked whole; decode the records of those that are done.
 
     Args:
         folder: The folder of an experiment.
         names: Keys of the runs.
         revision: The revision of which the records are wanted; None is any.
+        ending: How the names of their files go on.
 
     Returns:
         What was read, in the order of the names, without files that are gone meanwhile; and {key: what is wrong}.
@@ -278,7 +281,7 @@ def read_all(folder: Path, names: Iterable[str], revision: int | None) -> tuple[
     Raises:
         RunError: A file cannot be read, which says nothing about what it holds.
     """
-    reader = _Reader(folder, revision)
+    reader = _Reader(folder, revision, ending)
     for name in names:
         reader.add(name)
     return reader.done(), reader.wrong
@@ -287,8 +290,8 @@ def read_all(folder: Path, names: Iterable[str], revision: int | None) -> tuple[
 class _Reader:
     """Reads files one by one, and decodes their records some thousands at a time."""
 
-    def __init__(self, folder: Path, revision: int | None) -> None:
-        self._folder, self._revision = folder, revision
+    def __init__(self, folder: Path, revision: int | None, ending: str) -> None:
+        self._folder, self._revision, self._ending = folder, revision, ending
         self._parts: list[Catalogue] = []
         self._begin()
         self.wrong: dict[str, Corrupt | Older] = {}
@@ -300,7 +303,7 @@ class _Reader:
 
     def add(self, name: str) -> None:
         try:
-            content, known = content_of(os.path.join(self._folder, name + SUFFIX))
+            content, known = content_of(os.path.join(self._folder, name + self._ending))
             entry, shape = decode(content)
             if (entry.key, entry.experiment) != (name, self._folder.name):
                 raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")

@@ -236,11 +236,24 @@ class Store:
             self.say(f"{path} is damaged ({why}): the run counts as missing, and falign reproduce computes it again")
             return
         with self.alone():
-            _, wrong = read_all(path.parent, [path.name.removesuffix(SUFFIX)], None)
-            if any(isinstance(error, Corrupt) for error in wrong.values()):
-                aside = free(path.with_name(f"{path.name}.corrupt"))
-                try:
-                    os.replace(path, aside)
-                except OSError as error:
-                    raise unwritable(path.parent, error) from None
-                self.say(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")
+            if not _spoilt(path):
+                return
+            aside = free(path.with_name(f"{path.name}.corrupt"))
+            try:
+                os.replace(path, aside)
+                if not _spoilt(path, aside):  # runs are put without the lock: one came between the look and the move
+                    if os.path.lexists(path):  # and by now yet another
+                        aside.unlink()
+                    else:
+                        os.replace(aside, path)
+                    return
+            except OSError as error:
+                raise unwritable(path.parent, error) from None
+        self.say(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")
+
+
+def _spoilt(path: Path, now: Path | None = None) -> bool:
+    """Whether the file of a run is damaged, be it that it has another name now."""
+    key = path.name.removesuffix(SUFFIX)
+    _, wrong = read_all(path.parent, [key], None, (now or path).name.removeprefix(key))
+    return any(isinstance(error, Corrupt) for error in wrong.values())
