@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from falign import papers
 from falign.cli import main
 from falign.lab.experiment import Task
-from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, Older, Shape, decode, encode
+from falign.lab.experiment.entries import FORMAT, LARGEST, Corrupt, Entry, Older, Shape, decode, encode
 from falign.lab.experiment.records import frame
 from falign.lab.experiment.store import Store
 from falign.lab.seal import BLANK, Unsealed, last, seal, verify
@@ -148,6 +148,25 @@ def test_a_folder_full_of_other_things(tmp_path: Path, capsys: pytest.CaptureFix
     assert store.counts([experiment()])["smoke"] == 10
     Store(folder=tmp_path, say=said.append).results(experiment(), "smoke")
     assert sum("it is set aside as" in each for each in said) == 4
+
+
+@pytest.mark.parametrize("size", [LARGEST + 1, 2**35])
+def test_a_file_that_has_grown_beyond_all_bounds(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is sparse, as after a crash: the disk holds nearly nothing of it, and memory could not hold it."""
+    store, said = filled(tmp_path)
+    with store.path(ONE).open("rb+") as stream:
+        stream.truncate(size)
+    words = f"{store.path(ONE)} is damaged (it has {size:,} bytes, expected at most {LARGEST:,}): "
+    for attempt in (lambda: store.results(experiment(), "smoke").count("missing"), lambda: int(not store.entry(ONE))):
+        assert attempt() == 1
+        assert said.pop().startswith(words)
+    monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment())})
+    assert main(["status", "--out", str(tmp_path)]) == 0
+    assert " ".join(words.split()[1:]) in " ".join(capsys.readouterr().err.split())
+    Store(folder=tmp_path, say=said.append).results(experiment(), "smoke")
+    assert said[0].startswith(f"{words}it is set aside as ")
 
 
 def test_messages_that_no_encoding_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -100,6 +100,11 @@ OUTCOMES: dict[str, tuple[Any, str]] = {
     "two axes": (outcome(records={"x": np.zeros((2, 2))}), "column 'x' is an array of 2 axes"),
     "no axis": (outcome(records={"x": torch.tensor(1.0)}), "column 'x' is an array of 0 axes"),
     "endless": (outcome(records={"x": Endless()}), "column 'x' has more than 100000 values: keep fewer"),
+    "many letters": (outcome(records={"x": ["a" * 1000] * 101}), "column 'x' holds more than 100000 letters"),
+    "many letters in two columns": (
+        outcome(records={"x": ["a" * 1000] * 51, "y": ["b"] * 51}),
+        "column 'x' holds more than 50000 letters",
+    ),
     "nested": (outcome(records={"x": [[1.0]]}), "column 'x' holds a list, expected str, int"),
     "complex": (outcome(records={"x": [1j]}), "column 'x' holds a complex, expected"),
     "complex array": (outcome(records={"x": torch.zeros(2) * 1j}), "column 'x' holds a complex"),
@@ -156,6 +161,7 @@ def test_a_bad_run_is_kept_as_failed_and_the_others_go_on(
     left: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "_MOST", 10**5)
+    monkeypatch.setattr(records, "_LETTERS", 10**5)
     selected = experiment(one_bad(left), rates=(0.1,), seeds=5)
     code, said = do(selected, tmp_path)
     assert code == 1

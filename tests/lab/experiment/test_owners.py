@@ -147,6 +147,8 @@ def test_a_damaged_list_of_a_living_owner_counts_as_empty(count: int, store: Sto
         for content in (*others, to_json({"runs": {"a": 1}}), to_json({"runs": [1, None, ["a"]]})):
             listed.write_bytes(content)
             assert running(store) == taken(store) == set()
+        os.truncate(listed, 2**35)
+        assert running(store) == taken(store) == set()
         assert owner.take(["a"]) == {"a"}
         listed.write_bytes(whole)
         assert owner.take(["b"]) == set(), "a list that is whole again counts again"

@@ -28,6 +28,8 @@ TYPES: Mapping[str, Any] = {
 """{name: type} of what a column of records may hold."""
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 """What decoding bytes that are no Parquet raises; some make the reader panic."""
+LARGEST = 2**30
+"""Bytes of a run's file: the numbers and letters that a run may leave, and room for what is said of them."""
 _STATUSES = get_args(Status)
 _METADATA = "falign"
 _OPENING = b'{"falign-run": '
@@ -145,7 +147,8 @@ def content_of(path: Path | str) -> tuple[bytes, os.stat_result]:
     """The content of a file, and what the system knew of it before it was read.
 
     Raises:
-        Corrupt: It is a folder, a pipe, a device or a circle of links: nothing is read from such, or waited for.
+        Corrupt: It is a folder, a pipe, a device or a circle of links, or too large: nothing is read from such, or
+            waited for.
         FileNotFoundError: There is none.
         RunError: It cannot be read.
     """
@@ -155,6 +158,8 @@ def content_of(path: Path | str) -> tuple[bytes, os.stat_result]:
             known = os.fstat(descriptor)
             if not stat.S_ISREG(known.st_mode):
                 raise Corrupt("it is not a regular file")
+            if known.st_size > LARGEST:
+                raise Corrupt(f"it has {known.st_size:,} bytes, expected at most {LARGEST:,}")
             return stream.read(), known
     except OSError as error:
         if not os.path.lexists(path):

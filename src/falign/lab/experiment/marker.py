@@ -1,16 +1,15 @@
 """The marker of a store, ``OUT/falign.json``: what makes a folder one, and of which format it is."""
 
-import errno
 import os
-import stat
 from pathlib import Path
 
 from falign.lab.experiment.entries import FORMAT
+from falign.lab.reading import Unreadable, read
 from falign.lab.seal import Unsealed, from_json, to_json
 from falign.lab.writing import RunError, leftovers, write
 
 NAME = "falign.json"
-_MOST = 2**26
+MOST = 2**26
 """Bytes of a marker, or of a list of runs: a file that is larger is something else."""
 
 
@@ -58,22 +57,6 @@ def there(folder: Path) -> bool:
     return os.path.lexists(folder / NAME)
 
 
-def regular(path: Path) -> bytes:
-    """The content of a file, which is refused unless it is one: to read a pipe would wait for ever.
-
-    Raises:
-        OSError: There is none, it cannot be read, or it is something else, or too large.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as stream:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
-        if found.st_size > _MOST:
-            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, expected at most {_MOST}", str(path))
-        return stream.read(_MOST)
-
-
 def _empty(folder: Path) -> bool:
     """Whether a folder holds nothing, or just the marker that another process is writing."""
     return folder.is_dir() and all(path.name == NAME or path in leftovers(folder) for path in folder.iterdir())
@@ -81,9 +64,9 @@ def _empty(folder: Path) -> bool:
 
 def _read(marker: Path) -> int:
     try:
-        found = from_json(regular(marker)).get("format")
-    except (Unsealed, OSError) as error:
-        raise _unreadable(marker, getattr(error, "strerror", None) or str(error)) from None
+        found = from_json(read(marker, MOST)).get("format")
+    except (Unsealed, Unreadable) as error:
+        raise _unreadable(marker, str(error)) from None
     if type(found) is not int or found < 1:
         raise _unreadable(marker, "it tells no format")
     if found > FORMAT:

@@ -11,9 +11,10 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from falign.lab.experiment.marker import regular
+from falign.lab.experiment.marker import MOST
 from falign.lab.experiment.store import Store
 from falign.lab.lock import held
+from falign.lab.reading import Unreadable, read
 from falign.lab.seal import Unsealed, from_json, to_json
 from falign.lab.writing import RunError, leftovers, unwritable, write
 
@@ -157,8 +158,8 @@ def _living(store: Store, besides: str | None) -> list[set[str]]:
 def _read(path: Path) -> set[str]:
     """The keys that an owner lists; none if it has not yet said so, or if its list is damaged."""
     try:
-        runs = from_json(regular(path)).get("runs")
-    except (OSError, Unsealed):
+        runs = from_json(read(path, MOST)).get("runs")
+    except (Unreadable, Unsealed):
         return set()
     return {key for key in runs if isinstance(key, str)} if isinstance(runs, list) else set()
 

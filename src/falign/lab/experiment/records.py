@@ -48,7 +48,7 @@ def frame(task: Task, outcome: Outcome) -> pl.DataFrame:
     columns: dict[str, list] = {}
     for name, values in outcome.records.items():
         _check_name(name, task)
-        columns[name] = _column(name, values, _MOST // len(outcome.records))
+        columns[name] = _column(name, values, len(outcome.records))
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -136,8 +136,9 @@ def _check_name(name: object, task: Task) -> None:
         raise Unfit(f"the records have a column {name!r}, which is the name of an axis or of the store's own")
 
 
-def _column(name: str, values: object, most: int) -> list:
-    """A column as a list of plain scalars of Python; what is no sequence of such is refused."""
+def _column(name: str, values: object, columns: int) -> list:
+    """One of some columns as a list of plain scalars of Python; what is no sequence of such is refused."""
+    most, letters = _MOST // columns, _LETTERS // columns
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     axes = getattr(values, "ndim", 1) if isinstance(values, (np.ndarray, Tensor)) else 1
@@ -151,8 +152,8 @@ def _column(name: str, values: object, most: int) -> list:
     found = [_plain(name, value) for value in islice(listed, most + 1)]
     if len(found) > most:
         raise Unfit(f"column {name!r} has more than {most} values: keep fewer records")
-    if sum(len(value) for value in found if isinstance(value, str)) > _LETTERS:
-        raise Unfit(f"column {name!r} holds more than {_LETTERS} letters, expected measurements")
+    if sum(len(value) for value in found if isinstance(value, str)) > letters:
+        raise Unfit(f"column {name!r} holds more than {letters} letters, expected measurements")
     return found
 
 
