@@ -100,6 +100,11 @@ OUTCOMES: dict[str, tuple[Any, str]] = {
     "two axes": (outcome(records={"x": np.zeros((2, 2))}), "column 'x' is an array of 2 axes"),
     "no axis": (outcome(records={"x": torch.tensor(1.0)}), "column 'x' is an array of 0 axes"),
     "endless": (outcome(records={"x": Endless()}), "column 'x' has more than 100000 values: keep fewer"),
+    "a number as often as one likes": (
+        outcome(records={"x": np.broadcast_to(np.float32(0.5), 2**40)}),
+        "column 'x' has more than 100000 values: keep fewer",
+    ),
+    "expanded": (outcome(records={"x": torch.tensor(7).expand(2**40)}), "column 'x' has more than 100000 values"),
     "many letters": (outcome(records={"x": ["a" * 1000] * 101}), "column 'x' holds more than 100000 letters"),
     "many letters in two columns": (
         outcome(records={"x": ["a" * 1000] * 51, "y": ["b"] * 51}),

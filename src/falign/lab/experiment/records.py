@@ -148,7 +148,7 @@ def _column(name: str, values: object, columns: int) -> list:
         raise Unfit(f"column {name!r} is a {_kind(values)}, expected a list of values, one a record")
     if isinstance(values, np.ndarray) and values.dtype.kind in "mMV":  # whose items may be whole numbers
         raise Unfit(f"column {name!r} holds {values.dtype}, expected str, int, float, bool or None")
-    listed = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
+    listed = values[: most + 1].tolist() if isinstance(values, (np.ndarray, Tensor)) else values
     found = [_plain(name, value) for value in islice(listed, most + 1)]
     if len(found) > most:
         raise Unfit(f"column {name!r} has more than {most} values: keep fewer records")
