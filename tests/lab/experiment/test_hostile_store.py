@@ -120,6 +120,30 @@ def test_records_other_than_the_metadata_say(records: pl.DataFrame, tmp_path: Pa
     assert "it is set aside as" in said[1]
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "words"),
+    [
+        ({}, 1, "it has 1 records without columns"),
+        ({}, 2**63 - 1, "it has 9223372036854775807 records without columns"),
+        ({"step": "Int64", "x": "Float64"}, 2**40, "it has 1099511627776 records of 2 columns, expected at most"),
+        ({f"c{n}": "Float64" for n in range(1001)}, 10**4, "it has 10000 records of 1001 columns, expected at most"),
+    ],
+    ids=["no columns", "most", "long", "wide"],
+)
+@pytest.mark.parametrize("status", ["done", "diverged"])
+def test_more_records_than_a_run_leaves(
+    columns: dict, rows: int, words: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment())})
+    store, said = filled(tmp_path)
+    changed = {**VALUES, "columns": columns, "rows": rows, "status": status}
+    store.path(ONE).write_bytes(file_of(changed, frame(ONE, decay(ONE))))
+    assert store.results(experiment(), "smoke").count("missing") == 1
+    assert f"is damaged (its metadata is no entry: {words}" in said[0]
+    assert main(["status", "--out", str(tmp_path)]) == 0
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_full_of_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, said = filled(tmp_path)
     tasks = experiment().tasks("smoke")
@@ -185,12 +209,23 @@ def test_messages_that_no_encoding_holds(tmp_path: Path, monkeypatch: pytest.Mon
     assert "M\\udcfcller.png" in told["papers"][0]["experiments"][0]["unfinished"][0]["message"]
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.just(10**400)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.sampled_from([10**400, 2**63 - 1, 2**31])
+)
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-def judged(content: bytes) -> None:
-    """A file is a run, or it is told in a sentence why it is none."""
+def judged(content: bytes, store: Store) -> None:
+    """A file is a run, or it is told in a sentence why it is none; and so it is in a store."""
+    store.path(ONE).write_bytes(content)
+    results = store.results(experiment(), "smoke")
+    assert results.count("done") >= 9
+    assert results.runs.height == 10
     try:
         entry, shape = decode(content)
     except (Corrupt, Older) as error:
@@ -203,7 +238,9 @@ def judged(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
-def test_whatever_the_metadata_hold(count: int) -> None:
+def test_whatever_the_metadata_hold(count: int, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.sampled_from([name for name in VALUES if name != "checksum"]), JSON, st.booleans())
     def tried(name: str, value: object, leaves_out: bool) -> None:
@@ -211,19 +248,20 @@ def test_whatever_the_metadata_hold(count: int) -> None:
         values |= {} if leaves_out else {name: value}
         if leaves_out:
             del values[name]
-        judged(file_of(values, pl.DataFrame({"x": [1.0]})))
+        judged(file_of(values, frame(ONE, decay(ONE))), store)
 
     tried()
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
-def test_damaged_files_with_and_without_a_right_checksum(count: int) -> None:
+def test_damaged_files_with_and_without_a_right_checksum(count: int, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
     for how, content in mutations(WHOLE, count):
         with pytest.raises((Corrupt, Older)):
             print(how, decode(content))
     text = json.dumps({**VALUES, "checksum": BLANK}).encode()
     for _, changed in mutations(text, count):
-        judged(file_of(changed.decode(errors="replace").replace("\0", "") + BLANK, pl.DataFrame({"x": [1.0]})))
+        judged(file_of(changed.decode(errors="replace").replace("\0", "") + BLANK, frame(ONE, decay(ONE))), store)
     with pytest.raises(Unsealed):
         verify(b"PAR1")
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
+from falign.lab.experiment.records import MOST
 from falign.lab.experiment.specification import RESERVED, Point, Task
 from falign.lab.seal import BLANK, Unsealed, last, seal, verify
 from falign.lab.writing import RunError
@@ -248,6 +249,11 @@ def _check(values: dict[str, Any]) -> None:
         if not isinstance(kind, str) or kind not in TYPES:
             raise TypeError(f"column {name!r} of the records is of type {kind!r:.40}, expected {', '.join(TYPES)}")
         name.encode()  # what UTF-8 cannot hold is the name of no column
+    rows, columns = values["rows"], len(values["columns"])
+    if rows and not columns:
+        raise ValueError(f"it has {rows} records without columns")
+    if rows * columns > MOST:
+        raise ValueError(f"it has {rows} records of {columns} columns, expected at most {MOST} values")
 
 
 def _is_older(content: bytes) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from falign.lab.experiment.specification import RESERVED, Outcome, Task, misnamed
 
 _KINDS = {bool: pl.Boolean, int: pl.Int64, float: pl.Float64, str: pl.String}
-_MOST, _WIDEST, _LETTERS = 10**7, 1000, 10**8
+MOST, _WIDEST, _LETTERS = 10**7, 1000, 10**8
 """Values, columns and letters that a run may leave: what it measures is kept, not its weights."""
 _RESIDUE = 1e-6
 """Numbers of a column that has only smaller ones are differences that should be 0, left by rounding."""
@@ -138,7 +138,7 @@ def _check_name(name: object, task: Task) -> None:
 
 def _column(name: str, values: object, columns: int) -> list:
     """One of some columns as a list of plain scalars of Python; what is no sequence of such is refused."""
-    most, letters = _MOST // columns, _LETTERS // columns
+    most, letters = MOST // columns, _LETTERS // columns
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     axes = getattr(values, "ndim", 1) if isinstance(values, (np.ndarray, Tensor)) else 1
