@@ -367,6 +367,29 @@ def test_what_killed_processes_left_half_written_is_taken_away(tmp_path: Path) -
             assert partial.exists(), "somebody else may be writing it"
 
 
+def test_what_others_are_writing_below_a_store_is_not_taken_away(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    key, number = ONE.key, "0011223344556677"
+    names = [
+        f"fa/.checkpoint-00000020.safetensors.partial-{number}",
+        f"fa/.records.parquet.partial-{number}",
+        f"toy.decay/.notes.parquet.partial-{number}",
+        f"toy.decay/.{key.upper()}.parquet.partial-{number}",
+        f"fa/pictures/.{key}.parquet.partial-{number}",
+    ]
+    ours = [
+        f"toy.decay/.{key}.parquet.partial-{number}",
+        f"owners/.1-abc.json.partial-{number}",
+        f".index/.toy.decay.partial-{number}",
+    ]
+    for name in (*names, *ours):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("being written")
+    with Owner(store):
+        assert [(tmp_path / name).exists() for name in names] == [True] * len(names)
+        assert not any((tmp_path / name).exists() for name in ours)
+
+
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there are no results in"):
         Store(folder=tmp_path / "nothing").open(create=False)

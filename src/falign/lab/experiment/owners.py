@@ -1,6 +1,7 @@
 """Sharing a store: which process has taken which runs, and which of these processes still live."""
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from falign.lab.experiment import index
 from falign.lab.experiment.marker import MOST
 from falign.lab.experiment.store import Store
 from falign.lab.lock import held
@@ -20,6 +22,9 @@ from falign.lab.writing import RunError, leftovers, unwritable, write
 
 _PATIENCE = 5.0
 """Seconds to wait for one's own new lock, which another process may just be looking at."""
+_FOLDER = "owners"
+_RUN = re.compile(r"\.[0-9a-f]{32}\.parquet\.partial-")
+"""How the name of a run's half-written file begins."""
 _PAGE = 600.0
 """Seconds after which a page that is half written is nobody's: writing one takes no lock."""
 
@@ -77,11 +82,16 @@ class Owner:
             self._leave()
 
     def _sweep(self) -> None:
-        """Take away what killed processes left half-written: nobody else is at work, or only on a page just now."""
+        """Take away what killed processes left half-written: nobody else is at work, or only on a page just now.
+
+        In other folders than the store's own only runs are ours: a training may be at work in one.
+        """
         root = self._store.folder
+        whole = (root, root / _FOLDER, root / index.FOLDER)
         for path in [path for folder in (root, *root.iterdir()) for path in leftovers(folder)]:
             with suppress(FileNotFoundError):
-                if path.parent != root or time() - path.lstat().st_mtime > _PAGE:
+                old = path.parent != root or time() - path.lstat().st_mtime > _PAGE
+                if old and (path.parent in whole or _RUN.match(path.name)):
                     _remove(path)
 
     def _leave(self) -> None:
@@ -114,7 +124,7 @@ class Owner:
         write(self._file("json"), to_json({"runs": sorted(self._taken)}))
 
     def _file(self, kind: str) -> Path:
-        return self._store.folder / "owners" / f"{self._name}.{kind}"
+        return self._store.folder / _FOLDER / f"{self._name}.{kind}"
 
 
 def taken(store: Store) -> set[str]:
@@ -133,7 +143,7 @@ def running(store: Store) -> set[str]:
 def _locks(store: Store) -> list[Path]:
     """The locks that processes have left in a store: files, whatever else is there."""
     with suppress(OSError):
-        return [path for path in (store.folder / "owners").glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
+        return [path for path in (store.folder / _FOLDER).glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
     return []
 
 
