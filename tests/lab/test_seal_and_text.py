@@ -1,7 +1,9 @@
 """Sealed files and literal text: what every reader and every message of the laboratory rests on."""
 
+import errno
 import io
 import os
+import stat
 import sys
 from hashlib import sha256
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from falign.lab import seal, text
-from falign.lab.writing import leftovers, write
+from falign.lab.writing import WriteError, leftovers, write
 from mutations import mutations
 
 VALUES = st.recursive(
@@ -95,6 +97,39 @@ def test_output_that_is_not_utf8_gets_replacements(encoding, monkeypatch):
     shown = raw.getvalue().decode(encoding)
     assert "? is 0.1" in shown
     assert "angles 12" in shown
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_folder_that_cannot_be_synchronised_is_no_failure(call, number, tmp_path, monkeypatch):
+    really, path = getattr(os, call), tmp_path / "table"
+    write(path, b"old")
+    refused = []
+
+    def without_folders(what, *more):
+        if stat.S_ISDIR(os.stat(what).st_mode):
+            refused.append(what)
+            raise OSError(number, os.strerror(number))
+        return really(what, *more)
+
+    monkeypatch.setattr(os, call, without_folders)
+    write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert len(refused) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_synchronised_leaves_what_was_there(tmp_path, monkeypatch):
+    def refused(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "table"
+    write(path, b"old")
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(WriteError, match=r"cannot write .*table: Input/output error"):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_half_written_file_has_a_name_that_nobody_can_guess_and_that_fits(tmp_path, monkeypatch):

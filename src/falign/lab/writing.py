@@ -68,11 +68,10 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def _settle(folder: Path) -> None:
-    """Make a rename last through a power cut, where a folder can be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename last through a power cut, where a folder can be opened and synchronised."""
+    with suppress(OSError):  # the file has its new content, whatever comes of this
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
