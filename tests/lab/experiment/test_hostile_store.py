@@ -82,6 +82,10 @@ def test_columns_are_called_as_they_like(name: str, tmp_path: Path) -> None:
         ([True, False], ["true", "false"]),
         ([7, 8], [7.0, 8.0]),
         ([None, None], [None, None]),
+        ([None, -(2**63)], [None, -(2.0**63)]),
+        ([None, 2**63 - 1], [None, "9223372036854775807"]),
+        ([-(2**53) - 1, 0], ["-9007199254740993", "0"]),
+        ([2**53, 2**53 + 2], [2.0**53, 2.0**53 + 2]),
     ],
     ids=str,
 )

@@ -91,13 +91,16 @@ def _records(points: pl.DataFrame, found: Catalogue, places: np.ndarray) -> pl.D
 def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Tables one below the other, each column of a type that holds what all of them have.
 
-    Whole numbers beside others become such; numbers beside texts or truth values become texts, which no claim takes
-    for numbers.
+    Whole numbers beside others become such if each is equal to one; else, and where numbers are beside texts or truth
+    values, all become texts, which no claim takes for numbers.
     """
     kinds: dict[str, set[Any]] = {}
     for frame in frames:
         for name, kind in frame.schema.items():
             kinds.setdefault(name, set()).add(kind)
+    for name, found in kinds.items():
+        if {pl.Int64(), pl.Float64()} <= found and not all(_survives(frame[name]) for frame in frames if name in frame):
+            found.add(pl.String())
     common = {name: _common(found - {pl.Null()}) for name, found in kinds.items()}
     return pl.concat([frame.cast({name: common[name] for name in frame.columns}) for frame in frames], how="diagonal")
 
@@ -106,6 +109,13 @@ def _common(kinds: set[Any]) -> Any:  # of types of polars, which cannot be chec
     if len(kinds) < 2:
         return next(iter(kinds), pl.Null())
     return pl.Float64() if kinds == {pl.Int64(), pl.Float64()} else pl.String()
+
+
+def _survives(column: pl.Series) -> bool:
+    """Whether each number of a column, if it is one of whole numbers, is equal to a float."""
+    if column.dtype != pl.Int64:
+        return True
+    return column.cast(pl.Float64).cast(pl.Int64, strict=False).equals(column, null_equal=True)
 
 
 def _points(tasks: Sequence[Task]) -> list[pl.Series]:
