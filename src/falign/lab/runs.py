@@ -276,10 +276,6 @@ class Run:
             raise self._damaged(RECORDS, (str(error).splitlines() or [type(error).__name__])[0]) from None
         return records
 
-    def write_picture(self, name: str, content: bytes) -> None:
-        """Write one picture."""
-        self.write(name, content)
-
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             return seal.from_json(read(self.folder / name, _JSON))

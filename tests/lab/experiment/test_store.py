@@ -334,7 +334,7 @@ def test_another_revision_is_left_alone(tmp_path: Path) -> None:
     assert store.results(newer, "smoke").count("missing") == 2
     _, said = do(newer, tmp_path)
     assert "toy.decay: 10 runs of other revisions are left alone" in said
-    assert store.others(newer) == 10
+    assert store.results(newer, "smoke").others == 10
     assert store.results(newer, "smoke").count("done") == 2
     assert before.items() <= {path: path.read_bytes() for path in (tmp_path / "toy.decay").iterdir()}.items()
 

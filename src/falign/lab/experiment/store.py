@@ -160,10 +160,6 @@ class Store:
                 counted[preset] += sum(task.key in there for task in experiment.tasks(preset))
         return counted
 
-    def others(self, experiment: Experiment) -> int:
-        """Number of runs of other revisions of an experiment, which are never changed."""
-        return self._found(experiment.name, experiment.revision, (), of=experiment)[2]
-
     def results(self, experiment: Experiment, preset: str) -> Results:
         """All that is there of an experiment.
 

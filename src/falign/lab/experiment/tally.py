@@ -18,6 +18,7 @@ class _AtWork:
     What comes before the first report, such as the start of a worker and the loading of data, is no matter of its size.
     """
 
+    block: Block
     first: tuple[float, float] | None = None
     last: tuple[float, float] = (0.0, 0.0)
 
@@ -90,7 +91,7 @@ class Tally:
 
     def begin(self, block: Block) -> None:
         """Count a block as at work."""
-        self._at_work[block.tasks] = _AtWork()
+        self._at_work[block.tasks] = _AtWork(block=block)
 
     def seen(self, block: Block, share: float) -> None:
         """Note which share of a block at work is over."""
@@ -135,7 +136,7 @@ class Tally:
         rest = dict(self._left)
         longest = 0.0
         for tasks, at_work in self._at_work.items():
-            kind, whole = _kind(tasks[0]), self._cost(tasks)
+            kind, whole = _kind(tasks[0]), cost(at_work.block)
             rest[kind] = rest.get(kind, 0.0) - at_work.share * whole
             longest = max(longest, seconds(kind, (1 - at_work.share) * whole))
         whole = sum(seconds(kind, max(units, 0.0)) for kind, units in rest.items())
@@ -147,14 +148,11 @@ class Tally:
         for tasks, at_work in self._at_work.items():
             seconds, share = at_work.learned
             if share:
-                rates.setdefault(_kind(tasks[0]), _Rate()).add(seconds, share * self._cost(tasks))
+                rates.setdefault(_kind(tasks[0]), _Rate()).add(seconds, share * cost(at_work.block))
         all_together = _Rate()
         for rate in rates.values():
             all_together.add(rate.seconds, rate.cost)
         return rates, all_together
-
-    def _cost(self, tasks: tuple[Task, ...]) -> float:
-        return sum(price(self.experiment, task) for task in tasks)
 
     def _count(self, task: Task, sign: int) -> None:
         kind = _kind(task)
@@ -175,10 +173,9 @@ class Tally:
 
     def _over(self) -> str:
         """Which share of the runs at work is over, by what they cost; nothing as long as no block has told."""
-        over = sum(each.share * self._cost(tasks) for tasks, each in self._at_work.items())
-        if not over:
-            return ""
-        return f" ({100 * over / sum(map(self._cost, self._at_work)):.0f} % done)"
+        whole = [(each.share, cost(each.block)) for each in self._at_work.values()]
+        over = sum(share * costs for share, costs in whole)
+        return f" ({100 * over / sum(costs for _, costs in whole):.0f} % done)" if over else ""
 
 
 def _kind(task: Task) -> Kind:

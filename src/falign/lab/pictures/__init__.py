@@ -31,7 +31,7 @@ def draw(run: Run, tables: Tables, config: TrainConfig) -> None:
     """
     with matplotlib.rc_context(HOUSE):
         for name, figure in figures(tables, config).items():
-            run.write_picture(name, png(figure))
+            run.write(name, png(figure))
 
 
 def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
