@@ -1,9 +1,12 @@
 """The runs of two stores beside each other: real runs in other blocks, and digits that were changed."""
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from examples import decay, experiment, paper, report
 from rich.console import Console
@@ -71,8 +74,56 @@ def test_only_runs_that_left_something_in_both_are_compared(tmp_path: Path) -> N
     other = filled(tmp_path / "other", s1="diverged")
     other.path(experiment().tasks("smoke")[2]).unlink()
     found = compare(one, other, experiment())
-    assert (found.equal, found.within, found.beyond) == (3, 0, 2)
+    assert (found.equal, found.within, found.diverged, found.beyond) == (1, 0, 2, 2)
     assert "differs in what is no number, or in how it ended" in str(found)
+    assert [(task.seed, folder) for task, folder in found.failed] == [(0, one.folder)] * 2
+    assert str(found).endswith(f"; 2 failed in one of them, such as (rate=0.1, steps=4, seed=0) in {one.folder}")
+
+
+def diverging(folder: Path, steps: Sequence[int]) -> Store:
+    """Toy runs that diverged: of each seed at a step."""
+    store = Store(folder=folder, repairs=False)
+    store.open(create=True)
+    for task in experiment().tasks("smoke"):
+        store.put(Entry.of(task, "diverged", message=f"not finite at step {steps[task.seed]}"), pl.DataFrame())
+    return store
+
+
+def test_runs_that_diverged_agree_if_they_did_so_at_the_same_step(tmp_path: Path) -> None:
+    one = diverging(tmp_path / "one", [3, 4, 5, 6, 7])
+    assert (
+        str(compare(one, diverging(tmp_path / "same", [3, 4, 5, 6, 7]), experiment()))
+        == "toy.decay: 10 runs are in both: 0 equal to the bit, 10 diverged with the same words"
+    )
+    found = compare(one, diverging(tmp_path / "other", [3, 900, 5, 6, 8]), experiment())
+    assert (found.equal, found.diverged, found.beyond) == (0, 6, 4)
+
+
+@pytest.mark.usefixtures("_toys")
+@pytest.mark.parametrize("ours", ["done", "diverged"])
+def test_runs_that_failed_when_they_were_computed_again_are_named(
+    ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = [f"s{seed}" for seed in range(5)]
+    filled(Path("results"), **dict.fromkeys(every, ours))
+    filled(Path("again"), **dict.fromkeys(every, "failed"))
+    for against, out in (("again", "results"), ("results", "again")):
+        assert main(["status", "--against", against, "--out", out]) == 1
+        said = " ".join(capsys.readouterr().out.split())
+        assert (
+            "toy.decay: 0 runs are in both; 10 failed in one of them, such as (rate=0.1, steps=4, seed=0) in again"
+            in said
+        )
+    assert main(["status", "--against", "again", "--out", "again"]) == 0, "what failed in both tells nothing"
+
+
+def test_whole_numbers_are_not_the_fractions_that_they_are_equal_to(tmp_path: Path) -> None:
+    one, other = filled(tmp_path / "one"), filled(tmp_path / "other")
+    task = experiment().tasks("smoke")[3]
+    one.put(Entry.of(task, "done"), pl.DataFrame({"x": [1, 2]}))
+    other.put(Entry.of(task, "done"), pl.DataFrame({"x": [1.0, 2.0]}))
+    found = compare(one, other, experiment())
+    assert (found.equal, found.beyond, found.worst) == (9, 1, (task, math.inf))
 
 
 def computed(out: Path, at_most: int) -> Store:

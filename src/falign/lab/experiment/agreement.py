@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isinf
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,7 +13,7 @@ from falign.lab.experiment.store import Store
 from falign.lab.text import say
 
 _COMPARED = ("done", "diverged")
-"""Runs that failed have left nothing: the cause may have been the machine."""
+"""Runs that failed have left nothing to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,31 +22,40 @@ class Agreement:
 
     Args:
         experiment: The experiment.
-        equal: Number of runs whose records are equal to the bit.
+        equal: Number of runs that are done in both, with records that are equal to the bit.
         within: Number of the others whose records differ by no more than ``experiment.agreement``.
-        beyond: Number of those that differ by more, or of which one diverged and the other did not.
+        diverged: Number of runs that diverged in both, at the same time by what they say.
+        beyond: Number of those that differ by more, or in how they ended.
         worst: Of these the one that differs most, and by how much: see
             :func:`falign.lab.experiment.records.difference`.
+        failed: Runs that are done or have diverged in one store, and the folder of the other, in which they failed.
     """
 
     experiment: Experiment
     equal: int
     within: int
+    diverged: int
     beyond: int
     worst: tuple[Task, float] | None
+    failed: tuple[tuple[Task, Path], ...]
 
     def __str__(self) -> str:
         """Such as "toy.decay: 10 runs are in both: 8 equal to the bit, 2 within 1e-09"."""
-        number = self.equal + self.within + self.beyond
-        name, limit = self.experiment.name, f"{self.experiment.agreement:g}"
-        if self.worst is None:
-            counted = f"{self.equal} equal to the bit" + (f", {self.within} within {limit}" if self.within else "")
-            return f"{name}: {_runs(number)} in both" + (f": {counted}" if number else "")
-        task, by = self.worst
-        point = ", ".join(f"{axis}={value}" for axis, value in {**task.point, "seed": task.seed}.items())
-        how = "in what is no number, or in how it ended" if isinf(by) else f"by {by:.2g}"
-        counted = f"{self.equal} equal to the bit, {self.within} within {limit}, {self.beyond} beyond"
-        return f"{name}: {_runs(number)} in both: {counted}; the worst ({point}) differs {how}"
+        number = self.equal + self.within + self.diverged + self.beyond
+        counted = [f"{self.equal} equal to the bit"]
+        if self.within or self.worst:
+            counted.append(f"{self.within} within {self.experiment.agreement:g}")
+        if self.diverged:
+            counted.append(f"{self.diverged} diverged with the same words")
+        if self.worst:
+            task, by = self.worst
+            how = "in what is no number, or in how it ended" if isinf(by) else f"by {by:.2g}"
+            counted.append(f"{self.beyond} beyond; the worst ({_point(task)}) differs {how}")
+        text = f"{self.experiment.name}: {_runs(number)} in both" + (f": {', '.join(counted)}" if number else "")
+        if self.failed:
+            task, folder = self.failed[0]
+            text += f"; {len(self.failed)} failed in one of them, such as ({_point(task)}) in {folder}"
+        return text
 
 
 def compare(one: Store, other: Store, experiment: Experiment) -> Agreement:
@@ -60,37 +70,50 @@ def compare(one: Store, other: Store, experiment: Experiment) -> Agreement:
         RunError: A file cannot be read.
     """
     tasks = {task.key: task for preset in PRESETS for task in experiment.tasks(preset)}
-    there = {task.key: (status, records) for task, status, records in other.each(tuple(tasks.values()))}
-    equal = within = 0
+    there = {task.key: (status, words, records) for task, status, words, records in other.each(tuple(tasks.values()))}
+    equal = within = diverged = 0
     beyond: list[tuple[Task, float]] = []
-    for task, status, records in one.each(tuple(tasks.values())):
-        if status not in _COMPARED or there.get(task.key, ("", None))[0] not in _COMPARED:
+    failed: list[tuple[Task, Path]] = []
+    for task, status, message, records in one.each(tuple(tasks.values())):
+        theirs, words, others = there.get(task.key, ("", None, None))
+        if status not in _COMPARED or theirs not in _COMPARED:
+            if "failed" in (status, theirs) and (status in _COMPARED or theirs in _COMPARED):
+                failed.append((task, one.folder if status == "failed" else other.folder))
             continue
-        theirs, others = there[task.key]
-        if records is None or others is None:
-            by = 0.0 if status == theirs else inf
-        else:
-            by = 0.0 if records.equals(others) else difference(records, others)
-        if by == 0:
+        by = inf if records is None or others is None else difference(records, others)
+        if status == theirs == "diverged" and message == words:
+            diverged += 1
+        elif by == 0:
             equal += 1
         elif by <= experiment.agreement:
             within += 1
         else:
             beyond.append((task, by))
-    worst = max(beyond, key=lambda found: found[1], default=None)
-    return Agreement(experiment=experiment, equal=equal, within=within, beyond=len(beyond), worst=worst)
+    return Agreement(
+        experiment=experiment,
+        equal=equal,
+        within=within,
+        diverged=diverged,
+        beyond=len(beyond),
+        worst=max(beyond, key=lambda found: found[1], default=None),
+        failed=tuple(failed),
+    )
 
 
 def show(one: Store, other: Store, experiments: Iterable[Experiment], console: Console) -> int:
     """Print how the runs of two stores compare.
 
     Returns:
-        1 if a run differs by more than its experiment allows, 0 if none does.
+        1 if a run differs by more than its experiment allows, or failed in one store alone; 0 if none does.
     """
     found = [compare(one, other, experiment) for experiment in experiments]
     for agreement in found:
         say(console, agreement)
-    return int(any(agreement.beyond for agreement in found))
+    return int(any(agreement.beyond or agreement.failed for agreement in found))
+
+
+def _point(task: Task) -> str:
+    return ", ".join(f"{axis}={value}" for axis, value in {**task.point, "seed": task.seed}.items())
 
 
 def _runs(number: int) -> str:

@@ -137,8 +137,8 @@ class Store:
         found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
         return {tasks[place].key: found.entry(row, tasks[place]) for row, place in enumerate(places)}
 
-    def each(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Status, pl.DataFrame | None]]:
-        """Each run that is there, with its status, and its records if it is done.
+    def each(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Status, str | None, pl.DataFrame | None]]:
+        """Each run that is there, with its status and message, and its records if it is done.
 
         Args:
             tasks: Runs of one experiment.
@@ -148,8 +148,9 @@ class Store:
         """
         if tasks:
             found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
-            for place, status, records in zip(places, found.runs["status"], found.each(), strict=True):
-                yield tasks[place], status, records
+            told = found.runs.select("status", "message").iter_rows()
+            for place, (status, message), records in zip(places, told, found.each(), strict=True):
+                yield tasks[place], status, message, records
 
     def counts(self, experiments: Iterable[Experiment]) -> dict[str, int]:
         """{preset: how many of its runs have a file}; no file is opened."""
