@@ -20,7 +20,8 @@ from falign.lab.experiment.tally import Tally
 _POLL = 0.5
 """Seconds between two looks at what other processes have done."""
 _LONGEST = 60.0
-"""Seconds that a block should take at most, once it is known how long runs take: so much is lost at the worst."""
+"""Seconds that a block should take at most, once it is known how long runs take: so much is lost at the worst. The
+first blocks of an experiment, of whose runs nothing is known yet, are not cut, and may take any time."""
 
 
 @dataclass(kw_only=True, eq=False)

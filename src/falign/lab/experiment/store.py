@@ -35,8 +35,8 @@ class Store:
 
     Args:
         folder: The folder.
-        repairs: Whether damaged files are set aside under another name; without it a store that is read is not
-            changed.
+        repairs: Whether damaged files are set aside under another name; without it reading a store changes nothing in
+            it but its index, which is written where many files had to be read.
         say: Told what a person should know, such as a damaged file.
     """
 
