@@ -19,7 +19,7 @@ from training_runs import begin, go_on, quiet, same, sealed_json
 
 from falign.cli import main
 from falign.lab import ending
-from falign.lab.batches import order, prepare
+from falign.lab.batches import Images, order, prepare
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
 from falign.lab.divergence import locate
@@ -343,6 +343,15 @@ def test_what_fails_in_measuring_says_after_which_step(tmp_path: Path, monkeypat
     assert "the run failed after step 0 with ZeroDivisionError: the traceback is in" in outcome.message
     monkeypatch.undo()
     assert go_on(tmp_path).status == "done", "there is no checkpoint, and none was lost"
+
+
+def test_memory_that_the_test_lacks_is_not_asked_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Images, "pieces", lacks)
+    outcome = begin(config(), tmp_path)
+    assert "after step 0 with MemoryError (a smaller network or image needs less memory): the" in outcome.message
 
 
 def test_what_fails_at_the_very_end_is_no_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What a run measures beside its loss: alignment of layers and neurons, events for TensorBoard."""
 
+import math
 from pathlib import Path
 from time import sleep
 
@@ -11,10 +12,11 @@ from torch.nn.functional import cross_entropy
 from training_runs import begin, go_on, quiet, same
 
 import falign
+from falign.lab.batches import Images
 from falign.lab.checkpoints import restore
 from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
-from falign.lab.learner import Learner
+from falign.lab.learner import Learner, make
 from falign.lab.setting import settle
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -50,6 +52,30 @@ def test_the_tables_are_what_measuring_the_network_gives(tmp_path: Path) -> None
         assert own["neuron"].to_list() == list(range(own.height))
         assert own["alignment"].to_list() == expected.neurons[layer].tolist()
         assert own["cosine"].to_list() == expected.neuron_cosines[layer].tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "dtype", "expected"),
+    [
+        ((1, 28, 28), 2500, "float32", [1000, 1000, 500]),
+        ((3, 160, 200), 100, "float32", [43, 43, 14]),
+        ((3, 160, 200), 43, "float64", [21, 21, 1]),
+        ((1, 1500, 1500), 3, "float64", [1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_the_test_takes_so_many_images_at_once_as_have_16_mib(
+    shape: tuple[int, int, int], number: int, dtype: str, expected: list[int]
+) -> None:
+    x = torch.rand(1, *shape)
+    stored = torch.zeros(1, *shape, dtype=torch.uint8).expand(number, *shape)
+    one = torch.ones(shape[0], 1, 1, dtype=getattr(torch, dtype))
+    images = Images(pixels=stored, labels=torch.zeros(number, dtype=torch.int64), mean=one, deviation=one)
+    options = completed(config(model=f"mlp:{math.prod(shape)}-2-10", dtype=dtype))
+    learner, sizes = make(options, shape=shape, classes=10, example=x.to(one.dtype)), []
+    learner.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    learner.test(images)
+    assert sizes == expected
 
 
 def test_columns_keep_their_types_where_nothing_could_be_measured(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from falign.lab import learner as learning
 from falign.lab import loop
 from falign.lab.checkpoints import Course
 from falign.lab.law import judge
@@ -102,15 +103,19 @@ def fail(run: Run, course: Course, error: BaseException) -> Outcome:
 
 
 def _place(error: BaseException, course: Course) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    in_step = any((frame.filename, frame.name) == (loop.__file__, "_step") for frame in frames)
-    return f"in step {course.step + 1}" if in_step else f"after step {course.step}"
+    return f"in step {course.step + 1}" if _within(error, loop.__file__, "_step") else f"after step {course.step}"
+
+
+def _within(error: BaseException, file: str, function: str) -> bool:
+    return any((each.filename, each.name) == (file, function) for each in traceback.extract_tb(error.__traceback__))
 
 
 def _first_line(error: BaseException) -> str:
     kind = type(error).__name__
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        kind += " (a smaller --batch-size or --probe-size needs less memory)"
+        in_test = _within(error, learning.__file__, "test")  # whose pieces neither option changes
+        what = "network or image" if in_test else "--batch-size or --probe-size"
+        kind += f" (a smaller {what} needs less memory)"
     try:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     except Exception:  # an error of the user's whose text cannot be made

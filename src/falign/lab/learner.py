@@ -27,8 +27,8 @@ from falign.measure.law import ConservationLaw
 from falign.measure.untouched import untouched
 from falign.preserve import seeded
 
-_AT_ONCE = 1000
-"""Images of one forward pass of a test."""
+_AT_ONCE, _BYTES = 1000, 16 << 20
+"""Images of one forward pass of a test: so many, or as many as have so many bytes, and one at least."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +99,7 @@ class Learner:
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
-                for x, y in images.pieces(_AT_ONCE):
+                for x, y in images.pieces(self._at_once(images)):
                     output = self._forward(x)
                     loss += cross_entropy(output.to(self.dtype), y, reduction="sum").item()
                     right += int((output.argmax(1) == y).sum())
@@ -125,6 +125,9 @@ class Learner:
     def dtype(self) -> torch.dtype:
         """Of weights and images."""
         return getattr(torch, self.config.dtype)
+
+    def _at_once(self, images: Images) -> int:
+        return max(1, min(_AT_ONCE, _BYTES // max(1, images.pixels[0].numel() * self.dtype.itemsize)))
 
     def _forward(self, x: Tensor) -> Tensor:
         with self._casting():
