@@ -15,12 +15,14 @@ from torch.utils._pytree import tree_map_only
 
 # NumPy's global generator (rule NPY002 of ruff) is what a model may draw from, whatever one would write today.
 
+DRAWING = {"cuda": torch.cuda, "mps": torch.mps}
+"""Kinds of devices beside the CPU that have generators, and who knows their states."""
+
 
 @contextmanager
 def generators(model: nn.Module) -> Iterator[None]:
     """Put the random generators back afterwards: PyTorch's (CPU, the model's devices), Python's and NumPy's."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
-    with _kept(devices):
+    with _kept({tensor.device for tensor in (*model.parameters(), *model.buffers())}):
         yield
 
 
@@ -30,7 +32,7 @@ def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
 
     Args:
         seed: From 0 to below 2⁶⁴.
-        devices: CUDA devices whose generators are put back too.
+        devices: Those whose generators are put back too.
     """
     with _kept(devices):
         torch.manual_seed(seed)
@@ -60,7 +62,8 @@ def draw_on(state: Mapping[str, Any]) -> None:
 @contextmanager
 def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
     own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=list(devices)):
+    others = [device for device in devices if device.type in DRAWING]
+    with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
         try:
             yield
         finally:

@@ -17,11 +17,15 @@ from training_runs import begin, checkpoint, go_on, numbers, same, sealed_json
 
 from falign import ALL_RULES
 from falign.lab import train as train_module
+from falign.lab.checkpoints import restore, save
+from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner
 from falign.lab.packing import axes_by_stride
 from falign.lab.runs import Run
+from falign.lab.setting import settle
 from falign.lab.writing import RunError
+from falign.preserve import seeded
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "weight_decay": 1e-3},
@@ -272,6 +276,31 @@ def test_dropout_depends_on_the_seed_of_the_run_alone(tmp_path: Path, monkeypatc
         found.append(tmp_path / f"{process}-{seed}")
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:1"])
+def test_the_generator_of_a_device_goes_through_a_checkpoint_and_is_put_back(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without the device: its generator is a list here."""
+    at, asked = [torch.tensor([7], dtype=torch.uint8)], []
+    kind = torch.device(device).type
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: (asked.append(str(device)), at[-1])[1])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: (asked.append(str(device)), at.append(state)))
+    with seeded(3, [torch.device(device)]):
+        at.append(at[-1] + 1)
+    assert at[-1] == 7
+    outcome = begin(config(epochs=1), tmp_path)
+    learner = settle(completed(config()), data=None, progress=False).learner
+    learner = replace(learner, config=replace(learner.config, device=device))
+    course = restore(outcome.run.checkpoints()[-1], replace(learner, config=replace(learner.config, device="cpu")))
+    path = save(outcome.run, learner, course)
+    at.append(at[-1] + 5)
+    with seeded(0):
+        restore(path, learner)
+    assert at[-1] == 7
+    assert set(asked) == {device}
 
 
 @pytest.mark.parametrize("rule", ["fa", "brsf", "kp"])

@@ -31,7 +31,7 @@ from falign.lab.reading import Unreadable, read
 from falign.lab.runs import Run, checkpoint_name
 from falign.lab.tables import Tables
 from falign.lab.writing import RunError
-from falign.preserve import draw_on, drawn
+from falign.preserve import DRAWING, draw_on, drawn
 
 KEPT = 2
 """So many checkpoints of a run are kept."""
@@ -290,8 +290,9 @@ def _tensors(learner: Learner) -> dict[str, Tensor]:
     for index, parts in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in parts.items() if value is not None}
     tensors["generator.cpu"] = torch.get_rng_state()
-    if torch.device(learner.config.device).type == "cuda":
-        tensors["generator.cuda"] = torch.cuda.get_rng_state(learner.config.device)
+    kind = torch.device(learner.config.device).type
+    if kind in DRAWING:
+        tensors[f"generator.{kind}"] = DRAWING[kind].get_rng_state(learner.config.device)
     return tensors
 
 
@@ -325,8 +326,9 @@ def _put(tensors: dict[str, Tensor], state: dict[str, Any], learner: Learner) ->
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": kept, "param_groups": groups})
     torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator.cuda"], learner.config.device)
+    kind = torch.device(learner.config.device).type
+    if kind in DRAWING:
+        DRAWING[kind].set_rng_state(tensors[f"generator.{kind}"], learner.config.device)
     own = unpacked(state["python"], tensors)
     learner.attributes.load(own["attributes"])
     draw_on(own["drawn"])

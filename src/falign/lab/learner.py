@@ -160,8 +160,7 @@ def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, si
     Raises:
         ConfigError: The network does not fit the data, or the rule not the network.
     """
-    devices = [example.device] if example.device.type == "cuda" else []
-    with seeded(generator(config.seed, "", "making").initial_seed(), devices):
+    with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
         model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
         with untouched(model):
             layers = _layers(config, model, example, classes)

@@ -276,5 +276,5 @@ def _repeatable(config: TrainConfig) -> Iterator[None]:
     """Dropout and the like draw from generators of the run, and sums have one order; the process is left as it was."""
     device = torch.device(config.device)
     seed = generator(config.seed, "", "noise").initial_seed()
-    with seeded(seed, [device] if device.type == "cuda" else []), repeatable(device):
+    with seeded(seed, [device]), repeatable(device):
         yield
