@@ -74,6 +74,46 @@ class Keeper(Net):
         return super().forward(x)
 
 
+class Scaled(nn.Module):
+    """Reads what the network around it counts."""
+
+    def forward(self, x):
+        if self.training:
+            self.history.append(round(float(x.detach().abs().mean()), 4))
+        factor = 1 + 0.1 * (self.plan["now"][0] % 5) + 0.05 * self.array[0] + 0.05 * self.mean[0] + self.view[0]
+        return x * (factor + 0.01 * (len(self.history) % 7) + 0.01 * self.drawing.random())
+
+
+class Sharing(Net):
+    """Counts in a dict, lists, an array, a tensor and a generator that a part shares, early or once it runs."""
+
+    def __init__(self, classes, early=True):
+        super().__init__(classes)
+        self.scaled, self.images = Scaled(), None
+        if early:
+            self.share()
+            self.scaled.view = self.mean[1:]
+
+    def share(self):
+        self.plan, self.array, self.mean, self.pair = {"now": [0]}, np.zeros(2), torch.zeros(2), (random.Random(5), [])
+        self.plan["itself"] = self.plan
+        for name, value in (("plan", self.plan), ("array", self.array), ("mean", self.mean)):
+            setattr(self.scaled, name, value)
+        self.scaled.view = self.mean
+        self.scaled.drawing, self.scaled.history = self.pair
+
+    def forward(self, x):
+        if not hasattr(self, "plan"):
+            self.share()
+        if self.training:
+            self.images = x
+            self.plan["now"][0] += 1
+            self.array += 0.1
+            self.mean[0] = x.mean()
+            self.mean[1] += 0.001
+        return self.scaled(super().forward(x))
+
+
 class Thawing(Net):
     """The first layer is frozen for some steps: its first gradient comes late."""
 
@@ -140,6 +180,14 @@ def depth(classes):
 
 def keeper(classes):
     return Keeper(classes)
+
+
+def sharing(classes):
+    return Sharing(classes)
+
+
+def sharing_late(classes):
+    return Sharing(classes, early=False)
 
 
 def thawing(classes):

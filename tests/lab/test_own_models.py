@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from training_runs import begin, go_on, numbers, quiet, same
 
-from falign.lab.attributes import held, marks
+from falign.lab.attributes import Attributes, held, marks
 from falign.lab.completion import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.learner import Learner, make
@@ -72,6 +72,9 @@ RUNS = [
     ("depth", {"rule": "kp", "weight_decay": 0.01}),
     ("keeper", {}),
     ("keeper", {"rule": "drtp", "optimizer": "adamw"}),
+    ("sharing", {}),
+    ("sharing", {"rule": "dfa", "optimizer": "adam"}),
+    ("sharing_late", {}),
     ("thawing", {"rule": "bp"}),
     ("thawing", {"rule": "fa", "optimizer": "adam"}),
     ("late", {}),
@@ -123,9 +126,10 @@ def test_late_first_gradients_train_as_in_plain_torch(factory: str, momentum: fl
         torch.testing.assert_close(one, other, msg=name)
 
 
-def test_measuring_leaves_what_is_kept_in_python(tmp_path: Path) -> None:
-    begin(config("keeper", measure_every=0), tmp_path / "seldom")
-    begin(config("keeper", measure_every=1), tmp_path / "often")
+@pytest.mark.parametrize("factory", ["keeper", "sharing", "sharing_late"])
+def test_measuring_leaves_what_is_kept_in_python(factory: str, tmp_path: Path) -> None:
+    begin(config(factory, measure_every=0), tmp_path / "seldom")
+    begin(config(factory, measure_every=1), tmp_path / "often")
     seldom = numbers(tmp_path / "seldom")["records.parquet"]["test_loss"]
     often = numbers(tmp_path / "often")["records.parquet"]["test_loss"].drop_nulls()
     assert seldom.to_list() == often.to_list()
@@ -150,6 +154,58 @@ def test_states_of_attributes_go_through_and_back() -> None:
     assert other.model.shared is other.model.drawing["python"]  # pyright: ignore
     other.attributes.load({})
     assert repr(held(other.model)) == repr(held(learner("keeper").model))
+
+
+@pytest.mark.parametrize("factory", ["sharing", "sharing_late"])
+def test_what_is_shared_stays_shared(factory: str) -> None:
+    one, other = learner(factory), learner(factory)
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
+    for step in range(4):
+        one.step(x, y, step)
+        one.alignment(torch.rand(5, 1, 8, 8), torch.arange(5))
+    assert one.model.images is x, "measuring puts back the very object"
+    other.attributes.load(one.attributes.state())
+    for net in (one.model, other.model):
+        assert net.plan["now"] == [4]  # pyright: ignore
+        assert net.plan["itself"] is net.plan is net.scaled.plan  # pyright: ignore
+        assert all(getattr(net.scaled, name) is getattr(net, name) for name in ("array", "mean"))
+        assert (net.scaled.drawing, net.scaled.history) == net.pair  # pyright: ignore
+        assert net.scaled.history is net.pair[1]  # pyright: ignore
+        assert net.scaled.view.untyped_storage().data_ptr() == net.mean.untyped_storage().data_ptr()
+    assert torch.equal(other.model.images, x)  # pyright: ignore
+    other.attributes.load({})
+    assert hasattr(other.model, "plan") == (factory == "sharing"), "what came later is gone"
+    assert other.model.images is None
+
+
+def test_what_is_put_back_is_written_into_nothing_else() -> None:
+    def net() -> nn.Linear:
+        net = nn.Linear(2, 2, bias=False)
+        vars(net)["alias"], vars(net)["first"] = net.weight.data, [1, 2]
+        vars(net)["chosen"] = net.first
+        vars(net)["wide"] = torch.zeros(1).expand(3)
+        return net
+
+    one, other = net(), net()
+    before, there = Attributes(one), Attributes(other)
+    one.alias, one.chosen, one.wide, one.first = torch.ones(2, 2), [3], torch.arange(3.0), [1, 2]
+    weight = other.weight.detach().clone()
+    there.load(before.state())
+    assert torch.equal(other.weight, weight)
+    assert torch.equal(other.alias, torch.ones(2, 2))
+    assert (other.first, other.chosen, other.wide.tolist()) == ([1, 2], [3], [0.0, 1.0, 2.0])
+    x = torch.rand(2, 2)
+    other.alias, kept = x, x.clone()
+    with there.kept():
+        other.alias = torch.zeros(2, 2)
+        other.late = 3
+        del other.first
+    assert other.alias is x
+    assert torch.equal(x, kept)
+    assert (other.first, hasattr(other, "late")) == ([1, 2], False)
+    del one.first
+    there.load(before.state())
+    assert not hasattr(other, "first")
 
 
 def test_what_no_checkpoint_holds_is_said_before_the_first_step(tmp_path: Path) -> None:

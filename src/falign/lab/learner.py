@@ -109,12 +109,8 @@ class Learner:
 
     def alignment(self, x: Tensor, y: Tensor) -> Alignment:
         """What the rule and the optimizer do with a batch, beside its true gradient; nothing is left changed."""
-        before = self.attributes.state()
-        try:
-            with self._casting():
-                return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
-        finally:
-            self.attributes.load(before)
+        with self.attributes.kept(), self._casting():
+            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
 
     def is_finite(self, x: Tensor, y: Tensor) -> bool:
         """Whether the loss of a batch is a finite number."""
