@@ -81,8 +81,9 @@ def train(
 
     falign train digits --model mlp:64-128-10 --rule dfa
 
-    Ctrl-C, TERM and HUP leave a run that --resume continues, to the same numbers; a second one stops it at once. If a
-    model of your own keeps something in Python that no checkpoint holds, a line says so before the first step.
+    Ctrl-C, TERM and HUP leave a run that --resume continues, to the same numbers; a second one stops it at once. Models
+    of your own are tried before the first step: a line says what they are seen to keep in Python that no checkpoint
+    holds, and whether the same seed and state give other numbers when they run a second time.
 
     Args:
         config: What to train.

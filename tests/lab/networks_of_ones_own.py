@@ -161,6 +161,60 @@ class Foreign(Net):
         return super().forward(x)
 
 
+def calls(_, at=[0]):  # noqa: B006
+    at[0] += 1
+    return at[0]
+
+
+class Hidden(Net):
+    """Its outputs depend on what nobody sees: what a function keeps, or a system that draws."""
+
+    def __init__(self, classes, how):
+        super().__init__(classes)
+        self.how = how
+        if how == "a hook on a weight":
+            counts = iter(range(10**9))
+            self.first.register_forward_pre_hook(lambda _, inputs: (inputs[0] * (1 + 0.01 * (next(counts) % 5)),))
+
+    def forward(self, x):
+        y = super().forward(x)
+        match self.how:
+            case "a default":
+                return y * (1 + 0.01 * calls(x))
+            case "a system":
+                return y + torch.randn(y.shape, generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(4))))
+            case "a system in tests":
+                return y if self.training else y + float(np.random.default_rng().normal())
+        return y
+
+
+class Plenty(Net):
+    """Everything that a checkpoint or a seed does hold, and outputs that are no numbers."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.noise, self.norm = nn.RReLU(), nn.BatchNorm1d(12)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        nn.utils.parametrizations.spectral_norm(self.between)
+        nn.utils.parametrizations.weight_norm(self.first)
+        self.state = {"passes": 0}
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+    def forward(self, x):
+        self.steps = self.steps + 1  # another tensor in its place
+        self.state["passes"] += 1
+        with torch.no_grad():
+            self.last.bias.mul_(0.99)
+        h = self.noise(self.norm(self.first(x.flatten(1)))) * self.steps + self.state["passes"]
+        y = self.last(h + self.between(nn.functional.dropout(h, 0.2, self.training))) + random.random()
+        return torch.where(y > 3, torch.inf * (y - y), y)
+
+
 class Returning(Net):
     def __init__(self, classes, what):
         super().__init__(classes)
@@ -188,6 +242,26 @@ def sharing(classes):
 
 def sharing_late(classes):
     return Sharing(classes, early=False)
+
+
+def a_default(classes):
+    return Hidden(classes, "a default")
+
+
+def a_hook(classes):
+    return Hidden(classes, "a hook on a weight")
+
+
+def a_system(classes):
+    return Hidden(classes, "a system")
+
+
+def a_system_in_tests(classes):
+    return Hidden(classes, "a system in tests")
+
+
+def plenty(classes):
+    return Plenty(classes)
 
 
 def thawing(classes):

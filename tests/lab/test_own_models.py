@@ -216,6 +216,40 @@ def test_what_no_checkpoint_holds_is_said_before_the_first_step(tmp_path: Path) 
         assert "in Python" not in said(factory, tmp_path / factory), factory
 
 
+AGAIN = "does not give the same numbers again: they depend on something that neither --seed nor a checkpoint holds"
+
+
+@pytest.mark.parametrize("factory", ["a_default", "a_hook", "a_system", "a_system_in_tests"])
+def test_numbers_that_no_seed_and_no_checkpoint_fixes_are_said(factory: str, tmp_path: Path) -> None:
+    assert AGAIN in " ".join(said(factory, tmp_path / "run").split())
+
+
+@undrawn
+@pytest.mark.parametrize(
+    "factory",
+    ["plain", "plenty", "keeper", "sharing", "sharing_late", "depth", "lazy", "late", "thawing", "batch_norm"],
+)
+def test_numbers_that_come_again_are_not_said_to_be_others(factory: str) -> None:
+    example = torch.rand(8, 1, 8, 8)
+    made = make(completed(config(factory, rule="bp")), shape=(1, 8, 8), classes=10, example=example)
+    assert not made.notes
+
+
+def test_a_counter_in_another_module_of_the_package_is_said(tmp_path: Path) -> None:
+    package = tmp_path / "package_that_counts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "layers.py").write_text("rate = 1.0\ndef decay():\n global rate\n rate *= 0.999\n return rate\n")
+    (package / "net.py").write_text(
+        "from torch import nn\nfrom . import layers\n"
+        "class Net(nn.Sequential):\n def forward(self, x): return super().forward(x) * layers.decay()\n"
+        "def make(classes): return Net(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    options = completed(TrainConfig("digits", model="package_that_counts.net:make"))
+    made = make(options, shape=(1, 8, 8), classes=10, example=torch.rand(2, 1, 8, 8))
+    assert [AGAIN in note for note in made.notes] == [True]
+
+
 def test_weights_that_the_seed_does_not_fix_are_said(tmp_path: Path) -> None:
     assert "draws first.bias by other generators" in " ".join(said("entropy", tmp_path / "entropy").split())
     assert "returns the same weights at every call" in " ".join(said("once", tmp_path / "once").split())

@@ -19,7 +19,7 @@ from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.divergence import locate, running_order
 from falign.lab.models import build, is_own
 from falign.lab.optimizers import make_optimizer, number
-from falign.lab.own import Shape, check, refusing, rehearse, try_one, unlike
+from falign.lab.own import Shape, check, refusing, rehearse, repeats, try_one, unlike
 from falign.lab.ridge import Ridge
 from falign.layers import kind_of
 from falign.measure import Alignment, alignment
@@ -223,10 +223,16 @@ def _network(
     loose = [key for key in here if here[key] != there.get(key)]
     with refusing(f"--model {name} does not run"):
         moved = [*rehearse(name, twin, example.clone(), classes, single=single), *(set(loose) - held(model).keys())]
+        repeated = repeats(name, twin, example, classes)
     if moved:
         notes.append(
             f"{name} keeps {_listed(sorted(set(moved)))} in Python, where no checkpoint holds it: if its numbers "
             "depend on it, --resume does not reach those of a run that was not interrupted (buffers are held)"
+        )
+    if not repeated:
+        notes.append(
+            f"{name} does not give the same numbers again: they depend on something that neither --seed nor a "
+            "checkpoint holds, so another run with this seed, and --resume, may come to others"
         )
     return model, Attributes(model, loose), tuple(notes)
 

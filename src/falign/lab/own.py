@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
-from falign.lab.attributes import held, marks
+from falign.lab.attributes import Attributes, held, marks
 from falign.lab.config import ConfigError
 from falign.lab.text import plain
+from falign.measure.untouched import untouched
 from falign.preserve import seeded
 
 Shape = tuple[int, int, int]
@@ -228,6 +230,34 @@ def rehearse(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bo
         try_one(model, made, x)
     moved = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
     return [name for name in moved if name not in held(made)]
+
+
+def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
+    """Whether a network gives the same numbers again from the same seed and the same state, to the bit.
+
+    Args:
+        model: As it was given.
+        made: The network; nothing that a checkpoint holds is left changed.
+        x: Two images or more.
+        classes: Number of classes.
+
+    Raises:
+        ConfigError: It does not run, and why.
+    """
+    try:
+        state = deepcopy(made.state_dict())
+    except Exception:  # get_extra_state is anyone's: such a network is refused where checkpoints are tried
+        return True
+    attributes, found = Attributes(made), []
+    for training in (True, True, False, False):
+        with untouched(made), attributes.kept(), seeded(0, [x.device]):
+            with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
+                output = made.train(training)(x.clone())
+            check(model, output, (len(x), classes), "in training" if training else "in evaluation")
+            found.append(output.detach().contiguous().view(torch.uint8))
+        with refusing(f"--model {model} does not take back its own state_dict()"):
+            made.load_state_dict(deepcopy(state))
+    return all(torch.equal(one, other) for one, other in zip(found[::2], found[1::2], strict=True))
 
 
 def try_one(model: str, made: nn.Module, x: Tensor) -> None:

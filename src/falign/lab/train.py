@@ -83,7 +83,8 @@ def resume(
     """Go on with a run, to the same numbers as if it had not been interrupted.
 
     That holds for the same versions on the same kind of machine with the same number of threads, and for a model of
-    one's own if no line said before its first step that it keeps something in Python that no checkpoint holds.
+    one's own if its numbers depend on nothing but images, weights, buffers, the global generators and what its modules
+    have in attributes that a checkpoint holds: lines say before the first step where it is seen to be otherwise.
 
     Args:
         folder: The run folder.
