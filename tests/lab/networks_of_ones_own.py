@@ -244,6 +244,44 @@ def sharing_late(classes):
     return Sharing(classes, early=False)
 
 
+class Hoarding(Net):
+    """Keeps more at every step of a training: texts, or a tensor."""
+
+    def __init__(self, classes, what, first=0):
+        super().__init__(classes)
+        self.few, self.kept, self.what = [0], ["x"] * first, what
+        self.bank = torch.zeros(0)
+
+    def forward(self, x):
+        if self.training:
+            self.few[0] += 1
+            if self.what == "texts" and len(x) > 9:
+                self.kept.extend(["a text of some letters"] * 100)
+            if self.what == "texts":
+                self.kept[:1] = [f"{self.few[0]}"]
+            if self.what == "tensor" and len(x) > 9:
+                self.bank = torch.cat([self.bank, torch.ones(5000)])
+        return super().forward(x)
+
+
+def texts(classes):
+    return Hoarding(classes, "texts")
+
+
+def many_texts(classes):
+    return Hoarding(classes, "texts", first=20_000)
+
+
+def banked(classes):
+    return Hoarding(classes, "tensor")
+
+
+def large(classes):
+    net = Hoarding(classes, "nothing")
+    net.bank = torch.zeros(100_000)
+    return net
+
+
 def a_default(classes):
     return Hidden(classes, "a default")
 

@@ -24,13 +24,15 @@ from safetensors.torch import save as serialised
 from torch import Tensor
 
 from falign.lab import seal, tables
+from falign.lab.attributes import held
 from falign.lab.config import ConfigError
-from falign.lab.learner import Learner
-from falign.lab.packing import as_table, as_tensor, axes_by_stride, laid_out, packed, unpacked
-from falign.lab.reading import Unreadable, read
+from falign.lab.learner import Learner, slots
+from falign.lab.memory import available
+from falign.lab.packing import LETTERS, as_table, as_tensor, axes_by_stride, laid_out, packed, unpacked
+from falign.lab.reading import TooLarge, Unreadable, read
 from falign.lab.runs import Run, checkpoint_name
 from falign.lab.tables import Tables
-from falign.lab.writing import RunError
+from falign.lab.writing import RunError, WriteError
 from falign.preserve import DRAWING, draw_on, drawn
 
 KEPT = 2
@@ -40,10 +42,10 @@ _NUMBERS = {
     **dict.fromkeys(("loss", "seconds", "level", "low"), float),
 }
 """Of a course, what is kept as JSON."""
-_TIMES, _MORE = 16, 1 << 30
-"""So many times the size of the network, and so many bytes more, a checkpoint may have."""
 _EXTRA = 16 << 20
-"""So many letters the JSON of what modules keep beside tensors may have: safetensors takes 100 MB."""
+"""So many letters the JSON of what modules keep beside tensors may have before the first step."""
+_NAMED = 200
+"""So many letters of JSON, and its name, a tensor takes at most."""
 
 
 @dataclass(kw_only=True)
@@ -105,7 +107,7 @@ class Course:
 
 
 def check(learner: Learner) -> None:
-    """Make sure, before the first step, that a checkpoint can hold the model's state.
+    """Make sure, before the first step, that a checkpoint can hold the model's state and be read again.
 
     Raises:
         ConfigError: It cannot: which part of it.
@@ -116,13 +118,21 @@ def check(learner: Learner) -> None:
         raise ConfigError(f"--model {learner.config.model}: its state_dict() failed: {_told(error)}") from None
     tensors: dict[str, Tensor] = {}
     extra = _extra(learner, tensors)
-    length = len(json.dumps(extra))
+    length = len(json.dumps([extra, packed(learner.attributes.state(), "attributes", tensors)]))
     if length > _EXTRA:
         raise ConfigError(
             f"--model {learner.config.model} keeps {length:,} letters of state that is no tensor, a checkpoint holds "
             f"{_EXTRA:,}: make it tensors"
         )
     parts = {**_states(learner), **_left_out(learner), **tensors}
+    kept: dict[str, Tensor] = {}
+    packed(held(learner.model), "held", kept)
+    moments = slots(learner.config) * _size(*learner.model.parameters())
+    if (size := _size(*parts.values(), *kept.values()) + moments) > (most := _most()):
+        raise ConfigError(
+            f"--model {learner.config.model}: a checkpoint would have {size:,} bytes, and with more than {most:,}, "
+            "half the memory that there is, it could not be read again: make the network, or what it keeps, smaller"
+        )
     for name, tensor in parts.items():
         try:
             serialised({"tensor": torch.empty_like(tensor[..., :0] if tensor.dim() else tensor, device="cpu")})
@@ -147,8 +157,9 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
         The file.
 
     Raises:
-        WriteError: It cannot be written; the earlier checkpoints are untouched.
+        WriteError: It cannot be written, or could not be read again; the earlier checkpoints are untouched.
     """
+    path = run.folder / checkpoint_name(course.step)
     tensors, measured = _tensors(learner), course.tables()
     tensors |= {f"table.{name}": as_tensor(getattr(measured, name)) for name in _TABLES}
     state = {
@@ -158,11 +169,22 @@ def save(run: Run, learner: Learner, course: Course) -> Path:
         "extra": _extra(learner, tensors),
         "python": packed({"drawn": drawn(), "attributes": learner.attributes.state()}, "python", tensors),
     }
+    if (size := _size(*tensors.values())) > (most := _most()):
+        raise WriteError(
+            f"cannot write {path}: it would have {size:,} bytes, and with more than {most:,}, half the memory that "
+            f"there is, it could not be read again{_most_of_it(learner)}"
+        )
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     state["axes"] = {name: order for name, tensor in tensors.items() if (order := axes_by_stride(tensor)) is not None}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no others
-    content = serialised(tensors, {"checksum": seal.BLANK, "falign": json.dumps(state)})
-    path = run.write(checkpoint_name(course.step), seal.sealed(content))
+    text = json.dumps(state)
+    if (letters := len(json.dumps(text)) + sum(len(name) + _NAMED for name in tensors)) > LETTERS:
+        raise WriteError(
+            f"cannot write {path}: what is no tensor has {letters:,} letters, and a checkpoint holds "
+            f"{LETTERS:,}{_most_of_it(learner)}: let it be a tensor or an array"
+        )
+    content = serialised(tensors, {"checksum": seal.BLANK, "falign": text})
+    run.write(path.name, seal.sealed(content))
     for old in run.checkpoints()[:-KEPT]:
         with suppress(OSError):
             old.unlink(missing_ok=True)
@@ -185,7 +207,7 @@ def restore(path: Path, learner: Learner, *, identity: str | None = None) -> Cou
     """
     config = learner.config
     try:
-        content = read(path, _TIMES * _size(learner) + _MORE)
+        content = read(path, _most() + LETTERS)
         seal.verify(content)
         state, tensors = _metadata(content), deserialised(content)
         if identity is not None and state["run"] != identity:
@@ -198,6 +220,12 @@ def restore(path: Path, learner: Learner, *, identity: str | None = None) -> Cou
         course = _course(state["course"], tensors)
         if not isinstance(state["extra"], dict) or (state["law"] is None) != (learner.law is None):
             raise ValueError("it does not hold what this run keeps")
+    except (TooLarge, MemoryError) as error:
+        why = f"{error}, half the memory that there is" if isinstance(error, TooLarge) else "memory is too small"
+        raise RunError(
+            f"{path} cannot be read ({why}): go on where there is more memory, or delete it to go on from the "
+            "checkpoint before it"
+        ) from None
     except (OSError, Unreadable, seal.Unsealed) as error:
         raise _unreadable(path, str(error)) from None
     except RunError:
@@ -255,8 +283,23 @@ def _course(numbers: Any, found: dict[str, Tensor]) -> Course:
     return course
 
 
-def _size(learner: Learner) -> int:
-    return sum(part.numel() * part.element_size() for part in (*learner.model.parameters(), *learner.model.buffers()))
+def _most() -> int:
+    """So many bytes a checkpoint may have: whoever reads it has its bytes and its tensors in memory."""
+    return available() // 2
+
+
+def _size(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _most_of_it(learner: Learner) -> str:
+    """What the model keeps most in, for the end of a sentence."""
+    sizes = {}
+    for name, value in {**_extra(learner, {}), **learner.attributes.state()}.items():
+        tensors: dict[str, Tensor] = {}
+        sizes[name] = len(json.dumps(packed(value, "part", tensors))) + _size(*tensors.values())
+    name = max(sizes, key=sizes.__getitem__, default="")
+    return f"; what --model {learner.config.model} keeps most in is {name!r}" if name else ""
 
 
 def _states(learner: Learner) -> dict[str, Tensor]:

@@ -246,9 +246,13 @@ def _room(config: TrainConfig) -> int:
 
     Measuring and saving work on copies; a perceptron of 9 million weights in float32 needed 44 to 53.
     """
-    kept = 2 if config.optimizer != "sgd" else int(bool(config.momentum))
     feedback = made_rule(config).wiring == "layerwise" and config.feedback != "shared"
-    return 3 * (2 + feedback + kept) * getattr(torch, config.dtype).itemsize
+    return 3 * (2 + feedback + slots(config)) * getattr(torch, config.dtype).itemsize
+
+
+def slots(config: TrainConfig) -> int:
+    """So many numbers the optimizer keeps of each weight."""
+    return 2 if config.optimizer != "sgd" else int(bool(config.momentum))
 
 
 def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Networks of the user's own: imported, made, and tried on a few images before a run begins."""
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from falign.lab.attributes import Attributes, held, marks
 from falign.lab.config import ConfigError
+from falign.lab.packing import LETTERS
 from falign.lab.text import plain
 from falign.measure.untouched import untouched
 from falign.preserve import seeded
@@ -229,7 +231,14 @@ def rehearse(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bo
     if single:
         try_one(model, made, x)
     moved = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
-    return [name for name in moved if name not in held(made)]
+    kept = held(made)
+    for name in moved:
+        if name in kept and (letters := len(json.dumps(kept[name], default=lambda _: None))) > LETTERS:
+            raise ConfigError(
+                f"--model {model} keeps {letters:,} letters in {name!r}, and a checkpoint holds {LETTERS:,} of what "
+                "is no tensor: let it be a tensor or an array"
+            )
+    return [name for name in moved if name not in kept]
 
 
 def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:

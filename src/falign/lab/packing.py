@@ -11,6 +11,8 @@ from torch import Tensor
 
 from falign.lab.runs import parquet
 
+LETTERS = 100_000_000
+"""So many letters of JSON a safetensors file may have, its tensors' names among them."""
 _PLAIN = (type(None), bool, int, float, str)
 """What JSON holds as it is."""
 

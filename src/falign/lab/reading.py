@@ -12,6 +12,10 @@ class Unreadable(ValueError):  # noqa: N818  # an answer of the reader, who name
     """What stands where a file is expected: why it is not read."""
 
 
+class TooLarge(Unreadable):
+    """A file of more bytes than expected."""
+
+
 def read(path: Path, limit: int) -> bytes:
     """The content of a regular file.
 
@@ -20,7 +24,8 @@ def read(path: Path, limit: int) -> bytes:
         limit: So many bytes it may have.
 
     Raises:
-        Unreadable: It is no regular file, it is too large, or the system refuses it.
+        Unreadable: It is no regular file, or the system refuses it.
+        TooLarge: It has more bytes.
     """
     try:
         descriptor = os.open(path, _OPEN)
@@ -29,7 +34,7 @@ def read(path: Path, limit: int) -> bytes:
             if not S_ISREG(found.st_mode):
                 raise Unreadable("it is no regular file")
             if found.st_size > limit:
-                raise Unreadable(f"it has {found.st_size:,} bytes, expected at most {limit:,}")
+                raise TooLarge(f"it has {found.st_size:,} bytes, expected at most {limit:,}")
             return stream.read(found.st_size)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
