@@ -20,6 +20,8 @@ from falign.lab.config import TrainConfig
 from falign.lab.learner import Learner
 from falign.lab.runs import Run
 
+pytestmark = pytest.mark.unchecked
+
 FAMILIES = ("normal", "uniform", "orthogonal", "low-rank(2)", "sparse(1)", "shared")
 REFUSED = {("kp", "shared"), ("adafa", "shared")} | {(rule, family) for rule in ("bp", "usf") for family in FAMILIES}
 FEEDBACK = [

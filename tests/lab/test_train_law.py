@@ -16,7 +16,7 @@ from falign.lab.learner import Learner
 from falign.lab.models import build
 from falign.lab.pictures.law import law as picture
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = [pytest.mark.unchecked, pytest.mark.usefixtures("one_thread", "no_pictures")]
 
 NETWORK = """
 from torch import nn

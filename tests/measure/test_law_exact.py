@@ -24,8 +24,9 @@ import falign
 from cases import LAYERWISE
 from falign.measure.law import ConservationLaw
 
+pytestmark = pytest.mark.unchecked
 
-@pytest.mark.unchecked
+
 @pytest.mark.parametrize("make", [mlp, conv])
 @pytest.mark.parametrize("rule", ["bp", *LAYERWISE])
 def test_nothing_is_left_after_a_thousand_steps(rule, make):
@@ -49,7 +50,6 @@ def test_pooling_and_transposed_convolutions_have_the_law(rule):
     assert max(row.residual for row in report.laws) <= 1e-13
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("make", [mlp, conv])
 def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make):
     report = trained(built(make, "dfa"), steps=1000).report()
@@ -259,7 +259,6 @@ def test_a_row_of_a_gradient_is_told_late_in_a_training():
         assert not report.holds
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(("rule", "make"), [("fa", mlp), ("bp", mlp), ("usf", conv), ("kp", norm)])
 def test_a_correct_training_of_two_thousand_steps_holds_in_single_precision(rule, make):
     for rate in (0.2, 1e-5):  # updates far above the last digit of the weights, and about one
@@ -269,7 +268,6 @@ def test_a_correct_training_of_two_thousand_steps_holds_in_single_precision(rule
         assert max(row.leap / row.tolerance for row in report.laws) < 0.5
 
 
-@pytest.mark.unchecked
 def test_a_correct_training_on_one_batch_holds_though_its_steps_round_alike():
     model = built(mlp, "bp", torch.float32)
     optimizer = sgd(model, 1e-3)

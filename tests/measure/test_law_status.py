@@ -12,6 +12,8 @@ import falign
 from falign.measure.law import ConservationLaw
 from falign.rules import Rule
 
+pytestmark = pytest.mark.unchecked
+
 
 class Residual(nn.Module):
     """x + inner(x), rectified."""
