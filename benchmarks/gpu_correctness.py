@@ -17,13 +17,13 @@ import falign
 from gpu_record import Record, Row, Setting, check
 
 
-def _of_tests(name: str) -> ModuleType:
+def of_tests(name: str, folder: str = "tests") -> ModuleType:
     """A module of the checkout's test suite."""
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
     return importlib.import_module(name)
 
 
-cases = _of_tests("cases")
+cases = of_tests("cases")
 
 Gradients = dict[str, Tensor]
 

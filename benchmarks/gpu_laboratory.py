@@ -1,6 +1,5 @@
 """Stage 4 of ``gpu.py``: ``falign train`` and ``falign reproduce`` on the device. It needs the extra ``lab``."""
 
-import io
 import signal
 import subprocess
 import sys
@@ -12,16 +11,16 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from rich.console import Console
-from safetensors.torch import load
 
 from falign.lab.config import TrainConfig
 from falign.lab.experiment.agreement import compare
 from falign.lab.experiment.store import Store
 from falign.lab.learner import Learner
-from falign.lab.train import resume, train
 from falign.papers import PAPERS
+from gpu_correctness import of_tests
 from gpu_record import Record, Row, Setting, check
+
+runs = of_tests("training_runs", "tests/lab")
 
 CLOSE = 1e-8
 """What the losses of some steps in float64 may differ by from the CPU's, relatively: rounding, grown by training."""
@@ -61,24 +60,14 @@ def interrupted_at(number: int) -> Iterator[None]:
         Learner.step = step  # type: ignore[method-assign]
 
 
-def _quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
-
-
-def _measured(folder: Path) -> dict[str, pl.DataFrame]:
-    """Everything that was measured, apart from the time it took."""
-    return {path.name: pl.read_parquet(path).drop("seconds", strict=False) for path in folder.glob("*.parquet")}
-
-
 def _state(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights, feedback, the optimizer's and the generators' states; of the tables the measured ones are compared."""
-    return {name: value for name, value in load(checkpoint.read_bytes()).items() if not name.startswith("table.")}
+    return {name: value for name, value in runs.checkpoint(checkpoint)[1].items() if not name.startswith("table.")}
 
 
 def _unlike(one: Path, other: Path) -> float:
     """0 if two runs have the same tables and the same last checkpoint, to the bit; otherwise infinite."""
-    tables, others = _measured(one), _measured(other)
-    same = bool(tables) and tables.keys() == others.keys() and all(tables[name].equals(others[name]) for name in tables)
+    same = bool(runs.numbers(one)) and runs.same(one, other)
     last, also = (_state(max(folder.glob("checkpoint-*"))) for folder in (one, other))
     same &= bool(last) and last.keys() == also.keys() and all(torch.equal(last[name], also[name]) for name in last)
     return 0.0 if same else float("inf")
@@ -93,20 +82,20 @@ def training_rows(setting: Setting, rule: str, network: str) -> list[Row]:
     about = {"network": network}
     with tempfile.TemporaryDirectory() as place:
         once, again, resumed, there, here = (Path(place) / name for name in ("1", "2", "3", "4", "5"))
-        train(options, once, console=_quiet())
-        train(options, again, console=_quiet())
+        runs.begin(options, once)
+        runs.begin(options, again)
         with interrupted_at(13):
-            train(options, resumed, console=_quiet())
+            runs.begin(options, resumed)
         stopped = _rows(resumed) < _rows(once)
-        resume(resumed, console=_quiet())
+        runs.go_on(resumed)
         rows = [
             check("the same command twice", _unlike(once, again), 0.0, **about),
             check("interrupted and resumed", _unlike(once, resumed) if stopped else float("nan"), 0.0, **about),
         ]
         if network == "mlp":
             exact = replace(options, dtype="float64", epochs=1)
-            train(exact, there, console=_quiet())
-            train(replace(exact, device="cpu"), here, console=_quiet())
+            runs.begin(exact, there)
+            runs.begin(replace(exact, device="cpu"), here)
             first, second = (_test_losses(folder) for folder in (there, here))
             worst = float(((first - second) / second).abs().max())
             rows.append(check("test losses of an epoch in float64 against the CPU", worst, CLOSE, **about))

@@ -14,9 +14,9 @@ STAGES = ("correctness", "speed", "theory")
 pytestmark = pytest.mark.compiled
 
 
-def _run(*arguments: object) -> subprocess.CompletedProcess:
+def _run(*arguments: object, data: str | None = None) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ("FALIGN_TYPECHECK", "FALIGN_DATA")}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | ({"FALIGN_DATA": data} if data else {})
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
 
@@ -54,3 +54,16 @@ def test_without_time_all_is_left_out_and_said_so(tmp_path):
     page = tmp_path / "gpu.md"
     assert _run("--out", tmp_path, "--page", page).returncode == 0
     assert "## What failed or was left out" in page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FALIGN_DATA" not in os.environ, reason="FALIGN_DATA names no folder with mnist-10k")
+def test_trainings_and_a_paper_are_the_same_again(tmp_path):
+    done = _run("--device", "cpu", "--small", "--stages", 4, "--out", tmp_path, data=os.environ.get("FALIGN_DATA"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "laboratory.json").read_text())["rows"]
+    assert {row["group"] for row in rows} == {"training", "papers"}
+    assert all(row["holds"] for row in rows)
+    page = tmp_path / "gpu.md"
+    assert _run("--out", tmp_path, "--stages", 4, "--page", page).returncode == 0
+    assert "\n## The laboratory\n" in page.read_text()

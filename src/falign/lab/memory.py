@@ -22,12 +22,13 @@ def _physical() -> int:
 
 def _contained() -> list[int]:
     """Limits of the control groups that the process is in, those above them and the container's, if any."""
-    places = {(_GROUPS, "memory.max"), (_GROUPS / "memory", "memory.limit_in_bytes")}
+    first, second = (_GROUPS / "memory", "memory.limit_in_bytes"), (_GROUPS, "memory.max")  # by version
+    places = {first, second}
     with suppress(OSError, ValueError):
         for line in _MINE.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if not kinds or "memory" in kinds.split(","):  # version 2 has one group of all kinds, without a name
-                root, name = (_GROUPS, "memory.max") if not kinds else (_GROUPS / "memory", "memory.limit_in_bytes")
+                root, name = first if kinds else second
                 inside = root / path.strip("/")
                 places |= {(place, name) for place in (inside, *inside.parents) if place.is_relative_to(root)}
     found = []
