@@ -27,6 +27,9 @@ def version(folder: Path) -> int:
         if os.path.lexists(marker):
             return _read(marker)
         if folder.exists() and not _empty(folder):
+            # Another process may have made the store since: its marker is there before anything else is.
+            if os.path.lexists(marker):
+                return _read(marker)
             raise RunError(
                 f"{folder} is an output folder that is not ours, it has no {NAME}: "
                 "give a new or an empty folder with --out"
