@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from falign.lab._learner import Learner
 from falign.lab.config import TrainConfig
-from falign.lab.experiment.agreement import compare
-from falign.lab.experiment.store import Store
-from falign.lab.learner import Learner
+from falign.lab.experiment._agreement import compare
+from falign.lab.experiment._store import Store
 from falign.papers import PAPERS
 from gpu_correctness import of_tests
 from gpu_record import Record, Row, Setting, check

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import falign
-from falign.guard import unguard
+from falign._guard import unguard
 
 
 def network() -> nn.Module:

@@ -30,8 +30,8 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
 import falign
+from falign._wiring import feedbacks
 from falign.layers import KINDS, kind_of
-from falign.wiring import feedbacks
 from scales_networks import LLAMA, NETWORKS, fashion, make
 
 RATES = {"sgd": (0.01, 0.03, 0.1), "adam": (0.001,), "sgd-long": (0.01,)}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import falign
-from falign.lab.models import build
+from falign.lab._models import build
 
 RULES = [rule for rule in falign.ALL_RULES if rule != "bp"]
 

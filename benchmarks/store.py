@@ -111,10 +111,9 @@ def paper(runs: int) -> Paper:
 
 def put(folder: Path, runs: int, part: int, parts: int) -> None:
     """Write a part of the runs by the store's own writer."""
-    from falign.lab.experiment.entries import Entry
-    from falign.lab.experiment.records import frame
-    from falign.lab.experiment.store import Store
-    from falign.lab.provenance import place
+    from falign.lab._provenance import place
+    from falign.lab.experiment._run_file import Entry, frame
+    from falign.lab.experiment._store import Store
 
     os.fsync = lambda descriptor: None
     store, origin = Store(folder=folder), place("cpu")
@@ -127,7 +126,7 @@ def command(name: str, folder: Path, runs: int) -> None:
     """Do a command in this process, and print what it took."""
     from falign import papers
     from falign.cli import main
-    from falign.lab.experiment.store import Store
+    from falign.lab.experiment._store import Store
 
     papers.PAPERS = {"load": paper(runs)}
     imported = time.perf_counter()
@@ -153,7 +152,7 @@ def measured(name: str, folder: Path, runs: int) -> dict[str, float]:
 
 def benchmark(folder: Path, runs: int) -> None:
     """Build the store unless it is there, and print the table."""
-    from falign.lab.experiment.store import Store
+    from falign.lab.experiment._store import Store
 
     Store(folder=folder).open(create=True)
     there = Store(folder=folder).counts(paper(runs).experiments)["paper"]

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import falign
-from falign import commands
+from falign import _commands
 from falign.cli import main
-from falign.lab import ending, requirements
+from falign.lab import _ending, _requirements
+from falign.lab._learner import SCHEDULES
+from falign.lab._models import ACTIVATIONS
 from falign.lab.config import TrainConfig, option
-from falign.lab.experiment.store import Store
-from falign.lab.models import ACTIVATIONS
-from falign.lab.ridge import SCHEDULES
+from falign.lab.experiment._store import Store
 
 TRAIN = ["train", "digits", "--model", "mlp:64-16-10"]
 
@@ -193,7 +193,7 @@ def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[st
 def test_options_without_a_value_are_those_of_the_run_that_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
     words = [*TRAIN, "--check-law", "--tensorboard", "--momentum", "0", "--out", "one", "--epochs"]
     assert run([*words, "1"], capsys)[0] == 0
     code, said, _ = run(["train", "--resume", "one", "--epochs", "2"], capsys)
@@ -325,7 +325,7 @@ def _written(stream: io.TextIOWrapper) -> str:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_output_that_is_not_utf8_gets_replacements(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
     commands: dict[str, tuple[list[str], int, str]] = {
         "help": (["train", "--help"], 0, "cutoff: ? for t ? T"),
         "list": (["list"], 0, "song2021.figure2"),
@@ -468,11 +468,11 @@ def test_errors_of_the_system_and_of_memory_are_sentences_and_faults_of_falign_a
         raise error
 
     for error, (code, said) in raised.items():
-        monkeypatch.setattr(commands, "run", lambda words, error=error: fail(error))
+        monkeypatch.setattr(_commands, "run", lambda words, error=error: fail(error))
         assert main(["list"]) == code
         assert capsys.readouterr().err.startswith(said)
     for error in (TypeError("ours"), ImportError("cannot import", name="falign.lab"), RecursionError("deep")):
-        monkeypatch.setattr(commands, "run", lambda words, error=error: fail(error))
+        monkeypatch.setattr(_commands, "run", lambda words, error=error: fail(error))
         with pytest.raises(type(error)):
             main(["list"])
 
@@ -480,9 +480,9 @@ def test_errors_of_the_system_and_of_memory_are_sentences_and_faults_of_falign_a
 def test_a_package_that_is_too_old_is_named_whatever_it_makes_go_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = requirements.Requirement(package="rich", extra="lab", wanted=">=13.7", found="9.1", fits=False)
-    monkeypatch.setattr(requirements, "requirements", lambda: (found,))
-    monkeypatch.setattr(commands, "run", lambda words: [].missing)  # pyright: ignore
+    found = _requirements.Requirement(package="rich", extra="lab", wanted=">=13.7", found="9.1", fits=False)
+    monkeypatch.setattr(_requirements, "requirements", lambda: (found,))
+    monkeypatch.setattr(_commands, "run", lambda words: [].missing)  # pyright: ignore
     assert main(["list"]) == 1
     expected = 'falign: rich 9.1 is installed, expected >=13.7: pip install --upgrade "falign[lab]"\n'
     assert capsys.readouterr().err == expected

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from falign import papers
 from falign.cli import main
-from falign.lab import ending
+from falign.lab import _ending
+from falign.lab._files import RunError
+from falign.lab._streams import plain
 from falign.lab.config import TrainConfig, option
-from falign.lab.data import DataError, loading
-from falign.lab.experiment import Experiment, Outcome, Paper, Setting, Task, cluster, grid
-from falign.lab.streams import plain
-from falign.lab.writing import RunError
+from falign.lab.data import DataError, _loading
+from falign.lab.experiment import Experiment, Outcome, Paper, Setting, Task, _ray, grid
 
 LAST = 20.0
 """Seconds that a command may take here at most; nearly all take less than a tenth of one."""
@@ -213,9 +213,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(inner)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FALIGN_DATA", raising=False)
-    monkeypatch.setattr(ending, "draw", lambda *_: None)
-    monkeypatch.setattr(loading, "fetch", _no_network)
-    monkeypatch.setattr(cluster.RayExecutor, "__enter__", _no_cluster)
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
+    monkeypatch.setattr(_loading, "fetch", _no_network)
+    monkeypatch.setattr(_ray.RayExecutor, "__enter__", _no_cluster)
     monkeypatch.setattr(papers, "PAPERS", {"toy": _toy()})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -255,7 +255,7 @@ def test_direct_feedback_into_convolutions_is_a_full_map():
     model = falign.convert(build("conv"), "dfa", example=batch("conv")[0])
     state = falign.feedback_state(model)
     assert state["2"].shape == (5, 6 * 6 * 6)
-    carried = falign.delivery.project(torch.randn(4, 5, dtype=torch.float64), state["2"], (4, 6, 6, 6), 0)
+    carried = falign._delivery.project(torch.randn(4, 5, dtype=torch.float64), state["2"], (4, 6, 6, 6), 0)
     assert float(carried.std(dim=(2, 3)).mean() / carried.std()) > 0.8
 
 

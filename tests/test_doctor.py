@@ -10,9 +10,9 @@ from filelock import FileLock
 
 import falign
 from falign.cli import main
-from falign.lab import doctor, requirements
-from falign.lab.experiment.store import Store
-from falign.lab.requirements import Requirement
+from falign.lab import _doctor, _requirements
+from falign.lab._requirements import Requirement
+from falign.lab.experiment._store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_packages_that_are_missing_too_old_or_broken(
         ("tomllib2", "lab", "", "1", True),
     ]
     made = tuple(Requirement(package=a, extra=b, wanted=c, found=d, fits=e) for a, b, c, d, e in asked_for)
-    monkeypatch.setattr(doctor, "requirements", lambda: made)
+    monkeypatch.setattr(_doctor, "requirements", lambda: made)
     code, found = asked(capsys)
     assert code == 1
     upgrade = 'pip install --upgrade "falign[lab]"'
@@ -156,7 +156,7 @@ def test_names_are_shown_literally(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_requirements_are_those_of_the_installed_package() -> None:
-    found = {each.package: each for each in requirements.requirements()}
+    found = {each.package: each for each in _requirements.requirements()}
     if not found:
         pytest.skip("falign is not installed")
     assert [found[name].extra for name in ("torch", "polars", "ray")] == ["", "lab", "ray"]

@@ -12,8 +12,8 @@ from torch import nn
 import falign
 import falign.measure
 from falign import init
+from falign._preserve import DrawnOnCPU
 from falign.measure.law import ConservationLaw
-from falign.preserve import DrawnOnCPU
 
 RULES = ["fa", "kp", "dfa", "usf", "frsf", "brsf", "adafa"]
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import falign
-from falign.lab import checkpoints
-from falign.lab.checkpoints import Course
-from falign.lab.completion import completed
+from falign.lab import _checkpoints
+from falign.lab._checkpoints import Course
+from falign.lab._learner import Learner
+from falign.lab._run_folder import Run
+from falign.lab._validate import completed
 from falign.lab.config import TrainConfig
-from falign.lab.learner import Learner
-from falign.lab.runs import Run
 
 pytestmark = pytest.mark.unchecked
 
@@ -141,7 +141,7 @@ def test_a_training_goes_on_where_it_stopped_and_the_plain_network_comes_back(na
         stream = batches(kind, form)
         for x, y in stream[:2]:
             step(whole, x, y)
-        path = checkpoints.save(run, whole, Course(step=2))
+        path = _checkpoints.save(run, whole, Course(step=2))
         file = io.BytesIO()
         torch.save(
             {
@@ -155,7 +155,7 @@ def test_a_training_goes_on_where_it_stopped_and_the_plain_network_comes_back(na
             step(whole, x, y)
         expected = state_of(whole)
 
-        checkpoints.restore(path, parts)
+        _checkpoints.restore(path, parts)
         for x, y in stream[2:]:
             step(parts, x, y)
         for key, value in state_of(parts).items():

@@ -50,8 +50,8 @@ def test_verify_sees_a_wrong_gradient(rule, case, monkeypatch):
     for name, kind in falign.layers.KINDS.items():
         wrong = dataclasses.replace(kind, error=lambda e, b, x, spec, kind=kind: kind.error(e, b, x, spec) * 1.001)
         monkeypatch.setitem(falign.layers.KINDS, name, wrong)
-    right = falign.delivery.project
-    monkeypatch.setattr(falign.delivery, "project", lambda *args: right(*args) * 1.001)
+    right = falign._delivery.project
+    monkeypatch.setattr(falign._delivery, "project", lambda *args: right(*args) * 1.001)
     model = build(case, rule)
     x, y = batch(case)
     result = falign.verify(model, x, lambda output: loss_of(output, y), target=y)

@@ -1,7 +1,7 @@
 """Train PyTorch networks without weight transport: feedback alignment and its relatives."""
 
 from falign import init, measure
-from falign.convert import (
+from falign._convert import (
     ConversionError,
     backprop,
     check,
@@ -11,9 +11,9 @@ from falign.convert import (
     revert,
     targets,
 )
+from falign._transport import Transported, transport
+from falign._verify import Verification, verify
 from falign.rules import ALL_RULES, Rule
-from falign.transport import Transported, transport
-from falign.verify import Verification, verify
 
 __version__ = "0.1.0"
 

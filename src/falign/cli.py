@@ -12,7 +12,7 @@ from errno import EINVAL, ELOOP, ENAMETOOLONG
 from signal import SIGINT
 from traceback import walk_tb
 
-from falign.lab.streams import plain, prepare, settle, tell
+from falign.lab._streams import plain, prepare, settle, tell
 
 _LONG = 400
 """A word of more letters is shortened in messages."""
@@ -46,7 +46,7 @@ def _answered(words: list[str]) -> int:
         if not _is_argument(word):
             return _failed(f"{word!r} holds a character that no argument can: leave it out", 2, words)
     try:
-        from falign.commands import run
+        from falign._commands import run
 
         return run(words)
     except KeyboardInterrupt as error:  # by Ctrl-C, or by the signal whose number it carries
@@ -75,12 +75,12 @@ def _is_argument(word: str) -> bool:
 def _unheard(error: BaseException) -> bool:
     """Whether an error comes from printing: its innermost frame is that of what prints."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__") in ("rich.console", "falign.lab.streams")
+    return frame.f_globals.get("__name__") in ("rich.console", "falign.lab._streams")
 
 
 def _told(error: Exception) -> tuple[str, int] | None:
     """The sentence and the exit code of an error that is none of falign's own code; None for others."""
-    from falign.lab.requirements import lacking
+    from falign.lab._requirements import lacking
 
     if isinstance(error, ImportError):
         return _with(1, lacking(error))
@@ -103,9 +103,9 @@ def _with(code: int, sentence: str | None) -> tuple[str, int] | None:
 def _code(error: Exception) -> int | None:
     """The exit code of an error whose message is meant for the user; None for others."""
     try:
+        from falign.lab._files import RunError
         from falign.lab.config import ConfigError
         from falign.lab.data import DataError
-        from falign.lab.writing import RunError
     except Exception:  # of packages that do not fit, which is what the error is about
         return None
     if isinstance(error, RunError):

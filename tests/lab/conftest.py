@@ -6,7 +6,7 @@ import pytest
 import torch
 from kills import Nursery, Verdicts
 
-from falign.lab import ending
+from falign.lab import _ending
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They have tests of their own, and elsewhere they would be most of the time."""
-    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

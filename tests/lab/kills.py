@@ -30,9 +30,9 @@ if sys.platform != "win32":
 PATIENCE = 60.0
 """Seconds after which a process counts as hanging."""
 _PRELOADED = (
-    *("falign.cli", "falign.papers", "falign.lab.train", "falign.lab.pictures", "falign.lab.pictures.comparison"),
-    *("falign.lab.report", "falign.lab.experiment.reproduce", "falign.lab.experiment.options"),
-    *("falign.lab.data.download", "torch._dynamo", "sklearn.datasets", "sklearn.model_selection"),
+    *("falign.cli", "falign.papers", "falign.lab._train", "falign.lab._pictures", "falign.lab._compare"),
+    *("falign.lab.report", "falign.lab.experiment._reproduce", "falign.lab.experiment._reproduce"),
+    *("falign.lab.data._download", "torch._dynamo", "sklearn.datasets", "sklearn.model_selection"),
     *("polars._utils.parquet", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("requests", "rich._emoji_codes", "PIL.PngImagePlugin"),
 )
@@ -398,9 +398,9 @@ def _prepare(request: dict[str, Any]) -> None:
 def _draw_nothing() -> None:
     """Neither the pictures of a run nor the figures of the papers."""
     from falign import papers
-    from falign.lab import ending
+    from falign.lab import _ending
 
-    ending.draw = lambda *_: None
+    _ending.draw = lambda *_: None
     for name, paper in papers.PAPERS.items():
         plain = tuple(replace(experiment, pictures=()) for experiment in paper.experiments)
         papers.PAPERS[name] = replace(paper, experiments=plain)
@@ -409,7 +409,7 @@ def _draw_nothing() -> None:
 def _fetch(address: str, checksum: str, path: str) -> int:
     """Download a file, as the loaders of data sets do."""
     from falign.lab.data import DataError
-    from falign.lab.data.download import PublishedFile, fetch
+    from falign.lab.data._download import PublishedFile, fetch
 
     target = Path(path)
     file = PublishedFile(name=target.name, unpacked="unpacked", sha256=checksum, mirrors=(address,))

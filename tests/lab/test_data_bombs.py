@@ -21,10 +21,10 @@ from test_data_tiny_imagenet import ROOT, WNIDS
 from test_data_tiny_imagenet import SMALL as TINY
 from test_data_tiny_imagenet import contents as tiny_contents
 
-from falign.lab import memory
+from falign.lab import _memory
 from falign.lab.data import DataError, load
-from falign.lab.data.idx import IDX_NAMES
-from falign.lab.data.kept import kept_images
+from falign.lab.data._cache import kept_images
+from falign.lab.data._idx import IDX_NAMES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
 
@@ -97,7 +97,7 @@ def test_idx_under_a_name_of_the_table_is_not_unpacked_to_its_end(tmp_path):
     (tmp_path / f"{IDX_NAMES[3]}.gz").write_bytes(zeros(3000))  # the smallest of the four
     for k in range(3):
         (tmp_path / f"{IDX_NAMES[k]}.gz").unlink()
-    from falign.lab.data.registry import SOURCES
+    from falign.lab.data._registry import SOURCES
 
     file = SOURCES["mnist"].files[3]
     refused(lambda: file.check(file.find(tmp_path)), "unpacks to more than 290,688 bytes")
@@ -130,7 +130,7 @@ def test_idx_with_more_than_the_memory_and_a_file_as_long(tmp_path):
 
 
 def test_labels_become_eight_times_as_large(tmp_path):
-    count = memory.available() // 8
+    count = _memory.available() // 8
     write(tmp_path, contents(), packed=False)
     with (tmp_path / IDX_NAMES[1]).open("wb") as stream:
         stream.write(struct.pack(">4BI", 0, 0, 8, 1, min(count, 2**32 - 1)))
@@ -160,13 +160,13 @@ def test_many_small_images_take_no_more_than_large_ones(train, test, tmp_path):
     ],
 )
 def test_the_memory_is_that_of_the_narrowest_control_group(groups, limits, least, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_MINE", tmp_path / "mine")
+    monkeypatch.setattr(_memory, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(_memory, "_MINE", tmp_path / "mine")
     (tmp_path / "mine").write_text(groups)
     for name, text in limits.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / name).write_text(text)
-    assert memory.available() == least
+    assert _memory.available() == least
 
 
 def tar(path, *members):

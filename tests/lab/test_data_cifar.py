@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from falign.lab.data import DataError
-from falign.lab.data.cifar import CIFAR10, CIFAR100
-from falign.lab.data.download import PublishedFile
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import SOURCES, Source
+from falign.lab.data._archives import CIFAR10, CIFAR100
+from falign.lab.data._download import PublishedFile
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import SOURCES, Source
 
 SMALL = {
     "cifar10": replace(CIFAR10, train_records=4, test_records=3),

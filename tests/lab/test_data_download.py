@@ -16,10 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from falign.lab.data import DataError, Dataset, download
-from falign.lab.data.download import PublishedFile, fetch
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import Source
+from falign.lab.data import DataError, Dataset, _download
+from falign.lab.data._download import PublishedFile, fetch
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import Source
 
 CONTENT = bytes(range(256)) * 4000
 NAME = "made.bin"
@@ -214,8 +214,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("hostile", list(HOSTILE))
 def test_a_hostile_mirror_costs_little_and_the_next_is_asked(mirrors, tmp_path, monkeypatch, hostile):
-    monkeypatch.setattr(download, "_STALLED", 0.4)
-    monkeypatch.setattr(download, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(_download, "_STALLED", 0.4)
+    monkeypatch.setattr(_download, "_TIMEOUT", 0.3)
     serve, words = HOSTILE[hostile]
     bad, good = mirrors.put("a", serve), mirrors.put("b", CONTENT)
     begun = time.monotonic()
@@ -299,7 +299,7 @@ def test_several_processes_download_once(mirrors, tmp_path):
 
 @LINUX
 def test_whoever_waits_says_so(mirrors, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("falign.lab.data.content._PATIENCE", 0.0)
+    monkeypatch.setattr("falign.lab.data._download._PATIENCE", 0.0)
     pid = started(file := published(mirrors.put("a", slowly(0.03))), tmp_path)
     while not list(tmp_path.glob(".partial-*")):
         time.sleep(0.001)

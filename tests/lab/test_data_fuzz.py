@@ -31,10 +31,10 @@ from test_data_tiny_imagenet import pack as tiny_pack
 from test_data_tiny_imagenet import unpack as tiny_unpack
 
 from falign.lab.data import DataError, load
-from falign.lab.data.download import PublishedFile
-from falign.lab.data.idx import IDX_NAMES, Idx, read_idx
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import Source
+from falign.lab.data._download import PublishedFile
+from falign.lab.data._idx import IDX_NAMES, Idx, read_idx
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import Source
 from mutations import mutations
 
 SECONDS = 5

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from falign.lab.data import DataError, load
-from falign.lab.data.download import PublishedFile
-from falign.lab.data.idx import IDX_NAMES, Idx, read_idx
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import SOURCES, Source
+from falign.lab.data._download import PublishedFile
+from falign.lab.data._idx import IDX_NAMES, Idx, read_idx
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import SOURCES, Source
 
 HAVE_DATA = pytest.mark.skipif(not os.environ.get("FALIGN_DATA"), reason="FALIGN_DATA is not set")
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from falign.lab.data import DataError, load
-from falign.lab.data.idx import IDX_NAMES
-from falign.lab.data.loading import Whereabouts, load_source, whereabouts
-from falign.lab.data.registry import SOURCES
+from falign.lab.data._idx import IDX_NAMES
+from falign.lab.data._loading import Whereabouts, load_source, whereabouts
+from falign.lab.data._registry import SOURCES
 
 
 @pytest.fixture

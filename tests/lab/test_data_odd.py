@@ -13,10 +13,10 @@ from test_data_folders import save
 from test_data_idx import contents, idx, write
 
 from falign.lab.data import DataError, load
-from falign.lab.data.content import digest
-from falign.lab.data.idx import IDX_NAMES, read_idx, spellings
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import SOURCES
+from falign.lab.data._download import digest
+from falign.lab.data._idx import IDX_NAMES, read_idx, spellings
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import SOURCES
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="no pipes, links or users as here")
 
@@ -99,7 +99,7 @@ def test_a_file_that_vanishes_between_listing_and_reading(tmp_path, monkeypatch)
         unlinked.append((tmp_path / "b" / "1.png").unlink())
         return items
 
-    monkeypatch.setattr("falign.lab.data.folders.track", remove)
+    monkeypatch.setattr("falign.lab.data._folders.track", remove)
     with pytest.raises(DataError, match=r"b/1\.png cannot be opened \(No such file or directory\)"):
         load(str(tmp_path))
     assert unlinked
@@ -112,7 +112,7 @@ def test_an_image_that_changes_between_listing_and_reading(tmp_path, monkeypatch
         save(tmp_path / "b" / "1.png", 3, "L", size=(1, 1))  # which would fit, by broadcasting
         return items
 
-    monkeypatch.setattr("falign.lab.data.folders.track", replace)
+    monkeypatch.setattr("falign.lab.data._folders.track", replace)
     with pytest.raises(DataError, match=r"b/1\.png is an image of 1 × 1, expected 4 × 5"):
         load(str(tmp_path))
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from falign.lab.data import DataError
-from falign.lab.data.download import PublishedFile
-from falign.lab.data.loading import load_source
-from falign.lab.data.registry import SOURCES, Source
-from falign.lab.data.tiny_imagenet import TinyImageNet
+from falign.lab.data._archives import TinyImageNet
+from falign.lab.data._download import PublishedFile
+from falign.lab.data._loading import load_source
+from falign.lab.data._registry import SOURCES, Source
 from mutations import mutations
 
 SMALL = TinyImageNet(classes=2, train_per_class=3, tests=4)

@@ -20,7 +20,7 @@ from kills import Ended, Fault, Nursery, Verdicts, names, sample, sentence
 from safetensors.torch import load_file
 from training_runs import same
 
-from falign.lab.runs import Run
+from falign.lab._run_folder import Run
 
 if sys.platform != "linux":
     pytest.skip("what befalls the processes is of Linux", allow_module_level=True)

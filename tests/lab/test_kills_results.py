@@ -22,8 +22,8 @@ import pytest
 from kills import Ended, Fault, Nursery, Verdicts, names, sample, sentence
 
 from falign.lab.experiment import Experiment
-from falign.lab.experiment.results import Results
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._results import Results
+from falign.lab.experiment._store import Store
 from falign.papers import PAPERS
 
 if sys.platform != "linux":

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 import falign
+from falign.lab._models import ACTIVATIONS, Block, ResNet20, build
 from falign.lab.config import ConfigError
-from falign.lab.models import ACTIVATIONS, build
-from falign.lab.resnet import Block, ResNet20
 
 
 @pytest.fixture(autouse=True)

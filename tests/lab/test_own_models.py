@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from training_runs import begin, go_on, numbers, quiet, same
 
-from falign.lab import checkpoints, own
-from falign.lab.attributes import Attributes, held, marks
-from falign.lab.completion import completed
+from falign._preserve import draw_on, drawn, seeded
+from falign.lab import _checkpoints, _own_models
+from falign.lab._files import RunError, WriteError
+from falign.lab._learner import Learner, make
+from falign.lab._models import build
+from falign.lab._python_state import Attributes, held, marks
+from falign.lab._run_folder import Run
+from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig
-from falign.lab.learner import Learner, make
-from falign.lab.models import build
-from falign.lab.runs import Run
-from falign.lab.writing import RunError, WriteError
-from falign.preserve import draw_on, drawn, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -265,8 +265,8 @@ def test_what_grows_beyond_a_checkpoint_ends_at_the_save_with_its_name(
 ) -> None:
     begin(config(factory, epochs=1), tmp_path / "whole")
     with monkeypatch.context() as small:
-        small.setattr(checkpoints, "LETTERS", 60_000)
-        small.setattr(checkpoints, "available", lambda: 300_000 if factory == "banked" else 1 << 40)
+        small.setattr(_checkpoints, "LETTERS", 60_000)
+        small.setattr(_checkpoints, "available", lambda: 300_000 if factory == "banked" else 1 << 40)
         with pytest.raises(WriteError, match=rf"cannot write .*checkpoint-\d+.safetensors: .*{words}.*--resume"):
             begin(config(factory, epochs=1), tmp_path / "run")
     assert Run(tmp_path / "run").read_status()["status"] == "failed"
@@ -277,11 +277,11 @@ def test_what_grows_beyond_a_checkpoint_ends_at_the_save_with_its_name(
 def test_what_no_checkpoint_could_give_back_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "LETTERS", 60_000)
+    monkeypatch.setattr(_own_models, "LETTERS", 60_000)
     with pytest.raises(ConfigError, match=r"keeps 3\d\d,\d\d\d letters in 'kept', and a checkpoint holds 60,000"):
         begin(config("many_texts"), tmp_path / "run")
     begin(config("large", epochs=1, optimizer="adam"), tmp_path / "before")
-    monkeypatch.setattr(checkpoints, "available", lambda: 800_000)
+    monkeypatch.setattr(_checkpoints, "available", lambda: 800_000)
     with pytest.raises(ConfigError, match=r"a checkpoint would have 4\d\d,\d\d\d bytes, .* 400,000, half the memory"):
         begin(config("large"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -294,15 +294,15 @@ def test_a_checkpoint_that_was_saved_can_be_read(tmp_path: Path, monkeypatch: py
     made = learner("large")
     made.model.bank = torch.ones(40_000_000)  # pyright: ignore
     with seeded(0):
-        course = checkpoints.restore(path, learner("large"))
-        checkpoints.save(outcome.run, made, course)
+        course = _checkpoints.restore(path, learner("large"))
+        _checkpoints.save(outcome.run, made, course)
         other = learner("large")
-        checkpoints.restore(path, other)
+        _checkpoints.restore(path, other)
         assert torch.equal(other.model.bank, made.model.bank)  # pyright: ignore
-    monkeypatch.setattr(checkpoints, "available", lambda: 1_000_000)
-    monkeypatch.setattr(checkpoints, "LETTERS", 0)
+    monkeypatch.setattr(_checkpoints, "available", lambda: 1_000_000)
+    monkeypatch.setattr(_checkpoints, "LETTERS", 0)
     with pytest.raises(RunError, match=r"160,\d\d\d,\d\d\d bytes, .* half the memory that there is\): go on where"):
-        checkpoints.restore(path, other)
+        _checkpoints.restore(path, other)
 
 
 def test_weights_that_the_seed_does_not_fix_are_said(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from falign.lab import compare, tables
+from falign.lab import _compare, _run_folder
+from falign.lab._pictures import draw, figures
+from falign.lab._run_folder import PICTURES, Run, Tables
 from falign.lab.config import TrainConfig
-from falign.lab.pictures import comparison, draw, figures
-from falign.lab.report.drawing import png
-from falign.lab.runs import PICTURES, Run
-from falign.lab.tables import Tables
+from falign.lab.report._figures import png
 
 CONFIG = TrainConfig("digits", model="mlp:64-128-10", rule="dfa", learning_rate=0.1)
 
@@ -61,9 +60,9 @@ def measured(layers: int, points: int, *, law: bool = False) -> Tables:
         }
     )
     return Tables(
-        records=tables.records(rows),
-        alignment=tables.alignments(long),
-        neurons=neurons if layers > 1 and points else tables.neurons(None),
+        records=_run_folder.records(rows),
+        alignment=_run_folder.alignments(long),
+        neurons=neurons if layers > 1 and points else _run_folder.neurons(None),
         law=found if law else None,
     )
 
@@ -245,8 +244,8 @@ def written(folder: Path, rule: str, **status: object) -> Path:
 
 
 def test_comparison_has_a_line_for_each_run_in_each_panel(tmp_path: Path) -> None:
-    runs = compare.read([written(tmp_path / rule, rule) for rule in ("bp", "fa", "dfa")])
-    figure = comparison.figure(runs)
+    runs = _compare.read([written(tmp_path / rule, rule) for rule in ("bp", "fa", "dfa")])
+    figure = _compare.comparison_figure(runs)
     *panels, names = figure.axes
     assert len(panels) == 5
     for axes in panels:
@@ -260,6 +259,6 @@ def test_comparison_has_a_line_for_each_run_in_each_panel(tmp_path: Path) -> Non
 
 
 def test_many_runs_have_colours_of_their_own(tmp_path: Path) -> None:
-    runs = compare.read([written(tmp_path / str(number), "fa") for number in range(13)])
-    lines = comparison.figure(runs).axes[0].get_lines()
+    runs = _compare.read([written(tmp_path / str(number), "fa") for number in range(13)])
+    lines = _compare.comparison_figure(runs).axes[0].get_lines()
     assert len({line.get_color() for line in lines}) == 13

@@ -16,13 +16,13 @@ from torch import nn
 from training_runs import quiet
 
 from falign import ALL_RULES
-from falign.lab.batches import prepare
-from falign.lab.completion import completed
+from falign.lab._batches import prepare
+from falign.lab._learner import make
+from falign.lab._models import build
+from falign.lab._train import default_folder, train
+from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
-from falign.lab.learner import make
-from falign.lab.models import build
-from falign.lab.train import default_folder, train
 
 MODEL = "mlp:64-64-10"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from falign.lab.batches import order, prepare, probe
+from falign.lab._batches import order, prepare, probe
 from falign.lab.data import Dataset, load
 
 CPU = torch.device("cpu")

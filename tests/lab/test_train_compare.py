@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from falign.lab import compare
-from falign.lab.checkpoints import Course
+from falign.lab import _compare
+from falign.lab._checkpoints import Course
+from falign.lab._files import RunError
+from falign.lab._pictures import figures
+from falign.lab._run_folder import Run
 from falign.lab.config import TrainConfig
-from falign.lab.pictures import comparison, figures
-from falign.lab.report.drawing import png
-from falign.lab.runs import Run
-from falign.lab.writing import RunError
+from falign.lab.report._figures import png
 
 COLUMNS = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 ROWS = [
@@ -37,7 +37,7 @@ def written(folder: Path, *, rule: str = "fa", model: str = "lenet", rows: list[
 
 def shown(folders: list[Path], width: int = 120) -> list[list[str]]:
     console = Console(file=io.StringIO(), width=width)
-    compare.show(compare.read(folders), console)
+    _compare.show(_compare.read(folders), console)
     return [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
@@ -98,14 +98,14 @@ NAMES = [
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     folders = [written(tmp_path / name, model=f"m{number}[b]$", status="[/x]") for number, name in enumerate(NAMES)]
     console = Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
-    runs = compare.read(folders)
-    compare.show(runs, console)
+    runs = _compare.read(folders)
+    _compare.show(runs, console)
     for name in NAMES:
         seen = name.replace("\x1b", "\\x1b").replace("\n", "\\n").replace("\udcff", "\\xff")
         assert f"{seen} " in console.file.getvalue()
     assert "m3[b]$" in console.file.getvalue()
     assert console.file.getvalue().count("[/x]") == len(NAMES)
-    figure = comparison.figure(runs)
+    figure = _compare.comparison_figure(runs)
     assert png(figure).startswith(b"\x89PNG")
     legend = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
     assert len(legend) == len(NAMES)
@@ -120,7 +120,7 @@ def test_layers_and_titles_are_drawn_as_they_are(tmp_path: Path) -> None:
     config, _ = run.read_config()
     for figure in figures(Course(rows=rows).tables(), config).values():
         assert png(figure).startswith(b"\x89PNG")
-    figure = comparison.figure(compare.read([run.folder]))
+    figure = _compare.comparison_figure(_compare.read([run.folder]))
     assert png(figure).startswith(b"\x89PNG")
     ticks = [text.get_text() for text in figure.axes[4].get_xticklabels()]
     assert ticks == ["fc1", "fc2", r"\$\frac\$", "\u200b_x"]
@@ -133,7 +133,7 @@ def test_narrow_terminals_lose_no_digits(tmp_path: Path) -> None:
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     folders = [written(tmp_path / "a" / "fa"), written(tmp_path / "b" / "fa")]
-    assert [run.name for run in compare.read(folders)] == [str(folder) for folder in folders]
+    assert [run.name for run in _compare.read(folders)] == [str(folder) for folder in folders]
 
 
 @pytest.mark.parametrize("name", ["config.json", "records.parquet", "status.json"])
@@ -142,21 +142,21 @@ def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> N
     folder = written(tmp_path / "one")
     (folder / name).write_bytes(content)
     with pytest.raises(RunError, match=rf"one/{name} cannot be read .*damaged"):
-        compare.read([folder])
+        _compare.read([folder])
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing is not a run folder"):
-        compare.read([tmp_path / "nothing"])
+        _compare.read([tmp_path / "nothing"])
     (written(tmp_path / "one") / "records.parquet").unlink()
     with pytest.raises(RunError, match=r"one has no records.parquet yet"):
-        compare.read([tmp_path / "one"])
+        _compare.read([tmp_path / "one"])
 
 
 @pytest.mark.parametrize("loss", [0.0, 5e-324, 1e308])
 def test_losses_of_any_size_can_be_drawn(loss: float, tmp_path: Path) -> None:
     rows = [{**row, "train_loss": loss, "test_loss": loss, "dominance": -loss} for row in ROWS]
     run = Run(written(tmp_path / "one", rows=rows))
-    assert png(comparison.figure(compare.read([run.folder]))).startswith(b"\x89PNG")
+    assert png(_compare.comparison_figure(_compare.read([run.folder]))).startswith(b"\x89PNG")
     for figure in figures(Course(rows=rows).tables(), run.read_config()[0]).values():
         assert png(figure).startswith(b"\x89PNG")

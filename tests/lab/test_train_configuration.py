@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from falign.cli import main
-from falign.lab.completion import completed
+from falign.lab._run_folder import Run
+from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig, option
-from falign.lab.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 

@@ -18,16 +18,16 @@ from torch import nn
 from training_runs import begin, go_on, quiet, same, sealed_json
 
 from falign.cli import main
-from falign.lab import ending
-from falign.lab.batches import Images, order, prepare
+from falign.lab import _ending
+from falign.lab._batches import Images, order, prepare
+from falign.lab._divergence import locate
+from falign.lab._files import RunError, WriteError, atomic_write
+from falign.lab._learner import Learner
+from falign.lab._models import build
+from falign.lab._run_folder import Run
+from falign.lab._train import train
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
-from falign.lab.divergence import locate
-from falign.lab.learner import Learner
-from falign.lab.models import build
-from falign.lab.runs import Run
-from falign.lab.train import train
-from falign.lab.writing import RunError, WriteError, write
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -176,16 +176,16 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write(path, b"before")
+    atomic_write(path, b"before")
     with disk_of(100), pytest.raises(WriteError, match=r"cannot write .*file: File too large"):
-        write(path, b"x" * 1000)
+        atomic_write(path, b"x" * 1000)
     assert path.read_bytes() == b"before"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_name_never_holds_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write(path, b"before")
+    atomic_write(path, b"before")
 
     def fails(source: Path, target: Path) -> None:
         assert (source.read_bytes(), target.read_bytes()) == (b"after", b"before")
@@ -193,7 +193,7 @@ def test_the_name_never_holds_half_a_file(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(WriteError, match="Input/output error"):
-        write(path, b"after")
+        atomic_write(path, b"after")
     assert path.read_bytes() == b"before"
 
 
@@ -358,7 +358,7 @@ def test_what_fails_at_the_very_end_is_no_done(tmp_path: Path, monkeypatch: pyte
     def fails(*_: object) -> None:
         raise ValueError("this picture cannot be drawn")
 
-    monkeypatch.setattr(ending, "draw", fails)
+    monkeypatch.setattr(_ending, "draw", fails)
     outcome = begin(config(epochs=1), tmp_path)
     assert outcome.status == outcome.run.read_status()["status"] == "failed"
     assert "after step 15 with ValueError: this picture cannot be drawn" in outcome.message

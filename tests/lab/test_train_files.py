@@ -15,13 +15,12 @@ from training_processes import Worker
 from training_runs import begin, checkpoint, go_on, quiet, same, sealed_checkpoint, sealed_json, sealed_table
 
 from falign.cli import main
-from falign.lab import compare, lock
+from falign.lab import _compare, _files
+from falign.lab._files import Lost, RunError
+from falign.lab._learner import Learner
+from falign.lab._run_folder import Run
+from falign.lab._train import default_folder, train
 from falign.lab.config import TrainConfig
-from falign.lab.learner import Learner
-from falign.lab.lock import Lost
-from falign.lab.runs import Run
-from falign.lab.train import default_folder, train
-from falign.lab.writing import RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -321,7 +320,7 @@ def test_a_folder_that_vanishes_ends_the_run(how: str, tensorboard: bool, tmp_pa
     assert caught.value.code == 1
     assert state_of(folder) == before[0], "nothing is written into what is another's"
     if how != "emptied":
-        assert not lock.at_work(folder)
+        assert not _files.at_work(folder)
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -342,7 +341,7 @@ def test_a_lock_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: py
     def none(*_: object, **__: object) -> None:
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr(lock.FileLock, "acquire", none)
+    monkeypatch.setattr(_files.FileLock, "acquire", none)
     with pytest.raises(RunError, match=r"cannot lock .*\.lock: FileSystem does not .*; give another folder with --out"):
         begin(config(), tmp_path / "run")
 
@@ -350,9 +349,9 @@ def test_a_lock_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: py
 def test_looking_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> None:
     until, seen = time.monotonic() + 0.3, 0
     while time.monotonic() < until:
-        with lock.Hold(tmp_path):
-            assert lock.at_work(tmp_path)
-        assert not lock.at_work(tmp_path)
+        with _files.Hold(tmp_path):
+            assert _files.at_work(tmp_path)
+        assert not _files.at_work(tmp_path)
         seen += 1
     assert seen > 3
     assert not list(tmp_path.iterdir())
@@ -363,7 +362,7 @@ def test_what_is_compared_while_it_is_at_work(tmp_path: Path, monkeypatch: pytes
 
     def look(learner: Learner, x: torch.Tensor, y: torch.Tensor, done: int) -> tuple[float, int]:
         if done == 3:
-            found.extend(compare.read([tmp_path / "run"]))
+            found.extend(_compare.read([tmp_path / "run"]))
         return step(learner, x, y, done)
 
     monkeypatch.setattr(Learner, "step", look)

@@ -18,13 +18,13 @@ from safetensors.torch import save
 from training_runs import begin, checkpoint
 
 from falign.cli import main
-from falign.lab import seal
-from falign.lab.checkpoints import restore
-from falign.lab.completion import completed
+from falign.lab import _files
+from falign.lab._checkpoints import restore
+from falign.lab._files import RunError
+from falign.lab._run_folder import Run
+from falign.lab._train import settle
+from falign.lab._validate import completed
 from falign.lab.config import TrainConfig
-from falign.lab.runs import Run
-from falign.lab.setting import settle
-from falign.lab.writing import RunError
 from mutations import mutations
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -142,7 +142,7 @@ def snippets(content: dict[str, Any], finish: Callable[[str], bytes]) -> Iterato
 
 
 def sealed_text(text: str) -> bytes:
-    return seal.sealed(f'{{"checksum": "{seal.BLANK}", {text[1:]}'.encode())
+    return _files.sealed(f'{{"checksum": "{_files.BLANK}", {text[1:]}'.encode())
 
 
 @pytest.mark.parametrize("name", ["config.json", "status.json"])
@@ -150,7 +150,7 @@ def sealed_text(text: str) -> bytes:
 def test_sealed_objects_that_say_something_else(name: str, every: int, run: Path, trained: Path) -> None:
     """Refused, or of no weight: then the command does what it did before."""
     content = (run / name).read_bytes()
-    for number, (how, hostile) in enumerate(snippets(seal.from_json(content), sealed_text)):
+    for number, (how, hostile) in enumerate(snippets(_files.from_json(content), sealed_text)):
         if number % every:
             continue
         (run / name).write_bytes(hostile)
@@ -171,7 +171,7 @@ def header_of(path: Path) -> tuple[dict[str, Any], Callable[[str], bytes]]:
     state, tensors = checkpoint(path)
 
     def finish(text: str) -> bytes:
-        return seal.sealed(save(tensors, {"checksum": seal.BLANK, "falign": text}))
+        return _files.sealed(save(tensors, {"checksum": _files.BLANK, "falign": text}))
 
     return state, finish
 
@@ -208,7 +208,7 @@ MANY = settings(FEW, max_examples=1500)
 
 
 def _check_object(name: str, run: Path, trained: Path, given_: dict[str, Any]) -> None:
-    content = seal.from_json((trained / name).read_bytes())
+    content = _files.from_json((trained / name).read_bytes())
     text = json.dumps(given_ if given_.pop("alone", False) else {**content, **given_})
     (run / name).write_bytes(sealed_text(text if len(text) > 2 else '{"a": 1}'))
     found = Run(run)
@@ -325,8 +325,8 @@ def _check_records(data: st.DataObject, trained: Path, tmp_path_factory: pytest.
         table = table.with_columns(pl.Series(name, values, dtype=pl.Float64))
     stream = io.BytesIO()
     metadata = pl.read_parquet_metadata(run / "records.parquet")
-    table.write_parquet(stream, metadata={"checksum": seal.BLANK, "run": metadata["run"]})
-    (run / "records.parquet").write_bytes(seal.sealed(stream.getvalue()))
+    table.write_parquet(stream, metadata={"checksum": _files.BLANK, "run": metadata["run"]})
+    (run / "records.parquet").write_bytes(_files.sealed(stream.getvalue()))
     code, said = told(compared(run))
     if code:
         assert code == 2

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from training_runs import begin, go_on, quiet, same
 
 from falign.cli import main
+from falign.lab._divergence import Diverged
+from falign.lab._learner import Learner
+from falign.lab._models import build
+from falign.lab._pictures import law as picture
 from falign.lab.config import TrainConfig
-from falign.lab.divergence import Diverged
-from falign.lab.learner import Learner
-from falign.lab.models import build
-from falign.lab.pictures.law import law as picture
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.usefixtures("one_thread", "no_pictures")]
 

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from training_runs import begin, go_on, quiet, same
 
 import falign
-from falign.lab.batches import Images
-from falign.lab.checkpoints import restore
-from falign.lab.completion import completed
+from falign.lab._batches import Images
+from falign.lab._checkpoints import restore
+from falign.lab._learner import Learner, make
+from falign.lab._train import settle
+from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig
-from falign.lab.learner import Learner, make
-from falign.lab.setting import settle
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -180,7 +180,7 @@ def test_a_resumed_run_goes_on_in_tensorboard(died: bool, tmp_path: Path, monkey
 
 
 def test_a_run_that_is_replaced_leaves_no_events_of_the_old_one(tmp_path: Path) -> None:
-    from falign.lab.train import train
+    from falign.lab._train import train
 
     begin(config(tensorboard=True), tmp_path)
     (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
@@ -190,7 +190,7 @@ def test_a_run_that_is_replaced_leaves_no_events_of_the_old_one(tmp_path: Path) 
 
 
 def test_without_tensorboard_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("falign.lab.completion.find_spec", lambda name: None)
+    monkeypatch.setattr("falign.lab._validate.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'--tensorboard needs .*: pip install "falign\[tensorboard\]"'):
         begin(config(tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -16,16 +16,16 @@ import torch
 from training_runs import begin, checkpoint, go_on, numbers, same, sealed_json
 
 from falign import ALL_RULES
-from falign.lab import train as train_module
-from falign.lab.checkpoints import restore, save
-from falign.lab.completion import completed
+from falign._preserve import seeded
+from falign.lab import _train as train_module
+from falign.lab._checkpoints import restore, save
+from falign.lab._files import RunError
+from falign.lab._learner import Learner
+from falign.lab._packing import axes_by_stride
+from falign.lab._run_folder import Run
+from falign.lab._train import settle
+from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig
-from falign.lab.learner import Learner
-from falign.lab.packing import axes_by_stride
-from falign.lab.runs import Run
-from falign.lab.setting import settle
-from falign.lab.writing import RunError
-from falign.preserve import seeded
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "weight_decay": 1e-3},

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from falign.lab.completion import completed
+from falign.lab._learner import SCHEDULES, Learner, make
+from falign.lab._validate import completed
 from falign.lab.config import TrainConfig
-from falign.lab.learner import Learner, make
-from falign.lab.ridge import SCHEDULES
 
 RATE, STRENGTH, TIME = 0.05, 0.7, 3.0
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from training_runs import begin, go_on, numbers, quiet, same, sealed_json
 
 from falign.cli import main
-from falign.lab import compare
+from falign.lab import _compare
+from falign.lab._divergence import Diverged, Start
+from falign.lab._files import RunError
 from falign.lab.config import TrainConfig
-from falign.lab.divergence import Diverged, Start
-from falign.lab.writing import RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -66,7 +66,7 @@ def test_the_command_ends_with_one_and_the_comparison_shows_no_accuracy(
     assert main(["train", "--resume", "away"]) != 0
     assert "cannot go on: the run diverged at step 138" in capsys.readouterr().err
     console = quiet()
-    compare.show(compare.read([Path("away"), Path("fine")]), console)
+    _compare.show(_compare.read([Path("away"), Path("fine")]), console)
     away, fine = (line.split() for line in _lines(console) if line.split()[:1] in (["away"], ["fine"]))
     assert away[1:4] == ["6", "—", "—"]
     assert away[-4:] == ["diverged", "at", "step", "138"]
@@ -127,7 +127,7 @@ def test_growth_is_of_norms_and_layers_of_zeros_have_none() -> None:
     import torch
     from torch import nn
 
-    from falign.lab.divergence import norms
+    from falign.lab._divergence import norms
 
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
     nn.init.zeros_(model[3].weight)

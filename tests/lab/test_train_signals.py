@@ -13,11 +13,11 @@ import torch
 from training_processes import Worker
 from training_runs import begin, go_on, same
 
-from falign.lab import ending, train
+from falign.lab import _ending, _train
+from falign.lab._interrupt import Interrupt, Stopped
+from falign.lab._learner import Learner
+from falign.lab._run_folder import Run
 from falign.lab.config import TrainConfig
-from falign.lab.interrupt import Interrupt, Stopped
-from falign.lab.learner import Learner
-from falign.lab.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -113,7 +113,7 @@ def test_no_moment_leaves_half_a_state(
 ) -> None:
     """Signals that come while the run begins, or while its end is written."""
     folder, came = tmp_path / "run", []
-    owner = ending if at == "draw" else Run
+    owner = _ending if at == "draw" else Run
     before = getattr(owner, at)
 
     def signalled(*parts, **options):
@@ -224,4 +224,4 @@ def test_a_forward_that_swallows_the_second_one_is_stopped_by_the_next(
 
     monkeypatch.setattr(Learner, "step", swallows)
     assert begin(config(), tmp_path / "run").status == "interrupted"
-    assert train.Run(tmp_path / "run").read_status()["step"] == 2
+    assert _train.Run(tmp_path / "run").read_status()["step"] == 2

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from falign.cli import main
-from falign.lab import ending
-from falign.lab.runs import Run
-from falign.lab.trust import RECORDED, foreign
+from falign.lab import _ending
+from falign.lab._run_folder import Run
+from falign.lab._trust import RECORDED, foreign
 
 MODEL = """
 from pathlib import Path
@@ -34,7 +34,7 @@ def record(*files: Path) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ending, "draw", lambda *_: None)
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["falign.lab.train", "falign.cli", "sklearn.datasets"])
+_CONTEXT.set_forkserver_preload(["falign.lab._train", "falign.cli", "sklearn.datasets"])
 PATIENCE = 120
 
 
@@ -61,16 +61,16 @@ def _work(words: tuple[str, ...], said: Path, step: int, ignored: tuple[int, ...
     import torch
 
     from falign.cli import main
-    from falign.lab import ending, train
-    from falign.lab.learner import Learner
+    from falign.lab import _ending, _train
+    from falign.lab._learner import Learner
 
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    ending.draw = lambda *_: None
+    _ending.draw = lambda *_: None
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     sys.stderr = said.open("w", buffering=1)
-    make, settle = Learner.step, train.settle
+    make, settle = Learner.step, _train.settle
 
     def wait() -> None:
         said.with_name(f"{said.name}-there").touch()
@@ -90,7 +90,7 @@ def _work(words: tuple[str, ...], said: Path, step: int, ignored: tuple[int, ...
             wait()
         return found
 
-    Learner.step, train.settle = stepping, settling
+    Learner.step, _train.settle = stepping, settling
     code = main(list(words))
     sys.stderr.flush()
     sys.exit(code)

@@ -10,10 +10,10 @@ import polars as pl
 from rich.console import Console
 from safetensors.torch import load, save
 
-from falign.lab import seal
+from falign.lab import _files
+from falign.lab._ending import Outcome
+from falign.lab._train import resume, train
 from falign.lab.config import TrainConfig
-from falign.lab.ending import Outcome
-from falign.lab.train import resume, train
 
 
 def quiet() -> Console:
@@ -42,17 +42,17 @@ def same(one: Path, other: Path) -> bool:
 
 def sealed_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a JSON file and seal it again."""
-    content = seal.from_json(path.read_bytes())
+    content = _files.from_json(path.read_bytes())
     change(content)
-    path.write_bytes(seal.sealed(json.dumps({"checksum": seal.BLANK, **content}).encode()))
+    path.write_bytes(_files.sealed(json.dumps({"checksum": _files.BLANK, **content}).encode()))
 
 
 def sealed_table(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     """Change a table and seal it again, as of the same run."""
     metadata = pl.read_parquet_metadata(path)
     content = io.BytesIO()
-    change(pl.read_parquet(path)).write_parquet(content, metadata={"checksum": seal.BLANK, "run": metadata["run"]})
-    path.write_bytes(seal.sealed(content.getvalue()))
+    change(pl.read_parquet(path)).write_parquet(content, metadata={"checksum": _files.BLANK, "run": metadata["run"]})
+    path.write_bytes(_files.sealed(content.getvalue()))
 
 
 def checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,4 +66,4 @@ def sealed_checkpoint(path: Path, change: Callable[[dict[str, Any], dict[str, An
     """Change a checkpoint and seal it again."""
     state, tensors = checkpoint(path)
     change(state, tensors)
-    path.write_bytes(seal.sealed(save(tensors, {"checksum": seal.BLANK, "falign": json.dumps(state)})))
+    path.write_bytes(_files.sealed(save(tensors, {"checksum": _files.BLANK, "falign": json.dumps(state)})))

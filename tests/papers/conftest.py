@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 
 from falign.lab.experiment import Setting
-from falign.lab.experiment.local import local
-from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.results import Results, judge
-from falign.lab.experiment.selection import select
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._local import local
+from falign.lab.experiment._reproduce import reproduce, select
+from falign.lab.experiment._results import Results, judge
+from falign.lab.experiment._store import Store
 from falign.papers import PAPERS
 
 

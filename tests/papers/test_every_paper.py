@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from falign.lab.experiment import PRESETS, Claim, Experiment, Setting, Task
-from falign.lab.experiment.execution import compute
-from falign.lab.experiment.results import Results, judge
-from falign.lab.report.drawing import Drawn, drawn
+from falign.lab.experiment._execution import compute
+from falign.lab.experiment._results import Results, judge
+from falign.lab.report._figures import Drawn, drawn
 from falign.papers import PAPERS
 
 Smoke = Callable[[str], Mapping[str, Results]]

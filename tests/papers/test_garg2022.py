@@ -11,14 +11,12 @@ import torch
 
 from falign.lab.data import DataError, load
 from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment._results import Results, judge
 from falign.papers.garg2022 import GARG2022
+from falign.papers.garg2022._shared import groups, matrix, most
 from falign.papers.garg2022.alignment import ALIGNMENT
 from falign.papers.garg2022.convergence import CONVERGENCE
-from falign.papers.garg2022.groups import groups, most
-from falign.papers.garg2022.inputs import problem
-from falign.papers.garg2022.matrices import matrix
-from falign.papers.garg2022.networks import NETWORKS
+from falign.papers.garg2022.networks import NETWORKS, problem
 from falign.papers.garg2022.ranks import RANKS
 
 pytestmark = pytest.mark.xdist_group("garg2022")  # all tests of one process share its runs

@@ -11,15 +11,21 @@ import torch
 
 from falign.lab.data import Dataset, load
 from falign.lab.experiment import Experiment, Setting
-from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment._results import Results, judge
 from falign.papers.girotti2021 import GIROTTI2021 as PAPER
-from falign.papers.girotti2021.learned import crossing, in_order, orders
+from falign.papers.girotti2021._linear_networks import (
+    AGAINST,
+    Problem,
+    converted,
+    descend,
+    path,
+    problem,
+    product,
+    start,
+)
+from falign.papers.girotti2021._modes import crossing, in_order, orders, paced
 from falign.papers.girotti2021.networks import NETWORKS
 from falign.papers.girotti2021.prediction import PREDICTION
-from falign.papers.girotti2021.problems import Problem, problem
-from falign.papers.girotti2021.scalars import paced
-from falign.papers.girotti2021.starts import AGAINST, path, start
-from falign.papers.girotti2021.training import converted, descend, product
 from falign.theory.deep_linear import modes
 
 pytestmark = pytest.mark.xdist_group("girotti2021")  # all tests of one process share its runs

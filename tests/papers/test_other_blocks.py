@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment.blocks import GIB, blocks
-from falign.lab.experiment.execution import Left, compute
-from falign.lab.experiment.records import difference
+from falign.lab.experiment._execution import GIB, Left, blocks, compute
+from falign.lab.experiment._run_file import difference
 from falign.papers import PAPERS
 
 EXPERIMENTS = {each.name: each for paper in PAPERS.values() for each in paper.experiments}

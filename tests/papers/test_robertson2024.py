@@ -12,13 +12,12 @@ from scipy import stats
 
 from falign.lab.data import DataError, Dataset, load
 from falign.lab.experiment import Setting
-from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
-from falign.papers.robertson2024.classes import CLASSES
-from falign.papers.robertson2024.classes_claims import correlations, interval
-from falign.papers.robertson2024.conservation_claims import off_diagonal
-from falign.papers.robertson2024.cuts import with_classes, with_images, with_noise
-from falign.papers.robertson2024.dominance_claims import predicted
+from falign.papers.robertson2024._training import with_classes, with_images, with_noise
+from falign.papers.robertson2024.classes import CLASSES, correlations, interval
+from falign.papers.robertson2024.conservation import off_diagonal
+from falign.papers.robertson2024.dominance import predicted
 
 pytestmark = pytest.mark.xdist_group("robertson2024")  # all tests of one process share its runs
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from falign.lab.experiment import Experiment, Setting
-from falign.lab.experiment.results import Results, judge
+from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.song2021.figure2 import FIGURE2
 from falign.papers.song2021.figure2 import run as run_figure2

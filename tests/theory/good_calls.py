@@ -12,8 +12,8 @@ from falign.theory import dominance as dom
 from falign.theory import factorisation as fac
 from falign.theory import minimum_norm, separability
 from falign.theory import two_layer as two
-from falign.theory.conservation.courses import descend as law_descend
-from falign.theory.two_layer import gram as grams
+from falign.theory.conservation._simulate import descend as law_descend
+from falign.theory.two_layer import _width_free as grams
 from falign.theory.two_layer import kernels, theorems
 
 

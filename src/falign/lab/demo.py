@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from falign.lab import compare
+from falign.lab import _compare
+from falign.lab._compare import comparison_figure
+from falign.lab._files import atomic_write
+from falign.lab._text import say, standard_console
+from falign.lab._train import train
 from falign.lab.config import TrainConfig
-from falign.lab.pictures.comparison import figure
-from falign.lab.report.drawing import png
-from falign.lab.text import say, standard_console
-from falign.lab.train import train
-from falign.lab.writing import write
+from falign.lab.report._figures import png
 
 RULES = ("bp", "fa", "dfa", "usf")
 
@@ -29,10 +29,10 @@ def main(out: Path = Path("runs/demo")) -> None:
         console.rule(rule)
         config = TrainConfig("digits", model="mlp:64-128-128-10", rule=rule, epochs=20, batch_size=32)
         train(config, folder, replaces=True, console=console)
-    runs = compare.read(folders)
-    compare.show(runs, console)
+    runs = _compare.read(folders)
+    _compare.show(runs, console)
     picture = out / "comparison.png"
-    write(picture, png(figure(runs)))
+    atomic_write(picture, png(comparison_figure(runs)))
     say(console, f"comparison: {picture}")
     for folder in folders:
         say(console, f"{folder.name}: loss, accuracy and angles in {folder}")

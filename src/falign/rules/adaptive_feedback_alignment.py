@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from falign._scratch import plain_eager
 from falign.rules.rule import Rule
-from falign.scratch import plain_eager
 
 if TYPE_CHECKING:
-    from falign.attached import Feedback
+    from falign._attached import Feedback
 
 _MOVING = threading.Lock()
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from falign._scratch import plain_eager
 from falign.rules.rule import Rule, signed
-from falign.scratch import plain_eager
 
 if TYPE_CHECKING:
-    from falign.attached import Feedback
-    from falign.scratch import Scratch
+    from falign._attached import Feedback
+    from falign._scratch import Scratch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from falign.attached import Feedback
-    from falign.scratch import Scratch
+    from falign._attached import Feedback
+    from falign._scratch import Scratch
 
 
 @dataclass(frozen=True, kw_only=True)

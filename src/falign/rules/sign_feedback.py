@@ -10,8 +10,8 @@ from torch import Tensor
 from falign.rules.rule import Rule, signed
 
 if TYPE_CHECKING:
-    from falign.attached import Feedback
-    from falign.scratch import Scratch
+    from falign._attached import Feedback
+    from falign._scratch import Scratch
 
 
 @dataclass(frozen=True, kw_only=True)

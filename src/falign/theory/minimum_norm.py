@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign._validation import Numbers, listed, number, room, squarable, table, told, whole
 from falign.feedback import generator
-from falign.theory.door import public, recording
-from falign.theory.inputs import Numbers, listed, number, room, squarable, table, told, whole
+from falign.theory._coerce import public, recording
 from falign.theory.statement import Assumption, TheoremCheck
 
 

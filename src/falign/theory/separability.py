@@ -8,8 +8,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from falign.theory.door import public
-from falign.theory.inputs import Numbers, squarable, table, whole_labels
+from falign._validation import Numbers, squarable, table, whole_labels
+from falign.theory._coerce import public
 
 _PIECE = 1024
 _SUMS = 1e4

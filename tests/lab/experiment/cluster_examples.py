@@ -20,11 +20,10 @@ from examples import decay, experiment, paper, report
 from rich.console import Console
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment import Experiment, Outcome, Setting, Task, connection
-from falign.lab.experiment.cluster import RayExecutor
-from falign.lab.experiment.execution import Executor
-from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.selection import Selection
+from falign.lab.experiment import Experiment, Outcome, Setting, Task, _ray
+from falign.lab.experiment._execution import Executor
+from falign.lab.experiment._ray import RayExecutor
+from falign.lab.experiment._reproduce import Selection, reproduce
 
 OBJECTS = 10**8
 DETECTION = {
@@ -113,7 +112,7 @@ def faulty() -> tuple[Experiment, Experiment]:
 @contextmanager
 def two_nodes() -> Iterator:
     """A cluster of two nodes, of one core each."""
-    connection.switch()  # as if Ray was imported by the executor
+    _ray.switch()  # as if Ray was imported by the executor
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECTS}
@@ -144,7 +143,7 @@ def a_node_dies(out: Path) -> dict:
         killer.join()
         found = {"code": code, "killed": node.node_id, "notes": notes(folder)}
         found["gpu"] = refused(RayExecutor(cluster.address, Setting(), gpus_per_run=1.0))
-        connection._installed = lambda: "0.0.0"
+        _ray._installed = lambda: "0.0.0"
         found["version"] = refused(RayExecutor(cluster.address, Setting()))
     return found
 

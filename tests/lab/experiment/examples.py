@@ -18,10 +18,9 @@ from rich.console import Console
 import falign
 from falign.lab.data import DataError
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Paper, Reading, Setting, Task, grid
-from falign.lab.experiment.local import local
-from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.selection import Selection
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._local import local
+from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._store import Store
 
 
 def note(kind: str, tasks: Sequence[Task]) -> None:

@@ -14,13 +14,11 @@ from rich.console import Console
 from falign import papers
 from falign.cli import main
 from falign.lab.experiment import Outcome, Setting
-from falign.lab.experiment.agreement import compare
-from falign.lab.experiment.entries import Entry
-from falign.lab.experiment.local import local
-from falign.lab.experiment.records import frame
-from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.selection import Selection
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._agreement import compare
+from falign.lab.experiment._local import local
+from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._store import Store
 from falign.papers.song2021.figure2 import FIGURE2
 
 

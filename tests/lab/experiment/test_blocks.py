@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from examples import do, experiment, table
 
+from falign.lab._memory import GIB, available
 from falign.lab.experiment import Task
-from falign.lab.experiment.blocks import blocks, cost, refusal
-from falign.lab.experiment.execution import Block
-from falign.lab.memory import GIB, available
+from falign.lab.experiment._execution import Block, blocks, cost, refusal
 
 
 def sizes(cut: Sequence[Block]) -> list[int]:

@@ -20,11 +20,10 @@ from examples import module_path
 from polars.testing import assert_frame_equal
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment import Setting, connection
-from falign.lab.experiment.cluster import RayExecutor
-from falign.lab.experiment.local import InThisProcess
-from falign.lab.experiment.share import Share
-from falign.lab.experiment.store import Store
+from falign.lab.experiment import Setting, _ray
+from falign.lab.experiment._local import InThisProcess
+from falign.lab.experiment._ray import RayExecutor, Share
+from falign.lab.experiment._store import Store
 
 pytestmark = pytest.mark.xdist_group("cluster")  # what is made once for the module is made in one process
 
@@ -152,7 +151,7 @@ def test_threads_are_the_cores_of_the_share(death):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{free}", "ray://127.0.0.1:{free}"])
 def test_an_address_where_nothing_answers(address, monkeypatch):
-    monkeypatch.setattr(connection, "find_spec", lambda name: name)
+    monkeypatch.setattr(_ray, "find_spec", lambda name: name)
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         executor = RayExecutor(address.format(free=unheard.getsockname()[1]), Setting())
@@ -162,7 +161,7 @@ def test_an_address_where_nothing_answers(address, monkeypatch):
 
 
 def test_an_address_where_something_else_answers(monkeypatch):
-    monkeypatch.setattr(connection, "_JOIN", 2.0)
+    monkeypatch.setattr(_ray, "_JOIN", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         executor = RayExecutor(f"127.0.0.1:{other.getsockname()[1]}", Setting())
         with pytest.raises(ConfigError, match="within 2 s no Ray cluster there took this process"), executor:
@@ -176,10 +175,10 @@ def test_what_is_no_address(address):
 
 
 def test_ray_is_not_installed(monkeypatch):
-    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    monkeypatch.setattr(_ray, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "falign\[ray\]"'):
         RayExecutor("local", Setting())
-    monkeypatch.setattr(connection, "find_spec", lambda name: name if name == "ray" else None)
+    monkeypatch.setattr(_ray, "find_spec", lambda name: name if name == "ray" else None)
     with pytest.raises(ConfigError, match=r'pip install "ray\[client\]"'):
         RayExecutor("ray://host:10001", Setting())
 
@@ -200,9 +199,9 @@ def test_what_ray_cannot_give_out(shares, message):
 
 
 def test_a_local_cluster_that_others_can_reach_is_refused():
-    connection._check_alone([{"NodeManagerAddress": "127.0.0.1"}])
+    _ray._check_alone([{"NodeManagerAddress": "127.0.0.1"}])
     with pytest.raises(ConfigError, match=r"--ray is local, but Ray listens on 192.0.2.7, where other machines can"):
-        connection._check_alone([{"NodeManagerAddress": "192.0.2.7"}])
+        _ray._check_alone([{"NodeManagerAddress": "192.0.2.7"}])
 
 
 def test_a_gpu_that_ray_is_not_asked_for():

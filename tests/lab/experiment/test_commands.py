@@ -14,13 +14,10 @@ from rich.console import Console
 from falign import papers
 from falign.cli import main
 from falign.lab.experiment import grid
-from falign.lab.experiment.entries import Entry
-from falign.lab.experiment.owners import Owner
-from falign.lab.experiment.records import frame
-from falign.lab.experiment.reproduce import read
-from falign.lab.experiment.selection import select
-from falign.lab.experiment.store import Store
-from falign.lab.experiment.summary import show, show_papers
+from falign.lab.experiment._leases import Owner
+from falign.lab.experiment._reproduce import read, select, show, show_papers
+from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from falign import papers
 from falign.cli import main
+from falign.lab._files import BLANK, Unsealed, last_seal, seal, verify_seal
 from falign.lab.experiment import Task
-from falign.lab.experiment.entries import FORMAT, LARGEST, Corrupt, Entry, Older, Shape, decode, encode
-from falign.lab.experiment.records import frame
-from falign.lab.experiment.store import Store
-from falign.lab.seal import BLANK, Unsealed, last, seal, verify
+from falign.lab.experiment._run_file import FORMAT, LARGEST, Corrupt, Entry, Older, Shape, decode, encode, frame
+from falign.lab.experiment._store import Store
 from mutations import mutations
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
@@ -42,7 +41,7 @@ def file_of(values: dict[str, Any] | str, records: pl.DataFrame) -> bytes:
     text = values if isinstance(values, str) else json.dumps({**values, "checksum": BLANK})
     stream = io.BytesIO()
     records.write_parquet(stream, metadata={"falign": text})
-    seal(stream, last(stream.getvalue()))
+    seal(stream, last_seal(stream.getvalue()))
     return stream.getvalue()
 
 
@@ -267,7 +266,7 @@ def test_damaged_files_with_and_without_a_right_checksum(count: int, tmp_path: P
     for _, changed in mutations(text, count):
         judged(file_of(changed.decode(errors="replace").replace("\0", "") + BLANK, frame(ONE, decay(ONE))), store)
     with pytest.raises(Unsealed):
-        verify(b"PAR1")
+        verify_seal(b"PAR1")
 
 
 def test_text_that_looks_like_a_checksum_or_an_entry(tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ import pytest
 from examples import decay, experiment
 
 from falign.lab.experiment import Experiment, Outcome, grid
-from falign.lab.experiment import catalogue as catalogues
-from falign.lab.experiment import index as indices
-from falign.lab.experiment import store as stores
-from falign.lab.experiment.entries import Entry
-from falign.lab.experiment.records import frame
-from falign.lab.experiment.results import Results
-from falign.lab.experiment.store import Store
+from falign.lab.experiment import _catalogue as catalogues
+from falign.lab.experiment import _index as indices
+from falign.lab.experiment import _store as stores
+from falign.lab.experiment._results import Results
+from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._store import Store
 from mutations import mutations
 
 READ: list[str] = []
@@ -232,7 +231,7 @@ def put_some(folder: Path, part: int, parts: int) -> None:
 
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     workers = multiprocessing.get_context("forkserver")
-    workers.set_forkserver_preload(["falign.lab.experiment.store"])
+    workers.set_forkserver_preload(["falign.lab.experiment._store"])
     selected = experiment(seeds=120)
     said: list[str] = []
     store = Store(folder=tmp_path, repairs=False, say=said.append)

@@ -13,10 +13,10 @@ import examples
 import pytest
 from examples import do, experiment, notes, start, started, table, wait_until
 
-from falign.lab.experiment.execution import Answer, Block, compute
-from falign.lab.experiment.local import Workers, local
-from falign.lab.experiment.specification import Setting
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._execution import Answer, Block, compute
+from falign.lab.experiment._local import Workers, local
+from falign.lab.experiment._specification import Setting
+from falign.lab.experiment._store import Store
 
 
 def alive(process: int) -> bool:

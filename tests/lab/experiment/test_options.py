@@ -8,12 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from falign.lab._memory import GIB, available
 from falign.lab.config import ConfigError
 from falign.lab.data import DataError
-from falign.lab.experiment import options
-from falign.lab.experiment.execution import Executor
-from falign.lab.experiment.local import InThisProcess, Workers, cores
-from falign.lab.memory import GIB, available
+from falign.lab.experiment import _reproduce
+from falign.lab.experiment._execution import Executor
+from falign.lab.experiment._local import InThisProcess, Workers, cores
 
 NONE = {"workers": None, "device": "cpu", "data": None, "ray": None, "cpus_per_run": None, "gpus_per_run": None}
 
@@ -39,7 +39,7 @@ NONE = {"workers": None, "device": "cpu", "data": None, "ray": None, "cpus_per_r
 )
 def test_what_cannot_be_meant(given: dict, words: str) -> None:
     with pytest.raises((ConfigError, DataError), match=words):
-        options.executor(**{**NONE, **given})
+        _reproduce.make_executor(**{**NONE, **given})
 
 
 @pytest.mark.parametrize("cpus", [1e-9, 1e-300, 0.0, -1.0, math.nan, math.inf, 1.5])
@@ -48,19 +48,19 @@ def test_shares_that_ray_cannot_give_out(cpus: float) -> None:
     for name in ("cpus_per_run", "gpus_per_run"):
         if (name, cpus) != ("gpus_per_run", 0.0):
             with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} is|--cpus-per-run is 1 and --gpus"):
-                options.executor(**{**NONE, "ray": "local", name: cpus})
+                _reproduce.make_executor(**{**NONE, "ray": "local", name: cpus})
 
 
 @pytest.mark.parametrize("gib", [1e308, 1e-300, 0.0, -1.0, math.nan, math.inf, -math.inf, 2e9, 1e-7])
 def test_memory_that_no_block_can_have(gib: float) -> None:
     with pytest.raises(ConfigError, match=r"--memory is .*, expected a positive number of GiB, from 1e-06 to 1e"):
-        options.memory(gib, workers=None, device="cpu")
+        _reproduce.memory_limit(gib, workers=None, device="cpu")
 
 
 def test_memory_is_half_of_the_machines_by_default() -> None:
-    assert options.memory(None, workers=None, device="cpu") == available() // 2
-    assert options.memory(None, workers=4, device="cpu") == available() // 8
-    assert options.memory(0.5, workers=4, device="cpu") == GIB // 2
+    assert _reproduce.memory_limit(None, workers=None, device="cpu") == available() // 2
+    assert _reproduce.memory_limit(None, workers=4, device="cpu") == available() // 8
+    assert _reproduce.memory_limit(0.5, workers=4, device="cpu") == GIB // 2
 
 
 NUMBERS = st.none() | st.floats() | st.sampled_from([1.0, 0.5, 1e308, 1e-300, -0.0, 1e-9])
@@ -83,7 +83,7 @@ def test_every_option_is_meant_or_refused_in_a_sentence(count: int) -> None:
         gib: float | None,
     ) -> None:
         try:
-            found = options.executor(
+            found = _reproduce.make_executor(
                 workers=workers,
                 device=device,
                 data=None if data is None else Path(data),
@@ -103,7 +103,7 @@ def test_every_option_is_meant_or_refused_in_a_sentence(count: int) -> None:
         if refused is not None:
             assert "--" in refused or "folder" in refused
         try:
-            limit = options.memory(gib, workers=workers, device=device)
+            limit = _reproduce.memory_limit(gib, workers=workers, device=device)
         except ConfigError as error:
             refused = str(error)
         else:

@@ -23,13 +23,13 @@ from examples import CLAIM, decay, do, experiment, table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from falign.lab._memory import GIB
 from falign.lab.data import DataError
-from falign.lab.experiment import Outcome, Setting, Task, records
-from falign.lab.experiment.execution import compute
-from falign.lab.experiment.local import Workers
-from falign.lab.experiment.records import Unfit, difference, frame
-from falign.lab.experiment.store import Store
-from falign.lab.memory import GIB
+from falign.lab.experiment import Outcome, Setting, Task, _run_file
+from falign.lab.experiment._execution import compute
+from falign.lab.experiment._local import Workers
+from falign.lab.experiment._run_file import Unfit, difference, frame
+from falign.lab.experiment._store import Store
 
 TASK = experiment().tasks("smoke")[0]
 BAD = 3
@@ -165,8 +165,8 @@ def statuses(selected: Any, out: Path) -> dict[int, tuple[str, str]]:
 def test_a_bad_run_is_kept_as_failed_and_the_others_go_on(
     left: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "MOST", 10**5)
-    monkeypatch.setattr(records, "_LETTERS", 10**5)
+    monkeypatch.setattr(_run_file, "MOST", 10**5)
+    monkeypatch.setattr(_run_file, "_LETTERS", 10**5)
     selected = experiment(one_bad(left), rates=(0.1,), seeds=5)
     code, said = do(selected, tmp_path)
     assert code == 1

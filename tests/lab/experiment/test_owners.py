@@ -14,13 +14,11 @@ from examples import decay, do, experiment, module_path, notes, start, started, 
 from filelock import FileLock
 from rich.console import Console
 
-from falign.lab.experiment import progress
-from falign.lab.experiment.entries import Entry
-from falign.lab.experiment.owners import Owner, running, taken
-from falign.lab.experiment.records import frame
-from falign.lab.experiment.store import Store
-from falign.lab.seal import to_json
-from falign.lab.writing import RunError, WriteError
+from falign.lab._files import RunError, WriteError, to_json
+from falign.lab.experiment import _progress
+from falign.lab.experiment._leases import Owner, running, taken
+from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._store import Store
 from mutations import mutations
 
 
@@ -48,7 +46,7 @@ def test_what_a_dead_process_had_taken_is_free(store: Store) -> None:
         code = (
             "import sys, time; from pathlib import Path; from filelock import FileLock;"
             f"folder = Path({str(store.folder / 'owners')!r}); lock = FileLock(folder / 'other.lock'); lock.acquire();"
-            "from falign.lab.seal import to_json; (folder / 'other.json').write_bytes(to_json({'runs': ['a']}));"
+            "from falign.lab._files import to_json; (folder / 'other.json').write_bytes(to_json({'runs': ['a']}));"
             "print('ready', flush=True); time.sleep(100)"
         )
         environment = {**os.environ, "PYTHONPATH": module_path()}
@@ -101,7 +99,7 @@ def test_the_runs_of_a_killed_process_are_taken_over(tmp_path: Path, monkeypatch
     """The other process holds a block for ever; this one does the rest, waits for it, and sees it killed."""
     noted, out = tmp_path / "notes", tmp_path / "shared"
     selected = experiment(seeds=6, at_most=3)
-    monkeypatch.setattr(progress, "_PAUSE", 0.1)
+    monkeypatch.setattr(_progress, "_PAUSE", 0.1)
     with start(out, noted, pause=1000, seeds=6, at_most=3) as other:
         wait_until(lambda: bool(notes(noted, "begun")))
         printed = KillsWhenAllElseIsDone(other)

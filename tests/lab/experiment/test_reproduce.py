@@ -11,14 +11,13 @@ import pytest
 from examples import WRONG, do, experiment, notes, report, table
 from rich.console import Console
 
-from falign.lab.experiment import progress
-from falign.lab.experiment.execution import Block
-from falign.lab.experiment.local import local
-from falign.lab.experiment.reproduce import reproduce
-from falign.lab.experiment.selection import Selection
-from falign.lab.experiment.specification import Experiment, Setting
-from falign.lab.experiment.store import Store
-from falign.lab.experiment.tally import Tally, duration
+from falign.lab.experiment import _progress
+from falign.lab.experiment._execution import Block
+from falign.lab.experiment._local import local
+from falign.lab.experiment._progress import Tally, duration
+from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._specification import Experiment, Setting
+from falign.lab.experiment._store import Store
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_the_report_of_the_laboratory_is_written(tmp_path: Path) -> None:
 
 
 def test_progress_without_a_terminal_is_lines_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_PAUSE", 0.0)
+    monkeypatch.setattr(_progress, "_PAUSE", 0.0)
     _, said = do(experiment(at_most=2), tmp_path)
     assert all(character.isprintable() or character == "\n" for character in said)
     lines = said.splitlines()

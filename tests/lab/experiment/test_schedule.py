@@ -10,12 +10,11 @@ import pytest
 from examples import do, experiment, notes, table
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment import progress, worker
-from falign.lab.experiment.blocks import GIB, blocks
-from falign.lab.experiment.execution import Answer, Block, Finished, compute
-from falign.lab.experiment.specification import Experiment, Setting, Task
-from falign.lab.experiment.store import Store
-from falign.lab.experiment.tally import Tally
+from falign.lab.experiment import _local, _progress
+from falign.lab.experiment._execution import GIB, Answer, Block, Finished, blocks, compute
+from falign.lab.experiment._progress import Tally
+from falign.lab.experiment._specification import Experiment, Setting, Task
+from falign.lab.experiment._store import Store
 from falign.papers.song2021 import SONG2021
 
 LOST = Answer(error="its worker died", lost=True)
@@ -190,8 +189,8 @@ def halfway(tasks, setting: Setting) -> list:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_block_tells_how_far_it_is(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_PAUSE", 0.0)
-    monkeypatch.setattr(worker, "_PAUSE", 0.0)
+    monkeypatch.setattr(_progress, "_PAUSE", 0.0)
+    monkeypatch.setattr(_local, "_PAUSE", 0.0)
     if workers == 2:  # a worker has the pause of its own process: the second report comes after it
         monkeypatch.setenv("FALIGN_TEST_NOTES", str(tmp_path / "notes"))
         selected = experiment(examples.slowly, seeds=1, at_most=1)

@@ -13,9 +13,9 @@ from examples import CLAIM, WRONG, experiment, paper
 
 from falign.lab.config import ConfigError
 from falign.lab.experiment import PRESETS, Check, Missing, Reading, Task, grid
-from falign.lab.experiment.results import Results, judge
-from falign.lab.experiment.selection import choose, select
-from falign.lab.experiment.store import Store
+from falign.lab.experiment._reproduce import choose, select
+from falign.lab.experiment._results import Results, judge
+from falign.lab.experiment._store import Store
 
 TASK = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 

@@ -15,13 +15,11 @@ import pytest
 from examples import decay, do, experiment, table
 from filelock import FileLock
 
+from falign.lab._files import BLANK, RunError, WriteError, from_json, sealed, to_json
 from falign.lab.experiment import Outcome, Task
-from falign.lab.experiment.entries import FORMAT, Corrupt, Entry, read
-from falign.lab.experiment.owners import Owner
-from falign.lab.experiment.records import Unfit, frame
-from falign.lab.experiment.store import Store
-from falign.lab.seal import BLANK, from_json, sealed, to_json
-from falign.lab.writing import RunError, WriteError
+from falign.lab.experiment._leases import Owner
+from falign.lab.experiment._run_file import FORMAT, Corrupt, Entry, Unfit, frame, read_run
+from falign.lab.experiment._store import Store
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 
@@ -169,13 +167,13 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     store, said = filled(tmp_path, rates=(0.1,), seeds=1)
     path = store.path(ONE)
     content = path.read_bytes()
-    read(path)
+    read_run(path)
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         with pytest.raises(Corrupt):
-            read(path)
+            read_run(path)
     assert said == []
 
 

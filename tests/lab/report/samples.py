@@ -23,7 +23,7 @@ from falign.lab.experiment import (
     Task,
     grid,
 )
-from falign.lab.experiment.results import PaperResults, Results
+from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.report import style
 
 PROVENANCE = {

@@ -13,12 +13,10 @@ from matplotlib.figure import Figure
 
 from falign.lab.experiment import Check
 from falign.lab.report import style
-from falign.lab.report.colours import PALETTE, contrast, on_dark
-from falign.lab.report.drawing import png
-from falign.lab.report.house import HOUSE
-from falign.lab.report.numbers import digits_of, duration, interval, portable, shown
-from falign.lab.report.svg import inline
-from falign.lab.report.track import tracks
+from falign.lab.report._figures import inline, png
+from falign.lab.report._numbers import digits_of, duration, interval, portable, shown
+from falign.lab.report._page import PALETTE, contrast, on_dark, tracks
+from falign.lab.report.style import HOUSE
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from samples import CLAIMS, alignment, claim, empty, paper_results, row_of_a_run
 
+from falign.lab._files import WriteError
 from falign.lab.experiment import Check, Experiment, Missing, Paper, Picture, Reading, Task
-from falign.lab.experiment.results import PaperResults, Results
+from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.report import style, write_report
-from falign.lab.writing import WriteError
 
 pytestmark = pytest.mark.xdist_group("report")  # what is made once for the module is made in one process
 

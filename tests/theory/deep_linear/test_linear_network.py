@@ -9,10 +9,18 @@ import torch
 from linear_cases import RULES, drawn, loss, parts, points, velocities
 from scipy.integrate import solve_ivp
 
-from falign.theory.deep_linear.covariances import compressed, covariances, points_of, whitened
-from falign.theory.deep_linear.network import linear, local_rate, network
-from falign.theory.deep_linear.spectral import spectral, task
-from falign.theory.deep_linear.training import descend_matrices, flow_matrices
+from falign.theory.deep_linear._network import (
+    compressed,
+    covariances,
+    descend_matrices,
+    flow_matrices,
+    linear,
+    local_rate,
+    network,
+    points_of,
+    whitened,
+)
+from falign.theory.deep_linear._spectral import spectral, task
 
 SIZES = {2: (6, 5, 4), 3: (6, 7, 5, 4), 4: (6, 5, 7, 6, 4), 6: (6, 5, 5, 7, 6, 5, 4)}
 

@@ -11,12 +11,10 @@ from linear_cases import RULES, digits, drawn, loss, parts, points, velocities
 from torch import nn
 
 import falign
-from falign.theory.deep_linear import courses
-from falign.theory.deep_linear.gains import gains, linearised
-from falign.theory.deep_linear.network import network
-from falign.theory.deep_linear.predict import predict
-from falign.theory.deep_linear.spectral import spectral, task
-from falign.theory.deep_linear.training import descend_matrices
+from falign.theory.deep_linear import _steps
+from falign.theory.deep_linear._network import descend_matrices, network
+from falign.theory.deep_linear._predict import gains, linearised, predict
+from falign.theory.deep_linear._spectral import spectral, task
 
 AT = [0, 5, 10, 20, 50, 100, 200, 300]
 
@@ -147,7 +145,7 @@ def test_of_a_spectral_start_the_prediction_is_exact(depth, rule, form):
     )
     W, B = ([tensor[0] for tensor in part] for part in (made.state.W, made.state.B))
     found = predict(W, B, X, Y, rule=rule, rate=0.05, steps=60, form=form, exact=True)
-    modes = courses.descend(made.modes, rate=0.05, steps=60)
+    modes = _steps.descend(made.modes, rate=0.05, steps=60)
     torch.testing.assert_close(found.products, modes.product[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found.mode_losses, modes.loss[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found.loss, found.exact.loss, rtol=0, atol=1e-12)

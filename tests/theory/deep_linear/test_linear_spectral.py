@@ -7,10 +7,9 @@ import pytest
 import torch
 from linear_cases import RULES, drawn, points
 
-from falign.theory.deep_linear import courses
-from falign.theory.deep_linear.covariances import covariances, points_of, whitened
-from falign.theory.deep_linear.spectral import common_bases, deviation, reduced, spectral, task
-from falign.theory.deep_linear.training import descend_matrices, flow_matrices
+from falign.theory.deep_linear import _steps
+from falign.theory.deep_linear._network import covariances, descend_matrices, flow_matrices, points_of, whitened
+from falign.theory.deep_linear._spectral import common_bases, deviation, reduced, spectral, task
 
 TARGETS, VARIANCES = [2.0, 1.0, 1.0, 0.3], [1.0, 0.5, 1.5, 2.0]
 HIDDEN = {2: (7,), 3: (7, 5), 4: (7, 5, 6)}
@@ -63,7 +62,7 @@ def test_form_is_preserved_over_3000_steps_and_every_mode_is_its_chain(depth, ru
 def test_modes_are_those_of_the_recursion(depth, rule):
     made, X, Y = start(depth, rule)
     course = descend_matrices(made.state, X, Y, rule=rule, rate=0.02, steps=60, at=[0, 60])
-    modes = courses.descend(made.modes, rate=0.02, steps=60, at=[0, 60])
+    modes = _steps.descend(made.modes, rate=0.02, steps=60, at=[0, 60])
     torch.testing.assert_close(reduced(course.end, made).weights, modes.weights[-1], rtol=0, atol=1e-12)
     torch.testing.assert_close(course["loss"].mT, modes.loss.sum(-1), rtol=0, atol=1e-12)
 
@@ -73,7 +72,7 @@ def test_form_is_preserved_in_flow(rule):
     made, X, Y = start(3, rule, seeds=[3])
     course = flow_matrices(made.state, X, Y, rule=rule, times=[0.0, 1.0, 3.0], tolerance=1e-11)
     assert float(deviation(course.end, made).max()) <= 1e-10
-    modes = courses.flow(made.modes, times=[0.0, 1.0, 3.0])
+    modes = _steps.flow(made.modes, times=[0.0, 1.0, 3.0])
     torch.testing.assert_close(reduced(course.end, made).weights, modes.weights[-1], rtol=0, atol=1e-8)
 
 
@@ -127,7 +126,7 @@ def test_no_mode_is_lost_however_small_its_target_or_its_variance(targets, varia
     torch.testing.assert_close(found[: len(targets)], torch.tensor(targets, dtype=torch.float64), rtol=0, atol=1e-13)
     course = descend_matrices(made.state, X, Y, rate=0.02, steps=300)
     assert float(deviation(course.end, made)) < 1e-13
-    chains = courses.descend(made.modes, rate=0.02, steps=300)
+    chains = _steps.descend(made.modes, rate=0.02, steps=300)
     torch.testing.assert_close(reduced(course.end, made).weights, chains.weights[-1], rtol=0, atol=1e-12)
 
 

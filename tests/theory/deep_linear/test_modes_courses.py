@@ -5,16 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from falign.theory.deep_linear import (
-    critical_target,
-    descend,
-    flow,
-    integration,
-    limit,
-    modes,
-    sufficient_rate,
-    zero_start,
-)
+from falign.theory.deep_linear import _flow, critical_target, descend, flow, limit, modes, sufficient_rate, zero_start
 
 RULES = ["fa", "dfa", "bp"]
 
@@ -126,7 +117,7 @@ def test_a_flow_close_to_a_double_root_ends_where_its_limit_is(share):
 
 
 def test_a_flow_that_takes_too_long_says_so(monkeypatch):
-    monkeypatch.setattr(integration, "_LONGEST", 3000)
+    monkeypatch.setattr(_flow, "_LONGEST", 3000)
     mode = modes(0.0, [1.0, 0.5])  # θ_1 = (1 + t)^(-½): from 1e9 on rounding alone moves it
     with pytest.raises(
         RuntimeError, match=r"took 3000 evaluations to t = .*: ask for earlier times or a larger tolerance"

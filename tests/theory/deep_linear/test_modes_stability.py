@@ -12,7 +12,7 @@ from falign.theory.deep_linear import (
     stable_rate,
     sufficient_rate,
 )
-from falign.theory.deep_linear.recursion import Recursion
+from falign.theory.deep_linear._steps import Recursion
 
 
 def _converges(mode, rates, steps=4000):

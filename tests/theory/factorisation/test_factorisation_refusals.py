@@ -170,7 +170,7 @@ def test_what_checked_annotations_refuse_too(make, named):
 
 
 def test_a_flow_that_takes_too_long_says_so(monkeypatch):
-    monkeypatch.setattr("falign.theory.factorisation.courses._LONGEST", 50)
+    monkeypatch.setattr("falign.theory.factorisation._simulate._LONGEST", 50)
     with pytest.raises(RuntimeError, match=r"gradient flow took 50 evaluations to t = .* of 100: ask for"):
         _flow(times=[0.0, 100.0])
 

@@ -6,7 +6,7 @@ import torch
 from scipy import special
 
 from falign.theory.two_layer import ACTIVATIONS, activation
-from falign.theory.two_layer.activations import form
+from falign.theory.two_layer._activations import form
 
 VALUES = {
     "identity": lambda u: u,

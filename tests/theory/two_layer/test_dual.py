@@ -85,15 +85,15 @@ def test_pieces_of_every_size_are_the_whole(activation, size, chunk, monkeypatch
     s = draw((3, 8, 4), n=6, d=7, p=9, activation=activation, test=3)
     options = {"activation": activation, "rate": RATES[activation], "penalties": PENALTIES[:3]}
     whole = simulate(Dual(s, **options), AT)
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CACHED", size)
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", chunk)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CACHED", size)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CHUNK", chunk)
     agree(simulate(Dual(s, **options), AT), whole, 1e-12)
 
 
 @pytest.mark.parametrize("activation", RATES)
 def test_single_precision_in_chunks_follows_double(activation, monkeypatch):
     """Also the form that an activation has in float32 only; what X's pseudoinverse magnifies is left out."""
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", 16)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CHUNK", 16)
     starts = [
         draw((3, 8), n=20, d=30, p=50, activation=activation, test=5, dtype=t) for t in (torch.float64, torch.float32)
     ]

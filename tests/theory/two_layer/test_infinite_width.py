@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from falign.theory.two_layer.activations import ACTIVATIONS
-from falign.theory.two_layer.dual import Dual
-from falign.theory.two_layer.infinite_width import predicted_error
-from falign.theory.two_layer.kernels import limiting_kernel
-from falign.theory.two_layer.schedules import Penalty
-from falign.theory.two_layer.start import draw
-from falign.theory.two_layer.width_free import WidthFree
+from falign.theory.two_layer._activations import ACTIVATIONS
+from falign.theory.two_layer._dual import Dual
+from falign.theory.two_layer._schedules import Penalty
+from falign.theory.two_layer._start import draw
+from falign.theory.two_layer._width_free import WidthFree
+from falign.theory.two_layer.kernels import limiting_kernel, predicted_error
 
 PENALTIES = (Penalty(), Penalty(1.0), Penalty(2.0, "cutoff", 8.0))
 RATE, STEPS = 0.1, 20

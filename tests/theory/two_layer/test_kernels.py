@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.integrate import dblquad, quad
 
-from falign.theory.two_layer.activations import ACTIVATIONS, Activation
-from falign.theory.two_layer.dual import Dual
+from falign.theory.two_layer._activations import ACTIVATIONS, Activation
+from falign.theory.two_layer._dual import Dual
+from falign.theory.two_layer._start import draw
+from falign.theory.two_layer._weight_space import Literal
 from falign.theory.two_layer.kernels import (
     follow_kernels,
     hermite_coefficients,
@@ -18,8 +20,6 @@ from falign.theory.two_layer.kernels import (
     limiting_kernel,
     limiting_kernel_by_quadrature,
 )
-from falign.theory.two_layer.literal import Literal
-from falign.theory.two_layer.start import draw
 
 
 def _inputs(n: int, d: int, scale: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from two_layer_cases import PENALTIES, RATES
 
 from falign.feedback import generator
 from falign.theory.two_layer import Literal, Penalty, Start, draw, simulate
-from falign.theory.two_layer.measures import error_cosine
+from falign.theory.two_layer._trajectory import error_cosine
 
 
 def start(outputs=None, seeds=(3, 8), p=9, **kwargs):
@@ -131,7 +131,7 @@ def test_accuracy_and_outputs_on_other_points():
 def test_evaluation_in_pieces_is_evaluation(monkeypatch):
     engine = Literal(start(3, test=5), activation="relu", rate=1e-3)
     whole = engine.measure()
-    monkeypatch.setattr("falign.theory.two_layer.literal._ELEMENTS", 60)
+    monkeypatch.setattr("falign.theory.two_layer._weight_space._ELEMENTS", 60)
     for name, value in engine.measure().items():
         close(value, whole[name], 1e-14)
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from falign.theory.two_layer import Dual, Literal, Penalty, WidthFree, draw, draw_reduced
-from falign.theory.two_layer.memory import bytes_needed
+from falign.theory.two_layer._dual import bytes_needed
 
 
 def tensors(thing):
@@ -76,8 +76,8 @@ def engine(name, sizes, **chosen):
 @pytest.mark.parametrize(("pieces", "chunk"), [(1 << 20, 800), (1 << 20, 100), (25_000, 77), (4000, 800)])
 @pytest.mark.parametrize("case", CASES)
 def test_formula_covers_what_is_held_and_little_more(case, pieces, chunk, monkeypatch):
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CACHED", pieces)
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", chunk)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CACHED", pieces)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CHUNK", chunk)
     name, sizes = CASES[case]
     runs = engine(name, sizes)
     runs.advance(2)

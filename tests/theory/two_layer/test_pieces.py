@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from falign.theory.two_layer import activation, draw_reduced
-from falign.theory.two_layer.activations import form
-from falign.theory.two_layer.pieces import cut, layout
+from falign.theory.two_layer._activations import form
+from falign.theory.two_layer._dual import cut, layout
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_layout(n, p, runs, expected):
 @pytest.mark.parametrize("size", [1, 40, 100])
 @pytest.mark.parametrize("chunk", [1, 3, 4])
 def test_every_neuron_of_every_run_is_in_one_piece(p, size, chunk, monkeypatch):
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CACHED", size)
-    monkeypatch.setattr("falign.theory.two_layer.pieces._CHUNK", chunk)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CACHED", size)
+    monkeypatch.setattr("falign.theory.two_layer._dual._CHUNK", chunk)
     start = draw_reduced(range(2), n=5, d=6, p=p)
     psi = form(activation("tanh"), start.U)
     found, weights = torch.zeros(6, 5, p).double(), torch.zeros(6, 1, p).double()

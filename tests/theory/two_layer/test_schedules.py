@@ -6,9 +6,9 @@ import pytest
 import torch
 import two_layer_oracle as oracle
 
-from falign.lab.ridge import SCHEDULES as LABORATORY
+from falign.lab._learner import SCHEDULES as LABORATORY
 from falign.theory.two_layer import SCHEDULES, Penalty
-from falign.theory.two_layer.schedules import shrinkage
+from falign.theory.two_layer._schedules import shrinkage
 
 PENALTIES = [
     Penalty(),

@@ -6,10 +6,10 @@ from math import sqrt
 import pytest
 import torch
 
-from falign.theory.two_layer.gram import Gram, from_start, sample
-from falign.theory.two_layer.literal import Literal
-from falign.theory.two_layer.schedules import Penalty
-from falign.theory.two_layer.start import draw
+from falign.theory.two_layer._schedules import Penalty
+from falign.theory.two_layer._start import draw
+from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._width_free import Gram, from_start, sample
 from falign.theory.two_layer.theorems import (
     linear_alignment_law,
     log_log_slope,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from falign.theory.two_layer.gram import from_start, sample
-from falign.theory.two_layer.literal import Literal
-from falign.theory.two_layer.schedules import Penalty
-from falign.theory.two_layer.start import Start, draw
+from falign.theory.two_layer._schedules import Penalty
+from falign.theory.two_layer._start import Start, draw
+from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._width_free import from_start, sample
 from falign.theory.two_layer.theorems import (
     Assumption,
     TheoremCheck,
@@ -19,7 +19,7 @@ from falign.theory.two_layer.theorems import (
     theorem_4_2,
     theorem_4_3,
 )
-from falign.theory.two_layer.theorems.linear import on_subspace
+from falign.theory.two_layer.theorems._convergence import on_subspace
 
 CUTOFF = (Penalty(), Penalty(0.1, "cutoff", 20.0), Penalty(0.1, "exponential", 10.0))
 

@@ -16,7 +16,7 @@ from falign.theory.two_layer.theorems import (
     proposition_4_5,
     sufficient_dimension,
 )
-from falign.theory.two_layer.theorems.isometry import clopper_pearson
+from falign.theory.two_layer.theorems._data import clopper_pearson
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])

@@ -9,7 +9,7 @@ from scipy import stats
 from two_layer_cases import PENALTIES, agree
 
 from falign.theory.two_layer import Literal, Penalty, Start, WidthFree, draw, simulate
-from falign.theory.two_layer.start import inputs_of
+from falign.theory.two_layer._start import inputs_of
 
 AT = [0, 1, 40, 300]
 UNKNOWN = ("beta_change", "weight_change")

@@ -4,7 +4,7 @@
 folder of IDX files or of images by class is accepted in their place. Every refusal is a :class:`DataError`.
 """
 
-from falign.lab.data.dataset import DataError, Dataset
-from falign.lab.data.loading import NAMES, load
+from falign.lab.data._dataset import DataError, Dataset
+from falign.lab.data._loading import NAMES, load
 
 __all__ = ["NAMES", "DataError", "Dataset", "load"]

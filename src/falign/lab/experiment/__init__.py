@@ -1,12 +1,17 @@
 """Experiments: what is run, where its runs are kept, and how what a paper states is read off them."""
 
-from falign.lab.experiment.reading import Check, Choice, Claim, Missing, Picture, Reading
-from falign.lab.experiment.specification import (
+from falign.lab.experiment._specification import (
     PRESETS,
+    Check,
+    Choice,
+    Claim,
     Experiment,
+    Missing,
     Outcome,
     Paper,
+    Picture,
     Point,
+    Reading,
     Scalar,
     Setting,
     Task,

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import scipy  # which imports scipy.stats, that takes long, when it is first used
 
-from falign.lab.experiment.reading import Missing
+from falign.lab.experiment._specification import Missing
 
 Values = pl.Series | Sequence[float]
 CONFIDENCE = 0.99

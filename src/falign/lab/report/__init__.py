@@ -4,11 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from falign.lab.experiment.results import PaperResults
-from falign.lab.report.content import compose
-from falign.lab.report.document import document
-from falign.lab.report.page import page
-from falign.lab.writing import write
+from falign.lab._files import atomic_write
+from falign.lab.experiment._results import PaperResults
+from falign.lab.report._content import compose, document
+from falign.lab.report._page import page
 
 __all__ = ["write_report"]
 
@@ -32,8 +31,8 @@ def write_report(out: Path, papers: Sequence[PaperResults]) -> tuple[Path, Path]
     report = compose(papers)
     out.mkdir(parents=True, exist_ok=True)
     html, numbers = out / "report.html", out / "report.json"
-    write(html, _bytes(page(report)))
-    write(numbers, _bytes(json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1)))
+    atomic_write(html, _bytes(page(report)))
+    atomic_write(numbers, _bytes(json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1)))
     return html, numbers
 
 

@@ -1,18 +1,20 @@
 """How figures of papers are drawn: panels, colours of an ordered parameter, means with bands, laws, legends."""
 
+import math
 from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import Any, Literal
 
 import matplotlib
 import polars as pl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from falign.lab.report.house import AXIS, COLOURS, GRID, HOUSE, INK, MARKERS
-from falign.lab.report.scales import logarithmic
+from falign.lab.report._numbers import power_of_ten, shown
 
 __all__ = [
     "AXIS",
@@ -31,6 +33,109 @@ __all__ = [
     "sequence",
     "thinned",
 ]
+
+# The house style: inks, colours and the settings of matplotlib in which every picture is drawn.
+
+INK, AXIS, GRID = "#1c1f23", "#85898f", "#e4e5e3"
+"""Text and laws; ticks and frames; grids."""
+COLOURS = ("#1f5fa8", "#c04a12", "#17795a", "#8a4a9c", "#8c6a00", "#5b6470")
+"""Of things without an order: at least 4:1 on white, and told apart with colour-blind eyes."""
+MARKERS = "osD^vP"
+"""One a line, so that colour is not all that tells them apart."""
+
+HOUSE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": AXIS,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.xmargin": 0.03,
+    "figure.facecolor": "none",
+    "font.family": ["DejaVu Sans"],  # it comes with matplotlib: the layout is the same everywhere
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.title_fontsize": 9,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4.5,
+    "mathtext.fontset": "dejavusans",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "falign",
+    "text.color": INK,
+    "xtick.color": AXIS,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": AXIS,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8.5,
+}
+"""Settings of matplotlib in which the report draws every picture."""
+
+
+# Logarithmic axes, with numbers written without mathtext, which other fonts would pull apart.
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None) -> None:
+    """Scale axes by powers of ten.
+
+    Args:
+        axes: The panel; its lines may come before or after.
+        which: Which of its axes.
+        ticks: Where to write numbers, such as the widths that were run; None is powers of ten.
+    """
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if which not in (name, "both"):
+            continue
+        axes.set(**{f"{name}scale": "log"})
+        if ticks is None:
+            axis.set_major_locator(_Decades())
+        else:
+            axis.set_ticks(list(ticks))
+            axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(_Powers())
+        axis.set_minor_formatter(NullFormatter())
+
+
+class _Decades(LogLocator):
+    """Powers of ten; where there are too few of them, also their double and fivefold."""
+
+    def __init__(self) -> None:
+        super().__init__(numticks=7)
+
+    def tick_values(self, vmin: Any, vmax: Any) -> Any:
+        """Where the ticks are."""
+        self.set_params(subs=(1.0, 2.0, 5.0) if vmin > 0 and max(vmin, vmax) < 50 * min(vmin, vmax) else (1.0,))
+        return super().tick_values(vmin, vmax)
+
+
+class _Powers(Formatter):
+    """Plain numbers where all ticks of an axis are handy, powers of ten where there are none else."""
+
+    def __call__(self, x: Any, pos: Any = None) -> str:
+        return shown(x, 3)
+
+    def format_ticks(self, values: Any) -> list[str]:
+        """The labels of all ticks together."""
+        ticks = [float(value) for value in values]
+        low, high = sorted(self.axis.get_view_interval())  # pyright: ignore
+        seen = [value for value in ticks if low <= value <= high]
+        if not all(_is_power(value) for value in ticks) or all(0.01 <= value <= 1000 for value in seen):
+            return [shown(value, 3) for value in ticks]
+        return ["1" if value == 1 else power_of_ten(round(math.log10(value))) for value in ticks]
+
+
+def _is_power(value: float) -> bool:
+    return value > 0 and math.isclose(value, 10 ** round(math.log10(value)))
 
 
 def panels(

@@ -1,8 +1,8 @@
 """The conservation law of a model's neurons, found and checked while it trains."""
 
-from falign.measure.law.conservation import ConservationLaw
-from falign.measure.law.follow import Connection, Followed, follow
-from falign.measure.law.laws import Law
-from falign.measure.law.report import LawReport, LawRow
+from falign.measure.law._conservation import ConservationLaw
+from falign.measure.law._laws import Law
+from falign.measure.law._report import LawReport, LawRow
+from falign.measure.law._trace import Connection, Followed, follow
 
 __all__ = ["Connection", "ConservationLaw", "Followed", "Law", "LawReport", "LawRow", "follow"]

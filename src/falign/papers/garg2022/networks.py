@@ -1,21 +1,187 @@
 """The corollary: two-layer linear PyTorch networks on isotropic inputs are the factorisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import polars as pl
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 import falign
-from falign.lab.experiment import Experiment, Outcome, Picture, Point, Scalar, Setting, Task
-from falign.papers.garg2022.drawing_networks import errors_by_step
-from falign.papers.garg2022.inputs import Problem, problem
-from falign.papers.garg2022.networks_claims import CLAIMS
+from falign.feedback import generator
+from falign.lab.data import load
+from falign.lab.experiment import Claim, Experiment, Outcome, Picture, Point, Reading, Scalar, Setting, Task
+from falign.lab.experiment.statistics import final
+from falign.lab.report.style import COLOURS, INK, each_of, law, legend, logarithmic, panels
+from falign.papers.garg2022._shared import matrix, most
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, stationary_error
-from falign.theory.factorisation.network import from_network
+from falign.theory.factorisation._network import from_network, isotropic
 from falign.theory.two_layer import spaced
+
+# What is stated of two-layer linear networks, and how it is judged.
+
+_KIND = ["inputs", "method", "rank", "r"]
+_ENOUGH = pl.col("r") >= pl.col("rank")
+_FA = pl.col("method") == "fa"
+_FRESH = pl.col("inputs") == "fresh"
+_REACHED, _NEAR = 0.01, 0.05
+
+
+def _ends(table: pl.DataFrame) -> pl.DataFrame:
+    return final(table, by=_KIND)
+
+
+def _reached(table: pl.DataFrame) -> Reading:
+    return most(_ends(table), pl.col("error"), _KIND, _REACHED)
+
+
+def _apart(table: pl.DataFrame, closed: str) -> Reading:
+    return most(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
+
+
+CLAIMS = (
+    Claim(
+        name="networks-reach-the-optimum",
+        statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
+        "when the hidden layer is as wide as the rank of what they learn.",
+        place="Abstract, corollary",
+        how="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
+        because=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run decides.",
+        read=_reached,
+        scope=_FA & _ENOUGH,
+    ),
+    Claim(
+        name="networks-end-above-the-optimum",
+        statement="With a narrower hidden layer they end at Y(BY)⁺BY, above the optimum.",
+        place="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
+        how="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
+        because=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
+        read=lambda table: _apart(table, "stationary"),
+        scope=_FA & ~_ENOUGH,
+    ),
+    Claim(
+        name="backpropagation-reaches-the-best",
+        statement="Backpropagation reaches the optimum of the hidden layer's rank.",
+        place="Abstract, “gradient descent solves this problem optimally”, and its corollary",
+        how="|W₂W₁ - Y| at the end over the least of that rank, less 1; the most of all networks.",
+        because=f"At most {_NEAR:g}, as for networks-end-above-the-optimum.",
+        read=lambda table: _apart(table, "best"),
+        scope=~_FA & ~_ENOUGH,
+    ),
+    Claim(
+        name="networks-are-the-factorisation",
+        statement="On inputs that are isotropic on the training points each step of the network is a step of the "
+        "factorisation, whitened images with their classes as labels included.",
+        place="Derived, for the corollary: only the covariances of inputs and labels enter a gradient",
+        how="Largest difference between the error |W₂W₁ - Y|/|Y| of the network and of the factorisation, over the "
+        "whole training.",
+        because="At most 1e-10: rounding.",
+        read=lambda table: most(table, (pl.col("error") - pl.col("predicted")).abs(), _KIND, 1e-10),
+        scope=~_FRESH,
+    ),
+)
+
+
+# What two-layer linear networks learn: isotropic inputs, and labels that are linear in them, or might as well be.
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (points, m) and labels (points, n)."""
+
+
+class Problem(NamedTuple):
+    """What a network is trained on.
+
+    Attributes:
+        Y: The best linear map (n, m) from inputs to labels; its largest singular value is 1.
+        batch: Gives the next batch.
+    """
+
+    Y: Float[Tensor, "n m"]
+    batch: Callable[[], Batch]
+
+
+def problem(task: Task, setting: Setting) -> Problem:
+    """The problem of a run, by its point's "inputs", in float64.
+
+    "isotropic": fixed inputs with ``XᵀX = N I``, all in each batch. "fresh": normal inputs that are drawn anew for each
+    batch, isotropic in the population. Both have labels ``Y x``, Y with ``σ_i = i^(-1/2)``. Any other name is a data
+    set: its first N images less their mean, whitened along the leading m directions, with their classes as labels. The
+    labels are not linear in the images, but what is not has no correlation with them, so that no gradient sees it.
+    """
+    point, seed = task.point, task.seed
+    N, m = int(point["points"]), int(point["m"])
+    if point["inputs"] not in ("isotropic", "fresh"):
+        X, labels = _whitened(str(point["inputs"]), N, m, setting)
+        Y = labels.mT @ X / N
+        scale = torch.linalg.matrix_norm(Y, 2)
+        whole = X, labels / scale
+        return Problem(Y / scale, lambda: whole)
+    Y = matrix({**point, "data": "power law"}, setting)
+    if point["inputs"] == "isotropic":
+        fixed = isotropic(N, m, seed=seed)
+        whole = fixed, fixed @ Y.mT
+        return Problem(Y, lambda: whole)
+    random = generator(seed, "fresh", "inputs")
+
+    def batch() -> Batch:
+        X = torch.randn(N, m, generator=random, dtype=torch.float64)
+        return X, X @ Y.mT
+
+    return Problem(Y, batch)
+
+
+def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
+    data = load(name, folder=setting.data, progress=False)
+    images = data.train_images[:count].double().flatten(1)
+    labels = one_hot(data.train_labels[:count], len(data.classes)).double()
+    directions = torch.linalg.svd(images - images.mean(0), full_matrices=False).U[:, :m]
+    return directions * count**0.5, labels
+
+
+# Picture of the training of two-layer linear networks.
+
+_METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
+
+
+def errors_by_step(data: pl.DataFrame) -> Figure:
+    """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
+    sets = each_of(data, "inputs", ("isotropic", "fresh"))
+    sets += [found for found in each_of(data, "inputs") if found[0] not in ("isotropic", "fresh")]
+    figure, axes = panels(
+        len(sets),
+        2,
+        titles=[f"{name}, {words}" for words in ("r ≥ rank(Y)", "r < rank(Y)") for name, _ in sets],
+        xlabels=["step"],
+        ylabels=["|W₂W₁ - Y| / |Y|"] * 2,
+        share="row",
+        height=2.8,
+    )
+    for column, (_, whole) in enumerate(sets):
+        for row, kept in enumerate((pl.col("r") >= pl.col("rank"), pl.col("r") < pl.col("rank"))):
+            panel, own = axes[row * len(sets) + column], whole.filter(kept & (pl.col("step") > 0)).sort("step")
+            for method, runs in each_of(own, "method", tuple(_METHODS)):
+                words, colour, closed = _METHODS[method]
+                panel.plot(runs["step"], runs["error"], color=colour, label=words)
+                panel.plot(
+                    runs["step"],
+                    runs["predicted"],
+                    color=colour,
+                    marker="o",
+                    markersize=3.5,
+                    fillstyle="none",
+                    linestyle="none",
+                    label=f"{words}, predicted",
+                )
+                if row:
+                    law(panel, runs["step"], runs[closed], "closed form")
+            logarithmic(panel, "x" if row else "both")
+    legend(figure)
+    return figure
+
 
 _RECORDS = 30
 

@@ -5,15 +5,130 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task
-from falign.papers.garg2022.courses import drawn
-from falign.papers.garg2022.drawing_representations import ratio_and_overlap
-from falign.papers.garg2022.matrices import matrix
-from falign.papers.garg2022.representations_claims import CLAIMS
+from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task
+from falign.lab.experiment.statistics import mean, slope
+from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
+from falign.papers.garg2022._shared import drawn, groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows, overlap, stationary_error
+
+# What is stated of the representations that FA and gradient descent find, and how it is judged.
+
+_CLOSED = pl.col("found") == "closed form"
+_EQUAL, _ORTHOGONAL = 1.05, 0.1
+_WITHIN = 0.01
+
+
+def _orthogonal(table: pl.DataFrame) -> Reading:
+    widest = table.filter(pl.col("m") == pl.col("m").max())
+    kinds = list(groups(widest, ["data", "m", "r"]))
+    checks = []
+    for label, own in kinds:
+        for name, words, high in (("ratio", "ratio of errors", _EQUAL), ("overlap", "overlap", _ORTHOGONAL)):
+            found = mean(own[name], of=f"{label}: {words}")
+            half = found.half(2 * len(kinds))
+            checks.append(Check(label=f"{label}: {words}", measured=found.value, high=high - half))
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws")
+
+
+def _falls(table: pl.DataFrame) -> Reading:
+    found = slope(table.select("seed", pl.col("m").log(), pl.col("overlap").log()), "m", "overlap")
+    width = 0.1 + found.half()
+    return Reading(checks=(Check(label="exponent of m", measured=found.value, low=-1 - width, high=-1 + width),))
+
+
+def _agree(table: pl.DataFrame) -> Reading:
+    """Most difference between trained and closed form, draw by draw."""
+    keys = ["data", "m", "r", "seed"]
+    closed, trained = (table.filter(own).select(*keys, "ratio", "overlap") for own in (_CLOSED, ~_CLOSED))
+    both = trained.join(closed, on=keys, suffix="_closed")
+    return Reading(
+        checks=tuple(
+            Check(
+                label=f"{label}: {name}, most",
+                measured=float((own[name] - own[f"{name}_closed"]).abs().to_numpy().max()),
+                high=_WITHIN,
+            )
+            for label, own in groups(both, ["data", "m"])
+            for name in ("ratio", "overlap")
+        )
+    )
+
+
+CLAIMS = (
+    Claim(
+        name="almost-orthogonal",
+        statement="The representations found by gradient descent and FA can be almost orthogonal even when their "
+        "errors are approximately equal.",
+        place="Abstract; its matrices and its measure are not readable",
+        how="Mean ratio of the errors and mean overlap |P_FA P_GD|²/r of the row spaces of W, at the largest m; 1 is "
+        "the same representation, r/m what two at random have.",
+        because=f"At most {_EQUAL:g} and {_ORTHOGONAL:g}, by half the 99 % interval over the draws (Student's t, all "
+        "together).",
+        read=_orthogonal,
+        scope=_CLOSED,
+    ),
+    Claim(
+        name="overlap-vanishes",
+        statement="On a nearly flat spectrum the overlap is that of a random subspace: it vanishes as r/m.",
+        place="Derived: BY is nearly as random as B",
+        how="Slope of log overlap against log m, one a draw.",
+        because="-1 ± 0.1, and half the 99 % interval over the draws (Student's t) on top.",
+        read=_falls,
+        scope=_CLOSED & (pl.col("data") == "flat"),
+    ),
+    Claim(
+        name="trained-representations",
+        statement="Trained networks have these errors and these representations.",
+        place="Derived",
+        how="Difference of ratio and overlap between training and closed form, draw by draw; the most.",
+        because=f"At most {_WITHIN:g}: gradient descent tells close singular values apart slowly.",
+        read=_agree,
+    ),
+)
+
+
+# Picture of errors and overlap of representations against size.
+
+
+def ratio_and_overlap(data: pl.DataFrame) -> Figure:
+    """Ratio of errors on the left, overlap on the right."""
+    figure, (left, right) = panels(
+        2, titles=["FA's error / gradient descent's", "Overlap of representations"], xlabels=["size m"], height=3.4
+    )
+    sizes = sorted(data["m"].unique().to_list())
+    for colour, marker, (name, whole) in zip(COLOURS, MARKERS, each_of(data, "data"), strict=False):
+        for found, own in each_of(whole, "found"):
+            trained = found == "trained"
+            for panel, value in ((left, "ratio"), (right, "overlap")):
+                spread = own[f"{value}_sd"].fill_null(0)
+                low = pl.select(pl.min_horizontal(spread, own[f"{value}_mean"] * 0.9)).to_series()
+                panel.errorbar(
+                    own["m"],
+                    own[f"{value}_mean"],
+                    yerr=None if trained else [low, spread],
+                    color=colour,
+                    marker=marker,
+                    markersize=9 if trained else 4.5,
+                    fillstyle="none" if trained else "full",
+                    linestyle="none" if trained else "-",
+                    linewidth=1.4,
+                    elinewidth=0.9,
+                    label=f"{name}, trained" if trained else name,
+                )
+    left.axhline(1, color=AXIS, linewidth=0.8)
+    law(right, sizes, [data["r"][0] / m for m in sizes], "r/m")
+    least = float(data["overlap_mean"].to_numpy().min())
+    logarithmic(right, "y", ticks=[at for at in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if at > least / 2])
+    for panel in (left, right):
+        logarithmic(panel, "x", ticks=sizes)
+    left.legend()
+    right.legend()
+    return figure
+
 
 _SCALE = 0.02
 """Of the entries of gradient descent's start."""

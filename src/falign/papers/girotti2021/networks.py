@@ -2,20 +2,402 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.lab.data import load
-from falign.lab.experiment import Experiment, Outcome, Picture, Point, Scalar, Setting, Task
-from falign.papers.girotti2021.drawing_networks import components, courses
-from falign.papers.girotti2021.learned import TOLERANCE, crossing
-from falign.papers.girotti2021.networks_claims import CLAIMS
-from falign.papers.girotti2021.networks_readings import modes_of
-from falign.papers.girotti2021.problems import Problem, problem
-from falign.papers.girotti2021.starts import start
-from falign.papers.girotti2021.training import converted, descend, one_thread, product
-from falign.theory.deep_linear import descend_matrices, network
+from falign.lab.experiment import (
+    Check,
+    Claim,
+    Experiment,
+    Missing,
+    Outcome,
+    Picture,
+    Point,
+    Reading,
+    Scalar,
+    Setting,
+    Task,
+)
+from falign.lab.experiment.statistics import mean, paired, slope
+from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
+from falign.papers.girotti2021._linear_networks import (
+    AGAINST,
+    Problem,
+    converted,
+    descend,
+    one_thread,
+    problem,
+    product,
+    start,
+)
+from falign.papers.girotti2021._modes import TOLERANCE, crossing, orders
+from falign.theory.deep_linear import depth_slope, descend_matrices, limit, modes, network
+
+# How what is stated of the order of learning in networks is read off its runs.
+
+_KIND = ["dataset", "task", "rule", "depth", "scheme", "basis"]
+MOSTLY = 0.85
+"""Share of the pairs that is "approximately" in order."""
+_GROWING = 1e-13, 1e-4
+"""Where the weights on unused inputs are above rounding and too small to be noticed."""
+
+
+def modes_of(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a component of a run: when it was learned and begun."""
+    columns = [*_KIND, "seed", "mode", "component", "learned", "begun"]
+    return table.filter(pl.col("time") == 0).select(columns).sort(columns[:8])
+
+
+def _orders(table: pl.DataFrame) -> pl.DataFrame:
+    return orders(modes_of(table), by=[*_KIND, "seed"], size="component")
+
+
+def _named(values: Sequence[object]) -> str:
+    """Such as "digits, pixels, fa, 2 layers, small, random"."""
+    dataset, task, rule, depth, *rest = values
+    return ", ".join(map(str, (dataset, task, rule, f"{depth} layers", *rest)))
+
+
+def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    return [(_named(values), own) for values, own in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
+
+
+def decreasing(table: pl.DataFrame, sign: int) -> Reading:
+    """Mean share of the pairs in order, above most for sign 1, below what is left for sign -1."""
+    kinds, checks = _kinds(_orders(table)), []
+    for label, own in kinds:
+        found = mean(own["in_order"], of=label)
+        half = found.half(len(kinds))
+        far = max(MOSTLY, 0.5 + half)
+        end = {"low": far} if sign > 0 else {"high": 1 - far}
+        checks.append(Check(label=label, measured=found.value, **end))
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a kind")
+
+
+def differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Reading:
+    """Shares of the pairs in order, at one point of an axis less at another, paired by seed."""
+    groups = list(_orders(table).group_by(["dataset", "task"], maintain_order=True))
+    checks = []
+    for (dataset, task), own in groups:
+        found = paired(own, "in_order", axis=axis, low=low, high=high, by=["dataset", "task"])
+        checks.append(
+            Check(label=f"{dataset}, {task}: {high} less {low}", measured=found.value, low=found.above(len(groups)))
+        )
+    return Reading(checks=tuple(checks))
+
+
+def slopes(table: pl.DataFrame) -> Reading:
+    """Mean exponent of the time in λ over the seeds, beside that of the depth."""
+    logs = modes_of(table).with_columns(pl.col("component").log(), pl.col("learned").log())
+    kinds, checks = _kinds(logs), []
+    for label, own in kinds:
+        found = slope(own, "component", "learned")
+        law, name = depth_slope(int(own["depth"][0])), f"{label}: exponent (standard error {found.error:.2g})"
+        checks.append(Check(label=name, measured=found.value, low=law - 0.1, high=law + 0.1))
+    return Reading(checks=tuple(checks))
+
+
+def gradient_slopes(table: pl.DataFrame) -> Reading:
+    """Differences of the slopes of log time on log λ, paired by seed."""
+    keys = ["dataset", "task", "rule", "seed"]
+    rows = [
+        {**dict(zip(keys, values, strict=True)), "slope": _log_slope(own)}
+        for values, own in modes_of(table).sort(keys).group_by(keys, maintain_order=True)
+    ]
+    groups = list(pl.DataFrame(rows).group_by(["dataset", "task"], maintain_order=True))
+    checks = []
+    for (dataset, task), own in groups:
+        found = paired(own, "slope", axis="rule", low="fa", high="bp", by=["dataset", "task"])
+        checks.append(
+            Check(label=f"{dataset}, {task}: bp less fa", measured=found.value, high=-found.above(len(groups)))
+        )
+    return Reading(checks=tuple(checks))
+
+
+def _log_slope(own: pl.DataFrame) -> float:
+    x, y = (own[name].cast(pl.Float64).log().to_numpy() for name in ("component", "learned"))
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def waits(table: pl.DataFrame) -> Reading:
+    """Mean over the components of the part of its time in which a component has not begun, by seed."""
+    keys = ["dataset", "task", "rule", "seed"]
+    runs = modes_of(table).group_by(keys).agg(wait=(pl.col("begun") / pl.col("learned")).mean()).sort(keys)
+    groups = list(runs.group_by(["dataset", "task"], maintain_order=True))
+    checks = []
+    for (dataset, task), own in groups:
+        found = paired(own, "wait", axis="rule", low="fa", high="bp", by=["dataset", "task"])
+        checks.append(Check(label=f"{dataset}, {task}: bp less fa", measured=found.value, low=found.above(len(groups))))
+    return Reading(checks=tuple(checks))
+
+
+def leaves(table: pl.DataFrame) -> Reading:
+    """Rate at which the weights on unused inputs grow, fitted between rounding and the size at which others notice."""
+    checks = []
+    for label, own in _kinds(table.filter((pl.col("mode") == 0) & pl.col("outside").is_not_null())):
+        predicted = _growth(float(own["rate"][0]))
+        rates = [_log_growth(run) for _, run in own.group_by("seed", maintain_order=True)]
+        for kind, value in (("least", min(rates)), ("most", max(rates))):
+            checks.append(Check(label=f"{label}: {kind}", measured=value / predicted, low=0.95, high=1.05))
+    if not checks:
+        raise Missing("every input direction is used by a component")
+    return Reading(checks=tuple(checks))
+
+
+def _log_growth(run: pl.DataFrame) -> float:
+    late = run.filter(pl.col("outside").is_between(*_GROWING))
+    return float(np.polyfit(late["time"].to_numpy(), late["outside"].log().to_numpy(), 1)[0])
+
+
+def _growth(rate: float) -> float:
+    """``m |θ_2*|`` of the largest component, λ = 1, from the anti-aligned start; as steps of size η see it."""
+    rest = float(1 / limit(modes([1.0], [[-AGAINST], [0.0]]))[0])
+    return float(np.log1p(-rate * rest) / rate)
+
+
+def same(table: pl.DataFrame) -> Reading:
+    """Most difference between PyTorch's product of weights and the matrix dynamics' own."""
+    return Reading(
+        checks=tuple(
+            Check(
+                label=f"{label}: most of {own['seed'].n_unique()}",
+                measured=float(own["apart"].to_numpy().max()),
+                high=1e-9,
+            )
+            for label, own in _kinds(table)
+        )
+    )
+
+
+def exactly(table: pl.DataFrame) -> Reading:
+    """Least and most share of the pairs in order, 1 from zero and 0 from anti-aligned weights."""
+    checks = []
+    for label, own in _kinds(_orders(table)):
+        wanted = 0.0 if own["scheme"][0] == "anti-aligned" else 1.0
+        found = own["in_order"].to_numpy()
+        for kind, value in (("least", found.min()), ("most", found.max())):
+            checks.append(Check(label=f"{label}: {kind}", measured=float(value), low=wanted, high=wanted))
+    return Reading(checks=tuple(checks))
+
+
+# What is stated of the order of learning in networks.
+
+_RANDOM, _FEEDBACK = pl.col("basis") == "random", pl.col("rule") != "bp"
+_AGAINST = pl.col("scheme") == "anti-aligned"
+_PAIRS = "Share of the pairs of components of which the larger reaches 90 % first, mean over the seeds."
+_STUDENT = "half the 99 % interval over the seeds (Student's t, all together)"
+
+CLAIMS = (
+    Claim(
+        name="networks-regularise",
+        statement="Trained from small weights, networks learn the components approximately in decreasing order.",
+        place="Abstract; that random weights and feedback do it, at depth 3 and for dfa too, is tried here",
+        how=_PAIRS,
+        because=f"At least {MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
+        "neighbours of nearly the same size may change places, as random feedback carries them unequally.",
+        read=lambda table: decreasing(table, 1),
+        scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
+    ),
+    Claim(
+        name="networks-anti-regularise",
+        statement="Trained from hidden weights against their feedback path, networks learn negligible components "
+        "before principal ones.",
+        place="Abstract; that this is such a start is derived, and tried on random feedback here",
+        how=_PAIRS,
+        because=f"At most {1 - MOSTLY:.2g}, and below ½ by {_STUDENT}.",
+        read=lambda table: decreasing(table, -1),
+        scope=_FEEDBACK & _RANDOM & _AGAINST,
+    ),
+    Claim(
+        name="networks-only-the-start-differs",
+        statement="Which of the two it is depends on the initial weights alone.",
+        place="Abstract: “certain specific initializations imply …”, “we also provide initialization schemes where …”",
+        how="Difference of the shares between both starts, paired by seed: the same data, feedback and steps.",
+        because="Above 0 by " + _STUDENT + ".",
+        read=lambda table: differs(table, "scheme", "anti-aligned", "small"),
+        scope=(pl.col("rule") == "fa") & (pl.col("depth") == 2) & _RANDOM,
+    ),
+    Claim(
+        name="networks-spectral",
+        statement="With orthogonal feedback and zero or anti-aligned weights the order has no exception.",
+        place="Derived: the components are uncoupled",
+        how="Share of the pairs in order, least and most of the seeds.",
+        because="1 from zero, 0 from anti-aligned weights.",
+        read=exactly,
+        scope=pl.col("basis") == "spectral",
+    ),
+    Claim(
+        name="networks-power-law",
+        statement="The times follow the powers of the spectral theory without its assumption: -2/3 of two layers, -6/7 "
+        "of three.",
+        place="Derived for uncoupled components; tried on random weights and feedback here",
+        how="Slope of the logarithm of the time against log λ over the components, one a seed; their mean.",
+        because="± 0.1, for the coupling of the components by random feedback and for the size of the steps.",
+        read=slopes,
+        scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
+    ),
+    Claim(
+        name="networks-gradient-parts-more",
+        statement="Gradient descent parts the components more than feedback alignment does.",
+        place="Derived: ln(1/ε)/λ against λ^(-2/3)",
+        how="Difference of the slopes of the logarithm of the time against log λ, two layers, paired by seed: the same "
+        "small weights.",
+        because="Below 0 by " + _STUDENT + ".",
+        read=gradient_slopes,
+        scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
+    ),
+    Claim(
+        name="networks-gradient",
+        statement="Gradient descent from the same start is not anti-regularised.",
+        place="Derived: its error returns by the weights, which cannot be against themselves",
+        how="Difference of the shares between gradient descent and feedback alignment, paired by seed: the same "
+        "weights.",
+        because="Above 0 by " + _STUDENT + ".",
+        read=lambda table: differs(table, "rule", "fa", "bp"),
+        scope=_RANDOM & _AGAINST,
+    ),
+    Claim(
+        name="networks-no-staircase",
+        statement="Gradient descent waits at a plateau before it learns a component, feedback alignment does not.",
+        place="Derived",
+        how="Time of the first 10 % of a component over that of 90 %, mean over the components; the difference, paired "
+        "by seed: the same small weights.",
+        because="Above 0 by " + _STUDENT + ".",
+        read=waits,
+        scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
+    ),
+    Claim(
+        name="networks-rest-unstable",
+        statement="Where an input direction is used by no component, the rest against the feedback does not last: what "
+        "the weights have on that direction grows at the rate m|θ_2*|.",
+        place="Derived: e_ij' = -(mθ_2i + θ_1j²) e_ij next to a rest, and θ_1j = 0 there. Of single components the "
+        "rest is stable",
+        how="Slope of the logarithm of the largest |u_iᵀ W_2W_1 v| on unused directions v over time, from the exact "
+        "spectral start, where it grows out of rounding; over m|θ_2*| of the largest component.",
+        because="1 ± 0.05: other components grow beside it.",
+        read=leaves,
+        scope=_FEEDBACK & _AGAINST & (pl.col("basis") == "spectral") & (pl.col("task") != "pixels"),
+    ),
+    Claim(
+        name="networks-exact",
+        statement="What falign trains is the dynamics that the theory is about.",
+        place="Derived",
+        how="Difference of the learned shares between the PyTorch network and the matrix dynamics on compressed data, "
+        "the most of all components over the first 100 steps.",
+        because="At most 1e-9: rounding.",
+        read=same,
+    ),
+)
+
+
+# Pictures of the order of learning in networks: components over time, and the time of each against its size.
+
+_DRAWN_KINDS = (
+    ("fa", 2, "small", "random"),
+    ("fa", 2, "anti-aligned", "random"),
+    ("fa", 3, "small", "random"),
+    ("dfa", 3, "small", "random"),
+    ("bp", 2, "small", "random"),
+    ("bp", 2, "anti-aligned", "random"),
+)
+_LINES = 6
+"""Components drawn of a problem that has more: evenly among them, the largest and the smallest with them."""
+
+
+def _problems(data: pl.DataFrame) -> list[tuple[str, str]]:
+    return sorted(data.select("dataset", "task").unique().rows(), key=lambda pair: (pair[0] != "teacher", pair))
+
+
+def _of(data: pl.DataFrame, kind: tuple[str, int, str, str]) -> pl.DataFrame:
+    rule, depth, scheme, basis = kind
+    return data.filter(
+        (pl.col("rule") == rule)
+        & (pl.col("depth") == depth)
+        & (pl.col("scheme") == scheme)
+        & (pl.col("basis") == basis)
+    )
+
+
+def courses(data: pl.DataFrame) -> Figure:
+    """A column a rule and start, a row a problem; the larger the component, the darker."""
+    problems = _problems(data)
+    figure, axes = panels(
+        len(_DRAWN_KINDS),
+        len(problems),
+        titles=[
+            f"{rule}, {depth} layers\n{scheme}" if row == 0 else ""
+            for row in range(len(problems))
+            for rule, depth, scheme, _ in _DRAWN_KINDS
+        ],
+        xlabels=["time"],
+        ylabels=[f"{name}, {task}" for name, task in problems],
+        share="all",
+        width=10.5,
+        height=1.9,
+    )
+    for row, (name, task) in enumerate(problems):
+        whole = data.filter((pl.col("dataset") == name) & (pl.col("task") == task))
+        count = whole["mode"].n_unique()
+        kept = sorted({round(k * (count - 1) / (min(_LINES, count) - 1)) for k in range(min(_LINES, count))})
+        for panel, kind in zip(axes[row * len(_DRAWN_KINDS) :], _DRAWN_KINDS, strict=False):
+            own = _of(whole, kind).filter(pl.col("time") > 0)
+            for colour, mode in zip(reversed(sequence(len(kept))), kept, strict=True):
+                line = own.filter(pl.col("mode") == mode).sort("time")
+                panel.plot(line["time"], line["share"], color=colour, linewidth=1.3)
+            panel.axhline(0.9, color=INK, linewidth=0.8, linestyle=(0, (4, 2.5)))
+            panel.axhline(0.0, color=AXIS, linewidth=0.8)
+            panel.set_xlim(0.09, 60)
+            panel.set_ylim(-0.1, 1.1)
+            logarithmic(panel, "x", ticks=(0.1, 1, 10))
+    return figure
+
+
+def components(data: pl.DataFrame) -> Figure:
+    """A column a problem, a line a rule and start."""
+    problems = _problems(data)
+    figure, axes = panels(
+        len(problems),
+        titles=[f"{name}, {task}" for name, task in problems],
+        xlabels=["λ"],
+        ylabels=["time to 90 %"],
+        share="all",
+        height=3.6,
+    )
+    looks = dict(zip(_DRAWN_KINDS, zip((*COLOURS[:5], INK), MARKERS, strict=True), strict=True))
+    for panel, (name, task) in zip(axes, problems, strict=True):
+        whole = data.filter((pl.col("dataset") == name) & (pl.col("task") == task))
+        for kind, (colour, marker) in looks.items():
+            rule, depth, scheme, _ = kind
+            _draw_points(panel, _of(whole, kind), colour, marker, f"{rule}, {depth} layers, {scheme}")
+        for kind, scheme in (("small", "zero"), ("anti-aligned", "anti-aligned")):
+            own = _of(whole, ("fa", 2, scheme, "spectral"))
+            _draw_points(panel, own, looks["fa", 2, kind, "random"][0], "o", "", open_=True)
+        for kind, exponent in ((_DRAWN_KINDS[0], -2 / 3), (_DRAWN_KINDS[2], -6 / 7), (_DRAWN_KINDS[4], -1.0)):
+            own = _of(whole, kind).drop_nulls("learned")
+            sizes = [float(size) for size in (own["component"].to_numpy().min(), own["component"].to_numpy().max())]
+            scale = float((own["learned"].log() - exponent * own["component"].log()).to_numpy().mean())
+            law(panel, sizes, [2.718281828459045**scale * size**exponent for size in sizes], "")
+        logarithmic(panel, "both")
+    legend(figure, columns=3)
+    return figure
+
+
+def _draw_points(panel: Axes, own: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False) -> None:
+    panel.plot(
+        own["component"],
+        own["learned"],
+        marker,
+        color=colour,
+        fillstyle="none" if open_ else "full",
+        markersize=6 if open_ else 3.2,
+        label=label or None,
+    )
+
 
 _KINDS: tuple[tuple[str, int, str, str], ...] = (
     ("fa", 2, "small", "random"),

@@ -1,17 +1,343 @@
 """The conservation law under practical training: plain descent, and what departs from it."""
 
 from collections.abc import Iterator, Sequence
+from math import ceil, inf
 
 import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from falign.lab.data import Dataset, load
-from falign.lab.experiment import Experiment, Outcome, Picture, Point, Scalar, Setting, Task
-from falign.lab.experiment.statistics import summary
+from falign.lab.experiment import (
+    Check,
+    Claim,
+    Experiment,
+    Missing,
+    Outcome,
+    Picture,
+    Point,
+    Reading,
+    Scalar,
+    Setting,
+    Task,
+)
+from falign.lab.experiment.statistics import mean, slope, summary
+from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
-from falign.papers.robertson2024.conservation_claims import CLAIMS, MOMENTUM, off_diagonal
-from falign.papers.robertson2024.cuts import with_images
-from falign.papers.robertson2024.drawing_conservation import diagonals, drifts
-from falign.papers.robertson2024.training import Record, Training, course, start
+from falign.papers.robertson2024._training import LOOKS, Record, Training, course, start, with_images
+
+# What is stated of the conservation law, and how it is judged.
+
+MOMENTUM = 0.9
+_POINT = ["dataset", "case", "rule", "model", "rate"]
+_KIND = _POINT[:-1]
+_TOLERANCE = 1e-10
+_NEAR = 5.0
+"""Degrees from the diagonal that count as on it."""
+_KEPT = (pl.col("case") == "plain") & (pl.col("rule") != "adafa")
+
+
+def off_diagonal(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a run, at its end.
+
+    ``apart``: ``Σ_k |C_k(T) - C_k(0)|`` over the neurons of all layers. ``degrees``: the angle between the diagonal and
+    the layers' changes, ``arctan(Σ|x - y| / Σ(|x| + |y|))`` with x that of ½|W|² + ½|b|² and y that of ⟨B, W⟩.
+    """
+    last = table.filter(pl.col("step") == pl.col("steps"))
+    difference = pl.col("incoming_change") - pl.col("outgoing_change")
+    sizes = pl.col("incoming_change").abs() + pl.col("outgoing_change").abs()
+    return (
+        last.group_by([*_POINT, "seed"])
+        .agg(
+            apart=pl.col("apart").sum(),
+            degrees=(difference.abs().sum() / sizes.sum()).arctan().degrees(),
+            incoming=pl.col("incoming").sum(),
+            value=pl.col("value").sum(),
+            negative=pl.col("negative").mean(),
+            residual=pl.col("residual").max(),
+        )
+        .sort([*_POINT, "seed"])
+    )
+
+
+def _named(values: tuple) -> str:
+    """Such as "digits, plain, fa, pooled"."""
+    return ", ".join(str(value).rpartition("networks:")[2] for value in values)
+
+
+def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
+    return [(_named(values), own) for values, own in runs.sort(by).group_by(by, maintain_order=True)]
+
+
+def _identity(table: pl.DataFrame) -> Reading:
+    lawful = table.filter(pl.col("law").is_in(["exact", "accounted"]))
+    if lawful.is_empty():
+        raise Missing("no layer is under a law that is exact or accounted for")
+    checks = (
+        Check(
+            label=f"{label}: most of {own.select('layer', 'rate', 'seed').n_unique()} layers and runs",
+            measured=float(own["residual"].to_numpy().max()),
+            high=_TOLERANCE,
+        )
+        for label, own in _kinds(lawful, _KIND)
+    )
+    return Reading(checks=tuple(checks))
+
+
+def _exponents(table: pl.DataFrame, low: float, high: float) -> Reading:
+    """Slope of log drift against log η: within the bounds by half its interval, or around 1 with it on top."""
+    logs = off_diagonal(table).with_columns(pl.col("rate").log(), pl.col("apart").log())
+    kinds = _kinds(logs, _KIND)
+    checks = []
+    for label, own in kinds:
+        found = slope(own, "rate", "apart")
+        half = found.half(len(kinds)) * (1 if low < 1 < high < inf else -1)
+        checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=low - half, high=high + half))
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
+
+
+def _near(table: pl.DataFrame) -> Reading:
+    runs = off_diagonal(table)
+    kinds = _kinds(runs.filter(pl.col("rate") == pl.col("rate").min().over(_KIND)), _POINT)
+    checks = []
+    for label, own in kinds:
+        found = mean(own["degrees"], of=label)
+        checks.append(Check(label=f"{label}: degrees", measured=found.value, high=_NEAR - found.half(len(kinds))))
+    return Reading(checks=tuple(checks))
+
+
+def _momentum(table: pl.DataFrame) -> Reading:
+    runs = off_diagonal(table)
+    keys = ["dataset", "rule", "model", "rate", "seed"]
+    plain = runs.filter(pl.col("case") == "plain").select(*keys, than="apart")
+    both = runs.filter(pl.col("case") == "momentum").join(plain, on=keys)
+    both = both.with_columns(ratio=pl.col("apart") / pl.col("than"))
+    kinds, most = _kinds(both, _POINT), (1 + MOMENTUM) / (1 - MOMENTUM)
+    checks = []
+    for label, own in kinds:
+        found = mean(own["ratio"], of=label)
+        half = found.above(len(kinds))
+        checks.append(Check(label=f"{label}: times, less 1", measured=found.value - 1, low=half, high=most - 1 - half))
+    return Reading(checks=tuple(checks))
+
+
+def _rests(table: pl.DataFrame) -> Reading:
+    runs = off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
+    kinds = _kinds(runs, _POINT)
+    checks = []
+    for label, own in kinds:
+        found = mean(own["ratio"], of=label)
+        width = 0.1 + found.half(len(kinds))
+        checks.append(Check(label=label, measured=found.value, low=1 - width, high=1 + width))
+    return Reading(checks=tuple(checks), note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons")
+
+
+_LAW = (
+    "Abstract: “a novel conservation law linking changes in synaptic weights to implicit regularization that maintains "
+    "alignment”, “with support from experiments”. "
+)
+_DRIFT = (
+    "Slope of log Σ|C(T) - C(0)|, over the neurons of all layers, against log η for trainings of the same length in "
+    "η × steps; one a seed. "
+)
+_HALF = "Half the 99 % interval over the seeds (Student's t, all together) on top."
+_BY_HALF = " by half the 99 % interval over the seeds (Student's t, all together)"
+
+CLAIMS = (
+    Claim(
+        name="conserved-to-rounding",
+        statement="Each neuron conserves C = ½|w_in|² + ½b² - ⟨B, w_out⟩ but for what is known: the squares of the "
+        "steps, decay, the feedback's own motion, the ε of batch normalization.",
+        place=_LAW + "The discrete identity, and the forms for other rules and layers, are derived",
+        how="Largest relative residual of all neurons, in float64: C(T) - C(0) less what the identity accounts for.",
+        because="At most 1e-10: rounding.",
+        read=_identity,
+    ),
+    Claim(
+        name="on-the-diagonal",
+        statement="Under plain descent the change of ½|W_l|² + ½|b_l|² of a layer is that of ⟨B, W_l+1⟩.",
+        place=_LAW + "Its layerwise form; the paper's figure is not readable",
+        how="Angle between the diagonal and the point that both changes make, sizes summed over the layers, at the "
+        "smallest rate.",
+        because=f"Below {_NEAR:g}°" + _BY_HALF + ": ½Ση²|g|², which is of first order in η, is left.",
+        read=_near,
+        scope=_KEPT,
+    ),
+    Claim(
+        name="on-the-diagonal-adafa",
+        statement="Under plain descent the change of ½|W_l|² + ½|b_l|² is that of ⟨B, W_l+1⟩ for adaFA as well.",
+        place="A summary of the paper names adaFA among the rules that converge; that it is the tracking "
+        "B ← (1-α)B + αW is a choice",
+        how="As for on-the-diagonal, adafa.",
+        because="As for on-the-diagonal. For moving feedback Ċ = -⟨Ḃ, W⟩, so that there is no reason why it should be.",
+        read=_near,
+        scope=(pl.col("case") == "plain") & (pl.col("rule") == "adafa"),
+    ),
+    Claim(
+        name="drift-of-first-order",
+        statement="The law is that of gradient flow: what plain descent drifts from it is of first order in η.",
+        place="Derived: the drift is ½Ση²|g|²",
+        how=_DRIFT + "Feedback alignment.",
+        because="1 ± 0.1. " + _HALF,
+        read=lambda table: _exponents(table, 0.9, 1.1),
+        scope=_KEPT & (pl.col("rule") == "fa"),
+    ),
+    Claim(
+        name="drift-of-other-rules",
+        statement="The drift vanishes with η for sign feedback, Kolen-Pollack and batch normalization as well.",
+        place="Derived: sign feedback drifts at changes of sign besides, Kolen-Pollack by a difference of squares",
+        how=_DRIFT,
+        because="Above ½, halfway between first order and none," + _BY_HALF + ".",
+        read=lambda table: _exponents(table, 0.5, inf),
+        scope=(_KEPT & (pl.col("rule") != "fa")) | (pl.col("case") == "batch norm"),
+    ),
+    Claim(
+        name="momentum-drifts-more",
+        statement="Momentum drifts more than plain descent at the same effective rate η/(1-μ), up to (1+μ)/(1-μ) "
+        "times.",
+        place="Derived: (1+μ)/(1-μ) times for gradients that change slowly, once for those that are noise",
+        how="Drift over that of plain descent, paired by seed: the same weights and batches.",
+        because=f"Between 1 and {(1 + MOMENTUM) / (1 - MOMENTUM):.0f}," + _BY_HALF + ".",
+        read=_momentum,
+        scope=pl.col("case").is_in(["plain", "momentum"]) & (pl.col("rule") == "fa"),
+    ),
+    Claim(
+        name="momentum-vanishes",
+        statement="With momentum the law still holds in the limit of small steps.",
+        place="Derived",
+        how=_DRIFT,
+        because="Above ½" + _BY_HALF + ".",
+        read=lambda table: _exponents(table, 0.5, inf),
+        scope=pl.col("case") == "momentum",
+    ),
+    Claim(
+        name="broken-at-any-rate",
+        statement="With Adam, tanh, and around a shortcut the law does not hold, however small the steps.",
+        place="Derived",
+        how=_DRIFT,
+        because="Below ½" + _BY_HALF + ".",
+        read=lambda table: _exponents(table, -inf, 0.5),
+        scope=pl.col("case").is_in(["Adam", "tanh", "residual"]),
+    ),
+    Claim(
+        name="decay-aligns",
+        statement="Weight decay drives ⟨B, w_out⟩ to |w_in|² + b²: in the end it aligns every neuron that is alive.",
+        place="Derived: at rest 0 = λ(⟨B, w_out⟩ - |w_in|² - b²)",
+        how="Σ⟨B, w_out⟩ over Σ(|w_in|² + b²) of all hidden neurons at the end of a training with decay.",
+        because="1 ± 0.1, for the noise of the batches and what is left of the start. " + _HALF,
+        read=_rests,
+        scope=pl.col("case") == "equilibrium",
+    ),
+)
+
+
+# Pictures of the conservation law: both sides of it, and how far apart they are by rate.
+
+_DRAWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
+_RULES = ("fa", "usf", "kp", "adafa")
+_COLUMNS = 5
+_COLOUR: dict[str, str] = dict(zip(_DRAWN_CASES, (INK, *COLOURS), strict=True))
+
+
+def _drawn_kinds(data: pl.DataFrame) -> list[tuple[str, str]]:
+    """[(case, rule)]: the rules under plain descent, then feedback alignment under the others."""
+    there = set(data.select("case", "rule").unique().rows())
+    return [(case, rule) for case in _DRAWN_CASES for rule in _RULES if (case, rule) in there]
+
+
+def _convolutional(model: str) -> bool:
+    return model.endswith((":pooled", ":normalised"))
+
+
+def diagonals(data: pl.DataFrame) -> Figure:
+    """Change of ½|W|² + ½|b|² against that of ⟨B, W⟩: a panel a rule, then a panel a departure; in rows by data set."""
+    sets, kinds = each_of(data, "dataset"), _drawn_kinds(data)
+    rows = ceil(len(kinds) / _COLUMNS)
+    left_over = [""] * (rows * _COLUMNS - len(kinds))
+    titles = [
+        title
+        for name, _ in sets
+        for title in (*(f"{rule}, {name}" if case == "plain" else case for case, rule in kinds), *left_over)
+    ]
+    figure, axes = panels(
+        _COLUMNS,
+        rows * len(sets),
+        titles=titles,
+        xlabels=["change of ⟨B, W⟩"],
+        ylabels=["change of ½|W|² + ½|b|²"] * rows * len(sets),
+        height=2.2,
+    )
+    deepest = int(data["depth"].to_numpy().max())
+    colours = sequence(deepest + 1)
+    for index, (_, whole) in enumerate(sets):
+        for panel, (case, rule) in zip(axes[index * rows * _COLUMNS :], kinds, strict=False):
+            own = whole.filter((pl.col("case") == case) & (pl.col("rule") == rule)).sort("step")
+            _draw_diagonal(panel, own, colours)
+    for panel in axes:
+        panel.set_visible(panel.has_data())
+    handles = [Line2D([], [], color=colour, marker="o", label=f"layer {k + 1}") for k, colour in enumerate(colours)]
+    handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2, label="the law"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _draw_diagonal(panel: Axes, data: pl.DataFrame, colours: list[str]) -> None:
+    """One line a network and layer, from no change to the end of training."""
+    low, high = 0.0, 0.0
+    for (model, _, depth), layer in data.group_by(["model", "layer", "depth"], maintain_order=True):
+        x, y = [0.0, *layer["outgoing_change"]], [0.0, *layer["incoming_change"]]
+        open_ = "none" if _convolutional(str(model)) else "full"
+        panel.plot(x, y, color=colours[int(str(depth))], marker="o", markersize=4, fillstyle=open_, linewidth=1.0)
+        low, high = min(low, *x, *y), max(high, *x, *y)
+    law(panel, [low, high], [low, high], "the law")
+
+
+def drifts(data: pl.DataFrame) -> Figure:
+    """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
+    sets = each_of(data, "dataset")
+    figure, axes = panels(
+        2,
+        len(sets),
+        titles=[title for name, _ in sets for title in (f"{name}: plain descent", "feedback alignment otherwise")],
+        xlabels=["η"],
+        ylabels=["Σ|C(T) - C(0)|"] * len(sets),
+        share="all",
+        height=3.4,
+    )
+    rates = sorted(data["rate"].unique().to_list())
+    for row, (_, own) in enumerate(sets):
+        left, right = axes[2 * row : 2 * row + 2]
+        for case, rule in _drawn_kinds(own):
+            for model, runs in each_of(own.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
+                plain = case == "plain"
+                colour = LOOKS[rule].colour if plain else _COLOUR[case]
+                _drift(left if plain else right, runs.sort("rate"), colour, str(model), rule if plain else case)
+        base = own["mean"].to_numpy().min() / 3
+        for panel in (left, right):
+            law(panel, rates, [base * rate / rates[0] for rate in rates], "∝ η")
+            logarithmic(panel, "both")
+            logarithmic(panel, "x", ticks=rates)
+            handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+            panel.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _drift(panel: Axes, data: pl.DataFrame, colour: str, model: str, label: str) -> None:
+    spread = data["sd"].fill_null(0)
+    low = pl.select(pl.min_horizontal(spread, data["mean"] * 0.9)).to_series()
+    panel.errorbar(
+        data["rate"],
+        data["mean"],
+        yerr=[low, spread],
+        color=colour,
+        marker="o",
+        fillstyle="none" if _convolutional(model) else "full",
+        linewidth=1.2,
+        elinewidth=0.9,
+        label=label,
+    )
+
 
 _NETWORKS = "falign.papers.robertson2024.networks"
 _CASES: dict[str, dict[str, Scalar]] = {

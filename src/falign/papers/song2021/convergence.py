@@ -7,10 +7,10 @@ import polars as pl
 
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import Estimate, slope, summary
-from falign.papers.song2021.checks import DELTA, outcome, shares
-from falign.papers.song2021.drawing_theory import distances
+from falign.papers.song2021._drawing import distances
+from falign.papers.song2021._shared import DELTA, outcome, shares
 from falign.theory.two_layer import Penalty, bytes_needed, draw
-from falign.theory.two_layer.gram import sample
+from falign.theory.two_layer._width_free import sample
 from falign.theory.two_layer.theorems import TheoremCheck, theorem_3_2, theorem_4_2, theorem_4_3
 
 _ACTIVATIONS = ("tanh", "sigmoid")

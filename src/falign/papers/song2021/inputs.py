@@ -20,11 +20,11 @@ from falign.lab.experiment import (
     grid,
 )
 from falign.lab.experiment.statistics import least_share
-from falign.papers.song2021.checks import DELTA
-from falign.papers.song2021.drawing_theory import eigenvalues_and_isometry
+from falign.papers.song2021._drawing import eigenvalues_and_isometry
+from falign.papers.song2021._shared import DELTA
 from falign.theory.two_layer import activation
+from falign.theory.two_layer._start import inputs_of
 from falign.theory.two_layer.kernels import hermite_coefficients, limiting_kernel
-from falign.theory.two_layer.start import inputs_of
 from falign.theory.two_layer.theorems import is_isometric
 
 _RATIO = 2.0

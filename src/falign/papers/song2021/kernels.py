@@ -5,16 +5,176 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from falign.lab.experiment import Experiment, Outcome, Picture, Point, Setting, Task, grid
-from falign.lab.experiment.statistics import summary
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes
-from falign.papers.song2021.drawing_kernels import kernels_by_width
-from falign.papers.song2021.kernels_claims import CLAIMS, worst
+from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment.statistics import Estimate, least_share, slope, summary
+from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
+from falign.papers.song2021._drawing import NAMES
+from falign.papers.song2021._shared import DELTA, batch, engine_bytes, outcomes
 from falign.theory.two_layer import Dual, Trajectory, activation, draw_reduced, spaced
-from falign.theory.two_layer.infinite_width import predicted_error
-from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel
+from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, predicted_error
+
+# What section 3 states of the kernels along training, and how it is judged.
+
+
+def worst(table: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The largest value of each run."""
+    return table.group_by("activation", "strength", "p", "n", "seed").agg(pl.col(column).max())
+
+
+def _exponent(runs: pl.DataFrame, column: str) -> Estimate:
+    """Mean over the seeds of the slope of log column against log p."""
+    return slope(runs.with_columns(pl.col("p").log(), pl.col(column).log()), "p", column)
+
+
+def _groups(table: pl.DataFrame, *columns: str) -> list[tuple[tuple, pl.DataFrame]]:
+    return list(table.sort(columns).group_by(columns, maintain_order=True))
+
+
+def _feedback_kernel(table: pl.DataFrame) -> Reading:
+    """Exponent of |H(0)|."""
+    groups = _groups(table.filter((pl.col("step") == 0) & (pl.col("strength") == 0)), "activation")
+    checks = []
+    for (name,), runs in groups:
+        found = _exponent(runs, "H_norm")
+        half = found.half(len(groups))
+        checks.append(
+            Check(label=f"{name}: exponent of p in |H(0)|", measured=found.value, low=-0.5 - half, high=-0.5 + half)
+        )
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+
+
+def _constancy(table: pl.DataFrame) -> Reading:
+    """Exponents of the largest changes of G and H."""
+    groups = _groups(table.filter(pl.col("strength") == 0), "activation")
+    checks = []
+    for (name,), own in groups:
+        for column, kernel in (("G_change", "G"), ("H_change", "H")):
+            found = _exponent(worst(own, column), column)
+            label = f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|"
+            checks.append(Check(label=label, measured=found.value, high=-0.5 + found.half(2 * len(groups))))
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+
+
+def _prediction(table: pl.DataFrame) -> Reading:
+    """Exponent of the largest distance to the prediction."""
+    groups = _groups(table, "activation", "strength")
+    checks = []
+    for (name, strength), own in groups:
+        found = _exponent(worst(own, "discrepancy"), "discrepancy")
+        half = found.half(len(groups))
+        label = f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|"
+        checks.append(Check(label=label, measured=found.value, low=-0.5 - half, high=-0.5 + half))
+    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+
+
+def _contraction(table: pl.DataFrame) -> Reading:
+    """Share of runs whose error falls as the theorem says between all recordings."""
+    plain = table.filter((pl.col("strength") == 0) & (pl.col("step") > 0))
+    unit = pl.col("rate") * pl.col("gamma")
+    runs = plain.group_by("activation", "p", "seed").agg(slowest=((1 - pl.col("contraction")) / unit).min())
+    checks = []
+    for (name, p), own in _groups(runs, "activation", "p"):
+        slowest = own["slowest"].to_numpy()
+        checks.append(
+            Check(
+                label=f"{name}, p = {p}: share of {own.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)",
+                measured=float((slowest >= 0.25).mean()),
+                low=least_share(own.height, 1 - DELTA),
+            )
+        )
+    return Reading(checks=tuple(checks))
+
+
+CLAIMS = (
+    Claim(
+        name="feedback-kernel-vanishes",
+        statement="H is close to 0 at initialization if the network is over-parameterized.",
+        place="Section 3, after the equation for e(t+1)",
+        how="Slope of log |H(0)|, the spectral norm, against log p: one a seed, and their mean.",
+        because="-½, the order of a mean of p independent matrices whose mean is 0; ± half of the slope's 99 % "
+        "interval by Student's t over the seeds, for both activations together (Bonferroni).",
+        read=_feedback_kernel,
+    ),
+    Claim(
+        name="kernels-stay",
+        statement="The entries of both matrices remain close to their initial values.",
+        place="Section 3, after the equation for e(t+1)",
+        how="Slope, as before, of the largest spectral norm of G(t) - G(0), and of H(t) - H(0), along runs without "
+        "a ridge. No entry of a matrix is larger than that norm.",
+        because="At most -½, the rate at which single weights move in theorem 3.2, plus half of the slope's 99 % "
+        "interval. Less agrees with it: what b multiplies averages out over the neurons, which makes it -1.",
+        read=_constancy,
+    ),
+    Claim(
+        name="infinite-width",
+        statement="The error follows e(t+1) = (I - ηḠ)e(t) up to 1/√p; with a ridge, "
+        "e(t+1) = ((1 - ηλ)I - ηḠ)e(t) + ηλy.",
+        place="Section 3, G + H ≈ Ḡ made exact in the limit; the order and the ridge's term are derived here",
+        how="Slope, as before, of the largest |e(t) - e∞(t)|/|y| of a run, e∞ begun at the run's own e(0).",
+        because="-½: G(0) - Ḡ and H(0) are means of p independent matrices; ± half of the slope's 99 % interval.",
+        read=_prediction,
+    ),
+    Claim(
+        name="empirical-rate",
+        statement="The error falls by at least the factor 1 - ηγ/4 a step.",
+        place="Theorem 3.2, equation 3.1; for ReLU, which its assumptions exclude, section 3's account",
+        how="Share of runs without a ridge in which it does so in the mean of every interval between recordings, "
+        "γ = λ_min(Ḡ) of the run's inputs. Single steps are the matter of song2021.convergence.",
+        because=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, by the "
+        "binomial law.",
+        read=_contraction,
+    ),
+)
+
+
+# The picture of the kernels: how they shrink and stay with the width, and how the error keeps to its prediction.
+
+_SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
+"""Column -> its name and its line."""
+
+
+def kernels_by_width(data: pl.DataFrame) -> Figure:
+    """|H(0)| and the largest change of G against the width; how far the error is from its prediction along training."""
+    figure, (left, right) = panels(
+        2,
+        titles=["Kernels against the width", f"{NAMES['tanh']}: error, less its limit"],
+        ylabels=["spectral norm / λ_min(Ḡ)"],
+        height=3.4,
+    )
+    left.set_xlabel("width p")
+    ends = data.filter(pl.col("shown").is_in(list(_SHOWN))).sort("p")
+    for colour, marker, (name, own) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
+        for column, (name, style) in _SHOWN.items():
+            each = own.filter(pl.col("shown") == column)
+            sd = each["sd"].fill_null(0)
+            left.errorbar(
+                each["p"],
+                each["mean"],
+                yerr=[pl.select(pl.min_horizontal(sd, 0.9 * each["mean"])).to_series(), sd],
+                color=colour,
+                marker=marker,
+                linestyle=style,
+                capsize=2,
+                label=f"{NAMES[name]}: {name}",
+            )
+    first = ends.filter(pl.col("shown") == "H_norm").group_by("p").agg(pl.col("mean").max()).sort("p")
+    law(left, first["p"], 1.6 * first["mean"][0] * (first["p"][0] / first["p"]).sqrt(), "∝ 1/√p")
+    logarithmic(left, "both")
+    left.legend(fontsize=8)
+    right.set(xlabel="step", ylabel="|e(t) - e∞(t)| / |y|")
+    along = data.filter((pl.col("shown") == "discrepancy") & (pl.col("step") > 0)).sort("step")
+    for colour, (p, own) in zip(sequence(along["p"].n_unique()), each_of(along, "p"), strict=True):
+        for strength, style in zip(sorted(own["strength"].unique().to_list()), ("-", ":"), strict=False):
+            each = own.filter(pl.col("strength") == strength)
+            label = f"p = {p}" if strength == 0 else None
+            right.plot(each["step"], each["mean"], color=colour, linestyle=style, label=label)
+    logarithmic(right, "both")
+    right.legend(fontsize=8, ncols=2)
+    return figure
+
 
 _RECORDS = 20
 _RATE = 0.1

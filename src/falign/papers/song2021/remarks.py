@@ -8,9 +8,9 @@ import torch
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes, trained
-from falign.papers.song2021.drawing_theory import dropout_by_width, readings
-from falign.papers.song2021.figure2_claims import vanishing
+from falign.papers.song2021._drawing import dropout_by_width, readings
+from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
+from falign.papers.song2021.figure2 import vanishing
 from falign.theory.two_layer import Literal, draw, spaced
 
 _SHARE = 0.5

@@ -7,8 +7,8 @@ import torch
 
 from falign.lab.experiment import Check, Claim, Experiment, Missing, Outcome, Picture, Reading, Setting, Task, grid
 from falign.lab.experiment.statistics import final, mean, slope, summary
-from falign.papers.song2021.blocks import batch, engine_bytes, outcomes, trained
-from falign.papers.song2021.drawing import cosine_by_width, time_by_width
+from falign.papers.song2021._drawing import cosine_by_width, time_by_width
+from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
 from falign.theory.two_layer import WidthFree, spaced
 
 _REACHED = 0.5

@@ -4,9 +4,7 @@
 follows from the law: ``conservation``, ``alignment_bound``, ``lasting_alignment``, ``decay_equilibrium``.
 """
 
-from falign.theory.conservation.courses import descend, flow
-from falign.theory.conservation.gates import GATES, Gate, gate
-from falign.theory.conservation.law import (
+from falign.theory.conservation._law import (
     aligned_forever,
     alignment,
     decay_of_invariant,
@@ -14,12 +12,24 @@ from falign.theory.conservation.law import (
     invariant,
     potential,
 )
-from falign.theory.conservation.losses import LOSSES, Loss, loss
-from falign.theory.conservation.measurements import MEASUREMENTS, Course
-from falign.theory.conservation.network import Dynamics, State, gradients, loss_of, output, velocity
-from falign.theory.conservation.rules import RULES, FeedbackRule, entrywise, rule
-from falign.theory.conservation.start import anti, dominant, draw, small
-from falign.theory.conservation.theorems import alignment_bound, conservation, decay_equilibrium, lasting_alignment
+from falign.theory.conservation._network import (
+    GATES,
+    LOSSES,
+    Dynamics,
+    Gate,
+    Loss,
+    State,
+    gate,
+    gradients,
+    loss,
+    loss_of,
+    output,
+    velocity,
+)
+from falign.theory.conservation._rules import RULES, FeedbackRule, entrywise, rule
+from falign.theory.conservation._simulate import MEASUREMENTS, Course, descend, flow
+from falign.theory.conservation._start import anti, dominant, draw, small
+from falign.theory.conservation._theorems import alignment_bound, conservation, decay_equilibrium, lasting_alignment
 
 __all__ = [
     "GATES",

@@ -7,36 +7,45 @@ such networks, ``descend_matrices`` and ``flow_matrices`` run any linear network
 and the convergence statements give a ``TheoremCheck``.
 """
 
-from falign.theory.deep_linear.chart import Branch, Chart, chart
-from falign.theory.deep_linear.courses import ModeCourse, descend, flow
-from falign.theory.deep_linear.covariances import Compressed, compressed, covariances, points_of, whitened
-from falign.theory.deep_linear.from_zero import zero_start, zero_start_time
-from falign.theory.deep_linear.gains import gains, linearised
-from falign.theory.deep_linear.learning import depth_slope, learning_slope, learning_time, learning_time_and_slope
-from falign.theory.deep_linear.limits import asymptotic_rate, guaranteed_rate, limit, settled
-from falign.theory.deep_linear.modes import Modes, Rule, modes
-from falign.theory.deep_linear.network import linear, local_rate, network
-from falign.theory.deep_linear.predict import Prediction, predict
-from falign.theory.deep_linear.schemes import SCHEMES, Order, Scheme, scheme
-from falign.theory.deep_linear.shallow import (
+from falign.theory.deep_linear._flow import asymptotic_rate, guaranteed_rate, limit, settled
+from falign.theory.deep_linear._initialisations import SCHEMES, Order, Scheme, scheme
+from falign.theory.deep_linear._learning import depth_slope, learning_slope, learning_time, learning_time_and_slope
+from falign.theory.deep_linear._modes import Modes, Rule, modes
+from falign.theory.deep_linear._network import (
+    Compressed,
+    compressed,
+    covariances,
+    descend_matrices,
+    flow_matrices,
+    linear,
+    local_rate,
+    network,
+    points_of,
+    whitened,
+)
+from falign.theory.deep_linear._phase_diagram import Branch, Chart, chart
+from falign.theory.deep_linear._predict import Prediction, gains, linearised, predict
+from falign.theory.deep_linear._spectral import Spectral, common_bases, deviation, reduced, spectral, task
+from falign.theory.deep_linear._steps import ModeCourse, descend, flow, stable_rate, sufficient_rate
+from falign.theory.deep_linear._theorems_matrices import matrix_conservation, matrix_invariants, two_layer_convergence
+from falign.theory.deep_linear._theorems_modes import (
+    asymptotic_decay,
+    conserved_invariants,
+    error_recursion,
+    exponential_convergence,
+    learning_time_law,
+    step_rates,
+    zero_loss,
+)
+from falign.theory.deep_linear._two_layer import (
     FixedPoints,
     critical_invariant,
     critical_target,
     degenerate_error,
     fixed_points,
+    zero_start,
+    zero_start_time,
 )
-from falign.theory.deep_linear.spectral import Spectral, common_bases, deviation, reduced, spectral, task
-from falign.theory.deep_linear.stability import stable_rate, sufficient_rate
-from falign.theory.deep_linear.theorems import (
-    conserved_invariants,
-    error_recursion,
-    exponential_convergence,
-    step_rates,
-)
-from falign.theory.deep_linear.theorems_limits import asymptotic_decay, learning_time_law, zero_loss
-from falign.theory.deep_linear.theorems_matrices import matrix_conservation, matrix_invariants
-from falign.theory.deep_linear.theorems_two_layer import two_layer_convergence
-from falign.theory.deep_linear.training import descend_matrices, flow_matrices
 
 __all__ = [
     "SCHEMES",

@@ -4,32 +4,48 @@ Draw ``feedback`` and a start (``zero``, ``normal``, ``orthonormal``), train by 
 with the closed forms: ``stationary`` is where feedback alignment rests, ``optimum`` where gradient descent does.
 """
 
-from falign.theory.factorisation.closed_forms import (
+from falign.theory.factorisation._closed_forms import (
+    RatioLaw,
     best_error,
+    expected_bound,
+    flat_spectrum,
+    flat_tail,
+    flat_tail_error,
+    last_direction,
     lyapunov,
     lyapunov_rate,
     optimal_rows,
     optimum,
+    range_finder,
+    range_finder_ratios,
     stationary,
     stationary_error,
 )
-from falign.theory.factorisation.courses import descend, flow
-from falign.theory.factorisation.instances import RatioLaw, flat_spectrum, flat_tail, flat_tail_error, last_direction
-from falign.theory.factorisation.measurements import MEASUREMENTS, Course
-from falign.theory.factorisation.methods import METHODS, Method, best_output, conserved, velocity
-from falign.theory.factorisation.network import from_network, isotropic, rate_in_factorisation
-from falign.theory.factorisation.problem import State, feedback, normal, orthonormal, zero
-from falign.theory.factorisation.range_finder import expected_bound, range_finder, range_finder_ratios
-from falign.theory.factorisation.stability import local_rate, stable_rate
-from falign.theory.factorisation.subspace import overlap, principal_angles
-from falign.theory.factorisation.theorems import conservation, descent_of_feedback, optimum_reached, stationary_limit
-from falign.theory.factorisation.theorems_optimal_output import (
+from falign.theory.factorisation._methods import (
+    METHODS,
+    Method,
+    best_output,
+    conserved,
+    local_rate,
+    overlap,
+    principal_angles,
+    stable_rate,
+    velocity,
+)
+from falign.theory.factorisation._network import from_network, isotropic, rate_in_factorisation
+from falign.theory.factorisation._problem import State, feedback, normal, orthonormal, zero
+from falign.theory.factorisation._simulate import MEASUREMENTS, Course, descend, flow
+from falign.theory.factorisation._theorems import (
     alignment_growth,
+    conservation,
+    descent_of_feedback,
     gram_drift,
     monotone_alignment,
     optimal_output_bound,
+    optimum_reached,
+    stationary_limit,
 )
-from falign.theory.factorisation.theorems_separation import near_orthogonality, sampling_bound, separation
+from falign.theory.factorisation._theorems_separation import near_orthogonality, sampling_bound, separation
 
 __all__ = [
     "MEASUREMENTS",

@@ -5,15 +5,13 @@ full batches, in the space of the points), ``WidthFree`` (linear, any width). Ea
 seed and penalty; ``simulate`` records them.
 """
 
-from falign.theory.two_layer.activations import ACTIVATIONS, Activation, activation
-from falign.theory.two_layer.dual import Dual
-from falign.theory.two_layer.literal import Literal
-from falign.theory.two_layer.memory import bytes_needed
-from falign.theory.two_layer.reduced import Reduced, draw_reduced, reduce
-from falign.theory.two_layer.schedules import SCHEDULES, Penalty
-from falign.theory.two_layer.start import Start, draw, draw_data, draw_weights, project
-from falign.theory.two_layer.trajectory import Engine, Trajectory, simulate, spaced
-from falign.theory.two_layer.width_free import WidthFree
+from falign.theory.two_layer._activations import ACTIVATIONS, Activation, activation
+from falign.theory.two_layer._dual import Dual, bytes_needed
+from falign.theory.two_layer._schedules import SCHEDULES, Penalty
+from falign.theory.two_layer._start import Reduced, Start, draw, draw_data, draw_reduced, draw_weights, project, reduce
+from falign.theory.two_layer._trajectory import Engine, Trajectory, simulate, spaced
+from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._width_free import WidthFree
 
 __all__ = [
     "ACTIVATIONS",

@@ -1,19 +1,26 @@
 """The theorems of Song, Xu and Lafferty 2021 as code: assumptions, bound, what happened, verdict."""
 
 from falign.theory.statement import Assumption, TheoremCheck
-from falign.theory.two_layer.theorems.alignment import penalty_of_sum, theorem_4_6, width_independent
-from falign.theory.two_layer.theorems.consequence import linear_alignment_law, vanishing_alignment
-from falign.theory.two_layer.theorems.convergence import theorem_3_2, theorem_4_2
-from falign.theory.two_layer.theorems.isometry import (
+from falign.theory.two_layer.theorems._alignment import (
+    ParameterScaling,
+    Slope,
+    linear_alignment_law,
+    log_log_slope,
+    parameter_scaling,
+    penalty_of_sum,
+    theorem_4_6,
+    vanishing_alignment,
+    width_independent,
+)
+from falign.theory.two_layer.theorems._convergence import theorem_3_2, theorem_4_2, theorem_4_3
+from falign.theory.two_layer.theorems._data import (
     IsometryFrequency,
     is_isometric,
     isometry,
+    proposition_3_3,
     proposition_4_5,
     sufficient_dimension,
 )
-from falign.theory.two_layer.theorems.justification import proposition_3_3
-from falign.theory.two_layer.theorems.linear import theorem_4_3
-from falign.theory.two_layer.theorems.scaling import ParameterScaling, Slope, log_log_slope, parameter_scaling
 
 __all__ = [
     "Assumption",

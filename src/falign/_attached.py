@@ -1,0 +1,417 @@
+"""The feedback of one layer: B, and the hooks that cut the layer's input and deliver its error."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from falign._delivery import Cut, deliver_layerwise, transformed
+from falign._guard import Guard, guards_of, matrices_of
+from falign._preserve import look_at_hooks
+from falign.layers import KINDS, Layer
+
+if TYPE_CHECKING:
+    from falign._wiring import Wiring
+
+
+class SharedSequence(nn.Module):
+    """The one random sequence that all layers of a model read under the shared family."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values, persistent=False)
+
+
+class Feedback(nn.Module):
+    """The feedback of one layer: a submodule of it, so that B follows it everywhere, with the hooks of the layer.
+
+    ``B`` is a buffer outside ``state_dict`` (for learned or adaptive feedback: in it) with the layer's device and
+    dtype. Under the shared family it is None, and the layer reads ``gain`` times a stretch of the one ``sequence``.
+    Where several outputs of a model deliver errors, ``others`` names a buffer for every further one.
+    """
+
+    is_feedback = True  # by which those who may not import this class know it
+    B: Tensor | None
+    sequence: SharedSequence
+    start: int
+    shape: tuple[int, ...]
+
+    def __init__(self, wiring: "Wiring", name: str, kind: str, channels: int, matrix: Tensor) -> None:
+        super().__init__()
+        rule = wiring.rule
+        self.wiring = wiring
+        self.name = name
+        self.kind = kind
+        self.channels = channels
+        self.gain = 1.0
+        self.first_end = 0
+        # Of B's entries as drawn: the numbers that are no function of seed, name and family.
+        self.deviations: list[float] = []
+        self.others: dict[int, tuple[str, int]] = {}  # number of the end -> name of the buffer, channels
+        self.ran = False  # whether the layer has run outside of a backward
+        self.since, self.met = 0, -1  # its passes since a backward met it, and which that was
+        self.opaque = False  # whether it runs where no backward can be told apart: compiled, within vmap
+        self.latest = -1  # number of the model's forward in which it ran last
+        self.backwards: deque[int] = deque(maxlen=16)  # numbers of the backward passes that met the layer's output
+        if rule.learned:
+            self.B = matrix if isinstance(matrix, nn.Parameter) else nn.Parameter(matrix)
+        else:
+            self.register_buffer("B", matrix, persistent=rule.adapts)
+        for key, value in rule.state().items():
+            self.register_buffer(key, value.to(matrix.device), persistent=rule.adapts or rule.advances)
+        look_at_hooks()
+
+    @property
+    def matrix(self) -> Tensor:
+        """B as it is stored: with |B₀| for random signs, the number c for uniform ones."""
+        matrix = self.B
+        return self.stretch() if matrix is None else matrix
+
+    def matrices(self) -> dict[int, Tensor]:
+        """{number of the end: the feedback that carries its error here}, for a direct rule."""
+        return {self.first_end: self.matrix, **{end: self.get_buffer(name) for end, (name, _) in self.others.items()}}
+
+    def effective(self, weight: Tensor) -> Tensor:
+        """The matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
+        rule = self.wiring.rule
+        with torch.no_grad():
+            matrix = rule.effective(*rule.sources(self, weight, advance=False))
+            return matrix if self.gain == 1 else matrix * self.gain
+
+    def share(self, sequence: "SharedSequence", start: int, shape: tuple[int, ...], gain: float) -> None:
+        """Read B from a sequence that all layers hold, in place of a B of its own."""
+        self.B, self.sequence, self.start, self.shape, self.gain = None, sequence, start, shape, gain
+
+    def own(self, matrix: Tensor) -> None:
+        """Hold a B of its own again."""
+        self.B, self.gain = matrix, 1.0
+        del self.sequence
+
+    def stretch(self) -> Tensor:
+        """This layer's view of the shared sequence."""
+        stop = self.start + torch.Size(self.shape).numel()
+        return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
+
+    def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
+        """Forward pre-hook of the layer, layerwise wiring: the layer gets its input detached."""
+        if not (torch.is_grad_enabled() and self._is_on()):
+            return None
+        x = self._first(layer, args)
+        return (_cut(x, x if wants_error(x) or self._learns(layer) else None), *args[1:])
+
+    def deliver_layerwise(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
+        """Forward hook of the layer, layerwise wiring.
+
+        Raises:
+            RuntimeError: a hook of somebody else's replaced the input between the cut and the layer.
+        """
+        if not torch.is_grad_enabled():
+            return None
+        if not self._is_on():
+            self._note_backwards(y)
+            return None
+        x = self._uncut(args[0])
+        if x is None:
+            self._note_backwards(y)
+            return None
+        fixed, trained = self.B, layer._parameters.get("weight")
+        if fixed is not None and fixed.dim() > 1 and trained is not None and fixed.shape != trained.shape:
+            raise RuntimeError(
+                f"the weight of layer {self.name!r} is {tuple(trained.shape)}, but its feedback {tuple(fixed.shape)}: "
+                "call falign.revert before neurons are taken out or put in, and convert again"
+            )
+        wiring = self.wiring
+        rule = wiring.state.rule or wiring.rule
+        weight = layer.weight if rule.reads_weight else None
+        sources = rule.sources(self, weight, advance=rule.advances and self._advances())
+        if rule.learned and not self._learns(layer):
+            sources = (sources[0].detach(), *sources[1:])  # where W stands still, so does B
+        if torch.compiler.is_compiling():
+            self.opaque = True
+        spec = KINDS[self.kind].spec(layer)
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, self.backwards, sources)
+
+    def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
+        """Forward pre-hook of the layer, direct wiring."""
+        if not (torch.is_grad_enabled() and self._is_on()):
+            return None
+        wiring, x = self.wiring, self._first(layer, args)
+        runs = wiring.state.runs
+        if not runs:
+            fired = wiring.fired if wiring.state.fired is None else wiring.state.fired
+            if self.name not in fired or not in_backward():
+                raise RuntimeError(
+                    f"layer {self.name!r} ran with gradients outside the forward of the converted model, where no "
+                    "error can be delivered to it: call the model that was given to falign.convert, and use "
+                    "torch.utils.checkpoint with use_reentrant=False"
+                )
+            return (_cut(x, None), *args[1:])
+        run = runs[-1]
+        if not torch.compiler.is_compiling():
+            run.fired.append(self)
+        if not run.watched:
+            self.opaque = True
+        if wants_error(x):
+            version = x._version if run.watched else -1
+            run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.axes()))
+        return (_cut(x, None), *args[1:])
+
+    def deliver_direct(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
+        """Forward hook of the layer, direct wiring: where the error begins at this layer's output, deliver it."""
+        if not torch.is_grad_enabled():
+            return None
+        if not self._is_on():
+            self._note_backwards(y)
+            return None
+        self._uncut(args[0])
+        wiring = self.wiring
+        delivered = None
+        for number, end in enumerate(wiring.ends if wiring.state.runs else ()):
+            if not end.seen:
+                wiring.state.runs[-1].last = y
+            elif end.layer == self.name:
+                delivered = y = wiring.deliver(number, y, wiring.state.runs[-1])
+        return delivered
+
+    def remember(self, key: str, value: Tensor) -> None:
+        """Write a buffer: in place, so that ``functional_call`` sees it; under ``torch.compile`` by replacement.
+
+        A compiled backward may recompute what it needs from the buffer, which in-place writing would have changed
+        under it (seen in torch 2.13).
+        """
+        if torch.compiler.is_compiling():
+            setattr(self, key, value)
+        else:
+            getattr(self, key).copy_(value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load what is there; the state of a plain model lacks what a rule that only counts its passes keeps.
+
+        Feedback that was drawn takes the size that it had in the model that was saved, which the weights of that
+        model determined when it was converted.
+        """
+        saved = local_metadata.get("deviations", self.deviations)
+        kept = self.wiring.rule.learned or self.wiring.rule.adapts  # the state has B itself
+        if saved != self.deviations and len(saved) == len(self.deviations) and not kept:
+            if self.B is None:
+                self.gain *= saved[0] / self.deviations[0]
+            else:
+                with torch.no_grad():
+                    for matrix, then, now in zip(self.matrices().values(), saved, self.deviations, strict=True):
+                        matrix.mul_(then / now)
+            self.deviations = saved
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
+        missing_keys += own if kept else []
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["deviations"] = list(self.deviations)
+
+    def guard(self, layer: Layer) -> None:
+        """Have every gradient that arrives at the layer's weights looked at: did the layer itself run?"""
+        for weight in matrices_of(layer):
+            if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
+                weight.register_post_accumulate_grad_hook(Guard(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle takes nothing of a pass along."""
+        return {**self.__dict__, "backwards": deque(maxlen=16), "latest": -1, "since": 0, "met": -1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        look_at_hooks()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Feedback":
+        """Move to another device or dtype; numbers that came from nowhere (``to_empty``) are put back.
+
+        Raises:
+            RuntimeError: B was on the meta device, where its numbers are lost.
+        """
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for key, old in before.items():
+            new = self._buffers[key]
+            if old is None or new is None or new.is_meta:
+                continue
+            if old.is_meta:
+                raise RuntimeError(
+                    f"the feedback of layer {self.name!r} was on the meta device, where its numbers are lost: call "
+                    "falign.revert before the model goes there, and convert it again when its weights are loaded"
+                )
+            if new is not old and new.data_ptr() != old.data_ptr():
+                with torch.no_grad():
+                    new.copy_(old)
+        return self
+
+    def _note_backwards(self, y: Tensor) -> None:
+        """Have the backward passes that meet the layer's output noted, where no delivery of its own does so."""
+        if torch.compiler.is_compiling() or transformed() or not isinstance(y, Tensor) or y.grad_fn is None:
+            self.opaque = True
+            return
+        backwards = self.backwards
+        y.grad_fn.register_prehook(lambda errors: backwards.append(torch._C._current_graph_task_id()))
+
+    def _uncut(self, cut: Any) -> Tensor | None:
+        """What the cut of this layer carries along: the input in front of it, where an error is delivered to that.
+
+        Raises:
+            RuntimeError: a hook of somebody else's replaced the input between the cut and the layer.
+        """
+        if not hasattr(cut, "_falign_input"):
+            raise RuntimeError(
+                f"the input of layer {self.name!r} was replaced between falign's hook and the layer, by a forward "
+                "pre-hook that came after convert: put it there before, and convert then"
+            )
+        x = cut._falign_input
+        if not torch.compiler.is_compiling():
+            del cut._falign_input  # the layer's graph keeps the cut, which would keep the graph in front of it
+        return x
+
+    def axes(self) -> dict[int, int]:
+        """{number of the end: axis of the channels that output and input share, or 0}, for a direct rule."""
+        return {self.first_end: self.channels, **{end: axis for end, (_, axis) in self.others.items()}}
+
+    def _learns(self, layer: Layer) -> bool:
+        """Whether B receives a gradient: a learned B of a weight that receives one."""
+        if not (self.wiring.state.rule or self.wiring.rule).learned:
+            return False
+        weight = layer._parameters.get("weight")
+        # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.
+        return (
+            weight is None
+            or weight.requires_grad
+            or torch._C._functorch.is_functorch_wrapped_tensor(  # pyright: ignore[reportAttributeAccessIssue]
+                weight
+            )
+        )
+
+    def _is_on(self) -> bool:
+        """Whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
+        wiring = self.wiring
+        state = wiring.state
+        if torch.compiler.is_compiling():
+            return state.on
+        if not in_backward():
+            wiring.followed = state.followed = state.on
+            return state.on
+        # On a GPU the recomputation runs in a thread of autograd's, which has seen no forward.
+        return wiring.followed if state.followed is None else state.followed
+
+    def _first(self, layer: Layer, args: tuple) -> Tensor:
+        if not args:
+            raise TypeError(
+                f"layer {self.name!r} was called with keyword arguments only: pass its input as the first argument, "
+                "falign cuts it there"
+            )
+        if not isinstance(args[0], Tensor):
+            raise TypeError(f"layer {self.name!r} was called with a {type(args[0]).__name__}, expected a tensor")
+        if "forward" in layer.__dict__:
+            raise RuntimeError(
+                f"the forward of layer {self.name!r} was replaced after convert, so its map is not known: call "
+                "falign.revert, and convert the model again as it is now"
+            )
+        if torch.compiler.is_compiling():
+            if _exporting():
+                self.wiring.state.runs.clear()
+                raise RuntimeError(_NO_GRAPH)
+        else:
+            self.latest = self.wiring.passes
+            if torch._C._get_tracing_state() is not None:
+                raise RuntimeError(_NO_GRAPH)
+            self._fits(layer)  # not before: under tracing, sizes are tensors
+            if forward_ad._current_level >= 0:
+                raise RuntimeError(
+                    "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
+                    "`with falign.backprop(model):`, where they are exact"
+                )
+        return args[0]
+
+    def _fits(self, layer: Layer) -> None:
+        """Refuse weights that are of another shape than they were: neurons were removed or added.
+
+        Raises:
+            RuntimeError: they are, and the error could not pass B.
+        """
+        weight = layer._parameters.get("weight")
+        if weight is None or self.wiring.rule.wiring != "layerwise" or self.matrix.dim() != weight.dim():
+            return
+        if self.matrix.shape != weight.shape:
+            raise RuntimeError(
+                f"layer {self.name!r} has weights {tuple(weight.shape)}, feedback {tuple(self.matrix.shape)}: neurons "
+                "were removed or added after convert; call falign.revert, and convert the model again as it is now"
+            )
+
+    def _advances(self) -> bool:
+        """A pass of training, and not its recomputation by activation checkpointing.
+
+        Under re-entrant checkpointing the pass itself has no gradients, and the recomputation is all there is.
+        """
+        if torch.compiler.is_compiling():
+            return self.training
+        met = self.backwards[-1] if self.backwards else -1
+        if not in_backward():
+            self.ran, self.since = True, self.since + 1 if met == self.met else 1
+            self.met = met
+            return self.training
+        if self.wiring.rule.fresh and self.training and self.ran and self.since > 1:
+            self.since = 0
+            raise RuntimeError(
+                f"layer {self.name!r} ran more than once before this backward pass, and activation checkpointing does "
+                f"not say which pass it recomputes: rule {self.wiring.rule.name!r} has other feedback in each; do "
+                "without checkpointing"
+            )
+        return self.training and not self.ran
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which asks every module in this way."""
+        raise RuntimeError(_NO_GRAPH)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` says."""
+        shape = "x".join(map(str, self.matrix.shape)) or "one number a layer"
+        return f"{self.wiring.rule.name}, {shape}"
+
+
+def _cut(x: Tensor, carried: Tensor | None) -> Tensor:
+    """The input detached; what the hook behind the layer needs travels on it, as threads share the module."""
+    cut = x.detach()
+    cut._falign_input = carried  # type: ignore[attr-defined]
+    return cut
+
+
+def _exporting() -> bool:
+    # Not is_exporting(), which Dynamo of torch 2.11 takes for true whenever it compiles.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
+
+
+def wants_error(x: Tensor) -> bool:
+    """Whether a backward may ask for the error at x.
+
+    Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
+    """
+    return isinstance(x, Tensor) and (x.requires_grad or transformed())
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
+    return torch._C._current_graph_task_id() != -1
+
+
+_NO_GRAPH = (
+    "a converted model cannot be exported, traced or scripted, the graph would lose its rule: take the plain network, "
+    "falign.revert(copy.deepcopy(model)); torch.export and torch.jit.trace also take this one within torch.no_grad()"
+)

@@ -1,0 +1,345 @@
+"""What the command ``falign`` can do: one function a word, its options and its help."""
+
+import gc
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter, Token
+
+from falign.lab._text import standard_console, tell
+from falign.lab.config import ConfigError, TrainConfig, option
+
+# What needs torch is imported in the commands, so that help comes at once.
+
+_FILES = Group("Files", sort_key=6)
+_WHERE = Group("Where it is computed", sort_key=7)
+_RESULTS = Path("results")
+_Preset = Literal["smoke", "quick", "paper"]
+_Shown = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
+_LONGEST = 255
+"""Bytes of a file's name on all usual file systems."""
+_FOLDER = "runs/DATASET-MODEL-RULE-SEED, then -OPTION=VALUE for each that is not the default"
+_FREE = ("epochs",)
+"""Options that may differ when a run goes on."""
+
+
+_Folder = Annotated[Path, Parameter(group=_FILES)]
+_SomeFolder = Annotated[Path | None, Parameter(group=_FILES)]
+_Data = Annotated[
+    Path | None,
+    Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache"),
+]
+
+
+def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """With --resume, options that are not given are those of the run."""
+    given = next((part for part in arguments if part.name == "--resume" and part.tokens), None)
+    if given is None:
+        return
+    from falign.lab._run_folder import Run
+
+    folder = Path(given.tokens[-1].value)
+    _check(folder, "--resume")
+    config, _ = Run(folder).read_config()
+    values = asdict(config)
+    for part in arguments:
+        value = values.get(part.keys[-1]) if part.keys else None
+        if value is not None and not part.tokens:
+            part.append(Token(keyword=part.name, value=str(value), source=str(folder)))
+
+
+def _version() -> str:
+    from falign import __version__
+
+    return __version__
+
+
+app = App(
+    name="falign",
+    help="Train networks without weight transport, and see how well the errors align with the true gradient.",
+    version=_version,
+    config=_stored,
+)
+
+
+@app.command
+def train(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    data: _Data = None,
+    out: Annotated[_SomeFolder, Parameter(show_default=lambda _: _FOLDER)] = None,
+    resume: _SomeFolder = None,
+    trust: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+    force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+) -> int:
+    """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
+
+    falign train digits --model mlp:64-128-10 --rule dfa
+
+    Ctrl-C, TERM and HUP leave a run that --resume continues, to the same numbers; a second one stops it at once. Models
+    of your own are tried before the first step: a line says what they are seen to keep in Python that no checkpoint
+    holds, and whether the same seed and state give other numbers when they run a second time.
+
+    Args:
+        config: What to train.
+        data: Folder that holds the data sets; what is not there is downloaded.
+        out: The run folder.
+        resume: Go on with the run in this folder; of its options only --epochs may be raised.
+        trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
+        force: Replace the run that the folder holds.
+    """
+    from falign.lab._run_folder import Run
+    from falign.lab._train import resume as go_on
+    from falign.lab._train import train as begin
+    from falign.lab._trust import RECORDED, ask
+    from falign.lab._validate import located
+
+    if resume is None:
+        if trust:
+            raise ConfigError("--trust is for --resume: leave it out")
+        outcome = begin(config, out, data=data, replaces=force)
+    else:
+        if out is not None or force:
+            raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
+        before, origin = Run(resume).read_config()
+        config = replace(config, dataset=located(config.dataset))
+        for name, (now, then) in config.differences(before).items():
+            if name not in _FREE:
+                raise ConfigError(
+                    f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
+                )
+        if not trust:
+            ask(before.model, origin.get(RECORDED), resume)
+        outcome = go_on(resume, epochs=config.epochs, data=data)
+    tell(outcome.message, error=outcome.status != "done")
+    if outcome.failure:
+        tell(f"falign: {outcome.failure}", error=True)
+    if outcome.status == "interrupted":
+        return 128 + (outcome.signal or signal.SIGINT)
+    return 0 if outcome.status == "done" and not outcome.failure else 1
+
+
+@app.command
+def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
+    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
+
+    falign compare runs/digits-* --out digits.png
+
+    Args:
+        runs: Run folders that falign train wrote.
+        out: The picture, a PNG file.
+    """
+    from falign.lab import _compare as comparison
+    from falign.lab._compare import comparison_figure
+    from falign.lab._files import atomic_write
+    from falign.lab.report._figures import png
+
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
+    found = comparison.read(runs)
+    comparison.show(found, standard_console())
+    atomic_write(out, png(comparison_figure(found)))
+    tell(f"the picture is {out}")
+    return 0
+
+
+@app.command(name="list")
+def list_papers() -> int:
+    """List the papers and their experiments: number of runs at each preset, claims and figures."""
+    from falign.lab.experiment._reproduce import show_papers
+    from falign.papers import PAPERS
+
+    show_papers(PAPERS, standard_console())
+    return 0
+
+
+@app.command
+def reproduce(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Preset = "quick",
+    out: _Folder = _RESULTS,
+    data: _Data = None,
+    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    memory: Annotated[
+        float | None, Parameter(group=_WHERE, show_default=lambda _: "half of the machine's, shared among the workers")
+    ] = None,
+    device: Annotated[str, Parameter(group=_WHERE)] = "cpu",
+    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
+    cpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    gpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "0")] = None,
+) -> int:
+    """Compute the runs of papers that are missing, judge what the papers claim, and write a page of it.
+
+    falign reproduce song2021 --preset quick --workers 2
+
+    Called again, it does only what is missing; several may work on one folder at once.
+
+    Args:
+        names: Papers or experiments; none is all papers.
+        preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
+        out: Folder of the results.
+        data: Folder that holds the data sets; what is not there is downloaded.
+        workers: Processes that compute; 1 is this one alone.
+        memory: GiB that a block of runs may need.
+        device: cpu, cuda or cuda:INDEX.
+        ray: Compute on the Ray cluster at this address; local starts one here.
+        cpus_per_run: Cores that Ray gives to a block of runs.
+        gpus_per_run: GPUs, or a part of one, that Ray gives to a block of runs.
+    """
+    from falign.lab.experiment import _reproduce
+    from falign.lab.experiment._reproduce import reproduce as bring_all
+    from falign.lab.experiment._reproduce import select
+    from falign.papers import PAPERS
+
+    selection = select(names, PAPERS)
+    executor = _reproduce.make_executor(
+        workers=workers, device=device, data=data, ray=ray, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run
+    )
+    limit = _reproduce.memory_limit(memory, workers=workers, device=device)
+    return bring_all(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
+
+
+@app.command
+def status(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Shown = None,
+    out: _Folder = _RESULTS,
+    against: _SomeFolder = None,
+) -> int:
+    """Show how the runs of papers stand, and what their claims come to so far.
+
+    falign status song2021 --preset quick
+
+    Args:
+        names: Papers or experiments; none is all papers.
+        preset: Which runs.
+        out: Folder of the results.
+        against: Folder of other results: compare the runs that are in both, at all presets.
+    """
+    from falign.lab.experiment import _agreement
+    from falign.lab.experiment._reproduce import choose, read, select, show
+    from falign.lab.experiment._store import Store
+    from falign.papers import PAPERS
+
+    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
+    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
+    store.open(create=False)
+    chosen, note = choose(preset, store.counts(selection.experiments))
+    if note:
+        tell(note)
+    show(store, selection, read(store, selection, chosen), standard_console())
+    if against is None:
+        return 0
+    other = Store(folder=against, repairs=False)
+    other.open(create=False)
+    return _agreement.show(store, other, selection.experiments, standard_console())
+
+
+@app.command
+def report(
+    *names: Annotated[str, Parameter(name="NAME")],
+    preset: _Shown = None,
+    out: _Folder = _RESULTS,
+) -> int:
+    """Write the page of papers again from the runs that are there; nothing is computed.
+
+    falign report song2021 --preset quick
+
+    Args:
+        names: Papers, or experiments whose papers are meant; none is all papers.
+        preset: Which runs.
+        out: Folder of the results, where the page is written.
+    """
+    from falign.lab._files import RunError
+    from falign.lab.experiment._reproduce import choose, read, select
+    from falign.lab.experiment._store import Store
+    from falign.lab.report import write_report
+    from falign.papers import PAPERS
+
+    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
+    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
+    store.open(create=False)
+    counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
+    chosen, note = choose(preset, counts)
+    if any(counts.values()) and not counts[chosen]:
+        raise RunError(f"{note}; the page was left as it is")
+    if note:
+        tell(note)
+    page, numbers = write_report(out, read(store, selection, chosen))
+    tell(f"the page is {page}, the same as JSON {numbers}")
+    return 0
+
+
+@app.command
+def doctor(
+    *,
+    data: _Data = None,
+    out: _Folder = _RESULTS,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Show what is here and what is not: versions, devices, data sets, folders, and what killed processes left.
+
+    falign doctor --json
+
+    Args:
+        data: Folder that holds the data sets.
+        out: Folder of the results.
+        json: Print the same for programs, and for reports of faults.
+    """
+    from falign.lab._doctor import as_json, examine, show
+
+    findings = examine(data=data, out=out)
+    if json:
+        tell(as_json(findings))
+    else:
+        show(findings, standard_console())
+    return int(any(each.broken for each in findings))
+
+
+def run(words: Sequence[str]) -> int:
+    """Read the words of the command line, and do what they say.
+
+    Args:
+        words: What stands behind ``falign``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: They are no command with its options.
+    """
+    for before, word in pairwise(["", *words]):
+        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):  # of a variable that is not set
+            named = word or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{named} is empty: give a value, or leave it out")
+    try:
+        command, bound, _ = app.parse_args(words, console=standard_console(), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        sentence = " ".join(str(error).split()).rstrip(" .?")
+        raise ConfigError(f"{sentence}: see falign --help") from None
+    for name, value in bound.arguments.items():
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                _check(path, "RUNS" if name == "runs" else option(name))
+    return command(*bound.args, **bound.kwargs) or 0
+
+
+def _check(path: Path, name: str) -> None:
+    """Refuse what can be no path here: a name that is too long, links in a circle, a file where a folder must be."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST), None)
+        if long is None:
+            return
+        why = f"{long} is longer than the {_LONGEST} bytes that a name may have"
+    except OSError as error:
+        why = error.strerror or str(error)
+    else:
+        return
+    raise ConfigError(f"{name} is {path}, which cannot be used: {why}")

@@ -1,0 +1,231 @@
+"""Hang a rule on a model, look at it, take it off."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from falign._attached import Feedback
+from falign._guard import matrices_of, unguard
+from falign._outputs import Outputs
+from falign._plan import DDP_IGNORED, FeedbackChoice, Plan
+from falign._preserve import forget
+from falign._validation import whole_number
+from falign._wiring import SPARED, Wiring, converted, feedbacks
+from falign.feedback import faults_of
+from falign.rules import Rule
+
+
+class ConversionError(ValueError):
+    """A model, or what was asked of it, does not admit a rule; the message lists every reason."""
+
+
+def convert(
+    model: nn.Module,
+    rule: str | Rule = "fa",
+    *,
+    seed: int = 0,
+    feedback: FeedbackChoice = None,
+    scale: float | None = None,
+    skip: Iterable[str] = (),
+    example: Any = None,
+    output: Outputs = None,
+) -> nn.Module:
+    """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
+
+    Nothing else in a training loop changes. Layerwise rules carry the error at a layer's output (..., out) to its
+    input (..., in) by the layer's own linear map, transposed, with B (of the weight's shape) in place of W. Direct
+    rules carry e, the gradient at the network's output (batch, outputs), batch reduction included, as
+    ``(e @ B).reshape(x.shape)`` to the input x of every layer, B (outputs, elements of one sample of x); where output
+    and x share their position axes (sequence models), position by position with B (outputs, features). The last layer
+    always has its true gradient.
+
+    Args:
+        model: any module of linear maps (``nn.Linear``, convolutions, transposed convolutions, embeddings) and of
+            operations without weights or with elementwise ones. Convert before ``torch.compile``, DDP and, for
+            learned feedback, before the optimizer is made.
+        rule: a name (bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa) or a ``Rule``.
+        seed: of the feedback; B is a function of (seed, layer name, family) alone.
+        feedback: a family by name ("normal", "uniform", "orthogonal", "low-rank(8)", "sparse(1)", "shared"), a
+            callable ((rows, columns), generator) -> tensor of entries of variance one, or {layer name: B}, used as
+            it is; layers that the dict does not name are drawn from the normal family. Default: normal.
+        scale: B's entries have variance scale²/spread, spread the number of inputs to which one element of the error
+            is carried, so that E|error carried|² = scale²·|error|². Default: an error keeps the norm that it would
+            keep under backpropagation now: B of a layer has the size of its W (rounded, see docs/scales.md); for
+            direct rules, what backpropagation carries from the output to the layer, measured on the example.
+        skip: names of layers, or of modules with all inside, that keep backpropagation.
+        example: an input of the model (a tuple: positional arguments, a dict: keyword arguments); one forward without
+            gradients then finds layers that never run and weights used outside their layer. Direct rules read the
+            shapes off it and need it unless all layers are ``nn.Linear``.
+        output: for direct rules, which tensor carries the error where the model returns a structure: a key, an index,
+            or a function of what the model returns. A tuple of these: each delivers its own error e_o, with feedback
+            of its own, to the layers that it is made of: Σ_o e_o B_o (a VAE: reconstruction, mean and variance).
+
+    Returns:
+        The model.
+
+    Raises:
+        ConversionError: with everything that stands in the way, as ``check`` lists it.
+    """
+    plan = Plan(model, rule, feedback, scale, skip, example, output)
+    try:
+        seed = whole_number("seed", seed)
+    except ValueError as error:
+        plan.problems.append(str(error))
+    if plan.problems:
+        raise ConversionError("the model cannot be converted:\n" + "\n".join(f"- {line}" for line in plan.problems))
+    plan.hang(seed)
+    return model
+
+
+def check(
+    model: nn.Module,
+    rule: str | Rule = "fa",
+    *,
+    feedback: FeedbackChoice = None,
+    scale: float | None = None,
+    skip: Iterable[str] = (),
+    example: Any = None,
+    output: Outputs = None,
+) -> list[str]:
+    """Everything that would keep ``convert`` with the same arguments from converting the model; empty when fine."""
+    return Plan(model, rule, feedback, scale, skip, example, output).problems
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Take the rule off: the plain network again, with the weights as they are.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    converted(model)
+    for module in list(model.modules()):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [
+                key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), (Feedback, Wiring))
+            ]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+        # In _modules and __dict__, not by getattr, which some wrappers forward to the module that they wrap.
+        if isinstance(module._modules.get("feedback"), Feedback):
+            for weight in matrices_of(module):
+                unguard(weight)
+            del module._modules["feedback"]
+        module.__dict__.pop(SPARED, None)
+        if module.__dict__.pop("_falign", None) is not None and DDP_IGNORED in module.__dict__:
+            kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
+            module.__dict__[DDP_IGNORED] = kept
+    forget()
+    return model
+
+
+@contextmanager
+def backprop(model: nn.Module) -> Iterator[nn.Module]:
+    """Within this context forward passes of the model are backpropagated truly, on the same weights.
+
+    What counts is where the forward runs: a loss of a forward from within has the true gradient wherever its
+    ``backward`` is called, also where activation checkpointing recomputes a part (of the latest forward). Feedback
+    neither learns nor draws.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    with _holding(model, "on", False):
+        yield model
+
+
+@contextmanager
+def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
+    """Within this context forward passes of the model know their targets; rules that need none take no notice.
+
+    Args:
+        model: a converted model.
+        target: class indices, of the output's shape without its classes, or floating-point targets in its shape.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"targets are a {type(target).__name__}, expected a tensor of class indices or of outputs")
+    with _holding(model, "target", target):
+        yield model
+
+
+@contextmanager
+def _holding(model: nn.Module, attribute: str, value: object) -> Iterator[None]:
+    """Set an attribute of the state that this thread's forward passes see."""
+    states = [wiring.state for wiring in converted(model)]
+    before = [getattr(state, attribute) for state in states]
+    for state in states:
+        setattr(state, attribute, value)
+    try:
+        yield
+    finally:
+        for state, old in zip(states, before, strict=True):
+            setattr(state, attribute, old)
+
+
+def feedback_state(model: nn.Module) -> dict[str, Tensor]:
+    """{layer name: B} of a converted model, as copies; further state of a rule is under "layer name.key".
+
+    For random signs B is the magnitude |B₀|, for uniform signs the number c.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    state: dict[str, Tensor] = {}
+    for name, part in feedbacks(model).items():
+        state[name] = (part.matrix.detach() * part.gain).clone()
+        state |= {f"{name}.{key}": part.get_buffer(key).clone() for key, _ in part.others.values()}
+        for key in part.wiring.rule.state():
+            state[f"{name}.{key}"] = getattr(part, key).detach().clone()
+    return state
+
+
+def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put feedback back that ``feedback_state`` gave, of this model or of one of the same layers and rule.
+
+    Args:
+        model: a converted model.
+        state: every B of the model, by layer name. Under the shared family each layer then holds its own copy.
+
+    Raises:
+        TypeError: the state is no mapping.
+        ValueError: names, shapes or numbers do not fit; all of them are listed, and nothing was loaded.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"the state is a {type(state).__name__}, expected {{layer name: B}}, as feedback_state gives it"
+        )
+    here, parts = feedback_state(model), feedbacks(model)
+    problems = [f"layer {name!r} has feedback here, but not in the state" for name in here if name not in state]
+    problems += [f"the state has {name!r}, which takes no feedback here" for name in state if name not in here]
+    for name in here.keys() & state.keys():
+        if not isinstance(state[name], Tensor):
+            problems.append(f"{name!r} is a {type(state[name]).__name__}, expected a tensor")
+        elif tuple(state[name].shape) != tuple(here[name].shape):
+            problems.append(f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(here[name].shape)}")
+        else:
+            faults = faults_of(state[name], here[name].dtype)
+            problems += [f"{name!r} {fault}" for fault in faults]
+            if (
+                not faults
+                and name in parts
+                and parts[name].wiring.rule.magnitudes
+                and not state[name].is_complex()
+                and bool((state[name] < 0).any())
+            ):
+                problems.append(f"{name!r} holds negative numbers, expected magnitudes: the signs are the weights'")
+    if problems:
+        listed = "\n".join(f"- {line}" for line in sorted(problems))
+        raise ValueError(f"this is the feedback of another network, nothing was loaded:\n{listed}")
+    with torch.no_grad():
+        for name, part in parts.items():
+            if part.B is None:
+                part.own(here[name])
+            part.matrix.copy_(state[name])
+            part.deviations = []  # what is loaded is no longer of the size that was drawn
+            for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):
+                getattr(part, key).copy_(state[f"{name}.{key}"])

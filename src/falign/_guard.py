@@ -1,0 +1,119 @@
+"""Gradients that came by a weight alone: hooks on the weights of a converted model, which look at every one."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+if TYPE_CHECKING:
+    from falign._attached import Feedback
+
+
+class Guard:
+    """A hook on a weight: refuses a gradient that came without the layer having run, hence by its weight alone."""
+
+    def __init__(self, part: "Feedback") -> None:
+        self.part: Callable[[], Feedback | None] = ref(part)
+
+    def __call__(self, weight: Tensor) -> None:
+        """Raise where no pass of the layer explains the gradient.
+
+        Raises:
+            RuntimeError: the weight was used by other means than its layer.
+        """
+        part = self.part()
+        if part is None or part.opaque or part.latest == part.wiring.passes:
+            return
+        if torch._C._current_graph_task_id() in part.backwards or part.wiring.lenient or _penalty(weight):
+            return
+        raise RuntimeError(
+            f"the weight of layer {part.name!r} received a gradient, but the layer itself did not run: its weight is "
+            "used by other means (F.linear, @, layer.forward, compiled code of before convert), and the error returns "
+            "through it by backpropagation. Call the layer, name it in skip=, or call torch.compiler.reset()"
+        )
+
+
+def _penalty(weight: Tensor) -> bool:
+    """Whether the gradient is that of a penalty on the size of the weight alone, which carries no error anywhere."""
+    gradient, weight = weight.grad, weight.detach()
+    if gradient is None or gradient.is_sparse:
+        return False
+    with torch.no_grad():
+        for shape in (weight, weight.sign()):
+            norms = float(gradient.norm()) * float(shape.norm())
+            if norms == 0 or float((gradient * shape).sum()) > (1 - 1e-5) * norms:
+                return True
+    return False
+
+
+def guards_of(weight: Tensor) -> list[Guard]:
+    """The guards that hang on a parameter."""
+    hooks = getattr(weight, "_post_accumulate_grad_hooks", None) or {}
+    return [hook for hook in hooks.values() if isinstance(hook, Guard)]
+
+
+def unguard(weight: Tensor) -> None:
+    """Take the guards off a parameter."""
+    hooks = getattr(weight, "_post_accumulate_grad_hooks", None) or {}
+    for key in [key for key, hook in hooks.items() if isinstance(hook, Guard)]:
+        del hooks[key]
+
+
+def matrices_of(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a layer, or those that its weight is made of, its bias and its feedback left out.
+
+    Nor are the tensors that ``functional_call`` puts in their place: they may be no leaves of a graph.
+    """
+    return [
+        parameter
+        for name, parameter in layer.named_parameters()
+        if parameter.dim() > 1 and name.split(".")[0] != "feedback" and isinstance(parameter, nn.Parameter)
+    ]
+
+
+_looked_at: WeakSet[Optimizer] = WeakSet()
+_watching: list[Any] = []
+
+
+def watch_optimizers() -> None:
+    """Have every optimizer looked at, once, before its first step: does it move learned feedback with its weights?"""
+    if not _watching:
+        _watching.append(register_optimizer_step_pre_hook(_look))
+
+
+def _look(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Pre-hook of all optimizers' steps: warn of learned feedback that will not come closer to its weights."""
+    if optimizer in _looked_at:
+        return
+    _looked_at.add(optimizer)
+    here = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for group, part in _learned(optimizer):
+        rule = f"rule {part.wiring.rule.name!r}"
+        if id(part.B) not in here:
+            text = (
+                f"{rule} without its feedback in the optimizer, which has the weight of layer {part.name!r} but not "
+                "its B: B never learns, which is feedback alignment; make the optimizer after falign.convert"
+            )
+        elif not group.get("weight_decay", 0):
+            text = (
+                f"{rule} without weight_decay in the optimizer: feedback and weights take the same steps and never "
+                "come closer, which is feedback alignment with B in motion; give weight_decay"
+            )
+        else:
+            continue
+        warnings.warn(text, stacklevel=4)
+        return
+
+
+def _learned(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], "Feedback"]]:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            for guard in guards_of(weight):
+                part = guard.part()
+                if part is not None and part.wiring.rule.learned and weight.requires_grad:
+                    yield group, part

@@ -1,0 +1,455 @@
+"""A conversion before it is carried out: which layers it reaches, the shapes of their feedback, and every problem."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from math import inf, log, sqrt
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from falign._attached import Feedback, SharedSequence
+from falign._guard import watch_optimizers
+from falign._outputs import NESTED, Outputs, pick
+from falign._preserve import forget
+from falign._survey import Survey, call, detached, without_trace
+from falign._validation import told
+from falign._wiring import SPARED, End, Wiring, wirings
+from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
+from falign.layers import Layer, weight_of
+from falign.rules import ALL_RULES, Rule
+
+FeedbackChoice = str | Family | Mapping[str, Tensor] | None
+
+#: Where DDP looks for the names of what it need not send to the other ranks.
+DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
+
+
+class Plan:
+    """A conversion before it is carried out: which layers, which shapes of B, and every problem."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: str | Rule,
+        feedback: FeedbackChoice,
+        scale: float | None,
+        skip: Iterable[str],
+        example: Any,
+        output: Outputs,
+    ) -> None:
+        self.model = model
+        self.problems: list[str] = []
+        self.layers: dict[str, Layer] = {}
+        self.shapes: dict[str, dict[int, tuple[tuple[int, ...], int]]] = {}
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
+        self.skip: tuple[str, ...] = ()
+        self.gains: dict[tuple[int, str], float] = {}
+        found = self._rule(rule)
+        self._refuse_wrapped()
+        if found is None or self.problems:
+            return
+        self.rule = found
+        if not isinstance(skip, (str, Collection, Iterator, type(None))) or isinstance(skip, (Tensor, range)):
+            self.problems.append(f"skip is a {type(skip).__name__}, expected names of layers or parameters")
+            return
+        skip = (skip,) if isinstance(skip, str) else tuple(skip if skip is not None else ())
+        if wrong := [name for name in skip if not isinstance(name, str)]:
+            self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
+            return
+        self.skip = skip
+        survey = self.survey = Survey(model, skip)
+        if self.rule.wiring == "none":
+            self.problems = [line for line in survey.problems if line.startswith("skip")]
+            if feedback is not None or scale is not None:
+                self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
+            return
+        self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
+        if survey.lazy:
+            return  # a run would give the layers their shapes, behind the user's back
+        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
+        if not self.layers and not self.problems:
+            self.problems.append(
+                f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
+            )
+        result = survey.run(example) if example is not None and self.layers else None
+        if self.rule.wiring == "direct" and not self.problems:
+            if example is None:
+                example, result = self._guess()
+            self._direct_shapes(result, example)
+        else:
+            self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
+        self.scale = self._scale(scale)
+        if self.scale is None and self.rule.wiring == "direct" and example is not None and not self.problems:
+            self.gains = self._gains(example)
+        self.family, self.given = self._family(feedback)
+
+    def _rule(self, rule: str | Rule) -> Rule | None:
+        if isinstance(rule, Rule) and hasattr(rule, "name"):
+            return rule
+        if isinstance(rule, str) and rule in ALL_RULES:
+            return ALL_RULES[rule]()
+        if isinstance(rule, type) and issubclass(rule, Rule) and hasattr(rule, "name"):
+            return rule()
+        self.problems.append(f"unknown rule {told(rule)}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
+        return None
+
+    def _refuse_wrapped(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            self.problems.append(f"expected a torch.nn.Module, got {type(self.model).__name__}")
+        elif converted := wirings(self.model):
+            self.problems.append(
+                f"the model, or a part of it, is converted already, to rule {converted[0].rule.name!r}: "
+                "call falign.revert(model) first"
+            )
+            if "_falign" in self.model.__dict__:
+                self.problems += newcomers(self.model, converted[0].skip)
+        elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
+            self.model, torch.jit.ScriptModule
+        ):
+            self.problems.append(
+                f"the model is wrapped in {type(self.model).__name__}: convert the plain model first, then wrap it"
+            )
+
+    def _scale(self, scale: float | None) -> float | None:
+        if scale is None:
+            return None
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf:
+            self.problems.append(f"scale is {told(scale)}, expected a positive number")
+            return None
+        try:
+            rounded = float(torch.tensor(float(scale), dtype=torch.float32, device="cpu"))
+        except OverflowError:  # whole numbers and fractions have no bound
+            rounded = inf
+        if not 0 < rounded < inf:
+            self.problems.append(f"scale is {told(scale)}, which float32 cannot hold: expected a number near 1")
+            return None
+        return float(scale)
+
+    def _family(self, feedback: FeedbackChoice) -> tuple[Family, dict[str, Tensor]]:
+        if feedback is None:
+            return Normal(), {}
+        if not self.rule.draws:
+            self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
+        if isinstance(feedback, Mapping):
+            return Normal(), self._tensors(feedback)
+        if isinstance(feedback, str):
+            try:
+                feedback = family(feedback)
+            except ValueError as error:
+                self.problems.append(str(error))
+                return Normal(), {}
+        if not callable(feedback):
+            self.problems.append(
+                f"feedback is a {type(feedback).__name__}, expected a family, a callable or {{layer name: tensor}}"
+            )
+        if isinstance(feedback, Shared) and (self.rule.learned or self.rule.adapts):
+            self.problems.append(
+                f"rule {self.rule.name!r} changes each layer's feedback: the shared family cannot serve it"
+            )
+        return feedback, {}
+
+    def _tensors(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in given.items():
+            if name not in self.layers:
+                near = get_close_matches(str(name), self.layers, n=3) or list(self.layers)[:6]
+                self.problems.append(f"feedback names {name!r}, which takes no feedback; layers: {', '.join(near)}")
+            elif not isinstance(tensor, Tensor):
+                self.problems.append(f"feedback of layer {name!r} is a {type(tensor).__name__}, expected a tensor")
+            elif name in self.shapes and self.rule.draws and tuple(tensor.shape) != self._shape(name):
+                self.problems.append(
+                    f"feedback of layer {name!r} has shape {tuple(tensor.shape)}, expected {self._shape(name)}"
+                )
+            else:
+                dtype = self.weights[name].dtype
+                self.problems += [f"feedback of layer {name!r} {fault}" for fault in faults_of(tensor, dtype)]
+        return dict(given)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a layer's feedback from the first output that delivers to it."""
+        return next(iter(self.shapes[name].values()))[0]
+
+    def _guess(self) -> tuple[Any, Any]:
+        """An example for a model that begins with a linear layer, and its result; nothing where it does not run."""
+        if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
+            return None, None
+        first = next(iter(self.weights.values()))
+        random = generator(0, "", "an example")
+        values = torch.randn(64, first.shape[1], generator=random, device="cpu", dtype=torch.float32)
+        example = values.to(first.device, first.dtype)
+        trial = Survey(self.model, self.skip)
+        result = trial.run(example)
+        if trial.problems:
+            return None, None
+        self.survey = trial
+        return example, result
+
+    def _direct_shapes(self, result: Any, example: Any) -> None:
+        survey = self.survey
+        if survey.watch is None:
+            others = [name for name, layer in self.layers.items() if not isinstance(layer, nn.Linear)]
+            if others:
+                self.problems.append(
+                    f"rule {self.rule.name!r} needs an example: the size of the input of {', '.join(others)} cannot "
+                    "be read off the layer; pass example=x with a batch x"
+                )
+            if len(self.ends) > 1:
+                self.problems.append("several outputs need an example: pass example=x with a batch x")
+            outputs = list(self.weights.values())[-1].shape[0]
+            self.shapes = {name: {0: ((outputs, weight.shape[1]), 0)} for name, weight in self.weights.items()}
+            self.ends = tuple(replace(end, seen=False) for end in self.ends)
+            return
+        try:
+            tensors = [pick(result, end.output) for end in self.ends]
+        except TypeError as error:
+            self.problems.append(str(error))
+            return
+        if any(tensor.is_nested for tensor in tensors):
+            self.problems.append(NESTED)
+            return
+        doubled = survey.run_doubled(example)
+        self.ends = tuple(self._end(end, tensor) for end, tensor in zip(self.ends, tensors, strict=True))
+        for number, (end, tensor) in enumerate(zip(self.ends, tensors, strict=True)):
+            self._batch_first(end, tuple(tensor.shape), doubled)
+            for name in self.kinds if end.reached is None else sorted(end.reached, key=list(self.kinds).index):
+                self._direct_shape(number, name, tuple(tensor.shape))
+
+    def _end(self, end: End, tensor: Tensor) -> End:
+        """Where an output's error is taken, and which layers it reaches."""
+        watch = self.survey.watch
+        assert watch is not None
+        reached = None
+        if len(self.ends) > 1:
+            reached = frozenset(name for name in watch.upstream(tensor) if name in self.kinds)
+        layers = {name.removeprefix("layer ") for name in watch.sources(tensor)}
+        last = layers.pop() if len(layers) == 1 else ""
+        single = last in watch.outputs and watch.order.count(last) == 1 and watch.outputs[last].shape == tensor.shape
+        if not single or watch.outputs[last] is tensor or (reached is None and watch.order[-1] != last):
+            last = ""
+        return replace(end, layer=last or None, reached=reached)
+
+    def _batch_first(self, end: End, shape: tuple[int, ...], doubled: Any) -> None:
+        """Refuse outputs whose batch is not the first axis, or whose other axes grow with it."""
+        if doubled is None or not shape:
+            return
+        try:
+            after = tuple(pick(doubled, end.output).shape)
+        except TypeError:
+            return
+        if len(after) == len(shape) and after != (2 * shape[0], *shape[1:]):
+            self.problems.append(
+                f"the model's output {shape} becomes {after} with twice the samples: a direct rule needs the batch as "
+                "the first axis, and no other axis that grows with it; move the axis, or use a layerwise rule"
+            )
+
+    def _direct_shape(self, number: int, name: str, out: tuple[int, ...]) -> None:
+        """Note the shape of the feedback from an output to a layer, or a problem."""
+        calls, first = self.survey.shapes[name], self.kinds[name].channel_first
+        shapes = {_direct_shape(x, out, first) for x in calls}
+        if None in shapes:
+            self.problems.append(
+                f"layer {name!r} has input {calls[0]} and the model output {out}: a direct rule "
+                "needs the batch first in both; name the layer in skip= or move the axis"
+            )
+        elif len(shapes) > 1:
+            self.problems.append(
+                f"layer {name!r} runs on inputs of different sizes ({', '.join(map(str, calls))}): "
+                "one direct feedback cannot serve them; use a layerwise rule or name it in skip="
+            )
+        elif len(calls) > 1 and len(out) > 2 and len(calls[0]) < len(out) and len(calls) in out[1:]:
+            self.problems.append(
+                f"layer {name!r} runs {len(calls)} times, once for each position of the output {out}: a direct rule "
+                "would deliver the errors of all positions to each; use a layerwise rule, or name it in skip="
+            )
+        else:
+            self.shapes.setdefault(name, {})[number] = shapes.pop()  # pyright: ignore[reportArgumentType]
+
+    def hang(self, seed: int) -> None:
+        """Draw every B, then hang the hooks: a failure while drawing leaves the model as it was."""
+        wiring = Wiring(self.rule, seed, self.ends, self.skip, newcomers)
+        layers = [name for name in self.layers if name in self.shapes]
+        parts: dict[str, Feedback] = {}
+        for name in layers:
+            parts[name] = self._feedback(wiring, name, parts)
+        if parts and isinstance(self.family, Shared):
+            self._share(parts, self.family, seed)
+        self.model.__dict__["_falign"] = wiring  # not a module, not a buffer: nothing is registered on the root
+        if not parts:
+            return
+        for layer in self.survey.spared:
+            layer.__dict__[SPARED] = True
+        if self.rule.wiring == "direct":
+            self.model.register_forward_pre_hook(wiring.start)
+        for name in layers:
+            layer, part = self.layers[name], parts[name]
+            layer.feedback = part
+            part.train(layer.training)
+            part.guard(layer)
+            if self.rule.wiring == "direct":
+                layer.register_forward_pre_hook(part.cut_direct)
+                layer.register_forward_hook(part.deliver_direct, prepend=True)
+            else:
+                layer.register_forward_pre_hook(part.cut_layerwise)
+                layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
+        for bag in self.model.modules():
+            if isinstance(bag, nn.EmbeddingBag):
+                bag.register_forward_pre_hook(wiring.no_weighted_bag, with_kwargs=True)
+        self.model.register_forward_pre_hook(wiring.look, prepend=True)
+        if self.rule.wiring == "direct":
+            self.model.register_forward_hook(wiring.finish, always_call=True)  # also when the forward raises
+        if self.rule.learned:
+            watch_optimizers()
+        # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
+        own = [
+            f"{name}.{key}"
+            for name, part in self.model.named_modules(remove_duplicate=False)
+            if isinstance(part, (Feedback, SharedSequence))
+            for key, _ in part.named_buffers(recurse=False)
+        ]
+        setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *own])
+        forget()
+
+    def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
+        layer, weight, kind = self.layers[name], self.weights[name], self.kinds[name]
+
+        def stored(number: int) -> Tensor:
+            shape, _ = self.shapes[name][number]
+            deviation = self._deviation(number, name, shape)
+
+            def drawn() -> Tensor:
+                if name in self.given and number == first:
+                    return self.given[name].detach()
+                if isinstance(self.family, Shared):
+                    return torch.zeros((), device="cpu")
+                named = name if number == first else f"{name} from output {number}"
+                return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
+
+            matrix = self.rule.stored(drawn, deviation).to(weight.device, weight.dtype, copy=True)
+            own = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
+            if own and not (torch.isfinite(matrix).all() and matrix.any()):
+                raise ValueError(
+                    f"feedback of layer {name!r}: {weight.dtype} cannot hold numbers of size {deviation:.3g}; give "
+                    "another scale="
+                )
+            return matrix
+
+        (first, (_, channels)), *further = self.shapes[name].items()
+        if self.rule.learned:
+            for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
+                tied = self.layers[other]._parameters.get("weight") is layer._parameters.get("weight", layer)
+                if tied and name not in self.given and kind is self.kinds[other]:
+                    assert part.B is not None
+                    return Feedback(wiring, name, kind.name, channels, part.B)
+        part = Feedback(wiring, name, kind.name, channels, stored(first))
+        part.first_end = first
+        if name not in self.given:
+            part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
+        for number, (_, axis) in further:
+            part.others[number] = f"B{number}", axis
+            part.register_buffer(f"B{number}", stored(number), persistent=False)
+        return part
+
+    def _deviation(self, number: int, name: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of the entries of a layer's B: what was asked for, or the default (docs/scales.md).
+
+        By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
+        """
+        kind, layer, direct = self.kinds[name], self.layers[name], self.rule.wiring == "direct"
+        own = max(kind.spread(layer), 1)
+        spread = max(shape[1], 1) if direct else own
+        if self.scale is not None:
+            return self.scale / sqrt(spread)
+        carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(own)  # the layer's own gain, by W
+        if direct:
+            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2.0) / sqrt(spread)
+        return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(spread)
+
+    def _gains(self, example: Any) -> dict[tuple[int, str], float]:
+        """{(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.
+
+        Of one random error, on the example; empty where the model does not run with gradients.
+        """
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def note(name: str) -> Any:
+            def before(layer: Layer, args: tuple) -> tuple:
+                x = args[0] if args[0].requires_grad or not args[0].is_floating_point() else args[0].requires_grad_()
+                inputs[name] = x.view_as(x)  # through it passes this layer's share of the error, and no other's
+                return (inputs[name], *args[1:])
+
+            return before
+
+        def keep(name: str) -> Any:
+            return lambda layer, args, y: outputs.update({name: y})
+
+        handles = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
+        handles += [layer.register_forward_hook(keep(name)) for name, layer in self.layers.items()]
+        found: dict[tuple[int, str], float] = {}
+        try:
+            with without_trace(self.model, gradients=True):
+                result = call(self.model, detached(example))
+                for number, end in enumerate(self.ends):
+                    at = pick(result, end.output) if end.layer is None else outputs[end.layer]
+                    random = generator(0, "", "an error to measure by")
+                    drawn = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
+                    error = drawn.to(at.device, at.dtype)
+                    carried = torch.autograd.grad(
+                        at, list(inputs.values()), error, retain_graph=True, allow_unused=True
+                    )
+                    for name, here in zip(inputs, carried, strict=True):
+                        if here is not None:
+                            found[number, name] = float(here.double().norm() / error.double().norm())
+        except Exception:
+            return {}
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
+        sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
+        values = self.rule.stored(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
+        weight = next(iter(self.weights.values()))
+        sequence = SharedSequence(values.to(weight.device, weight.dtype))
+        for name, part in parts.items():
+            shape = self._shape(name)
+            gain = self._deviation(part.first_end, name, shape)
+            part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
+
+
+def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool) -> tuple[tuple[int, int], int] | None:
+    """(shape of B, axis of the shared channels or 0); None where x and the output do not have the batch first."""
+    if channel_first and len(x) == len(out) > 2 and x[0] == out[0] and x[2:] == out[2:]:
+        return (out[1], x[1]), 1
+    if not channel_first and len(out) > 2 and x[:-1] == out[:-1]:
+        return (out[-1], x[-1]), 0
+    if len(x) == len(out) == 1:
+        return (torch.Size(out).numel(), torch.Size(x).numel()), 0
+    if not out or not x or x[0] != out[0]:
+        return None
+    return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
+
+
+def _rounded(gain: float, step: float) -> float:
+    """The nearest of PyTorch's own gain, 1/√3, times whole powers of ``step``; that gain itself where there is none.
+
+    Rounded, the number hangs neither on the draw of the weights nor on the device or dtype that measured it: a network
+    that is built anew, to go on from a checkpoint, gets the same B.
+    """
+    usual = 3**-0.5
+    return usual * step ** round(log(gain / usual, step)) if 0 < gain < inf else usual
+
+
+def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
+    """A sentence for every layer of a converted model that came after ``convert`` and does not take its rule."""
+    survey = Survey(model, skip)
+    problems = [line for line in survey.problems if not line.startswith("skip names")]
+    return problems + [
+        f"layer {name!r} ({type(layer).__name__}) takes no feedback"
+        for name, layer in survey.layers.items()
+        if "feedback" not in layer._modules
+    ]

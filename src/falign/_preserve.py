@@ -1,0 +1,176 @@
+"""What depends on the process: random generators, the order of sums, and what ``torch.compile`` would hide."""
+
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+# NumPy's global generator (rule NPY002 of ruff) is what a model may draw from, whatever one would write today.
+
+DRAWING = {"cuda": torch.cuda, "mps": torch.mps}
+"""Kinds of devices beside the CPU that have generators, and who knows their states."""
+
+
+@contextmanager
+def generators(model: nn.Module) -> Iterator[None]:
+    """Put the random generators back afterwards: PyTorch's (CPU, the model's devices), Python's and NumPy's."""
+    with _kept({tensor.device for tensor in (*model.parameters(), *model.buffers())}):
+        yield
+
+
+@contextmanager
+def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Within it the global generators of PyTorch, Python and NumPy start from a seed; afterwards they are put back.
+
+    Args:
+        seed: From 0 to below 2⁶⁴.
+        devices: Those whose generators are put back too.
+    """
+    with _kept(devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
+        yield
+
+
+def drawn() -> dict[str, Any]:
+    """Where Python's and NumPy's global generators are, as JSON can hold it."""
+    name, key, *rest = np.random.get_state()  # noqa: NPY002
+    return {"python": random.getstate(), "numpy": [name, np.asarray(key).tolist(), *rest]}
+
+
+def draw_on(state: Mapping[str, Any]) -> None:
+    """Put Python's and NumPy's global generators where ``drawn`` found them.
+
+    Raises:
+        ValueError, TypeError, KeyError: This is no such state.
+    """
+    version, key, normal = state["python"]
+    random.setstate((version, tuple(key), normal))
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
+
+
+@contextmanager
+def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    others = [device for device in devices if device.type in DRAWING]
+    with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Within it the same computation on a CUDA device gives the same numbers every time, to the bit.
+
+    Convolutions' gradients, among others, are summed in any order unless PyTorch is told not to. Where it has no other
+    algorithm it warns of the operation and goes on. The CPU needs nothing.
+
+    Args:
+        device: What is computed on.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or every matrix product is warned of
+    cudnn: Any = torch.backends.cudnn  # whose attributes are properties that no checker sees
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=not strict or warned)
+        memory.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
+        cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+
+
+class DrawnOnCPU(TorchDispatchMode):
+    """Within it everything random is drawn by the CPU's generator and then moved: one seed, one model on any device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; one that draws, on copies of its arguments on the CPU."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        there = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), kwargs.get("device"))
+        kwargs = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
+        twins, named = tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), (args, kwargs))
+        drawn = func(*twins, **named)
+        if func._schema.is_mutable:  # in place: the first argument is what is drawn
+            return args[0].copy_(drawn)
+        return drawn.to(there)
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run what is compiled uncompiled, or hooks and modes that are hung on it now would see nothing."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+# Keep ``torch.compile`` from running code of a plain model in the place of a converted one.
+#
+# Dynamo shares compiled code between the instances of a class and, by default, does not look at hooks when it decides
+# whether the code fits (``torch._dynamo.config.skip_nnmodule_hook_guards``). Code of a plain model would so run for a
+# converted one, whose rule hangs on hooks: backpropagation, without a word. Here hooks are looked at.
+
+_CONFIG = "torch._dynamo.config"
+
+
+class _OnImport(MetaPathFinder):
+    """Sets the option as soon as Dynamo is imported: importing it here would cost every program a second or two."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _CONFIG:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                module.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def look_at_hooks() -> None:
+    """Have Dynamo look at the hooks of modules before it runs compiled code; code compiled before is forgotten."""
+    config: Any = sys.modules.get(_CONFIG)
+    if config is None:
+        if not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _OnImport())
+    elif config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        forget()
+
+
+def forget() -> None:
+    """Forget all compiled code, if there is any."""
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None and hasattr(dynamo, "reset_code_caches"):
+        dynamo.reset_code_caches()  # and not reset(), which on a GPU machine imports the whole of Inductor

@@ -1,0 +1,251 @@
+"""Check the gradients of a batch against the written-out definition of the rule, computed another way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from falign._attached import Feedback, in_backward
+from falign._convert import backprop, revert
+from falign._delivery import has_own_error
+from falign._outputs import as_output, pick, substitute
+from falign._transport import Transported, backward, checked, gradients_aside, loss_on, passes, plain_copy, run_on
+from falign._wiring import Wiring, converted, feedbacks
+from falign.layers import KINDS, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One parameter: how far its gradient is from the definition's, and how it lies to the true gradient.
+
+    Attributes:
+        parameter: its name.
+        error: |taken - defined| / max(|defined|, 0.001 |the whole gradient defined|): a bias in front of a
+            normalisation has no gradient but rounding, and no relative error to speak of.
+        angle: degrees between the gradient taken and backpropagation's; NaN where one is zero.
+    """
+
+    parameter: str
+    error: float
+    angle: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What ``verify`` found; true where all gradients are as defined and no weight carried an error. Prints as a table.
+
+    Attributes:
+        rule: the rule's name.
+        tolerance: largest error of a row.
+        rows: one a parameter.
+        transported: parameters that carried the error where the rule says that they do not (see
+            ``falign.transport``); those that ``skip`` left to backpropagation are not in it.
+    """
+
+    rule: str
+    tolerance: float
+    rows: tuple[Row, ...]
+    transported: Transported
+
+    @property
+    def worst(self) -> Row:
+        """The row with the largest error."""
+        return max(self.rows, key=lambda row: row.error if row.error == row.error else float("inf"))
+
+    def __bool__(self) -> bool:
+        return not self.transported and all(row.error <= self.tolerance for row in self.rows)
+
+    def __str__(self) -> str:
+        width = max(len(row.parameter) for row in self.rows)
+        lines = [f"rule {self.rule}: gradients against its definition, tolerance {self.tolerance:.0e}"]
+        lines += [f"{'parameter':{width}}  relative error  angle to backpropagation"]
+        for row in self.rows:
+            mark = "" if row.error <= self.tolerance else "   WRONG"
+            lines.append(f"{row.parameter:{width}}  {row.error:14.1e}  {row.angle:21.2f} deg{mark}")
+        lines += [f"{name}: carried the error itself, in {how}   WRONG" for name, how in self.transported.items()]
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target: Tensor | None = None) -> Verification:
+    """Compare this batch's gradients with the rule's definition, layer by layer.
+
+    The definition is computed without the delivery that ``convert`` hangs on the model. Layerwise rules: every layer
+    computes ``W·cut(x) + (B·x - cut(B·x))`` with the layer's own forward, so that autograd itself transposes the
+    layer's map with B in its place. Direct rules: the gradient of ``⟨e, f⟩ + Σ_l ⟨e B_l, x_l⟩`` over all cut inputs,
+    with e and B_l held fixed. Copies of the model are used; the model, its gradients, its buffers and the random
+    generators stay as they are. Takes three steps' time and twice the model's memory.
+
+    Args:
+        model: a converted model.
+        x: the batch (a tuple: positional arguments, a dict: keyword arguments).
+        loss_fn: what the model returns -> scalar loss.
+        target: the targets, for a rule that needs them.
+
+    Returns:
+        A ``Verification``; it is true when every gradient is as defined (relative error ≤ 1e-9 in float64, 1e-4 in
+        float32, 5e-2 in shorter types).
+
+    Raises:
+        TypeError: the model is no module, or loss_fn no function.
+        ValueError: the model is not converted, the loss is not a finite scalar, or a copy cannot be made or run.
+    """
+    converted(model)
+    if "_falign" not in model.__dict__:
+        raise ValueError("verify takes the model that was given to falign.convert, not a part or a wrapper of it")
+    wiring = model.__dict__["_falign"]
+    rule = wiring.rule
+
+    def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
+        with gradients_aside(model):
+            twin = plain_copy(model)
+            with passes(twin, target):
+                carried.append(make(twin))
+        return {name: parameter.grad for name, parameter in twin.named_parameters()}
+
+    carried: list[Any] = []
+    taken = gradients(lambda twin: backward(twin, x, loss_fn))
+    defined = gradients(lambda twin: _define(twin, x, loss_fn))
+    true = gradients(lambda twin: _backprop(twin, x, loss_fn))
+    if all(gradient is None for gradient in taken.values()):
+        raise ValueError(
+            "no gradient reached the copy of the model that is looked at: a forward that was replaced on the model "
+            "keeps running the original; replace it in a subclass"
+        )
+    whole = sum(float(gradient.double().square().sum()) for gradient in defined.values() if gradient is not None)
+    rows = tuple(
+        Row(
+            parameter=name,
+            error=_error(gradient, defined[name], 1e-3 * whole**0.5),
+            angle=_angle(gradient, true[name]),
+        )
+        for name, gradient in taken.items()
+        if not (gradient is None and defined[name] is None)
+    )
+    shortest = min(p.dtype.itemsize for p in model.parameters() if p.is_floating_point())
+    tolerance = {8: 1e-9, 4: 1e-4}.get(shortest, 5e-2)
+    transported = Transported(
+        (name, how)
+        for name, how in carried[0].items()
+        if rule.wiring != "none" and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
+    )
+    return Verification(rule=rule.name, tolerance=tolerance, rows=rows, transported=transported)
+
+
+def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    with backprop(twin):
+        checked(loss_on(twin, x, loss_fn)).backward()
+
+
+def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    wiring = converted(twin)[0]
+    if wiring.rule.wiring == "none":
+        checked(loss_on(twin, x, loss_fn)).backward()
+    elif wiring.rule.wiring == "layerwise":
+        _define_layerwise(twin, x, loss_fn)
+    else:
+        _define_direct(twin, wiring, x, loss_fn)
+
+
+def _like(layer: Layer) -> Any:
+    """A layer of the same kind and options, without weight, bias, hooks and parametrizations."""
+    base = next(base for kind in KINDS.values() for base in kind.types if isinstance(layer, base))
+    empty = nn.Module()
+    plain = base.__new__(base)
+    plain.__dict__.update({**layer.__dict__, **empty.__dict__, "bias": None})
+    return plain
+
+
+def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in feedbacks(twin).items()]
+    learned = converted(twin)[0].rule.learned
+    revert(twin)
+    keep: list[Tensor | None] = [None]
+    for layer, part in parts:
+        carrier = _like(layer)
+        if learned:
+            layer.feedback = part  # without its hooks, and a parameter of the model as before
+
+        def before(layer: Layer, args: tuple) -> tuple:
+            keep[0] = args[0]
+            return (args[0].detach(), *args[1:])
+
+        def after(
+            layer: Layer, args: tuple, kwargs: dict[str, Any], y: Tensor, part: Any = part, carrier: nn.Module = carrier
+        ) -> Tensor:
+            part.wiring.rule.sources(part, layer.weight, advance=part.training and not in_backward())
+            carrier.__dict__["weight"] = part.effective(layer.weight).detach()
+            through = carrier(keep[0], *args[1:], **kwargs)
+            y = y + (through - through.detach())
+            if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place
+                carrier.__dict__["weight"] = part.B
+                through = carrier(args[0], *args[1:], **kwargs)
+                y = y + (through - through.detach())
+            return y
+
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after, prepend=True, with_kwargs=True)
+    checked(loss_on(twin, x, loss_fn)).backward()
+
+
+def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
+    for module in twin.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__func__", None) in (Wiring.finish, Feedback.deliver_direct):
+                del module._forward_hooks[key]
+    at_layers: dict[str, Tensor] = {}
+    for end in wiring.ends:
+        if end.layer is not None:
+            layer = twin.get_submodule(end.layer)
+            layer.register_forward_hook(
+                lambda layer, args, y, name=end.layer: at_layers.update({name: y}), prepend=True
+            )
+    result = run_on(twin, x)
+    run = wiring.state.runs.pop()
+    # The error at what the model returns, and not at what was made of it within: the loss sees it cut off.
+    outputs = {number: pick(result, end.output) for number, end in enumerate(wiring.ends) if end.layer is None}
+    alone = {number: output.detach().requires_grad_() for number, output in outputs.items()}
+    seen = result
+    for number, output in outputs.items():
+        seen = alone[number] if output is seen else substitute(seen, output, alone[number])
+    total = loss = checked(loss_fn(seen))
+    for number, end in enumerate(wiring.ends):
+        output = outputs[number] if end.layer is None else at_layers[end.layer]
+        at = output if end.layer else alone[number]
+        (error,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+        if error is None:
+            continue
+        if end.layer is None:
+            total = total + (error * output).sum()
+        projected = error
+        if wiring.rule.targeted:
+            goal, axis = as_output(wiring.state.target, output)
+            projected = wiring.rule.error(error, output.detach(), goal, axis)
+        elif has_own_error(wiring.rule):
+            projected = wiring.rule.error(error, output.detach(), None, -1)
+        for cut in run.cuts:
+            if number not in cut.feedback:
+                continue
+            matrix = cut.feedback[number] * cut.gain
+            if cut.channels[number]:
+                delivered = torch.einsum("nk...,kc->nc...", projected, matrix)
+            else:
+                rows = projected.reshape(-1, matrix.shape[0])
+                delivered = torch.einsum("nk,kc->nc", rows, matrix).reshape(cut.x.shape)
+            total = total + (delivered * cut.x).sum()
+    total.backward()
+
+
+def _error(taken: Tensor | None, defined: Tensor | None, least: float) -> float:
+    if taken is None or defined is None:
+        return float("inf")
+    difference, size = float((taken - defined).double().norm()), max(float(defined.double().norm()), least)
+    return difference / size if size > 0 else difference
+
+
+def _angle(taken: Tensor | None, true: Tensor | None) -> float:
+    if taken is None or true is None or not (taken.any() and true.any()):
+        return float("nan")
+    cosine = nn.functional.cosine_similarity(taken.double().flatten(), true.double().flatten(), dim=0)
+    return float(torch.rad2deg(cosine.clamp(-1, 1).acos()))

@@ -1,0 +1,276 @@
+"""Initial weights of converted models, chosen by what the conservation law says of the alignment that follows.
+
+For a neuron k under the law ``C = ½|w_in|² + ½b² - V`` stays what it is, up to the squares of the steps, V being the
+alignment ``⟨B[:, k], W[:, k]⟩`` of the weights out of it (``falign.measure.ConservationLaw`` has the other rules'). So
+``V(t) ≥ -C(0)`` at all times, and a neuron with C(0) ≤ 0 is aligned for ever, with ``V ≥ ½|w_in|² + ½b²``.
+
+The schemes draw all weights anew, so that they compare on the same random numbers, change the model in place and return
+it. They are for models that are not trained yet: what a model has learned is lost::
+
+    falign.convert(model, "fa")
+    falign.init.dominant(model, example=x)
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from falign._preserve import DrawnOnCPU
+from falign._validation import number, told, whole
+from falign._wiring import converted
+from falign.layers import kind_of
+from falign.measure._untouched import unwrapped
+from falign.measure.law._balance import Balance
+from falign.measure.law._downstream import Form, Target
+from falign.measure.law._laws import find
+from falign.measure.law._trace import Followed, follow
+from falign.rules import BatchwiseRandomSignFeedback
+
+__all__ = ["SCHEMES", "aligned_forever", "anti", "dominant", "generic", "small"]
+
+# Which neurons of a model are under the law of alignment, and which of them stay aligned.
+
+
+def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor, " neurons"]]:
+    """{layer: of each neuron whether the weights as they are now guarantee ``⟨B, w_out⟩ ≥ 0`` at all times}.
+
+    In gradient flow, weights and biases all of one rate: where C ≤ 0, or where the feedback has the weights' signs.
+    Steps of size η raise C by ½η²|∇|² each. Where feedback moves by itself (adafa) the weights cannot tell: False.
+
+    Args:
+        model: A converted model.
+        example: An input of it.
+
+    Returns:
+        The layers under the law whose neurons feed another linear layer or convolution, in running order.
+
+    Raises:
+        ValueError: The model is not converted or does not run, or no neuron is under the law.
+
+    Source: derived from the law.
+    """
+    return {name: _forever(balance) for name, balance in lawful(model, example)[0].items()}
+
+
+def _forever(balance: Balance) -> Bool[Tensor, " neurons"]:
+    if all(signed(target) for target in balance.targets):
+        return torch.ones_like(balance.incoming(), dtype=torch.bool)
+    if any(target.form is Form.MOVING for target in balance.targets):
+        return torch.zeros_like(balance.incoming(), dtype=torch.bool)
+    return balance.incoming() <= balance.outgoing()
+
+
+def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed]:
+    """{layer: the law of its neurons} where one holds and speaks of alignment, and what the example showed."""
+    converted(model)
+    inner = unwrapped(model)
+    followed = follow(inner, example)
+    entries = find(inner, followed, torch.optim.SGD(inner.parameters(), lr=1.0))
+    balances = {
+        name: entry.balance
+        for name, entry in entries.items()
+        if entry.balance is not None and entry.law.holds_exactly and _speaks(entry.balance)
+    }
+    if not balances:
+        reasons = [f"layer {told(name)}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
+        listed = "; ".join(reasons) or "no layer feeds another"
+        raise ValueError(
+            f"no neuron of the model is under the conservation law ({listed}): nothing can be aligned by it"
+        )
+    return balances, followed
+
+
+def _speaks(balance: Balance) -> bool:
+    """Whether the law is about the alignment ⟨B, W⟩: not before a batch normalisation, after which |w| stays by itself.
+
+    Nor where B is a function of W of which no integral is known.
+    """
+    forms = {target.form for target in balance.targets}
+    return bool(forms) and not forms & {Form.NORMALISED, Form.PATH}
+
+
+def signed(target: Target) -> bool:
+    """Whether the error of a target returns with the signs of its weights."""
+    brsf = target.part is not None and isinstance(target.part.wiring.rule, BatchwiseRandomSignFeedback)
+    return brsf or target.form in (Form.SIGNS, Form.WEIGHTS)
+
+
+# The schemes: each draws the weights anew from a seed, then bends them to what the law asks.
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
+    """PyTorch's own initial weights, drawn anew: ``reset_parameters`` of every module that has it.
+
+    ⟨B, W⟩ is zero on average, and few neurons have C ≤ 0.
+
+    Args:
+        model: A converted model. Parameters outside such modules, and learned feedback, stay as they are.
+        example: Not needed; here so that all schemes are called alike.
+        seed: Of the weights, which are the same on every device. The random generators are left as they were.
+
+    Raises:
+        ValueError: The model is not converted, or the seed is no whole number.
+    """
+    converted(model)
+    if not whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {told(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
+    elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
+    with torch.random.fork_rng(devices=[]), DrawnOnCPU() if elsewhere else nullcontext():
+        torch.default_generator.manual_seed(int(seed))  # it takes no NumPy integer
+        for module in model.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return model
+
+
+def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -> Model:
+    """Every neuron under the law aligned for ever: ``W ← |W| ⊙ sign(B)``, then ``½|w_in|² + ½b² ≤ share · V``.
+
+    W is drawn anew from the seed, whatever the model has learned. From the output down, the weights and the bias
+    into each neuron are scaled where they exceed the bound. Under sign-symmetric rules neurons are aligned by
+    definition and only the scaling remains; of Kolen-Pollack, whose V is ``⟨B, W⟩ - ½|W|²``, magnitudes above |B|
+    are cut to it; of direct feedback only the last hidden layer is under the law. Where B is zero W stays. Moving
+    feedback (adafa) starts aligned, but is not bound to stay so.
+
+    With one output and two layers the loss then falls under any loss function and small steps; with several it may
+    rise, as an aligned neuron can still carry a single error the wrong way.
+
+    Args:
+        model: A converted model.
+        example: An input of it, as for ``convert``; it shows which neurons feed which layer.
+        seed: Of the weights that are signed and scaled, those of ``generic``.
+        share: In (0, 1]; below 1 leaves room for the ``½Ση²|∇|²`` by which steps raise C.
+
+    Raises:
+        ValueError: The model is not converted or does not run, no neuron is under the law, or share is out of range.
+
+    Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
+    """
+    if not (number(share) and 0 < share <= 1):
+        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    balances, _ = lawful(model, example)
+    _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
+    generic(model, seed=seed)
+    with torch.no_grad():
+        for name, balance in reversed(balances.items()):
+            for target in balance.targets:
+                _align(target)
+            room = share * balance.outgoing() / balance.incoming().clamp_min(torch.finfo(torch.float64).tiny)
+            _scale(unwrapped(model).get_submodule(name), balance, room.clamp(0, 1).sqrt())
+    return model
+
+
+def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> Model:
+    """All layers under the law scaled by ``size``, the output layer zero: C is 0 to order ``size`` for every neuron.
+
+    The weights are drawn anew from the seed, whatever the model has learned. Alignment is then what the incoming
+    weights gain: to that order, every neuron that learns ends aligned.
+
+    Args:
+        model: A converted model.
+        example: An input of it.
+        seed: Of the weights that are scaled, those of ``generic``.
+        size: The factor, above 0; its square, which C is of the order of, not below what the weights' type holds.
+
+    Raises:
+        ValueError: The model is not converted or does not run, no neuron is under the law, the model's output is not
+            that of a layer, or size is not positive or too small for the weights' type.
+
+    Source: derived from the law.
+    """
+    if not (number(size) and size > 0):
+        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
+    balances, followed = lawful(model, example)
+    if not followed.outputs:
+        raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
+    _resolved("size", size, max(_tiny(balance) for balance in balances.values()) ** 0.5)
+    inner = unwrapped(generic(model, seed=seed))
+    with torch.no_grad():
+        for name, balance in balances.items():
+            _scale(inner.get_submodule(name), balance, torch.full_like(balance.incoming(), size))
+        for name in followed.outputs:
+            for parameter in inner.get_submodule(name).parameters(recurse=False):
+                parameter.zero_()
+    return model
+
+
+def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
+    """``W = -B`` for every layer whose input is under the law: all neurons start against their feedback.
+
+    The other weights are drawn anew from the seed, whatever the model has learned. With one hidden layer the loss
+    rises at first, and recovers as alignment grows with the incoming weights; a very wide one may learn by its
+    output layer alone. Across two such layers the signs cancel, so that the gradient is turned around in the layers
+    that are an odd number of them from the output.
+
+    Args:
+        model: A converted model.
+        example: An input of it.
+        seed: Of the other weights, those of ``generic``.
+
+    Raises:
+        ValueError: The model is not converted or does not run, no neuron is under the law, or the feedback has the
+            weights' own signs, so that nothing can be against it.
+
+    Source: derived from the law.
+    """
+    balances, _ = lawful(model, example)
+    targets = {target.name: target for balance in balances.values() for target in balance.targets if not signed(target)}
+    if not targets:
+        raise ValueError(
+            "no feedback is free of the weights' signs (backpropagation, usf, frsf, brsf): use another rule"
+        )
+    generic(model, seed=seed)
+    with torch.no_grad():
+        for target in targets.values():
+            target.weight.copy_(-target.feedback())
+    return model
+
+
+def _tiny(balance: Balance) -> float:
+    return torch.finfo(balance.weight.dtype).tiny
+
+
+def _resolved(name: str, value: float, least: float) -> None:
+    """Refuse a factor that would leave weights of zero."""
+    if value < least:
+        raise ValueError(
+            f"{name} is {told(value)}, expected at least {least:.2g}: below it the weights would round to zero"
+        )
+
+
+def _align(target: Target) -> None:
+    """``W ← |W| ⊙ sign(B)``, at most |B| where B learns."""
+    if signed(target):
+        return
+    weight, feedback = target.weight, target.feedback().to(target.weight.dtype)
+    size = torch.minimum(weight.abs(), feedback.abs()) if target.form is Form.LEARNED else weight.abs()
+    weight.copy_(torch.where(feedback == 0, weight, size * feedback.sign()))
+
+
+def _scale(layer: nn.Module, balance: Balance, factor: Float[Tensor, " neurons"]) -> None:
+    """Multiply the weights and the bias into each neuron by its factor."""
+    weight, kind = balance.weight, kind_of(layer)
+    if kind is None:
+        spread = factor
+    else:  # the transpose of the sum over a neuron's incoming weights, for any kind of layer
+        place = torch.zeros_like(weight, dtype=factor.dtype).requires_grad_()
+        with torch.enable_grad():
+            (spread,) = torch.autograd.grad(kind.incoming(place, layer), place, factor)
+    weight.mul_(spread.to(weight.dtype))
+    if balance.bias is not None:
+        balance.bias.mul_(factor.to(balance.bias.dtype))
+
+
+SCHEMES: dict[str, Callable[..., nn.Module]] = {
+    "dominant": dominant,
+    "small": small,
+    "generic": generic,
+    "anti": anti,
+}
+"""name -> initialiser, all of them called with ``(model, example=…, seed=…)``."""

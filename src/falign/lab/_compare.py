@@ -1,0 +1,275 @@
+"""Several runs side by side in one table."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from falign.lab._files import RunError
+from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degrees, line, literal, plot
+from falign.lab._run_folder import Run
+from falign.lab._text import cell
+from falign.lab.config import TrainConfig
+from falign.lab.report.style import COLOURS, HOUSE, panels
+
+_LISTED = 6
+"""Up to so many angles are listed one by one."""
+_WIDTH = 26
+"""Longer words are folded."""
+_SHOWN = 60
+"""So many letters of a status are shown."""
+_WORDS = ("dataset", "model", "rule")
+"""Options that tell runs from each other."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """What a run folder says.
+
+    Attributes:
+        name: The folder's name, or its path where two names are equal.
+        config: What was run.
+        records: What was measured.
+        status: How the run stands.
+    """
+
+    name: str
+    config: TrainConfig
+    records: pl.DataFrame
+    status: dict[str, Any]
+
+    def tested(self) -> pl.DataFrame:
+        """The points at which the test set was seen, with the mean angle of the layers before the last."""
+        names = [name for name in self.records.columns if name.startswith("angle_")]
+        mean = pl.mean_horizontal(names[:-1] or names) if names else pl.lit(None, pl.Float64)
+        return self.records.filter(pl.col("test_loss").is_not_null()).with_columns(mean_angle=mean)
+
+    def last_angles(self) -> dict[str, float | None]:
+        """{layer: the last angle of its gradient}, in the order in which they run."""
+        last = self.records.tail(1)
+        names = [name for name in last.columns if name.startswith("angle_") and last.height]
+        return {name.removeprefix("angle_"): last[name].item() for name in names}
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it left the finite numbers or ran away."""
+        return self.status.get("status") == "diverged"
+
+    @property
+    def dominance(self) -> float | None:
+        """The last that was measured."""
+        found = self.records["dominance"].drop_nulls()
+        return found[-1] if len(found) else None
+
+    @property
+    def law(self) -> str | None:
+        """What the conservation law came to, where it was checked."""
+        found = self.status.get("law")
+        return None if found is None else str(found)
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """Read run folders.
+
+    Args:
+        folders: At least one.
+
+    Returns:
+        Their content, in the same order.
+
+    Raises:
+        RunError: A folder is no run, or a file in it is damaged or of another run.
+    """
+    if not folders:
+        raise RunError("no run folders given: give one or more that falign train wrote")
+    found = []
+    for folder in folders:
+        run = Run(folder)
+        config, _ = run.read_config()
+        records, status = run.read_records(), run.read_status()
+        name = os.path.basename(os.path.realpath(folder))
+        found.append(Record(name=name, config=config, records=records, status=status))
+    names = [record.name for record in found]
+    return [
+        record if names.count(record.name) == 1 else replace(record, name=str(folder))
+        for record, folder in zip(found, folders, strict=True)
+    ]
+
+
+def show(runs: Sequence[Record], console: Console) -> None:
+    """Print the table, at its own width if the terminal is narrower: wrapped lines beat lost digits."""
+    made = table(runs)
+    natural = Measurement.get(console, console.options.update(width=1000), made).maximum
+    console.width = max(console.width, natural)
+    console.print(made)
+
+
+def table(runs: Sequence[Record]) -> Table:
+    """The runs as a table for the terminal, a run a row; what all of several runs share is its title.
+
+    Accuracies are of the test set, in percent, and of no run that diverged; the loss is the last epoch's mean over
+    the training images; angles are the last ones, layer by layer in degrees, or their mean over the layers before the
+    last, which always has its true gradient; D is the last alignment dominance; law is what the conservation law came
+    to.
+    """
+    common = shared(runs)
+    checked = any(run.law for run in runs)
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=_literal(" · ".join(common.values())) if common else None,
+        title_style="bold",
+    )
+    made.add_column("run", overflow="fold", max_width=_WIDTH)
+    for name in _WORDS:
+        if name not in common:
+            made.add_column(name, overflow="fold", max_width=_WIDTH)
+    for name in ("epochs", "test %", "best %", "train loss", "angles °", "D", "seconds"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for name in ("law", "status") if checked else ("status",):
+        made.add_column(name, no_wrap=True)
+    for run in runs:
+        words = [str(getattr(run.config, name)) for name in _WORDS if name not in common]
+        law = [(run.law or "—")[:_SHOWN]] if checked else []
+        made.add_row(*map(_literal, (run.name, *words, *_figures(run), *law, _status(run)[:_SHOWN])))
+    return made
+
+
+def _literal(text: str) -> Text:
+    """One line, in which nothing is a command to rich or to the terminal."""
+    return cell(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def shared(runs: Sequence[Record]) -> dict[str, str]:
+    """What several runs have in common."""
+    values = {name: {str(getattr(run.config, name)) for run in runs} for name in _WORDS}
+    return {name: found.pop() for name, found in values.items() if len(runs) > 1 and len(found) == 1}
+
+
+def _figures(run: Record) -> list[str]:
+    tested = run.tested()
+    accuracy = tested["test_accuracy"].drop_nulls()
+    losses = tested["train_loss"].drop_nulls()
+    last = run.records.tail(1)
+    learned = len(accuracy) and not run.diverged  # what a network that ran away gets right is no accuracy
+    shown = [value for value in run.last_angles().values() if value is not None]
+    if len(shown) > _LISTED:
+        angle = f"mean {sum(shown[:-1]) / (len(shown) - 1):.0f}"
+    else:
+        angle = " ".join(f"{value:.0f}" for value in shown)
+    return [
+        f"{tested['epoch'].max() or 0:g}" if tested.height else "0",
+        f"{100 * accuracy[-1]:.2f}" if learned else "—",
+        f"{100 * float(accuracy.max()):.2f}" if learned else "—",  # pyright: ignore[reportArgumentType]
+        f"{losses[-1]:.4g}" if len(losses) else "—",
+        angle or "—",
+        "—" if run.dominance is None else f"{run.dominance:.2f}",
+        f"{last['seconds'].item():.1f}" if last.height else "—",
+    ]
+
+
+def _status(run: Record) -> str:
+    status = str(run.status.get("status"))
+    return f"diverged at step {run.status.get('step')}" if run.diverged else status
+
+
+# Several runs in one picture.
+
+_NAMED = 6
+"""Up to so many layers are named."""
+_MANY = matplotlib.colormaps["turbo"]
+"""Colours of more runs than the house has inks."""
+
+
+@matplotlib.rc_context(HOUSE)
+def comparison_figure(runs: Sequence[Record]) -> Figure:
+    """Test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
+
+    One line a run; the legend has the last panel.
+    """
+    titles = (
+        "Test accuracy",
+        "Training loss",
+        "Mean angle before the last layer",
+        "Alignment dominance D",
+        "Angle of every layer at the end",
+        "",
+    )
+    made, (accuracy, loss, mean, dominance, layers, names) = panels(3, 2, titles=titles, width=11, height=3.1)
+    made.suptitle(literal(" · ".join(shared(runs).values())), **TITLE)
+    named = [f"{name} (diverged)" if run.diverged else name for run, name in zip(runs, _names(runs), strict=True)]
+    labels = list(zip(runs, named, _colours(len(runs)), strict=True))
+
+    def lines(column: str, factor: float = 1.0) -> list[Line]:
+        return [line(run.tested(), column, name, colour, factor) for run, name, colour in labels]
+
+    plot(accuracy, lines("test_accuracy", 100.0))
+    _trained(accuracy)
+    plot(loss, lines("train_loss"))
+    decades(loss)
+    plot(mean, lines("mean_angle"))
+    against_minus_one(dominance, lines("dominance"))
+    _angles_at_the_end(layers, labels)
+    degrees(mean, layers)
+    accuracy.set_ylabel("right answers, %")
+    loss.set_ylabel("cross-entropy")
+    mean.set_ylabel("degrees")
+    layers.set_ylabel("degrees")
+    names.axis("off")
+    drawn = accuracy.get_lines()
+    names.legend(drawn, [str(each.get_label()) for each in drawn], loc="center left", ncols=1 + len(runs) // 14)
+    return made
+
+
+def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[Record, str, str]]) -> None:
+    """The last angle of every layer, in the order in which they run; names where all runs have the same few."""
+    shown: set[tuple[str, ...]] = set()
+    for run, name, colour in labels:
+        angles = {layer: angle for layer, angle in run.last_angles().items() if angle is not None}
+        shown.add(tuple(angles))
+        axes.plot(range(1, len(angles) + 1), list(angles.values()), color=colour, label=literal(name), marker="o")
+    axes.set_xlabel("layer, from the input")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(shown) == 1 and 0 < len(same := shown.pop()) <= _NAMED:
+        axes.set_xticks(range(1, len(same) + 1), [literal(layer) for layer in same])
+        axes.set_xlabel("layer")
+
+
+def _names(runs: Sequence[Record]) -> list[str]:
+    """What tells the runs apart in a picture: the rule, else rule and seed, else the folder."""
+    for names in (
+        [run.config.rule for run in runs],
+        [f"{run.config.rule}, seed {run.config.seed}" for run in runs],
+    ):
+        if len(set(names)) == len(runs):
+            return names
+    return [run.name for run in runs]
+
+
+def _trained(target: Axes) -> None:
+    """Let the axis begin below the first epoch's end: the untrained start would press all lines together."""
+    values = [y for drawn in target.lines for x, y in drawn.get_xydata() if x >= 1]  # pyright: ignore
+    if values:
+        low, high = min(values), max(values)
+        target.set_ylim(max(0.0, low - 0.1 * (high - low) - 1), min(100.5, high + 0.1 * (high - low) + 1))
+
+
+def _colours(count: int) -> list[str]:
+    return (
+        list(COLOURS[:count])
+        if count <= len(COLOURS)
+        else [to_hex(_MANY(index / (count - 1))) for index in range(count)]
+    )

@@ -1,0 +1,258 @@
+"""What is here and what is not: packages, machine, data, folders, what killed processes left. Nothing is changed."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from falign.lab._files import held
+from falign.lab._requirements import install, lacking, requirements
+from falign.lab._text import cell, say
+
+_GIB = 2**30
+_MANY = 200_000
+"""So many files of a folder are counted, so that a home folder does not take minutes."""
+_LISTED = 5
+"""So many leftovers of a kind are named."""
+_LEFT = {
+    ".partial": "half-written by a process that was killed: harmless, taken away by the next run there",
+    ".corrupt": "damaged files that were set aside: harmless, delete them once you have looked at them",
+    ".lock": "locks of processes that are gone: harmless, they hold nothing back",
+}
+_WHY = {"ray": "for --ray", "tensorboard": "for --tensorboard"}
+_IMPORTED = {"pillow": "PIL", "scikit-learn": "sklearn"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        topic: What it belongs to.
+        name: What it is.
+        text: What was found, and what to do if something is wrong.
+        broken: Whether something that falign needs is wrong.
+    """
+
+    topic: str
+    name: str
+    text: str
+    broken: bool = False
+
+
+def examine(*, data: Path | None, out: Path) -> list[Finding]:
+    """Look at everything that a command may need.
+
+    Args:
+        data: Folder of the data sets; None is what ``FALIGN_DATA`` names.
+        out: Folder of the results.
+
+    Returns:
+        What was found, topic by topic.
+    """
+    looks = {
+        "Packages": _packages,
+        "Machine": _machine,
+        "Data sets": lambda: _data(data),
+        "Folders": lambda: _folders(data, out),
+        "Left behind": lambda: _leftovers(out),
+    }
+    return [Finding(topic=topic, **each) for topic, look in looks.items() for each in _seen(look)]
+
+
+def show(findings: list[Finding], console: Console) -> None:
+    """Print what was found, topic by topic; what is broken is marked and comes to a sentence at the end."""
+    for topic in dict.fromkeys(each.topic for each in findings):
+        say(console, topic)
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(overflow="fold", max_width=console.width // 3)
+        table.add_column(overflow="fold")
+        for each in findings:
+            if each.topic == topic:
+                table.add_row(cell(f"{'!' if each.broken else ' '} {each.name}"), cell(each.text))
+        console.print(table)
+    broken = [each.name for each in findings if each.broken]
+    say(console, f"broken: {', '.join(broken)}" if broken else "all that is needed is here")
+
+
+def as_json(findings: list[Finding]) -> str:
+    """The same for programs and for reports of faults."""
+    healthy = not any(each.broken for each in findings)
+    return json.dumps({"healthy": healthy, "findings": [asdict(each) for each in findings]}, indent=2)
+
+
+def _seen(look: Callable[[], Iterator[dict]]) -> list[dict]:
+    """What a look finds; that it could not look is a finding too."""
+    found = []
+    try:
+        for each in look():
+            found.append(each)
+    except Exception as error:  # whatever is broken here is what a person came to find out
+        text = lacking(error) or f"cannot be looked at: {type(error).__name__}: {error}"
+        found.append({"name": "error", "text": text, "broken": True})
+    return found
+
+
+def _packages() -> Iterator[dict]:
+    import falign
+
+    yield {"name": "falign", "text": f"{falign.__version__}, {Path(falign.__file__).parent}"}
+    yield {"name": "python", "text": f"{platform.python_version()}, {sys.executable}"}
+    wanted = requirements()
+    if not wanted:
+        yield {"name": "versions", "text": f"falign is not installed, so nothing can be checked: {install('lab')}"}
+    for each in wanted:
+        if each.found is None:
+            why = f", only needed {_WHY[each.extra]}" if each.extra in _WHY else ""
+            yield {"name": each.package, "text": f"missing{why}: {each.remedy}", "broken": not why}
+        elif not each.fits:
+            text = f"{each.found}, expected {each.wanted}: {each.remedy}"
+            yield {"name": each.package, "text": text, "broken": True}
+        elif each.extra in _WHY or (fault := _fault(each.package)) is None:
+            yield {"name": each.package, "text": each.found}
+        else:
+            yield {"name": each.package, "text": f"{each.found} {fault}: {each.remedy}", "broken": True}
+
+
+def _fault(package: str) -> str | None:
+    """Why an installed package cannot be imported; None if it can."""
+    try:
+        import_module(_IMPORTED.get(package, package))
+    except Exception as error:  # packages that do not fit each other end in errors of all kinds
+        return f"cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+def _machine() -> Iterator[dict]:
+    import torch
+
+    from falign.lab._memory import available
+
+    yield {"name": "system", "text": platform.platform()}
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield {"name": "cores", "text": f"{usable} of {os.cpu_count()}"}
+    yield {"name": "memory", "text": f"{available() / _GIB:.1f} GiB"}
+    said = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
+    yield {"name": "threads", "text": ", ".join([f"PyTorch computes with {torch.get_num_threads()}", *said])}
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(number):
+        seen = torch.cuda.get_device_properties(index)
+        yield {"name": f"cuda:{index}", "text": f"{seen.name}, {seen.total_memory / _GIB:.1f} GiB"}
+    if not number:
+        built = "" if torch.version.cuda else ", and this PyTorch was built without it"
+        yield {"name": "cuda", "text": f"no device{built}"}
+    yield {"name": "mps", "text": "there" if torch.backends.mps.is_available() else "no device"}
+    encoding = str(getattr(sys.stdout, "encoding", None) or "none")
+    lossy = not encoding.lower().replace("-", "").startswith("utf")
+    text = ", letters that it lacks are shown as question marks: PYTHONUTF8=1 shows them" if lossy else ""
+    yield {"name": "output", "text": f"{encoding}{text}"}
+
+
+def _data(folder: Path | None) -> Iterator[dict]:
+    from falign.lab.data._loading import NAMES, whereabouts
+
+    for name in NAMES:
+        found = whereabouts(name, folder)
+        where = found.paths[0] if len(found.paths) == 1 else found.paths[0].parent if found.paths else None
+        yield {"name": name, "text": found.remedy if where is None else f"{where}, {_bytes(found.bytes)}"}
+
+
+def _folders(data: Path | None, out: Path) -> Iterator[dict]:
+    import pooch
+
+    from falign.lab._files import RunError
+    from falign.lab.experiment import _store
+
+    named = data or (Path(os.environ["FALIGN_DATA"]).expanduser() if os.environ.get("FALIGN_DATA") else None)
+    if named is None:
+        yield {"name": "FALIGN_DATA", "text": "not set: data sets are looked for in the cache"}
+    else:
+        there = named.is_dir()
+        text = _measured(named) if there else "is no folder: correct its path"
+        yield {"name": "FALIGN_DATA" if data is None else "--data", "text": f"{named}, {text}", "broken": not there}
+    yield _writable("cache", Path(pooch.os_cache("falign")))
+    try:
+        version = _store.store_format(out)
+    except RunError as error:
+        yield {"name": "results", "text": str(error), "broken": True}
+    else:
+        found = _writable("results", out)
+        yield found if version else {**found, "text": f"{found['text']}, no results yet"}
+    yield _writable("runs", Path("runs"))
+
+
+def _writable(name: str, folder: Path) -> dict:
+    """A folder that falign writes into, or will make: its size, and the room beside it."""
+    place = next((each for each in (folder, *folder.absolute().parents) if os.path.lexists(each)), Path("/"))
+    text = f"{folder}, " + (_measured(folder) if folder.is_dir() else "not there yet")
+    if not place.is_dir():
+        return {"name": name, "text": f"{folder} cannot be made: {place} is no folder", "broken": True}
+    if not os.access(place, os.W_OK | os.X_OK):
+        return {"name": name, "text": f"{text}, cannot be written: make {place} writable", "broken": True}
+    with suppress(OSError):
+        text = f"{text}, {_bytes(shutil.disk_usage(place).free)} free"
+    return {"name": name, "text": text}
+
+
+def _measured(folder: Path) -> str:
+    number = total = 0
+    for path in _files(folder):
+        number += 1
+        with suppress(OSError):
+            total += os.lstat(path).st_size
+    more = "more than " if number >= _MANY else ""
+    return f"{more}{number:,} {'file' if number == 1 else 'files'}, {more}{_bytes(total)}"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The first files below a folder; links are not followed."""
+    left = _MANY
+    for parent, _, names in os.walk(folder):
+        for name in names[:left]:
+            yield os.path.join(parent, name)
+        left -= min(left, len(names))
+        if not left:
+            return
+
+
+def _leftovers(out: Path) -> Iterator[dict]:
+    import pooch
+
+    found: dict[str, list[Path]] = {kind: [] for kind in _LEFT}
+    busy: set[Path] = set()
+    for folder in (out, Path("runs"), Path(pooch.os_cache("falign"))):
+        for path in map(Path, _files(folder)):
+            if any(part.startswith(".") and ".partial-" in part for part in path.relative_to(folder).parts):
+                found[".partial"].append(path)
+            elif ".corrupt" in path.name:
+                found[".corrupt"].append(path)
+            elif path.name.endswith(".lock") and not held(path):
+                found[".lock"].append(path)
+            elif path.name.endswith(".lock"):
+                busy.add(path.parent.parent if path.parent.name == "owners" else path.parent)
+    found[".partial"] = [path for path in found[".partial"] if busy.isdisjoint(path.parents)]
+    for kind, paths in found.items():
+        for path in paths[:_LISTED]:
+            yield {"name": kind, "text": str(path)}
+        if paths:
+            more = f"and {len(paths) - _LISTED} more; " if len(paths) > _LISTED else ""
+            yield {"name": "", "text": f"{more}{_LEFT[kind]}"}
+    if not any(found.values()):
+        yield {"name": "nothing", "text": "no half-written file, no damaged one, no lock of a process that is gone"}
+
+
+def _bytes(number: int | float) -> str:
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.0f} {units[0]}" if number >= 100 or units[0] == "bytes" else f"{number:.1f} {units[0]}"

@@ -1,0 +1,380 @@
+"""A network that learns by a rule: its steps, its test, its alignment."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import falign
+from falign._preserve import seeded
+from falign.feedback import generator
+from falign.lab._batches import Images
+from falign.lab._divergence import locate, running_order
+from falign.lab._models import build, is_own
+from falign.lab._own_models import Shape, check, refusing, rehearse, repeats, try_one, unlike
+from falign.lab._python_state import Attributes, held, marks
+from falign.lab._validate import made_rule
+from falign.lab.config import ConfigError, TrainConfig
+from falign.layers import kind_of
+from falign.measure import Alignment, alignment
+from falign.measure._untouched import untouched
+from falign.measure.law import ConservationLaw
+from falign.theory.two_layer._schedules import SCHEDULES
+
+# The optimizers of ``--optimizer``.
+
+
+class SGD(torch.optim.SGD):
+    """PyTorch's SGD, also where some parameters have their first gradient after the first step.
+
+    Its fused step makes the momenta of all parameters at once or of none, and fails on a mixture. A momentum of zero is
+    what the late ones have.
+    """
+
+    def _init_group(self, group: Any, params: Any, grads: Any, momentum_buffer_list: Any) -> Any:
+        sparse = super()._init_group(group, params, grads, momentum_buffer_list)
+        if any(buffer is not None for buffer in momentum_buffer_list):
+            for at, buffer in enumerate(momentum_buffer_list):
+                if buffer is None:
+                    momentum_buffer_list[at] = torch.zeros_like(params[at])
+        return sparse
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a completed configuration, for all parameters of a model, learned feedback included.
+
+    Where PyTorch can, it makes one pass over the parameters in place of several: on a CPU that is a quarter
+    of the time of Adam.
+
+    Args:
+        model: The model, converted.
+        config: A completed configuration.
+
+    Returns:
+        The optimizer.
+    """
+    rate, decay = number(config.learning_rate), number(config.weight_decay)
+    fused = True if torch.device(config.device).type in ("cpu", "cuda") else None
+    if config.optimizer == "sgd":
+        momentum = number(config.momentum)
+        return SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=decay, fused=fused)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
+
+
+def number(value: float | None) -> float:
+    """A number that a completed configuration has."""
+    assert value is not None, "the configuration is not completed"
+    return value
+
+
+# Ridge on the output layer's weights: how strong it is at a step, and what it does.
+
+
+class Ridge:
+    """``W(t+1) = (1 - ηλ(t)) W(t) - …``, whatever the optimizer puts in place of the dots.
+
+    The penalty is taken from the weights before the step and apart from the gradient, so no momentum, no
+    adaptive rate and no weight decay of the optimizer sees it. With plain SGD it equals adding ``λ(t) W`` to
+    the gradient.
+
+    Args:
+        weight: The output layer's weights.
+        strength: λ.
+        schedule: A name of ``SCHEDULES``.
+        steps: T, in steps; None for a schedule without one.
+
+    Source: Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6 and the schedules named with it.
+    """
+
+    def __init__(self, weight: Tensor, *, strength: float, schedule: str, steps: float | None) -> None:
+        self._weight = weight
+        self._strength = strength
+        self._schedule = SCHEDULES[schedule]
+        self._steps = 1.0 if steps is None else steps
+
+    def around(self, update: Callable[[], object], t: int, *, rate: float) -> None:
+        """Make the optimizer's update and the ridge's, both from W(t).
+
+        Args:
+            update: What makes the optimizer's step.
+            t: Steps done before this one.
+            rate: η, the learning rate of this step.
+        """
+        shrink = rate * self._schedule(self._strength, self._steps, t)
+        old = self._weight.detach().clone() if shrink else None
+        update()
+        if old is not None:
+            with torch.no_grad():
+                self._weight.sub_(old, alpha=shrink)
+
+
+_AT_ONCE, _BYTES = 1000, 16 << 20
+"""Images of one forward pass of a test: so many, or as many as have so many bytes, and one at least."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Learner:
+    """A converted model with its optimizer.
+
+    Attributes:
+        config: The completed configuration.
+        model: The network, converted.
+        optimizer: Made from its parameters, learned feedback included.
+        layers: Names of the linear maps that have feedback or could have, in the order in which they run.
+        ridge: What shrinks the output layer's weights, if anything does.
+        law: What checks the steps by the conservation law, if it is wanted.
+        attributes: What the model keeps in Python.
+        notes: What is to be said of the model before its first step, a line each.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    layers: tuple[str, ...]
+    ridge: Ridge | None
+    law: ConservationLaw | None
+    attributes: Attributes = field(default_factory=lambda: Attributes(nn.Module()))
+    notes: tuple[str, ...] = ()
+
+    def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
+        """Learn from one batch.
+
+        Args:
+            x: Images, ``(batch, channels, height, width)``.
+            y: Labels, ``(batch,)``.
+            done: Steps done before this one.
+
+        Returns:
+            The batch's loss before the step, and how many of its images were right.
+
+        Raises:
+            Diverged: The loss is not finite; then the step was not made.
+        """
+        with falign.targets(self.model, y), self._casting():
+            output = self.model(x)
+            loss = cross_entropy(output, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        right = (output.detach().argmax(1) == y).sum()
+        value, count = torch.stack([loss.detach().double(), right.double()]).tolist()  # one wait for the device
+        if value - value != 0:  # infinite or not a number
+            raise self.fault(x, done)
+        if self.ridge is None:
+            self.optimizer.step()
+        else:
+            self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
+        return value, int(count)
+
+    def begin(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = number(self.config.learning_rate) * self.config.rate_decay**epoch
+
+    def fault(self, x: Tensor, done: int) -> Exception:
+        """What to raise when something is not finite: it says which layer was the first."""
+        return locate(self.model, lambda: self._forward(x), done=done)
+
+    def test(self, images: Images) -> tuple[float, float]:
+        """Mean loss and share of right answers over a set, in evaluation mode."""
+        self.model.eval()
+        loss, right = 0.0, 0
+        try:
+            with torch.no_grad():
+                for x, y in images.pieces(self._at_once(images)):
+                    output = self._forward(x)
+                    loss += cross_entropy(output.to(self.dtype), y, reduction="sum").item()
+                    right += int((output.argmax(1) == y).sum())
+        finally:
+            self.model.train()
+        return loss / len(images), right / len(images)
+
+    def alignment(self, x: Tensor, y: Tensor) -> Alignment:
+        """What the rule and the optimizer do with a batch, beside its true gradient; nothing is left changed."""
+        with self.attributes.kept(), self._casting():
+            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+
+    def is_finite(self, x: Tensor, y: Tensor) -> bool:
+        """Whether the loss of a batch is a finite number."""
+        with torch.no_grad(), falign.targets(self.model, y):
+            return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images."""
+        return getattr(torch, self.config.dtype)
+
+    def _at_once(self, images: Images) -> int:
+        return max(1, min(_AT_ONCE, _BYTES // max(1, images.pixels[0].numel() * self.dtype.itemsize)))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with self._casting():
+            return self.model(x)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        return _casting(self.config)
+
+
+def _casting(config: TrainConfig) -> AbstractContextManager[object]:
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
+
+
+def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()) -> Learner:
+    """Build the network, convert it, and make its optimizer.
+
+    A network of the user's own is made twice from the same seed: one of the two is tried on the example and thrown
+    away, and where they differ that is noted.
+
+    Args:
+        config: The completed configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes.
+        example: A few normalised images, on the training's device.
+        sizes: Of the batches that will come.
+
+    Returns:
+        The learner before its first step.
+
+    Raises:
+        ConfigError: The network does not fit the data, or the rule not the network.
+    """
+    with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
+        model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
+        with untouched(model):
+            layers = _layers(config, model, example, classes)
+        _convert(config, model, example)
+        optimizer = make_optimizer(model, config)
+        ridge = None
+        if config.ridge:
+            ridge = Ridge(
+                model.get_parameter(f"{layers[-1]}.weight"),
+                strength=config.ridge,
+                schedule=config.ridge_schedule,
+                steps=config.ridge_steps,
+            )
+        law = _law(config, model, optimizer, example) if config.check_law else None
+    attributes.load({})  # whatever the passes counted
+    return Learner(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        layers=layers,
+        ridge=ridge,
+        law=law,
+        attributes=attributes,
+        notes=notes,
+    )
+
+
+def _network(
+    config: TrainConfig, shape: Shape, classes: int, example: Tensor, *, single: bool
+) -> tuple[nn.Module, Attributes, tuple[str, ...]]:
+    """The network in training mode on its device, its attributes, and what is to be said of it."""
+    name = config.model
+
+    def placed(model: nn.Module) -> nn.Module:
+        with refusing(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
+            return model.to(example.device, example.dtype).train()
+
+    def built() -> nn.Module:
+        room = _room(config) if example.device.type == "cpu" else 4
+        with refusing(f"--model {name} cannot be made"):
+            return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
+
+    model = built()
+    if not is_own(name):
+        model = placed(model)
+        if single:
+            try_one(name, deepcopy(model), example)
+        return model, Attributes(model), ()
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        twin = built()
+    notes, kept = [], {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if any(id(tensor) in kept for tensor in (*twin.parameters(), *twin.buffers())):
+        notes.append(f"{name} returns the same weights at every call: --seed has no part in them, a copy is trained")
+        with refusing(f"--model {name} returns the same weights at every call, and they cannot be copied"):
+            model, twin = deepcopy(model), deepcopy(model)
+    model, twin = placed(model), placed(twin)
+    if unalike := unlike(model, twin):
+        notes.append(
+            f"{name} draws {_listed(unalike)} by other generators than the global ones of torch, NumPy and Python: "
+            "another run with this seed begins with others"
+        )
+    package = name.partition(".")[0].partition(":")[0]
+    here, there = marks(model, package), marks(twin, package)
+    loose = [key for key in here if here[key] != there.get(key)]
+    with refusing(f"--model {name} does not run"):
+        moved = [*rehearse(name, twin, example.clone(), classes, single=single), *(set(loose) - held(model).keys())]
+        repeated = repeats(name, twin, example, classes)
+    if moved:
+        notes.append(
+            f"{name} keeps {_listed(sorted(set(moved)))} in Python, where no checkpoint holds it: if its numbers "
+            "depend on it, --resume does not reach those of a run that was not interrupted (buffers are held)"
+        )
+    if not repeated:
+        notes.append(
+            f"{name} does not give the same numbers again: they depend on something that neither --seed nor a "
+            "checkpoint holds, so another run with this seed, and --resume, may come to others"
+        )
+    return model, Attributes(model, loose), tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _room(config: TrainConfig) -> int:
+    """Bytes that a run needs for each weight: three times what weights, gradients, feedback and optimizer hold.
+
+    Measuring and saving work on copies; a perceptron of 9 million weights in float32 needed 44 to 53.
+    """
+    feedback = made_rule(config).wiring == "layerwise" and config.feedback != "shared"
+    return 3 * (2 + feedback + slots(config)) * getattr(torch, config.dtype).itemsize
+
+
+def slots(config: TrainConfig) -> int:
+    """So many numbers the optimizer keeps of each weight."""
+    return 2 if config.optimizer != "sgd" else int(bool(config.momentum))
+
+
+def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
+    what = f"--model {config.model} with --rule {config.rule}"
+    with refusing(f"{what} cannot be converted"):
+        try:
+            falign.convert(
+                model,
+                made_rule(config),
+                seed=config.seed,
+                feedback=config.feedback,
+                scale=config.scale,
+                example=example,
+            )
+        except falign.ConversionError as error:  # which lists every reason on a line
+            raise ConfigError(f"{what}: {error}") from None
+
+
+def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> ConservationLaw:
+    try:
+        with _casting(config):  # what the forward passes round to is what the residual is judged by
+            return ConservationLaw(model, optimizer, example=example)
+    except ValueError as error:
+        raise ConfigError(f"--check-law: {error}") from None
+
+
+def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
+    output: list[object] = []
+    model.eval()
+    with refusing(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
+        ran = running_order(model, lambda: output.append(model(example)))
+    model.train()
+    check(config.model, output[0], (len(example), classes), "in evaluation")
+    layers = tuple(name for name in ran if kind_of(model.get_submodule(name)) is not None)
+    if not layers:
+        raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")
+    return layers

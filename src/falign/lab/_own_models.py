@@ -1,0 +1,291 @@
+"""Networks of the user's own: imported, made, and tried on a few images before a run begins."""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
+
+from falign._preserve import seeded
+from falign.lab._packing import LETTERS
+from falign.lab._python_state import Attributes, held, marks
+from falign.lab._text import plain
+from falign.lab.config import ConfigError
+from falign.measure._untouched import untouched
+
+Shape = tuple[int, int, int]
+
+_LENGTH = 300
+"""So many letters of what an error says are repeated."""
+
+
+def told(error: BaseException) -> str:
+    """What an error of the user's code says, in one line."""
+    try:
+        text = " ".join(plain(error).split())
+    except Exception:
+        text = ""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return "it needs more memory than there is"
+    text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Make one sentence of whatever goes wrong in code of the user's own; only Ctrl-C is let through.
+
+    Raises:
+        ConfigError: Something went wrong: ``what``, a colon, and how.
+    """
+    try:
+        yield
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit too: a factory that exits has made no network
+        raise ConfigError(f"{what}: {told(error)}") from error
+
+
+def make(model: str, shape: Shape, classes: int) -> nn.Module:
+    """What ``package.module:factory`` returns, called with what it takes of ``shape`` and ``classes``.
+
+    The working folder is the first place where modules are looked for, as ``python -m`` has it. Layers without a shape
+    get it from one pass. Working folder, module path and PyTorch's defaults are afterwards as they were.
+
+    Args:
+        model: As it was given.
+        shape: Channels, height and width of the images.
+        classes: Number of classes.
+
+    Returns:
+        The network.
+
+    Raises:
+        ConfigError: There is no such factory, or it makes no network that can be trained here.
+    """
+    module, _, path = model.partition(":")
+    if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
+        raise ConfigError(
+            f"--model is {model!r}, expected mlp:SIZES, lenet, resnet20 or package.module:factory: "
+            "see falign train --help"
+        )
+    with _at_home():
+        made = _called(model, shape, classes)
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"--model {model} returned a {type(made).__name__}, expected a torch.nn.Module")
+        _refuse(model, made)
+        _materialise(model, made, shape)
+    return made
+
+
+def _called(model: str, shape: Shape, classes: int) -> object:
+    factory = _imported(model)
+    known = {"shape": shape, "classes": classes}
+    try:
+        taken = inspect.signature(factory).parameters
+        given = {key: value for key, value in known.items() if key in taken or _takes_any(taken)}
+        inspect.signature(factory).bind(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--model {model} cannot be called with shape= and classes=, or without arguments: {told(error)}"
+        ) from None
+    if inspect.isbuiltin(factory):  # sys.exit, os.abort: what they do cannot be undone
+        raise ConfigError(f"--model {model} is a function of Python itself, expected one that makes a torch.nn.Module")
+    with refusing(f"--model {model} failed"):
+        return factory(**given)
+
+
+def _imported(model: str) -> Callable[..., object]:
+    module, _, path = model.partition(":")
+    # What an import draws must not move what the factory draws: only the first one of a process draws anything.
+    with seeded(0), refusing(f"--model {model} cannot be imported"):
+        __import__(module)
+        found: object = sys.modules[module]
+        for part in path.split("."):
+            found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"--model {model} is a {type(found).__name__}, expected a function or class to call")
+    return found
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+@contextmanager
+def _at_home() -> Iterator[None]:
+    """Let code run that may move what the process has: working folder, module path and PyTorch's defaults."""
+    folder, path = Path.cwd(), list(sys.path)
+    kind, device = torch.get_default_dtype(), torch.get_default_device()
+    sys.path.insert(0, str(folder))
+    try:
+        torch.set_default_dtype(torch.float32)  # the same seed means the same weights in every process
+        with torch.device("cpu"), torch.enable_grad():
+            yield
+    finally:
+        os.chdir(folder)
+        sys.path[:] = path
+        torch.set_default_dtype(kind)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _refuse(model: str, made: nn.Module) -> None:
+    """Raise where a network is of a kind that cannot be trained here."""
+    if isinstance(made, torch.jit.ScriptModule):
+        raise ConfigError(f"--model {model} returned a {type(made).__name__}, expected the plain module, not compiled")
+    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    for name, tensor in tensors.items():
+        if not is_lazy(tensor) and tensor.is_complex():
+            raise ConfigError(f"--model {model} has complex numbers in {name!r}, expected real ones")
+        if not is_lazy(tensor) and tensor.is_meta:
+            raise ConfigError(f"--model {model} has {name!r} on the meta device, without numbers: make it on the CPU")
+
+
+def _materialise(model: str, made: nn.Module, shape: Shape) -> None:
+    """Give layers that wait for their first input (``nn.LazyLinear``) their shapes and weights."""
+    for training in (False, True):  # some layers may run in training only
+        if not _lazy(made):
+            return
+        kinds = [tensor.dtype for tensor in made.parameters() if not is_lazy(tensor) and tensor.is_floating_point()]
+        x = torch.linspace(-1, 1, 2 * prod(shape), dtype=[*kinds, torch.float32][0]).reshape(2, *shape)
+        modes = [(module, module.training) for module in made.modules()]
+        buffers = [(buffer, buffer.clone()) for buffer in made.buffers() if not is_lazy(buffer)]
+        with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"), torch.no_grad():
+            made.train(training)
+            made(x)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, mode in modes:
+            module.training = mode
+    if waiting := _lazy(made):
+        raise ConfigError(
+            f"--model {model} has a layer without a shape, {waiting[0]!r}, which did not run on images: leave it out, "
+            "or give it its sizes"
+        )
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name.rpartition(".")[0] for name, tensor in tensors if is_lazy(tensor)]
+
+
+def unlike(one: nn.Module, other: nn.Module) -> list[str]:
+    """Names of the numbers in which two networks differ that were made from the same seed."""
+    here, there = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (one, other))
+    return [name for name in {**here, **there} if not _equal(here.get(name), there.get(name))]
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def rehearse(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bool) -> list[str]:
+    """Train a network that is thrown away on a few images, so that what cannot work is known before a run begins.
+
+    Args:
+        model: As it was given.
+        made: The network; buffers, gradients and attributes change.
+        x: Two images or more.
+        classes: Number of classes.
+        single: Whether a batch of one image will come.
+
+    Returns:
+        Names of what it keeps in Python that changes from pass to pass, and that no checkpoint holds.
+
+    Raises:
+        ConfigError: It cannot be trained, and why.
+    """
+    package = model.partition(".")[0].partition(":")[0]
+    learns = [parameter.requires_grad for parameter in made.parameters()]
+    if learns and not any(learns):
+        raise ConfigError(f"--model {model} has no parameter that learns: requires_grad is False for all of them")
+    labels = torch.arange(len(x), device=x.device) % classes
+    seen: list[dict[str, object]] = []
+    before = x.clone()
+    what = f"--model {model} does not train on images of shape {tuple(x.shape)}"
+    with refusing(what), torch.enable_grad():
+        made.train()
+        for _ in range(3):
+            output = made(x)
+            check(model, output, (len(x), classes), "in training")
+            if not output.requires_grad:
+                raise ConfigError(f"{what}: its output has no gradient, so that nothing in it can learn")
+            cross_entropy(output, labels).backward()
+            seen.append(marks(made, package))
+    if not torch.equal(x, before):
+        raise ConfigError(f"--model {model} changes the images that it is given: let it work on a copy, x.clone()")
+    if sparse := [name for name, each in made.named_parameters() if each.grad is not None and each.grad.is_sparse]:
+        raise ConfigError(f"--model {model} has sparse gradients, of {sparse[0]!r}: leave out sparse=True")
+    if single:
+        try_one(model, made, x)
+    moved = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
+    kept = held(made)
+    for name in moved:
+        if name in kept and (letters := len(json.dumps(kept[name], default=lambda _: None))) > LETTERS:
+            raise ConfigError(
+                f"--model {model} keeps {letters:,} letters in {name!r}, and a checkpoint holds {LETTERS:,} of what "
+                "is no tensor: let it be a tensor or an array"
+            )
+    return [name for name in moved if name not in kept]
+
+
+def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
+    """Whether a network gives the same numbers again from the same seed and the same state, to the bit.
+
+    Args:
+        model: As it was given.
+        made: The network; nothing that a checkpoint holds is left changed.
+        x: Two images or more.
+        classes: Number of classes.
+
+    Raises:
+        ConfigError: It does not run, and why.
+    """
+    try:
+        state = deepcopy(made.state_dict())
+    except Exception:  # get_extra_state is anyone's: such a network is refused where checkpoints are tried
+        return True
+    attributes, found = Attributes(made), []
+    for training in (True, True, False, False):
+        with untouched(made), attributes.kept(), seeded(0, [x.device]):
+            with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
+                output = made.train(training)(x.clone())
+            check(model, output, (len(x), classes), "in training" if training else "in evaluation")
+            found.append(output.detach().contiguous().view(torch.uint8))
+        with refusing(f"--model {model} does not take back its own state_dict()"):
+            made.load_state_dict(deepcopy(state))
+    return all(torch.equal(one, other) for one, other in zip(found[::2], found[1::2], strict=True))
+
+
+def try_one(model: str, made: nn.Module, x: Tensor) -> None:
+    """Refuse a network that cannot be trained on one image, where a batch of one will come."""
+    what = f"--model {model} does not train on a batch of one image, and one will come: give another --batch-size"
+    with refusing(what), torch.no_grad():
+        made.train()
+        made(x[:1])
+
+
+def check(model: str, output: object, expected: tuple[int, int], when: str) -> None:
+    """Refuse an output that is not a number for each image and class."""
+    number, classes = expected
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if came != expected:
+        raise ConfigError(
+            f"--model {model} returned {came} for {number} images, expected {expected} {when}: one number for each of "
+            f"the {classes} classes"
+        )
+    if isinstance(output, Tensor) and not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise ConfigError(f"--model {model} returned numbers of type {kind} {when}, expected float32 or float64")

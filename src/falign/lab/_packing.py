@@ -1,0 +1,99 @@
+"""Nested states and tables as what a checkpoint holds: tensors, and beside them JSON."""
+
+import io
+from collections import OrderedDict
+from typing import Any
+
+import polars as pl
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from falign.lab._run_folder import parquet
+
+LETTERS = 100_000_000
+"""So many letters of JSON a safetensors file may have, its tensors' names among them."""
+_PLAIN = (type(None), bool, int, float, str)
+"""What JSON holds as it is."""
+
+
+def packed(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """A nested state without its tensors, as JSON can hold it: everything but plain values says what it is.
+
+    Args:
+        state: Dicts, lists and tuples of tensors, numbers, texts and bytes.
+        prefix: What the names of its tensors begin with.
+        tensors: Where the tensors are put.
+
+    Raises:
+        TypeError: There is something else in it.
+    """
+    if isinstance(state, Tensor):
+        name = f"{prefix}.{len(tensors)}"
+        tensors[name] = state
+        return {"tensor": name}
+    if type(state) in (dict, OrderedDict):
+        pairs = [[packed(key, prefix, tensors), packed(value, prefix, tensors)] for key, value in state.items()]
+        return {"dict" if type(state) is dict else "ordered": pairs}
+    if type(state) in (list, tuple):
+        return {type(state).__name__: [packed(value, prefix, tensors) for value in state]}
+    if type(state) is bytes:
+        return {"bytes": state.hex()}
+    if type(state) in _PLAIN:
+        return state
+    raise TypeError(f"a {type(state).__name__}")
+
+
+def unpacked(state: Any, tensors: dict[str, Tensor]) -> Any:
+    """The nested state that ``packed`` was given.
+
+    Raises:
+        ValueError: ``packed`` made no such thing.
+    """
+    if type(state) in _PLAIN:
+        return state
+    ((kind, value),) = state.items() if isinstance(state, dict) and len(state) == 1 else ((None, None),)
+    if kind == "tensor" and value in tensors:
+        return tensors[value]
+    if kind in ("dict", "ordered") and isinstance(value, list):
+        pairs = [(unpacked(key, tensors), unpacked(each, tensors)) for key, each in value]
+        return dict(pairs) if kind == "dict" else OrderedDict(pairs)
+    if kind in ("list", "tuple") and isinstance(value, list):
+        parts = [unpacked(each, tensors) for each in value]
+        return parts if kind == "list" else tuple(parts)
+    if kind == "bytes" and isinstance(value, str):
+        return bytes.fromhex(value)
+    raise ValueError(f"its state holds {str(state)[:60]}")
+
+
+def axes_by_stride(tensor: Tensor) -> list[int] | None:
+    """The axes from the outermost to the innermost in memory; None where they are in order, or the memory has gaps.
+
+    Any memory format of a dense tensor (channels_last, the transpose of a matrix) is that of a permuted one.
+    """
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return order if not tensor.is_contiguous() and tensor.permute(order).is_contiguous() else None
+
+
+def laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
+    """A contiguous tensor in the memory format that ``axes_by_stride`` told.
+
+    Raises:
+        ValueError: The order is of another number of axes.
+    """
+    if order is None:
+        return tensor
+    if sorted(order) != list(range(tensor.dim())):
+        raise ValueError(f"axes {order} of a tensor with {tensor.dim()} axes")
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(inverse)
+
+
+def as_tensor(table: pl.DataFrame) -> UInt8[Tensor, " bytes"]:
+    """A table as the bytes of a Parquet file: the JSON of a safetensors file may not be long."""
+    return torch.frombuffer(bytearray(parquet(table)), dtype=torch.uint8)
+
+
+def as_table(content: UInt8[Tensor, " bytes"]) -> pl.DataFrame:
+    """The table that ``as_tensor`` was given."""
+    return pl.read_parquet(io.BytesIO(content.numpy().tobytes()))

@@ -1,0 +1,417 @@
+"""The pictures of one run, each a function of its tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import matplotlib
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from falign.lab._run_folder import Run, Tables
+from falign.lab._text import plain
+from falign.lab.config import TrainConfig
+from falign.lab.report._figures import png
+from falign.lab.report.style import AXIS, COLOURS, HOUSE, INK, expected, legend, logarithmic, panels, sequence
+from falign.lab.report.style import law as diagonal
+
+__all__ = ["draw", "figures"]
+
+# Lines against the epoch: one a column, one a layer, and names where they end.
+
+TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
+"""Of a figure of several panels."""
+NAMED = 8
+"""Up to so many layers are named one by one."""
+_LETTERS = 13
+"""So many letters fit into an inch."""
+_MARKED = 12
+"""Up to so many points are marked, so that a single one can be seen."""
+_FAR = 1e100
+"""What is further from 0 is drawn here: an axis to the largest number there is has no room for its own margins."""
+_NOTHING = "\u200b"
+"""A letter without width: what begins with an underscore stands in no legend."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a picture; points without a value are left out."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+
+
+def literal(text: str) -> str:
+    """A text that matplotlib draws as it stands: no formula, no letter without glyph, and in legends too.
+
+    Args:
+        text: A name of anyone's: of a folder, a layer, a data set.
+    """
+    known = _glyphs()
+    shown = "".join(
+        letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in plain(text)
+    ).replace("$", r"\$")
+    return f"{_NOTHING}{shown}" if shown.startswith("_") else shown
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(HOUSE["font.family"][0])).get_charmap())
+
+
+def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: float = 1.0) -> Line:
+    """One column against the epoch."""
+    kept = table.select("epoch", column).drop_nulls()
+    return Line(label, kept["epoch"].to_list(), (kept[column].clip(-_FAR, _FAR) * factor).to_list(), colour)
+
+
+def layer_colours(records: pl.DataFrame) -> dict[str, str]:
+    """{layer: its colour}, darker from the first layer to the last."""
+    names = [name.removeprefix("angle_") for name in records.columns if name.startswith("angle_")]
+    return dict(zip(names, sequence(len(names)), strict=True))
+
+
+def by_layer(alignment: pl.DataFrame, column: str, colours: dict[str, str]) -> list[Line]:
+    """One column of the table of alignments, a line a layer; layers that have no value are left out."""
+    lines = [line(alignment.filter(layer=name), column, name, colour) for name, colour in colours.items()]
+    return [each for each in lines if each.y]
+
+
+def plot(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw lines against the epoch."""
+    for each in lines:
+        marker = "o" if len(each.x) <= _MARKED else None
+        axes.plot(each.x, each.y, color=each.colour, label=literal(each.label), marker=marker)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def decades(axes: Axes) -> None:
+    """Scale the vertical axis by powers of ten, unless nothing that is drawn is above 0: a loss can be exactly that."""
+    drawn = [float(value) for each in axes.get_lines() for value in each.get_ydata()]  # pyright: ignore
+    if not drawn or max(drawn) > 0:
+        logarithmic(axes, "y")
+
+
+def degrees(*panels: Axes) -> None:
+    """Scale axes of angles alike: from 0 to a right angle, which is marked, or beyond if there is anything."""
+    drawn = [float(value) for axes in panels for each in axes.get_lines() for value in each.get_ydata()]  # pyright: ignore
+    high = max(95.0, *(value + 5 for value in drawn), 0.0)
+    for axes in panels:
+        axes.set_ylim(-2.0, high)
+        axes.set_yticks(range(0, int(high) + 1, 15))
+        axes.axhline(90, color=AXIS, linewidth=1, linestyle="--", zorder=1)
+
+
+def key(figure: Figure, colours: dict[str, str]) -> None:
+    """Say under the panels which colour is which layer; where there are many, from which to which they go."""
+    if len(colours) <= NAMED:
+        widest = max(map(len, colours), default=0) + 6
+        legend(figure, columns=max(1, int(_LETTERS * figure.get_figwidth()) // widest))
+        return
+    scale = ScalarMappable(cmap=ListedColormap(list(colours.values())))
+    first, *_, last = colours
+    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", shrink=0.5, aspect=50, ticks=[])
+    bar.set_label(literal(f"{len(colours)} layers, from {first} to {last}"))
+
+
+def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
+    """Write every line's label at its right end, moved up where two would overlap."""
+    ends = sorted((each for each in lines if each.y), key=lambda each: each.y[-1])
+    low, high = axes.get_ylim()
+    free = (high - low) * 0.065
+    next_height = low
+    for each in ends:
+        height = max(each.y[-1], next_height)
+        next_height = height + free
+        axes.annotate(
+            literal(each.label),
+            (each.x[-1], height),
+            (8, 0),
+            textcoords="offset points",
+            color=each.colour,
+            va="center",
+        )
+
+
+# The angle between what a rule gives to each layer and what backpropagation would give.
+
+
+def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
+    """Angles of the gradients, and of the errors as they are delivered, a line a layer.
+
+    Args:
+        records: What was measured; of every layer the angle of its gradient.
+        alignment: What was measured of every layer.
+        colours: Of the layers.
+        about: The run in a few words.
+
+    Returns:
+        The left panel: ∠(f, g) of the gradient f taken and the true one g. The right one: the error that a layer hands
+        to its input, mean over samples; the first layer hands none on.
+    """
+    figure, (left, right) = panels(
+        2,
+        titles=["Gradient taken", "Error delivered"],
+        ylabels=["degrees to the true one"],
+        share="all",
+        height=4.0,
+    )
+    figure.suptitle(f"Angle to the true gradient — {about}", **TITLE)
+    gradients = [line(records, f"angle_{name}", name, colour) for name, colour in colours.items()]
+    errors = by_layer(alignment, "delivered_angle", colours)
+    plot(left, gradients)
+    plot(right, errors)
+    degrees(left, right)
+    if len(colours) <= NAMED:
+        name_at_the_end(left, gradients)
+        name_at_the_end(right, errors)
+    else:
+        key(figure, colours)
+    return figure
+
+
+# Loss and accuracy of the training and the test set against the epoch.
+
+
+def loss(records: pl.DataFrame, about: str) -> Figure:
+    """Mean cross-entropy, on a logarithmic axis: losses fall by orders of magnitude."""
+    figure = _both(records, "loss", f"Loss — {about}", 1.0, "cross-entropy")
+    decades(figure.axes[0])
+    return figure
+
+
+def accuracy(records: pl.DataFrame, about: str) -> Figure:
+    """Share of right answers."""
+    return _both(records, "accuracy", f"Accuracy — {about}", 100.0, "right answers, %")
+
+
+def _both(records: pl.DataFrame, what: str, title: str, factor: float, ylabel: str) -> Figure:
+    figure, (axes,) = panels(1, titles=[title], ylabels=[ylabel], width=7, height=4.2)
+    lines = [
+        line(records, f"train_{what}", "training (mean over the epoch)", AXIS, factor),
+        line(records, f"test_{what}", "test", COLOURS[0], factor),
+    ]
+    plot(axes, lines)
+    axes.legend()
+    return figure
+
+
+# Why the loss falls: alignment dominance, and the three factors of what every layer adds to the descent.
+
+
+def dominance(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
+    """D along the training, and the split of ``-dL/dt = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``.
+
+    Args:
+        records: What was measured; its column ``dominance`` is D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|².
+        alignment: What was measured of every layer: ``cosine``, ``gradient_norm``, ``taken_norm``.
+        colours: Of the layers.
+        about: The run in a few words.
+
+    Returns:
+        Four panels: D with the line -1, below which the loss rises; the cosines; |g| and |f| on one logarithmic scale.
+    """
+    figure, (above, cosine, gradient, taken) = panels(
+        2,
+        2,
+        titles=["Alignment dominance D", "Alignment cos∠(g, f)", "True gradient |g|", "Gradient taken |f|"],
+        height=2.7,
+    )
+    figure.suptitle(f"What the descent is made of — {about}", **TITLE)
+    against_minus_one(above, [line(records, "dominance", "", COLOURS[0])])
+    plot(cosine, by_layer(alignment, "cosine", colours))
+    cosine.axhline(0, color=INK, linewidth=1, zorder=1)
+    low = min((y for each in cosine.get_lines() for y in each.get_ydata()), default=0.0)  # pyright: ignore
+    cosine.set_ylim(min(-0.05, 1.1 * low), 1.05)
+    positive = alignment.filter(pl.col("gradient_norm") > 0, pl.col("taken_norm") > 0)
+    plot(gradient, by_layer(positive, "gradient_norm", colours))
+    plot(taken, by_layer(positive, "taken_norm", colours))
+    taken.sharey(gradient)
+    logarithmic(gradient, "y")
+    logarithmic(taken, "y")
+    if colours:
+        key(figure, colours)
+    return figure
+
+
+def against_minus_one(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw courses of D, and where the loss would rise; far values are pressed together."""
+    plot(axes, lines)
+    values = [value for each in lines for value in each.y]
+    low, high = min([-1.0, *values]), max([1.0, *values])
+    if high - low > 20:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(2 * low, 2 * high)
+    else:
+        axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
+    edge = axes.get_ylim()[0]
+    expected(axes, edge, -1.0, "")
+    axes.axhline(-1.0, color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)))
+    axes.set_ylim(bottom=edge)
+    axes.text(0.02, 0.03, "the loss rises", transform=axes.transAxes, color=INK, fontsize=8.5)
+
+
+# The conservation law as a diagonal: what every neuron's alignment gained against what its weights gained.
+
+_MARKERS = {"exact": "o", "accounted": "o", "drift": "^", "none": "x"}
+"""Of a law's status."""
+
+
+def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
+    """A point a neuron: Δ⟨B, w_out⟩ against Δ(½|w_in|² + ½b²); neurons that keep the law are on the diagonal.
+
+    What moves a neuron off it and is accounted for (decay, feedback that moves) is put back by a ring.
+
+    Args:
+        table: ``layer``, ``targets``, ``status``, ``neuron``; ``weights`` and ``alignment``, both changes since the
+            beginning; ``residual``, what of their difference is not accounted for.
+        colours: Of the layers.
+        about: The run in a few words.
+
+    Returns:
+        One panel with equal axes.
+    """
+    figure, (axes,) = panels(
+        1,
+        titles=[f"Conservation law — {about}"],
+        xlabels=["change of ½|w_in|² + ½b²"],
+        ylabels=["change of the alignment term ⟨B, w_out⟩"],
+        width=6.0,
+        height=6.2,
+    )
+    layers = table["layer"].unique(maintain_order=True).to_list()
+    if not colours.keys() >= set(layers):  # batch norm has a law of its own
+        colours = dict(zip(layers, sequence(len(layers)), strict=True))
+    for name in layers:
+        own = table.filter(layer=name)
+        status = own["status"][0]
+        axes.scatter(
+            own["weights"],
+            own["alignment"],
+            s=14,
+            color=colours[name],
+            alpha=0.75,
+            linewidths=0.8 if status == "none" else 0,
+            marker=_MARKERS[status],
+            label=literal(f"{name}, {status}"),
+        )
+        if status == "accounted":
+            kept = own["weights"] - own["residual"]
+            axes.scatter(own["weights"], kept, s=22, facecolors="none", edgecolors=colours[name], linewidths=0.8)
+    low, high = _ends(table)
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    diagonal(axes, [low, high], [low, high], "conserved")
+    if len(layers) > NAMED:
+        _explain(axes, table["status"].unique(maintain_order=True).to_list())
+    key(figure, {name: colours[name] for name in layers})
+    if not layers:
+        axes.text(0.5, 0.5, "no neuron of this network can be followed", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def _explain(axes: Axes, statuses: list[str]) -> None:
+    handles = [Line2D([], [], color=INK, marker=_MARKERS[status], linestyle="", label=status) for status in statuses]
+    axes.legend(handles=handles, loc="upper left")
+
+
+def _ends(table: pl.DataFrame) -> tuple[float, float]:
+    values = [0.0, *table["weights"].to_list(), *table["alignment"].to_list()]
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) or 1.0
+    return low - room, high + room
+
+
+# How well the weights of every single neuron agree with its feedback.
+
+
+def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
+    """Per-neuron alignment, sorted, a curve a layer; in the legend the share of neurons that are aligned.
+
+    Args:
+        table: ``layer``, ``neuron`` and ``cosine``: cos∠(B[:, k], W[:, k]) of the weights of a layer that neuron k, at
+            its input, feeds, and of those that feed the error back to it.
+        colours: Of the layers.
+        about: The run in a few words.
+
+    Returns:
+        The figure. Layers whose feedback has another shape, as under direct rules, have no curve.
+    """
+    figure, (axes,) = panels(
+        1,
+        titles=[f"Alignment of every neuron — {about}"],
+        xlabels=["neurons, from the least aligned to the most"],
+        ylabels=["cosine of its feedback and its weights"],
+        width=7,
+        height=4.2,
+    )
+    layers = table["layer"].unique(maintain_order=True).to_list()
+    shares = []
+    for name in layers:
+        cosines = table.filter(layer=name)["cosine"].sort()
+        count = len(cosines)
+        share = (cosines > 0).mean()
+        assert isinstance(share, float)
+        shares.append(share)
+        label = f"into {literal(name)}: {share:.0%} of {count:,} aligned"
+        places = [100 * (place + 0.5) / count for place in range(count)]
+        axes.plot(places, cosines, color=colours[name], label=label, marker="o" if count <= 40 else None, markersize=3)
+    axes.axhline(0, color=INK, linewidth=1, zorder=1)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_xlim(-1, 101)
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    if len(layers) > NAMED:
+        key(figure, {name: colours[name] for name in layers})
+        axes.text(1, 0.92, f"of a layer's neurons {min(shares):.0%} to {max(shares):.0%} are aligned")
+    elif layers:
+        axes.legend(loc="lower right")
+    else:
+        axes.text(50, 0.1, "this rule has no feedback of the shape of a layer's weights", ha="center")
+    return figure
+
+
+def draw(run: Run, tables: Tables, config: TrainConfig) -> None:
+    """Write the pictures of a run.
+
+    Args:
+        run: Where to.
+        tables: What was measured.
+        config: What was run; the titles say it.
+
+    Raises:
+        WriteError: A picture cannot be written.
+    """
+    with matplotlib.rc_context(HOUSE):
+        for name, figure in figures(tables, config).items():
+            run.write(name, png(figure))
+
+
+def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
+    """{file name: figure} of the pictures, in all of which a layer has the same colour.
+
+    Args:
+        tables: What was measured.
+        config: What was run.
+
+    Returns:
+        The figures, not yet drawn; that of the conservation law only where it was checked.
+    """
+    about = literal(f"{config.rule} · {config.dataset} · {config.model}")
+    records, alignment, colours = tables.records, tables.alignment, layer_colours(tables.records)
+    found = {
+        "loss.png": loss(records, about),
+        "accuracy.png": accuracy(records, about),
+        "angles.png": angles(records, alignment, colours, about),
+        "neurons.png": neurons(tables.neurons, colours, about),
+        "dominance.png": dominance(records, alignment, colours, about),
+    }
+    return found if tables.law is None else found | {"law.png": law(tables.law, colours, about)}

@@ -1,0 +1,143 @@
+"""Where the numbers of a run come from."""
+
+import hashlib
+import inspect
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import falign
+from falign.lab._files import Unreadable, read_bounded
+from falign.lab.data import Dataset
+
+_PACKAGES = ("torch", "numpy", "polars", "matplotlib", "safetensors", "scikit-learn")
+_CODE = 64 << 20
+"""So many bytes of a file of code are read."""
+
+
+def provenance(device: str, model: str = "") -> dict[str, Any]:
+    """Versions, the commit of the working folder, the code of the model, machine, threads and time.
+
+    Args:
+        device: The device that is trained on.
+        model: What ``--model`` says; if it names a factory, it was imported.
+
+    Returns:
+        Values that JSON can hold.
+    """
+    return {
+        "falign": falign.__version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "command": sys.argv,
+        "git": _commit(),
+        "code": _code(model),
+        "platform": platform.platform(),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def place(device: str) -> dict[str, Any]:
+    """Where a block of an experiment is computed: versions, the commit of falign itself, machine, device, threads.
+
+    What costs time, such as asking git, is done once a process.
+
+    Args:
+        device: The device that is computed on.
+
+    Returns:
+        Values that JSON can hold, the same for all blocks of a process.
+    """
+    return {**_place(device), "threads": torch.get_num_threads()}
+
+
+@cache
+def _place(device: str) -> dict[str, Any]:
+    return {
+        "falign": falign.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "polars")},
+        "git": _source(),
+        "platform": platform.platform(),
+        "device": _device_name(device),
+    }
+
+
+def _source() -> dict[str, Any] | None:
+    """The commit of falign's source and whether its files differ from it; None where git does not keep them."""
+    folder = str(Path(falign.__file__).parent)
+    if _git("-C", folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changes = _git("-C", folder, "rev-parse", "HEAD"), _git("-C", folder, "status", "--porcelain", "--", ".")
+    return None if commit is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _code(model: str) -> dict[str, str] | None:
+    """File -> SHA-256 of what importing an own model's factory runs; None where there is none.
+
+    The files of the module that is named, of the packages that it is in, and the one in which the factory stands; not
+    what these import in turn.
+    """
+    name, _, path = model.partition(":")
+    module = sys.modules.get(name)
+    if module is None or not path:
+        return None
+    parts = name.split(".")
+    named = [sys.modules.get(".".join(parts[: end + 1])) for end in range(len(parts))]
+    files = [getattr(each, "__file__", None) for each in named]
+    with suppress(AttributeError, TypeError, ValueError):  # an object that is called, a function of another language
+        factory: Any = module
+        for part in path.split("."):
+            factory = getattr(factory, part)
+        files.append(inspect.getsourcefile(inspect.unwrap(factory)))
+    try:
+        return {file: hashlib.sha256(read_bounded(Path(file), _CODE)).hexdigest() for file in files if file} or None
+    except Unreadable:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any] | None:
+    """The commit of the working folder and whether files differ from it; None outside a repository."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return None if commit is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        words = ["git", "-c", "core.fsmonitor=false", *arguments]  # else a repository may name a program to run
+        result = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.processor() or platform.machine()}"
+
+
+def fingerprint(data: Dataset) -> str:
+    """A checksum of all images and labels, so that a resumed run cannot go on with other data."""
+    digest = hashlib.sha256()
+    for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

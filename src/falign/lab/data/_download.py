@@ -1,0 +1,462 @@
+"""Download of one published file: mirrors in turn, verified, bounded in size and time, never half."""
+
+import errno
+import gzip
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import pooch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import track as rich_track
+
+from falign.lab._files import leftovers
+from falign.lab._memory import GIB, available
+from falign.lab._text import plain, standard_console, tell
+from falign.lab.data._dataset import DataError
+
+# The content of one file: opened without waiting, unpacked within bounds, summed up in a checksum, written whole.
+
+GZIP_FAULTS = (gzip.BadGzipFile, EOFError, zlib.error)
+"""What reading a truncated or altered gzip file raises."""
+
+DEFLATED = 1032
+"""No deflate stream, so no gzip or zip file, unpacks to more than so many times its size."""
+
+_GZIP = b"\x1f\x8b"
+_READ_CHUNK = 1 << 20
+_PARTIAL = ".partial-"
+_PATIENCE = 2.0
+"""Seconds to wait for another process in silence."""
+
+
+@contextmanager
+def raw(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading, as it is.
+
+    Args:
+        path: The file. A pipe, which would be waited for, a device, a socket and a folder are refused.
+
+    Yields:
+        The stream of its bytes.
+
+    Raises:
+        DataError: If it cannot be opened, or is no regular file.
+    """
+    try:
+        stream = open(path, "rb", opener=_at_once)  # noqa: SIM115  # closed below: only opening ends in this sentence
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        raise DataError(
+            f"{path} cannot be opened ({why(error)}), expected a readable file: check that it "
+            "is there and yours to read"
+        ) from error
+    with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise DataError(f"{path} is a pipe, a device or a socket, expected a regular file: replace or remove it")
+        yield stream
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file for reading; a lone gzip file (no ``.tar.gz``) is unpacked on the way, whatever its name.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The stream of its content. Reading a gzip file to its end verifies its CRC.
+
+    Raises:
+        DataError: If it cannot be opened, or is no regular file.
+    """
+    with raw(path) as stream:
+        if is_gzip(stream) and not path.name.endswith((".tar.gz", ".tgz")):
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                yield unpacked
+        else:
+            yield stream
+
+
+def is_gzip(stream: BufferedReader) -> bool:
+    """Whether a stream that is at its beginning holds a gzip file."""
+    return stream.peek(len(_GZIP)).startswith(_GZIP)
+
+
+def digest(path: Path, *, at_most: int | None = None) -> str | None:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Of a lone gzip file it is that of the unpacked content: packing the same data again gives other bytes, and
+    good copies differ in them.
+
+    Args:
+        path: The file.
+        at_most: Bytes of content after which to give up; None to read on to the end.
+
+    Returns:
+        64 hexadecimal digits; None if there is more content.
+    """
+    found, size = sha256(), 0
+    with opened(path) as stream:
+        while block := stream.read(_READ_CHUNK):
+            size += len(block)
+            if at_most is not None and size > at_most:
+                return None
+            found.update(block)
+    return found.hexdigest()
+
+
+def fits(size: int, what: str) -> None:
+    """Refuse what cannot be read in this machine's memory, before any of it is taken.
+
+    Args:
+        size: Bytes of the decoded images and labels; reading takes up to twice as much, and 256 MiB.
+        what: What needs them.
+
+    Raises:
+        DataError: If this machine has less.
+    """
+    most = max(0, available() - (256 << 20)) // 2
+    if size > most:
+        raise DataError(
+            f"{what} needs {size / GIB:.3g} GiB of memory, expected at most the {most / GIB:.3g} GiB of which this "
+            "machine's memory holds the two copies that reading takes: check that its sizes are right, or take a "
+            "smaller set"
+        )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder; what killed ones left half-written there is removed first.
+
+    Args:
+        folder: The folder, created if needed. All that write into it do so inside of this.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        tell(f"waiting for another process that writes to {folder}", error=True)
+        lock.acquire()
+    try:
+        for leftover in folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in leftovers(folder):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: whoever waits for it notices, and makes another
+        lock.release()
+
+
+@contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """Write a file so that it appears under its name only when complete.
+
+    Args:
+        target: The file to appear; its folder is created if needed.
+
+    Yields:
+        The path to write to, in a temporary folder beside the target, removed if the writing fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_PARTIAL, ignore_cleanup_errors=True) as scratch:
+        partial = Path(scratch) / target.name
+        yield partial
+        os.replace(partial, target)
+
+
+def why(error: BaseException) -> str:
+    """An error of the system in few words: without the path, which the sentence around it names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+# Progress bars: on standard error, and only where somebody watches (a terminal or a notebook).
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], description: str, *, total: int, shown: bool) -> Iterable[Item]:
+    """Show a bar while going through items.
+
+    Args:
+        items: What to go through.
+        description: What the bar says.
+        total: Number of items.
+        shown: Whether to show it at all.
+
+    Returns:
+        The same items.
+    """
+    console = standard_console(error=True)
+    disable = not (shown and _watched(console))
+    return rich_track(items, escape(plain(description)), total=total, console=console, disable=disable, transient=True)
+
+
+@contextmanager
+def download_bar(name: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show the bar of one download.
+
+    Args:
+        name: The file.
+        shown: Whether to show it at all.
+
+    Yields:
+        What takes the bytes that are there and those that are expected, 0 if nobody knows.
+    """
+    console = standard_console(error=True)
+    if not (shown and _watched(console)):
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def _watched(console: Console) -> bool:
+    return console.is_terminal or console.is_jupyter
+
+
+_TIMEOUT = 30.0
+"""Seconds without a byte after which a mirror is given up."""
+_STALLED = 60.0
+"""Seconds without a whole chunk after which it is too: nobody waits years for a byte every ten seconds."""
+_CHUNK = 1 << 16
+_TICK = 0.02
+_UNPACKED = 64
+"""A published lone gzip file unpacks to less than so many times its size."""
+_OURS = frozenset(
+    getattr(errno, name, None)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EIO", "ENAMETOOLONG")
+) - {None}
+"""Errors of the folder, which no other mirror mends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
+    """One file of a data set as its authors publish it.
+
+    Attributes:
+        name: Its name.
+        unpacked: Name of the file or folder that it unpacks to, accepted in its place.
+        sha256: Checksum of its content as :func:`falign.lab.data._download.digest` gives it; None if nobody
+            published the file, and then it is not verified.
+        mirrors: Addresses that ``name`` is appended to, tried in turn; none if the file is never downloaded.
+        size: Its bytes as published: no mirror may send much more.
+        spellings: Other names under which it, or what it unpacks to, is known.
+    """
+
+    name: str
+    unpacked: str
+    sha256: str | None = None
+    mirrors: tuple[str, ...] = ()
+    size: int = 1 << 30
+    spellings: tuple[str, ...] = ()
+
+    @property
+    def makes_folder(self) -> bool:
+        """Whether it unpacks to a folder, not to a file."""
+        return self.name.endswith((".zip", ".tar.gz"))
+
+    def find(self, folder: Path) -> Path | None:
+        """The file in a folder, or what it unpacks to; None if there is neither.
+
+        Args:
+            folder: The folder. It may be what the file unpacks to.
+        """
+        if self.makes_folder and folder.name == self.unpacked and folder.is_dir():
+            return folder
+        for name in (self.name, self.unpacked, *self.spellings):
+            path = folder / name
+            if path.exists() and path.is_dir() == (self.makes_folder and name == self.unpacked):
+                return path
+        return None
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with a copy; None if it is the published content, or cannot be verified.
+
+        A folder, and a file without checksum, cannot be verified.
+        """
+        if self.sha256 is None or path.is_dir():
+            return None
+        try:
+            came = digest(path, at_most=_UNPACKED * self.size)
+        except GZIP_FAULTS as error:
+            return f"is no intact gzip file ({error})"
+        if came is None:
+            return f"unpacks to more than {_UNPACKED * self.size:,} bytes, expected fewer"
+        return None if came == self.sha256 else f"has SHA-256 {came}, expected {self.sha256} for its content"
+
+    def check(self, path: Path) -> None:
+        """Refuse a copy that is not the published content.
+
+        Args:
+            path: What :meth:`find` gave.
+
+        Raises:
+            DataError: If it has a fault.
+        """
+        if fault := self.fault(path):
+            raise DataError(
+                f"{path} {fault}: it is damaged or of another data set, so get it anew, or load its folder "
+                "by path if the data are your own"
+            )
+
+
+def fetch(file: PublishedFile, folder: Path, *, progress: bool) -> Path:
+    """Download a file from the first mirror that serves it intact; one already there is only verified.
+
+    Args:
+        file: The file.
+        folder: Where it is put, created if needed.
+        progress: Whether to show a bar on standard error.
+
+    Returns:
+        Its path.
+
+    Raises:
+        DataError: If no mirror served it intact, with the reason for each, or if the one there is not intact.
+    """
+    target = folder / file.name
+    try:
+        with alone(folder):  # whoever waited here for another process finds the file that it has put there
+            if target.exists():
+                file.check(target)
+            else:
+                _from_mirrors(file, target, progress=progress)
+    except OSError as error:
+        raise DataError(
+            f"{file.name} cannot be put into {folder} ({why(error)}), expected a folder to write in, with "
+            f"{file.size / 1e6:.0f} MB of room: make room, or name another cache with XDG_CACHE_HOME"
+        ) from error
+    return target
+
+
+def _from_mirrors(file: PublishedFile, target: Path, *, progress: bool) -> None:
+    refusals = []
+    for mirror in file.mirrors:
+        url = mirror + file.name
+        try:
+            with atomic(target) as partial, download_bar(file.name, shown=progress) as show:
+                _Download(url, partial, file.size, show).run()
+                if fault := file.fault(partial):
+                    raise DataError(f"what it served {fault}")
+            return
+        except (OSError, ValueError) as error:  # every error of the network is an OSError
+            if isinstance(error, OSError) and error.errno in _OURS:
+                raise
+            refusals.append(f"{url}: {_reason(error)}")
+    raise DataError(
+        f"{file.name} could not be downloaded to {target.parent} ({'; '.join(refusals)}), expected one mirror to "
+        "serve it intact: connect to the network and try again, or put the file there by hand"
+    )
+
+
+class _Download:
+    """One download to one path; it is itself the progress bar that pooch drives, and so sees every chunk.
+
+    The thread that calls only watches: a server that sends a byte now and then could hold it for years.
+    """
+
+    def __init__(self, url: str, target: Path, size: int, show: Callable[[int, int], None]) -> None:
+        self._url = url
+        self._target = target
+        self._limit = size + size // 10 + 1024  # mirrors that pack anew come to a little more
+        self._show = show
+        self._total = 0
+        self._last = monotonic()
+        self._given_up = False
+        self._error: Exception | None = None
+        self._responses: list[Any] = []
+
+    def run(self) -> None:
+        """Download, or raise what went wrong."""
+        thread = threading.Thread(target=self._fetch, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(_TICK)
+                if monotonic() - self._last > _STALLED:
+                    raise DataError(f"it sent less than {_CHUNK // 1024} KiB in {_STALLED:g} s")
+        finally:
+            self._given_up = True
+        error, self._error = self._error, None  # no cycle keeps its frames
+        if error is not None:
+            raise error
+
+    def _fetch(self) -> None:
+        fetch = pooch.HTTPDownloader(
+            progressbar=self,  # pyright: ignore[reportArgumentType]  (a bar object is documented)
+            chunk_size=_CHUNK,
+            timeout=_TIMEOUT,
+            hooks={"response": self._answered},
+        )
+        try:
+            fetch(self._url, str(self._target), None)
+        except Exception as error:  # raised again in the thread that watches
+            self._error = error
+        finally:
+            for response in self._responses:
+                response.close()
+
+    def _answered(self, response: Any, *_: object, **__: object) -> None:
+        """Take note of a response, a redirection too: pooch leaves them open."""
+        self._responses.append(response)
+
+    @property
+    def total(self) -> int:
+        """Bytes that the server announces, 0 if it does not."""
+        return self._total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        if size > self._limit:
+            raise DataError(f"it announces {size:,} bytes, expected at most {self._limit:,}")
+        self._total = size
+
+    def update(self, _: int) -> None:
+        """Take note of a chunk, which is written by now."""
+        if self._given_up:
+            raise DataError("it was given up")
+        self._last = monotonic()
+        there = self._target.stat().st_size
+        if there > self._limit:
+            raise DataError(f"it sends more than {self._limit:,} bytes, expected at most so many")
+        self._show(there, self._total)
+
+    def reset(self) -> None:
+        """Do nothing: pooch fills its bar at the end, and this one is full."""
+
+    def close(self) -> None:
+        """Do nothing: the bar ends with its block, also when a download fails and pooch never gets here."""
+
+
+def _reason(error: Exception) -> str:
+    """The error in few words; those of requests repeat the address and their whole chain of causes."""
+    response = getattr(error, "response", error)  # only errors of requests have one, or None
+    if isinstance(error, DataError) or response is error:
+        return str(error)
+    status = getattr(response, "status_code", None)
+    return f"HTTP status {status}" if status else type(error).__name__

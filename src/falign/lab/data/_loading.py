@@ -1,0 +1,261 @@
+"""From a name or a path to a data set: where it is looked for, and when it is downloaded."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pooch
+
+from falign.lab.data._cache import as_at_first
+from falign.lab.data._dataset import DataError, Dataset, remarks
+from falign.lab.data._download import fetch, why
+from falign.lab.data._folders import read_image_folder
+from falign.lab.data._idx import Idx, find_idx
+from falign.lab.data._registry import SOURCES, Source
+
+NAMES: tuple[str, ...] = tuple(SOURCES)
+"""The names that :func:`load` knows."""
+
+
+def load(name: str, *, folder: Path | None = None, download: bool = True, progress: bool = True) -> Dataset:
+    """Load a data set by name, or from the path of a folder.
+
+    A named data set is looked for in ``folder``, or else in the folder that the environment variable
+    ``FALIGN_DATA`` names, and then in the user's cache; in a folder as ``<folder>/<name>/<files>`` or
+    ``<folder>/<files>``. If it is in none of them it is downloaded, always into the cache. Published archives and
+    files are verified by their checksums wherever they are found. Nobody publishes checksums of the folders that
+    the archives of CIFAR and Tiny-ImageNet unpack to, nor of ``mnist-10k``: the first time they are read their
+    checksum is kept in the cache, and later differences are refused.
+
+    A path is any folder of four IDX files with the standard names (or as Kaggle and 7-Zip write them), compressed
+    or not, or of images by class (see :func:`falign.lab.data._folders.read_image_folder`). A name of the table
+    comes first: write ``./mnist`` for a folder called ``mnist``. What is odd about such data, though no reason to
+    refuse them, is in the notes of the data set.
+
+    So much memory is needed: twice the decoded images, and 256 MiB. More is refused before it is taken.
+
+    Args:
+        name: One of ``NAMES``, or a path.
+        folder: Where a named data set is looked for first.
+        download: Whether a named data set that is not found may be downloaded.
+        progress: Whether to show bars on standard error.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If there is no such data set, or it is not found, damaged or inconsistent.
+    """
+    with _said(name):
+        if name in SOURCES:
+            given, cache = _places(folder)
+            return load_source(SOURCES[name], given=given, cache=cache, download=download, progress=progress)
+        path = _expanded(name)
+        if not name or not path.is_dir():
+            raise DataError(
+                f"'{name}' is neither a known data set nor an existing folder, expected one of "
+                f"{', '.join(NAMES)} or a path: check the spelling"
+            )
+        if near := _near(path):
+            raise DataError(near)
+        files = find_idx(path)
+        own = Idx().read(path.resolve().name, files) if files else read_image_folder(path, progress=progress)
+        return replace(own, notes=(*own.notes, *remarks(own)))
+
+
+def load_source(source: Source, *, given: Path | None, cache: Path, download: bool, progress: bool) -> Dataset:
+    """Load one data set of the table.
+
+    Args:
+        source: The data set.
+        given: A folder to look in first, never written to.
+        cache: The folder to look in next, and to download into.
+        download: Whether it may be downloaded.
+        progress: Whether to show bars.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If it is not found, damaged or inconsistent.
+    """
+    with _said(source.name):
+        if source.files and given is not None and not given.is_dir():
+            raise DataError(f"the data folder {given} is not a folder, expected an existing one: correct its path")
+        paths = _locate(source, [place for place in (given, cache) if place is not None])
+        if paths is not None:
+            for file, path in zip(source.files, paths, strict=True):
+                file.check(path)
+        else:
+            try:
+                if not (download and _downloadable(source)):
+                    raise _not_found(source, given, cache)
+                paths = [fetch(file, cache / source.name, progress=progress) for file in source.files]
+            except DataError as error:
+                near = [_pickled(source, folder) for folder in (given, given / source.name)] if given else []
+                raise DataError("; ".join([str(error), *filter(None, near)])) from error
+        verified = all(file.sha256 and not path.is_dir() for file, path in zip(source.files, paths, strict=True))
+        keep = cache / source.name / f"decoded-{source.files[0].sha256}" if source.files and verified else None
+        data = source.read(source.name, paths, keep=keep, progress=progress)
+        if verified or data.sha256 is None:
+            return data
+        note = as_at_first(tuple(paths), data.sha256, cache / source.name)
+        return replace(data, notes=(*data.notes, note)) if note else data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """Where a data set of the table is, without a look into its files.
+
+    Attributes:
+        name: Its name.
+        paths: Its files, or the folder that they unpack to; none if it is not here.
+        bytes: What it takes on the disk; if it is not here, what would be downloaded.
+        remedy: How to get it, if it is not here; empty if it is.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    bytes: int
+    remedy: str
+
+
+def whereabouts(name: str, folder: Path | None = None) -> Whereabouts:
+    """Look for a data set where :func:`load` would, and verify nothing.
+
+    Args:
+        name: One of ``NAMES``.
+        folder: Where it is looked for first; None is what ``FALIGN_DATA`` names.
+
+    Returns:
+        Where it is, or how to get it. Folders that cannot be read count as empty.
+    """
+    source, (given, cache) = SOURCES[name], _places(folder)
+    if not source.files:
+        return _in_scikit_learn(name)
+    paths: list[Path] | None = None
+    for place in (given, cache):
+        try:
+            paths = paths or (_locate(source, [place]) if place is not None else None)
+        except OSError:
+            continue
+    if paths is not None:
+        return Whereabouts(name=name, paths=tuple(paths), bytes=sum(map(_size, paths)), remedy="")
+    total = sum(file.size for file in source.files)
+    files = ", ".join(file.name for file in source.files)
+    if _downloadable(source):
+        remedy = f"downloads {total / 1e6:.0f} MB to {cache / name} on first use, or put there: {files}"
+    else:
+        total, remedy = 0, f"never downloaded; put these files into {(given or cache) / name}: {files}"
+    return Whereabouts(name=name, paths=(), bytes=total, remedy=remedy)
+
+
+def _in_scikit_learn(name: str) -> Whereabouts:
+    package = find_spec("sklearn")
+    for root in package.submodule_search_locations or () if package else ():
+        path = Path(root) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return Whereabouts(name=name, paths=(path,), bytes=path.stat().st_size, remedy="")
+    return Whereabouts(name=name, paths=(), bytes=0, remedy="part of scikit-learn: pip install scikit-learn")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; what cannot be read does not count."""
+    files = (Path(root, name) for root, _, names in os.walk(path) for name in names) if path.is_dir() else (path,)
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += file.stat().st_size
+    return total
+
+
+def _places(folder: Path | None) -> tuple[Path | None, Path]:
+    """The folder of the user, if any, and the cache."""
+    named = folder or os.environ.get("FALIGN_DATA") or None
+    return None if named is None else _expanded(named), Path(pooch.os_cache("falign"))
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise DataError(
+            f"{path} is no path ({error}), expected one of an existing user's home: write it out"
+        ) from error
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Have what the system refuses while a data set is looked for and read end in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or what} cannot be read ({why(error)}), expected files and folders that are there and "
+            "yours to read: check the path and its permissions"
+        ) from error
+    except MemoryError as error:
+        raise DataError(f"{what} does not fit into the memory: take a smaller set, or a machine with more") from error
+
+
+def _downloadable(source: Source) -> bool:
+    return all(file.mirrors for file in source.files)
+
+
+def _locate(source: Source, places: list[Path]) -> list[Path] | None:
+    """The files of a data set in the first place that holds all of them."""
+    verifiable = all(file.sha256 for file in source.files)
+    for place in places:
+        for folder in (place / source.name, place):
+            if not verifiable and folder.name != source.name:
+                continue  # without a checksum only the folder's name tells one set of IDX files from another
+            found = [file.find(folder) for file in source.files]
+            paths = [path for path in found if path is not None]
+            if len(paths) == len(source.files):
+                return paths
+    return None
+
+
+def _not_found(source: Source, given: Path | None, cache: Path) -> DataError:
+    places = [str(place / source.name) for place in (given, cache) if place is not None]
+    files = ", ".join(file.name for file in source.files)
+    remedy = "or allow the download" if _downloadable(source) else "as they are never downloaded"
+    return DataError(f"{source.name} is not in {' and '.join(places)}, expected {files}: put them there, {remedy}")
+
+
+def _near(folder: Path) -> str | None:
+    """What a folder holds if it was meant by a name of the table."""
+    for source in SOURCES.values():
+        if not source.marks:
+            continue
+        (file,) = source.files
+        if all((folder / mark).exists() for mark in source.marks):
+            renamed = "" if folder.resolve().name == file.unpacked else f", called {file.unpacked}"
+            return (
+                f"{folder} is what {file.name} unpacks to, expected images by class: load it by the name "
+                f"{source.name}, from the folder that it is in{renamed} (--data {folder.resolve().parent})"
+            )
+        for name in (file.name, file.unpacked):
+            if (folder / name).exists():
+                return (
+                    f"{folder} holds {name}, expected images by class: load it by the name {source.name}, from this "
+                    f"folder (--data {folder})"
+                )
+        if near := _pickled(source, folder):
+            return near
+    return None
+
+
+def _pickled(source: Source, folder: Path) -> str | None:
+    if folder.name in source.pickled:
+        folder = folder.parent
+    for name in source.pickled:
+        if (folder / name).exists():
+            return (
+                f"{folder / name} holds {source.name} as Python pickles, which can run any code and are never read: "
+                f"get {source.files[0].name}"
+            )
+    return None

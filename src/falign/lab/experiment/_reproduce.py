@@ -1,0 +1,420 @@
+"""Reproduce experiments: compute the runs that are missing, judge the claims, write the report."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import polars as pl
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from falign.lab._memory import GIB, available
+from falign.lab._text import cell, say
+from falign.lab.config import ConfigError
+from falign.lab.data import DataError
+from falign.lab.experiment import _store
+from falign.lab.experiment._execution import Executor
+from falign.lab.experiment._leases import Owner, running
+from falign.lab.experiment._local import cores, local
+from falign.lab.experiment._progress import Progress, Tally, duration
+from falign.lab.experiment._results import PaperResults, Results, judge
+from falign.lab.experiment._run_file import RETRIED
+from falign.lab.experiment._schedule import Schedule
+from falign.lab.experiment._signals import Stop, Stopped
+from falign.lab.experiment._specification import PRESETS, Experiment, Paper, Setting
+from falign.lab.experiment._store import Store
+
+# Which papers and experiments the names on the command line mean.
+
+_DEFAULT = "quick"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Papers, and those of their experiments that were asked for.
+
+    Args:
+        papers: The papers, whole: a report shows all of a paper, whichever experiment was run last.
+        experiments: The experiments that were asked for, in the order of their papers.
+    """
+
+    papers: tuple[Paper, ...]
+    experiments: tuple[Experiment, ...]
+
+
+def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
+    """Find papers and experiments by their names.
+
+    Args:
+        names: Names of papers, or full names of experiments; none is all.
+        papers: {name: paper}.
+
+    Returns:
+        What they mean, each experiment once.
+
+    Raises:
+        ConfigError: A name is not known.
+    """
+    known = {experiment.name for paper in papers.values() for experiment in paper.experiments}
+    for name in names:
+        if name not in papers and name not in known:
+            listed = ", ".join([*papers, *sorted(known)]) or "none"
+            raise ConfigError(f"NAME is {name!r}, expected a paper or an experiment: {listed}")
+    chosen = tuple(
+        experiment
+        for paper in papers.values()
+        for experiment in paper.experiments
+        if not names or paper.name in names or experiment.name in names
+    )
+    concerned = tuple(paper for paper in papers.values() if any(each in chosen for each in paper.experiments))
+    return Selection(papers=concerned, experiments=chosen)
+
+
+def choose(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
+    """Choose which preset to show.
+
+    Args:
+        asked: The preset that was asked for; None is the one of which most runs are there, of several the largest.
+        counts: {preset: how many of its runs are there}.
+
+    Returns:
+        The preset, and what a person should know of the choice; empty if nothing.
+    """
+    best = max(reversed(PRESETS), key=counts.__getitem__)
+    number = "1 run is" if counts[best] == 1 else f"{counts[best]} runs are"
+    if asked is None:
+        return (best, f"preset {best}, of which {number} there") if counts[best] else (_DEFAULT, "")
+    if counts[asked] or not counts[best]:
+        return asked, ""
+    return asked, f"no run of preset {asked} is there, but of preset {best} {number}: use --preset {best}"
+
+
+# Tables in the terminal: what there is to reproduce, and how it stands.
+
+_WIDTH = 120
+_WORDS = ("experiment", "claims", "other")
+_VERDICTS = {"holds": "hold", "fails": "fail", "not run": "not run"}
+
+
+def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
+    """Print the papers, their experiments, and how much each is.
+
+    Args:
+        papers: {name: paper}.
+        console: Where to.
+    """
+    if not papers:
+        say(console, "there are no papers yet")
+    for paper in papers.values():
+        say(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
+        table = _table("experiment", *(f"{preset} runs" for preset in PRESETS), "claims judged", "figures")
+        for each in paper.experiments:
+            runs = [str(len(each.tasks(preset))) for preset in PRESETS]
+            _add(table, each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
+        _print(table, console)
+        for each in paper.experiments:
+            say(console, f"  {each.name}: {each.title} ({each.source})")
+
+
+def show(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
+    """Print how experiments stand: a row each, what went wrong, and what their claims came to.
+
+    Args:
+        store: The store.
+        selection: Which experiments to show.
+        papers: What there is of their papers.
+        console: Where to.
+    """
+    chosen = {experiment.name for experiment in selection.experiments}
+    results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
+    claimed = running(store)
+    table = _table("experiment", "runs", "done", "time", "claims", "other")
+    verdicts = Counter()
+    for result in results:
+        judged = Counter(judge(claim, result).verdict for claim in result.experiment.claims)
+        verdicts += judged
+        missing = result.runs.filter(pl.col("status") == "missing")["key"]
+        at_work = sum(key in claimed for key in missing)
+        others = {
+            "running": at_work,
+            **{status: result.count(status) for status in ("diverged", "failed", "no data")},
+            "missing": missing.len() - at_work,
+        }
+        _add(
+            table,
+            result.experiment.name,
+            str(result.runs.height),
+            str(result.count("done")),
+            duration(float(result.runs["seconds"].sum())),
+            _counted(judged) or "-",
+            ", ".join(f"{number} {status}" for status, number in others.items() if number),
+        )
+    _print(table, console)
+    for result in results:
+        for status in ("failed", "diverged", "no data"):
+            _first(result, status, console)
+        if others := result.others:
+            which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
+            say(console, f"{result.experiment.name}: {which} left alone")
+    say(console, f"claims: {_counted(verdicts) or 'none'}")
+
+
+def _first(result: Results, status: str, console: Console) -> None:
+    runs = result.runs.filter(pl.col("status") == status)
+    if runs.is_empty():
+        return
+    run = runs.row(0, named=True)
+    axes = [name for name in runs.columns if name not in ("key", "status", "message", "seconds")]
+    where = ", ".join(f"{axis}={run[axis]}" for axis in axes if run[axis] is not None)
+    first = "it" if runs.height == 1 else "the first"
+    say(console, f"{result.experiment.name}: {runs.height} {status}; {first} ({where}): {run['message']}")
+
+
+def _counted(verdicts: Mapping[str, int]) -> str:
+    return ", ".join(f"{verdicts[name]} {word}" for name, word in _VERDICTS.items() if verdicts.get(name))
+
+
+def _table(*columns: str) -> Table:
+    """An empty table: columns of words begin at the left, columns of numbers end at the right."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="left" if column in _WORDS else "right")
+    return made
+
+
+def _add(table: Table, *texts: str) -> None:
+    table.add_row(*map(cell, texts))
+
+
+def _print(table: Table, console: Console) -> None:
+    """Print a table: one that is too wide breaks its lines between words. Without a terminal they may be longer."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, _WIDTH))
+    for column in table.columns:
+        texts = [str(each) for each in (column.header, *column.cells)]
+        column.min_width = max(len(word) for text in texts for word in text.split(" "))
+        column.no_wrap = column.header == "time" or not any(" " in text for text in texts)
+    console.print(table)
+
+
+WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, Path]]
+
+
+def reproduce(
+    selection: Selection,
+    preset: str,
+    *,
+    out: Path,
+    executor: Executor,
+    memory: int,
+    console: Console,
+    write_report: WriteReport | None = None,
+) -> int:
+    """Bring all runs of experiments into a store, and write the report of their papers.
+
+    What is there already is not computed again, but runs that failed are tried once more. Runs that another
+    living process has taken are waited for.
+
+    Args:
+        selection: What to reproduce.
+        preset: At which sizes.
+        out: The store's folder; made if there is none.
+        executor: Where runs are computed.
+        memory: Bytes that a block of runs may need.
+        console: Where to show how it goes.
+        write_report: Writes the report; None is the report of the laboratory.
+
+    Returns:
+        0: all runs are there, whatever the claims came to, but for those whose data set is not here; 1: runs failed;
+        130, 143 or 129: ended by Ctrl-C, SIGTERM or SIGHUP.
+
+    Raises:
+        RunError: The folder is not a store.
+        WriteError: Something cannot be written.
+    """
+    store = Store(folder=out, say=lambda text: say(console, text))
+    _store.store_format(out)
+    try:
+        with Stop() as stop:
+            _run(store, selection.experiments, preset, executor, memory, console, stop)
+            store.check()
+            found = read(store, selection, preset)
+            show(store, selection, found, console)
+            pages = (write_report or _report())(out, found)
+            store.check()
+    except KeyboardInterrupt as asked:
+        store.say(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
+        return asked.code if isinstance(asked, Stopped) else 130
+    store.say(f"the page is {pages[0]}, the same as JSON {pages[1]}")
+    chosen = {experiment.name for experiment in selection.experiments}
+    results = [result for paper in found for result in paper.results if result.experiment.name in chosen]
+    return int(any(result.count("failed") or result.count("missing") for result in results))
+
+
+def read(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:
+    """What a store holds of the papers of a selection, whole.
+
+    Args:
+        store: The store.
+        selection: The selection.
+        preset: The preset.
+    """
+    return tuple(
+        PaperResults(
+            paper=paper, preset=preset, results=tuple(store.results(each, preset) for each in paper.experiments)
+        )
+        for paper in selection.papers
+    )
+
+
+def _run(
+    store: Store,
+    experiments: Sequence[Experiment],
+    preset: str,
+    executor: Executor,
+    memory: int,
+    console: Console,
+    stop: Stop,
+) -> None:
+    """Compute the runs that are missing."""
+    tallies, before = {}, {}
+    for experiment in experiments:
+        tasks = experiment.tasks(preset)
+        entries = store.entries(tasks)
+        failed = {key: entry for key, entry in entries.items() if entry.status in RETRIED}
+        left = {task.key: task for task in tasks if task.key not in entries or task.key in failed}
+        there = [entry.status for entry in entries.values() if entry.status not in RETRIED]
+        tallies[experiment.name] = Tally(
+            experiment=experiment,
+            total=len(tasks),
+            left=left,
+            status={status: there.count(status) for status in set(there)},
+        )
+        before.update(failed)
+    progress = Progress(console, list(tallies.values()), lambda: executor.slots)
+    if not any(tally.left for tally in tallies.values()):
+        store.open(create=True)
+        with Owner(store):  # takes away what killed processes have left
+            return  # an executor that is never entered need not be reachable
+    with stop.held(), ExitStack() as stack:
+        stack.enter_context(progress)
+        with stop.heard():
+            stack.enter_context(executor)
+        store.open(create=True)  # not before the executor has turned out to be reachable
+        owner = stack.enter_context(Owner(store))
+        Schedule(
+            store=store,
+            owner=owner,
+            executor=executor,
+            memory=memory,
+            tallies=tallies,
+            before=before,
+            progress=progress,
+            stop=stop,
+        ).run()
+
+
+def _report() -> WriteReport:
+    from falign.lab.report import write_report  # draws figures, so it is only imported when it is needed
+
+    return write_report
+
+
+# From the words of ``falign reproduce`` to where and with how much memory it computes.
+
+_WORKERS = 32
+"""So many workers are taken on a machine of few cores as well; each is a process of a quarter of a GiB."""
+_LEAST, _MOST = 1e-6, 1e9
+"""GiB that a block may have: a kilobyte, and more than there is anywhere."""
+
+
+def make_executor(
+    *,
+    workers: int | None,
+    device: str,
+    data: Path | None,
+    ray: str | None,
+    cpus_per_run: float | None,
+    gpus_per_run: float | None,
+) -> Executor:
+    """The executor that options ask for.
+
+    Args:
+        workers: Processes of this machine; None is one, or what a Ray cluster has.
+        device: A torch device.
+        data: Folder of the data sets; None is what ``FALIGN_DATA`` names, then the cache.
+        ray: Address of a Ray cluster, or "local"; None is this machine without Ray.
+        cpus_per_run: Cores that Ray gives to a block; None is 1.
+        gpus_per_run: GPUs that Ray gives to a block; None is 0.
+
+    Returns:
+        The executor, not yet entered.
+
+    Raises:
+        ConfigError: An option is wrong, or has no effect beside another.
+        DataError: The data folder is not a folder.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}, expected at least 1")
+    most = max(_WORKERS, 4 * cores())
+    if workers is not None and workers > most and ray is None:
+        raise ConfigError(f"--workers is {workers}, expected at most {most} on this machine, which has {cores()} cores")
+    if data is not None and not os.path.isdir(data):  # Path's own raises for names that are too long
+        raise DataError(f"the data folder {data} is not a folder, expected an existing one: correct its path")
+    setting = Setting(device=device, data=None if data is None else data.absolute())
+    if ray is None:
+        for name, value in (("--cpus-per-run", cpus_per_run), ("--gpus-per-run", gpus_per_run)):
+            if value is not None:
+                raise ConfigError(f"{name} is {value:g}, but it is for --ray: leave it out")
+        _check_device(device, here=True)
+        return local(1 if workers is None else workers, setting)
+    _check_device(device, here=False)
+    if workers is not None:
+        raise ConfigError(f"--workers is {workers}, but with --ray the cluster's size counts: leave it out")
+    cpus, gpus = 1.0 if cpus_per_run is None else cpus_per_run, gpus_per_run or 0.0
+    if not (isfinite(cpus) and cpus > 0 and isfinite(gpus) and gpus >= 0):
+        raise ConfigError(f"--cpus-per-run is {cpus:g} and --gpus-per-run {gpus:g}, expected above 0 and at least 0")
+    from falign.lab.experiment._ray import RayExecutor  # Ray is an extra of its own
+
+    return RayExecutor(ray, setting, cpus_per_run=cpus, gpus_per_run=gpus)
+
+
+def memory_limit(gib: float | None, *, workers: int | None, device: str) -> int:
+    """Bytes that a block may need.
+
+    Args:
+        gib: What was asked for, in GiB; None is half of what there is, shared among the workers.
+        workers: Their number; None is one.
+        device: A torch device; of a CUDA device its own memory counts.
+
+    Raises:
+        ConfigError: It is no number of GiB that a block could have.
+    """
+    if gib is None:
+        cuda = _check_device(device, here=False).type == "cuda" and torch.cuda.is_available()
+        whole = torch.cuda.get_device_properties(device).total_memory if cuda else available()
+        return max(1, int(whole) // 2 // max(1, workers or 1))
+    if not _LEAST <= gib <= _MOST:  # which NaN is not
+        raise ConfigError(f"--memory is {gib:g}, expected a positive number of GiB, from {_LEAST:g} to {_MOST:g}")
+    return int(gib * GIB)
+
+
+def _check_device(name: str, *, here: bool) -> torch.device:
+    """The device of a name; raise ``ConfigError`` if there is none. On a cluster only its kind can be checked."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):
+        device = None
+    # torch keeps a number in a byte, so that cuda:256 would be cuda:0; and there is one cpu.
+    if device is None or device.type not in ("cpu", "cuda") or name not in ("cpu", "cuda", f"cuda:{device.index}"):
+        raise ConfigError(f"--device is {name!r}, expected cpu, cuda or cuda:N")
+    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = f"PyTorch sees {torch.cuda.device_count()} CUDA devices here"
+        raise ConfigError(f"--device is {name}, but {seen}: use --device cpu")
+    return device

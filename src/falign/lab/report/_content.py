@@ -1,0 +1,339 @@
+"""What a report says: for each paper its experiments, with verdicts, figures, and how their runs went."""
+
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import polars as pl
+
+import falign
+from falign.lab.experiment import Check, Paper
+from falign.lab.experiment._results import PaperResults, Results, Verdict, judge
+from falign.lab.experiment._specification import RESERVED
+from falign.lab.report._figures import Drawn, NotDrawn, drawn
+from falign.lab.report._numbers import portable
+
+_PACKAGES = ("torch", "numpy", "polars", "matplotlib")
+_TOLD = 1000
+"""So many runs of an experiment that diverged or failed are told one by one; the others are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How many claims and runs there are of each kind, and the seconds that the runs took, added up."""
+
+    holds: int = 0
+    fails: int = 0
+    not_run: int = 0
+    done: int = 0
+    diverged: int = 0
+    failed: int = 0
+    missing: int = 0
+    seconds: float = 0.0
+
+    @property
+    def claims(self) -> int:
+        """All claims."""
+        return self.holds + self.fails + self.not_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A run that diverged or failed: where in the grid, and what it said."""
+
+    status: str
+    point: dict[str, Any]
+    seed: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExperimentPart:
+    """An experiment on the page.
+
+    Args:
+        anchor: Its id on the page.
+        results: What is there of it.
+        verdicts: Its claims, judged.
+        figures: Its pictures, drawn.
+    """
+
+    anchor: str
+    results: Results
+    verdicts: tuple[Verdict, ...]
+    figures: tuple[Drawn | NotDrawn, ...]
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Its claims and runs, counted."""
+        judged = [verdict.verdict for verdict in self.verdicts]
+        return Tally(
+            holds=judged.count("holds"),
+            fails=judged.count("fails"),
+            not_run=judged.count("not run"),
+            **{status: self.results.count(status) for status in ("done", "diverged", "failed")},
+            missing=self.results.count("missing") + self.results.count("no data"),
+            seconds=float(self.results.runs["seconds"].sum() or 0.0),
+        )
+
+    @property
+    def untold(self) -> int:
+        """How many runs diverged or failed beyond those of ``unfinished``."""
+        return self._unfinished.height - len(self.unfinished)
+
+    @property
+    def _unfinished(self) -> pl.DataFrame:
+        return self.results.runs.filter(pl.col("status").is_in(["diverged", "failed", "no data"]))
+
+    @cached_property
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        """The first runs that diverged or failed; of their points the axes along which the runs differ."""
+        runs = self.results.runs
+        axes = [name for name in runs.columns if name not in RESERVED and runs[name].n_unique() > 1]
+        return tuple(
+            Unfinished(
+                status=row["status"],
+                point={name: row[name] for name in axes if row[name] is not None},
+                seed=row["seed"],
+                message=row["message"] or "",
+            )
+            for row in self._unfinished.head(_TOLD).iter_rows(named=True)
+        )
+
+    def anchor_of(self, verdict: Verdict) -> str:
+        """The id of a claim on the page."""
+        return f"{self.anchor}.{verdict.claim.name}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PaperPart:
+    """A paper on the page."""
+
+    anchor: str
+    paper: Paper
+    preset: str
+    experiments: tuple[ExperimentPart, ...]
+
+    @property
+    def tally(self) -> Tally:
+        """Its claims and runs, counted."""
+        return total(part.tally for part in self.experiments)
+
+    @cached_property
+    def provenance(self) -> dict[str, list[str]]:
+        """{what: its distinct values over all runs}; nested settings are named by their path."""
+        found: dict[str, list[str]] = {}
+        for part in self.experiments:
+            for setting in part.results.provenance:
+                for name, value in _flat(setting):
+                    if value not in found.setdefault(name, []):
+                        found[name].append(value)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Report:
+    """All that the page and the JSON file say.
+
+    Args:
+        when: When it was written, in UTC.
+        versions: Of the packages that it was written with.
+        papers: Its papers.
+    """
+
+    when: datetime
+    versions: dict[str, str]
+    papers: tuple[PaperPart, ...]
+
+    @property
+    def tally(self) -> Tally:
+        """All claims and runs, counted."""
+        return total(part.tally for part in self.papers)
+
+    @property
+    def presets(self) -> list[str]:
+        """The presets, each once."""
+        return list(dict.fromkeys(part.preset for part in self.papers))
+
+    @property
+    def failing(self) -> list[tuple[str, Verdict]]:
+        """The claims that fail, with their ids on the page."""
+        return [
+            (part.anchor_of(verdict), verdict)
+            for paper in self.papers
+            for part in paper.experiments
+            for verdict in part.verdicts
+            if verdict.verdict == "fails"
+        ]
+
+
+def compose(papers: Sequence[PaperResults]) -> Report:
+    """Judge all claims and draw all pictures.
+
+    Args:
+        papers: What is there of each paper.
+
+    Returns:
+        What the report says.
+    """
+    names = [each.paper.name for each in papers]
+    return Report(
+        when=datetime.now(UTC).replace(microsecond=0),
+        versions={
+            "falign": falign.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+        papers=tuple(_paper(each, alone=names.count(each.paper.name) == 1) for each in papers),
+    )
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Tallies added up."""
+    counted = list(tallies)
+    sums = {name: sum(getattr(each, name) for each in counted) for name in Tally.__dataclass_fields__}
+    return Tally(**{**sums, "seconds": float(sums["seconds"])})
+
+
+def _paper(results: PaperResults, *, alone: bool) -> PaperPart:
+    suffix = "" if alone else f"-{results.preset}"  # a paper may be shown at two presets
+    return PaperPart(
+        anchor=f"{results.paper.name}{suffix}",
+        paper=results.paper,
+        preset=results.preset,
+        experiments=tuple(_experiment(each, suffix) for each in results.results),
+    )
+
+
+def _experiment(results: Results, suffix: str) -> ExperimentPart:
+    experiment, anchor = results.experiment, f"{results.experiment.name}{suffix}"
+    return ExperimentPart(
+        anchor=anchor,
+        results=results,
+        verdicts=tuple(judge(claim, results) for claim in experiment.claims),
+        figures=tuple(
+            drawn(picture, results.table, f"{anchor}.{picture.name}".replace(".", "-"))
+            for picture in experiment.pictures
+        ),
+    )
+
+
+def _flat(setting: dict[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in setting.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name} ")
+        elif isinstance(value, (list, tuple)):
+            yield f"{path}{name}", " ".join(map(str, value))
+        elif value is not None:
+            yield f"{path}{name}", ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+# The report as plain data: what the page shows, with all digits and the figures' data.
+
+FORMAT = 1
+"""Raised when a reader of the file would have to change."""
+
+
+def document(report: Report) -> dict[str, Any]:
+    """A report as what JSON can hold.
+
+    An open end of an interval is null; any other number that is not finite is "NaN", "Infinity" or "-Infinity".
+
+    Args:
+        report: The report.
+
+    Returns:
+        ``format``, ``written``, ``presets``, ``versions``, ``summary`` and ``papers``.
+    """
+    return {
+        "format": FORMAT,
+        "written": report.when.isoformat(),
+        "presets": report.presets,
+        "versions": report.versions,
+        "summary": _tally(report.tally),
+        "papers": [_paper_data(part) for part in report.papers],
+    }
+
+
+def _paper_data(part: PaperPart) -> dict[str, Any]:
+    paper = part.paper
+    return {
+        "name": paper.name,
+        "title": paper.title,
+        "authors": paper.authors,
+        "venue": paper.venue,
+        "address": paper.address,
+        "preset": part.preset,
+        "summary": _tally(part.tally),
+        "choices": [{"question": choice.question, "taken": choice.taken} for choice in paper.choices],
+        "experiments": [_experiment_data(each) for each in part.experiments],
+    }
+
+
+def _experiment_data(part: ExperimentPart) -> dict[str, Any]:
+    experiment = part.results.experiment
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "revision": experiment.revision,
+        "anchor": part.anchor,
+        "summary": _tally(part.tally),
+        "claims": [_claim(verdict) for verdict in part.verdicts],
+        "figures": [_figure(each) for each in part.figures],
+        "unfinished": [
+            {"status": run.status, "point": portable(run.point), "seed": run.seed, "message": run.message}
+            for run in part.unfinished
+        ],
+        "untold": part.untold,
+        "provenance": portable(part.results.provenance),
+    }
+
+
+def _tally(tally: Tally) -> dict[str, Any]:
+    return {
+        "claims": {"holds": tally.holds, "fails": tally.fails, "not run": tally.not_run},
+        "runs": {name: getattr(tally, name) for name in ("done", "diverged", "failed", "missing")},
+        "seconds": portable(tally.seconds),
+    }
+
+
+def _claim(verdict: Verdict) -> dict[str, Any]:
+    claim, reading = verdict.claim, verdict.reading
+    return {
+        "name": claim.name,
+        "statement": claim.statement,
+        "place": claim.place,
+        "how": claim.how,
+        "because": claim.because,
+        "verdict": verdict.verdict,
+        "message": verdict.message,
+        "note": "" if reading is None else reading.note,
+        "checks": [] if reading is None else [_check(check) for check in reading.checks],
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "label": check.label,
+        "measured": portable(float(check.measured)),
+        "low": None if check.low == -math.inf else portable(float(check.low)),
+        "high": None if check.high == math.inf else portable(float(check.high)),
+        "holds": bool(check.holds),
+    }
+
+
+def _figure(figure: Drawn | NotDrawn) -> dict[str, Any]:
+    shown = {"name": figure.picture.name, "caption": figure.picture.caption}
+    if isinstance(figure, NotDrawn):
+        return {**shown, "status": figure.status, "reason": figure.reason, "data": None}
+    if figure.csv is None:
+        reason = f"its data have {figure.data.height} rows, which are too many for this file"
+        return {**shown, "status": "drawn", "reason": reason, "data": None}
+    columns = portable(figure.data.to_dict(as_series=False))
+    return {**shown, "status": "drawn", "reason": None, "data": columns}

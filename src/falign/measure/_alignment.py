@@ -1,0 +1,316 @@
+"""How well the errors that a rule delivers agree with the true ones, layer by layer."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from falign._attached import Feedback
+from falign._wiring import converted, feedbacks
+from falign.layers import Layer, kind_of, weight_of
+from falign.measure._angles import Products, products
+from falign.measure._passes import Loss, Passes, both, linear_maps, trainable
+from falign.measure._report import Alignment, LayerAlignment
+from falign.measure._untouched import unwrapped
+
+# A layer's feedback beside its weight, neuron by neuron.
+
+_PIECE = 1 << 16
+"""Elements at a time, in whole rows."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """B beside W.
+
+    Attributes:
+        whole: ⟨B, W⟩, |B|², |W|².
+        same: Share of the entries that have the same sign.
+        neurons: ⟨B[:, k], W[:, k]⟩ of every neuron (channel) k at the layer's input.
+        cosines: The same over |B[:, k]| |W[:, k]|; 0 where one is zero.
+    """
+
+    whole: Products
+    same: float
+    neurons: Float[Tensor, " in"]
+    cosines: Float[Tensor, " in"]
+
+    def row(self) -> dict[str, Any]:
+        """The columns of a layer's row."""
+        return {
+            "weight_angle": self.whole.angle,
+            "norm_ratio": (self.whole.one / self.whole.other) ** 0.5 if self.whole.other > 0 else None,
+            "sign_agreement": self.same,
+            "neurons": len(self.neurons),
+            "aligned_neurons": float((self.neurons > 0).double().mean()),
+        }
+
+
+def compare(feedback: Tensor, weight: Tensor, layer: Layer) -> Weights:
+    """Compare a feedback with the weight of its shape.
+
+    Args:
+        feedback: B as it carries the error, signs included.
+        weight: W.
+        layer: The layer that they are of.
+    """
+    kind = kind_of(layer)
+    assert kind is not None
+    same, sums = 0.0, [torch.zeros((), dtype=torch.float64, device=weight.device) for _ in range(3)]
+    for b, w in _pieces(feedback, weight, whole=kind.name != "linear"):
+        product = b * w
+        same += float((product > 0).sum())
+        sums = [
+            total + kind.outgoing(part, layer).double()
+            for total, part in zip(sums, (product, b * b, w * w), strict=True)
+        ]
+    inner, one, other = sums
+    size = one.sqrt() * other.sqrt()
+    return Weights(
+        whole=Products(*(float(total.sum()) for total in sums)),
+        same=same / max(1, weight.numel()),
+        neurons=inner,
+        cosines=torch.where(size > 0, inner / size, 0.0),
+    )
+
+
+def _pieces(feedback: Tensor, weight: Tensor, *, whole: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both by rows, so few that a piece stays in the cache and its sums lose nothing; channels belong together."""
+    if weight.dtype.itemsize < 4:
+        feedback, weight = feedback.float(), weight.float()
+    rows = len(weight) if whole else max(1, _PIECE // max(1, weight.shape[1:].numel()))
+    yield from zip(feedback.split(rows), weight.split(rows), strict=True)
+
+
+# What an optimizer does to a layer's parameters, beside the true gradient.
+
+
+def own_parameters(name: str, layer: Layer, known: Mapping[str, Tensor]) -> list[str]:
+    """Full names of those of a layer's parameters that are known."""
+    return [full for key, _ in layer.named_parameters() if (full := f"{name}.{key}".lstrip(".")) in known]
+
+
+def summed(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
+    """Products of the named tensors of two dicts, together."""
+    total = Products()
+    for name in names:
+        total = total + products(taken[name], true[name])
+    return total
+
+
+def displaced(
+    model: nn.Module, layer: str, steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
+) -> dict[str, float | None]:
+    """The columns of a layer's row that compare its displacement with its true gradient.
+
+    Args:
+        model: The model.
+        layer: Name of the layer.
+        steps: {parameter: -Δθ}.
+        true: {parameter: true gradient}.
+    """
+    own = own_parameters(layer, model.get_submodule(layer), steps)
+    if not own:
+        return {}
+    found = summed(own, steps, true)
+    return {"displacement_angle": found.angle, "displacement_norm": found.one**0.5}
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """{name: parameter} of what the optimizer moves of a model.
+
+    Raises:
+        TypeError: It is no optimizer.
+        ValueError: That is nothing.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = {name: parameter for name, parameter in trainable(model).items() if id(parameter) in ids}
+    if not held:
+        raise ValueError(
+            f"the optimizer ({type(optimizer).__name__}) holds none of the model's trainable parameters: make it from "
+            "model.parameters() of the model that is measured"
+        )
+    return held
+
+
+def twin_step(
+    optimizer: torch.optim.Optimizer, moved: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """{parameter: -Δθ} of the step that the optimizer would make with these gradients."""
+    twins: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            twins[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    twin = copy.deepcopy(optimizer, dict(twins))  # its state and options, over twins of the parameters
+    for name, parameter in moved.items():
+        twins[id(parameter)].grad = gradients[name]
+    try:
+        twin.step()
+    except Exception as error:
+        raise ValueError(
+            f"a copy of the optimizer ({type(optimizer).__name__}) cannot make a step by itself ({error}): leave out "
+            "optimizer=, or give it to a Monitor, which watches the real steps"
+        ) from error
+    return {name: (parameter.detach() - twins[id(parameter)].detach()) for name, parameter in moved.items()}
+
+
+class Waiting:
+    """A record whose displacement is still to come."""
+
+    def __init__(
+        self,
+        step: int,
+        found: Alignment,
+        rows: list[dict[str, Any]],
+        true: dict[str, Tensor],
+        before: dict[str, Tensor],
+    ) -> None:
+        self.step, self.found, self._rows, self._true, self.before = step, found, rows, true, before
+
+    def compare(self, model: nn.Module, steps: dict[str, Tensor]) -> None:
+        """Put the displacement's columns into the rows."""
+        layers = []
+        for layer, row in zip(self.found.layers, self._rows, strict=True):
+            columns = displaced(model, layer.layer, steps, self._true)
+            row.update(columns)
+            layers.append(replace(layer, **columns))
+        self.found = replace(self.found, layers=tuple(layers))
+
+
+def alignment(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, *, optimizer: torch.optim.Optimizer | None = None
+) -> Alignment:
+    """Measure one batch: the errors delivered, the gradients taken and the feedback, beside the true ones.
+
+    The batch is walked back twice, by the rule and by backpropagation, on the same weights and the same random numbers
+    (dropout masks match). Weights, gradients, buffers (running statistics, moving feedback), random generators, modes
+    and the optimizer are left exactly as they were. Takes about as long as two steps and the memory of two.
+
+    Args:
+        model: A converted model, also within ``torch.compile`` (it is run uncompiled) or DDP (each rank measures its
+            own batch).
+        loss_fn: (model output, y) -> scalar.
+        x: Inputs of one batch of at least two samples; a tuple is positional arguments, a dict keyword arguments.
+        y: Its targets; a tensor is also what a rule that needs targets is given.
+        optimizer: With it, the displacement that it would make with these gradients, in its present state, is compared
+            with the true gradient as well; a copy of it makes the step.
+
+    Returns:
+        A row a layer and the dominance of the whole; see ``Alignment``.
+
+    Raises:
+        TypeError: The model is no module, loss_fn no function, or the optimizer none.
+        ValueError: The model is not converted or does not run on the batch, the batch has one sample, the loss is not a
+            finite scalar, a weight is not finite, or the optimizer holds none of the model's parameters or cannot step
+            without a closure.
+    """
+    model = unwrapped(model)
+    converted(model)
+    moved = {} if optimizer is None else held(model, optimizer)
+    passes = both(model, loss_fn, x, y)
+    found = _summarised(model, passes)
+    if optimizer is None:
+        return found
+    steps = twin_step(optimizer, moved, passes.taken)
+    layers = (replace(row, **displaced(model, row.layer, steps, passes.true)) for row in found.layers)
+    return replace(found, layers=tuple(layers))
+
+
+def measured(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
+    """``alignment`` of a converted, unwrapped model, and {parameter: true gradient}."""
+    passes = both(model, loss_fn, x, y)
+    return _summarised(model, passes), passes.true
+
+
+def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str, float]:
+    """{layer: degrees between the gradient that it takes and its true gradient}, 90 where one is zero.
+
+    Layers without a trainable parameter are left out. Arguments and errors are those of ``alignment``.
+    """
+    found = alignment(model, loss_fn, x, y).layers
+    return {
+        row.layer: 90.0 if row.gradient_angle is None else row.gradient_angle
+        for row in found
+        if row.gradient_norm is not None
+    }
+
+
+def _summarised(model: nn.Module, passes: Passes) -> Alignment:
+    maps = linear_maps(model)
+    order = [*passes.order, *(name for name in maps if name not in passes.order)]
+    own = {name: own_parameters(name, maps[name], passes.true) for name in order}
+    parts = feedbacks(model)
+    weights = {
+        name: compared
+        for name in passes.delivered
+        if name in parts and (compared := _weights(parts[name], maps[name])) is not None
+    }
+    slopes = {name: summed(names, passes.taken, passes.true) for name, names in own.items()}
+    rows = tuple(
+        LayerAlignment(
+            layer=name,
+            kind=_kind(maps[name]),
+            **_spread("delivered", passes.delivered.get(name)),
+            **_spread("received", passes.received.get(name)),
+            **_slopes(slopes[name] if own[name] else None),
+            **(weights[name].row() if name in weights else {}),
+            effective_rank=passes.ranks.get(name),
+        )
+        for name in order
+    )
+    inside = {parameter for names in own.values() for parameter in names}
+    rest = summed([name for name in passes.true if name not in inside], passes.taken, passes.true)
+    descent = sum(found.inner for found in slopes.values()) + rest.inner
+    last = slopes[passes.order[-1]] if passes.order else Products()
+    return Alignment(
+        rule=" + ".join(dict.fromkeys(wiring.rule.name for wiring in converted(model))),
+        loss=passes.loss,
+        descent=descent,
+        other=rest.inner,
+        dominance=(descent - last.inner) / last.other if last.other > 0 else None,
+        layers=rows,
+        neurons={name: found.neurons for name, found in weights.items()},
+        neuron_cosines={name: found.cosines for name, found in weights.items()},
+    )
+
+
+def _kind(layer: Layer) -> str:
+    kind = kind_of(layer)
+    assert kind is not None
+    return kind.name
+
+
+def _weights(part: Feedback, layer: Layer) -> Weights | None:
+    weight = weight_of(layer)
+    matrix = part.effective(weight).detach()
+    return compare(matrix, weight, layer) if matrix.shape == weight.shape else None
+
+
+def _spread(side: str, angles: Tensor | None) -> dict[str, float | None]:
+    if angles is None:
+        return {}
+    angles = angles[~angles.isnan()]
+    return {
+        f"{side}_angle": float(angles.mean()) if len(angles) else None,
+        f"{side}_angle_sd": float(angles.std()) if len(angles) > 1 else None,
+    }
+
+
+class _Slopes(NamedTuple):
+    gradient_angle: float | None
+    cosine: float | None
+    gradient_norm: float
+    taken_norm: float
+    descent: float
+
+
+def _slopes(found: Products | None) -> dict[str, float | None]:
+    if found is None:
+        return {}
+    return _Slopes(found.angle, found.cosine, found.other**0.5, found.one**0.5, found.inner)._asdict()

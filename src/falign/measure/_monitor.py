@@ -1,0 +1,255 @@
+"""Alignment along a training loop of one's own."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+
+from falign._validation import told
+from falign._wiring import converted
+from falign.measure._alignment import Waiting, held, measured
+from falign.measure._passes import Loss
+from falign.measure._report import Alignment, LayerAlignment, frame
+from falign.measure._untouched import unwrapped
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Alignment as TensorBoard scalars and histograms.
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What is asked of a TensorBoard writer, such as ``torch.utils.tensorboard.SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Write one number."""
+        ...
+
+    def add_histogram(self, tag: str, values: Tensor, global_step: int) -> Any:
+        """Write a histogram."""
+        ...
+
+
+SCALARS = {
+    "gradient_angle": "angle of the gradient",
+    "delivered_angle": "angle of the error before the mask",
+    "received_angle": "angle of the error behind the mask",
+    "displacement_angle": "angle of the optimizer's step",
+    "weight_angle": "angle of B to W",
+    "norm_ratio": "norm of B over W",
+    "sign_agreement": "share of equal signs",
+    "aligned_neurons": "share of aligned neurons",
+    "effective_rank": "effective rank of the error",
+}
+"""Column of a layer's row -> group of tags, one tag a layer in it."""
+
+
+def writer(folder: str | Path, *, begin: int | None = None) -> Any:
+    """A writer into a folder that ``tensorboard --logdir`` opens.
+
+    Args:
+        folder: Where to.
+        begin: Step from which on what an earlier writer wrote there is void.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError('TensorBoard is not installed: pip install "falign[tensorboard]"') from None
+    return SummaryWriter(str(folder), purge_step=begin)
+
+
+def write(to: Writer, step: int, found: Alignment) -> None:
+    """Write one measurement at a step."""
+    network = {"loss": found.loss, "descent -dL_dt": found.descent, "dominance D": found.dominance}
+    for name, value in network.items():
+        if value is not None:
+            to.add_scalar(f"network/{name}", value, step)
+    for row in found.layers:
+        write_row(to, step, row)
+    for name, cosines in found.neuron_cosines.items():
+        to.add_histogram(f"alignment of neurons/{name}", cosines, step)
+
+
+def write_row(to: Writer, step: int, row: LayerAlignment) -> None:
+    """Write one layer's numbers."""
+    for column, group in SCALARS.items():
+        value = getattr(row, column)
+        if value is not None:
+            to.add_scalar(f"{group}/{row.layer}", value, step)
+
+
+class Monitor:
+    """Measures the alignment of a model every so many steps of any training loop.
+
+    ::
+
+        with falign.measure.Monitor(model, every=100, optimizer=optimizer) as monitor:
+            for x, y in batches:
+                monitor.step(loss_fn, x, y)
+                optimizer.zero_grad()
+                loss_fn(model(x), y).backward()
+                optimizer.step()
+        monitor.save("alignment.parquet")
+
+    Called before the optimizer's step with its batch, it also compares the displacement that the optimizer really made
+    (momentum, clipping and all) with the true gradient of that batch; that part of a record is there once the
+    optimizer has stepped. Measuring changes nothing of the training.
+
+    Args:
+        model: A converted model, also within ``torch.compile`` or DDP.
+        every: Measure at the first call and at every so many-th after it.
+        optimizer: The one that trains the model, for the displacements.
+        tensorboard: A folder for TensorBoard, or a writer of one's own (it is not closed).
+
+    Attributes:
+        count: Calls of ``step`` so far.
+        records: A flat dict a measured step and layer: "step", "loss", "dominance", "total_descent", and the columns of
+            ``LayerAlignment``.
+
+    Raises:
+        ValueError: The model is not converted or has a monitor already, ``every`` is no positive whole number, or the
+            optimizer holds none of the model's parameters.
+        ImportError: A folder for TensorBoard is given, but TensorBoard is not installed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int = 100,
+        optimizer: torch.optim.Optimizer | None = None,
+        tensorboard: "str | Path | Writer | None" = None,
+    ) -> None:
+        self._model = unwrapped(model)
+        self._wirings = converted(self._model)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every is {told(every)}, expected a whole number of steps from 1 on")
+        if any(wiring.monitor is not None and wiring.monitor() is not None for wiring in self._wirings):
+            raise ValueError("the model has a monitor already: use that one, or close() it first")
+        self._held = {} if optimizer is None else held(self._model, optimizer)
+        self._owns = isinstance(tensorboard, (str, Path))
+        self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
+        self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
+        for wiring in self._wirings:
+            wiring.monitor = ref(self)  # a monitor that was dropped does not bar the way
+        self.every = every
+        self.count = 0
+        self.records: list[dict[str, Any]] = []
+        self._waiting: Waiting | None = None
+
+    def step(self, loss_fn: Loss, x: Any, y: Any) -> Alignment | None:
+        """Count a step, and measure if it is one to be measured.
+
+        Args:
+            loss_fn: (model output, y) -> scalar.
+            x: The batch; see ``falign.measure.alignment``.
+            y: Its targets.
+
+        Returns:
+            What was measured, or None.
+
+        Raises:
+            ValueError: As ``falign.measure.alignment``, or the monitor is closed.
+        """
+        if not self._wirings:
+            raise ValueError("the monitor is closed: make another one")
+        now, self.count = self.count, self.count + 1
+        if now % self.every:
+            return None
+        self._finish()
+        found, true = measured(self._model, loss_fn, x, y)
+        network = {"step": now, "loss": found.loss, "dominance": found.dominance, "total_descent": found.descent}
+        rows = [network | row for row in found.rows()]
+        self.records += rows
+        self._waiting = Waiting(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
+        if not self._held:
+            self._finish()
+        return found
+
+    def to_polars(self) -> "pl.DataFrame":
+        """The records, a row a measured step and layer.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        return frame(self.records)
+
+    def save(self, path: str | Path) -> None:
+        """Write the records as a Parquet file, whole or not at all.
+
+        Raises:
+            ValueError: Nothing was measured yet.
+            ImportError: polars is not installed.
+        """
+        if not self.records:
+            raise ValueError("nothing was measured yet: call step(loss_fn, x, y) in the training loop")
+        content, path = io.BytesIO(), Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.to_polars().write_parquet(content)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            unfinished.write_bytes(content.getvalue())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count and records, for a run that is to be resumed."""
+        return {"count": self.count, "records": [dict(record) for record in self.records]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.count, self.records = state["count"], [dict(record) for record in state["records"]]
+
+    def close(self) -> None:
+        """Take the monitor off the model and the optimizer; the records stay."""
+        self._finish()
+        for wiring in self._wirings:
+            wiring.monitor = None
+        self._wirings = []
+        if self._hook is not None:
+            self._hook.remove()
+        if self._owns:
+            self._writer.close()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stepped(self) -> None:
+        """The optimizer has made a step."""
+        waiting = self._waiting
+        if waiting is None:
+            return
+        steps = {name: before - self._held[name].detach() for name, before in waiting.before.items()}
+        waiting.compare(self._model, steps)
+        self._finish()
+
+    def _finish(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._writer is not None:
+            write(self._writer, waiting.step, waiting.found)
+
+
+def _telling(monitor: "ReferenceType[Monitor]") -> Callable[..., None]:
+    """A post-hook of the optimizer's step that keeps no monitor alive."""
+
+    def stepped(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        if (found := monitor()) is not None:
+            found._stepped()
+
+    return stepped

@@ -1,0 +1,295 @@
+"""One batch walked back by the rule and by backpropagation, and what every layer saw on both ways."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils.parametrize import is_parametrized
+
+from falign._attached import Feedback
+from falign._convert import backprop, targets
+from falign._preserve import eagerly
+from falign._transport import loss_on
+from falign._wiring import converted, feedbacks
+from falign.layers import Layer, kind_of
+from falign.measure._angles import by_sample, effective_rank
+from falign.measure._untouched import untouched
+from falign.rules import Rule
+
+if TYPE_CHECKING:
+    from falign._scratch import Scratch
+
+# Both gradients of one forward pass, for layerwise rules.
+
+
+class Switch:
+    """Stands for a layerwise rule; switched to true, it carries errors through W, which is backpropagation.
+
+    Args:
+        rule: The rule.
+    """
+
+    learned = False  # B's own gradient is not asked for
+    reads_weight = True
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.true = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rule, name)
+
+    def sources(self, feedback: Feedback, weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
+        """Those of the rule, and W."""
+        weight = weight.detach()
+        own = self.rule.sources(feedback, weight, advance=advance)
+        return (*own, weight if feedback.gain == 1 else weight / feedback.gain)
+
+    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+        """The rule's B, or W."""
+        *own, weight = sources
+        return weight if self.true else self.rule.effective(*own, scratch=scratch)
+
+
+def switchable(model: nn.Module) -> bool:
+    """Whether one forward serves both ways.
+
+    All errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
+    stands between the layer's input and the layer: the delivery carries errors past it.
+    """
+    layers = [model.get_submodule(name) for name in feedbacks(model)]
+    return (
+        all(wiring.rule.wiring != "direct" for wiring in converted(model))
+        and not any(is_parametrized(layer) for layer in layers)
+        and all(isinstance(getattr(hook, "__self__", None), Feedback) for layer in layers for hook in _before(layer))
+    )
+
+
+def _before(layer: nn.Module) -> Iterable[Any]:
+    return layer._forward_pre_hooks.values()
+
+
+@contextmanager
+def switches(model: nn.Module) -> Iterator[list[Switch]]:
+    """Within, the forward passes of a model can be walked back by the rule and, switched, truly."""
+    hung = converted(model)
+    made = [Switch(wiring.rule) for wiring in hung]
+    for wiring, switch in zip(hung, made, strict=True):
+        wiring.state.rule = switch
+    try:
+        yield made
+    finally:
+        for wiring in hung:
+            wiring.state.rule = None
+
+
+# What a measurement asks of a batch and its loss.
+
+
+def check_batch(x: Any) -> None:
+    """Raise ``ValueError`` where a batch, or where it is measured, allows no angles."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() records no gradients at all: measure outside of it (no_grad is fine)")
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+    first = next((part for part in parts if isinstance(part, Tensor)), None)
+    if first is None:
+        return
+    if first.dim() == 0 or len(first) < 2:
+        came = "a number" if first.dim() == 0 else f"a batch of {len(first)}"
+        raise ValueError(f"x is {came}, expected two samples or more: angles are given with their spread over samples")
+
+
+def checked(loss: Any, model: nn.Module) -> Tensor:
+    """The loss, if it is a finite real scalar that depends on the weights; else ``ValueError``."""
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn returned {tuple(loss.shape)}, expected a scalar: reduce it by its mean or sum")
+    if loss.is_complex():
+        raise ValueError(f"loss_fn returned a {loss.dtype}, expected a real number")
+    if not torch.isfinite(loss):
+        broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+        why = "the batch or the targets are not finite, or it overflowed" if broken is None else f"{broken} is not"
+        raise ValueError(f"the loss is {float(loss.detach())}, expected a finite number: {why}")
+    if not loss.requires_grad:
+        raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to compare")
+    return loss
+
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+Place = tuple[Literal["delivered", "received"], str, int]
+"""Where an error is seen: handed to a layer's input or arriving at its output, the layer, which of its calls."""
+See = Callable[[Place, Tensor], None]
+Forward = Callable[[], Any]
+Walked = tuple[float, tuple[str, ...], dict[str, Tensor], dict[str, Tensor]]
+"""Loss, layers in running order, gradients by the rule, true gradients."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passes:
+    """What was found on both ways.
+
+    Attributes:
+        loss: The loss.
+        order: Layers that a gradient reaches, in the order in which they ran.
+        taken: {parameter: gradient by the rule}.
+        true: {parameter: gradient by backpropagation}.
+        delivered: {layer: angle between the error that it hands to its input and the true one, a number a sample and
+            call}; layers whose input wants no error are not in it.
+        received: {layer: the same of the error at its output}.
+        ranks: {layer: effective rank of the error that it hands to its input}.
+    """
+
+    loss: float
+    order: tuple[str, ...]
+    taken: dict[str, Tensor]
+    true: dict[str, Tensor]
+    delivered: dict[str, Tensor]
+    received: dict[str, Tensor]
+    ranks: dict[str, float]
+
+
+def linear_maps(model: nn.Module) -> dict[str, Layer]:
+    """{name: layer} of a model's linear maps and convolutions, converted or not."""
+    return {name: layer for name, layer in model.named_modules() if kind_of(layer) is not None}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of what a gradient trains, feedback left out."""
+    learned = {
+        id(parameter) for part in model.modules() if isinstance(part, Feedback) for parameter in part.parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in learned
+    }
+
+
+def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
+    """Walk a batch back by the rule and by backpropagation, on the same weights and random numbers, leaving no trace.
+
+    A layerwise rule needs one forward for both, a direct one two.
+
+    Args:
+        model: A converted model.
+        loss_fn: (model output, y) -> scalar.
+        x: The batch; a tuple is positional arguments, a dict keyword arguments.
+        y: Its targets; tensors are also what a rule that needs targets is given.
+
+    Raises:
+        TypeError: loss_fn is no function.
+        ValueError: The model does not run on the batch, the batch has one sample, the loss is not a finite scalar that
+            depends on the weights, or a weight is not a finite number.
+    """
+    check_batch(x)
+    errors: dict[Place, Tensor] = {}
+    angles: dict[str, dict[str, list[Tensor]]] = {"delivered": defaultdict(list), "received": defaultdict(list)}
+    ranks: dict[str, float] = {}
+
+    def compare(place: Place, true: Tensor) -> None:
+        side, layer, _ = place
+        own = errors.pop(place, None)
+        if own is None:
+            return
+        angles[side][layer].append(by_sample(own, true))
+        if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
+            ranks[layer] = rank
+
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}, expected a function of the model's output and y")
+
+    def judged(output: Any) -> Any:
+        return loss_fn(output, y)
+
+    walk = _once if switchable(model) else _twice
+    with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
+        loss, order, taken, true = walk(model, lambda: loss_on(model, x, judged), errors.__setitem__, compare)
+    order = tuple(name for name in order if name in angles["received"])
+    delivered, received = (
+        {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
+    )
+    return Passes(loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks)
+
+
+def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """One forward, walked back by the rule and then truly."""
+    parameters = trainable(model)
+    with untouched(model), switches(model) as hung, _seen(model, lambda *error: see[0](*error)) as order:
+        see = [keep]
+        loss = checked(forward(), model)
+        taken = _gradients(loss, parameters, retain_graph=True)
+        for switch in hung:
+            switch.true = True
+        see[0] = compare
+        true = _gradients(loss, parameters)
+    return float(loss.detach()), tuple(order), taken, true
+
+
+def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """A forward by the rule and a true one, from the same random numbers."""
+    parameters = trainable(model)
+    with untouched(model), _seen(model, keep) as order:
+        loss = checked(forward(), model)
+        taken = _gradients(loss, parameters)
+    with untouched(model), backprop(model), _seen(model, compare):
+        true = _gradients(checked(forward(), model), parameters)
+    return float(loss.detach()), tuple(order), taken, true
+
+
+def _gradients(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain_graph: bool = False) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, tuple(parameters.values()), retain_graph=retain_graph, materialize_grads=True)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found, strict=True)}
+
+
+@contextmanager
+def _seen(model: nn.Module, see: See) -> Iterator[dict[str, int]]:
+    """Show every error that crosses the border of a layer; gives {layer: its calls}, in their order."""
+    calls: dict[str, int] = {}
+
+    def show(side: Literal["delivered", "received"], name: str, tensor: Tensor) -> None:
+        place: Place = (side, name, calls[name])
+        if tensor.grad_fn is None:
+            raise ValueError(
+                f"layer {name!r} runs within a re-entrant checkpoint, which shows no gradients to any measurement: use "
+                "torch.utils.checkpoint with use_reentrant=False"
+            )
+        node, output = get_gradient_edge(tensor)[:2]  # and not a hook on the tensor: an in-place operation may follow
+
+        def arrived(errors: tuple[Tensor | None, ...]) -> None:
+            error = errors[output]
+            if error is not None:
+                see(place, error.detach())
+
+        node.register_prehook(arrived)
+
+    def enter(name: str) -> Callable[[nn.Module, tuple], tuple | None]:
+        def before(layer: nn.Module, args: tuple) -> tuple | None:
+            calls[name] = calls.get(name, 0) + 1
+            if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
+                return None
+            own = args[0].view_as(args[0])  # through it passes this layer's share of the error, and no other's
+            show("delivered", name, own)
+            return (own, *args[1:])
+
+        return before
+
+    def leave(name: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def after(layer: nn.Module, args: tuple, y: Any) -> None:
+            if isinstance(y, Tensor) and y.requires_grad:
+                show("received", name, y)
+
+        return after
+
+    with ExitStack() as hooks:
+        for name, layer in linear_maps(model).items():
+            hooks.callback(layer.register_forward_pre_hook(enter(name), prepend=True).remove)  # before the cut
+            hooks.callback(layer.register_forward_hook(leave(name)).remove)
+        yield calls

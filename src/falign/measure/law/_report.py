@@ -1,0 +1,172 @@
+"""What the law says of a training, as a table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from falign.measure._report import aligned, frame
+from falign.measure.law._balance import STRETCH, Balance
+from falign.measure.law._laws import Law
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_HEADS = (
+    "layer", "feeds", "C of a neuron", "law", "drift", "residual", f"in {STRETCH}", "tolerance",
+    "why not exact: drift expected",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawRow:
+    """One layer's law; the fields up to ``neurons`` are those of ``Law``.
+
+    Attributes:
+        layer: The layer whose neurons they are.
+        targets: The layers that it feeds, separated by commas.
+        form: C as text.
+        status: "exact", "accounted", "drift" or "none".
+        reason: Why it is not exact.
+        order: The expected order of the drift.
+        neurons: How many there are.
+        drift: max_k |C_k(T) - C_k(0)| / size_k, size_k that of the terms of C_k; None where there is no C.
+        residual: The same of what the identity does not account for.
+        moved: The same of how far ½|w|² + ½b² and the alignment term moved, added; what little of it is left in the
+            residual shows that the law holds.
+        leap: The same of how far the residual moved within 16 steps, at the neuron and in the steps where that comes
+            nearest to the tolerance; None where the residual need not be rounding.
+        tolerance: The most that rounding can move it by there: see ``falign.measure.law._balance``.
+    """
+
+    layer: str
+    targets: str
+    form: str
+    status: str
+    reason: str
+    order: str
+    neurons: int
+    drift: float | None
+    residual: float | None
+    moved: float | None
+    leap: float | None = None
+    tolerance: float | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the residual should be rounding."""
+        return self.status in ("exact", "accounted")
+
+    @property
+    def broken(self) -> bool:
+        """Whether the residual moved by more than rounding can."""
+        return self.leap is not None and self.tolerance is not None and not self.leap <= self.tolerance
+
+    @property
+    def told(self) -> bool:
+        """Whether it is broken, or the terms of C have moved by so much that it would have been seen."""
+        moved, residual = self.moved or 0.0, self.residual or 0.0
+        return self.checked and (self.broken or moved > (self.tolerance or 0.0) or residual < moved / 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawReport:
+    """The law of a model's neurons after some steps; true where it holds, and prints as a table.
+
+    Attributes:
+        steps: Steps of the optimizer since the start.
+        laws: A row a layer, in running order.
+    """
+
+    steps: int
+    laws: tuple[LawRow, ...]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest of its layers'; 0 where none has one."""
+        return max((row.tolerance or 0.0 for row in self.laws), default=0.0)
+
+    @property
+    def checked(self) -> int:
+        """How many laws are exact or accounted for."""
+        return sum(row.checked for row in self.laws)
+
+    @property
+    def told(self) -> bool:
+        """Whether weights have moved enough in some law that is exact or accounted for; else ``holds`` says nothing."""
+        return any(row.told for row in self.laws)
+
+    @property
+    def holds(self) -> bool:
+        """Whether no law that is exact or accounted for is broken; true as well where there is none, see ``told``."""
+        return not any(row.broken for row in self.laws)
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict a layer, with "told": whether its weights have moved enough to tell; None where C is not exact."""
+        return [asdict(row) | {"told": row.told if row.checked else None} for row in self.laws]
+
+    def to_polars(self) -> "pl.DataFrame":
+        """A row a layer.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        return frame(self.rows())
+
+    def __str__(self) -> str:
+        head = f"conservation law after {self.steps} step{'s' * (self.steps != 1)}: "
+        if not self.laws:
+            return head + "no layer of this model feeds another, so there is nothing to check"
+        if not self.checked:
+            head += "it holds exactly of no layer"
+        else:
+            layers = f"{self.checked} layer{'s' * (self.checked != 1)} of {len(self.laws)}"
+            verdict = "IS BROKEN" if not self.holds else "holds" if self.told else "too little has moved to tell"
+            head += f"{verdict} ({layers} checked)"
+        table = [list(_HEADS)]
+        for row in self.laws:
+            why = f"{row.reason}: {row.order}" if row.order else row.reason
+            still = row.checked and not row.told
+            mark = "BROKEN  " if row.broken else "too little has moved to tell" + "  " * bool(why) if still else ""
+            values = (row.drift, row.residual, row.leap, row.tolerance)
+            numbers = ("-" if value is None else f"{value:.1e}" for value in values)
+            table.append([row.layer, _shortened(row.targets), row.form or "-", row.status, *numbers, mark + why])
+        if not any(line[-1] for line in table[1:]):
+            table = [line[:-1] for line in table]
+        return "\n".join([head, *aligned(table, left=(0, 1, 2, 3, 8))])
+
+
+def rows_of(
+    laws: Sequence[Law],
+    balances: dict[str, Balance],
+    changes: dict[str, tuple[Tensor, Tensor]],
+    residuals: dict[str, Tensor],
+) -> tuple[LawRow, ...]:
+    """A row a layer: the largest of its neurons, relative to the size of the terms of C."""
+
+    def largest(values: dict[str, Tensor], name: str) -> float | None:
+        return float((values[name].abs() / balances[name].size()).max()) if name in values else None
+
+    drifts = {name: incoming - outgoing for name, (incoming, outgoing) in changes.items()}
+    moved = {name: incoming.abs() + outgoing.abs() for name, (incoming, outgoing) in changes.items()}
+    worst = {law.name: balances[law.name].worst() for law in laws if law.holds_exactly}
+    return tuple(
+        LawRow(
+            layer=law.name, targets=", ".join(law.targets), form=law.form, status=law.status, reason=law.reason,
+            order=law.order, neurons=law.neurons, drift=largest(drifts, law.name),
+            residual=largest(residuals, law.name), moved=largest(moved, law.name),
+            leap=worst[law.name][0] if law.name in worst else None,
+            tolerance=worst[law.name][1] if law.name in worst else None,
+        )
+        for law in laws
+    )  # fmt: skip
+
+
+def _shortened(targets: str) -> str:
+    """The first of many layers, and how many more there are."""
+    names = targets.split(", ")
+    return targets if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"

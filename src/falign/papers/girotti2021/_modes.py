@@ -1,0 +1,133 @@
+"""From a block of runs to batches of modes, one mode a run, and the times at which they are recorded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from math import inf
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from falign.lab.experiment import Task
+from falign.theory.deep_linear import Modes, modes, scheme
+
+
+def batches(tasks: Sequence[Task]) -> Iterator[tuple[list[int], Modes]]:
+    """The runs of a rule and depth together, each from the named start of its point, with unit feedback.
+
+    Args:
+        tasks: Their points have "rule", "depth", "scheme", "size" and "target".
+
+    Yields:
+        Places of the runs in the block, and their modes [runs].
+    """
+    for kind in dict.fromkeys((task.point["rule"], task.point["depth"]) for task in tasks):
+        places = [at for at, task in enumerate(tasks) if (task.point["rule"], task.point["depth"]) == kind]
+        yield places, started([tasks[at] for at in places])
+
+
+def started(tasks: Sequence[Task]) -> Modes:
+    """Runs of one rule and depth as modes [runs], see ``batches``."""
+    points = [task.point for task in tasks]
+    starts = [scheme(str(point["scheme"])).start(float(point["size"]), int(point["depth"])) for point in points]
+    weights = torch.tensor([[float(weight) for weight in start] for start in starts], dtype=torch.float64).mT
+    target = torch.tensor([float(point["target"]) for point in points], dtype=torch.float64)
+    return modes(target, list(weights), rule=points[0]["rule"])  # pyright: ignore[reportArgumentType]  # it checks
+
+
+def paced(begun: Modes, pace: Float[Tensor, "*modes"]) -> Modes:
+    """The same modes in units in which time runs so many times faster.
+
+    ``θ_l → aθ_l``, ``λ → a^L λ`` and ``c_l → a^(L-l) c_l`` leave the shares as they are and multiply ρ by
+    ``a^(2L-2)``: an exact symmetry of every rule. So one list of times, or one step size, fits all modes.
+
+    Args:
+        begun: Any modes with s = 1.
+        pace: ``a^(2L-2)`` of each.
+    """
+    depth = begun.depth
+    a = pace ** (1 / (2 * depth - 2))
+    powers = [depth - 1 - place if begun.rule == "dfa" else 1 for place in range(depth - 1)]
+    return replace(
+        begun,
+        weights=begun.weights * a,
+        feedback=torch.stack([m * a**power for m, power in zip(begun.feedback, powers, strict=True)]),
+        target=begun.target * a**depth,
+    )
+
+
+def logarithmic_times(first: float, last: float, count: int) -> Float[Tensor, " times"]:
+    """0, and then so many times evenly on a logarithmic axis."""
+    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(*_decades(first, last), count).double()])
+
+
+def _decades(first: float, last: float) -> tuple[float, float]:
+    low, high = torch.tensor([first, last], dtype=torch.float64).log10().tolist()
+    return low, high
+
+
+# When components are learned, and in which order: read off the shares ``θ_L…θ_1/λ`` along time.
+
+TOLERANCE = 0.1
+"""A component is learned once its error is at most so much of it: at 90 %."""
+
+
+def crossing(times: ArrayLike, shares: ArrayLike, left: float = TOLERANCE) -> float | None:
+    """The first time at which a share is within ``left`` of 1, between two records by a straight line.
+
+    Args:
+        times: Of the records, rising.
+        shares: At these times.
+        left: What may be missing, as a share: 0.1 is learned, 0.9 has begun.
+
+    Returns:
+        The time; None if there is none.
+    """
+    t, missing = np.asarray(times, float), np.abs(1 - np.asarray(shares, float)) - left
+    done = np.flatnonzero(missing <= 0)
+    if not done.size:
+        return None
+    at = int(done[0])
+    if at == 0:
+        return float(t[0])
+    before, after = missing[at - 1], missing[at]
+    return float(t[at - 1] + (t[at] - t[at - 1]) * before / (before - after))
+
+
+def in_order(sizes: Sequence[float], times: Sequence[float | None]) -> float:
+    """Share of the pairs of components of which the larger is learned first; what is never learned is last of all.
+
+    1 is implicit regularisation without exception, 0 the reverse, implicit anti-regularisation. Pairs that are learned
+    at the same time, or never, count for neither: a half.
+
+    Args:
+        sizes: λ of the components.
+        times: When they are learned, None for never.
+    """
+    known = [(size, inf if time is None else time) for size, time in zip(sizes, times, strict=True)]
+    pairs = [((a, b) if a[0] > b[0] else (b, a)) for a, b in combinations(known, 2) if a[0] != b[0]]
+    return sum(0.5 if large[1] == small[1] else float(large[1] < small[1]) for large, small in pairs) / len(pairs)
+
+
+def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target", time: str = "learned") -> pl.DataFrame:
+    """``in_order`` of every group.
+
+    Args:
+        table: One row a component.
+        by: Columns that tell groups apart.
+        size: Column of λ.
+        time: Column of the times.
+
+    Returns:
+        One row a group, sorted: columns ``by``, "in_order", "components".
+    """
+    rows = [
+        {**dict(zip(by, values, strict=True)), "in_order": in_order(own[size].to_list(), own[time].to_list())}
+        | {"components": own.height}
+        for values, own in table.sort(by).group_by(list(by), maintain_order=True)
+    ]
+    return pl.DataFrame(rows)

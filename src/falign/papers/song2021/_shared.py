@@ -1,0 +1,164 @@
+"""From a block of runs to a simulator's batch, and back to the outcome of each run."""
+
+from collections.abc import Callable, Collection, Sequence
+from math import isfinite
+from warnings import catch_warnings, simplefilter
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from falign.lab.experiment import Check, Missing, Outcome, Task
+from falign.lab.experiment.statistics import least_share
+from falign.theory.two_layer import Engine, Penalty, Trajectory, bytes_needed, simulate
+from falign.theory.two_layer.theorems import TheoremCheck
+
+Row = tuple[int, int]
+"""Seed and width: what a row of a batch stands for; its columns are the ridges."""
+
+
+def row_of(task: Task) -> Row:
+    """The row of a run: its seed and its point's "p"."""
+    return task.seed, int(task.point["p"])
+
+
+def penalty_of(task: Task) -> Penalty:
+    """The ridge of a run: its point's "strength", constant in time."""
+    return Penalty(float(task.point["strength"]))
+
+
+def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
+    """Rows and columns of the batch that holds all runs of a block, each once."""
+    return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
+
+
+def engine_bytes(tasks: Sequence[Task], engine: str, dtype: torch.dtype) -> int:
+    """Bytes that an engine needs for a block: see ``bytes_needed``; sizes are the point's "n" and "d"."""
+    rows, penalties = batch(tasks)
+    point = tasks[0].point
+    return bytes_needed(
+        engine=engine,
+        n=int(point["n"]),
+        d=int(point["d"]),
+        p=max(p for _, p in rows),
+        seeds=len(rows),
+        penalties=len(penalties),
+        dtype=dtype,
+    )
+
+
+def trained(
+    engine: Engine,
+    at: Sequence[int],
+    names: Collection[str] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Trajectory:
+    """``simulate``, without its warning of runs that diverge: their outcomes say so."""
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)
+        return simulate(engine, at, names, progress=progress)
+
+
+def outcomes(tasks: Sequence[Task], trajectory: Trajectory, unit: str = "step") -> list[Outcome]:
+    """What each run of a block left.
+
+    Args:
+        tasks: The runs, in any order.
+        trajectory: Of their batch, rows and columns as ``batch`` gives them.
+        unit: What its steps are, for the message.
+
+    Returns:
+        One outcome a run, with a record at every recorded step until it diverged.
+    """
+    rows, penalties = batch(tasks)
+    steps = trajectory.steps.tolist()
+    found = []
+    for task in tasks:
+        at = rows.index(row_of(task)), penalties.index(penalty_of(task))
+        values = {name: column[at] for name, column in trajectory.values.items()}
+        found.append(_outcome(values, steps, int(trajectory.diverged[at]), unit))
+    return found
+
+
+def _outcome(values: dict[str, Tensor], steps: list[int], diverged: int, unit: str) -> Outcome:
+    kept = len(steps) if diverged < 0 else steps.index(diverged)
+    records = {"step": steps[:kept], **{name: column[:kept].tolist() for name, column in values.items()}}
+    if diverged < 0:
+        return Outcome(records=records)
+    return Outcome(
+        records=records, diverged=f"a weight or the loss was not finite at {unit} {diverged}: lower the rate"
+    )
+
+
+# Theorems tried run by run, as experiments: what a check leaves in the table, and how often it held.
+
+DELTA = 0.1
+"""δ: the share of runs in which a theorem that holds "with probability at least 1 - δ" may fail."""
+
+
+def outcome(check: TheoremCheck) -> Outcome:
+    """One record: verdict, whether the inequality held, slack, what failed, and every constant that was measured."""
+    numbers = {name.replace(" ", "_"): value for name, value in check.constants.items()}
+    if "rate" in numbers:
+        numbers["contraction"] = numbers.pop("rate")  # the point's "rate" is η
+    numbers["slack"] = check.slack
+    return Outcome(
+        records={
+            "verdict": [check.verdict],
+            "held": [check.share],
+            "failing": [", ".join(assumption.name for assumption in check.failing) or None],
+            **{name: [value if isfinite(value) else None] for name, value in numbers.items()},
+        }
+    )
+
+
+def shares(table: pl.DataFrame, by: Sequence[str], label: str) -> tuple[Check, ...]:
+    """For every group, the share of runs in which the inequality held, among those that meet the assumptions.
+
+    Args:
+        table: One row a run.
+        by: Columns that make a group.
+        label: With a place for each of them, such as "n = {n}".
+
+    Returns:
+        One check a group: the least share that does not contradict 1 - δ at 99 %, by the binomial law.
+
+    Raises:
+        Missing: A group has no run that meets the assumptions, or too few to contradict anything.
+    """
+    checks = []
+    for values, runs in table.sort(by).group_by(by, maintain_order=True):
+        name = label.format(**dict(zip(by, values, strict=True)))
+        met = runs.filter(pl.col("verdict") != "assumption fails")
+        if met.is_empty():
+            failing = ", ".join(sorted(set(runs["failing"].drop_nulls().to_list())))
+            raise Missing(f"{name}: no run meets the assumptions: {failing}")
+        left_out = f", {runs.height - met.height} do not meet the assumptions" if met.height < runs.height else ""
+        checks.append(
+            Check(
+                label=f"{name}: share of {met.height} runs (least slack {met['slack'].min():.2g}{left_out})",
+                measured=float(met["held"].mean()),  # pyright: ignore[reportArgumentType]  # a column of numbers
+                low=least_share(met.height, 1 - DELTA),
+            )
+        )
+    return tuple(checks)
+
+
+# Rates, ridges, widths and lengths of the synthetic runs: the paper's own, and those that it leaves open.
+
+RATES = {"identity": 1e-4, "relu": 1e-3, "tanh": 1e-2}
+"""η of each activation, as the paper states them."""
+STEPS = {"identity": 5000, "relu": 2000, "tanh": 3000}
+"""Length of a run; the paper trains "until the loss converges" without a number."""
+STRENGTHS = {"identity": (0.0, 1.0, 3.0, 10.0, 30.0), "relu": (0.0, 1.0, 3.0, 10.0), "tanh": (0.0, 0.03, 0.1, 0.3)}
+"""λ; the paper's are in a legend that is not readable. These span no alignment to strong alignment."""
+WIDTHS = tuple(100 * 2**k for k in range(1, 8))
+SHOWN = 3200
+"""Width whose trajectories figure 2d-f shows; the widest below it where a preset has none."""
+
+
+def shown_width(table: pl.DataFrame) -> int:
+    """The width whose trajectories are shown."""
+    widths = sorted(table["p"].unique().to_list())
+    return max((width for width in widths if width <= SHOWN), default=widths[0])

@@ -1,0 +1,140 @@
+"""The conservation law: per hidden neuron, half of what comes in squared, less the alignment with the feedback."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from falign.theory._coerce import public
+from falign.theory.conservation._network import Dynamics, State, carriers, stored
+
+Neurons = Float[Tensor, "runs neurons"]
+"""One number for every neuron of the hidden layers under the law, layer by layer."""
+
+
+def lawful(state: State, dynamics: Dynamics) -> range:
+    """The hidden layers, from 0, under the law: all, or of a direct rule the last one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    last = state.depth - 1
+    if last < 1:
+        raise ValueError(f"the network has {state.depth} layers: the law is of hidden neurons, which want two")
+    return range(max(0, last - 1), last) if dynamics.rule.direct else range(last)
+
+
+@public
+def incoming(state: State, dynamics: Dynamics) -> Neurons:
+    """``P_k = ½ |w_k|² + ½ b_k²``, w_k the weights into neuron k."""
+    return _joined(_half_square(state, k) for k in lawful(state, dynamics))
+
+
+@public
+def potential(state: State, dynamics: Dynamics) -> Neurons:
+    """V_k of the rule: ``⟨B[:, k], W[:, k]⟩`` for fa, and what stands in ``RULES`` for the others."""
+    B = stored(state, dynamics)
+    return _joined(dynamics.rule.potential(B[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
+
+
+@public
+def alignment(state: State, dynamics: Dynamics) -> Neurons:
+    """``⟨M[:, k], W[:, k]⟩`` with the matrix M that carries the error."""
+    matrices = carriers(state, dynamics)
+    return _joined((matrices[layer] * state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
+
+
+@public
+def invariant(state: State, dynamics: Dynamics) -> Neurons:
+    """``C_k = ½ |w_k|² + ½ b_k² - (r_l/r_{l+1}) V_k``: constant in gradient flow without decay, B at rest.
+
+    Holds for any loss and any batches, for gates φ(z) = φ'(z) z. Proof: ``⟨w_k, ĝ_k⟩ + b_k ĝ_{b,k} = Σ δ_k z_k =
+    Σ h_k (Mᵀδ)_k = ⟨M[:, k], Ĝ[:, k]⟩``, and the two sides are the rates at which P_k and V_k fall.
+
+    Source: Robertson and Koyejo 2024 (ICML); derived here, variants included.
+    """
+    return incoming(state, dynamics) - rate_ratio(state, dynamics) * potential(state, dynamics)
+
+
+@public
+def aligned_forever(state: State, dynamics: Dynamics) -> Bool[Tensor, "runs neurons"]:
+    """Whether C_k ≤ 0: then ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k²) ≥ 0`` at all times of gradient flow.
+
+    From the initial values alone. For fa that is ``⟨B, w_out⟩ ≥ ½ |w_in|² + ½ b²``; neurons with C_k > 0 are only
+    bounded, ``V_k ≥ -(r_{l+1}/r_l) C_k(0)``. Decay λ, the same everywhere, only helps: ``C_k(t) ≤ C_k(0) exp(-λt)``.
+    In steps, ½ Σ η² |ĝ_k|² of the identity below is taken off.
+
+    Source: derived.
+    """
+    return invariant(state, dynamics) <= 0
+
+
+@public
+def decay_of_invariant(C: Neurons, P: Neurons, decay: float) -> Neurons:
+    """``Ċ = -λ C - (λ/2)(|w|² + b²) = -λ (C + P)`` under fa with the same decay λ and rate everywhere.
+
+    It is zero only where ``⟨B, w_out⟩ = P - C = |w|² + b²``: decay drives every neuron to non-negative alignment.
+
+    Source: derived.
+    """
+    return -decay * (C + P)
+
+
+def account_of_step(before: State, after: State, dynamics: Dynamics, rate: float, moved: State) -> Neurons:
+    """What the exact identity says that C gained in one step of any rule, on any batch.
+
+    ``ΔC = ½ |u|² - 2 η_l λ_l P + η_l λ_{l+1} ⟨M, W⟩ - (η_l/η_{l+1}) (ΔV - ⟨M, U⟩)``, u and U the displacements of the
+    weights in and out. Without decay and with B at rest only ``½ η_l² |ĝ_k|²`` is left for fa.
+
+    Args:
+        before: At the start of the step.
+        after: At its end.
+        dynamics: Rule, rates and decays.
+        rate: η.
+        moved: With the feedback of the pass.
+    """
+    rates, decays = dynamics.of_layers(before)
+    matrices = carriers(moved, dynamics)
+    gained = potential(after, dynamics) - potential(before, dynamics)
+    terms, carried = [], []
+    for k in lawful(before, dynamics):
+        M, W, U = matrices[k], before.W[k + 1], after.W[k + 1] - before.W[k + 1]
+        weighed = decays[k + 1] * (M * W).sum(-2) - 2 * decays[k] * _half_square(before, k)
+        terms.append(_half_square(after, k, before) + rate * rates[k] * weighed)
+        carried.append((M * U).sum(-2))
+    return _joined(terms) - rate_ratio(before, dynamics) * (gained - _joined(carried))
+
+
+def account_rate(state: State, motion: State, dynamics: Dynamics) -> Neurons:
+    """``Ċ = -2 r_l λ_l P + r_l λ_{l+1} ⟨M, W⟩ - (r_l/r_{l+1}) (V̇ - ⟨M, Ẇ⟩)``: the same in gradient flow."""
+    rates, decays = dynamics.of_layers(state)
+    matrices, terms = carriers(state, dynamics), []
+    for k in lawful(state, dynamics):
+        W = state.W[k + 1]
+        term = decays[k + 1] * (matrices[k] * W).sum(-2) - 2 * decays[k] * _half_square(state, k)
+        if state.B:
+            term = term - dynamics.rule.remainder(state.B[k], W, motion.B[k], motion.W[k + 1]).sum(-2) / rates[k + 1]
+        terms.append(rates[k] * term)
+    return _joined(terms)
+
+
+def rate_ratio(state: State, dynamics: Dynamics) -> Float[Tensor, " neurons"]:
+    """``r_l/r_{l+1}`` for every neuron of layer l."""
+    rates, _ = dynamics.of_layers(state)
+    return _joined(
+        state.W[k].new_full((state.W[k].shape[1],), rates[k] / rates[k + 1]) for k in lawful(state, dynamics)
+    )
+
+
+def _half_square(state: State, k: int, origin: State | None = None) -> Float[Tensor, "runs neurons"]:
+    """``½ |w|² + ½ b²`` of layer k, or of its displacement from an origin."""
+    W, b = state.W[k], state.b[k] if state.b else None
+    if origin is not None:
+        W, b = W - origin.W[k], None if b is None else b - origin.b[k]
+    square = W.square().sum(-1)
+    return (square if b is None else square + b.square()) / 2
+
+
+def _joined(layers: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(layers), -1)

@@ -1,0 +1,297 @@
+"""Train by steps or by gradient flow, and record what is asked for by name."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import scipy
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from falign._validation import listed, moments, positive, recorded, told
+from falign.theory._coerce import outermost, recording
+from falign.theory.conservation import _law
+from falign.theory.conservation._network import Dynamics, Points, State, count_of, gradients, loss_of, velocity
+
+# What can be recorded of a network on its way, by name, and the record.
+
+Measurement = Callable[[State, Dynamics, Tensor, Tensor], Tensor]
+
+
+def _descent(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Per layer [runs layers], biases included: what both gradients are and agree on, and D."""
+    true, taken = gradients(state, dynamics, X, y, true=True), gradients(state, dynamics, X, y)
+    rates = state.W[0].new_tensor(dynamics.of_layers(state)[0])
+    descent, square = _dot(true, taken), _dot(true, true)
+    return {
+        "descent": descent,
+        "gradient_norm": square.sqrt(),
+        "taken_norm": _dot(taken, taken).sqrt(),
+        "dominance": (rates * descent)[:, :-1].sum(-1) / (rates * square)[:, -1],
+    }
+
+
+def _dot(one: State, other: State) -> Float[Tensor, "runs layers"]:
+    """Inner products of two gradients, a layer's weights and bias together."""
+    weights = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(one.W, other.W, strict=True)], -1)
+    if not one.b:
+        return weights
+    return weights + torch.stack([(a * b).sum(-1) for a, b in zip(one.b, other.b, strict=True)], -1)
+
+
+def _part(name: str) -> Measurement:
+    return lambda state, dynamics, X, y: _descent(state, dynamics, X, y)[name]
+
+
+ACCOUNT = "account"
+"""What the exact identity says that C has gained since the start [runs neurons]: kept on the way."""
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "loss": loss_of,
+    "incoming": lambda state, dynamics, X, y: _law.incoming(state, dynamics),
+    "potential": lambda state, dynamics, X, y: _law.potential(state, dynamics),
+    "invariant": lambda state, dynamics, X, y: _law.invariant(state, dynamics),
+    "alignment": lambda state, dynamics, X, y: _law.alignment(state, dynamics),
+    "map": lambda state, dynamics, X, y: reduce(lambda below, W: W @ below, state.W),
+    **{name: _part(name) for name in ("descent", "gradient_norm", "taken_norm", "dominance")},
+}
+"""name -> what it is at a state.
+
+``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``potential`` V,
+``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
+``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
+by its own. ``map`` W_L…W_1 [runs outputs inputs]: with the linear gate and without biases, what the network computes.
+"""
+
+
+def known(names: Sequence[str]) -> dict[str, Measurement]:
+    """Those of ``MEASUREMENTS`` that are named.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    names = listed("names", names)
+    for name in names:
+        if not isinstance(name, str) or (name not in MEASUREMENTS and name != ACCOUNT):
+            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
+    return {name: MEASUREMENTS[name] for name in names if name != ACCOUNT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a block of runs went through.
+
+    Attributes:
+        dynamics: How it learned.
+        start: Where from.
+        end: Where to.
+        rate: η of the steps; 0 in gradient flow.
+        times: Recorded times [times]; of steps, η times their number.
+        values: name -> [runs times …]: those asked for.
+    """
+
+    dynamics: Dynamics
+    start: State
+    end: State
+    rate: float
+    times: Float[Tensor, " times"]
+    values: Mapping[str, Float[Tensor, "runs times ..."]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The recorded values of that name.
+
+        Raises:
+            ValueError: it was not recorded.
+        """
+        if name not in self.values:
+            raise ValueError(
+                f"{told(name)} was not recorded, only {', '.join(self.values)}: name it when the run is made"
+            )
+        return self.values[name]
+
+
+@recording
+def descend(
+    state: State,
+    dynamics: Dynamics,
+    X: Points,
+    y: Points,
+    *,
+    rate: float,
+    steps: int | Int[Tensor, "steps batch"],
+    names: Sequence[str],
+    at: Sequence[int] | None = None,
+) -> Course:
+    """Steps ``W ← W + η Ẇ`` on batches, all runs on the same ones.
+
+    Feedback that follows the weights (adafa) moves to them before each pass, with ``α = ηρ``, learned feedback (kp)
+    in the step, with the gradient and decay of W.
+
+    Args:
+        state: Start.
+        dynamics: Rule, gate, loss, layers' rates and decays.
+        X: Inputs.
+        y: Targets.
+        rate: η.
+        steps: Their number, for full batches, or the points of each batch.
+        names: Of ``MEASUREMENTS``, taken on all points, and ``account``.
+        at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly.
+
+    Raises:
+        ValueError: η is not positive, a name is unknown, the data do not fit the network or hold what is no number, or
+            the batches or the recording steps are out of order or range.
+
+    Warns:
+        UserWarning: a run is no longer finite, with the step.
+    """
+    positive("rate", rate)
+    taken = known(names)
+    _fitting(state, dynamics, X, y)
+    count = count_of(steps, X.shape[-2])
+    at = recorded(count, at)
+    now, wanted = state, set(at)
+    account = torch.zeros_like(_law.incoming(state, dynamics))
+    rows, sound = [], []
+    for step in range(at[-1] + 1):
+        if step in wanted:
+            sound.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
+            row = {name: take(now, dynamics, X, y) for name, take in taken.items()}
+            rows.append({**row, ACCOUNT: account} if ACCOUNT in names else row)
+        if step < at[-1]:
+            points = steps[step] if isinstance(steps, Tensor) else slice(None)
+            moved, after = _step(now, dynamics, X[..., points, :], y[..., points, :], rate)
+            if ACCOUNT in names:
+                account = account + _law.account_of_step(now, after, dynamics, rate, moved)
+            now = after
+    if outermost():
+        _tell_of_divergence(torch.stack(sound, 1), at)
+    times = rate * torch.tensor(at, dtype=torch.float64)
+    return Course(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
+
+
+@recording
+def flow(
+    state: State,
+    dynamics: Dynamics,
+    X: Points,
+    y: Points,
+    *,
+    times: Float[Tensor, " times"],
+    names: Sequence[str],
+    tolerance: float = 1e-9,
+    longest: int = 20_000,
+) -> Course:
+    """Gradient flow on all points, integrated with adaptive steps, the account of the law along with it.
+
+    Exact to the tolerance for linear networks. Under relu and the other gates with a kink the right-hand side jumps
+    wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from both
+    sides it slides along the kink, and adaptive steps stall. ``descend`` with a small η has no such trouble.
+
+    Args:
+        state: Start, in float64.
+        dynamics: Rule, gate, loss, layers' rates and decays.
+        X: Inputs.
+        y: Targets.
+        times: Where to record, increasing from 0.
+        names: Of ``MEASUREMENTS``, and ``account``.
+        tolerance: Relative error of one step; the absolute one is a hundredth of it.
+        longest: Most evaluations of the velocity.
+
+    Raises:
+        ValueError: a name is unknown, the data do not fit the network or hold what is no number, the state is not in
+            float64, or the times do not increase from 0.
+        RuntimeError: the integration stopped, as the weights diverge, or took too long.
+    """
+    taken = known(names)
+    _fitting(state, dynamics, X, y)
+    if state.W[0].dtype != torch.float64:
+        raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
+    times = moments(times)
+    if positive("tolerance", tolerance) >= 1:
+        raise ValueError(f"tolerance is {told(tolerance)}, expected a relative error, below 1")
+    positive("longest", longest)
+    account = torch.zeros_like(_law.incoming(state, dynamics))
+    zero = state._replace(W=(*state.W, account.unsqueeze(-1)))  # the account rides along as one more matrix
+
+    calls = 0
+
+    def slope(time: float, numbers: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > longest:
+            raise RuntimeError(
+                f"gradient flow took {longest} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: allow more "
+                "(longest), a larger tolerance, or use descend with a small rate"
+            )
+        here = _without_account(_restored(numbers, zero))
+        moves = velocity(here, dynamics, X, y)
+        gain = _law.account_rate(here, moves, dynamics)
+        return _flat(moves._replace(W=(*moves.W, gain.unsqueeze(-1))))
+
+    span, method = (0.0, float(times[-1])), "DOP853" if dynamics.gate.smooth else "RK45"
+    solved = scipy.integrate.solve_ivp(
+        slope, span, _flat(zero), method=method, t_eval=times.cpu().numpy(), rtol=tolerance, atol=tolerance / 100
+    )
+    if not solved.success or len(solved.t) < len(times):
+        reached = solved.t[-1] if len(solved.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the weights diverge")
+    states = [_restored(column, zero) for column in solved.y.T]
+    rows = []
+    for here in states:
+        row = {name: take(_without_account(here), dynamics, X, y) for name, take in taken.items()}
+        rows.append({**row, ACCOUNT: here.W[-1][..., 0]} if ACCOUNT in names else row)
+    end = _without_account(states[-1])
+    return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+
+
+def _tell_of_divergence(sound: Bool[Tensor, "runs times"], at: Sequence[int]) -> None:
+    """Warn of runs whose weights are no longer finite, with the recorded step from which on."""
+    if not sound.all():
+        first = at[int((~sound).any(0).int().argmax())]
+        warnings.warn(
+            f"{int((~sound).any(1).sum())} of {len(sound)} runs are no longer finite, the first at step {first}: their "
+            "numbers are nan or infinite from there; choose a smaller rate",
+            stacklevel=4,
+        )
+
+
+def _fitting(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> None:
+    """Refuse weights, inputs and targets that are not finite or do not fit."""
+    loss_of(state, dynamics, X, y)
+    parts = (*state.W, *state.b, *state.B)
+    if not all(bool(part.isfinite().all()) for part in (X, y, *parts)):
+        raise ValueError("inputs, targets, weights or feedback hold numbers that are not finite: clean them first")
+
+
+def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -> tuple[State, State]:
+    """The state with the feedback of the pass, and the one after the step."""
+    if dynamics.rule.follows:
+        still = tuple(torch.zeros_like(W) for W in state.W)
+        pairs = zip(state.B, state.W[1:], still[1:], strict=True)
+        moved = (B + rate * dynamics.rule.motion(B, W, dW, 0.0, dynamics.tracking) for B, W, dW in pairs)
+        state = state._replace(B=tuple(moved))
+    moves = velocity(state, dynamics, X, y)
+    after = state.map(lambda value, change: value + rate * change, moves)
+    return state, after._replace(B=state.B) if dynamics.rule.follows else after
+
+
+def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
+
+
+def _without_account(state: State) -> State:
+    return state._replace(W=state.W[:-1])
+
+
+def _flat(state: State) -> np.ndarray:
+    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).detach().cpu().numpy()
+
+
+def _restored(numbers: np.ndarray, like: State) -> State:
+    parts = (*like.W, *like.b, *like.B)
+    pieces = torch.from_numpy(np.array(numbers)).to(parts[0].device).split([part.numel() for part in parts])
+    shaped = iter([piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
+    return like.map(lambda part: next(shaped))

@@ -1,0 +1,423 @@
+"""Alignment dominance: how the hidden layers' part in the descent of the loss stands to the last layer's own.
+
+It works on plain tensors, so on what ``falign.measure`` finds on real networks as on the courses of
+``falign.theory.conservation``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from falign._validation import alike, floats, number, told
+from falign.theory._coerce import public
+from falign.theory.conservation._law import aligned_forever
+from falign.theory.conservation._network import (
+    Dynamics,
+    Points,
+    State,
+    carriers,
+    fits_inputs,
+    fits_layers,
+    fits_targets,
+    gate,
+    output,
+)
+from falign.theory.conservation._simulate import Course
+from falign.theory.conservation._theorems import homogeneous_gate
+from falign.theory.statement import Assumption, TheoremCheck
+
+__all__ = [
+    "Split",
+    "convergence",
+    "largest_kappa",
+    "lasting_descent",
+    "least_product",
+    "lojasiewicz_constant",
+    "lojasiewicz_exponent",
+    "neuron_descent",
+    "predicted_loss",
+    "rising_example",
+    "split",
+    "squared_loss_rate",
+]
+
+# The descent of the loss under any rule: alignment × gradient × update, and the hidden layers' part in it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """``-dL/dt = Σ_l ⟨g_l, f_l⟩ = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``, g the true gradient, f what the rule takes.
+
+    Attributes:
+        alignment: cos∠(g_l, f_l), 0 where one of them is.
+        gradient: |g_l|.
+        update: |f_l|.
+        descent: Their product, ⟨g_l, f_l⟩.
+    """
+
+    alignment: Float[Tensor, "*times layers"]
+    gradient: Float[Tensor, "*times layers"]
+    update: Float[Tensor, "*times layers"]
+    descent: Float[Tensor, "*times layers"]
+
+    @property
+    def total(self) -> Float[Tensor, "*times"]:
+        """``-dL/dt``."""
+        return self.descent.sum(-1)
+
+    @property
+    def dominance(self) -> Float[Tensor, "*times"]:
+        """``D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|²``: the loss falls where D > -1, as f_L = g_L."""
+        return self.descent[..., :-1].sum(-1) / self.gradient[..., -1].square()
+
+
+@public
+def split(
+    descent: Float[Tensor, "*times layers"],
+    gradient_norm: Float[Tensor, "*times layers"],
+    taken_norm: Float[Tensor, "*times layers"],
+) -> Split:
+    """The split of ⟨g_l, f_l⟩, |g_l| and |f_l|, as ``Course`` and ``falign.measure.alignment`` have them.
+
+    Args:
+        descent: ⟨g_l, f_l⟩, the output layer last.
+        gradient_norm: |g_l|.
+        taken_norm: |f_l|.
+
+    Raises:
+        ValueError: the three have not the same shape.
+
+    Source: after Robertson and Koyejo 2024 (ICML), whose summary names the three components; the formula is ours.
+    """
+    alike(descent=descent, gradient_norm=gradient_norm, taken_norm=taken_norm)
+    norms = gradient_norm * taken_norm
+    cosine = torch.where(norms > 0, descent / torch.where(norms > 0, norms, 1.0), 0.0)
+    return Split(alignment=cosine, gradient=gradient_norm, update=taken_norm, descent=descent)
+
+
+@public
+def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*runs"]:
+    """``κ = 1 + min_t D(t)``: the largest with ``Σ_{l<L} ⟨g_l, f_l⟩ ≥ -(1 - κ) |g_L|²`` at every recorded time.
+
+    Then ``dL/dt ≤ -κ |g_L|²``. Alignment dominance holds where κ > 0; above 1 the hidden layers help throughout.
+
+    Raises:
+        ValueError: there is no time.
+
+    Source: the definition is our reading of "alignment dominance", Robertson and Koyejo 2024 (ICML), whose own was not
+    available; there κ is capped at 1.
+    """
+    alike(dominance=dominance)
+    return 1 + dominance.amin(-1)
+
+
+# How fast the loss must fall, given how far alignment dominates and how the gradient is bounded below by the loss.
+
+_SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
+
+
+@public
+def predicted_loss(
+    initial: Float[Tensor, " runs"],
+    times: Float[Tensor, " times"],
+    *,
+    kappa: Float[Tensor, " runs"],
+    mu: Float[Tensor, " runs"],
+    exponent: float = 1.0,
+) -> Float[Tensor, "runs times"]:
+    """What the loss is at most under ``dL/dt ≤ -κ |g_L|²`` and ``|g_L|² ≥ μ Lᵃ``.
+
+    a = 1: ``L(t) = L₀ exp(-κμt)``. a > 1: ``L(t) = (L₀^{1-a} + (a - 1) κμt)^{-1/(a-1)}``, which for a = 2 falls as
+    1/t. Equality holds where both premises are equalities.
+
+    Args:
+        initial: L₀.
+        times: t, from 0; for steps of size η, η times their number.
+        kappa: κ > 0 of each run.
+        mu: μ > 0 of each run.
+        exponent: a ≥ 1.
+
+    Raises:
+        ValueError: a is below 1, κ, μ or L₀ is negative, or there is not one of each a run.
+
+    Source: derived. Summaries of Robertson and Koyejo 2024 (ICML) speak of "exponential or generalised decay".
+    """
+    if not (number(exponent) and exponent >= 1):
+        raise ValueError(f"exponent is {told(exponent)}, expected a ≥ 1: below it the loss would vanish in finite time")
+    alike(initial=initial, kappa=kappa, mu=mu)
+    floats(times=times)
+    if initial.ndim != 1 or times.ndim != 1:
+        raise ValueError(
+            f"initial losses {tuple(initial.shape)} and times {tuple(times.shape)} must be lists: one a run"
+        )
+    for name, given in (("initial", initial), ("kappa", kappa), ("mu", mu)):
+        if (given < 0).any():
+            raise ValueError(f"{name} is {float(given.min()):g} in a run, expected at least 0")
+    rate = (kappa * mu)[:, None] * times
+    if exponent == 1:
+        return initial[:, None] * torch.exp(-rate)
+    power = exponent - 1
+    return initial[:, None] * (1 + power * initial[:, None] ** power * rate) ** (-1 / power)
+
+
+@public
+def lojasiewicz_constant(
+    loss: Float[Tensor, "*runs times"], gradient_norm: Float[Tensor, "*runs times"], exponent: float = 1.0
+) -> Float[Tensor, "*runs"]:
+    """``μ = min_t |g_L|²/Lᵃ``: the largest constant of ``|g_L|² ≥ μ Lᵃ`` along a course.
+
+    Args:
+        loss: L, less its infimum where that is not 0.
+        gradient_norm: |g_L|, of the output layer.
+        exponent: a.
+
+    Raises:
+        ValueError: the two have not the same shape, or a is no number.
+    """
+    alike(loss=loss, gradient_norm=gradient_norm)
+    if not number(exponent):
+        raise ValueError(f"exponent is {told(exponent)}, expected a number")
+    ratio = gradient_norm.square() / loss.clamp_min(torch.finfo(loss.dtype).tiny) ** exponent
+    return torch.where(loss > 0, ratio, torch.inf).amin(-1)
+
+
+@public
+def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Tensor, " times"]) -> tuple[float, float]:
+    """(a, its standard error): the slope of ``log |g_L|²`` against ``log L``, least squares.
+
+    Raises:
+        ValueError: fewer than three times with a positive loss and gradient, all at the same loss, or not as many of
+            both.
+    """
+    floats(loss=loss, gradient_norm=gradient_norm)
+    if loss.ndim != 1 or loss.shape != gradient_norm.shape:
+        raise ValueError(
+            f"shapes are {tuple(loss.shape)} and {tuple(gradient_norm.shape)}: expected one a time of both"
+        )
+    seen = (loss > 0) & (gradient_norm > 0)
+    x, y = loss[seen].double().log(), 2 * gradient_norm[seen].double().log()
+    if len(x) < 3 or float(x.max() - x.min()) == 0:
+        raise ValueError(f"an exponent wants three different positive losses, got {int(seen.sum())} of {len(loss)}")
+    x, y = x - x.mean(), y - y.mean()
+    slope = (x @ y) / (x @ x)
+    error = ((y - slope * x).square().sum() / (len(x) - 2) / (x @ x)).sqrt()
+    return float(slope), float(error)
+
+
+@public
+def convergence(
+    course: Course, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
+) -> TheoremCheck:
+    """Check ``L(t) ≤`` the predicted loss along a run, given κ and μ or with those measured along it.
+
+    Args:
+        course: With ``loss``, ``dominance`` and ``gradient_norm`` recorded, without decay. The theorem is of gradient
+            flow; steps add ``½ η² |f|²`` times a curvature, so they must be small.
+        exponent: a of ``|g_L|² ≥ μ Lᵃ``.
+        kappa: κ; None takes each run's largest.
+        mu: μ; None takes each run's largest.
+
+    Returns:
+        The check. ``constants``: kappa, mu (the least of the runs); ``series["dominance"]``. A given κ or μ that the
+        run does not have is an assumption that fails.
+
+    Raises:
+        ValueError: a is below 1, or κ or μ no number.
+
+    Source: derived from the definition in ``largest_kappa``.
+    """
+    for name, given in (("kappa", kappa), ("mu", mu)):
+        if given is not None and not number(given):
+            raise ValueError(f"{name} is {told(given)}, expected a number, or None")
+    rates, _ = course.dynamics.of_layers(course.start)
+    loss, dominance, gradient = course["loss"], course["dominance"], course["gradient_norm"][..., -1]
+    own_kappa, own_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)
+    used_kappa = own_kappa if kappa is None else torch.full_like(own_kappa, kappa)
+    used_mu = own_mu if mu is None else torch.full_like(own_mu, mu)
+    bound = predicted_loss(
+        loss[:, 0],
+        course.times,
+        kappa=rates[-1] * used_kappa.clamp(min=0),
+        mu=used_mu.clamp(min=0),
+        exponent=exponent,
+    )
+    return TheoremCheck(
+        name="Convergence under alignment dominance",
+        source=_SOURCE,
+        reading=f"D = Σ_(l<L) ⟨g_l, f_l⟩/|g_L|², κ = 1 + min D, |g_L|² ≥ μ L^{exponent:g}, at the recorded times",
+        assumptions=(
+            _reached("alignment dominance", "Σ_(l<L) ⟨g_l, f_l⟩ ≥ -(1 - κ)|g_L|² with κ > 0", own_kappa, kappa),
+            _reached("gradient inequality", f"|g_L|² ≥ μ L^{exponent:g} with μ > 0", own_mu, mu),
+            no_decay(course),
+            small_steps(course),
+        ),
+        bound=bound,
+        measured=loss,
+        scale=loss[:, 0] * (1.0 if course.rate else 1e6),
+        constants={"kappa": float(used_kappa.min()), "mu": float(used_mu.min())},
+        series={"dominance": dominance},
+    )
+
+
+def no_decay(course: Course) -> Assumption:
+    """That λ = 0: decay can raise a loss that does not count it."""
+    decay = max(course.dynamics.of_layers(course.start)[1])
+    return Assumption(name="no decay", statement="λ = 0", measured=decay, needed=0.0, holds=decay == 0)
+
+
+def small_steps(course: Course) -> Assumption:
+    """That time is continuous; of steps, how small they must be is left open."""
+    return Assumption(name="small steps", statement="η → 0", measured=course.rate, holds=None if course.rate else True)
+
+
+def _reached(name: str, statement: str, own: Float[Tensor, " runs"], needed: float | None) -> Assumption:
+    least = float(own.min())
+    limit = 0.0 if needed is None else needed
+    return Assumption(name=name, statement=statement, measured=least, needed=limit, holds=least >= limit and least > 0)
+
+
+# Two layers and one output: descent for any loss once every neuron is aligned, and what several outputs change.
+
+_SCALAR_SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
+
+
+@public
+def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, "runs neurons"]:
+    """``v_k m_k |u_k|²``, ``u_k = E[ℓ'(f) φ'(z_k) (x, 1)]``: what each hidden neuron adds to ``-dL/dt``.
+
+    v are the output weights and m the feedback that carries the error: ``-dL/dt = |∇_v L|² + Σ_k v_k m_k |u_k|²``
+    (with the output bias in v).
+
+    Args:
+        state: Two layers, one output.
+        dynamics: Equal rates.
+        X: Inputs.
+        y: Targets.
+
+    Raises:
+        ValueError: there are more layers or outputs, or the data do not fit the network.
+
+    Source: derived.
+    """
+    _two_layers(state)
+    f = output(state, dynamics, X)
+    fits_targets(f, y)
+    v, m = state.W[1][:, 0], carriers(state, dynamics)[0][:, 0]
+    z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
+    weighed = dynamics.loss.error(f, y) * dynamics.gate.slope(z)
+    square = (weighed.mT @ X).square().sum(-1) + (weighed.sum(-2).square() if state.b else 0)
+    return v * m * square
+
+
+@public
+def lasting_descent(course: Course) -> TheoremCheck:
+    """Check that the loss never rises when every neuron is aligned for ever, whatever the loss function.
+
+    ``C_k(0) ≤ 0`` for all k gives ``v_k b_k ≥ 0`` at all times, so ``dL/dt ≤ -|∇_v L|²``. The series are the loss and
+    what it was at the time recorded before.
+
+    Args:
+        course: Of fa, two layers and one output, with ``loss`` recorded. The theorem is of gradient flow; steps must
+            be small enough.
+
+    Raises:
+        ValueError: there are more layers or outputs, or one time was recorded only.
+
+    Source: derived.
+    """
+    _two_layers(course.start)
+    aligned = aligned_forever(course.start, course.dynamics)
+    loss = course["loss"]
+    if loss.shape[1] < 2:
+        raise ValueError(f"{loss.shape[1]} time was recorded: descent is seen between two")
+    return TheoremCheck(
+        name="Descent with one output",
+        source=_SCALAR_SOURCE,
+        reading="two layers, one output: L(t) ≤ L at the time recorded before",
+        assumptions=(
+            Assumption(
+                name="aligned for ever",
+                statement="share of neurons with C_k(0) ≤ 0",
+                measured=float(aligned.double().mean()),
+                needed=1.0,
+                holds=bool(aligned.all()),
+            ),
+            homogeneous_gate(course),
+            no_decay(course),
+            small_steps(course),
+        ),
+        bound=loss[:, :-1],
+        measured=loss[:, 1:],
+        scale=loss[:, 0] * (1.0 if course.rate else 1e6),
+    )
+
+
+@public
+def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, " runs"]:
+    """``(2/n)(λ_min(G) + λ_min(H))``: under the squared loss ``dL/dt = -eᵀ(G + H)e/n² ≤ -rate · L`` at this state.
+
+    ``G_ij = h_i·h_j (+ 1)`` and ``H_ij = Σ_k v_k m_k φ'_ki φ'_kj (x_i·x_j (+ 1))``, 1 for the biases, ``L = |e|²/2n``.
+    Where every ``v_k m_k ≥ 0`` H is positive semidefinite, and G alone gives exponential decay if the features are
+    independent.
+
+    Raises:
+        ValueError: there are more layers or outputs, the loss is another, or the inputs do not fit the network.
+
+    Source: derived; G and H are those of Song, Xu and Lafferty 2021 (NeurIPS), section 3.
+    """
+    _two_layers(state)
+    if dynamics.loss.name != "squared":
+        raise ValueError(f"the rate is that of the squared loss, got {dynamics.loss.name!r}")
+    fits_layers(state.W, state.b)
+    fits_inputs(state.W[0], X)
+    one = 1.0 if state.b else 0.0
+    z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
+    h, slope = dynamics.gate.value(z), dynamics.gate.slope(z)
+    product = (state.W[1][:, 0] * carriers(state, dynamics)[0][:, 0]).unsqueeze(-2)
+    G = h @ h.mT + one
+    H = ((slope * product) @ slope.mT) * (X @ X.mT + one)
+    least = torch.linalg.eigvalsh(G)[..., 0] + torch.linalg.eigvalsh(H)[..., 0]
+    return 2 / X.shape[-2] * least
+
+
+@public
+def least_product(
+    B: Float[Tensor, "outputs neurons"], W: Float[Tensor, "outputs neurons"]
+) -> Float[Tensor, " neurons"]:
+    """``min over |δ| = 1 of (W[:, k]·δ)(B[:, k]·δ) = ½ (⟨B, W⟩ - |B||W|)``: negative unless the columns are parallel.
+
+    It is why a positive ⟨B[:, k], W[:, k]⟩ guarantees descent with one output only.
+
+    Raises:
+        ValueError: the two have not the same shape.
+
+    Source: derived.
+    """
+    alike(B=B, W=W)
+    return ((B * W).sum(0) - B.norm(dim=0) * W.norm(dim=0)) / 2
+
+
+def rising_example() -> tuple[State, Dynamics, Tensor, Tensor]:
+    """A linear network with two outputs, aligned for ever (C = -0.98), whose loss rises at first.
+
+    One neuron, h = 0.2 x; w_out = (1, 0), B = (1, 2), x = 1 and the error δ = (1, -1): ``⟨B, w_out⟩ = 1``, but
+    ``(w_out·δ)(B·δ) = -1``, so ``-dL/dt = |δ|²h² - x² = -0.92``.
+
+    Returns:
+        State, dynamics, X, y.
+
+    Source: constructed.
+    """
+    number = torch.tensor
+    state = State(
+        W=(number([[[0.2]]]).double(), number([[[1.0], [0.0]]]).double()), B=(number([[[1.0], [2.0]]]).double(),)
+    )
+    y = number([[0.2 - 1.0, 1.0]]).double()
+    return state, Dynamics(gate=gate("linear")), torch.ones(1, 1, dtype=torch.float64), y
+
+
+def _two_layers(state: State) -> None:
+    if state.depth != 2 or state.W[1].shape[1] != 1:
+        raise ValueError(f"expected two layers and one output, got {state.depth} and {state.W[-1].shape[1]}")

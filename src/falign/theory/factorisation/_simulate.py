@@ -1,0 +1,388 @@
+"""Factorise by steps or by gradient flow, and record what is asked for by name."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from falign._validation import listed, moments, positive, recorded, told, whole
+from falign.theory._coerce import recording
+from falign.theory.factorisation._closed_forms import optimal_rows
+from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, stable_rate
+from falign.theory.factorisation._problem import Start, State
+
+# What can be recorded of a run on its way, by name, and the record.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What states of a course are compared with, in the coordinates in which it runs.
+
+    Attributes:
+        method: How the factors move.
+        Y: What is to be factorised.
+        B: Feedback.
+        start: Where from.
+        outside: |·| of what Y has outside these coordinates: a constant part of the error [runs].
+        whole_B: |B| in all coordinates [runs].
+        optimal_rows: The optimum's representation, orthonormal in all coordinates; called when first asked for.
+    """
+
+    method: Method
+    Y: Float[Tensor, "runs p q"]
+    B: Float[Tensor, "runs r p"]
+    start: State
+    outside: Float[Tensor, " runs"]
+    whole_B: Float[Tensor, " runs"]
+    optimal_rows: Callable[[], Tensor]
+
+    @cached_property
+    def invariant(self) -> Float[Tensor, "runs r r"]:
+        """What the method conserves, at the start."""
+        return self.method.invariant(*self.start, self.B)
+
+    @cached_property
+    def stationary(self) -> Float[Tensor, "runs p q"]:
+        """``Y (BY)⁺ BY``."""
+        rows = row_basis(self.B @ self.Y)
+        return self.Y @ rows.mT @ rows
+
+    @cached_property
+    def optimum(self) -> Float[Tensor, "runs r q"]:
+        """``optimal_rows``."""
+        return self.optimal_rows()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """A state on the way, with what was kept since the start."""
+
+    Z: Float[Tensor, "runs p r"]
+    W: Float[Tensor, "runs r q"]
+    R: Float[Tensor, "runs p q"]
+    gained: Float[Tensor, "runs r r"]
+    growth: Float[Tensor, " runs"]
+
+
+Measurement = Callable[[Here, Reference], Tensor]
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "error": lambda at, ref: (_square(at.R) + ref.outside.square()).sqrt(),
+    "loss": lambda at, ref: (_square(at.R) + ref.outside.square()) / 2,
+    "lyapunov": lambda at, ref: _square(ref.B @ at.R),
+    "alignment": lambda at, ref: _trace(ref.B @ at.Z),
+    "cosine": lambda at, ref: _trace(ref.B @ at.Z) / (ref.whole_B * _norm(at.Z)),
+    "weighted": lambda at, ref: _trace(ref.B @ at.Z @ at.W @ at.W.mT),
+    "invariant": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B)),
+    "drift": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant),
+    "account": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant - at.gained),
+    "gram drift": lambda at, ref: _norm(at.W @ at.W.mT - ref.start.W @ ref.start.W.mT),
+    "growth": lambda at, ref: at.growth,
+    "distance": lambda at, ref: _norm(ref.Y - at.R - ref.stationary),
+    "overlap": lambda at, ref: _square(row_basis(at.W) @ ref.optimum.mT) / at.W.shape[1],
+}
+"""name -> what it is at a state [runs].
+
+``error`` |R|, ``loss`` ½|R|², ``lyapunov`` |BR|², ``alignment`` tr(BZ) = ⟨Bᵀ, Z⟩, its ``cosine`` (nan for Z = 0),
+``weighted`` tr(BZWWᵀ), which is tr(BYWᵀ) under fa*; ``invariant`` |C| of what the method conserves, its ``drift``
+|C - C(0)|, and ``account``, what is left of the drift once the exact gain of the steps, ``η² Σ BR(BR)ᵀ`` under fa and
+fa*, is taken off; ``gram drift`` |WWᵀ - W(0)W(0)ᵀ|, ``growth`` η Σ |Ẇ|² (in flow ∫|Ẇ|²), ``distance`` of ZW from
+Y(BY)⁺BY, ``overlap`` of the representation with the optimum's.
+"""
+
+KEPT = {"account", "growth"}
+"""Names that need sums over all steps."""
+
+
+def known(names: Sequence[str]) -> dict[str, Measurement]:
+    """Those of ``MEASUREMENTS`` that are named.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    names = listed("names", names)
+    for name in names:
+        if not isinstance(name, str) or name not in MEASUREMENTS:
+            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}")
+    return {name: MEASUREMENTS[name] for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a block of runs went through.
+
+    Attributes:
+        method: How it learned.
+        Y: What was to be factorised.
+        B: Feedback.
+        start: Where from; of fa*, with its Z.
+        end: Where to.
+        rate: η of the steps; 0 in gradient flow.
+        times: Recorded times; of steps, η times their number.
+        values: name -> those asked for; nan from where a run has diverged.
+        diverged: The step after which a run was no longer finite, -1 where all were.
+    """
+
+    method: Method
+    Y: Float[Tensor, "runs n m"]
+    B: Float[Tensor, "runs r n"]
+    start: State
+    end: State
+    rate: float
+    times: Float[Tensor, " times"]
+    values: Mapping[str, Float[Tensor, "runs times"]]
+    diverged: Int[Tensor, " runs"]
+
+    def __getitem__(self, name: str) -> Float[Tensor, "runs times"]:
+        """The recorded values of that name.
+
+        Raises:
+            ValueError: it was not recorded.
+        """
+        if name not in self.values:
+            raise ValueError(f"{told(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
+        return self.values[name]
+
+
+def _square(A: Tensor) -> Tensor:
+    return A.square().sum((-1, -2))
+
+
+def _norm(A: Tensor) -> Tensor:
+    return _square(A).sqrt()
+
+
+def _trace(A: Tensor) -> Tensor:
+    return A.diagonal(dim1=-1, dim2=-2).sum(-1)
+
+
+# Rows of measurements on the way, taken in the coordinates in which a block of runs stays.
+
+
+class Record:
+    """What a course is made of, while it is on its way.
+
+    Attributes:
+        reference: What every state is compared with.
+        rows: What was measured so far, by name.
+    """
+
+    def __init__(self, method: Method, Y: Tensor, B: Tensor, start: State, small: Small, names: Sequence[str]) -> None:
+        self.Y, self.B, self.start, self.small, self.measurements = Y, B, start, small, known(names)
+        self.rows: list[dict[str, Tensor]] = []
+        self.reference = Reference(
+            method=method,
+            Y=small.Y,
+            B=small.B,
+            start=small.start,
+            outside=(Y - small.of_all(small.Y)).square().sum((1, 2)).sqrt(),
+            whole_B=B.square().sum((1, 2)).sqrt(),
+            optimal_rows=self._optimal_rows,
+        )
+
+    def add(self, state: State, gained: Tensor, growth: Tensor, sound: Tensor) -> None:
+        """Measure a state; of runs that are no longer ``sound``, nan."""
+        ref = self.reference
+        Z, W = (torch.where(sound[:, None, None], part, 0.0) for part in settled(ref.method, ref.Y, state))
+        at = Here(Z=Z, W=W, R=torch.baddbmm(ref.Y, Z, W, alpha=-1), gained=gained, growth=growth)
+        taken = {name: measure(at, ref) for name, measure in self.measurements.items()}
+        self.rows.append({name: torch.where(sound, value, torch.nan) for name, value in taken.items()})
+
+    def course(self, end: State, *, rate: float, times: Tensor, diverged: Tensor) -> Course:
+        """The record, lifted to the coordinates of Y."""
+        method = self.reference.method
+        return Course(
+            method=method,
+            Y=self.Y,
+            B=self.B,
+            start=self.start,
+            end=settled(method, self.Y, self.small.lifted(end)),
+            rate=rate,
+            times=times,
+            values={name: torch.stack([row[name] for row in self.rows], 1) for name in self.measurements},
+            diverged=diverged,
+        )
+
+    def _optimal_rows(self) -> Tensor:
+        """In the small coordinates; by one decomposition where all runs share Y."""
+        shared = self.Y[0] if self.Y.stride(0) == 0 else self.Y
+        return self.small.seen(optimal_rows(shared, self.B.shape[1]).expand(len(self.B), -1, -1))
+
+
+_LOOKS = 100
+"""How often it is told how far a course is."""
+_LONGEST = 100_000
+"""Most evaluations of a flow's velocity a run."""
+
+
+@recording
+@torch.no_grad()
+def descend(
+    method: str,
+    Y: Float[Tensor, "... n m"],
+    B: Float[Tensor, "runs r n"],
+    start: Start,
+    *,
+    rate: float,
+    steps: int,
+    names: Sequence[str],
+    at: Sequence[int] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Course:
+    """Steps ``Z ← Z + η Ż`` and ``W ← W + η Ẇ``, both from the same R, all runs at once.
+
+    Under fa and fa* in the small coordinates in which a run stays, which changes nothing but the speed. A warning
+    names the rate from ``stable_rate`` if η is beyond it.
+
+    Args:
+        method: ``fa``, ``fa*`` or ``gd``.
+        Y: What is to be factorised, one for all runs or one each.
+        B: Feedback; under gd it is only measured against.
+        start: Both factors, as ``State`` or a pair (Z, W); of fa*, W counts, and Z follows.
+        rate: η.
+        steps: Their number.
+        names: Of ``MEASUREMENTS``.
+        at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly. Steps after the
+            last are not taken.
+        progress: Told now and then which share of the steps is done.
+
+    Raises:
+        ValueError: what was given does not fit, is not finite or out of range, a name is unknown, B is not of full
+            rank, or rows of W(0) nearly depend on each other under fa*.
+    """
+    positive("rate", rate)
+    if not whole(steps) or steps < 0:
+        raise ValueError(f"steps is {told(steps)}, expected a whole number of at least 0")
+    at = recorded(steps, at)
+    known(names)
+    how, Y, start = begun(method, Y, B, start)
+    _warn_of_large_steps(method, Y, B, start, rate)
+    small = reduced(how, Y, B, start)
+    record = Record(how, Y, B, start, small, names)
+    now = State(*(part.clone() for part in small.start))
+    R, move = torch.empty_like(small.Y, memory_format=torch.contiguous_format), State(*map(torch.zeros_like, now))
+    gained, growth = torch.zeros_like(record.reference.invariant), Y.new_zeros(len(B))
+    sound, lasted = torch.ones_like(growth, dtype=torch.bool), torch.zeros_like(growth, dtype=torch.int64)
+    keeps, wanted = bool(KEPT & set(names)), set(at)
+    piece = -(-at[-1] // _LOOKS) or 1
+    for step in range(at[-1] + 1):
+        if progress is not None and step and step % piece == 0:
+            progress(step / at[-1])
+        if step in wanted:
+            record.add(now, gained, growth, sound)
+        if step == at[-1]:
+            break
+        how.move(small.Y, small.B, now, R, move)
+        if keeps:
+            gained.add_(how.gain(*move), alpha=rate**2)
+            growth.add_(move.W.square().sum((1, 2)), alpha=rate)
+        now.W.add_(move.W, alpha=rate)
+        if how.free_output:
+            now.Z.add_(move.Z, alpha=rate)
+        sound.logical_and_((now.W.sum((1, 2)) + now.Z.sum((1, 2))).isfinite())
+        lasted.add_(sound)
+    times = rate * torch.tensor(at, dtype=torch.float64)
+    diverged = torch.where(sound, -1, lasted + 1)
+    return record.course(now, rate=rate, times=times, diverged=diverged)
+
+
+@recording
+@torch.no_grad()
+def flow(
+    method: str,
+    Y: Float[Tensor, "... n m"],
+    B: Float[Tensor, "runs r n"],
+    start: Start,
+    *,
+    times: Float[Tensor, " times"] | Sequence[float],
+    names: Sequence[str],
+    tolerance: float = 1e-10,
+    progress: Callable[[float], None] | None = None,
+) -> Course:
+    """Gradient flow, each run integrated by itself with adaptive steps (Dormand and Prince, order 8) in float64.
+
+    Args:
+        method: ``fa``, ``fa*`` or ``gd``.
+        Y: What is to be factorised, one for all runs or one each.
+        B: Feedback.
+        start: Both factors, as ``State`` or a pair (Z, W); of fa*, W counts, and Z follows.
+        times: Where to record, increasing from 0.
+        names: Of ``MEASUREMENTS``.
+        tolerance: Relative error of one step; the absolute one is a hundredth of it.
+        progress: Told after each run which share of them is done.
+
+    Raises:
+        ValueError: as ``descend``; Y is not in float64, or the times do not increase from 0.
+        RuntimeError: the integration stopped, as the factors diverge, or took too long.
+    """
+    known(names)
+    positive("tolerance", tolerance)
+    times = moments(times)
+    how, Y, start = begun(method, Y, B, start)
+    if Y.dtype != torch.float64:
+        raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")
+    small = reduced(how, Y, B, start)
+    runs = []
+    for run in range(len(B)):
+        runs.append(_integrated(how, small, run, times, tolerance))
+        if progress is not None:
+            progress(len(runs) / len(B))
+    record = Record(how, Y, B, start, small, names)
+    still, sound = torch.zeros_like(record.reference.invariant), torch.ones(len(B), dtype=torch.bool, device=Y.device)
+    here = small.start
+    for moment in range(len(times)):
+        Z, W, growth = (torch.stack([run[part][moment] for run in runs]).to(Y) for part in range(3))
+        here = State(Z, W)
+        record.add(here, still, growth, sound)
+    return record.course(here, rate=0.0, times=times, diverged=torch.full((len(B),), -1, device=Y.device))
+
+
+def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:
+    limits = stable_rate(method, Y, B, start)
+    beyond = int((rate > limits).sum())
+    if beyond:
+        warnings.warn(
+            f"rate {rate:.4g} is beyond {float(limits.min()):.4g}, up to which steps of {method} follow the flow, in "
+            f"{beyond} of {len(B)} runs: they may oscillate or diverge",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _integrated(
+    method: Method, small: Small, run: int, times: Tensor, tolerance: float
+) -> tuple[Float[Tensor, "times p r"], Float[Tensor, "times r q"], Float[Tensor, " times"]]:
+    """Z, W and ∫|Ẇ|² of one run at the times."""
+    Y, B = small.Y[run : run + 1].cpu(), small.B[run : run + 1].cpu()
+    start = State(*(part[run : run + 1].cpu() for part in small.start))
+    R, out = torch.empty_like(Y), State(*map(torch.zeros_like, start))
+    sizes, calls = [start.Z.numel(), start.W.numel(), 1], 0
+
+    def slope(time: float, flat: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > _LONGEST:
+            raise RuntimeError(
+                f"gradient flow took {_LONGEST} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: ask for "
+                "earlier times, a larger tolerance, or use descend with a small rate"
+            )
+        Z, W, _ = torch.from_numpy(flat.copy()).split(sizes)
+        method.move(Y, B, State(Z.view_as(start.Z), W.view_as(start.W)), R, out)
+        return torch.cat([out.Z.flatten(), out.W.flatten(), out.W.square().sum()[None]]).numpy()
+
+    flat = torch.cat([start.Z.flatten(), start.W.flatten(), start.W.new_zeros(1)]).numpy()
+    span = (0.0, float(times[-1]))
+    solved = scipy.integrate.solve_ivp(
+        slope, span, flat, "DOP853", t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100
+    )
+    if not solved.success or len(solved.t) < len(times):
+        reached = solved.t[-1] if len(solved.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the factors diverge")
+    Z, W, growth = torch.from_numpy(np.ascontiguousarray(solved.y.T)).split(sizes, 1)
+    return Z.view(-1, *start.Z.shape[1:]), W.view(-1, *start.W.shape[1:]), growth.flatten()

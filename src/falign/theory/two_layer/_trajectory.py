@@ -1,0 +1,231 @@
+"""Advance an engine and record what it measures at chosen steps."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from falign._validation import bearable
+from falign.theory._coerce import outermost, public, recording
+
+# What the engines measure, from β, b and e.
+
+ALWAYS = ("loss", "cosine", "beta_norm", "b_dot_beta", "beta_change", "weight_change", "weight_growth")
+"""What every engine measures that knows each neuron's weights."""
+
+
+def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[str]:
+    """The measurements asked for; all where none are named.
+
+    Raises:
+        ValueError: an engine knows no such measurement here, or none was asked for.
+    """
+    if names is None:
+        return frozenset(known)
+    unknown = sorted(set(names) - set(known))
+    if unknown or not names:
+        what = f"unknown measurement {unknown[0]!r}" if unknown else "no measurement was named"
+        raise ValueError(f"{what}: choose from {', '.join(sorted(known))}")
+    return frozenset(names)
+
+
+def warn_of_divergence(measured: Float[Tensor, "runs times"], steps: Sequence[int]) -> None:
+    """Say that runs are no longer finite, and from which of the steps on.
+
+    Warns:
+        UserWarning: one is not.
+    """
+    lost = ~measured.isfinite()
+    if lost.any():
+        first = int(lost.any(0).int().argmax())
+        warnings.warn(
+            f"{int(lost.any(1).sum())} of {len(lost)} runs are no longer finite, the first at step {steps[first]}: "
+            "their numbers are nan from there; choose a smaller rate, or a weaker penalty",
+            stacklevel=4,
+        )
+
+
+def told_of_divergence(
+    found: dict[str, Float[Tensor, "seeds penalties"]], step: int
+) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    """What an engine measured, said to be lost where it is; not to a function of ours, which says it itself."""
+    if outermost():
+        warn_of_divergence(torch.stack([value.flatten() for value in found.values()]).sum(0).unsqueeze(1), [step])
+    return found
+
+
+def ratio(dot: Float[Tensor, "*runs"], norms: Float[Tensor, "*runs"]) -> Float[Tensor, "*runs"]:
+    """A cosine from inner product and product of norms, 0 where a vector is zero."""
+    return dot / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def alignment(
+    b: Float[Tensor, "seeds #penalties p k"], beta: Float[Tensor, "seeds penalties p k"]
+) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    """``cos∠(b, β)``, ``|β|`` and ``<b, β>``, over neurons and outputs together."""
+    dot = (b * beta).sum((-1, -2))
+    norm = beta.square().sum((-1, -2)).sqrt()
+    return {
+        "cosine": ratio(dot, norm * b.square().sum((-1, -2)).sqrt()),
+        "beta_norm": norm,
+        "b_dot_beta": dot,
+    }
+
+
+def largest(change: Float[Tensor, "*runs p width"]) -> Float[Tensor, "*runs"]:
+    """``max_r |change_r|`` over the rows."""
+    return change.square().sum(-1).amax(-1).sqrt()
+
+
+def travelled(
+    now: Float[Tensor, "seeds penalties p d"], before: Float[Tensor, "seeds p d"]
+) -> dict[str, Float[Tensor, "seeds penalties"]]:
+    """``max_r |w_r - w_r(0)|`` and ``½(|W|² - |W(0)|²)``, one seed after the other."""
+    far, growth = [], []
+    for after, start in zip(now, before, strict=True):
+        change = after - start
+        far.append(largest(change))
+        growth.append((change * (start + change / 2)).sum((-1, -2)))
+    return {"weight_change": torch.stack(far), "weight_growth": torch.stack(growth)}
+
+
+def error_cosine(
+    e: Float[Tensor, "seeds penalties n k"],
+    b: Float[Tensor, "seeds #penalties p k"],
+    beta: Float[Tensor, "seeds penalties p k"],
+) -> Float[Tensor, "seeds penalties"]:
+    """Mean over the points of ``cos∠(b e_i, β e_i)``, from the k × k products of b and β.
+
+    Points whose error is 0 have no direction and are left out; errors are brought to size 1 first, as the squares of
+    small ones would be lost.
+    """
+    size = e.abs().amax(-1, keepdim=True)
+    seen = size[..., 0] > 0
+    e = e / torch.where(size > 0, size, 1.0)
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return ((e @ (left.mT @ right)) * e).sum(-1)
+
+    norms = (product(b, b).clamp_min(0) * product(beta, beta).clamp_min(0)).sqrt()
+    return ratio(product(b, beta), norms).sum(-1) / seen.sum(-1).clamp_min(1)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A block of runs [seeds penalties] that advance together."""
+
+    @property
+    def t(self) -> int:
+        """Steps done."""
+        ...
+
+    def advance(self, steps: int) -> None:
+        """Make that many steps."""
+        ...
+
+    def error(self) -> Tensor:
+        """``e = y - f`` at the current weights, [seeds penalties n]."""
+        ...
+
+    def measure(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Numbers of each run at the current weights, [seeds penalties]; ``measure(names)`` only those named.
+
+        An engine that always measures everything need not take names: it is asked for none then.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """What a block of runs measured on its way.
+
+    Attributes:
+        steps: Steps done at each recording.
+        values: name -> numbers; nan from a run's first recording that was not finite onwards.
+        diverged: The step of that recording, -1 where there was none.
+    """
+
+    steps: Int[Tensor, " times"]
+    values: Mapping[str, Float[Tensor, "seeds penalties times"]]
+    diverged: Int[Tensor, "seeds penalties"]
+
+
+_LOOKS = 100
+"""How often at least it is told how far a simulation is."""
+
+
+@recording
+def simulate(
+    engine: Engine,
+    at: Sequence[int],
+    names: Collection[str] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Trajectory:
+    """Advance the engine to each step of ``at`` and measure there.
+
+    A run that overflows stays in its block, where it disturbs no other, and is told from the others by
+    ``diverged``: no number of it is handed out from then on. It is told by the numbers that are measured.
+
+    Args:
+        engine: Any of the engines, wherever it stands.
+        at: Steps to record at, increasing, none before ``engine.t``.
+        names: What to measure; None for all that the engine measures. In the dual engine how far the weights have
+            come costs three to ten steps, the rest a tenth of one.
+        progress: Told which share of the steps is done, a hundred times and at each recording.
+
+    Raises:
+        ValueError: the steps do not increase or lie behind the engine, or it has no measurement of a name.
+
+    Warns:
+        UserWarning: a run is no longer finite, with the step.
+    """
+    if (
+        not at
+        or bearable(at[-1]) < 0
+        or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False))
+    ):
+        raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
+    bearable(at[-1])
+    columns: dict[str, list[Tensor]] = {}
+    failed: Tensor | None = None
+    diverged = torch.empty(0)
+    begun = engine.t
+    piece = -(-(at[-1] - begun) // _LOOKS) or 1
+    for step in at:
+        while engine.t < step:
+            engine.advance(min(piece, step - engine.t))
+            if progress is not None:
+                progress((engine.t - begun) / (at[-1] - begun))
+        found = engine.measure() if names is None else engine.measure(names)
+        measured = {name: value.detach().cpu() for name, value in found.items()}
+        whole = torch.stack([value.isfinite() for value in measured.values()]).all(0)
+        if failed is None:
+            failed = torch.zeros_like(whole)
+            diverged = torch.full(whole.shape, -1)
+        diverged = torch.where(~whole & ~failed, step, diverged)
+        failed = failed | ~whole
+        for name, value in measured.items():
+            columns.setdefault(name, []).append(value.masked_fill(failed, torch.nan))
+    values = {name: torch.stack(column, -1) for name, column in columns.items()}
+    warn_of_divergence(next(iter(values.values())).flatten(0, -2), at)
+    return Trajectory(steps=torch.tensor(list(at)), values=values, diverged=diverged)
+
+
+@public
+def spaced(steps: int, points: int) -> list[int]:
+    """At most ``points`` recording steps from 0 to ``steps``, dense early: 0 and about equal ratios above.
+
+    Raises:
+        ValueError: steps is negative or there are fewer than 2 points.
+    """
+    if bearable(steps) < 0 or points < 2:
+        raise ValueError(f"recording wants at least 0 steps and 2 points, got {steps} and {points}")
+    if steps + 1 <= points:
+        return list(range(steps + 1))
+    ratio = torch.linspace(0, 1, points - 1, dtype=torch.float64)
+    return sorted({0, *(round(float(step)) for step in steps**ratio)})
