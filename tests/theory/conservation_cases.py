@@ -2,7 +2,7 @@
 
 import torch
 
-from falign.theory.conservation import Dynamics, State, draw, gate, loss, rule
+from falign.theory.conservation import Dynamics, State, activation, draw, loss, rule
 
 
 def data(n=20, d=6, k=3, seed=0, kind="softmax"):
@@ -14,8 +14,8 @@ def data(n=20, d=6, k=3, seed=0, kind="softmax"):
     return X, y.sign() if kind == "logistic" else y
 
 
-def made(gate_name="relu", rule_name="fa", loss_name="softmax", **others) -> Dynamics:
-    return Dynamics(gate=gate(gate_name), rule=rule(rule_name), loss=loss(loss_name), **others)
+def made(activation_name="relu", rule_name="fa", loss_name="softmax", **others) -> Dynamics:
+    return Dynamics(activation=activation(activation_name), rule=rule(rule_name), loss=loss(loss_name), **others)
 
 
 def batches(n=20, size=5, steps=1000, seed=1):

@@ -22,13 +22,13 @@ LOSS = {
 }
 
 
-def loss_of(W, b, X, y, gate, loss):
+def loss_of(W, b, X, y, activation, loss):
     total = 0.0
     for x, target in zip(X, y, strict=True):
         h = x
         for layer, matrix in enumerate(W):
             z = matrix @ h + (b[layer] if b else 0)
-            h = PHI[gate][0](z) if layer < len(W) - 1 else z
+            h = PHI[activation][0](z) if layer < len(W) - 1 else z
         total += LOSS[loss][0](h, target)
     return total / len(X)
 
@@ -45,9 +45,9 @@ def carrier(rule, B, W):
     }[rule]()
 
 
-def pseudo_gradients(W, b, B, X, y, gate, loss, rule):
+def pseudo_gradients(W, b, B, X, y, activation, loss, rule):
     """ĝ of every layer's weights and biases."""
-    phi, slope = PHI[gate]
+    phi, slope = PHI[activation]
     gW, gb = [np.zeros_like(matrix) for matrix in W], [np.zeros(len(matrix)) for matrix in W]
     for x, target in zip(X, y, strict=True):
         hs, zs = [x], []
@@ -67,14 +67,14 @@ def pseudo_gradients(W, b, B, X, y, gate, loss, rule):
     return gW, gb
 
 
-def train(W, b, B, X, y, batches, *, gate, loss, rule, rate, alpha=0.0):
+def train(W, b, B, X, y, batches, *, activation, loss, rule, rate, alpha=0.0):
     """W, b, B after the batches, and ½ Σ η² |ĝ_k|² of every hidden neuron."""
     W, b, B = [m.copy() for m in W], [v.copy() for v in b], [m.copy() for m in B]
     growth = [np.zeros(len(matrix)) for matrix in W[:-1]]
     for points in batches:
         if rule == "adafa":
             B = [(1 - alpha) * matrix + alpha * weight for matrix, weight in zip(B, W[1:], strict=True)]
-        gW, gb = pseudo_gradients(W, b, B, X[points], y[points], gate, loss, rule)
+        gW, gb = pseudo_gradients(W, b, B, X[points], y[points], activation, loss, rule)
         for layer in range(len(W)):
             if layer < len(growth):
                 growth[layer] += rate**2 * ((gW[layer] ** 2).sum(1) + (gb[layer] ** 2 if b else 0)) / 2

@@ -28,7 +28,7 @@ def start() -> two.Start:
 
 @cache
 def dynamics() -> law.Dynamics:
-    return law.Dynamics(gate=law.gate("relu"))
+    return law.Dynamics(activation=law.activation("relu"))
 
 
 @cache
@@ -43,16 +43,24 @@ def single() -> law.State:
 
 @cache
 def law_course(outputs: int = 3, decay: float = 0.0, names: tuple[str, ...] = tuple(law.MEASUREMENTS)) -> law.Course:
-    how = law.Dynamics(gate=law.gate("relu"), decays=decay)
+    how = law.Dynamics(activation=law.activation("relu"), decays=decay)
     begun = law.draw([4, 5, outputs], seeds=[0, 1], dynamics=how)
-    return law_descend(begun, how, numbers(6, 4), numbers(6, outputs), rate=0.01, steps=5, names=(*names, "account"))
+    return law_descend(
+        begun, how, numbers(6, 4), numbers(6, outputs), rate=0.01, steps=5, names=(*names, "expected_change")
+    )
 
 
 @cache
 def aligned_course() -> law.Course:
     begun = law.dominant(state(), dynamics(), 0.5)
     return law_descend(
-        begun, dynamics(), numbers(6, 4), numbers(6, 3), rate=0.01, steps=5, names=[*law.MEASUREMENTS, "account"]
+        begun,
+        dynamics(),
+        numbers(6, 4),
+        numbers(6, 3),
+        rate=0.01,
+        steps=5,
+        names=[*law.MEASUREMENTS, "expected_change"],
     )
 
 
@@ -584,19 +592,19 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     ),
     "fac.sampling_bound": (fac.sampling_bound, problem),
     # conservation
-    "law.gate": (law.gate, lambda: {"name": "relu"}),
+    "law.activation": (law.activation, lambda: {"name": "relu"}),
     "law.rule": (law.rule, lambda: {"name": "fa"}),
     "law.loss": (law.loss, lambda: {"name": "squared"}),
     "law.Loss.mean": (law.loss("squared").mean, lambda: {"f": numbers(2, 6, 3), "y": numbers(6, 3)}),
     "law.Loss.error": (law.loss("squared").error, lambda: {"f": numbers(2, 6, 3), "y": numbers(6, 3)}),
     "law.entrywise": (
         law.entrywise,
-        lambda: {"name": "mine", "feedback": torch.sign, "potential": torch.abs},
+        lambda: {"name": "mine", "feedback": torch.sign, "alignment_term": torch.abs},
     ),
     "law.Dynamics": (
         law.Dynamics,
         lambda: {
-            "gate": law.gate("relu"),
+            "activation": law.activation("relu"),
             "rule": law.rule("fa"),
             "loss": law.loss("squared"),
             "rates": 1.0,
@@ -617,7 +625,7 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "law.alignment": (law.alignment, _law),
     "law.incoming": (law.incoming, _law),
     "law.invariant": (law.invariant, _law),
-    "law.potential": (law.potential, _law),
+    "law.alignment_term": (law.alignment_term, _law),
     "law.anti": (law.anti, _law),
     "law.dominant": (law.dominant, lambda: _law(share=0.5)),
     "law.small": (law.small, lambda: {"state": state(), "size": 0.1}),
@@ -631,7 +639,7 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "law.velocity": (law.velocity, lambda: _law(**_xy())),
     "law.descend": (
         law.descend,
-        lambda: _law(**_xy(), rate=0.01, steps=3, names=["loss", "account"], at=[0, 3]),
+        lambda: _law(**_xy(), rate=0.01, steps=3, names=["loss", "expected_change"], at=[0, 3]),
     ),
     "law.descend in batches": (
         law.descend,

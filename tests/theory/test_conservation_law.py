@@ -6,8 +6,8 @@ from conservation_cases import batches, data, made, start
 
 from falign.theory.conservation import (
     RULES,
+    Activation,
     Dynamics,
-    Gate,
     aligned_forever,
     conservation,
     decay_of_invariant,
@@ -20,7 +20,7 @@ from falign.theory.conservation import (
     rule,
 )
 
-NAMES = ["loss", "incoming", "potential", "invariant", "account"]
+NAMES = ["loss", "incoming", "alignment_term", "invariant", "expected_change"]
 UNEQUAL = {"rates": (1.0, 0.5, 2.0), "decays": (0.1, 0.2, 0.05)}
 
 
@@ -32,13 +32,13 @@ def test_the_identity_is_exact_over_a_thousand_minibatch_steps(rule_name, settin
     check = conservation(course)
     assert check.verdict == "holds", check.sentence
     assert check.constants["relative residual"] < 1e-12
-    assert float(check.series["drift"].max()) > 1e-3  # the raw C moves: the account is no decoration
+    assert float(check.series["drift"].max()) > 1e-3  # the raw C moves: the expected change is no decoration
 
 
-@pytest.mark.parametrize("gate_name", ["linear", "leaky", "abs"])
+@pytest.mark.parametrize("activation_name", ["linear", "leaky", "abs"])
 @pytest.mark.parametrize("loss_name", ["squared", "logistic"])
-def test_the_identity_holds_for_every_gate_and_loss(gate_name, loss_name):
-    dynamics, (X, y) = made(gate_name, "fa", loss_name), data(kind=loss_name)
+def test_the_identity_holds_for_every_gate_and_loss(activation_name, loss_name):
+    dynamics, (X, y) = made(activation_name, "fa", loss_name), data(kind=loss_name)
     course = descend(start(dynamics), dynamics, X, y, rate=0.02, steps=batches(steps=200), names=NAMES)
     assert conservation(course).verdict == "holds"
 
@@ -80,20 +80,20 @@ def test_gradient_flow_conserves_c_through_kinks(rule_name):
 
 def test_feedback_that_is_a_function_of_the_weights_conserves_its_integral():
     cubic = entrywise("cubic", lambda W: W**3, lambda W: W**4 / 4)
-    dynamics, (X, y) = Dynamics(rule=cubic, loss=loss("softmax"), gate=made("linear").gate), data()
+    dynamics, (X, y) = Dynamics(rule=cubic, loss=loss("softmax"), activation=made("linear").activation), data()
     times = torch.linspace(0, 2, 5, dtype=torch.float64)
     check = conservation(flow(start(dynamics), dynamics, X, y, times=times, names=NAMES), tolerance=1e-8)
     assert check.verdict == "holds"
     assert float(check.series["drift"].max()) < 1e-8
     wrong = entrywise("wrong integral", lambda W: W**3, lambda W: W**4 / 3)
-    dynamics = Dynamics(rule=wrong, loss=loss("softmax"), gate=made("linear").gate)
+    dynamics = Dynamics(rule=wrong, loss=loss("softmax"), activation=made("linear").activation)
     check = conservation(flow(start(dynamics), dynamics, X, y, times=times, names=NAMES), tolerance=1e-8)
     assert check.verdict == "fails"
 
 
-def test_tanh_is_not_a_gate_and_breaks_the_law():
-    tanh = Gate(name="tanh", value=torch.tanh, slope=lambda z: 1 - torch.tanh(z) ** 2, smooth=True)
-    dynamics, (X, y) = Dynamics(gate=tanh, loss=loss("softmax")), data()
+def test_tanh_is_not_homogeneous_and_breaks_the_law():
+    tanh = Activation(name="tanh", value=torch.tanh, slope=lambda z: 1 - torch.tanh(z) ** 2, smooth=True)
+    dynamics, (X, y) = Dynamics(activation=tanh, loss=loss("softmax")), data()
     course = descend(start(dynamics), dynamics, X, y, rate=0.05, steps=200, names=NAMES)
     check = conservation(course)
     assert check.verdict == "assumption fails"
@@ -102,21 +102,21 @@ def test_tanh_is_not_a_gate_and_breaks_the_law():
 
 
 def test_a_wrong_feedback_is_told_by_the_law():
-    """The potential of another matrix than the one that carries the error."""
+    """The alignment term of another matrix than the one that carries the error."""
     dynamics, (X, y) = made(), data()
     state = start(dynamics)
     course = descend(state, dynamics, X, y, rate=0.05, steps=100, names=NAMES)
     for change, broken in ((0.0, False), (1e-4, True)):
         told = [one._replace(B=tuple(B * (1 + change) for B in one.B)) for one in (course.start, course.end)]
         drift = invariant(told[1], dynamics) - invariant(told[0], dynamics)
-        assert (float((drift - course["account"][:, -1]).abs().max()) > 1e-8) == broken
+        assert (float((drift - course["expected_change"][:, -1]).abs().max()) > 1e-8) == broken
 
 
 def test_omitting_the_bias_breaks_the_law():
     dynamics, (X, y) = made(), data()
     course = descend(start(dynamics), dynamics, X, y, rate=0.05, steps=200, names=NAMES)
     square = torch.cat([b.square() / 2 for b in course.end.b[:-1]], -1)
-    drift = course["invariant"][:, -1] - square - course["invariant"][:, 0] - course["account"][:, -1]
+    drift = course["invariant"][:, -1] - square - course["invariant"][:, 0] - course["expected_change"][:, -1]
     assert float(drift.abs().max()) > 1e-3
 
 

@@ -9,15 +9,15 @@ from torch import nn
 
 import falign
 from falign.theory.conservation import (
-    GATES,
+    ACTIVATIONS,
     LOSSES,
     MEASUREMENTS,
     RULES,
     Dynamics,
+    activation,
     descend,
     draw,
     flow,
-    gate,
     gradients,
     loss,
     loss_of,
@@ -27,14 +27,14 @@ from falign.theory.conservation import (
 
 
 @pytest.mark.parametrize("loss_name", LOSSES)
-@pytest.mark.parametrize("gate_name", GATES)
-def test_true_gradient_equals_finite_differences(gate_name, loss_name):
-    dynamics, (X, y) = made(gate_name, "fa", loss_name), data(n=6, kind=loss_name)
+@pytest.mark.parametrize("activation_name", ACTIVATIONS)
+def test_true_gradient_equals_finite_differences(activation_name, loss_name):
+    dynamics, (X, y) = made(activation_name, "fa", loss_name), data(n=6, kind=loss_name)
     state = start(dynamics, seeds=[3])
     found = gradients(state, dynamics, X, y, true=True)
     W, b, _ = one_run(state, 0)
     assert float(loss_of(state, dynamics, X, y)) == pytest.approx(
-        oracle.loss_of(W, b, X.numpy(), y.numpy(), gate_name, loss_name)
+        oracle.loss_of(W, b, X.numpy(), y.numpy(), activation_name, loss_name)
     )
     for parts, gradient in ((W, found.W), (b, found.b)):
         for layer, tensor in enumerate(parts):
@@ -42,7 +42,7 @@ def test_true_gradient_equals_finite_differences(gate_name, loss_name):
             values = []
             for side in (1, -1):
                 tensor[place] += side * step
-                values.append(oracle.loss_of(W, b, X.numpy(), y.numpy(), gate_name, loss_name))
+                values.append(oracle.loss_of(W, b, X.numpy(), y.numpy(), activation_name, loss_name))
                 tensor[place] -= side * step
             assert float(gradient[layer][0][place]) == pytest.approx((values[0] - values[1]) / 2 / step, abs=1e-8)
 
@@ -52,18 +52,18 @@ def test_true_gradient_equals_finite_differences(gate_name, loss_name):
 def test_training_equals_the_loop_over_points(rule_name, bias):
     dynamics, (X, y) = made("relu", rule_name, tracking=0.7), data()
     state, chosen = start(dynamics, bias=bias), batches(steps=40)
-    course = descend(state, dynamics, X, y, rate=0.2, steps=chosen, names=["loss", "invariant", "account"])
+    course = descend(state, dynamics, X, y, rate=0.2, steps=chosen, names=["loss", "invariant", "expected_change"])
     for run in range(2):
         expected = oracle.train(
             *one_run(state, run), X.numpy(), y.numpy(), chosen.numpy(),
-            gate="relu", loss="softmax", rule=rule_name, rate=0.2, alpha=0.14,
+            activation="relu", loss="softmax", rule=rule_name, rate=0.2, alpha=0.14,
         )  # fmt: skip
         for parts, wanted in zip(one_run(course.end, run), expected[:3], strict=True):
             for one, other in zip(parts, wanted, strict=True):
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
         if rule_name == "fa":
             np.testing.assert_allclose(
-                course["account"][run, -1].numpy(), np.concatenate(expected[3]), rtol=1e-9, atol=1e-14
+                course["expected_change"][run, -1].numpy(), np.concatenate(expected[3]), rtol=1e-9, atol=1e-14
             )
 
 
@@ -124,11 +124,13 @@ def test_flow_is_the_limit_of_small_steps():
 
 def test_every_measurement_is_recorded_in_its_shape():
     dynamics, (X, y) = made(), data()
-    course = descend(start(dynamics), dynamics, X, y, rate=0.1, steps=4, names=[*MEASUREMENTS, "account"], at=[0, 2, 4])
+    course = descend(
+        start(dynamics), dynamics, X, y, rate=0.1, steps=4, names=[*MEASUREMENTS, "expected_change"], at=[0, 2, 4]
+    )
     assert course.times.tolist() == [0, 0.2, 0.4]
     for name in ("loss", "dominance"):
         assert course[name].shape == (2, 3)
-    for name in ("incoming", "potential", "invariant", "alignment", "account"):
+    for name in ("incoming", "alignment_term", "invariant", "alignment", "expected_change"):
         assert course[name].shape == (2, 3, 15)
     for name in ("descent", "gradient_norm", "taken_norm"):
         assert course[name].shape == (2, 3, 3)
@@ -140,7 +142,7 @@ def test_every_measurement_is_recorded_in_its_shape():
     ("make", "named"),
     [
         (lambda: rule("feedback"), "unknown rule 'feedback'"),
-        (lambda: gate("tanh"), "unknown gate 'tanh'"),
+        (lambda: activation("tanh"), "unknown activation 'tanh'"),
         (lambda: loss("hinge"), "unknown loss 'hinge'"),
         (lambda: Dynamics(rates=(1.0, 0.0)), "rate is 0.0"),
         (lambda: Dynamics(decays=-1.0), "a decay is -1.0"),

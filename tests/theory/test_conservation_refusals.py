@@ -10,6 +10,7 @@ from conservation_cases import data, made, start
 from falign.theory.conservation import (
     Dynamics,
     State,
+    activation,
     alignment,
     conservation,
     decay_equilibrium,
@@ -17,7 +18,6 @@ from falign.theory.conservation import (
     dominant,
     draw,
     flow,
-    gate,
     gradients,
     invariant,
     loss_of,
@@ -38,7 +38,16 @@ from falign.theory.dominance import (
 )
 
 untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
-NAMES = ["loss", "incoming", "potential", "invariant", "account", "alignment", "gradient_norm", "dominance"]
+NAMES = [
+    "loss",
+    "incoming",
+    "alignment_term",
+    "invariant",
+    "expected_change",
+    "alignment",
+    "gradient_norm",
+    "dominance",
+]
 DYNAMICS, (X, Y) = made("linear"), data()
 STATE, ONE = start(DYNAMICS), torch.ones(2)
 TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -111,10 +120,10 @@ def test_what_does_not_fit(make, named):
         (lambda: _descend(steps=2.5), r"steps must be an integer, got 2\.5 of type float"),
         (lambda: _descend(at=[0.5, 1]), r"at\[0\] must be an integer, got 0\.5 of type float"),
         (lambda: _descend(names="loss"), "names is 'loss', expected a sequence"),
-        (lambda: Dynamics(gate="relu"), "gate is 'relu', expected a Gate"),
+        (lambda: Dynamics(activation="relu"), "activation is 'relu', expected an Activation"),
         (lambda: Dynamics(rates=[1.0, -2.0]), "rate is -2.0"),
         (lambda: rule(["fa"]), "unknown rule"),
-        (lambda: gate(None), "unknown gate None"),
+        (lambda: activation(None), "unknown activation None"),
         (
             lambda: draw([6, 4.5, 3], seeds=[0], dynamics=DYNAMICS),
             r"widths\[1\] must be an integer, got 4\.5 of type float",

@@ -11,6 +11,7 @@ from falign.theory.conservation import (
     aligned_forever,
     alignment,
     alignment_bound,
+    alignment_term,
     anti,
     decay_equilibrium,
     descend,
@@ -18,11 +19,10 @@ from falign.theory.conservation import (
     flow,
     invariant,
     lasting_alignment,
-    potential,
     small,
 )
 
-NAMES = ["loss", "incoming", "potential", "invariant", "account"]
+NAMES = ["loss", "incoming", "alignment_term", "invariant", "expected_change"]
 TIMES = torch.linspace(0, 5, 11, dtype=torch.float64)
 
 
@@ -71,7 +71,7 @@ def test_a_small_start_is_bounded_near_zero_and_ends_aligned():
     assert float(invariant(state, dynamics).max()) < 0.01 * float(invariant(start(dynamics), dynamics).max())
     course = descend(state, dynamics, X, y, rate=0.05, steps=1500, names=[*NAMES, "alignment"])
     assert float(course["alignment"][:, -1].min()) > 0
-    assert float(course["potential"].min()) > -float(course["account"].max()) - 1e-2
+    assert float(course["alignment_term"].min()) > -float(course["expected_change"].max()) - 1e-2
 
 
 def test_an_anti_start_is_against_its_feedback():
@@ -93,10 +93,10 @@ def test_a_bound_that_is_too_high_fails():
 REST = ["incoming", "invariant", "alignment"]
 
 
-@pytest.mark.parametrize(("gate_name", "last", "tolerance"), [("linear", 0.2, 1e-5), ("relu", 0.01, 1e-3)])
-def test_with_decay_alignment_ends_at_the_size_of_the_incoming_weights(gate_name, last, tolerance):
+@pytest.mark.parametrize(("activation_name", "last", "tolerance"), [("linear", 0.2, 1e-5), ("relu", 0.01, 1e-3)])
+def test_with_decay_alignment_ends_at_the_size_of_the_incoming_weights(activation_name, last, tolerance):
     """Relus slide along their kinks, which leaves an error of order η: a smaller rate at the end."""
-    dynamics, (X, y) = made(gate_name, decays=0.1), data(n=12)
+    dynamics, (X, y) = made(activation_name, decays=0.1), data(n=12)
     first = course = descend(start(dynamics), dynamics, X, y, rate=0.2, steps=600, names=REST, at=[0, 100, 600])
     for rate in (0.04, last):
         course = descend(course.end, dynamics, X, y, rate=rate, steps=1500, names=REST, at=[0, 1200, 1500])
@@ -119,4 +119,4 @@ def test_the_equilibrium_needs_one_decay(decays, named):
 def test_kp_starts_within_twice_its_feedback():
     dynamics = made("relu", "kp")
     state = dominant(start(dynamics, scale=10.0), dynamics)
-    assert (potential(state, dynamics) > 0).all()
+    assert (alignment_term(state, dynamics) > 0).all()

@@ -116,9 +116,9 @@ def test_what_was_claimed_too_large_is_named():
 
 
 @pytest.mark.parametrize("loss_name", ["squared", "logistic"])
-@pytest.mark.parametrize("gate_name", ["relu", "linear"])
-def test_neurons_add_what_the_formula_says(gate_name, loss_name):
-    dynamics, (X, y) = made(gate_name, "fa", loss_name), data(k=1, kind=loss_name)
+@pytest.mark.parametrize("activation_name", ["relu", "linear"])
+def test_neurons_add_what_the_formula_says(activation_name, loss_name):
+    dynamics, (X, y) = made(activation_name, "fa", loss_name), data(k=1, kind=loss_name)
     state = start(dynamics, widths=(6, 8, 1))
     course = descend(state, dynamics, X, y, rate=0.1, steps=1, names=SPLIT, at=[0])
     parts = neuron_descent(state, dynamics, X, y)

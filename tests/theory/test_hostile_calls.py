@@ -110,7 +110,7 @@ def one_wild(start):
 
 
 def test_a_course_of_the_law_that_diverges_says_so():
-    dynamics = conservation.Dynamics(gate=conservation.gate("linear"))
+    dynamics = conservation.Dynamics(activation=conservation.activation("linear"))
     state = conservation.draw([4, 5, 3], seeds=[0, 1], dynamics=dynamics)
     X, y = torch.ones(6, 4, dtype=torch.float64), torch.ones(6, 3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="2 of 2 runs are no longer finite, the first at step"):

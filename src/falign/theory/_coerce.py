@@ -275,8 +275,9 @@ class _Look:
             if not callable(value):
                 raise ValueError(f"{name} is {told(value)}, expected a function")
         elif not isinstance(value, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
             told_kind = {str: "a text", torch.dtype: "a torch.dtype, such as torch.float64"}.get(
-                kind, f"a {kind.__name__} ({kind.__module__})"
+                kind, f"{article} {kind.__name__} ({kind.__module__})"
             )
             raise ValueError(f"{name} is {told(value)}, expected {told_kind}")
         return value

@@ -17,15 +17,15 @@ from falign.theory.conservation._network import (
     Dynamics,
     Points,
     State,
-    carriers,
+    activation,
+    feedback_matrices,
     fits_inputs,
     fits_layers,
     fits_targets,
-    gate,
     output,
 )
 from falign.theory.conservation._simulate import Course
-from falign.theory.conservation._theorems import homogeneous_gate
+from falign.theory.conservation._theorems import homogeneous_activation
 from falign.theory.statement import Assumption, TheoremCheck
 
 __all__ = [
@@ -304,9 +304,9 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
     _two_layers(state)
     f = output(state, dynamics, X)
     fits_targets(f, y)
-    v, m = state.W[1][:, 0], carriers(state, dynamics)[0][:, 0]
+    v, m = state.W[1][:, 0], feedback_matrices(state, dynamics)[0][:, 0]
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
-    weighed = dynamics.loss.error(f, y) * dynamics.gate.slope(z)
+    weighed = dynamics.loss.error(f, y) * dynamics.activation.slope(z)
     square = (weighed.mT @ X).square().sum(-1) + (weighed.sum(-2).square() if state.b else 0)
     return v * m * square
 
@@ -344,7 +344,7 @@ def lasting_descent(course: Course) -> TheoremCheck:
                 needed=1.0,
                 holds=bool(aligned.all()),
             ),
-            homogeneous_gate(course),
+            homogeneous_activation(course),
             no_decay(course),
             small_steps(course),
         ),
@@ -374,8 +374,8 @@ def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tens
     fits_inputs(state.W[0], X)
     one = 1.0 if state.b else 0.0
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
-    h, slope = dynamics.gate.value(z), dynamics.gate.slope(z)
-    product = (state.W[1][:, 0] * carriers(state, dynamics)[0][:, 0]).unsqueeze(-2)
+    h, slope = dynamics.activation.value(z), dynamics.activation.slope(z)
+    product = (state.W[1][:, 0] * feedback_matrices(state, dynamics)[0][:, 0]).unsqueeze(-2)
     G = h @ h.mT + one
     H = ((slope * product) @ slope.mT) * (X @ X.mT + one)
     least = torch.linalg.eigvalsh(G)[..., 0] + torch.linalg.eigvalsh(H)[..., 0]
@@ -415,7 +415,7 @@ def rising_example() -> tuple[State, Dynamics, Tensor, Tensor]:
         W=(number([[[0.2]]]).double(), number([[[1.0], [0.0]]]).double()), B=(number([[[1.0], [2.0]]]).double(),)
     )
     y = number([[0.2 - 1.0, 1.0]]).double()
-    return state, Dynamics(gate=gate("linear")), torch.ones(1, 1, dtype=torch.float64), y
+    return state, Dynamics(activation=activation("linear")), torch.ones(1, 1, dtype=torch.float64), y
 
 
 def _two_layers(state: State) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from falign.theory._coerce import public
-from falign.theory.conservation._network import Dynamics, State, carriers, stored
+from falign.theory.conservation._network import Dynamics, State, feedback_matrices, stored_feedback
 
 Neurons = Float[Tensor, "runs neurons"]
 """One number for every neuron of the hidden layers under the law, layer by layer."""
@@ -32,16 +32,18 @@ def incoming(state: State, dynamics: Dynamics) -> Neurons:
 
 
 @public
-def potential(state: State, dynamics: Dynamics) -> Neurons:
+def alignment_term(state: State, dynamics: Dynamics) -> Neurons:
     """V_k of the rule: ``⟨B[:, k], W[:, k]⟩`` for fa, and what stands in ``RULES`` for the others."""
-    B = stored(state, dynamics)
-    return _joined(dynamics.rule.potential(B[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
+    B = stored_feedback(state, dynamics)
+    return _joined(
+        dynamics.rule.alignment_term(B[layer], state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics)
+    )
 
 
 @public
 def alignment(state: State, dynamics: Dynamics) -> Neurons:
     """``⟨M[:, k], W[:, k]⟩`` with the matrix M that carries the error."""
-    matrices = carriers(state, dynamics)
+    matrices = feedback_matrices(state, dynamics)
     return _joined((matrices[layer] * state.W[layer + 1]).sum(-2) for layer in lawful(state, dynamics))
 
 
@@ -49,12 +51,12 @@ def alignment(state: State, dynamics: Dynamics) -> Neurons:
 def invariant(state: State, dynamics: Dynamics) -> Neurons:
     """``C_k = ½ |w_k|² + ½ b_k² - (r_l/r_{l+1}) V_k``: constant in gradient flow without decay, B at rest.
 
-    Holds for any loss and any batches, for gates φ(z) = φ'(z) z. Proof: ``⟨w_k, ĝ_k⟩ + b_k ĝ_{b,k} = Σ δ_k z_k =
+    Holds for any loss and any batches, for activations φ(z) = φ'(z) z. Proof: ``⟨w_k, ĝ_k⟩ + b_k ĝ_{b,k} = Σ δ_k z_k =
     Σ h_k (Mᵀδ)_k = ⟨M[:, k], Ĝ[:, k]⟩``, and the two sides are the rates at which P_k and V_k fall.
 
     Source: Robertson and Koyejo 2024 (ICML); derived here, variants included.
     """
-    return incoming(state, dynamics) - rate_ratio(state, dynamics) * potential(state, dynamics)
+    return incoming(state, dynamics) - rate_ratio(state, dynamics) * alignment_term(state, dynamics)
 
 
 @public
@@ -81,7 +83,7 @@ def decay_of_invariant(C: Neurons, P: Neurons, decay: float) -> Neurons:
     return -decay * (C + P)
 
 
-def account_of_step(before: State, after: State, dynamics: Dynamics, rate: float, moved: State) -> Neurons:
+def expected_change(before: State, after: State, dynamics: Dynamics, rate: float, moved: State) -> Neurons:
     """What the exact identity says that C gained in one step of any rule, on any batch.
 
     ``ΔC = ½ |u|² - 2 η_l λ_l P + η_l λ_{l+1} ⟨M, W⟩ - (η_l/η_{l+1}) (ΔV - ⟨M, U⟩)``, u and U the displacements of the
@@ -95,8 +97,8 @@ def account_of_step(before: State, after: State, dynamics: Dynamics, rate: float
         moved: With the feedback of the pass.
     """
     rates, decays = dynamics.of_layers(before)
-    matrices = carriers(moved, dynamics)
-    gained = potential(after, dynamics) - potential(before, dynamics)
+    matrices = feedback_matrices(moved, dynamics)
+    gained = alignment_term(after, dynamics) - alignment_term(before, dynamics)
     terms, carried = [], []
     for k in lawful(before, dynamics):
         M, W, U = matrices[k], before.W[k + 1], after.W[k + 1] - before.W[k + 1]
@@ -106,10 +108,10 @@ def account_of_step(before: State, after: State, dynamics: Dynamics, rate: float
     return _joined(terms) - rate_ratio(before, dynamics) * (gained - _joined(carried))
 
 
-def account_rate(state: State, motion: State, dynamics: Dynamics) -> Neurons:
+def expected_rate(state: State, motion: State, dynamics: Dynamics) -> Neurons:
     """``Ċ = -2 r_l λ_l P + r_l λ_{l+1} ⟨M, W⟩ - (r_l/r_{l+1}) (V̇ - ⟨M, Ẇ⟩)``: the same in gradient flow."""
     rates, decays = dynamics.of_layers(state)
-    matrices, terms = carriers(state, dynamics), []
+    matrices, terms = feedback_matrices(state, dynamics), []
     for k in lawful(state, dynamics):
         W = state.W[k + 1]
         term = decays[k + 1] * (matrices[k] * W).sum(-2) - 2 * decays[k] * _half_square(state, k)

@@ -13,12 +13,12 @@ from falign._validation import floats, number, told, whole
 from falign.theory._coerce import public, typed
 from falign.theory.conservation._rules import FeedbackRule, rule
 
-# Activations that are gates, ``φ(z) = φ'(z) z``: those under which the conservation law holds.
+# Activations that are activations, ``φ(z) = φ'(z) z``: those under which the conservation law holds.
 
 
 @typed
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Activation:
     """An activation φ, elementwise.
 
     Attributes:
@@ -36,31 +36,31 @@ class Gate:
 
 _LEAK = 0.1
 
-GATES: dict[str, Gate] = {
-    gate.name: gate
-    for gate in (
-        Gate(name="linear", value=lambda z: z, slope=torch.ones_like, smooth=True),
-        Gate(name="relu", value=torch.relu, slope=lambda z: (z > 0).to(z.dtype)),
-        Gate(
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation(name="linear", value=lambda z: z, slope=torch.ones_like, smooth=True),
+        Activation(name="relu", value=torch.relu, slope=lambda z: (z > 0).to(z.dtype)),
+        Activation(
             name="leaky",
             value=lambda z: torch.where(z > 0, z, _LEAK * z),
             slope=lambda z: (z > 0).to(z.dtype) * (1 - _LEAK) + _LEAK,
         ),
-        Gate(name="abs", value=torch.abs, slope=torch.sign),
+        Activation(name="abs", value=torch.abs, slope=torch.sign),
     )
 }
-"""name -> gate; ``leaky`` has slope 0.1 below 0."""
+"""name -> activation; ``leaky`` has slope 0.1 below 0."""
 
 
-def gate(name: str) -> Gate:
-    """The gate of that name.
+def activation(name: str) -> Activation:
+    """The activation of that name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in GATES:
-        raise ValueError(f"unknown gate {told(name)}: choose one of {', '.join(GATES)}")
-    return GATES[name]
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {told(name)}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 # Losses as means over the batch, and the error ``∂L/∂f`` that the output hands back.
@@ -165,7 +165,7 @@ def fits_targets(f: Tensor, y: Tensor) -> None:
         raise ValueError(f"targets have shape {tuple(y.shape)}, the outputs {tuple(f.shape)}: one row a point")
 
 
-def count_of(steps: int | Tensor, n: int) -> int:
+def step_count(steps: int | Tensor, n: int) -> int:
     """The number of steps; of batches, each names points.
 
     Raises:
@@ -233,7 +233,7 @@ class Dynamics:
     """How a network learns: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; in steps, η times that.
 
     Attributes:
-        gate: φ of the hidden layers.
+        activation: φ of the hidden layers.
         rule: How the error returns.
         loss: Of the output.
         rates: r_l, one number or one a layer.
@@ -241,10 +241,10 @@ class Dynamics:
         tracking: ρ of ``adafa``, whose α a step is ηρ.
 
     Raises:
-        ValueError: a rate is not positive, a decay or ρ is negative, or gate, rule or loss is only a name.
+        ValueError: a rate is not positive, a decay or ρ is negative, or activation, rule or loss is only a name.
     """
 
-    gate: Gate = field(default_factory=lambda: gate("relu"))
+    activation: Activation = field(default_factory=lambda: activation("relu"))
     rule: FeedbackRule = field(default_factory=lambda: rule("fa"))
     loss: Loss = field(default_factory=lambda: loss("squared"))
     rates: float | tuple[float, ...] = 1.0
@@ -253,12 +253,14 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         for name, part, kind in (
-            ("gate", self.gate, Gate),
+            ("activation", self.activation, Activation),
             ("rule", self.rule, FeedbackRule),
             ("loss", self.loss, Loss),
         ):
             if not isinstance(part, kind):
-                raise ValueError(f"{name} is {told(part)}, expected a {kind.__name__}, such as {name}(name) gives")
+                raise ValueError(
+                    f"{name} is {told(part)}, expected what {name}(name) gives: a value of {kind.__name__}"
+                )
         for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
             if not (number(rate) and rate > 0):
                 raise ValueError(f"a layer's rate is {told(rate)}, expected a positive number: the law divides by it")
@@ -303,7 +305,7 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
 
     Args:
         state: The network.
-        dynamics: Its gate, rule and loss.
+        dynamics: Its activation, rule and loss.
         X: Inputs of the batch.
         y: Targets.
         true: The loss's own gradient, M = W.
@@ -314,10 +316,10 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
     inputs, sums = _forward(state, dynamics, X)
     fits_targets(sums[-1], y)
     errors = [dynamics.loss.error(sums[-1], y)]
-    matrices = state.W[1:] if true else carriers(state, dynamics)
+    matrices = state.W[1:] if true else feedback_matrices(state, dynamics)
     for layer in range(state.depth - 2, -1, -1):
         above = errors[-1] if true or not dynamics.rule.direct else errors[0]
-        errors.append(dynamics.gate.slope(sums[layer]) * (above @ matrices[layer]))
+        errors.append(dynamics.activation.slope(sums[layer]) * (above @ matrices[layer]))
     errors.reverse()
     return State(
         W=tuple(error.mT @ h for error, h in zip(errors, inputs, strict=True)),
@@ -325,21 +327,21 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
     )
 
 
-def carriers(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
+def feedback_matrices(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
     """M of hidden layers 1, …, L - 1: what carries an error to each."""
     if dynamics.rule.direct:
-        return stored(state, dynamics)
-    pairs = zip(stored(state, dynamics), state.W[1:], strict=True)
-    return tuple(dynamics.rule.effective(B, W) for B, W in pairs)
+        return stored_feedback(state, dynamics)
+    pairs = zip(stored_feedback(state, dynamics), state.W[1:], strict=True)
+    return tuple(dynamics.rule.feedback_matrix(B, W) for B, W in pairs)
 
 
-def stored(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
+def stored_feedback(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
     """B as the rule stores it, for hidden layers 1, …, L - 1; W where the rule stores none.
 
     Raises:
         ValueError: the state has no such feedback.
     """
-    if dynamics.rule.stored is None and not state.B:
+    if dynamics.rule.init_feedback is None and not state.B:
         return state.W[1:]
     top = state.W[-1].shape[-2]
     wanted = [(top, W.shape[-1]) if dynamics.rule.direct else tuple(W.shape[-2:]) for W in state.W[1:]]
@@ -379,5 +381,5 @@ def _forward(state: State, dynamics: Dynamics, X: Tensor) -> tuple[list[Tensor],
         z = inputs[-1] @ W.mT
         sums.append(z + state.b[layer].unsqueeze(-2) if state.b else z)
         if layer < state.depth - 1:
-            inputs.append(dynamics.gate.value(sums[-1]))
+            inputs.append(dynamics.activation.value(sums[-1]))
     return inputs, sums

@@ -1,4 +1,4 @@
-"""What carries the error in a rule, and the potential V whose growth is the alignment that the law speaks of."""
+"""Rules of feedback in closed form: the matrix M that returns the error, and the alignment term V of the law."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from torch import Tensor
 from falign._validation import told
 from falign.theory._coerce import public, typed
 
-Entries = Callable[[Tensor, Tensor], Tensor]
-"""(B as stored, W) -> a tensor of W's shape."""
+MatrixFunction = Callable[[Tensor, Tensor], Tensor]
+"""(stored feedback B, weights W) -> a tensor of W's shape."""
 
 
 def _no_motion(B: Tensor, W: Tensor, dW: Tensor, pull: float, rho: float) -> Tensor:
@@ -24,39 +24,49 @@ def _no_remainder(B: Tensor, W: Tensor, dB: Tensor, dW: Tensor) -> Tensor:
 @typed
 @dataclass(frozen=True, kw_only=True)
 class FeedbackRule:
-    """A rule: feedback M = effective(B, W), and ``V[k] = Σ_j potential(B, W)[j, k]`` with ``∂V/∂W = M`` where B rests.
+    """A rule of feedback: ``M = feedback_matrix(B, W)`` and ``V[k] = Σ_j alignment_term(B, W)[j, k]``.
+
+    The conservation law needs ``∂V/∂W = M`` while B is constant: V then grows by ``⟨M, ΔW⟩`` to first order, which is
+    what the error returned through M adds to ``½ |w|²`` of the neuron below.
 
     Attributes:
-        name: The word that ``falign.convert`` has for it.
-        effective: (B, W) -> M, the matrix that carries the error in a pass.
-        potential: (B, W) -> the entries whose sum over the next layer's neurons is V.
+        name: As ``falign.convert`` takes it.
+        feedback_matrix: (B, W) -> M, the matrix that the error is multiplied with in a pass.
+        alignment_term: (B, W) -> entries whose sum over the next layer's neurons j is V.
         motion: (B, W, Ẇ, r λ, ρ) -> Ḃ in gradient flow.
-        remainder: (B, W, Ḃ, Ẇ) -> the entries of ``V̇ - ⟨M, Ẇ⟩``: what the motion of B does to V.
-        follows: In steps, B moves before the pass, to the weights that the pass sees, and not with them.
-        direct: B [outputs, neurons] carries the output's error to every hidden layer; V is the last one's only.
-        stored: A normal draw of B's shape and scale -> B; None where the weights are all the feedback there is.
+        remainder: (B, W, Ḃ, Ẇ) -> entries of ``V̇ - ⟨M, Ẇ⟩``: what the motion of B adds to V.
+        follows: In steps, B moves before the pass, towards the weights of that pass, not together with the weights.
+        direct: B [outputs, neurons] takes the output's error to every hidden layer; only the last one has a V.
+        init_feedback: (a normal draw of B's shape and scale) -> initial B; None if the rule stores no feedback.
     """
 
     name: str
-    effective: Entries
-    potential: Entries
+    feedback_matrix: MatrixFunction
+    alignment_term: MatrixFunction
     motion: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = _no_motion
     remainder: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = _no_remainder
     follows: bool = False
     direct: bool = False
-    stored: Callable[[Tensor], Tensor] | None = torch.clone
+    init_feedback: Callable[[Tensor], Tensor] | None = torch.clone
 
 
 @public
-def entrywise(name: str, feedback: Callable[[Tensor], Tensor], potential: Callable[[Tensor], Tensor]) -> FeedbackRule:
-    """The rule whose feedback is a function of the weights, entry by entry: ``M = g(W)``, ``V = Σ_j G(W[j, k])``.
+def entrywise(
+    name: str, feedback: Callable[[Tensor], Tensor], alignment_term: Callable[[Tensor], Tensor]
+) -> FeedbackRule:
+    """Make a rule whose feedback is a function of the weights, entry by entry: ``M = g(W)``, ``V = Σ_j G(W[j, k])``.
 
     Args:
         name: Of the rule.
         feedback: g.
-        potential: G, with G' = g.
+        alignment_term: G, with G' = g.
     """
-    return FeedbackRule(name=name, effective=lambda B, W: feedback(W), potential=lambda B, W: potential(W), stored=None)
+    return FeedbackRule(
+        name=name,
+        feedback_matrix=lambda B, W: feedback(W),
+        alignment_term=lambda B, W: alignment_term(W),
+        init_feedback=None,
+    )
 
 
 def _stay(B: Tensor, W: Tensor) -> Tensor:
@@ -79,30 +89,30 @@ RULES: dict[str, FeedbackRule] = {
     rule.name: rule
     for rule in (
         entrywise("bp", lambda W: W, lambda W: W.square() / 2),
-        FeedbackRule(name="fa", effective=_stay, potential=_product),
+        FeedbackRule(name="fa", feedback_matrix=_stay, alignment_term=_product),
         FeedbackRule(
             name="usf",
-            effective=_signed,
-            potential=_magnitude,
-            stored=lambda drawn: torch.full_like(drawn, drawn.shape[-1] ** -0.5),
+            feedback_matrix=_signed,
+            alignment_term=_magnitude,
+            init_feedback=lambda drawn: torch.full_like(drawn, drawn.shape[-1] ** -0.5),
         ),
-        FeedbackRule(name="frsf", effective=_signed, potential=_magnitude, stored=torch.abs),
+        FeedbackRule(name="frsf", feedback_matrix=_signed, alignment_term=_magnitude, init_feedback=torch.abs),
         FeedbackRule(
             name="kp",
-            effective=_stay,
-            potential=lambda B, W: B * W - W.square() / 2,
+            feedback_matrix=_stay,
+            alignment_term=lambda B, W: B * W - W.square() / 2,
             motion=lambda B, W, dW, pull, rho: dW + pull * (W - B),
             remainder=lambda B, W, dB, dW: (dB - dW) * W,
         ),
         FeedbackRule(
             name="adafa",
-            effective=_stay,
-            potential=_product,
+            feedback_matrix=_stay,
+            alignment_term=_product,
             motion=lambda B, W, dW, pull, rho: rho * (W - B),
             remainder=lambda B, W, dB, dW: dB * W,
             follows=True,
         ),
-        FeedbackRule(name="dfa", effective=_stay, potential=_product, direct=True),
+        FeedbackRule(name="dfa", feedback_matrix=_stay, alignment_term=_product, direct=True),
     )
 }
 """name -> rule.

@@ -14,7 +14,7 @@ from torch import Tensor
 from falign._validation import listed, moments, positive, recorded, told
 from falign.theory._coerce import outermost, recording
 from falign.theory.conservation import _law
-from falign.theory.conservation._network import Dynamics, Points, State, count_of, gradients, loss_of, velocity
+from falign.theory.conservation._network import Dynamics, Points, State, gradients, loss_of, step_count, velocity
 
 # What can be recorded of a network on its way, by name, and the record.
 
@@ -46,13 +46,13 @@ def _part(name: str) -> Measurement:
     return lambda state, dynamics, X, y: _descent(state, dynamics, X, y)[name]
 
 
-ACCOUNT = "account"
+EXPECTED_CHANGE = "expected_change"
 """What the exact identity says that C has gained since the start [runs neurons]: kept on the way."""
 
 MEASUREMENTS: dict[str, Measurement] = {
     "loss": loss_of,
     "incoming": lambda state, dynamics, X, y: _law.incoming(state, dynamics),
-    "potential": lambda state, dynamics, X, y: _law.potential(state, dynamics),
+    "alignment_term": lambda state, dynamics, X, y: _law.alignment_term(state, dynamics),
     "invariant": lambda state, dynamics, X, y: _law.invariant(state, dynamics),
     "alignment": lambda state, dynamics, X, y: _law.alignment(state, dynamics),
     "map": lambda state, dynamics, X, y: reduce(lambda below, W: W @ below, state.W),
@@ -60,14 +60,14 @@ MEASUREMENTS: dict[str, Measurement] = {
 }
 """name -> what it is at a state.
 
-``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``potential`` V,
+``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``alignment_term`` V,
 ``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
 ``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
-by its own. ``map`` W_L…W_1 [runs outputs inputs]: with the linear gate and without biases, what the network computes.
+by its own. ``map`` W_L…W_1 [runs outputs inputs]: what a network with linear activations and no biases computes.
 """
 
 
-def known(names: Sequence[str]) -> dict[str, Measurement]:
+def measurements_named(names: Sequence[str]) -> dict[str, Measurement]:
     """Those of ``MEASUREMENTS`` that are named.
 
     Raises:
@@ -75,9 +75,11 @@ def known(names: Sequence[str]) -> dict[str, Measurement]:
     """
     names = listed("names", names)
     for name in names:
-        if not isinstance(name, str) or (name not in MEASUREMENTS and name != ACCOUNT):
-            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}, {ACCOUNT}")
-    return {name: MEASUREMENTS[name] for name in names if name != ACCOUNT}
+        if not isinstance(name, str) or (name not in MEASUREMENTS and name != EXPECTED_CHANGE):
+            raise ValueError(
+                f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}, {EXPECTED_CHANGE}"
+            )
+    return {name: MEASUREMENTS[name] for name in names if name != EXPECTED_CHANGE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +134,12 @@ def descend(
 
     Args:
         state: Start.
-        dynamics: Rule, gate, loss, layers' rates and decays.
+        dynamics: Rule, activation, loss, layers' rates and decays.
         X: Inputs.
         y: Targets.
         rate: η.
         steps: Their number, for full batches, or the points of each batch.
-        names: Of ``MEASUREMENTS``, taken on all points, and ``account``.
+        names: Of ``MEASUREMENTS``, taken on all points, and ``expected_change``.
         at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly.
 
     Raises:
@@ -148,23 +150,23 @@ def descend(
         UserWarning: a run is no longer finite, with the step.
     """
     positive("rate", rate)
-    taken = known(names)
+    taken = measurements_named(names)
     _fitting(state, dynamics, X, y)
-    count = count_of(steps, X.shape[-2])
+    count = step_count(steps, X.shape[-2])
     at = recorded(count, at)
     now, wanted = state, set(at)
-    account = torch.zeros_like(_law.incoming(state, dynamics))
+    expected = torch.zeros_like(_law.incoming(state, dynamics))
     rows, sound = [], []
     for step in range(at[-1] + 1):
         if step in wanted:
             sound.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
             row = {name: take(now, dynamics, X, y) for name, take in taken.items()}
-            rows.append({**row, ACCOUNT: account} if ACCOUNT in names else row)
+            rows.append({**row, EXPECTED_CHANGE: expected} if EXPECTED_CHANGE in names else row)
         if step < at[-1]:
             points = steps[step] if isinstance(steps, Tensor) else slice(None)
             moved, after = _step(now, dynamics, X[..., points, :], y[..., points, :], rate)
-            if ACCOUNT in names:
-                account = account + _law.account_of_step(now, after, dynamics, rate, moved)
+            if EXPECTED_CHANGE in names:
+                expected = expected + _law.expected_change(now, after, dynamics, rate, moved)
             now = after
     if outermost():
         _tell_of_divergence(torch.stack(sound, 1), at)
@@ -184,19 +186,19 @@ def flow(
     tolerance: float = 1e-9,
     longest: int = 20_000,
 ) -> Course:
-    """Gradient flow on all points, integrated with adaptive steps, the account of the law along with it.
+    """Gradient flow on all points, integrated with adaptive steps, the expected change of C along with it.
 
-    Exact to the tolerance for linear networks. Under relu and the other gates with a kink the right-hand side jumps
-    wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from both
-    sides it slides along the kink, and adaptive steps stall. ``descend`` with a small η has no such trouble.
+    Exact to the tolerance for linear networks. Under relu and the other activations with a kink the right-hand side
+    jumps wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from
+    both sides it slides along the kink, and adaptive steps stall. ``descend`` with a small η has no such trouble.
 
     Args:
         state: Start, in float64.
-        dynamics: Rule, gate, loss, layers' rates and decays.
+        dynamics: Rule, activation, loss, layers' rates and decays.
         X: Inputs.
         y: Targets.
         times: Where to record, increasing from 0.
-        names: Of ``MEASUREMENTS``, and ``account``.
+        names: Of ``MEASUREMENTS``, and ``expected_change``.
         tolerance: Relative error of one step; the absolute one is a hundredth of it.
         longest: Most evaluations of the velocity.
 
@@ -205,7 +207,7 @@ def flow(
             float64, or the times do not increase from 0.
         RuntimeError: the integration stopped, as the weights diverge, or took too long.
     """
-    taken = known(names)
+    taken = measurements_named(names)
     _fitting(state, dynamics, X, y)
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
@@ -213,8 +215,8 @@ def flow(
     if positive("tolerance", tolerance) >= 1:
         raise ValueError(f"tolerance is {told(tolerance)}, expected a relative error, below 1")
     positive("longest", longest)
-    account = torch.zeros_like(_law.incoming(state, dynamics))
-    zero = state._replace(W=(*state.W, account.unsqueeze(-1)))  # the account rides along as one more matrix
+    expected = torch.zeros_like(_law.incoming(state, dynamics))
+    zero = state._replace(W=(*state.W, expected.unsqueeze(-1)))  # integrated along as one more matrix
 
     calls = 0
 
@@ -226,12 +228,12 @@ def flow(
                 f"gradient flow took {longest} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: allow more "
                 "(longest), a larger tolerance, or use descend with a small rate"
             )
-        here = _without_account(_restored(numbers, zero))
+        here = _without_expected(_restored(numbers, zero))
         moves = velocity(here, dynamics, X, y)
-        gain = _law.account_rate(here, moves, dynamics)
+        gain = _law.expected_rate(here, moves, dynamics)
         return _flat(moves._replace(W=(*moves.W, gain.unsqueeze(-1))))
 
-    span, method = (0.0, float(times[-1])), "DOP853" if dynamics.gate.smooth else "RK45"
+    span, method = (0.0, float(times[-1])), "DOP853" if dynamics.activation.smooth else "RK45"
     solved = scipy.integrate.solve_ivp(
         slope, span, _flat(zero), method=method, t_eval=times.cpu().numpy(), rtol=tolerance, atol=tolerance / 100
     )
@@ -241,9 +243,9 @@ def flow(
     states = [_restored(column, zero) for column in solved.y.T]
     rows = []
     for here in states:
-        row = {name: take(_without_account(here), dynamics, X, y) for name, take in taken.items()}
-        rows.append({**row, ACCOUNT: here.W[-1][..., 0]} if ACCOUNT in names else row)
-    end = _without_account(states[-1])
+        row = {name: take(_without_expected(here), dynamics, X, y) for name, take in taken.items()}
+        rows.append({**row, EXPECTED_CHANGE: here.W[-1][..., 0]} if EXPECTED_CHANGE in names else row)
+    end = _without_expected(states[-1])
     return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
 
 
@@ -282,7 +284,7 @@ def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
 
 
-def _without_account(state: State) -> State:
+def _without_expected(state: State) -> State:
     return state._replace(W=state.W[:-1])
 
 

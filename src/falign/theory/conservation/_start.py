@@ -11,7 +11,7 @@ from falign._validation import listed, number, room, told, whole
 from falign.feedback import generator
 from falign.theory._coerce import public
 from falign.theory.conservation._law import lawful
-from falign.theory.conservation._network import Dynamics, State, carriers, stored
+from falign.theory.conservation._network import Dynamics, State, feedback_matrices, stored_feedback
 
 
 @public
@@ -50,7 +50,7 @@ def draw(
 
     shapes = [(out, into) for into, out in pairwise(widths)]
     feedback = [(widths[-1], into) if dynamics.rule.direct else (out, into) for out, into in shapes[1:]]
-    kept = dynamics.rule.stored
+    kept = dynamics.rule.init_feedback
     return State(
         W=tuple(scale * normal(f"W{place}", *shape) for place, shape in enumerate(shapes, 1)),
         b=tuple(torch.zeros(len(seeds), out, dtype=torch.float64) for out, _ in shapes) if bias else (),
@@ -77,10 +77,15 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
     """
     if not (number(share) and 0 < share <= 1):
         raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
-    W, b, matrices, B = list(state.W), list(state.b), carriers(state, dynamics), stored(state, dynamics)
+    W, b, matrices, B = (
+        list(state.W),
+        list(state.b),
+        feedback_matrices(state, dynamics),
+        stored_feedback(state, dynamics),
+    )
     for layer in reversed(lawful(state, dynamics)):
-        above, entries = W[layer + 1].abs() * matrices[layer].sign(), dynamics.rule.potential
-        # kp's potential BW - ½W² is negative for W beyond 2B: there W = B.
+        above, entries = W[layer + 1].abs() * matrices[layer].sign(), dynamics.rule.alignment_term
+        # kp's V = BW - ½W² is negative where W is beyond 2B, and no scale of the layer below makes C ≤ 0: take W = B.
         W[layer + 1] = above = torch.where(entries(B[layer], above) >= 0, above, matrices[layer])
         size = W[layer].square().sum(-1) + (b[layer].square() if b else 0)
         size = size.clamp_min(torch.finfo(size.dtype).tiny)  # zero weights stay zero
@@ -111,7 +116,7 @@ def small(state: State, size: float) -> State:
 @public
 def anti(state: State, dynamics: Dynamics) -> State:
     """``W_{l+1} = -M``: every neuron under the law starts against its feedback, and the loss may rise at first."""
-    matrices, W = carriers(state, dynamics), list(state.W)
+    matrices, W = feedback_matrices(state, dynamics), list(state.W)
     for layer in lawful(state, dynamics):
         W[layer + 1] = -matrices[layer]
     return state._replace(W=tuple(W))

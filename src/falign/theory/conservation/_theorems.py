@@ -17,13 +17,13 @@ _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 @recording
 def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck:
-    """Check ``max_k |C_k(t) - C_k(0) - account_k(t)| ≤ tolerance · max_k,t (|P_k| + |V_k|)`` at every recorded time.
+    """Check ``max_k |C_k(t) - C_k(0) - expected_k(t)| ≤ tolerance · max_k,t (|P_k| + |V_k|)`` at every recorded time.
 
-    The account is what the exact identity says: ``½ Σ η² |ĝ_k|²`` in steps, 0 in flow, and what decay and moving
-    feedback add. ``series["drift"]`` is the largest |C(t) - C(0)| itself.
+    The expected change is that of the exact identity: ``½ Σ η² |ĝ_k|²`` in steps, 0 in flow, and what decay and
+    moving feedback add. ``series["drift"]`` is the largest |C(t) - C(0)| itself.
 
     Args:
-        course: With ``incoming``, ``potential``, ``invariant`` and ``account`` recorded.
+        course: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
         tolerance: None for 1e-10 in steps and 1e-6 in flow, whose integration has an error of its own.
 
     Raises:
@@ -33,13 +33,13 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
     """
     tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
     drift = course["invariant"] - course["invariant"][:, :1]
-    scale = (course["incoming"].abs() + course["potential"].abs()).flatten(1).amax(1)
-    residual = (drift - course["account"]).abs().amax(-1)
+    scale = (course["incoming"].abs() + course["alignment_term"].abs()).flatten(1).amax(1)
+    residual = (drift - course["expected_change"]).abs().amax(-1)
     return TheoremCheck(
         name="Conservation law",
         source=_SOURCE,
-        reading=f"{course.dynamics.rule.name}; C = ½|w|² + ½b² - V less its account; in units of the tolerance",
-        assumptions=(homogeneous_gate(course),),
+        reading=f"{course.dynamics.rule.name}; C = ½|w|² + ½b² - V less its expected change; in units of the tolerance",
+        assumptions=(homogeneous_activation(course),),
         bound=torch.ones_like(residual),
         measured=residual / (tolerance * scale)[:, None],
         scale=torch.ones_like(scale),
@@ -50,33 +50,37 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
 
 @recording
 def alignment_bound(course: Course) -> TheoremCheck:
-    """Check ``V_k(t) ≥ (r_{l+1}/r_l) (-C_k(0) - account_k(t))`` for every neuron: alignment from initial values alone.
+    """Check ``V_k(t) ≥ (r_{l+1}/r_l) (-C_k(0) - expected_k(t))`` for every neuron: alignment from initial values alone.
 
     For fa in flow without decay, ``⟨B, w_out⟩ ≥ -C_k(0)``; in steps ``-C_k(0) - ½ Σ η² |ĝ_k|²``. It is what is left
     of the law when the growth of ``½ |w_in|²`` is not known. The series are of the neuron with the least margin.
 
     Args:
-        course: With ``potential``, ``invariant`` and ``account`` recorded.
+        course: With ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
 
     Source: derived from the law.
     """
     ratio = rate_ratio(course.start, course.dynamics)
-    bound = -(course["invariant"][:, :1] + course["account"]) / ratio
+    bound = -(course["invariant"][:, :1] + course["expected_change"]) / ratio
     return _worst_neuron(
-        "Alignment lower bound", course, bound, course["potential"], "V_k ≥ -(C_k(0) + account), the worst neuron"
+        "Alignment lower bound",
+        course,
+        bound,
+        course["alignment_term"],
+        "V_k ≥ -(C_k(0) + expected change), the worst neuron",
     )
 
 
 @recording
 def lasting_alignment(course: Course) -> TheoremCheck:
-    """Check that neurons with C_k(0) ≤ 0 stay aligned: ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k² - account_k(t))``.
+    """Check that neurons with C_k(0) ≤ 0 stay aligned: ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k² - expected_k(t))``.
 
-    In gradient flow without decay the account is 0. With decay λ, the same everywhere, it is negative: C_k stays
-    below 0, and nothing changes. In steps it is ``½ Σ η² |ĝ_k|²``, so neurons with a margin ``-C_k(0)`` above that
+    In gradient flow without decay the expected change is 0. With decay λ, the same everywhere, it is negative: C_k
+    stays below 0 all the more. In steps it is ``½ Σ η² |ĝ_k|²``, so neurons with a margin ``-C_k(0)`` above that
     keep the bound without it; their share is ``constants["share with a margin"]``.
 
     Args:
-        course: With ``incoming``, ``potential``, ``invariant`` and ``account`` recorded.
+        course: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
 
     Raises:
         ValueError: no neuron of a run is aligned for ever.
@@ -87,10 +91,10 @@ def lasting_alignment(course: Course) -> TheoremCheck:
     aligned = initial <= 0
     if not aligned.any(-1).all():
         raise ValueError("a run has no neuron with C(0) ≤ 0, so nothing lasts: start from dominant(state, dynamics)")
-    gained = course["account"].clamp(min=0)
+    gained = course["expected_change"].clamp(min=0)
     bound = (course["incoming"] - gained) / rate_ratio(course.start, course.dynamics)
-    margin = torch.where(aligned[:, None], course["potential"] - bound, inf)
-    kept = (course["account"].amax(1) <= -initial)[aligned]
+    margin = torch.where(aligned[:, None], course["alignment_term"] - bound, inf)
+    kept = (course["expected_change"].amax(1) <= -initial)[aligned]
     return _worst_neuron(
         "Lasting alignment",
         course,
@@ -135,7 +139,7 @@ def decay_equilibrium(course: Course, tolerance: float = 1e-3, still: float = 1e
         source=_SOURCE,
         reading="largest difference over the neurons, in units of the largest |w_in|² + b²",
         assumptions=(
-            homogeneous_gate(course),
+            homogeneous_activation(course),
             Assumption(
                 name="one decay",
                 statement="λ_l = λ > 0 and the same rate for all layers; measured the smallest λ",
@@ -177,7 +181,7 @@ def _worst_neuron(
         name=name,
         source=_SOURCE,
         reading=f"{course.dynamics.rule.name}; {reading}",
-        assumptions=(homogeneous_gate(course),),
+        assumptions=(homogeneous_activation(course),),
         bound=bound.gather(-1, worst).squeeze(-1),
         measured=measured.gather(-1, worst).squeeze(-1),
         relation="at least",
@@ -191,11 +195,15 @@ def _allowance(course: Course) -> float:
     return 1e2 if course.rate else 1e6
 
 
-def homogeneous_gate(course: Course) -> Assumption:
+def homogeneous_activation(course: Course) -> Assumption:
     """That ``φ(z) = φ'(z) z``, without which there is no law, on a grid around 0."""
     z = torch.linspace(-3, 3, 61, dtype=torch.float64)
-    gate = course.dynamics.gate
-    error = float((gate.value(z) - gate.slope(z) * z).abs().max())
+    activation = course.dynamics.activation
+    error = float((activation.value(z) - activation.slope(z) * z).abs().max())
     return Assumption(
-        name="gate", statement=f"φ(z) = φ'(z) z for {gate.name}", measured=error, needed=1e-12, holds=error <= 1e-12
+        name="activation",
+        statement=f"φ(z) = φ'(z) z for {activation.name}",
+        measured=error,
+        needed=1e-12,
+        holds=error <= 1e-12,
     )

@@ -17,7 +17,7 @@ from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
 from falign.theory.conservation import Course, Dynamics, State, velocity
-from falign.theory.conservation._network import Points, carriers, fits_inputs
+from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs
 from falign.theory.deep_linear._modes import Rule
 
 _ITERATIONS = 60
@@ -39,7 +39,9 @@ def linear(rule: Rule = "fa") -> Dynamics:
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule is {told(rule)}, expected one of {', '.join(get_args(Rule))}")
-    return Dynamics(gate=conservation.gate("linear"), rule=conservation.rule(rule), loss=conservation.loss("squared"))
+    return Dynamics(
+        activation=conservation.activation("linear"), rule=conservation.rule(rule), loss=conservation.loss("squared")
+    )
 
 
 @public
@@ -99,7 +101,7 @@ def local_rate(
     """
     fits_inputs(state.W[0], X)
     dynamics, covariance = linear(rule), X.mT @ X / X.shape[-2]
-    depth, matrices = state.depth, carriers(state, dynamics)
+    depth, matrices = state.depth, feedback_matrices(state, dynamics)
     runs, outputs, _ = state.W[-1].shape
     above = carried = torch.eye(outputs).to(state.W[0]).expand(runs, -1, -1)
     left = [above]

@@ -13,7 +13,7 @@ from falign._validation import Numbers, moments, numbers, told
 from falign.theory import conservation
 from falign.theory._coerce import public
 from falign.theory.conservation import Course, State
-from falign.theory.conservation._network import Points, carriers, fits_inputs, stored
+from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs, stored_feedback
 from falign.theory.deep_linear import _steps
 from falign.theory.deep_linear._modes import Modes, Rule, modes
 from falign.theory.deep_linear._network import Compressed, compressed, covariances, data, linear, network, warn_of_rate
@@ -154,7 +154,7 @@ def chains_of(problem: Problem) -> Modes:
     state, dynamics = problem.state, linear(problem.rule)
     top = problem.outputs[:, : len(problem.target)]
     paths = [top]
-    for matrix in reversed(carriers(state, dynamics)):
+    for matrix in reversed(feedback_matrices(state, dynamics)):
         paths.insert(0, matrix[0].mT @ (top if dynamics.rule.direct else paths[0]))
     lengths = [path.norm(dim=0) for path in paths]
     tiny = torch.finfo(top.dtype).tiny
@@ -221,7 +221,7 @@ def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
     above += [torch.ones(()).to(found[0])] * (len(found) - len(above))
     B = [
         up * part * g.square().unsqueeze(-2)
-        for up, part, g in zip(above, stored(state, linear(rule)), found, strict=True)
+        for up, part, g in zip(above, stored_feedback(state, linear(rule)), found, strict=True)
     ]
     return State(W=(*W, state.W[-1]), B=tuple(B))
 

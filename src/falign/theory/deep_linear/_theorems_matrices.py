@@ -9,7 +9,7 @@ from falign.theory import conservation
 from falign.theory._coerce import public, recording
 from falign.theory.conservation import State
 from falign.theory.conservation._law import lawful
-from falign.theory.conservation._network import carriers
+from falign.theory.conservation._network import feedback_matrices
 from falign.theory.deep_linear._modes import Rule
 from falign.theory.deep_linear._network import Compressed, compressed, finite, linear, stepped, warn_of_rate
 from falign.theory.deep_linear._theorems_modes import SOURCE
@@ -24,7 +24,7 @@ def matrix_invariants(state: State, rule: Rule = "fa") -> tuple[Float[Tensor, "r
     of linear networks the whole matrix is conserved. A chain has ``C = -2 K`` (fa, bp).
     """
     dynamics = linear(rule)
-    matrices, found = carriers(state, dynamics), []
+    matrices, found = feedback_matrices(state, dynamics), []
     for layer in lawful(state, dynamics):
         aligned = matrices[layer].mT @ state.W[layer + 1]
         incoming = state.W[layer] @ state.W[layer].mT
