@@ -135,7 +135,7 @@ def test_the_default_size_is_that_of_the_weights(factor, rule):
             p.mul_(factor)
     falign.convert(model, rule)
     for layer in (model[0], model[2]):
-        size = layer.feedback.effective(torch.ones_like(layer.weight)).square().mean().sqrt()
+        size = layer.feedback.feedback_matrix(torch.ones_like(layer.weight)).square().mean().sqrt()
         wanted = factor * (3 * layer.in_features) ** -0.5 or (3 * layer.in_features) ** -0.5
         assert float(size.detach()) == pytest.approx(wanted * falign.ALL_RULES[rule].size, rel=0.1)
 

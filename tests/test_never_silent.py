@@ -289,5 +289,5 @@ def test_measuring_does_not_move_adaptive_feedback():
     before = model[2].feedback.B.clone()
     with torch.no_grad():
         model[2].weight.add_(1)
-    model[2].feedback.effective(model[2].weight)
+    model[2].feedback.feedback_matrix(model[2].weight)
     assert torch.equal(model[2].feedback.B, before)

@@ -141,7 +141,7 @@ def test_batchwise_signs_are_fresh_in_every_training_pass():
     seen = []
     for _ in range(5):
         step(model, x, y)
-        matrix = layer.feedback.effective(layer.weight)
+        matrix = layer.feedback.feedback_matrix(layer.weight)
         assert torch.equal(matrix.sign(), layer.weight.sign())
         assert torch.equal(matrix.abs().flatten().sort().values, pool.flatten().sort().values)
         seen.append(matrix)
@@ -150,7 +150,7 @@ def test_batchwise_signs_are_fresh_in_every_training_pass():
     step(model, x, y)
     with torch.no_grad():
         model(x)
-    assert torch.equal(layer.feedback.effective(layer.weight), seen[-1]), "evaluation draws nothing"
+    assert torch.equal(layer.feedback.feedback_matrix(layer.weight), seen[-1]), "evaluation draws nothing"
     assert torch.equal(layer.feedback.B, pool)
 
 
@@ -160,7 +160,7 @@ def test_batchwise_magnitudes_visit_the_whole_pool_once():
     met = []
     for _ in range(20):
         step(model, x, y)
-        met.append(layer.feedback.effective(layer.weight)[2, 3].abs())
+        met.append(layer.feedback.feedback_matrix(layer.weight)[2, 3].abs())
     assert torch.equal(torch.stack(met).sort().values, layer.feedback.B.flatten().sort().values)
 
 
@@ -169,7 +169,7 @@ def test_sign_rules_give_zero_where_the_weight_is_zero(rule):
     model, (x, y) = build("mlp", rule), batch("mlp")
     with torch.no_grad():
         model[2].weight[:, 3] = 0
-    matrix = model[2].feedback.effective(model[2].weight)
+    matrix = model[2].feedback.feedback_matrix(model[2].weight)
     assert (matrix[:, 3] == 0).all()
     assert falign.verify(model, x, lambda output: loss_of(output, y))
 

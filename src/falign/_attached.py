@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from falign._delivery import Cut, deliver_layerwise, transformed
+from falign._delivery import Cut, EitherWay, deliver_layerwise, transformed
 from falign._guard import Guard, guards_of, matrices_of
 from falign._preserve import look_at_hooks
 from falign.layers import KINDS, Layer
 
 if TYPE_CHECKING:
     from falign._wiring import Wiring
+
+
+#: Attributes of a ``Feedback`` that every pass changes; a pass that only measures puts them back.
+PASS_MARKS = ("ran", "latest", "opaque", "since", "met")
 
 
 class SharedSequence(nn.Module):
@@ -74,11 +78,11 @@ class Feedback(nn.Module):
         """{number of the end: the feedback that carries its error here}, for a direct rule."""
         return {self.first_end: self.matrix, **{end: self.get_buffer(name) for end, (name, _) in self.others.items()}}
 
-    def effective(self, weight: Tensor) -> Tensor:
+    def feedback_matrix(self, weight: Tensor) -> Tensor:
         """The matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
         rule = self.wiring.rule
         with torch.no_grad():
-            matrix = rule.effective(*rule.sources(self, weight, advance=False))
+            matrix = rule.feedback_matrix(*rule.feedback_inputs(self, weight, advance=False))
             return matrix if self.gain == 1 else matrix * self.gain
 
     def share(self, sequence: "SharedSequence", start: int, shape: tuple[int, ...], gain: float) -> None:
@@ -124,15 +128,21 @@ class Feedback(nn.Module):
                 "call falign.revert before neurons are taken out or put in, and convert again"
             )
         wiring = self.wiring
-        rule = wiring.state.rule or wiring.rule
-        weight = layer.weight if rule.reads_weight else None
-        sources = rule.sources(self, weight, advance=rule.advances and self._advances())
+        rule, way = wiring.rule, wiring.state.way
+        weight = layer.weight if rule.reads_weight or way is not None else None
+        inputs = rule.feedback_inputs(self, weight, advance=rule.advances and self._advances())
         if rule.learned and not self._learns(layer):
-            sources = (sources[0].detach(), *sources[1:])  # where W stands still, so does B
+            inputs = (inputs[0].detach(), *inputs[1:])  # where W stands still, so does B
+        if way is not None:
+            assert weight is not None
+            rule, inputs = (
+                EitherWay(rule=rule, way=way),
+                (*inputs, weight.detach() if self.gain == 1 else weight.detach() / self.gain),
+            )
         if torch.compiler.is_compiling():
             self.opaque = True
         spec = KINDS[self.kind].spec(layer)
-        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, self.backwards, sources)
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, self.backwards, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Forward pre-hook of the layer, direct wiring."""
@@ -287,7 +297,7 @@ class Feedback(nn.Module):
 
     def _learns(self, layer: Layer) -> bool:
         """Whether B receives a gradient: a learned B of a weight that receives one."""
-        if not (self.wiring.state.rule or self.wiring.rule).learned:
+        if not self.wiring.rule.learned or self.wiring.state.way is not None:
             return False
         weight = layer._parameters.get("weight")
         # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.

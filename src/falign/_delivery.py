@@ -6,6 +6,7 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 """
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,19 +19,29 @@ from falign.layers import KINDS
 from falign.rules.rule import Rule
 
 
-@runtime_checkable
-class Carries(Protocol):
-    """What a delivery asks of a rule."""
+class Way:
+    """The way on which the errors of one forward return: by the rule or, once ``true`` is set, through the weights."""
 
-    learned: ClassVar[bool]  # B is a parameter that receives the gradient of its layer's weight
+    true = False
 
-    def effective(self, *sources: Tensor, scratch: Scratch | None = None) -> Tensor:
-        """The B that carries the error of this pass, from the tensors that determine it."""
-        ...
 
-    def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
-        """What a direct rule projects to the cuts."""
-        ...
+@dataclass(frozen=True, kw_only=True)
+class EitherWay(Rule):
+    """A layerwise rule whose forward can be walked back truly as well: B's own gradient is then not asked for.
+
+    Args:
+        rule: the rule; what it saves for the backward is followed by the layer's weight.
+        way: which of the two carries the errors.
+    """
+
+    name: ClassVar[str] = "either way"
+    rule: Rule
+    way: Way
+
+    def feedback_matrix(self, *inputs: Tensor, scratch: Scratch | None = None) -> Tensor:
+        """Make the rule's B, or give W."""
+        *inputs_of_rule, weight = inputs
+        return weight if self.way.true else self.rule.feedback_matrix(*inputs_of_rule, scratch=scratch)
 
 
 @runtime_checkable
@@ -70,34 +81,34 @@ class _Layerwise(Function):
 
     @staticmethod
     def forward(
-        y: Tensor, x: Tensor, gain: float, rule: Carries, kind: str, spec: Any, scratch: Scratch,
-        backwards: deque, *sources: Tensor,
+        y: Tensor, x: Tensor, gain: float, rule: Rule, kind: str, spec: Any, scratch: Scratch,
+        backwards: deque, *inputs: Tensor,
     ):  # fmt: skip
         return y.clone()  # not y or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, *sources = inputs
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, *feedback_inputs = inputs
         ctx.inside = transformed()  # there B does not say that it wants a gradient
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
-        ctx.save_for_backward(*sources, *((x.detach(),) if ctx.keeps_x else ()))
+        ctx.save_for_backward(*feedback_inputs, *((x.detach(),) if ctx.keeps_x else ()))
 
     @staticmethod
     def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if not torch.compiler.is_compiling():
             ctx.backwards.append(torch._C._current_graph_task_id())
-        kind, sources, x = KINDS[ctx.kind], ctx.saved_tensors, e
+        kind, inputs, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
-            *sources, x = sources
+            *inputs, x = inputs
         carried = None
         if ctx.needs_input_grad[1]:
-            feedback = ctx.rule.effective(*sources, scratch=ctx.scratch if plain_eager(*sources) else None)
+            feedback = ctx.rule.feedback_matrix(*inputs, scratch=ctx.scratch if plain_eager(*inputs) else None)
             if feedback.dtype != e.dtype:
                 feedback = feedback.to(e.dtype)
             carried = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
-        learned = (None,) * len(sources)
-        if ctx.rule.learned and (ctx.inside or ctx.needs_input_grad[-len(sources)]):
-            learned = (kind.gradient(e, sources[0].to(e.dtype), x, ctx.spec), *learned[1:])
+        learned = (None,) * len(inputs)
+        if ctx.rule.learned and (ctx.inside or ctx.needs_input_grad[-len(inputs)]):
+            learned = (kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec), *learned[1:])
         return e, carried, None, None, None, None, None, None, *learned
 
 
@@ -111,7 +122,7 @@ class _Direct(Function):
         output: Tensor,
         target: Tensor | None,
         axis: int,
-        rule: Carries,
+        rule: Rule,
         how: tuple[tuple[int, float, int], ...],
         reached: list[int],
         fired: list[Meets],
@@ -152,7 +163,7 @@ class _Direct(Function):
         return e, None, None, None, None, None, None, *carried, *((None,) * count)
 
 
-def has_own_error(rule: Carries) -> bool:
+def has_own_error(rule: Rule) -> bool:
     """Whether a direct rule projects something else than the error itself."""
     return type(rule).error is not Rule.error
 
@@ -196,22 +207,22 @@ def deliver_layerwise(
     y: Tensor,
     x: Tensor,
     gain: float,
-    rule: Carries,
+    rule: Rule,
     kind: str,
     spec: Any,
     scratch: Scratch,
     backwards: deque,  # of int; said so, a type checker at run time would look into it while another thread adds to it
-    sources: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
 ) -> Tensor:
     """Return y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
-    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, *sources)
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, *inputs)
 
 
 def deliver_direct(
     output: Tensor,
     target: Tensor | None,
     axis: int,
-    rule: Carries,
+    rule: Rule,
     number: int,
     cuts: list[Cut],
     reached: list[int],

@@ -327,7 +327,7 @@ class Plan:
                 named = name if number == first else f"{name} from output {number}"
                 return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
 
-            matrix = self.rule.stored(drawn, deviation).to(weight.device, weight.dtype, copy=True)
+            matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
             own = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
             if own and not (torch.isfinite(matrix).all() and matrix.any()):
                 raise ValueError(
@@ -412,7 +412,7 @@ class Plan:
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
-        values = self.rule.stored(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
+        values = self.rule.init_feedback(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
         weight = next(iter(self.weights.values()))
         sequence = SharedSequence(values.to(weight.device, weight.dtype))
         for name, part in parts.items():

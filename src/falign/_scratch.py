@@ -1,4 +1,4 @@
-"""One reused piece of memory for feedback that is derived from the weights in every backward."""
+"""Feedback that is derived from the weights in every backward: magnitudes times signs, in memory that is used again."""
 
 import threading
 from typing import Any
@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+_SMALL = 1 << 17
+_PIECE = 1 << 19
+
 
 def plain_eager(*tensors: Tensor, recorded: bool = False) -> bool:
-    """Whether these tensors are not traced, transformed or compiled, nor (unless it may be) recorded in a graph."""
+    """Tell whether tensors are not traced, transformed or compiled, nor (unless they may be) recorded in a graph."""
     return not (
         (torch.is_grad_enabled() and not recorded)
         or torch.compiler.is_compiling()
@@ -29,11 +32,38 @@ class Scratch:
         self._local = threading.local()
 
     def like(self, tensor: Tensor) -> Tensor:
-        """An uninitialised contiguous tensor of the same shape, dtype and device, valid until the next call."""
-        held = getattr(self._local, "memory", None)
-        if held is None or held.numel() < tensor.numel() or held.dtype != tensor.dtype or held.device != tensor.device:
-            held = self._local.memory = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-        return held[: tensor.numel()].view(tensor.shape)
+        """Give an uninitialised contiguous tensor of the same shape, dtype and device, valid until the next call."""
+        memory = getattr(self._local, "memory", None)
+        if (
+            memory is None
+            or memory.numel() < tensor.numel()
+            or memory.dtype != tensor.dtype
+            or memory.device != tensor.device
+        ):
+            memory = self._local.memory = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        return memory[: tensor.numel()].view(tensor.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Scratch, ()  # a copy or a pickle of a model takes no content along
+
+
+def signed(weight: Tensor, magnitudes: list[Tensor], scratch: Scratch | None) -> Tensor:
+    """Compute ``magnitude ⊙ sign(W)``; the flat magnitudes may come in pieces, or as one number.
+
+    Without scratch an ordinary expression; with it, written piece by piece while a piece is in the cache.
+    """
+    # Pieces serve the cache of a CPU; on a GPU each would be a kernel of its own.
+    if scratch is None or weight.device.type != "cpu" or weight.numel() < _SMALL or not weight.is_contiguous():
+        whole = magnitudes[0] if len(magnitudes) == 1 else torch.cat(magnitudes)
+        return torch.sign(weight) * (whole.view(weight.shape) if whole.dim() == 1 else whole)
+    result = scratch.like(weight)
+    source, target, begin = weight.detach().view(-1), result.view(-1), 0
+    for magnitude in magnitudes:
+        size = magnitude.numel() if magnitude.dim() == 1 else weight.numel()
+        for start in range(0, size, _PIECE):
+            stop = min(start + _PIECE, size)
+            piece = target[begin + start : begin + stop]
+            torch.sign(source[begin + start : begin + stop], out=piece)
+            piece.mul_(magnitude[start:stop] if magnitude.dim() == 1 else magnitude)
+        begin += size
+    return result

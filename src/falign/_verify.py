@@ -174,8 +174,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
         def after(
             layer: Layer, args: tuple, kwargs: dict[str, Any], y: Tensor, part: Any = part, carrier: nn.Module = carrier
         ) -> Tensor:
-            part.wiring.rule.sources(part, layer.weight, advance=part.training and not in_backward())
-            carrier.__dict__["weight"] = part.effective(layer.weight).detach()
+            part.wiring.rule.feedback_inputs(part, layer.weight, advance=part.training and not in_backward())
+            carrier.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
             through = carrier(keep[0], *args[1:], **kwargs)
             y = y + (through - through.detach())
             if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place

@@ -1,23 +1,22 @@
 """What all layers of a converted model share: one ``Wiring``, beside a ``Feedback`` in every layer."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from falign._attached import Feedback
-from falign._delivery import Cut, deliver_direct, transformed
+from falign._attached import PASS_MARKS, Feedback
+from falign._delivery import Cut, Way, deliver_direct, transformed
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
+from falign._preserve import generators
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
-
-if TYPE_CHECKING:
-    from falign.rules import Rule
+from falign.rules import Rule
 
 
 @dataclass(kw_only=True)
@@ -26,7 +25,7 @@ class Run:
 
     watched: bool  # whether versions and hooks of tensors can be looked at
     cuts: list[Cut] = field(default_factory=list)
-    fired: list["Feedback"] = field(default_factory=list)
+    fired: list[Feedback] = field(default_factory=list)
     last: Tensor | None = None  # output of the layer that ran last, where no example showed what follows it
 
 
@@ -38,7 +37,7 @@ class State(threading.local):
         followed: whether it was in the latest forward: a recomputation by activation checkpointing follows that.
         target: the targets (``falign.targets``).
         measured: whether the running pass is a measurement, and no part of the training.
-        rule: what stands for the rule while both gradients are taken from one forward, or None.
+        way: how errors return while both gradients are taken from one forward, else None.
         runs: the forwards at work under a direct rule, the innermost last.
         fired: names of the layers that the latest of them cut.
     """
@@ -48,7 +47,7 @@ class State(threading.local):
         self.followed: bool | None = None
         self.target: Tensor | None = None
         self.measured = False
-        self.rule: Any = None
+        self.way: Way | None = None
         self.runs: list[Run] = []
         self.fired: set[str] | None = None
 
@@ -89,7 +88,7 @@ class Wiring:
 
     def __init__(
         self,
-        rule: "Rule",
+        rule: Rule,
         seed: int,
         ends: tuple[End, ...],
         skip: tuple[str, ...],
@@ -102,7 +101,6 @@ class Wiring:
         self.newcomers = newcomers
         self.state = State()
         self.scratch = Scratch()
-        self.monitor: ReferenceType | None = None  # the falign.measure.Monitor at work
         self.fired: set[str] = set()  # by the latest forward of any thread: recomputations run in threads of autograd
         self.followed = True
         self.passes = 0  # forwards of the model so far
@@ -227,7 +225,7 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes nothing of a forward along, nor the whole model by way of one of its layers."""
-        return {**self.__dict__, "monitor": None, "modules": [], "layers": [], "lenient": False}
+        return {**self.__dict__, "modules": [], "layers": [], "lenient": False}
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -283,6 +281,78 @@ def feedbacks(model: nn.Module) -> dict[str, Feedback]:
     converted(model)
     found = ((name, part) for name, part in model.named_modules() if isinstance(part, Feedback))
     return {name.removesuffix("feedback").removesuffix("."): part for name, part in found}
+
+
+def wiring_of(model: nn.Module) -> Wiring | None:
+    """The wiring of a model that was itself given to ``convert``; None of a part, a wrapper or a plain model."""
+    return model.__dict__.get("_falign")
+
+
+def is_measured(model: nn.Module) -> bool:
+    """Whether the running pass is a measurement, and no part of the training."""
+    return any(wiring.state.measured for wiring in wirings(model))
+
+
+@contextmanager
+def true_errors(model: nn.Module) -> Iterator[Way]:
+    """Let forwards of a converted model be walked back twice: by the rule and, once ``way.true`` is set, truly.
+
+    For layerwise rules: every layer keeps its weight beside what its rule needs.
+    """
+    way, states = Way(), [wiring.state for wiring in converted(model)]
+    for state in states:
+        state.way = way
+    try:
+        yield way
+    finally:
+        for state in states:
+            state.way = None
+
+
+@contextmanager
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Whatever a pass within does to them, buffers, random generators and modes are afterwards as they were before.
+
+    The generators are PyTorch's (of the CPU and of the CUDA devices that the model is on), Python's and NumPy's global
+    ones. Buffers are put back in place, and in their module's slot if the pass replaced them. A backward that is still
+    to come may recompute a part of its forward (activation checkpointing): it does so by the rule of that forward.
+    """
+    parts = [part for part in model.modules() if isinstance(part, Feedback)]
+    # Feedback that no pass moves is not copied: it may be as large as the weights.
+    fixed = {id(part.sequence.values if part.B is None else part.B) for part in parts if not part.wiring.rule.adapts}
+    kept = [
+        (module, name, buffer, buffer if buffer is None or id(buffer) in fixed else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    marks = [(part, {key: getattr(part, key) for key in PASS_MARKS}) for part in parts]
+    before = [(wiring, dict(vars(wiring.state)), wiring.followed, wiring.fired) for wiring in wirings(model)]
+    for wiring, *_ in before:
+        wiring.state.measured = True
+    with generators(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, name, buffer, value in kept:
+                    module._buffers[name] = buffer
+                    if buffer is not None and value is not None and value is not buffer:
+                        buffer.data.copy_(value)  # its version stays: a backward still to come may have saved it
+            for module, training in modes:
+                module.training = training
+            for part, values in marks:
+                vars(part).update(values)
+            for wiring, state, followed, fired in before:
+                vars(wiring.state).update(state)
+                wiring.followed, wiring.fired = followed, fired
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within ``torch.compile``'s and the data-parallel wrappers."""
+    while type(model).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel"):
+        model = model.get_submodule("_orig_mod" if type(model).__name__ == "OptimizedModule" else "module")
+    return model
 
 
 #: The classes of layers that a rule takes.

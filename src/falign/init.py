@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from falign._preserve import DrawnOnCPU
 from falign._validation import number, told, whole
-from falign._wiring import converted
+from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
-from falign.measure._untouched import unwrapped
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import Form, Target
+from falign.measure.law._downstream import Target
 from falign.measure.law._laws import find
 from falign.measure.law._trace import Followed, follow
-from falign.rules import BatchwiseRandomSignFeedback
+from falign.rules import LawKind
 
 __all__ = ["SCHEMES", "aligned_forever", "anti", "dominant", "generic", "small"]
 
@@ -59,7 +58,7 @@ def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor,
 def _forever(balance: Balance) -> Bool[Tensor, " neurons"]:
     if all(signed(target) for target in balance.targets):
         return torch.ones_like(balance.incoming(), dtype=torch.bool)
-    if any(target.form is Form.MOVING for target in balance.targets):
+    if any(target.form is LawKind.MOVING for target in balance.targets):
         return torch.zeros_like(balance.incoming(), dtype=torch.bool)
     return balance.incoming() <= balance.outgoing()
 
@@ -90,13 +89,12 @@ def _speaks(balance: Balance) -> bool:
     Nor where B is a function of W of which no integral is known.
     """
     forms = {target.form for target in balance.targets}
-    return bool(forms) and not forms & {Form.NORMALISED, Form.PATH}
+    return bool(forms) and not forms & {LawKind.NORMALISED, LawKind.PATH}
 
 
 def signed(target: Target) -> bool:
     """Whether the error of a target returns with the signs of its weights."""
-    brsf = target.part is not None and isinstance(target.part.wiring.rule, BatchwiseRandomSignFeedback)
-    return brsf or target.form in (Form.SIGNS, Form.WEIGHTS)
+    return target.form is LawKind.WEIGHTS or (target.part is not None and target.part.wiring.rule.magnitudes)
 
 
 # The schemes: each draws the weights anew from a seed, then bends them to what the law asks.
@@ -249,7 +247,7 @@ def _align(target: Target) -> None:
     if signed(target):
         return
     weight, feedback = target.weight, target.feedback().to(target.weight.dtype)
-    size = torch.minimum(weight.abs(), feedback.abs()) if target.form is Form.LEARNED else weight.abs()
+    size = torch.minimum(weight.abs(), feedback.abs()) if target.form is LawKind.LEARNED else weight.abs()
     weight.copy_(torch.where(feedback == 0, weight, size * feedback.sign()))
 
 

@@ -74,11 +74,11 @@ def test_effective_feedback_of_a_sign_rule_has_the_signs():
     )
     nn.init.normal_(model[2].weight)
     part = model[2].feedback
-    assert angle(part.effective(model[2].weight), model[2].weight) == pytest.approx(50.5, abs=1)
+    assert angle(part.feedback_matrix(model[2].weight), model[2].weight) == pytest.approx(50.5, abs=1)
     assert 89 < angle(part.B, model[2].weight) < 91
     usf = falign.convert(nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 200)), "usf")
     nn.init.normal_(usf[2].weight)
-    assert angle(usf[2].feedback.effective(usf[2].weight), usf[2].weight) == pytest.approx(37.1, abs=1)
+    assert angle(usf[2].feedback.feedback_matrix(usf[2].weight), usf[2].weight) == pytest.approx(37.1, abs=1)
 
 
 def test_angle_of_nothing_is_a_right_angle():

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import falign
 from falign._preserve import seeded
+from falign._wiring import preserve_state
 from falign.feedback import generator
 from falign.lab._batches import Images
 from falign.lab._divergence import locate, running_order
@@ -23,7 +24,6 @@ from falign.lab._validate import made_rule
 from falign.lab.config import ConfigError, TrainConfig
 from falign.layers import kind_of
 from falign.measure import Alignment, alignment
-from falign.measure._untouched import untouched
 from falign.measure.law import ConservationLaw
 from falign.theory.two_layer._schedules import SCHEDULES
 
@@ -246,7 +246,7 @@ def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, si
     """
     with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
         model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
-        with untouched(model):
+        with preserve_state(model):
             layers = _layers(config, model, example, classes)
         _convert(config, model, example)
         optimizer = make_optimizer(model, config)

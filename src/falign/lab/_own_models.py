@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
 from falign._preserve import seeded
+from falign._wiring import preserve_state
 from falign.lab._packing import LETTERS
 from falign.lab._python_state import Attributes, held, marks
 from falign.lab._text import plain
 from falign.lab.config import ConfigError
-from falign.measure._untouched import untouched
 
 Shape = tuple[int, int, int]
 
@@ -259,7 +259,7 @@ def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
         return True
     attributes, found = Attributes(made), []
     for training in (True, True, False, False):
-        with untouched(made), attributes.kept(), seeded(0, [x.device]):
+        with preserve_state(made), attributes.kept(), seeded(0, [x.device]):
             with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
                 output = made.train(training)(x.clone())
             check(model, output, (len(x), classes), "in training" if training else "in evaluation")

@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from falign._attached import Feedback
-from falign._wiring import converted, feedbacks
+from falign._wiring import converted, feedbacks, unwrapped
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
 from falign.measure._passes import Loss, Passes, both, linear_maps, trainable
 from falign.measure._report import Alignment, LayerAlignment
-from falign.measure._untouched import unwrapped
 
 # A layer's feedback beside its weight, neuron by neuron.
 
@@ -288,7 +287,7 @@ def _kind(layer: Layer) -> str:
 
 def _weights(part: Feedback, layer: Layer) -> Weights | None:
     weight = weight_of(layer)
-    matrix = part.effective(weight).detach()
+    matrix = part.feedback_matrix(weight).detach()
     return compare(matrix, weight, layer) if matrix.shape == weight.shape else None
 
 

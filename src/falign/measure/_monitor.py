@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from falign._validation import told
-from falign._wiring import converted
+from falign._wiring import Wiring, converted, unwrapped
 from falign.measure._alignment import Waiting, held, measured
 from falign.measure._passes import Loss
 from falign.measure._report import Alignment, LayerAlignment, frame
-from falign.measure._untouched import unwrapped
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,6 +87,10 @@ def write_row(to: Writer, step: int, row: LayerAlignment) -> None:
             to.add_scalar(f"{group}/{row.layer}", value, step)
 
 
+#: The monitor at work on a converted model; held weakly, so one that was dropped does not bar the way.
+_MONITORS: WeakKeyDictionary[Wiring, ReferenceType["Monitor"]] = WeakKeyDictionary()
+
+
 class Monitor:
     """Measures the alignment of a model every so many steps of any training loop.
 
@@ -134,14 +137,14 @@ class Monitor:
         self._wirings = converted(self._model)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {told(every)}, expected a whole number of steps from 1 on")
-        if any(wiring.monitor is not None and wiring.monitor() is not None for wiring in self._wirings):
+        if any(wiring in _MONITORS and _MONITORS[wiring]() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
         self._held = {} if optimizer is None else held(self._model, optimizer)
         self._owns = isinstance(tensorboard, (str, Path))
         self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
         for wiring in self._wirings:
-            wiring.monitor = ref(self)  # a monitor that was dropped does not bar the way
+            _MONITORS[wiring] = ref(self)
         self.every = every
         self.count = 0
         self.records: list[dict[str, Any]] = []
@@ -215,7 +218,7 @@ class Monitor:
         """Take the monitor off the model and the optimizer; the records stay."""
         self._finish()
         for wiring in self._wirings:
-            wiring.monitor = None
+            _MONITORS.pop(wiring, None)
         self._wirings = []
         if self._hook is not None:
             self._hook.remove()

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,45 +15,9 @@ from falign._attached import Feedback
 from falign._convert import backprop, targets
 from falign._preserve import eagerly
 from falign._transport import loss_on
-from falign._wiring import converted, feedbacks
+from falign._wiring import converted, feedbacks, preserve_state, true_errors
 from falign.layers import Layer, kind_of
 from falign.measure._angles import by_sample, effective_rank
-from falign.measure._untouched import untouched
-from falign.rules import Rule
-
-if TYPE_CHECKING:
-    from falign._scratch import Scratch
-
-# Both gradients of one forward pass, for layerwise rules.
-
-
-class Switch:
-    """Stands for a layerwise rule; switched to true, it carries errors through W, which is backpropagation.
-
-    Args:
-        rule: The rule.
-    """
-
-    learned = False  # B's own gradient is not asked for
-    reads_weight = True
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.true = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rule, name)
-
-    def sources(self, feedback: Feedback, weight: Tensor, *, advance: bool) -> tuple[Tensor, ...]:
-        """Those of the rule, and W."""
-        weight = weight.detach()
-        own = self.rule.sources(feedback, weight, advance=advance)
-        return (*own, weight if feedback.gain == 1 else weight / feedback.gain)
-
-    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
-        """The rule's B, or W."""
-        *own, weight = sources
-        return weight if self.true else self.rule.effective(*own, scratch=scratch)
 
 
 def switchable(model: nn.Module) -> bool:
@@ -72,20 +36,6 @@ def switchable(model: nn.Module) -> bool:
 
 def _before(layer: nn.Module) -> Iterable[Any]:
     return layer._forward_pre_hooks.values()
-
-
-@contextmanager
-def switches(model: nn.Module) -> Iterator[list[Switch]]:
-    """Within, the forward passes of a model can be walked back by the rule and, switched, truly."""
-    hung = converted(model)
-    made = [Switch(wiring.rule) for wiring in hung]
-    for wiring, switch in zip(hung, made, strict=True):
-        wiring.state.rule = switch
-    try:
-        yield made
-    finally:
-        for wiring in hung:
-            wiring.state.rule = None
 
 
 # What a measurement asks of a batch and its loss.
@@ -222,12 +172,11 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
 def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
     """One forward, walked back by the rule and then truly."""
     parameters = trainable(model)
-    with untouched(model), switches(model) as hung, _seen(model, lambda *error: see[0](*error)) as order:
+    with preserve_state(model), true_errors(model) as way, _seen(model, lambda *error: see[0](*error)) as order:
         see = [keep]
         loss = checked(forward(), model)
         taken = _gradients(loss, parameters, retain_graph=True)
-        for switch in hung:
-            switch.true = True
+        way.true = True
         see[0] = compare
         true = _gradients(loss, parameters)
     return float(loss.detach()), tuple(order), taken, true
@@ -236,10 +185,10 @@ def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked
 def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
     """A forward by the rule and a true one, from the same random numbers."""
     parameters = trainable(model)
-    with untouched(model), _seen(model, keep) as order:
+    with preserve_state(model), _seen(model, keep) as order:
         loss = checked(forward(), model)
         taken = _gradients(loss, parameters)
-    with untouched(model), backprop(model), _seen(model, compare):
+    with preserve_state(model), backprop(model), _seen(model, compare):
         true = _gradients(checked(forward(), model), parameters)
     return float(loss.detach()), tuple(order), taken, true
 

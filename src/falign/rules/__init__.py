@@ -7,7 +7,7 @@ from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.kolen_pollack import KolenPollack
-from falign.rules.rule import Rule
+from falign.rules.rule import LawKind, LayerState, Rule
 from falign.rules.sign_feedback import FixedRandomSignFeedback, UniformSignFeedback
 
 ALL_RULES: dict[str, type[Rule]] = {
@@ -35,6 +35,8 @@ __all__ = [
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
     "KolenPollack",
+    "LawKind",
+    "LayerState",
     "Rule",
     "UniformSignFeedback",
 ]

@@ -2,16 +2,15 @@
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from falign._scratch import plain_eager
-from falign.rules.rule import Rule
+from falign.rules.rule import LayerState, Rule
 
-if TYPE_CHECKING:
-    from falign._attached import Feedback
+__all__ = ["AdaptiveFeedbackAlignment"]
 
 _MOVING = threading.Lock()
 
@@ -50,22 +49,22 @@ class AdaptiveFeedbackAlignment(Rule):
         """|W|² of the weights last followed."""
         return {"seen": torch.tensor(-1.0, dtype=torch.float64, device="cpu")}
 
-    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+    def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(B,), moved if the weights are not those that it has followed already."""
         if not advance:
-            return (feedback.matrix,)
+            return (layer.matrix,)
         assert weight is not None
-        matrix, weight = feedback.matrix, weight.detach()
+        matrix, weight = layer.matrix, weight.detach()
         with torch.no_grad():
             now = torch.linalg.vector_norm(weight, dtype=torch.float64)
             if matrix.device.type == "cpu" and plain_eager(matrix):
                 with _MOVING:  # of several threads that see changed weights one follows them
-                    if now != feedback.get_buffer("seen"):
+                    if now != layer.get_buffer("seen"):
                         matrix.lerp_(weight, self.rate)
-                        feedback.remember("seen", now)
+                        layer.remember("seen", now)
                 return (matrix,)
-            moved = now != feedback.get_buffer("seen")
+            moved = now != layer.get_buffer("seen")
             followed = torch.lerp(matrix, weight.to(matrix.dtype), moved.to(matrix.dtype) * self.rate)
-            feedback.remember("B", followed)
-            feedback.remember("seen", now)
+            layer.remember("B", followed)
+            layer.remember("seen", now)
         return (followed,)  # not the buffer: a later move must not reach into an earlier pass

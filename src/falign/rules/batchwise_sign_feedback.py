@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from falign._scratch import plain_eager
-from falign.rules.rule import Rule, signed
+from falign._scratch import Scratch, plain_eager, signed
+from falign.rules.rule import LayerState, Rule
 
-if TYPE_CHECKING:
-    from falign._attached import Feedback
-    from falign._scratch import Scratch
+__all__ = ["BatchwiseRandomSignFeedback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class BatchwiseRandomSignFeedback(Rule):
     magnitudes: ClassVar[bool] = True
     name: ClassVar[str] = "brsf"
 
-    def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
+    def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """The pool |B₀|."""
         return draw().abs()
 
@@ -46,23 +44,23 @@ class BatchwiseRandomSignFeedback(Rule):
         """How many training passes there were."""
         return {"passes": torch.zeros((), dtype=torch.int64, device="cpu")}
 
-    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+    def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(pool, places to turn it by, W), or the pool's two pieces and W where the number can be read."""
         assert weight is not None
-        passes, size = feedback.get_buffer("passes"), max(1, weight.numel())
+        passes, size = layer.get_buffer("passes"), max(1, weight.numel())
         if advance:
             passes = passes + 1
-            feedback.remember("passes", passes)
-        pool, weight = feedback.matrix, weight.detach()
+            layer.remember("passes", passes)
+        pool, weight = layer.matrix, weight.detach()
         if pool.device.type == "cpu" and plain_eager(pool, weight, recorded=True):
             turn = int(passes) * _stride(size) % size
             pool = pool.reshape(-1)  # not a view where the model is channels_last
             return pool[turn:], pool[:turn], weight
         return pool, passes * _stride(size) % size, weight
 
-    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+    def feedback_matrix(self, *inputs: Tensor, scratch: Scratch | None = None) -> Tensor:
         """|B_t| ⊙ sign(W)."""
-        pool, places, weight = sources
+        pool, places, weight = inputs
         if places.dim() == 1:
             return signed(weight, [pool, places], scratch)
         pool = pool.reshape(-1)

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from falign.rules.rule import Rule
 
+__all__ = ["DirectFeedbackAlignment"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DirectFeedbackAlignment(Rule):

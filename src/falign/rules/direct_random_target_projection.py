@@ -8,6 +8,8 @@ from torch import Tensor
 
 from falign.rules.rule import Rule
 
+__all__ = ["DirectRandomTargetProjection"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DirectRandomTargetProjection(Rule):

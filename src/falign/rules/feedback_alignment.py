@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from falign.rules.rule import Rule
 
+__all__ = ["FeedbackAlignment"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackAlignment(Rule):

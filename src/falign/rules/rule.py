@@ -1,27 +1,93 @@
-"""What a rule is: where the error is delivered, and which matrix carries it."""
+"""A learning rule: where the error is delivered, and which matrix carries it there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from falign._attached import Feedback
     from falign._scratch import Scratch
+
+__all__ = ["LawKind", "LayerState", "Rule"]
+
+
+@runtime_checkable
+class LayerState(Protocol):
+    """One layer's feedback as its rule sees it."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """B as the layer keeps it, which is what ``Rule.init_feedback`` made of the draw."""
+        ...
+
+    def get_buffer(self, target: str, /) -> Tensor:
+        """A buffer of ``Rule.state``, by its key."""
+        ...
+
+    def remember(self, key: str, value: Tensor) -> None:
+        """Write B (key "B") or a buffer of ``Rule.state``; the only way that survives ``torch.compile``."""
+        ...
+
+
+class LawKind(Enum):
+    """V, the term beside ½|w|² in the conservation law of a neuron, by how the feedback follows the weights.
+
+    A step changes V by ``⟨B, ΔW⟩`` to first order, summed over the weights out of the neuron. The value is (V, how the
+    feedback moves, order of the drift by that), as texts. Where the feedback does not move, or moves as the weights do,
+    C is conserved up to the squares of the steps alone; else ``falign.measure.ConservationLaw`` accounts for what its
+    motion does as well: a weight that passes zero under sign feedback adds O(η), a B that moves by itself O(1).
+    """
+
+    STILL = ("⟨B,W⟩", "", "")
+    WEIGHTS = ("½|W|²", "", "")  # B = W
+    LEARNED = ("(⟨B,W⟩ - {share}½|W|²)", "", "")  # B moves with W: Kolen-Pollack
+    SIGNS = ("Σ|B||W|", "its feedback follows the signs of the weights", "O(η)")
+    MOVING = ("⟨B(t),W⟩", "its feedback moves by itself", "O(1)")
+    PATH = ("∫⟨B(W),dW⟩", "its feedback is a function of the weights", "O(η)")
+    NORMALISED = ("", "the ε of its batch normalisation", "O(ε/v)")  # no rule's: a normalisation leaves |w| alone
+
+    @property
+    def text(self) -> str:
+        """V."""
+        return self.value[0]
+
+    @property
+    def motion(self) -> str:
+        """How the feedback moves."""
+        return self.value[1]
+
+    @property
+    def order(self) -> str:
+        """What its motion adds to the drift."""
+        return self.value[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Base of all rules; a rule is a frozen value, its state lives in the buffers of each layer's ``Feedback``.
+    """Base of all rules; a rule is a frozen value, its state lives in the buffers of each layer's feedback.
+
+    A rule of your own is a subclass with a ``name``, the class attributes that differ and, where B is not simply kept
+    as drawn, some of the methods. The fields of the dataclass are its options, on the command line as well. ``convert``
+    takes the class or an instance, ``falign train`` takes ``--rule package.module:Class``::
+
+        @dataclass(frozen=True, kw_only=True)
+        class HalvedFeedback(falign.Rule):
+            name: ClassVar[str] = "halved"
+            factor: float = 0.5
+
+            def feedback_matrix(self, *inputs, scratch=None):
+                return self.factor * inputs[0]
 
     Class attributes:
-        name: the word that ``convert`` and the command take.
+        name: the word that ``convert`` and the command take, and that messages say.
         wiring: "none" (ordinary autograd), "layerwise" (every layer hands its own error back through B of W's shape)
             or "direct" (the network's output hands its error to every layer at once).
         size: of B where the user gives no ``scale``, relative to what carries an error as far as backpropagation
             does at conversion; chosen by measurement (``docs/scales.md``).
+        law: the term beside ½|w|² in the conservation law. None: the general one that the other attributes imply,
+            LEARNED of a learned B, MOVING where the rule adapts or advances, PATH where it reads W, else STILL.
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
@@ -35,6 +101,7 @@ class Rule:
     name: ClassVar[str]
     wiring: ClassVar[Literal["none", "layerwise", "direct"]] = "layerwise"
     size: ClassVar[float] = 1.0
+    law: ClassVar[LawKind | None] = None
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
@@ -44,27 +111,41 @@ class Rule:
     targeted: ClassVar[bool] = False
     magnitudes: ClassVar[bool] = False
 
-    def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
-        """What a layer keeps as B, given how to draw it and the standard deviation asked for."""
+    def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
+        """Make what a layer keeps as B at conversion.
+
+        Args:
+            draw: draws a matrix of the feedback's shape from the family that the user chose, scaled; not called by a
+                rule that draws nothing.
+            deviation: standard deviation of its entries.
+        """
         return draw()
 
     def state(self) -> dict[str, Tensor]:
-        """Further buffers that the rule keeps at every layer."""
+        """Further buffers that the rule keeps at every layer, by key, with their first values."""
         return {}
 
-    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
-        """The tensors that determine the feedback of this pass; ``advance`` is a pass of training.
+    def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+        """Collect the tensors that determine the feedback of a pass, in the forward of the layer.
 
-        ``weight`` is given to rules that read it.
+        Args:
+            layer: the layer's feedback.
+            weight: W of a rule that reads it, else None.
+            advance: whether the pass is one of training, by which state may move.
         """
-        return (feedback.matrix,)
+        return (layer.matrix,)
 
-    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
-        """The B that carries the error, from its sources; with ``scratch`` it may lie in that memory."""
-        return sources[0]
+    def feedback_matrix(self, *inputs: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+        """Make the B that carries the error, of W's shape, from what ``feedback_inputs`` gave, in the backward.
+
+        Args:
+            inputs: as ``feedback_inputs`` gave them, saved in the graph between the two.
+            scratch: memory in which the result may lie, used up before the next call; None where it may not.
+        """
+        return inputs[0]
 
     def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
-        """Return what a direct rule projects to the layers in place of the error; here the error itself.
+        """Make what a direct rule projects to the layers, of the error's shape; here the error itself.
 
         Args:
             error: the gradient at the output.
@@ -73,29 +154,3 @@ class Rule:
             axis: the axis of the classes.
         """
         return error
-
-
-def signed(weight: Tensor, magnitudes: list[Tensor], scratch: "Scratch | None") -> Tensor:
-    """``magnitude ⊙ sign(W)``; the flat magnitudes may come in pieces, or as one number.
-
-    Without scratch an ordinary expression; with it, written piece by piece while a piece is in the cache.
-    """
-    # Pieces serve the cache of a CPU; on a GPU each would be a kernel of its own.
-    if scratch is None or weight.device.type != "cpu" or weight.numel() < _SMALL or not weight.is_contiguous():
-        whole = magnitudes[0] if len(magnitudes) == 1 else torch.cat(magnitudes)
-        return torch.sign(weight) * (whole.view(weight.shape) if whole.dim() == 1 else whole)
-    result = scratch.like(weight)
-    source, target, begin = weight.detach().view(-1), result.view(-1), 0
-    for magnitude in magnitudes:
-        size = magnitude.numel() if magnitude.dim() == 1 else weight.numel()
-        for start in range(0, size, _PIECE):
-            stop = min(start + _PIECE, size)
-            piece = target[begin + start : begin + stop]
-            torch.sign(source[begin + start : begin + stop], out=piece)
-            piece.mul_(magnitude[start:stop] if magnitude.dim() == 1 else magnitude)
-        begin += size
-    return result
-
-
-_SMALL = 1 << 17
-_PIECE = 1 << 19

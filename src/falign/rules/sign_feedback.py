@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from falign.rules.rule import Rule, signed
+from falign._scratch import Scratch, signed
+from falign.rules.rule import LawKind, LayerState, Rule
 
-if TYPE_CHECKING:
-    from falign._attached import Feedback
-    from falign._scratch import Scratch
+__all__ = ["FixedRandomSignFeedback", "UniformSignFeedback"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformSignFeedback(Rule):
     """B = c · sign(W), taken anew at every pass.
 
-    ``δ_{l-1} = φ' ⊙ c sign(W_l)ᵀ δ_l`` with one number c = scale / √spread a layer. sign(0) = 0.
+    ``δ_{l-1} = φ' ⊙ c sign(W_l)ᵀ δ_l`` with one number c = scale / √fan_in a layer. sign(0) = 0.
 
     Needs: the sign of W. Limits: one bit of the weight is transported.
 
@@ -27,21 +26,22 @@ class UniformSignFeedback(Rule):
 
     reads_weight: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = True
+    law: ClassVar = LawKind.SIGNS
     name: ClassVar[str] = "usf"
     draws: ClassVar[bool] = False
 
-    def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
+    def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """The number c."""
         return torch.tensor(deviation, dtype=torch.float32, device="cpu")
 
-    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+    def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(c, W)."""
         assert weight is not None
-        return feedback.matrix, weight.detach()
+        return layer.matrix, weight.detach()
 
-    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+    def feedback_matrix(self, *inputs: Tensor, scratch: Scratch | None = None) -> Tensor:
         """C · sign(W)."""
-        number, weight = sources
+        number, weight = inputs
         return signed(weight, [number], scratch)
 
 
@@ -56,18 +56,19 @@ class FixedRandomSignFeedback(Rule):
 
     reads_weight: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = True
+    law: ClassVar = LawKind.SIGNS
     name: ClassVar[str] = "frsf"
 
-    def stored(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
+    def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """|B₀|."""
         return draw().abs()
 
-    def sources(self, feedback: "Feedback", weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
+    def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """(|B₀|, W)."""
         assert weight is not None
-        return feedback.matrix, weight.detach()
+        return layer.matrix, weight.detach()
 
-    def effective(self, *sources: Tensor, scratch: "Scratch | None" = None) -> Tensor:
+    def feedback_matrix(self, *inputs: Tensor, scratch: Scratch | None = None) -> Tensor:
         """|B₀| ⊙ sign(W)."""
-        magnitude, weight = sources
+        magnitude, weight = inputs
         return signed(weight, [magnitude.reshape(-1)], scratch)

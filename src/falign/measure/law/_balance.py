@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from falign.layers import kind_of
-from falign.measure.law._downstream import Form, Target, into, times
+from falign.measure.law._downstream import Target, into, times
 from falign.measure.law._rates import Rates, unlike
+from falign.rules import LawKind
 
 # How far rounding alone can move the balance of a neuron within a stretch of steps.
 
@@ -64,8 +65,8 @@ def _shortened() -> bool:
 class Balance:
     """C = P - Σ_t s_t V_t for each neuron of a source, and all that is known to move it.
 
-    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron; V_t is a target's (``Form``); s_b and s_t are the rate of
-    w over those of b and of the target's weight. A step of gradient descent with decay λ changes, exactly,
+    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron; V_t is a target's (``LawKind``); s_b and s_t are the rate
+    of w over those of b and of the target's weight. A step of gradient descent with decay λ changes, exactly,
     ``ΔP_w = -η⟨w, ∇w⟩ + ½|Δw|² - ηλ|w|²`` and likewise the others; as ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` in every
     batch, the first-order terms cancel and the rest is accounted for.
 
@@ -101,7 +102,7 @@ class Balance:
         if self.bias is not None:
             text += f" + {times(self._bias_share)}{bias}"
         pairs = zip(self.targets, self._shares, strict=True)
-        pairs = [(target, share) for target, share in pairs if target.form is not Form.NORMALISED]
+        pairs = [(target, share) for target, share in pairs if target.form is not LawKind.NORMALISED]
         terms = Counter(times(share) + target.text for target, share in pairs)
         if len(terms) > 2:  # each with its own rate
             forms = " + ".join(dict.fromkeys(target.form.text.format(share="") for target, _ in pairs))
@@ -168,7 +169,7 @@ class Balance:
         if self.bias is not None:
             gained = gained + self._moved(self.bias, self._bias_share, reference, rates)
         for target, share in zip(self.targets, self._shares, strict=True):
-            if target.form is not Form.NORMALISED:
+            if target.form is not LawKind.NORMALISED:
                 self._compare(share, rates[target.weight].rate, reference)
             more = target.step(rates, reference, share)
             gained = gained if more is None else gained + more

@@ -10,8 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from falign._delivery import transformed
 from falign._survey import call
-from falign._wiring import converted, wirings
-from falign.measure._untouched import unwrapped
+from falign._wiring import converted, is_measured, unwrapped
 from falign.measure.law._balance import Balance
 from falign.measure.law._downstream import Normalised, looking
 from falign.measure.law._laws import Entry, Law, find
@@ -214,7 +213,7 @@ class ConservationLaw:
 
     def _see(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Forward pre-hook until the first step: the first pass of the training is the example."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed() or self._measured():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed() or is_measured(self.model):
             return
         if self._entries is None:
             self._find(partial(self.model, *args, **kwargs))
@@ -238,11 +237,8 @@ class ConservationLaw:
 
     def _note(self, target: Normalised, layer: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a batch normalisation: passes that only measure are no part of the training."""
-        if not (torch.compiler.is_compiling() or self._measured()):
+        if not (torch.compiler.is_compiling() or is_measured(self.model)):
             target.note(layer, args)
-
-    def _measured(self) -> bool:
-        return any(wiring.state.measured for wiring in wirings(self.model))
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the optimizer's step."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from enum import Enum
 from typing import Any
 
 import torch
@@ -14,41 +13,7 @@ from torch import Tensor, nn
 from falign._attached import Feedback
 from falign.layers import LINEAR, kind_of
 from falign.measure.law._rates import Rates, down_of, unlike
-from falign.rules import FixedRandomSignFeedback, UniformSignFeedback
-
-# What stands beside ½|w|² in the law, by how the feedback follows the weights.
-
-
-class Form(Enum):
-    """V, whose change in a step is ``⟨B, ΔW⟩`` to first order, summed over the weights out of a neuron.
-
-    The value is (V, how the feedback moves, order of the drift by that), as texts. Where the feedback does not move,
-    or moves as the weights do, C is conserved up to the squares of the steps alone; else what its motion does is
-    accounted for as well: a weight that passes zero under sign feedback adds O(η), a B that moves by itself O(1).
-    """
-
-    STILL = ("⟨B,W⟩", "", "")
-    WEIGHTS = ("½|W|²", "", "")  # B = W
-    LEARNED = ("(⟨B,W⟩ - {share}½|W|²)", "", "")  # B moves with W: Kolen-Pollack
-    SIGNS = ("Σ|B||W|", "its feedback follows the signs of the weights", "O(η)")
-    MOVING = ("⟨B(t),W⟩", "its feedback moves by itself", "O(1)")
-    PATH = ("∫⟨B(W),dW⟩", "its feedback is a function of the weights", "O(η)")
-    NORMALISED = ("", "the ε of its batch normalisation", "O(ε/v)")  # what it hands back does not change |w|
-
-    @property
-    def text(self) -> str:
-        """V."""
-        return self.value[0]
-
-    @property
-    def motion(self) -> str:
-        """How the feedback moves."""
-        return self.value[1]
-
-    @property
-    def order(self) -> str:
-        """What its motion adds to the drift."""
-        return self.value[2]
+from falign.rules import LawKind
 
 
 def times(factor: float) -> str:
@@ -56,23 +21,23 @@ def times(factor: float) -> str:
     return "" if abs(factor - 1) < 1e-9 else f"{factor:.4g}·"
 
 
-def form_of(part: Feedback | None, *, trained: bool) -> Form:
-    """The form of a layer with this feedback.
+def law_kind(part: Feedback | None, *, trained: bool) -> LawKind:
+    """The kind of law of a layer with this feedback.
 
     Args:
         part: None where the error returns by backpropagation.
         trained: Whether the optimizer has the feedback as a parameter.
     """
     if part is None:
-        return Form.WEIGHTS
+        return LawKind.WEIGHTS
     rule = part.wiring.rule
-    if rule.learned and trained:
-        return Form.LEARNED
-    if isinstance(rule, (UniformSignFeedback, FixedRandomSignFeedback)):
-        return Form.SIGNS
-    if rule.adapts or rule.advances:
-        return Form.MOVING
-    return Form.PATH if rule.reads_weight else Form.STILL
+    kind = rule.law or (
+        LawKind.LEARNED if rule.learned
+        else LawKind.MOVING if rule.adapts or rule.advances
+        else LawKind.PATH if rule.reads_weight
+        else LawKind.STILL
+    )  # fmt: skip
+    return LawKind.STILL if kind is LawKind.LEARNED and not trained else kind
 
 
 # Sums of products over the weights into and out of each neuron, in float64.
@@ -155,12 +120,12 @@ class Target:
     ) -> None:
         self.name, self.layer, self.part = name, layer, part
         self.weight: Tensor = layer.get_parameter("weight")
-        self.form = form_of(part, trained=part is not None and part.matrix in rates)
+        self.form = law_kind(part, trained=part is not None and part.matrix in rates)
         self._used = (columns >= 0).to(self.weight.device)
         self._columns = columns.to(self.weight.device)[self._used]
         self._neurons = neurons
         self._same = columns.tolist() == list(range(neurons))  # as in most networks
-        self._share = 1.0 if self.form is not Form.LEARNED else rates.ratio(self.learned, self.weight)
+        self._share = 1.0 if self.form is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
         self._passes = self._counted()
         self.uneven = torch.zeros((), dtype=torch.bool, device=self.weight.device)
         self.start = self.zeros()
@@ -176,7 +141,7 @@ class Target:
     @property
     def parameters(self) -> list[Tensor]:
         """The weights out of the neurons, and the feedback where it is trained."""
-        return [self.weight, self.learned] if self.form is Form.LEARNED else [self.weight]
+        return [self.weight, self.learned] if self.form is LawKind.LEARNED else [self.weight]
 
     @property
     def text(self) -> str:
@@ -213,21 +178,21 @@ class Target:
     def feedback(self) -> Tensor:
         """B of the latest pass; W where the error returns by backpropagation."""
         weight = self.weight.detach()
-        return weight if self.part is None else self.part.effective(weight).detach()
+        return weight if self.part is None else self.part.feedback_matrix(weight).detach()
 
     def begin(self, rates: Rates) -> None:
         """Take the weights and rates as they are for the start."""
-        if self.form is Form.LEARNED:
+        if self.form is LawKind.LEARNED:
             self._share = rates.ratio(self.learned, self.weight)
         self.carried = self.zeros()
         self.start, self.lengths = self.term(), self.length()
 
     def term(self) -> Float[Tensor, " neurons"]:
         """V now."""
-        if self.form is Form.PATH:
+        if self.form is LawKind.PATH:
             return self.carried
-        half = 0.5 * self._squared(self.weight) if self.form in (Form.WEIGHTS, Form.LEARNED) else None
-        if self.form is Form.WEIGHTS and half is not None:
+        half = 0.5 * self._squared(self.weight) if self.form in (LawKind.WEIGHTS, LawKind.LEARNED) else None
+        if self.form is LawKind.WEIGHTS and half is not None:
             return half
         aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
         return aligned if half is None else aligned - self._share * half
@@ -241,13 +206,13 @@ class Target:
         """Σ(∂V/∂p · p)² over the weights p out of each neuron, and a trained B."""
         weight = self.weight.detach()
         squares = self.outgoing("|BW|²", lambda: _twice(self.feedback() * weight))
-        if self.form is not Form.STILL:
+        if self.form is not LawKind.STILL:
             squares = squares + self.outgoing("|W²|²", lambda: _twice(weight.square()))
         return squares
 
     def length(self) -> Float[Tensor, " neurons"]:
         """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
-        if self.form in (Form.STILL, Form.WEIGHTS):
+        if self.form in (LawKind.STILL, LawKind.WEIGHTS):
             return self.zeros()
         return self._sum(0.5 * self._squared(parameter) for parameter in self.parameters)
 
@@ -257,9 +222,9 @@ class Target:
         It must see the weights as they are, for another hand may have moved them: V does by itself if B is fixed or W;
         else what ½|W|² gained beside what the steps should have given it is added.
         """
-        if self.form is Form.STILL:
+        if self.form is LawKind.STILL:
             return self.term() - self.start
-        if self.form is Form.WEIGHTS:
+        if self.form is LawKind.WEIGHTS:
             return self.term() - self.start + self.carried
         return self.carried + self.length() - self.lengths
 
@@ -279,7 +244,7 @@ class Target:
         if slope is None:
             return None
         odd = unlike(share * own.rate, reference)
-        if self.form is Form.STILL and not own.decay and not odd:
+        if self.form is LawKind.STILL and not own.decay and not odd:
             return None
         gained = self.zeros()
         if odd:
@@ -287,10 +252,10 @@ class Target:
         if own.decay:
             aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
             gained = gained + share * own.rate * own.decay * aligned
-        if self.form is Form.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
+        if self.form is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
             squared = self.outgoing(f"|d|² {id(self.weight)}", lambda: _twice(down_of(self.weight, slope, own)))
             self.carried = self.carried - 0.5 * own.rate**2 * squared
-        elif self.form is not Form.STILL:
+        elif self.form is not LawKind.STILL:
             along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), down_of(self.weight, slope, own)))
             self.carried = self.carried - own.rate * along
             self.lengths = self.lengths + self._sum(self._lengthened(one, rates) for one in self.parameters)
@@ -356,7 +321,7 @@ class Normalised(Target):
 
     def __init__(self, name: str, layer: nn.Module, columns: Tensor, neurons: int, rates: Rates) -> None:
         super().__init__(name, layer, None, columns, neurons, rates)
-        self.form = Form.NORMALISED
+        self.form = LawKind.NORMALISED
         self._variances: list[Tensor] = []
         self.level = torch.zeros((), dtype=torch.float64, device=self.weight.device)
 

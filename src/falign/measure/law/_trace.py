@@ -17,8 +17,8 @@ from falign._attached import Feedback
 from falign._outputs import pick
 from falign._preserve import eagerly
 from falign._survey import call
+from falign._wiring import preserve_state, unwrapped, wiring_of
 from falign.layers import LOOKUPS, kind_of
-from falign.measure._untouched import untouched, unwrapped
 from falign.measure.law._propagate import OTHER, Call, Crossed, Mark, columns, cross, fresh, keeps_order
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -267,7 +267,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
     """
     tracer = Tracer(model)
     try:
-        with eagerly(), torch.no_grad(), untouched(model), tracer:
+        with eagerly(), torch.no_grad(), preserve_state(model), tracer:
             result = run()
     except Exception as error:
         raise ValueError(
@@ -277,7 +277,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
     finally:
         tracer.remove()
         torch.clear_autocast_cache()  # weights cast here know of no gradient, and the next pass would take them
-    wiring = model.__dict__.get("_falign")
+    wiring = wiring_of(model)
     if wiring is not None and wiring.rule.wiring == "direct":
         tracer.finish(result, [pick(result, end.output) for end in wiring.ends])
     else:
