@@ -1,6 +1,7 @@
 """The command: its help, its exit codes, and one sentence for every wrong argument."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -351,22 +352,13 @@ def test_output_that_is_not_utf8_gets_replacements(encoding: str, monkeypatch: p
         assert "?" in said or name in ("list", "doctor"), name
 
 
-LIGHT = """
-import sys, types
-package = types.ModuleType('falign')
-package.__path__ = [sys.argv.pop(1)]
-package.__version__ = '1'
-sys.modules['falign'] = package
-from falign.cli import main
-sys.exit(main())
-"""
-"""The command without PyTorch, which help does not need: it starts at once."""
+COMMAND = "import sys; from falign.cli import main; sys.exit(main())"
 
 
 def _shell(words: str, **env: str) -> tuple[int, str]:
     """The command in a shell, such as ``falign --help > /dev/full``: its own exit code, and what it said."""
-    light = shlex.join([sys.executable, "-c", LIGHT, str(Path(falign.__file__).parent)])
-    script = ["bash", "-c", f"{words.replace('falign', light, 1)}; exit ${{PIPESTATUS[0]}}"]
+    command = shlex.join([sys.executable, "-c", COMMAND])
+    script = ["bash", "-c", f"{words.replace('falign', command, 1)}; exit ${{PIPESTATUS[0]}}"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
     return done.returncode, done.stderr
 
@@ -391,8 +383,8 @@ def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
 def test_closed_standard_streams_are_silent_and_their_places_are_not_given_to_files() -> None:
     assert _shell("falign train --help <&- >&- 2>&-") == (0, "")
     number = "import os; number = (main(), os.open('file', os.O_CREAT | os.O_WRONLY))[1]; os.write(1, b'no'); "
-    code = LIGHT.replace("sys.exit(main())", f"{number}sys.exit(number)")
-    line = shlex.join([sys.executable, "-c", code, str(Path(falign.__file__).parent), "--version"])
+    code = COMMAND.replace("sys.exit(main())", f"{number}sys.exit(number)")
+    line = shlex.join([sys.executable, "-c", code, "--version"])
     done = subprocess.run(["bash", "-c", f"{line} <&- >&- 2>&-"], timeout=120)
     assert done.returncode > 2, "the first file that is opened has not the number of standard output"
     assert Path("file").read_bytes() == b""
@@ -494,13 +486,43 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == f"{falign.__version__}\n"
 
 
-def test_the_command_itself_does_not_import_torch() -> None:
-    """Help comes at once: beside the package's own __init__ nothing that it needs imports torch."""
+HEAVY = ("jax", "matplotlib", "numpy", "polars", "ray", "scipy", "sklearn", "torch")
+"""Packages that take long to import: together some seconds."""
+LIGHT = [
+    *(["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS)),
+    *(["tarin"], ["train", "digits", "mnist"], ["train", "--model", "lenet"], ["train", "digits"], ["status", ""]),
+    *([*TRAIN, "--colour", "red"], [*TRAIN, "--lr", "fast"], [*TRAIN, "--epochs", "1.5"], [*TRAIN, "--dtype", "x"]),
+    *([*TRAIN, "--trust"], [*TRAIN, "--out", "a" * 300], [*TRAIN, "--out", "/dev/null/a"], ["compare"]),
+    *(["compare", "a", "--out", "a.pdf"], ["reproduce", "--preset", "large"], ["status", "--out="], ["doctor", "x"]),
+    *(["reproduce", "--workers", "many"], ["reproduce", "--workers", "0"], ["reproduce", "--memory", "-1"]),
+    *(["reproduce", "--device", "gpu"], ["reproduce", "--data", "nothing"], ["reproduce", "--cpus-per-run", "2"]),
+    *(["reproduce", "--ray", "local", "--workers", "2"], ["reproduce", "--ray", "local", "--cpus-per-run", "0"]),
+]
+"""Words that ask for help, or that are a mistake which can be seen before anything is done."""
+
+
+def test_help_and_usage_errors_come_at_once() -> None:
+    """They import nothing that takes long, in one process: what a command has imported the next one would have."""
     code = (
-        "import sys, types; package = types.ModuleType('falign'); package.__path__ = [sys.argv.pop()];"
-        "package.__version__ = '1'; sys.modules['falign'] = package; from falign.cli import main;"
-        "main(['train', '--help']); main(['reproduce', '--help']);"
-        "assert 'torch' not in sys.modules and 'polars' not in sys.modules"
+        "import json, sys; from falign.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    code = main(words)\n"
+        "    heavy = set(json.loads(sys.argv[2])) & set(sys.modules)\n"
+        "    print(json.dumps([words, code, sorted(heavy)]), file=sys.stderr)\n"
     )
-    folder = str(Path(falign.__file__).parent)
-    subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, timeout=60)
+    words = [sys.executable, "-c", code, json.dumps(LIGHT), json.dumps(HEAVY)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120)
+    answers = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    expected = [[words, 0 if not words or words[-1] in ("--help", "--version") else 2, []] for words in LIGHT]
+    assert answers == expected
+
+
+def test_the_package_imports_what_is_asked_of_it() -> None:
+    code = (
+        "import sys, falign; assert 'torch' not in sys.modules;"
+        "assert set(falign.__all__) <= set(dir(falign));"
+        "assert falign.measure.alignment and falign.init and falign.rules and falign.layers and falign.feedback;"
+        "from falign import *; assert verify.__module__ == 'falign._verify' and convert is falign.convert;"
+        "assert not hasattr(falign, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
-from falign.lab._text import standard_console, tell
+from falign.lab._text import echo, standard_console
 from falign.lab.config import ConfigError, TrainConfig, option
 
 # What needs torch is imported in the commands, so that help comes at once.
@@ -93,6 +93,10 @@ def train(
         trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
     """
+    if resume is None and trust:
+        raise ConfigError("--trust is for --resume: leave it out")
+    if resume is not None and (out is not None or force):
+        raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
     from falign.lab._run_folder import Run
     from falign.lab._train import resume as go_on
     from falign.lab._train import train as begin
@@ -100,12 +104,8 @@ def train(
     from falign.lab._validate import located
 
     if resume is None:
-        if trust:
-            raise ConfigError("--trust is for --resume: leave it out")
         outcome = begin(config, out, data=data, replaces=force)
     else:
-        if out is not None or force:
-            raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
         before, origin = Run(resume).read_config()
         config = replace(config, dataset=located(config.dataset))
         for name, (now, then) in config.differences(before).items():
@@ -116,9 +116,9 @@ def train(
         if not trust:
             ask(before.model, origin.get(RECORDED), resume)
         outcome = go_on(resume, epochs=config.epochs, data=data)
-    tell(outcome.message, error=outcome.status != "done")
+    echo(outcome.message, error=outcome.status != "done")
     if outcome.failure:
-        tell(f"falign: {outcome.failure}", error=True)
+        echo(f"falign: {outcome.failure}", error=True)
     if outcome.status == "interrupted":
         return 128 + (outcome.signal or signal.SIGINT)
     return 0 if outcome.status == "done" and not outcome.failure else 1
@@ -134,17 +134,19 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
         runs: Run folders that falign train wrote.
         out: The picture, a PNG file.
     """
+    if not runs:
+        raise ConfigError("no run folders given: give one or more that falign train wrote")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
     from falign.lab import _compare as comparison
     from falign.lab._compare import comparison_figure
     from falign.lab._files import atomic_write
     from falign.lab.report._figures import png
 
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
     found = comparison.read(runs)
     comparison.show(found, standard_console())
     atomic_write(out, png(comparison_figure(found)))
-    tell(f"the picture is {out}")
+    echo(f"the picture is {out}")
     return 0
 
 
@@ -191,17 +193,23 @@ def reproduce(
         cpus_per_run: Cores that Ray gives to a block of runs.
         gpus_per_run: GPUs, or a part of one, that Ray gives to a block of runs.
     """
+    from falign.lab._options import ExecutionOptions
+
+    options = ExecutionOptions(
+        workers=workers,
+        device=device,
+        data=data,
+        memory=memory,
+        ray=ray,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+    )
     from falign.lab.experiment import _reproduce
-    from falign.lab.experiment._reproduce import reproduce as bring_all
-    from falign.lab.experiment._reproduce import select
     from falign.papers import PAPERS
 
-    selection = select(names, PAPERS)
-    executor = _reproduce.make_executor(
-        workers=workers, device=device, data=data, ray=ray, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run
-    )
-    limit = _reproduce.memory_limit(memory, workers=workers, device=device)
-    return bring_all(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
+    selection = _reproduce.select(names, PAPERS)
+    executor, limit = _reproduce.make_executor(options), _reproduce.memory_limit(options)
+    return _reproduce.reproduce(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
 
 
 @app.command
@@ -231,7 +239,7 @@ def status(
     store.open(create=False)
     chosen, note = choose(preset, store.counts(selection.experiments))
     if note:
-        tell(note)
+        echo(note)
     show(store, selection, read(store, selection, chosen), standard_console())
     if against is None:
         return 0
@@ -269,9 +277,9 @@ def report(
     if any(counts.values()) and not counts[chosen]:
         raise RunError(f"{note}; the page was left as it is")
     if note:
-        tell(note)
+        echo(note)
     page, numbers = write_report(out, read(store, selection, chosen))
-    tell(f"the page is {page}, the same as JSON {numbers}")
+    echo(f"the page is {page}, the same as JSON {numbers}")
     return 0
 
 
@@ -295,7 +303,7 @@ def doctor(
 
     findings = examine(data=data, out=out)
     if json:
-        tell(as_json(findings))
+        echo(as_json(findings))
     else:
         show(findings, standard_console())
     return int(any(each.broken for each in findings))

@@ -1,6 +1,7 @@
 """The command ``falign``, from its words to its exit code: whatever goes wrong is one sentence on standard error.
 
-Needs nothing beside PyTorch and Python: what the commands need, the extra ``falign[lab]``, may be missing.
+Needs nothing but Python's standard library: what a command needs beyond it, the extra ``falign[lab]``, may be missing,
+and importing PyTorch takes seconds, for which neither the help nor a mistyped word shall have to wait.
 """
 
 import os
@@ -12,11 +13,13 @@ from errno import EINVAL, ELOOP, ENAMETOOLONG
 from signal import SIGINT
 from traceback import walk_tb
 
-from falign.lab._streams import plain, prepare, settle, tell
+from falign.lab._streams import echo, flush, plain, prepare_streams
 
-_LONG = 400
+__all__ = ["main"]
+
+_LONG_WORD = 400
 """A word of more letters is shortened in messages."""
-_NO_NAMES = (ENAMETOOLONG, ELOOP, EINVAL)
+_IMPOSSIBLE_NAME = (ENAMETOOLONG, ELOOP, EINVAL)
 """What systems say of a path that can never be one."""
 
 
@@ -31,37 +34,37 @@ def main(tokens: Sequence[str] | None = None) -> int:
         signal, 130 by Ctrl-C.
     """
     words = sys.argv[1:] if tokens is None else list(tokens)
-    prepare()
-    code = _answered(words)
-    if error := settle(sys.stdout):
+    prepare_streams()
+    code = _exit_code(words)
+    if error := flush(sys.stdout):
         code = code or 1
-        if not isinstance(error, BrokenPipeError):  # who closed a pipe knows
-            _say(f"the output cannot be written: {error.strerror or error}")
-    settle(sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # whoever closed a pipe knows
+            _echo_error(f"the output cannot be written: {error.strerror or error}")
+    flush(sys.stderr)
     return code
 
 
-def _answered(words: list[str]) -> int:
+def _exit_code(words: list[str]) -> int:
     for word in words:
         if not _is_argument(word):
-            return _failed(f"{word!r} holds a character that no argument can: leave it out", 2, words)
+            return _fail(f"{word!r} holds a character that no argument can: leave it out", 2, words)
     try:
         from falign._commands import run
 
         return run(words)
     except KeyboardInterrupt as error:  # by Ctrl-C, or by the signal whose number it carries
-        return _failed("interrupted", 128 + getattr(error, "number", SIGINT), words)
+        return _fail("interrupted", 128 + getattr(error, "number", SIGINT), words)
     except SystemExit as error:
-        if _unheard(error):  # rich's answer to a closed pipe
+        if _is_from_printing(error):  # rich's answer to a closed pipe
             return 1
-        return _failed(f"the code that was run asked to end ({error.code!r}): the command was not done", 1, words)
+        return _fail(f"the code that was run asked to end ({error.code!r}): the command was not done", 1, words)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _unheard(error):
+        if isinstance(error, BrokenPipeError) and _is_from_printing(error):
             return 1
-        told = _told(error)
-        if told is None:
+        explanation = _explain(error)
+        if explanation is None:
             raise
-        return _failed(*told, words)
+        return _fail(*explanation, words)
 
 
 def _is_argument(word: str) -> bool:
@@ -72,70 +75,56 @@ def _is_argument(word: str) -> bool:
         return False
 
 
-def _unheard(error: BaseException) -> bool:
+def _is_from_printing(error: BaseException) -> bool:
     """Whether an error comes from printing: its innermost frame is that of what prints."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__") in ("rich.console", "falign.lab._streams")
 
 
-def _told(error: Exception) -> tuple[str, int] | None:
-    """The sentence and the exit code of an error that is none of falign's own code; None for others."""
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """The message and the exit code of an error that a user can do something about; None for faults of falign."""
     from falign.lab._requirements import lacking
 
-    if isinstance(error, ImportError):
-        return _with(1, lacking(error))
     if isinstance(error, OSError):
-        named = "the output cannot be written: " if _unheard(error) else ""
-        named = named if error.filename is None else f"{_name(error.filename)}: "
-        return f"{named}{error.strerror or error}", 2 if error.errno in _NO_NAMES else 1
-    if (code := _code(error)) is not None:
-        return str(error), code
-    if _is_memory(error):
+        subject = "the output cannot be written: " if _is_from_printing(error) else ""
+        subject = subject if error.filename is None else f"{_file_name(error.filename)}: "
+        return f"{subject}{error.strerror or error}", 2 if error.errno in _IMPOSSIBLE_NAME else 1
+    if _is(error, "falign.lab._files", "RunError"):
+        return str(error), getattr(error, "code", 1)
+    if _is(error, "falign.lab.config", "ConfigError") or _is(error, "falign.lab.data", "DataError"):
+        return str(error), 2
+    # On the CPU PyTorch has no class of its own for want of memory.
+    memory = isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError")
+    if memory or "DefaultCPUAllocator" in str(error):
         first = (str(error).splitlines() or [""])[0]
         return f"there is not enough memory{f' ({first})' if first else ''}: make what is computed smaller", 1
-    return _with(1, lacking(error))
+    return None if (sentence := lacking(error)) is None else (sentence, 1)
 
 
-def _with(code: int, sentence: str | None) -> tuple[str, int] | None:
-    return None if sentence is None else (sentence, code)
+def _is(error: Exception, module: str, name: str) -> bool:
+    """Whether an error is of a class. If nobody has imported the class, nobody can have raised it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)
 
 
-def _code(error: Exception) -> int | None:
-    """The exit code of an error whose message is meant for the user; None for others."""
-    try:
-        from falign.lab._files import RunError
-        from falign.lab.config import ConfigError
-        from falign.lab.data import DataError
-    except Exception:  # of packages that do not fit, which is what the error is about
-        return None
-    if isinstance(error, RunError):
-        return error.code
-    return 2 if isinstance(error, (ConfigError, DataError)) else None
-
-
-def _is_memory(error: Exception) -> bool:
-    import torch
-
-    # On the CPU PyTorch has no class of its own for it.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def _name(path: object) -> str:
+def _file_name(path: object) -> str:
     return os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
 
 
-def _failed(message: str, code: int, words: Sequence[str]) -> int:
+def _fail(message: str, code: int, words: Sequence[str]) -> int:
     if any("\n" in word or "\r" in word for word in words):  # which the message may repeat
         message = message.replace("\r", "\\r").replace("\n", "\\n")
-    _say(message)
+    _echo_error(message)
     return code
 
 
-def _say(message: str) -> None:
-    with suppress(OSError, ValueError):  # there may be nobody to tell
-        tell(f"falign: {_shortened(plain(message))}", error=True)
+def _echo_error(message: str) -> None:
+    with suppress(OSError, ValueError):  # there may be nobody to read it
+        echo(f"falign: {_shorten_words(plain(message))}", error=True)
 
 
-def _shortened(message: str) -> str:
+def _shorten_words(message: str) -> str:
     """The same, without the middle of words that nobody would read to the end."""
-    return re.sub(rf"\S{{{_LONG},}}", lambda word: f"{word[0][: _LONG // 4]}…{word[0][-_LONG // 8 :]}", message)
+    return re.sub(
+        rf"\S{{{_LONG_WORD},}}", lambda word: f"{word[0][: _LONG_WORD // 4]}…{word[0][-_LONG_WORD // 8 :]}", message
+    )

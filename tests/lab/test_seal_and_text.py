@@ -73,9 +73,9 @@ def test_what_is_not_seen_is_written_out(given_, shown):
     assert _text.plain(given_) == shown
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=True, color_system=None)
-    _text.say(console, given_)
+    _text.print_plain(console, given_)
     table = Table("name")
-    table.add_row(_text.cell(given_))
+    table.add_row(_text.plain_cell(given_))
     console.print(table)
     assert shown.strip().expandtabs() in stream.getvalue().expandtabs()
 
@@ -91,8 +91,8 @@ def test_every_text_can_be_encoded_and_holds_no_escape(any_text):
 def test_output_that_is_not_utf8_gets_replacements(encoding, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
-    _text.tell("η is 0.1")
-    _text.say(_text.standard_console(), "angles 12° σ")
+    _text.echo("η is 0.1")
+    _text.print_plain(_text.standard_console(), "angles 12° σ")
     sys.stdout.flush()
     shown = raw.getvalue().decode(encoding)
     assert "? is 0.1" in shown

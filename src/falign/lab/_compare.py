@@ -21,7 +21,7 @@ from rich.text import Text
 from falign.lab._files import RunError
 from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degrees, line, literal, plot
 from falign.lab._run_folder import Run
-from falign.lab._text import cell
+from falign.lab._text import plain_cell
 from falign.lab.config import TrainConfig
 from falign.lab.report.style import COLOURS, HOUSE, panels
 
@@ -150,7 +150,7 @@ def table(runs: Sequence[Record]) -> Table:
 
 def _literal(text: str) -> Text:
     """One line, in which nothing is a command to rich or to the terminal."""
-    return cell(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return plain_cell(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def shared(runs: Sequence[Record]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from falign.lab._files import held
 from falign.lab._requirements import install, lacking, requirements
-from falign.lab._text import cell, say
+from falign.lab._text import plain_cell, print_plain
 
 _GIB = 2**30
 _MANY = 200_000
@@ -72,16 +72,16 @@ def examine(*, data: Path | None, out: Path) -> list[Finding]:
 def show(findings: list[Finding], console: Console) -> None:
     """Print what was found, topic by topic; what is broken is marked and comes to a sentence at the end."""
     for topic in dict.fromkeys(each.topic for each in findings):
-        say(console, topic)
+        print_plain(console, topic)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(overflow="fold", max_width=console.width // 3)
         table.add_column(overflow="fold")
         for each in findings:
             if each.topic == topic:
-                table.add_row(cell(f"{'!' if each.broken else ' '} {each.name}"), cell(each.text))
+                table.add_row(plain_cell(f"{'!' if each.broken else ' '} {each.name}"), plain_cell(each.text))
         console.print(table)
     broken = [each.name for each in findings if each.broken]
-    say(console, f"broken: {', '.join(broken)}" if broken else "all that is needed is here")
+    print_plain(console, f"broken: {', '.join(broken)}" if broken else "all that is needed is here")
 
 
 def as_json(findings: list[Finding]) -> str:

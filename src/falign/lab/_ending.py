@@ -16,7 +16,7 @@ from falign.lab._files import Lost, WriteError
 from falign.lab._learner import Learner
 from falign.lab._pictures import draw
 from falign.lab._run_folder import TRACEBACK, Run
-from falign.lab._text import say
+from falign.lab._text import print_plain
 from falign.lab.config import TrainConfig
 from falign.measure.law import ConservationLaw
 from falign.measure.law._balance import STRETCH
@@ -168,7 +168,7 @@ def end(
     tables = course.tables(None if found is None else found.table)
     run.write_tables(tables)
     if found is not None:
-        say(console, found.text)
+        print_plain(console, found.text)
         details["law"] = found.verdict
     draw(run, tables, learner.config)
     run.write_status(status, step=step, epoch=course.epoch, message=message, **details)

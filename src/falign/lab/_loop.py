@@ -19,7 +19,7 @@ from falign.lab._divergence import ABOVE, FAR, LONG, Diverged, finite
 from falign.lab._files import WriteError
 from falign.lab._interrupt import Interrupt
 from falign.lab._run_folder import WHOLE, Run, finite_or_none, layer_rows, neurons
-from falign.lab._text import plain, say
+from falign.lab._text import plain, print_plain
 from falign.lab._train import Setting
 from falign.measure import Alignment
 from falign.measure._monitor import write, writer
@@ -72,7 +72,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        say(self._console, text)
+        print_plain(self._console, text)
 
     def step(self, done: int, loss: float, accuracy: float) -> None:
         """Move the bar, ten times a second at most.

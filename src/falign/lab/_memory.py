@@ -1,4 +1,4 @@
-"""How much memory there is, before it is taken."""
+"""Memory and cores that this process may use."""
 
 import os
 import sys
@@ -12,6 +12,11 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def available() -> int:
     """Bytes of memory of this machine, of the container that this process is in, or of its limit (``ulimit -v``)."""
     return min([_physical(), *_contained(), *_limited()])
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _physical() -> int:

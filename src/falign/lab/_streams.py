@@ -27,7 +27,7 @@ def plain(text: object) -> str:
     return "".join(letter if _seen(letter) else _written(letter) for letter in str(text))
 
 
-def tell(text: object, *, error: bool = False) -> None:
+def echo(text: object, *, error: bool = False) -> None:
     """Print a text literally, without a console.
 
     Args:
@@ -37,11 +37,11 @@ def tell(text: object, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # it was closed before the command began
         return
-    tolerant(stream)
+    replace_unencodable(stream)
     print(plain(text), file=stream)
 
 
-def tolerant(stream: Any) -> None:
+def replace_unencodable(stream: Any) -> None:
     """Have a stream replace what its encoding lacks: a run must not end because of a Greek letter."""
     if isinstance(stream, TextIOWrapper) and stream.errors not in ("replace", "backslashreplace"):
         stream.reconfigure(errors="replace")
@@ -84,10 +84,10 @@ class Terminal:
         except OSError as error:
             if error.errno != EIO:
                 raise
-            settle(self._stream)
+            flush(self._stream)
 
 
-def prepare() -> None:
+def prepare_streams() -> None:
     """Make the standard streams ready for whatever a command prints, and keep their places from files."""
     for descriptor, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is None:  # closed: the next file would get its number, and what libraries print
@@ -98,12 +98,12 @@ def prepare() -> None:
                     os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        tolerant(stream)
+        replace_unencodable(stream)
         if isinstance(stream, TextIOWrapper) and stream.isatty():
             setattr(sys, name, Terminal(stream))
 
 
-def settle(stream: Any) -> OSError | None:
+def flush(stream: Any) -> OSError | None:
     """Write what a stream still holds, so that Python has nothing to say of it at its end.
 
     Args:

@@ -28,7 +28,7 @@ from falign.lab._learner import Learner, make
 from falign.lab._loop import Display, Loop, events
 from falign.lab._provenance import fingerprint, provenance
 from falign.lab._run_folder import TRACEBACK, Run
-from falign.lab._text import say, standard_console
+from falign.lab._text import print_plain, standard_console
 from falign.lab._validate import completed
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import NAMES, load
@@ -224,9 +224,9 @@ def _note_changes(origin: dict[str, Any], config: TrainConfig, console: Console)
     earlier = origin.get("resumed")
     origin["resumed"] = [*(earlier if isinstance(earlier, list) else []), changed]
     if loose := [key for key in ("packages", "device", "threads") if key in changed]:
-        say(console, f"{' and '.join(loose)} changed since the run began: last digits may differ")
+        print_plain(console, f"{' and '.join(loose)} changed since the run began: last digits may differ")
     if (code := changed.get("code")) is not None:
-        say(console, f"the code of --model {config.model} in {', '.join(code)} changed since the run began")
+        print_plain(console, f"the code of --model {config.model} in {', '.join(code)} changed since the run began")
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -269,7 +269,7 @@ def _settled(config: TrainConfig, data: Path | None, console: Console) -> Settin
         setting = settle(config, data=data, progress=console.is_terminal)
     _checkpoints.check(setting.learner)
     for line in setting.description:
-        say(console, line)
+        print_plain(console, line)
     return setting
 
 
@@ -288,7 +288,9 @@ def _carry_out(
         run.write_config(config, origin)
         with suppress(OSError):
             (run.folder / TRACEBACK).unlink(missing_ok=True)
-        say(console, f"writing to {run.folder}" + (f", going on after step {course.step}" if checkpoint else ""))
+        print_plain(
+            console, f"writing to {run.folder}" + (f", going on after step {course.step}" if checkpoint else "")
+        )
         try:
             run.write_status("running", step=course.step, epoch=course.epoch)
             return _trained(run, setting, course, console, interrupt)

@@ -8,7 +8,7 @@ import torch
 from falign.lab import _compare
 from falign.lab._compare import comparison_figure
 from falign.lab._files import atomic_write
-from falign.lab._text import say, standard_console
+from falign.lab._text import print_plain, standard_console
 from falign.lab._train import train
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
@@ -33,9 +33,9 @@ def main(out: Path = Path("runs/demo")) -> None:
     _compare.show(runs, console)
     picture = out / "comparison.png"
     atomic_write(picture, png(comparison_figure(runs)))
-    say(console, f"comparison: {picture}")
+    print_plain(console, f"comparison: {picture}")
     for folder in folders:
-        say(console, f"{folder.name}: loss, accuracy and angles in {folder}")
+        print_plain(console, f"{folder.name}: loss, accuracy and angles in {folder}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cluster_examples import brought, faulty, one_by_one, wait_for
 from examples import module_path
 from polars.testing import assert_frame_equal
 
+from falign.lab import _options
 from falign.lab.config import ConfigError
 from falign.lab.experiment import Setting, _ray
 from falign.lab.experiment._local import InThisProcess
@@ -151,7 +152,7 @@ def test_threads_are_the_cores_of_the_share(death):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{free}", "ray://127.0.0.1:{free}"])
 def test_an_address_where_nothing_answers(address, monkeypatch):
-    monkeypatch.setattr(_ray, "find_spec", lambda name: name)
+    monkeypatch.setattr(_options, "find_spec", lambda name: name)
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         executor = RayExecutor(address.format(free=unheard.getsockname()[1]), Setting())
@@ -175,10 +176,10 @@ def test_what_is_no_address(address):
 
 
 def test_ray_is_not_installed(monkeypatch):
-    monkeypatch.setattr(_ray, "find_spec", lambda name: None)
+    monkeypatch.setattr(_options, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "falign\[ray\]"'):
         RayExecutor("local", Setting())
-    monkeypatch.setattr(_ray, "find_spec", lambda name: name if name == "ray" else None)
+    monkeypatch.setattr(_options, "find_spec", lambda name: name if name == "ray" else None)
     with pytest.raises(ConfigError, match=r'pip install "ray\[client\]"'):
         RayExecutor("ray://host:10001", Setting())
 

@@ -26,7 +26,7 @@ from rich.progress import track as rich_track
 
 from falign.lab._files import leftovers
 from falign.lab._memory import GIB, available
-from falign.lab._text import plain, standard_console, tell
+from falign.lab._text import echo, plain, standard_console
 from falign.lab.data._dataset import DataError
 
 # The content of one file: opened without waiting, unpacked within bounds, summed up in a checksum, written whole.
@@ -151,7 +151,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        tell(f"waiting for another process that writes to {folder}", error=True)
+        echo(f"waiting for another process that writes to {folder}", error=True)
         lock.acquire()
     try:
         for leftover in folder.glob(f"{_PARTIAL}*"):

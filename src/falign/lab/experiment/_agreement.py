@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from falign.lab._text import say
+from falign.lab._text import print_plain
 from falign.lab.experiment._run_file import difference
 from falign.lab.experiment._specification import PRESETS, Experiment, Task
 from falign.lab.experiment._store import Store
@@ -108,7 +108,7 @@ def show(one: Store, other: Store, experiments: Iterable[Experiment], console: C
     """
     found = [compare(one, other, experiment) for experiment in experiments]
     for agreement in found:
-        say(console, agreement)
+        print_plain(console, agreement)
     return int(any(agreement.beyond or agreement.failed for agreement in found))
 
 

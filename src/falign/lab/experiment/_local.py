@@ -17,6 +17,7 @@ from types import TracebackType
 import torch
 
 from falign.lab._files import RunError
+from falign.lab._memory import cores
 from falign.lab.experiment._execution import Answer, Block, Finished, compute
 from falign.lab.experiment._specification import Setting
 
@@ -255,11 +256,6 @@ def _signals_held_back():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _death(code: int | None) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from falign.lab._text import say
+from falign.lab._text import print_plain
 from falign.lab.experiment._execution import Block, cost, price
 from falign.lab.experiment._specification import Experiment, Task
 
@@ -253,7 +253,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        say(self._console, text)
+        print_plain(self._console, text)
 
     def begun(self, name: str, runs: int) -> None:
         """Say that the first runs of an experiment are at work: a block may take long, and says nothing itself.

@@ -14,17 +14,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from math import isfinite
 from time import monotonic
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
 import falign
 from falign.lab._files import RunError
+from falign.lab._options import check_ray_address, check_ray_share, host_and_port
 from falign.lab.config import ConfigError
 from falign.lab.experiment._execution import Answer, Block, Finished, compute, needed
 from falign.lab.experiment._specification import Setting
@@ -53,10 +51,9 @@ class Share:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        for option, value in (("--cpus-per-run", self.cpus), ("--gpus-per-run", self.gpus)):
-            fits = 0.0001 <= value < 1 or (isfinite(value) and value >= 1 and value == int(value))
-            if not fits and not (value == 0 and option == "--gpus-per-run"):
-                raise ConfigError(f"{option} is {value:g}, expected a part of 1, such as 0.5, or a whole number")
+        check_ray_share("--cpus-per-run", self.cpus)
+        if self.gpus:
+            check_ray_share("--gpus-per-run", self.gpus)
 
     @property
     def threads(self) -> int:
@@ -137,23 +134,6 @@ except BaseException as error:
     os._exit(1)
 ray.shutdown()
 """
-
-
-def check_address(address: str) -> None:
-    """Refuse what is no address of a Ray cluster, without asking the network.
-
-    Args:
-        address: "local", "auto", "HOST:PORT" or "ray://HOST:PORT".
-
-    Raises:
-        ConfigError: It is something else, or what it needs is not installed.
-    """
-    if find_spec("ray") is None:
-        raise ConfigError('--ray needs Ray, which is not installed: pip install "falign[ray]"')
-    if address not in ("local", "auto"):
-        _endpoint(address)
-    if address.startswith("ray://") and find_spec("grpc") is None:
-        raise ConfigError(f'--ray is {address}, a client\'s address, which needs: pip install "ray[client]"')
 
 
 def switch(*, alone: bool = False) -> None:
@@ -252,22 +232,11 @@ def _installed() -> str:
     return importlib.metadata.version("falign")
 
 
-def _endpoint(address: str) -> tuple[str, int]:
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, or out of range
-        host, port = None, None
-    if not host or not port or parts.scheme not in ("", "ray"):
-        raise ConfigError(f"--ray is {address!r}, expected local, auto, HOST:PORT or ray://HOST:PORT")
-    return host, port
-
-
 def _probe(address: str) -> None:
     """Have another process join first, within a time limit."""
     if address != "auto":
         try:
-            socket.create_connection(_endpoint(address), timeout=_REACH).close()
+            socket.create_connection(host_and_port(address), timeout=_REACH).close()
         except OSError as error:
             raise ConfigError(
                 f"--ray is {address}, where nothing answers ({error.strerror or error}): start a cluster there by "
@@ -333,7 +302,7 @@ class RayExecutor:
         self._share = Share(cpus=cpus_per_run, gpus=gpus_per_run)
         if gpus_per_run == 0 and torch.device(setting.device).type == "cuda":
             raise ConfigError(f"--device is {setting.device}, but Ray is asked for no GPU: add --gpus-per-run 1")
-        check_address(address)
+        check_ray_address(address)
         self._address = address
         self._setting = replace(
             setting,

@@ -1,11 +1,9 @@
 """Reproduce experiments: compute the runs that are missing, judge the claims, write the report."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import polars as pl
@@ -15,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from falign.lab._memory import GIB, available
-from falign.lab._text import cell, say
+from falign.lab._options import ExecutionOptions
+from falign.lab._text import plain_cell, print_plain
 from falign.lab.config import ConfigError
-from falign.lab.data import DataError
 from falign.lab.experiment import _store
 from falign.lab.experiment._execution import Executor
 from falign.lab.experiment._leases import Owner, running
-from falign.lab.experiment._local import cores, local
+from falign.lab.experiment._local import local
 from falign.lab.experiment._progress import Progress, Tally, duration
 from falign.lab.experiment._results import PaperResults, Results, judge
 from falign.lab.experiment._run_file import RETRIED
@@ -110,16 +108,16 @@ def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
         console: Where to.
     """
     if not papers:
-        say(console, "there are no papers yet")
+        print_plain(console, "there are no papers yet")
     for paper in papers.values():
-        say(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
+        print_plain(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
         table = _table("experiment", *(f"{preset} runs" for preset in PRESETS), "claims judged", "figures")
         for each in paper.experiments:
             runs = [str(len(each.tasks(preset))) for preset in PRESETS]
             _add(table, each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
         _print(table, console)
         for each in paper.experiments:
-            say(console, f"  {each.name}: {each.title} ({each.source})")
+            print_plain(console, f"  {each.name}: {each.title} ({each.source})")
 
 
 def show(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
@@ -161,8 +159,8 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
             _first(result, status, console)
         if others := result.others:
             which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
-            say(console, f"{result.experiment.name}: {which} left alone")
-    say(console, f"claims: {_counted(verdicts) or 'none'}")
+            print_plain(console, f"{result.experiment.name}: {which} left alone")
+    print_plain(console, f"claims: {_counted(verdicts) or 'none'}")
 
 
 def _first(result: Results, status: str, console: Console) -> None:
@@ -173,7 +171,7 @@ def _first(result: Results, status: str, console: Console) -> None:
     axes = [name for name in runs.columns if name not in ("key", "status", "message", "seconds")]
     where = ", ".join(f"{axis}={run[axis]}" for axis in axes if run[axis] is not None)
     first = "it" if runs.height == 1 else "the first"
-    say(console, f"{result.experiment.name}: {runs.height} {status}; {first} ({where}): {run['message']}")
+    print_plain(console, f"{result.experiment.name}: {runs.height} {status}; {first} ({where}): {run['message']}")
 
 
 def _counted(verdicts: Mapping[str, int]) -> str:
@@ -189,7 +187,7 @@ def _table(*columns: str) -> Table:
 
 
 def _add(table: Table, *texts: str) -> None:
-    table.add_row(*map(cell, texts))
+    table.add_row(*map(plain_cell, texts))
 
 
 def _print(table: Table, console: Console) -> None:
@@ -238,7 +236,7 @@ def reproduce(
         RunError: The folder is not a store.
         WriteError: Something cannot be written.
     """
-    store = Store(folder=out, say=lambda text: say(console, text))
+    store = Store(folder=out, say=lambda text: print_plain(console, text))
     _store.store_format(out)
     try:
         with Stop() as stop:
@@ -326,95 +324,42 @@ def _report() -> WriteReport:
     return write_report
 
 
-# From the words of ``falign reproduce`` to where and with how much memory it computes.
-
-_WORKERS = 32
-"""So many workers are taken on a machine of few cores as well; each is a process of a quarter of a GiB."""
-_LEAST, _MOST = 1e-6, 1e9
-"""GiB that a block may have: a kilobyte, and more than there is anywhere."""
+# Where and with how much memory it is computed.
 
 
-def make_executor(
-    *,
-    workers: int | None,
-    device: str,
-    data: Path | None,
-    ray: str | None,
-    cpus_per_run: float | None,
-    gpus_per_run: float | None,
-) -> Executor:
-    """The executor that options ask for.
+def make_executor(options: ExecutionOptions) -> Executor:
+    """Make the executor that options ask for.
 
     Args:
-        workers: Processes of this machine; None is one, or what a Ray cluster has.
-        device: A torch device.
-        data: Folder of the data sets; None is what ``FALIGN_DATA`` names, then the cache.
-        ray: Address of a Ray cluster, or "local"; None is this machine without Ray.
-        cpus_per_run: Cores that Ray gives to a block; None is 1.
-        gpus_per_run: GPUs that Ray gives to a block; None is 0.
+        options: The options, which are right for themselves.
 
     Returns:
         The executor, not yet entered.
 
     Raises:
-        ConfigError: An option is wrong, or has no effect beside another.
-        DataError: The data folder is not a folder.
+        ConfigError: This machine has no such device.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"--workers is {workers}, expected at least 1")
-    most = max(_WORKERS, 4 * cores())
-    if workers is not None and workers > most and ray is None:
-        raise ConfigError(f"--workers is {workers}, expected at most {most} on this machine, which has {cores()} cores")
-    if data is not None and not os.path.isdir(data):  # Path's own raises for names that are too long
-        raise DataError(f"the data folder {data} is not a folder, expected an existing one: correct its path")
-    setting = Setting(device=device, data=None if data is None else data.absolute())
-    if ray is None:
-        for name, value in (("--cpus-per-run", cpus_per_run), ("--gpus-per-run", gpus_per_run)):
-            if value is not None:
-                raise ConfigError(f"{name} is {value:g}, but it is for --ray: leave it out")
-        _check_device(device, here=True)
-        return local(1 if workers is None else workers, setting)
-    _check_device(device, here=False)
-    if workers is not None:
-        raise ConfigError(f"--workers is {workers}, but with --ray the cluster's size counts: leave it out")
-    cpus, gpus = 1.0 if cpus_per_run is None else cpus_per_run, gpus_per_run or 0.0
-    if not (isfinite(cpus) and cpus > 0 and isfinite(gpus) and gpus >= 0):
-        raise ConfigError(f"--cpus-per-run is {cpus:g} and --gpus-per-run {gpus:g}, expected above 0 and at least 0")
-    from falign.lab.experiment._ray import RayExecutor  # Ray is an extra of its own
+    setting = Setting(device=options.device, data=None if options.data is None else options.data.absolute())
+    if options.ray is not None:
+        from falign.lab.experiment._ray import RayExecutor  # Ray is an extra of its own
 
-    return RayExecutor(ray, setting, cpus_per_run=cpus, gpus_per_run=gpus)
+        return RayExecutor(options.ray, setting, cpus_per_run=options.cpus, gpus_per_run=options.gpus)
+    device, devices = torch.device(options.device), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= devices:
+        raise ConfigError(
+            f"--device is {options.device}, but PyTorch sees {devices} CUDA devices here: use --device cpu"
+        )
+    return local(options.workers or 1, setting)
 
 
-def memory_limit(gib: float | None, *, workers: int | None, device: str) -> int:
-    """Bytes that a block may need.
+def memory_limit(options: ExecutionOptions) -> int:
+    """Bytes that a block may need: what was asked for, or half of what there is, shared among the workers.
 
     Args:
-        gib: What was asked for, in GiB; None is half of what there is, shared among the workers.
-        workers: Their number; None is one.
-        device: A torch device; of a CUDA device its own memory counts.
-
-    Raises:
-        ConfigError: It is no number of GiB that a block could have.
+        options: The options; of a CUDA device its own memory counts.
     """
-    if gib is None:
-        cuda = _check_device(device, here=False).type == "cuda" and torch.cuda.is_available()
-        whole = torch.cuda.get_device_properties(device).total_memory if cuda else available()
-        return max(1, int(whole) // 2 // max(1, workers or 1))
-    if not _LEAST <= gib <= _MOST:  # which NaN is not
-        raise ConfigError(f"--memory is {gib:g}, expected a positive number of GiB, from {_LEAST:g} to {_MOST:g}")
-    return int(gib * GIB)
-
-
-def _check_device(name: str, *, here: bool) -> torch.device:
-    """The device of a name; raise ``ConfigError`` if there is none. On a cluster only its kind can be checked."""
-    try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError):
-        device = None
-    # torch keeps a number in a byte, so that cuda:256 would be cuda:0; and there is one cpu.
-    if device is None or device.type not in ("cpu", "cuda") or name not in ("cpu", "cuda", f"cuda:{device.index}"):
-        raise ConfigError(f"--device is {name!r}, expected cpu, cuda or cuda:N")
-    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = f"PyTorch sees {torch.cuda.device_count()} CUDA devices here"
-        raise ConfigError(f"--device is {name}, but {seen}: use --device cpu")
-    return device
+    if options.memory is not None:
+        return int(options.memory * GIB)
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    whole = torch.cuda.get_device_properties(options.device).total_memory if cuda else available()
+    return max(1, int(whole) // 2 // (options.workers or 1))

@@ -26,7 +26,7 @@ from falign.lab._files import (
     unused_path,
     unwritable,
 )
-from falign.lab._text import tell
+from falign.lab._text import echo
 from falign.lab.experiment import _index
 from falign.lab.experiment._catalogue import EMPTY, SUFFIX, Catalogue, keys_of, listed, read_all, together, unchanged
 from falign.lab.experiment._results import Results
@@ -241,7 +241,7 @@ _PART = 50
 
 
 def _to_standard_error(message: str) -> None:
-    tell(f"falign: {message}", error=True)
+    echo(f"falign: {message}", error=True)
 
 
 @dataclass(frozen=True, kw_only=True)
