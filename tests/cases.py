@@ -9,10 +9,19 @@ from torch import Tensor, nn
 
 import falign
 from oracles import Step
+from outside_rule import MixedFeedback
 
-RULES = tuple(falign.ALL_RULES)
-LAYERWISE = tuple(name for name, rule in falign.ALL_RULES.items() if rule.wiring == "layerwise")
-DIRECT = tuple(name for name, rule in falign.ALL_RULES.items() if rule.wiring == "direct")
+OUTSIDE = (MixedFeedback,)
+RULES = (*falign.ALL_RULES, *OUTSIDE)
+
+
+def rule_class(rule: str | type[falign.Rule]) -> type[falign.Rule]:
+    """The class that an entry of ``RULES`` stands for."""
+    return falign.ALL_RULES[rule] if isinstance(rule, str) else rule
+
+
+LAYERWISE = tuple(rule for rule in RULES if rule_class(rule).wiring == "layerwise")
+DIRECT = tuple(rule for rule in RULES if rule_class(rule).wiring == "direct")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +146,13 @@ CASES = {
 }  # fmt: skip
 
 
-def build(case: str, rule: str | None = None, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+def build(
+    case: str,
+    rule: str | falign.Rule | type[falign.Rule] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> nn.Module:
     """The network of a case, always with the same weights; converted where a rule is named."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

@@ -192,4 +192,6 @@ def effective(rule: str, weight: Array, stored: Array | None, passes: int, rate:
         return np.roll(stored.reshape(-1), -(passes * stride % size)).reshape(weight.shape) * np.sign(weight)
     if rule == "adafa":
         return (1 - rate) * stored + rate * weight
+    if getattr(rule, "name", "") == "mixed":
+        return (1 - rule.mix) * stored + rule.mix * weight
     raise AssertionError(rule)

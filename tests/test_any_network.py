@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import falign
-from cases import RULES
+from cases import RULES, rule_class
 from random_networks import SPOILERS, Case, Spoiled, defined, seeded
 
 EAGER = ("plain", "checkpointed", "functional", "deep-copied", "wrapped", "resumed")
@@ -63,9 +63,9 @@ class Trial:
     def __init__(self, number: int, rule: str, mode: str, spoiler: str | None = None) -> None:
         self.case, self.rule, self.mode, self.number = Case(number, spoiler), rule, mode, number
         r = self.random = random.Random(f"{number} {rule} {mode}")
-        self.still = mode == "checkpointed" or falign.ALL_RULES[rule].reads_weight
+        self.still = mode == "checkpointed" or rule_class(rule).reads_weight
         family = r.choice((None, None, "uniform", "orthogonal", "low-rank(2)", "sparse(1)", "shared"))
-        kind = falign.ALL_RULES[rule]
+        kind = rule_class(rule)
         if rule == "bp" or not kind.draws or (family == "shared" and (kind.learned or kind.adapts)):
             family = None
         self.moved = ""

@@ -246,6 +246,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--activation",
             "--epochs",
             "--rule",
+            "--rule-option",
             "--feedback",
             "--scale",
             "--adafa-rate",
@@ -265,7 +266,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert f"─ {group} ─" in said
     words = " ".join(said.replace("│", " ").split())
-    assert ", ".join([*falign.ALL_RULES][:-1]) + " or adafa" in words
+    assert ", ".join([*falign.ALL_RULES][:-1]) + " or adafa, or package.module:Rule" in words
     for default in ("[default: 10]", "[default: fa]", "0.01 for sgd", "[default: 64]", "[default: auto]"):
         assert default in words
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import falign
-from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, relative, step
+from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, relative, rule_class, step
 
 pytestmark = pytest.mark.parametrize("rule", RULES)
 
@@ -184,7 +184,7 @@ def test_reentrant_checkpointing_is_exact_or_refused(rule):
     model = falign.convert(Checkpointed(build("mlp"), True), rule, example=x)
     plain = falign.convert(Checkpointed(build("mlp"), True), rule, example=x)
     plain.forward = plain.layers.forward
-    if falign.ALL_RULES[rule].wiring == "direct":
+    if rule_class(rule).wiring == "direct":
         with pytest.raises(RuntimeError, match="use_reentrant=False"):
             gradients(model, x, y)
     else:

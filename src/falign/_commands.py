@@ -50,7 +50,8 @@ def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     for part in arguments:
         value = values.get(part.keys[-1]) if part.keys else None
         if value is not None and not part.tokens:
-            part.append(Token(keyword=part.name, value=str(value), source=str(folder)))
+            for each in value if isinstance(value, tuple) else (value,):
+                part.append(Token(keyword=part.name, value=str(each), source=str(folder)))
 
 
 def _version() -> str:
@@ -110,11 +111,13 @@ def train(
         config = replace(config, dataset=located(config.dataset))
         for name, (now, then) in config.differences(before).items():
             if name not in _FREE:
+                now, then = (" ".join(each) if isinstance(each, tuple) else each for each in (now, then))
                 raise ConfigError(
                     f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
                 )
         if not trust:
-            ask(before.model, origin.get(RECORDED), resume)
+            for code in (before.model, before.rule):
+                ask(code, origin.get(RECORDED), resume)
         outcome = go_on(resume, epochs=config.epochs, data=data)
     echo(outcome.message, error=outcome.status != "done")
     if outcome.failure:

@@ -1,14 +1,15 @@
-"""Networks of the user's own: imported, made, and tried on a few images before a run begins."""
+"""Networks and rules of the user's own: imported, made, and networks tried on a few images before a run begins."""
 
 import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from math import prod
 from pathlib import Path
+from reprlib import Repr
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,12 @@ from falign.lab._packing import LETTERS
 from falign.lab._python_state import Attributes, held, marks
 from falign.lab._text import plain
 from falign.lab.config import ConfigError
+from falign.rules import ALL_RULES, Rule
 
 Shape = tuple[int, int, int]
 
+_SHORT = Repr()
+_SHORT.maxstring = 60
 _LENGTH = 300
 """So many letters of what an error says are repeated."""
 
@@ -87,8 +91,30 @@ def make(model: str, shape: Shape, classes: int) -> nn.Module:
     return made
 
 
+def rule_class(rule: str) -> type[Rule]:
+    """The class that ``--rule`` names: one of falign's, or a subclass of ``falign.Rule`` as ``package.module:Rule``.
+
+    Raises:
+        ConfigError: There is no such rule.
+    """
+    if rule in ALL_RULES:
+        return ALL_RULES[rule]
+    module, _, path = rule.partition(":")
+    if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
+        raise ConfigError(
+            f"--rule is {_SHORT.repr(rule)}, expected one of {', '.join(ALL_RULES)}, or package.module:Rule"
+        )
+    with _at_home():
+        found = _imported("--rule", rule)
+    if not (isinstance(found, type) and issubclass(found, Rule) and isinstance(getattr(found, "name", None), str)):
+        raise ConfigError(f"--rule {rule} is {found!r:.60}, expected a subclass of falign.Rule with a name")
+    return found
+
+
 def _called(model: str, shape: Shape, classes: int) -> object:
-    factory = _imported(model)
+    factory = _imported("--model", model)
+    if not callable(factory):
+        raise ConfigError(f"--model {model} is a {type(factory).__name__}, expected a function or class to call")
     known = {"shape": shape, "classes": classes}
     try:
         taken = inspect.signature(factory).parameters
@@ -104,16 +130,14 @@ def _called(model: str, shape: Shape, classes: int) -> object:
         return factory(**given)
 
 
-def _imported(model: str) -> Callable[..., object]:
-    module, _, path = model.partition(":")
+def _imported(option: str, named: str) -> object:
+    module, _, path = named.partition(":")
     # What an import draws must not move what the factory draws: only the first one of a process draws anything.
-    with seeded(0), refusing(f"--model {model} cannot be imported"):
+    with seeded(0), refusing(f"{option} {named} cannot be imported"):
         __import__(module)
         found: object = sys.modules[module]
         for part in path.split("."):
             found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"--model {model} is a {type(found).__name__}, expected a function or class to call")
     return found
 
 

@@ -23,12 +23,12 @@ _CODE = 64 << 20
 """So many bytes of a file of code are read."""
 
 
-def provenance(device: str, model: str = "") -> dict[str, Any]:
-    """Versions, the commit of the working folder, the code of the model, machine, threads and time.
+def provenance(device: str, *code: str) -> dict[str, Any]:
+    """Versions, the commit of the working folder, the code of model and rule, machine, threads and time.
 
     Args:
         device: The device that is trained on.
-        model: What ``--model`` says; if it names a factory, it was imported.
+        code: What ``--model`` and ``--rule`` say; what is of the user's own among them was imported.
 
     Returns:
         Values that JSON can hold.
@@ -39,7 +39,7 @@ def provenance(device: str, model: str = "") -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "command": sys.argv,
         "git": _commit(),
-        "code": _code(model),
+        "code": {file: digest for each in code for file, digest in (_code(each) or {}).items()} or None,
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
@@ -82,13 +82,13 @@ def _source() -> dict[str, Any] | None:
     return None if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
-def _code(model: str) -> dict[str, str] | None:
-    """File -> SHA-256 of what importing an own model's factory runs; None where there is none.
+def _code(named: str) -> dict[str, str] | None:
+    """File -> SHA-256 of what importing an own model's factory, or an own rule, runs; None where there is none.
 
-    The files of the module that is named, of the packages that it is in, and the one in which the factory stands; not
-    what these import in turn.
+    The files of the module that is named, of the packages that it is in, and the one in which the factory or rule
+    stands; not what these import in turn.
     """
-    name, _, path = model.partition(":")
+    name, _, path = named.partition(":")
     module = sys.modules.get(name)
     if module is None or not path:
         return None

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from errno import EACCES
 from hashlib import sha256
 from math import isfinite
@@ -304,7 +304,7 @@ class Run:
     def write_config(self, config: TrainConfig, provenance: Mapping[str, Any]) -> None:
         """Write what was asked for and where it runs."""
         self._identify(self._token or token_hex(16), config)
-        content = {"run": self._token, "config": asdict(config), "provenance": dict(provenance)}
+        content = {"run": self._token, "config": config.to_json(), "provenance": dict(provenance)}
         self.write(CONFIG, _files.to_json(content))
 
     def read_config(self) -> tuple[TrainConfig, dict[str, Any]]:
@@ -319,6 +319,7 @@ class Run:
         stored, token, provenance = (content.get(name) for name in ("config", "run", "provenance"))
         if not isinstance(stored, dict) or not isinstance(token, str) or not isinstance(provenance, dict):
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
+        stored = {"rule_option": [], **stored}  # left out where there is none
         if stored.keys() != kinds.keys():
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
         for name, value in stored.items():
@@ -328,7 +329,7 @@ class Run:
             _files.to_json(provenance)  # a resumed run writes it again, with more
         except (ValueError, RecursionError):
             raise self._damaged(CONFIG, "its provenance is not what falign writes") from None
-        config = TrainConfig(**stored)
+        config = TrainConfig(**{**stored, "rule_option": tuple(stored["rule_option"])})
         self._identify(token, config)
         return config, provenance
 
@@ -414,7 +415,7 @@ def checkpoint_name(step: int) -> str:
 
 def digest(config: TrainConfig) -> str:
     """A digest of a configuration apart from ``epochs``, which may change while a run goes on."""
-    values = {name: value for name, value in asdict(config).items() if name != "epochs"}
+    values = {name: value for name, value in config.to_json().items() if name != "epochs"}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -434,6 +435,8 @@ def _fits(value: object, kind: Any) -> bool:
     """Whether a value that JSON held is of a field's type, and of a size that numbers and file names can have."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(part, get_args(kind)[0]) for part in value)
     if get_args(kind):
         return any(_fits(value, part) for part in get_args(kind))
     if isinstance(value, bool) or kind is bool:

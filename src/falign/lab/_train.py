@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -165,7 +165,7 @@ def train(
         setting = _settled(config, data, console)
         with interrupt.patient(), run.held():
             run.begin(replaces=replaces)
-            origin = {**provenance(config.device, config.model), "data_sha256": setting.data_sha256}
+            origin = {**provenance(config.device, config.model, config.rule), "data_sha256": setting.data_sha256}
             return _carry_out(run, setting, None, origin, console, interrupt)
 
 
@@ -220,13 +220,16 @@ def resume(
 
 def _note_changes(origin: dict[str, Any], config: TrainConfig, console: Console) -> None:
     """Add to the provenance what is no longer as it was when the run began, and say what may change its numbers."""
-    changed = {key: now for key, now in provenance(config.device, config.model).items() if origin.get(key) != now}
+    changed = {
+        key: now for key, now in provenance(config.device, config.model, config.rule).items() if origin.get(key) != now
+    }
     earlier = origin.get("resumed")
     origin["resumed"] = [*(earlier if isinstance(earlier, list) else []), changed]
     if loose := [key for key in ("packages", "device", "threads") if key in changed]:
         print_plain(console, f"{' and '.join(loose)} changed since the run began: last digits may differ")
     if (code := changed.get("code")) is not None:
-        print_plain(console, f"the code of --model {config.model} in {', '.join(code)} changed since the run began")
+        named = " and ".join(f"--{key} {text}" for key in ("model", "rule") if ":" in (text := getattr(config, key)))
+        print_plain(console, f"the code of {named} in {', '.join(code)} changed since the run began")
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -244,23 +247,32 @@ def default_folder(config: TrainConfig) -> Path:
     """
     config = completed(config)
     default = completed(
-        TrainConfig(config.dataset, model=config.model, rule=config.rule, optimizer=config.optimizer, seed=config.seed)
+        TrainConfig(
+            config.dataset,
+            model=config.model,
+            rule=config.rule,
+            rule_option=config.rule_option,
+            optimizer=config.optimizer,
+            seed=config.seed,
+        )
     )
     dataset = config.dataset if config.dataset in NAMES else Path(config.dataset).name
     model = config.model.replace(":", "-", 1) if config.model.startswith("mlp:") else config.model
     words = [dataset, model, config.rule, str(config.seed)]
-    for name, (value, _) in config.differences(replace(default, optimizer="sgd")).items():
+    for name, (value, _) in config.differences(replace(default, optimizer="sgd", rule_option=())).items():
         word = "lr" if name == "learning_rate" else name.replace("_", "-")
         words.append(word if value is True else f"{word}={_shortest(value)}")
     wanted = "-".join(words)
     name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", wanted).strip(".-")
     if name != wanted or name != name.lower() or len(name) > _NAME or config.dataset not in NAMES:
-        digits = sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+        digits = sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
         name = f"{name[: _NAME - 1 - len(digits)]}-{digits}"
     return Path("runs") / name
 
 
 def _shortest(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

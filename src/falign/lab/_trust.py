@@ -11,42 +11,41 @@ from falign.lab._files import RunError
 from falign.lab._text import plain
 
 RECORDED = "code"
-"""Of a run's provenance: file -> SHA-256 of the code of its own model."""
-_BUILT_IN = ("lenet", "resnet20")
+"""Of a run's provenance: file -> SHA-256 of the code of its own model and its own rule."""
 
 
-def ask(model: str, recorded: object, folder: Path) -> None:
+def ask(code: str, recorded: object, folder: Path) -> None:
     """Before a run goes on, make sure that a person wants the code that its folder names.
 
-    A run folder says in ``config.json`` which module makes its network. What the run began with on this machine is run
-    without a question: the files are where they were, what they were, and what an import finds. Otherwise the folder,
-    or the code, came from elsewhere, and whoever sits at the terminal is asked.
+    A run folder says in ``config.json`` which modules make its network and its rule. What the run began with on this
+    machine is run without a question: the files are where they were, what they were, and what an import finds.
+    Otherwise the folder, or the code, came from elsewhere, and whoever sits at the terminal is asked.
 
     Args:
-        model: The model of the configuration.
+        code: The model or the rule of the configuration; those that falign brings along are no code to ask for.
         recorded: What the provenance beside it has under ``RECORDED``.
         folder: The run folder.
 
     Raises:
         RunError: The code is not the run's own, and nobody allows it.
     """
-    if model.startswith("mlp:") or model in _BUILT_IN or (why := foreign(model, recorded)) is None:
+    if ":" not in code or code.startswith("mlp:") or (why := foreign(code, recorded)) is None:
         return
-    shown = plain(model).replace("\n", "\\n")
+    shown = plain(code).replace("\n", "\\n")
     named = f"{folder} names code to run, {shown}, but {why}"
     if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None:
         print(f"{plain(named)}.\nRun it? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
-        raise RunError(f"{folder} was left as it is: its code {model} was not allowed to run")
+        raise RunError(f"{folder} was left as it is: its code {code} was not allowed to run")
     raise RunError(f"{named}: read it, and if it may run add --trust")
 
 
-def foreign(model: str, recorded: object) -> str | None:
-    """Why the code of a model is not what a run began with; None if it is. Nothing of it is run or imported.
+def foreign(code: str, recorded: object) -> str | None:
+    """Why the code of a model or a rule is not what a run began with; None if it is. Nothing of it is run or imported.
 
     Args:
-        model: ``package.module:factory``.
+        code: ``package.module:factory``.
         recorded: What the run's provenance says of it.
     """
     if not (isinstance(recorded, Mapping) and recorded and all(isinstance(text, str) for text in recorded.values())):
@@ -62,7 +61,7 @@ def foreign(model: str, recorded: object) -> str | None:
             return f"the file that the run began with, {file}, is not here"
         if now != digest:
             return f"{file} is not what it was when the run began"
-    parts = model.partition(":")[0].split(".")
+    parts = code.partition(":")[0].split(".")
     for end in range(1, len(parts) + 1):
         found = _found(".".join(parts[:end]))
         if found is None and end < len(parts):  # a folder without code of its own, or what is below is not found either

@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from math import inf, isfinite
 from numbers import Real
 from operator import index
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from falign.feedback import family
+from falign.lab._own_models import refusing, rule_class
 from falign.lab.config import (
     LEARNING_RATES,
     MOMENTUM,
@@ -47,7 +50,7 @@ def completed(config: TrainConfig) -> TrainConfig:
     _check_choices(config)
     _check_numbers(config)
     _check_idle(config)
-    _check_rule(config)
+    config = _check_rule(config)
     return replace(
         config,
         dataset=located(config.dataset),
@@ -66,7 +69,7 @@ def _of_their_kinds(config: TrainConfig) -> TrainConfig:
         value, kind = getattr(config, part.name), kinds[part.name]
         needed = part.default is not None  # what is None by default may be None
         convert, words = _KINDS.get(
-            next((each for each in _KINDS if each in (kind, *get_args(kind))), None), (None, "")
+            next((each for each in _KINDS if each in (kind, get_origin(kind), *get_args(kind))), None), (None, "")
         )
         if convert is None or (value is None and not needed):
             continue
@@ -95,6 +98,12 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError
+    return tuple(map(_text, value))
+
+
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
@@ -105,6 +114,7 @@ _KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (_truth, "True or False"),
     int: (_whole, "a whole number"),
     float: (_real, "a number"),
+    tuple: (_texts, "texts NAME=VALUE"),
     str: (_text, "a text"),
 }
 
@@ -174,17 +184,17 @@ def _has_activation(config: TrainConfig) -> bool:
     return config.model.startswith("mlp:") or config.model == "lenet"
 
 
-def _check_rule(config: TrainConfig) -> None:
-    if config.rule not in ALL_RULES:
-        raise ConfigError(f"--rule is {_shown(config.rule)}, expected one of {', '.join(ALL_RULES)}")
+def _check_rule(config: TrainConfig) -> TrainConfig:
+    """The same configuration, with options of the rule in fields of their own where there are such (``adafa_rate``)."""
     for name in ALL_RULES:
-        foreign = [key for key in _rule_options(config, name) if name != config.rule]
-        if foreign:
-            raise ConfigError(f"{option(f'{name}_{foreign[0]}')} is for rule {name}, the rule is {config.rule}")
+        for part in fields(ALL_RULES[name]) if name != config.rule else ():
+            if getattr(config, f"{name}_{part.name}", None) is not None:
+                raise ConfigError(f"{option(f'{name}_{part.name}')} is for rule {name}, the rule is {config.rule}")
     if len(config.feedback or "") > _LENGTH or any(len(n) > _RANK for n in re.findall(r"\d+", config.feedback or "")):
         raise ConfigError(f"--feedback is {_shown(config.feedback)}, expected a number below {10**_RANK:,}")
+    options = _rule_options(config)
+    rule = made_rule(config)
     try:
-        rule = made_rule(config)
         if config.feedback is not None:
             family(config.feedback)
     except ValueError as error:
@@ -193,17 +203,77 @@ def _check_rule(config: TrainConfig) -> None:
         raise ConfigError(f"--feedback is for rules with random feedback, rule {config.rule} has none: leave it out")
     if config.scale is not None and rule.wiring == "none":
         raise ConfigError(f"--scale is for rules with feedback, rule {config.rule} has none: leave it out")
+    named = {key: name for name in options if hasattr(config, key := f"{config.rule}_{name}")}
+    rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())
+    return replace(config, rule_option=rest, **{key: options[name] for key, name in named.items()})
 
 
-def _rule_options(config: TrainConfig, name: str) -> dict[str, Any]:
-    """The options of a rule that were given; its field ``rate`` is the option ``adafa_rate``."""
-    given = {part.name: getattr(config, f"{name}_{part.name}", None) for part in fields(ALL_RULES[name])}
-    return {key: value for key, value in given.items() if value is not None}
+def _rule_options(config: TrainConfig) -> dict[str, Any]:
+    """{field of the rule: value} of what was given, by ``--rule-option`` or by an option of its own (``--adafa-rate``).
+
+    Raises:
+        ConfigError: The rule has no such option, it is given twice, or its value is of another kind.
+    """
+    rule = rule_class(config.rule)
+    with refusing(f"the options of --rule {config.rule} cannot be read"):
+        hints = get_type_hints(rule)
+        kinds = {part.name: hints[part.name] for part in fields(rule) if part.init}
+    given: dict[str, Any] = {}
+    for text in config.rule_option:
+        name, equals, value = text.partition("=")
+        if not equals or name not in kinds:
+            takes = ", ".join(f"{name}=…" for name in kinds) or "none: leave it out"
+            raise ConfigError(f"--rule-option is {_shown(text)}, but the options of rule {config.rule} are {takes}")
+        if name in given:
+            raise ConfigError(f"--rule-option {name} is given twice: leave one of them out")
+        given[name] = _value(name, value, kinds[name])
+    for name in kinds:
+        value = getattr(config, f"{config.rule}_{name}", None)
+        if value is not None and given.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{option(f'{config.rule}_{name}')} and --rule-option {name} differ: leave one of them out"
+            )
+    return {name: given[name] for name in kinds if name in given}
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """A text of the command line as a value of a field's type.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    allowed = [value for each in kinds for value in (get_args(each) if get_origin(each) is Literal else (each,))]
+    for each in allowed:
+        if not isinstance(each, type):  # a value of Literal
+            if text == str(each):
+                return each
+        elif each in (bool, NoneType):
+            words: dict[str, Any] = {"none": None} if each is NoneType else {"true": True, "false": False}
+            if text.lower() in words:
+                return words[text.lower()]
+        elif each in (int, float, str):
+            with suppress(ValueError):
+                return each(text)
+    words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "none"}
+    expected = (words.get(each, "a text" if isinstance(each, type) else str(each)) for each in allowed)
+    raise ConfigError(f"--rule-option {name} is {_shown(text)}, expected {' or '.join(expected)}")
 
 
 def made_rule(config: TrainConfig) -> Rule:
-    """The ``falign.Rule`` with the options given for it."""
-    return ALL_RULES[config.rule](**_rule_options(config, config.rule))
+    """The ``falign.Rule`` with the options given for it.
+
+    Raises:
+        ConfigError: It does not take them.
+    """
+    make, options = rule_class(config.rule), _rule_options(config)
+    if config.rule not in ALL_RULES:
+        with refusing(f"--rule {config.rule} cannot be made"):
+            return make(**options)
+    try:
+        return make(**options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _found_device(config: TrainConfig) -> str:

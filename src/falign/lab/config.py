@@ -55,7 +55,8 @@ class TrainConfig:
         model: mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or package.module:factory; the package is looked for
             in the working folder first.
         activation: Between the layers of mlp and lenet.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa.
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa, or package.module:Rule, a rule of your own.
+        rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
             shared.
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
@@ -88,6 +89,7 @@ class TrainConfig:
     activation: Annotated[Activation | None, Parameter(show_default=_depends("relu"))] = None
     epochs: Whole = 10
     rule: Annotated[str, Parameter(group=_RULE)] = "fa"
+    rule_option: Annotated[tuple[str, ...], Parameter(group=_RULE, negative="")] = ()
     feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
@@ -123,6 +125,10 @@ class TrainConfig:
         """{option: (value here, value there)} of the fields that differ."""
         there = asdict(other)
         return {key: (value, there[key]) for key, value in asdict(self).items() if value != there[key]}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them, without ``rule_option`` where there is none: most runs are of the rules here."""
+        return {key: value for key, value in asdict(self).items() if key != "rule_option" or value}
 
 
 def option(name: str) -> str:
