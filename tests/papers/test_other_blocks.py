@@ -12,6 +12,8 @@ from falign.lab.experiment._execution import GIB, Left, blocks, compute
 from falign.lab.experiment._run_file import difference
 from falign.papers import PAPERS
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 EXPERIMENTS = {each.name: each for paper in PAPERS.values() for each in paper.experiments}
 QUICK = ("song2021.figure2", "song2021.dropout", "girotti2021.order", "garg2022.ranks", "robertson2024.overfitting")
 """One of each engine; the others are among the slow ones."""

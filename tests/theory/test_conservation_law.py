@@ -20,6 +20,8 @@ from falign.theory.conservation import (
     rule,
 )
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 NAMES = ["loss", "incoming", "alignment_term", "invariant", "expected_change"]
 UNEQUAL = {"rates": (1.0, 0.5, 2.0), "decays": (0.1, 0.2, 0.05)}
 

@@ -22,6 +22,8 @@ from falign.theory.conservation import (
     small,
 )
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 NAMES = ["loss", "incoming", "alignment_term", "invariant", "expected_change"]
 TIMES = torch.linspace(0, 5, 11, dtype=torch.float64)
 

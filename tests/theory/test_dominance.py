@@ -21,6 +21,8 @@ from falign.theory.dominance import (
     squared_loss_rate,
 )
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 SPLIT = ["loss", "descent", "gradient_norm", "taken_norm", "dominance"]
 TIMES = torch.linspace(0, 4, 41, dtype=torch.float64)
 

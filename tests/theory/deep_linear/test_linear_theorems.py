@@ -23,6 +23,8 @@ from falign.theory.deep_linear._theorems_modes import (
 )
 from falign.theory.deep_linear._two_layer import critical_target
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 RUNS = 100
 
 

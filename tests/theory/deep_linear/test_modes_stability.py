@@ -14,6 +14,8 @@ from falign.theory.deep_linear import (
 )
 from falign.theory.deep_linear._steps import Recursion
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 
 def _converges(mode, rates, steps=4000):
     """A plain loop over all rates at once, two layers, m = s = 1."""

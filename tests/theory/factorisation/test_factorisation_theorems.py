@@ -26,6 +26,8 @@ from falign.theory.factorisation import (
     zero,
 )
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 SEEDS = range(3)
 NAMES = list(MEASUREMENTS)
 TIMES = [0.0, 0.5, 1.0, 2.0, 4.0]
@@ -87,7 +89,6 @@ def test_feedback_of_the_error_falls_from_zero():
     assert [assumption.name for assumption in large.failing] == ["negative invariant"]
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("method", ["fa", "fa*"])
 def test_the_optimum_is_reached_where_r_is_at_least_the_rank(method):
     start = zero if method == "fa" else _orthonormal
@@ -116,7 +117,6 @@ def test_what_keeps_from_the_optimum_is_named():
     assert [assumption.name for assumption in early.failing] == ["long enough"]
 
 
-@pytest.mark.unchecked
 def test_what_the_start_has_outside_the_columns_is_learned_last():
     Y, B = problem(rank=2, r=4)
     start = normal(Y, B, seeds=SEEDS, scale=0.01)
@@ -187,7 +187,6 @@ def test_single_precision_is_not_judged_by_the_rounding_of_double():
                 check(course)
 
 
-@pytest.mark.unchecked
 def test_alignment_of_the_variant_grows_by_what_is_left():
     for rank, r in ((None, 3), (2, 3)):
         course = _descend("fa*", _orthonormal, made=problem(r=r, rank=rank), steps=300)
@@ -208,7 +207,6 @@ def test_alignment_of_the_variant_grows_by_what_is_left():
     assert optimal_output_bound(in_flow).verdict == "holds"
 
 
-@pytest.mark.unchecked
 def test_trace_is_monotone_from_orthonormal_rows_only():
     made = problem(runs=12)
     slow = _descend("fa*", _orthonormal, made=made, factor=0.05, steps=600, at=range(601))
@@ -223,7 +221,6 @@ def test_trace_is_monotone_from_orthonormal_rows_only():
     assert other.verdict == "assumption fails"
 
 
-@pytest.mark.unchecked
 def test_neither_the_loss_nor_the_cosine_need_be_monotone():
     Y = matrix(8, 10, runs=50)
     B = feedback(8, 3, seeds=range(50))
@@ -233,7 +230,6 @@ def test_neither_the_loss_nor_the_cosine_need_be_monotone():
     assert (course["cosine"].diff(dim=1) < -1e-6).any(1).sum() >= 10
 
 
-@pytest.mark.unchecked
 def test_drift_of_the_gram_matrix_is_of_the_order_of_the_step():
     Y, B = problem()
     start = _orthonormal(Y, B)

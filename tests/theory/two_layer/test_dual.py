@@ -6,6 +6,8 @@ from two_layer_cases import PENALTIES, RATES, agree
 
 from falign.theory.two_layer import Dual, Literal, Start, draw, draw_reduced, simulate
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 AT = [0, 1, 40, 300]
 
 
@@ -79,7 +81,6 @@ def test_more_outputs_are_refused():
 
 @pytest.mark.parametrize(("size", "chunk"), [(1, 1), (20, 2), (100, 800), (200, 5), (10_000, 2)])
 @pytest.mark.parametrize("activation", RATES)
-@pytest.mark.unchecked
 def test_pieces_of_every_size_are_the_whole(activation, size, chunk, monkeypatch):
     """Single neurons, parts of a run, a run, several runs, one chunk and many; 9 neurons leave a remainder."""
     s = draw((3, 8, 4), n=6, d=7, p=9, activation=activation, test=3)

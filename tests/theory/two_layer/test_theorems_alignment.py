@@ -19,6 +19,8 @@ from falign.theory.two_layer.theorems import (
     width_independent,
 )
 
+pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
+
 SIZE = 1.18
 """|y|/√n of the data set whose cosines shared/papers.md A.7 lists; it does not say so, but the three values do."""
 
