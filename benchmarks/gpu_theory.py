@@ -13,10 +13,10 @@ from torch import Tensor
 from falign.theory import deep_linear, factorisation
 from falign.theory.two_layer import (
     Dual,
-    Literal,
     Penalty,
     Reduced,
     Start,
+    WeightSpace,
     WidthFree,
     draw,
     draw_reduced,
@@ -44,7 +44,7 @@ def engine_rows(device: torch.device) -> list[Row]:
     sizes = {"n": 20, "d": 30, "p": 64}
     penalties = [Penalty(0.0), Penalty(3.0)]
 
-    def stepped(engine: Literal | Dual | WidthFree) -> dict[str, Tensor]:
+    def stepped(engine: WeightSpace | Dual | WidthFree) -> dict[str, Tensor]:
         engine.advance(40)
         measured = engine.measure()
         return {"errors": engine.error(), "loss": measured["loss"], "cosine": measured["cosine"]}
@@ -54,7 +54,7 @@ def engine_rows(device: torch.device) -> list[Row]:
             start = draw([0, 1], **sizes, activation=activation, test=5, device=where)
             if kind == "width-free":
                 return stepped(WidthFree.from_start(start, rate=1e-3, penalties=penalties))
-            engine = {"literal": Literal, "dual": Dual}[kind]
+            engine = {"literal": WeightSpace, "dual": Dual}[kind]
             return stepped(engine(start, activation=activation, rate=1e-3, penalties=penalties))
 
         return run
@@ -63,7 +63,7 @@ def engine_rows(device: torch.device) -> list[Row]:
         start = draw([0, 1], **sizes, outputs=3, activation="relu", device=where)
         start = Start(X=start.X, y=start.y.softmax(-1), W=start.W, beta=start.beta, b=start.b)
         more = {"loss": "softmax", "batch": 8, "dropout": 0.3}
-        return stepped(Literal(start, activation="relu", rate=1e-1, penalties=penalties, **more))
+        return stepped(WeightSpace(start, activation="relu", rate=1e-1, penalties=penalties, **more))
 
     def sampled(where: torch.device) -> dict[str, Tensor]:
         return stepped(WidthFree.sample([0, 1], n=20, d=30, p=10**9, rate=1e-3, penalties=penalties, device=where))
@@ -84,8 +84,8 @@ def deep_linear_rows(device: torch.device) -> list[Row]:
     def of_modes(where: torch.device) -> dict[str, Tensor]:
         target = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64, device=where)
         chains = deep_linear.modes(target, [torch.full_like(target, 0.05)] * 3)
-        stepped = deep_linear.descend(chains, rate=0.05, steps=40)
-        flowed = deep_linear.flow(chains, times=[0.0, 1.0, 2.0])
+        stepped = deep_linear.gradient_descent(chains, rate=0.05, steps=40)
+        flowed = deep_linear.gradient_flow(chains, times=[0.0, 1.0, 2.0])
         return {
             "steps": stepped.weights,
             "flow": flowed.weights,
@@ -99,8 +99,8 @@ def deep_linear_rows(device: torch.device) -> list[Row]:
             more = {"weights": [0.1, 0.2, 0.1], "hidden": [10, 7], "seeds": [0, 1], "rule": rule}
             start = deep_linear.spectral(X.cpu(), Y.cpu(), **more).state
             start = deep_linear.network([W.to(where) for W in start.W], [B.to(where) for B in start.B], rule=rule)
-            course = deep_linear.descend_matrices(start, X, Y, rule=rule, rate=0.05, steps=100)
-            flowed = deep_linear.flow_matrices(start, X, Y, rule=rule, times=[0.0, 1.0, 2.0])
+            course = deep_linear.matrix_gradient_descent(start, X, Y, rule=rule, rate=0.05, steps=100)
+            flowed = deep_linear.matrix_gradient_flow(start, X, Y, rule=rule, times=[0.0, 1.0, 2.0])
             return {"loss": course["loss"], "map": course["map"][:, -1], "flow": flowed["loss"]}
 
         return run
@@ -124,8 +124,8 @@ def factorisation_rows(device: torch.device) -> list[Row]:
                 start = factorisation.State(
                     *(part.to(where) for part in factorisation.orthonormal(Y, B, seeds=[0, 1, 2]))
                 )
-            rate = float(factorisation.stable_rate(method, Y, B, start).min())
-            course = factorisation.descend(method, Y, B, start, rate=rate, steps=60, names=["error"])
+            rate = float(factorisation.sufficient_rate(method, Y, B, start).min())
+            course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=60, names=["error"])
             return {"error": course["error"], "factors": torch.cat([part.flatten() for part in course.end])}
 
         return on
@@ -134,7 +134,9 @@ def factorisation_rows(device: torch.device) -> list[Row]:
         random = torch.Generator().manual_seed(0)
         Y = torch.randn(20, 24, generator=random, dtype=torch.float64).to(where)
         B = factorisation.feedback(20, 4, seeds=range(3)).to(where)
-        flowed = factorisation.flow("fa", Y, B, factorisation.zero(Y, B), times=[0.0, 0.01, 0.02], names=["error"])
+        flowed = factorisation.gradient_flow(
+            "fa", Y, B, factorisation.zero(Y, B), times=[0.0, 0.01, 0.02], names=["error"]
+        )
         return {
             "stationary error": factorisation.stationary_error(Y, B),
             "flow": flowed["error"],
@@ -257,7 +259,7 @@ def figure3_rows(setting: Setting) -> list[Row]:
         range(seeds), p=p, d=X.shape[1], outputs=10, dtype=torch.float32, device=setting.device
     )  # fmt: skip
     start = Start(X=X, y=torch.nn.functional.one_hot(y, 10).to(X), **weights, seeds=tuple(range(seeds)))
-    engine = Literal(start, activation="relu", rate=1e-2, penalties=RIDGES, loss="softmax", batch=batch)
+    engine = WeightSpace(start, activation="relu", rate=1e-2, penalties=RIDGES, loss="softmax", batch=batch)
     steps = -(-len(X) // batch)
     epoch = seconds(lambda: engine.advance(steps), setting.device, epochs - 1 or 1)
     flops = 2 * 2 * seeds * len(RIDGES) * p * X.shape[1] * len(X)

@@ -68,10 +68,10 @@ def factorise(start: Callable, steps: int, repetitions: int, wanted: tuple[str, 
     Y = torch.randn(N, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     B = factorisation.feedback(N, R, seeds=range(RUNS))
     state = start(Y, B)
-    rate = float(factorisation.stable_rate("fa", Y, B, state).min())
+    rate = float(factorisation.sufficient_rate("fa", Y, B, state).min())
 
-    def whole(count: int = steps) -> factorisation.Course:
-        return factorisation.descend("fa", Y, B, state, rate=rate, steps=count, names=["error"])
+    def whole(count: int = steps) -> factorisation.Trajectory:
+        return factorisation.gradient_descent("fa", Y, B, state, rate=rate, steps=count, names=["error"])
 
     end = whole(50).end
     agree(Loop(Y, B[1], state.Z[1], state.W[1], rate), 50, end.Z[1], end.W[1])
@@ -91,8 +91,8 @@ def modes(repetitions: int) -> list[dict]:
     start, rate = deep_linear.modes(target, [zeros, zeros], rule="fa"), 0.1
     ones = torch.ones(1, 1, dtype=torch.float64)
 
-    def whole(count: int = MODE_STEPS) -> deep_linear.ModeCourse:
-        return deep_linear.descend(start, rate=rate, steps=count)
+    def whole(count: int = MODE_STEPS) -> deep_linear.ModeTrajectory:
+        return deep_linear.gradient_descent(start, rate=rate, steps=count)
 
     W, Z = whole(50).weights[-1, :, -1]
     agree(Loop(ones, ones, 0 * ones, 0 * ones, rate), 50, Z.reshape(1, 1), W.reshape(1, 1))

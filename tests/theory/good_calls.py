@@ -12,7 +12,7 @@ from falign.theory import dominance as dom
 from falign.theory import factorisation as fac
 from falign.theory import minimum_norm, separability
 from falign.theory import two_layer as two
-from falign.theory.conservation._simulate import descend as law_descend
+from falign.theory.conservation._simulate import gradient_descent as law_descend
 from falign.theory.two_layer import _width_free as grams
 from falign.theory.two_layer import kernels, theorems
 
@@ -42,7 +42,9 @@ def single() -> law.State:
 
 
 @cache
-def law_course(outputs: int = 3, decay: float = 0.0, names: tuple[str, ...] = tuple(law.MEASUREMENTS)) -> law.Course:
+def law_trajectory(
+    outputs: int = 3, decay: float = 0.0, names: tuple[str, ...] = tuple(law.MEASUREMENTS)
+) -> law.Trajectory:
     how = law.Dynamics(activation=law.activation("relu"), decays=decay)
     begun = law.draw([4, 5, outputs], seeds=[0, 1], dynamics=how)
     return law_descend(
@@ -51,7 +53,7 @@ def law_course(outputs: int = 3, decay: float = 0.0, names: tuple[str, ...] = tu
 
 
 @cache
-def aligned_course() -> law.Course:
+def aligned_trajectory() -> law.Trajectory:
     begun = law.dominant(state(), dynamics(), 0.5)
     return law_descend(
         begun,
@@ -70,8 +72,8 @@ def chains() -> deep.Modes:
 
 
 @cache
-def chain_course() -> deep.ModeCourse:
-    return deep.descend(chains(), rate=0.05, steps=20)
+def chain_trajectory() -> deep.ModeTrajectory:
+    return deep.gradient_descent(chains(), rate=0.05, steps=20)
 
 
 @cache
@@ -90,16 +92,16 @@ def problem() -> dict[str, torch.Tensor]:
 
 
 @cache
-def fac_course(method: str = "fa") -> fac.Course:
+def fac_trajectory(method: str = "fa") -> fac.Trajectory:
     begun = fac.orthonormal(**problem(), seeds=[0, 1])
-    return fac.descend(method, **problem(), start=begun, rate=1e-3, steps=5, names=list(fac.MEASUREMENTS))
+    return fac.gradient_descent(method, **problem(), start=begun, rate=1e-3, steps=5, names=list(fac.MEASUREMENTS))
 
 
 def factors() -> fac.State:
     return fac.normal(**problem(), seeds=[0, 1], scale=0.1)
 
 
-def engine(kind: Callable[..., Any] = two.Literal, **more: Any) -> Any:
+def engine(kind: Callable[..., Any] = two.WeightSpace, **more: Any) -> Any:
     return kind(start(), rate=0.01, **more)
 
 
@@ -136,8 +138,8 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         lambda: {"steps": 3, "dtype": torch.float64, "start": 1},
     ),
     "two.Penalty.total": (two.Penalty(0.1, "exponential", 5).total, lambda: {"steps": 3}),
-    "two.Literal": (
-        two.Literal,
+    "two.WeightSpace": (
+        two.WeightSpace,
         lambda: {
             "start": start(),
             "activation": "tanh",
@@ -148,13 +150,13 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "batch": 2,
         },
     ),
-    "two.Literal.advance": (lambda steps: engine().advance(steps), lambda: {"steps": 2}),
-    "two.Literal.outputs": (engine().outputs, lambda: {"X": numbers(5, 4)}),
-    "two.Literal.accuracy": (
+    "two.WeightSpace.advance": (lambda steps: engine().advance(steps), lambda: {"steps": 2}),
+    "two.WeightSpace.outputs": (engine().outputs, lambda: {"X": numbers(5, 4)}),
+    "two.WeightSpace.accuracy": (
         lambda X, labels: engine_of_classes().accuracy(X, labels),
         lambda: {"X": numbers(5, 4), "labels": torch.zeros(5, dtype=torch.int64)},
     ),
-    "two.Literal.measure": (engine().measure, lambda: {"names": ["loss", "cosine"]}),
+    "two.WeightSpace.measure": (engine().measure, lambda: {"names": ["loss", "cosine"]}),
     "two.Dual": (
         two.Dual,
         lambda: {"start": start(), "activation": "tanh", "rate": 0.1, "penalties": [two.Penalty()]},
@@ -367,11 +369,11 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         },
     ),
     "deep.Modes.at": (chains().at, lambda: {"weights": chains().weights}),
-    "deep.Scheme.start": (deep.scheme("zero").start, lambda: {"size": 1.0, "depth": 3}),
-    "deep.scheme": (deep.scheme, lambda: {"name": "zero"}),
+    "deep.Initialisation.start": (deep.initialisation("zero").start, lambda: {"size": 1.0, "depth": 3}),
+    "deep.initialisation": (deep.initialisation, lambda: {"name": "zero"}),
     "deep.linear": (deep.linear, lambda: {"rule": "fa"}),
-    "deep.chart": (
-        deep.chart,
+    "deep.phase_diagram": (
+        deep.phase_diagram,
         lambda: {
             "invariants": [0.5, 1.0],
             "targets": [0.5, 1.0],
@@ -380,8 +382,11 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "tolerance": 0.1,
         },
     ),
-    "deep.descend": (deep.descend, lambda: {"modes": chains(), "rate": 0.05, "steps": 5, "at": [0, 2, 5]}),
-    "deep.flow": (deep.flow, lambda: {"modes": chains(), "times": _TIMES, "tolerance": 1e-6}),
+    "deep.gradient_descent": (
+        deep.gradient_descent,
+        lambda: {"modes": chains(), "rate": 0.05, "steps": 5, "at": [0, 2, 5]},
+    ),
+    "deep.gradient_flow": (deep.gradient_flow, lambda: {"modes": chains(), "times": _TIMES, "tolerance": 1e-6}),
     "deep.limit": (deep.limit, lambda: {"modes": chains()}),
     "deep.settled": (deep.settled, lambda: {"modes": chains()}),
     "deep.asymptotic_rate": (deep.asymptotic_rate, lambda: {"modes": chains()}),
@@ -392,8 +397,8 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "deep.learning_slope": (deep.learning_slope, lambda: {"modes": chains(), "tolerance": 0.1}),
     "deep.learning_time_and_slope": (deep.learning_time_and_slope, lambda: {"modes": chains(), "tolerance": 0.1}),
     "deep.depth_slope": (deep.depth_slope, lambda: {"depth": 3}),
-    "deep.zero_start": (deep.zero_start, lambda: {**_MODES, "times": _TIMES}),
-    "deep.zero_start_time": (deep.zero_start_time, lambda: {**_MODES, "share": 0.5}),
+    "deep.zero_init": (deep.zero_init, lambda: {**_MODES, "times": _TIMES}),
+    "deep.zero_init_time": (deep.zero_init_time, lambda: {**_MODES, "share": 0.5}),
     "deep.critical_invariant": (deep.critical_invariant, lambda: dict(_MODES)),
     "deep.critical_target": (deep.critical_target, lambda: {"K": [-1.0, 0.5], "feedback": 1.0, "variance": 1.0}),
     "deep.degenerate_error": (deep.degenerate_error, lambda: {**_MODES, "times": [0.5, 1.0]}),
@@ -417,10 +422,13 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         deep.local_rate,
         lambda: {"state": linear_state(), "X": numbers(6, 4), "rule": "fa", "share": 0.5},
     ),
-    "deep.gains": (deep.gains, lambda: {"state": linear_state(), "X": numbers(6, 4)}),
-    "deep.linearised": (deep.linearised, lambda: {"state": linear_state(), "X": numbers(6, 4), "rule": "fa"}),
-    "deep.descend_matrices": (
-        deep.descend_matrices,
+    "deep.relu_gains": (deep.relu_gains, lambda: {"state": linear_state(), "X": numbers(6, 4)}),
+    "deep.relu_linearisation": (
+        deep.relu_linearisation,
+        lambda: {"state": linear_state(), "X": numbers(6, 4), "rule": "fa"},
+    ),
+    "deep.matrix_gradient_descent": (
+        deep.matrix_gradient_descent,
         lambda: {
             "state": linear_state(),
             "X": numbers(6, 4),
@@ -432,8 +440,8 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "at": [0, 3],
         },
     ),
-    "deep.flow_matrices": (
-        deep.flow_matrices,
+    "deep.matrix_gradient_flow": (
+        deep.matrix_gradient_flow,
         lambda: {
             "state": linear_state(),
             "X": numbers(6, 4),
@@ -472,7 +480,7 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "steps": 4,
             "at": [0, 4],
             "activation": "linear",
-            "form": "outputs",
+            "decoupling": "outputs",
             "exact": False,
         },
     ),
@@ -493,12 +501,15 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     ),
     "deep.reduced": (deep.reduced, lambda: {"state": spectral().state, "start": spectral()}),
     "deep.deviation": (deep.deviation, lambda: {"state": spectral().state, "start": spectral()}),
-    "deep.step_rates": (deep.step_rates, lambda: {"course": chain_course()}),
-    "deep.error_recursion": (deep.error_recursion, lambda: {"course": every_step()}),
-    "deep.exponential_convergence": (deep.exponential_convergence, lambda: {"course": chain_course()}),
-    "deep.conserved_invariants": (deep.conserved_invariants, lambda: {"course": chain_course(), "tolerance": 1e-9}),
-    "deep.asymptotic_decay": (deep.asymptotic_decay, lambda: {"course": chain_course(), "tolerance": 0.01}),
-    "deep.zero_loss": (deep.zero_loss, lambda: {"course": chain_course()}),
+    "deep.step_rates": (deep.step_rates, lambda: {"trajectory": chain_trajectory()}),
+    "deep.error_recursion": (deep.error_recursion, lambda: {"trajectory": every_step()}),
+    "deep.exponential_convergence": (deep.exponential_convergence, lambda: {"trajectory": chain_trajectory()}),
+    "deep.conserved_invariants": (
+        deep.conserved_invariants,
+        lambda: {"trajectory": chain_trajectory(), "tolerance": 1e-9},
+    ),
+    "deep.asymptotic_decay": (deep.asymptotic_decay, lambda: {"trajectory": chain_trajectory(), "tolerance": 0.01}),
+    "deep.zero_loss": (deep.zero_loss, lambda: {"trajectory": chain_trajectory()}),
     "deep.learning_time_law": (
         deep.learning_time_law,
         lambda: {"depth": 2, "targets": [0.5, 1.0], "rule": "fa", "feedback": 1.0, "tolerance": 1e-4},
@@ -508,8 +519,8 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "fac.zero": (fac.zero, problem),
     "fac.normal": (fac.normal, lambda: {**problem(), "seeds": [0, 1], "scale": 0.1}),
     "fac.orthonormal": (fac.orthonormal, lambda: {**problem(), "seeds": [0, 1]}),
-    "fac.descend": (
-        fac.descend,
+    "fac.gradient_descent": (
+        fac.gradient_descent,
         lambda: {
             "method": "fa",
             **problem(),
@@ -520,8 +531,8 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "at": [0, 3],
         },
     ),
-    "fac.flow": (
-        fac.flow,
+    "fac.gradient_flow": (
+        fac.gradient_flow,
         lambda: {
             "method": "fa",
             **problem(),
@@ -532,7 +543,7 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         },
     ),
     "fac.velocity": (fac.velocity, lambda: {"method": "fa", **problem(), "state": factors()}),
-    "fac.stable_rate": (fac.stable_rate, lambda: {"method": "fa", **problem(), "start": factors()}),
+    "fac.sufficient_rate": (fac.sufficient_rate, lambda: {"method": "fa", **problem(), "start": factors()}),
     "fac.local_rate": (fac.local_rate, lambda: {"B": problem()["B"], "state": factors()}),
     "fac.best_output": (fac.best_output, lambda: {"Y": numbers(5, 6), "W": numbers(2, 2, 6)}),
     "fac.conserved": (
@@ -577,14 +588,17 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         fac.rate_in_factorisation,
         lambda: {"rate": 0.1, "outputs": 3, "variance": 1.0, "reduction": "mean"},
     ),
-    "fac.conservation": (fac.conservation, lambda: {"course": fac_course(), "tolerance": 1e-9}),
-    "fac.descent_of_feedback": (fac.descent_of_feedback, lambda: {"course": fac_course()}),
-    "fac.optimum_reached": (fac.optimum_reached, lambda: {"course": fac_course(), "tolerance": 1e-6}),
-    "fac.stationary_limit": (fac.stationary_limit, lambda: {"course": fac_course(), "tolerance": 1e-6}),
-    "fac.alignment_growth": (fac.alignment_growth, lambda: {"course": fac_course("fa*"), "tolerance": 1e-6}),
-    "fac.monotone_alignment": (fac.monotone_alignment, lambda: {"course": fac_course("fa*"), "tolerance": 1e-6}),
-    "fac.gram_drift": (fac.gram_drift, lambda: {"course": fac_course("fa*")}),
-    "fac.optimal_output_bound": (fac.optimal_output_bound, lambda: {"course": fac_course("fa*")}),
+    "fac.conservation": (fac.conservation, lambda: {"trajectory": fac_trajectory(), "tolerance": 1e-9}),
+    "fac.descent_of_feedback": (fac.descent_of_feedback, lambda: {"trajectory": fac_trajectory()}),
+    "fac.optimum_reached": (fac.optimum_reached, lambda: {"trajectory": fac_trajectory(), "tolerance": 1e-6}),
+    "fac.stationary_limit": (fac.stationary_limit, lambda: {"trajectory": fac_trajectory(), "tolerance": 1e-6}),
+    "fac.alignment_growth": (fac.alignment_growth, lambda: {"trajectory": fac_trajectory("fa*"), "tolerance": 1e-6}),
+    "fac.monotone_alignment": (
+        fac.monotone_alignment,
+        lambda: {"trajectory": fac_trajectory("fa*"), "tolerance": 1e-6},
+    ),
+    "fac.gram_drift": (fac.gram_drift, lambda: {"trajectory": fac_trajectory("fa*")}),
+    "fac.optimal_output_bound": (fac.optimal_output_bound, lambda: {"trajectory": fac_trajectory("fa*")}),
     "fac.separation": (fac.separation, lambda: {"r": 2, "epsilon": 0.1, "seeds": [0, 1], "delta": 0.5}),
     "fac.near_orthogonality": (
         fac.near_orthogonality,
@@ -637,24 +651,24 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "law.loss_of": (law.loss_of, lambda: _law(**_xy())),
     "law.gradients": (law.gradients, lambda: _law(**_xy(), true=True)),
     "law.velocity": (law.velocity, lambda: _law(**_xy())),
-    "law.descend": (
-        law.descend,
+    "law.gradient_descent": (
+        law.gradient_descent,
         lambda: _law(**_xy(), rate=0.01, steps=3, names=["loss", "expected_change"], at=[0, 3]),
     ),
-    "law.descend in batches": (
-        law.descend,
+    "law.gradient_descent in batches": (
+        law.gradient_descent,
         lambda: _law(**_xy(), rate=0.01, steps=torch.tensor([[0, 1], [2, 3]]), names=["loss"], at=[0, 2]),
     ),
-    "law.flow": (
-        law.flow,
+    "law.gradient_flow": (
+        law.gradient_flow,
         lambda: _law(**_xy(), times=torch.tensor([0.0, 0.01]).double(), names=["loss"], tolerance=1e-5, longest=2000),
     ),
-    "law.conservation": (law.conservation, lambda: {"course": law_course(), "tolerance": 1e-9}),
-    "law.alignment_bound": (law.alignment_bound, lambda: {"course": law_course()}),
-    "law.lasting_alignment": (law.lasting_alignment, lambda: {"course": aligned_course()}),
+    "law.conservation": (law.conservation, lambda: {"course": law_trajectory(), "tolerance": 1e-9}),
+    "law.alignment_bound": (law.alignment_bound, lambda: {"course": law_trajectory()}),
+    "law.lasting_alignment": (law.lasting_alignment, lambda: {"course": aligned_trajectory()}),
     "law.decay_equilibrium": (
         law.decay_equilibrium,
-        lambda: {"course": law_course(decay=0.1), "tolerance": 1e-3, "still": 1e-3},
+        lambda: {"course": law_trajectory(decay=0.1), "tolerance": 1e-3, "still": 1e-3},
     ),
     # dominance
     "dom.split": (
@@ -682,14 +696,14 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     ),
     "dom.convergence": (
         dom.convergence,
-        lambda: {"course": law_course(), "exponent": 1.0, "kappa": 0.1, "mu": 0.1},
+        lambda: {"course": law_trajectory(), "exponent": 1.0, "kappa": 0.1, "mu": 0.1},
     ),
     "dom.least_product": (dom.least_product, lambda: {"B": numbers(3, 4), "W": numbers(3, 4, seed=1)}),
     "dom.neuron_descent": (
         dom.neuron_descent,
         lambda: {"state": single(), "dynamics": dynamics(), **_xy(1)},
     ),
-    "dom.lasting_descent": (dom.lasting_descent, lambda: {"course": law_course(1)}),
+    "dom.lasting_descent": (dom.lasting_descent, lambda: {"course": law_trajectory(1)}),
     "dom.squared_loss_rate": (
         dom.squared_loss_rate,
         lambda: {"state": single(), "dynamics": dynamics(), "X": numbers(6, 4)},
@@ -722,10 +736,10 @@ def some_check() -> Any:
 
 
 @cache
-def every_step() -> deep.ModeCourse:
-    return deep.descend(chains(), rate=0.05, steps=5, at=range(6))
+def every_step() -> deep.ModeTrajectory:
+    return deep.gradient_descent(chains(), rate=0.05, steps=5, at=range(6))
 
 
 @cache
-def engine_of_classes() -> two.Literal:
-    return two.Literal(two.draw([0, 1], n=3, d=4, p=6, outputs=2), rate=0.01)
+def engine_of_classes() -> two.WeightSpace:
+    return two.WeightSpace(two.draw([0, 1], n=3, d=4, p=6, outputs=2), rate=0.01)

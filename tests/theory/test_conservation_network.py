@@ -15,9 +15,9 @@ from falign.theory.conservation import (
     RULES,
     Dynamics,
     activation,
-    descend,
     draw,
-    flow,
+    gradient_descent,
+    gradient_flow,
     gradients,
     loss,
     loss_of,
@@ -52,18 +52,20 @@ def test_true_gradient_equals_finite_differences(activation_name, loss_name):
 def test_training_equals_the_loop_over_points(rule_name, bias):
     dynamics, (X, y) = made("relu", rule_name, tracking=0.7), data()
     state, chosen = start(dynamics, bias=bias), batches(steps=40)
-    course = descend(state, dynamics, X, y, rate=0.2, steps=chosen, names=["loss", "invariant", "expected_change"])
+    trajectory = gradient_descent(
+        state, dynamics, X, y, rate=0.2, steps=chosen, names=["loss", "invariant", "expected_change"]
+    )
     for run in range(2):
         expected = oracle.train(
             *one_run(state, run), X.numpy(), y.numpy(), chosen.numpy(),
             activation="relu", loss="softmax", rule=rule_name, rate=0.2, alpha=0.14,
         )  # fmt: skip
-        for parts, wanted in zip(one_run(course.end, run), expected[:3], strict=True):
+        for parts, wanted in zip(one_run(trajectory.end, run), expected[:3], strict=True):
             for one, other in zip(parts, wanted, strict=True):
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
         if rule_name == "fa":
             np.testing.assert_allclose(
-                course["expected_change"][run, -1].numpy(), np.concatenate(expected[3]), rtol=1e-9, atol=1e-14
+                trajectory["expected_change"][run, -1].numpy(), np.concatenate(expected[3]), rtol=1e-9, atol=1e-14
             )
 
 
@@ -86,7 +88,7 @@ def test_training_equals_that_of_a_converted_model(rule_name):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(X), y).backward()
         optimizer.step()
-    end = descend(state, dynamics, X, y, rate=0.2, steps=30, names=["loss"]).end
+    end = gradient_descent(state, dynamics, X, y, rate=0.2, steps=30, names=["loss"]).end
     for layer, W, b in zip(layers, end.W, end.b, strict=True):
         torch.testing.assert_close(layer.weight.detach(), W[0], rtol=0, atol=1e-7 if rule_name == "usf" else 1e-12)
         torch.testing.assert_close(layer.bias.detach(), b[0], rtol=0, atol=1e-7 if rule_name == "usf" else 1e-12)
@@ -105,37 +107,39 @@ def test_runs_are_independent_and_may_have_their_own_data():
     dynamics = made()
     (X, y), (other_X, other_y) = data(), data(seed=5)
     both = start(dynamics, seeds=[0, 1])
-    course = descend(both, dynamics, torch.stack([X, other_X]), torch.stack([y, other_y]), rate=0.1, steps=20,
-                     names=["loss"])  # fmt: skip
-    alone = descend(start(dynamics, seeds=[1]), dynamics, other_X, other_y, rate=0.1, steps=20, names=["loss"])
-    torch.testing.assert_close(course["loss"][1], alone["loss"][0], rtol=1e-13, atol=0)
+    trajectory = gradient_descent(both, dynamics, torch.stack([X, other_X]), torch.stack([y, other_y]), rate=0.1,
+                     steps=20, names=["loss"])  # fmt: skip
+    alone = gradient_descent(start(dynamics, seeds=[1]), dynamics, other_X, other_y, rate=0.1, steps=20, names=["loss"])
+    torch.testing.assert_close(trajectory["loss"][1], alone["loss"][0], rtol=1e-13, atol=0)
 
 
 def test_flow_is_the_limit_of_small_steps():
     dynamics, (X, y) = made("linear"), data()
     state = start(dynamics)
-    exact = flow(state, dynamics, X, y, times=torch.tensor([0.0, 1.0], dtype=torch.float64), names=["loss"])
+    exact = gradient_flow(state, dynamics, X, y, times=torch.tensor([0.0, 1.0], dtype=torch.float64), names=["loss"])
     errors = []
     for rate in (0.02, 0.01):
-        course = descend(state, dynamics, X, y, rate=rate, steps=round(1 / rate), names=["loss"], at=[round(1 / rate)])
-        errors.append(float((course["loss"][:, -1] - exact["loss"][:, -1]).abs().max()))
+        trajectory = gradient_descent(
+            state, dynamics, X, y, rate=rate, steps=round(1 / rate), names=["loss"], at=[round(1 / rate)]
+        )
+        errors.append(float((trajectory["loss"][:, -1] - exact["loss"][:, -1]).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
 
 
 def test_every_measurement_is_recorded_in_its_shape():
     dynamics, (X, y) = made(), data()
-    course = descend(
+    trajectory = gradient_descent(
         start(dynamics), dynamics, X, y, rate=0.1, steps=4, names=[*MEASUREMENTS, "expected_change"], at=[0, 2, 4]
     )
-    assert course.times.tolist() == [0, 0.2, 0.4]
+    assert trajectory.times.tolist() == [0, 0.2, 0.4]
     for name in ("loss", "dominance"):
-        assert course[name].shape == (2, 3)
+        assert trajectory[name].shape == (2, 3)
     for name in ("incoming", "alignment_term", "invariant", "alignment", "expected_change"):
-        assert course[name].shape == (2, 3, 15)
+        assert trajectory[name].shape == (2, 3, 15)
     for name in ("descent", "gradient_norm", "taken_norm"):
-        assert course[name].shape == (2, 3, 3)
+        assert trajectory[name].shape == (2, 3, 3)
     with pytest.raises(ValueError, match="'P' was not recorded"):
-        course["P"]
+        trajectory["P"]
 
 
 @pytest.mark.parametrize(
@@ -164,10 +168,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(make, named):
 
 def _descend(rates=1.0, rate=0.1, names=("loss",), at=None):
     dynamics, (X, y) = made(rates=rates), data()
-    return descend(start(dynamics), dynamics, X, y, rate=rate, steps=4, names=names, at=at)
+    return gradient_descent(start(dynamics), dynamics, X, y, rate=rate, steps=4, names=names, at=at)
 
 
 def _flow(times=(0.0, 1.0), longest=1000):
     dynamics, (X, y) = made("linear"), data()
     times = torch.tensor(times, dtype=torch.float64)
-    return flow(start(dynamics), dynamics, X, y, times=times, names=["loss"], longest=longest)
+    return gradient_flow(start(dynamics), dynamics, X, y, times=times, names=["loss"], longest=longest)

@@ -14,10 +14,10 @@ from falign.theory.conservation import (
     alignment,
     conservation,
     decay_equilibrium,
-    descend,
     dominant,
     draw,
-    flow,
+    gradient_descent,
+    gradient_flow,
     gradients,
     invariant,
     loss_of,
@@ -54,15 +54,15 @@ TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def _descend(state=STATE, x=X, y=Y, rate=0.1, steps=2, names=("loss",), at=None):
-    return descend(state, DYNAMICS, x, y, rate=rate, steps=steps, names=names, at=at)
+    return gradient_descent(state, DYNAMICS, x, y, rate=rate, steps=steps, names=names, at=at)
 
 
 def _flow(state=STATE, x=X, y=Y, times=TIMES, **others):
-    return flow(state, DYNAMICS, x, y, times=times, names=["loss"], **others)
+    return gradient_flow(state, DYNAMICS, x, y, times=times, names=["loss"], **others)
 
 
 def _once(widths=(6, 8, 7, 3), y=Y):
-    return descend(start(DYNAMICS, widths=widths), DYNAMICS, X, y, rate=0.1, steps=0, names=NAMES, at=[0])
+    return gradient_descent(start(DYNAMICS, widths=widths), DYNAMICS, X, y, rate=0.1, steps=0, names=NAMES, at=[0])
 
 
 def _predicted(initial=ONE, kappa=ONE, exponent=1.0):

@@ -14,9 +14,9 @@ from falign.theory.conservation import (
     alignment_term,
     anti,
     decay_equilibrium,
-    descend,
     dominant,
-    flow,
+    gradient_descent,
+    gradient_flow,
     invariant,
     lasting_alignment,
     small,
@@ -31,8 +31,8 @@ TIMES = torch.linspace(0, 5, 11, dtype=torch.float64)
 @pytest.mark.parametrize("rule_name", RULES)
 def test_alignment_never_falls_below_its_bound(rule_name):
     dynamics, (X, y) = made("relu", rule_name), data()
-    course = descend(start(dynamics), dynamics, X, y, rate=0.05, steps=batches(steps=300), names=NAMES)
-    check = alignment_bound(course)
+    trajectory = gradient_descent(start(dynamics), dynamics, X, y, rate=0.05, steps=batches(steps=300), names=NAMES)
+    check = alignment_bound(trajectory)
     assert check.verdict == "holds", check.sentence
     assert check.slack > 0
 
@@ -42,28 +42,30 @@ def test_from_a_dominant_start_every_neuron_stays_aligned(rule_name):
     dynamics, (X, y) = made("relu", rule_name), data()
     state = dominant(start(dynamics), dynamics, share=0.9)
     assert aligned_forever(state, dynamics).all()
-    course = descend(state, dynamics, X, y, rate=0.01, steps=batches(steps=300), names=[*NAMES, "alignment"])
-    check = lasting_alignment(course)
+    trajectory = gradient_descent(
+        state, dynamics, X, y, rate=0.01, steps=batches(steps=300), names=[*NAMES, "alignment"]
+    )
+    check = lasting_alignment(trajectory)
     assert check.verdict == "holds", check.sentence
     assert check.constants["share aligned for ever"] == 1
-    assert (course["alignment"] > 0).all()
+    assert (trajectory["alignment"] > 0).all()
 
 
 def test_in_flow_the_initial_values_alone_decide():
     dynamics, (X, y) = made("linear"), data()
     state = dominant(start(dynamics), dynamics)
-    check = lasting_alignment(flow(state, dynamics, X, y, times=TIMES, names=NAMES))
+    check = lasting_alignment(gradient_flow(state, dynamics, X, y, times=TIMES, names=NAMES))
     assert check.verdict == "holds", check.sentence
     torch.testing.assert_close(check.bound, check.measured.minimum(check.bound), rtol=1e-6, atol=1e-6)
-    assert alignment_bound(flow(start(dynamics), dynamics, X, y, times=TIMES, names=NAMES)).verdict == "holds"
+    assert alignment_bound(gradient_flow(start(dynamics), dynamics, X, y, times=TIMES, names=NAMES)).verdict == "holds"
 
 
 def test_decay_keeps_neurons_aligned():
     dynamics, (X, y) = made("linear", decays=0.2), data()
     state = dominant(start(dynamics), dynamics)
-    course = flow(state, dynamics, X, y, times=TIMES, names=NAMES)
-    assert (course["invariant"] <= course["invariant"][:, :1] * torch.exp(-0.2 * TIMES)[:, None] + 1e-6).all()
-    assert lasting_alignment(course).verdict == "holds"
+    trajectory = gradient_flow(state, dynamics, X, y, times=TIMES, names=NAMES)
+    assert (trajectory["invariant"] <= trajectory["invariant"][:, :1] * torch.exp(-0.2 * TIMES)[:, None] + 1e-6).all()
+    assert lasting_alignment(trajectory).verdict == "holds"
 
 
 def test_a_small_start_is_bounded_near_zero_and_ends_aligned():
@@ -71,9 +73,9 @@ def test_a_small_start_is_bounded_near_zero_and_ends_aligned():
     state = small(start(dynamics), 0.01)
     assert float(invariant(state, dynamics)[:, -7:].max()) < 1e-3
     assert float(invariant(state, dynamics).max()) < 0.01 * float(invariant(start(dynamics), dynamics).max())
-    course = descend(state, dynamics, X, y, rate=0.05, steps=1500, names=[*NAMES, "alignment"])
-    assert float(course["alignment"][:, -1].min()) > 0
-    assert float(course["alignment_term"].min()) > -float(course["expected_change"].max()) - 1e-2
+    trajectory = gradient_descent(state, dynamics, X, y, rate=0.05, steps=1500, names=[*NAMES, "alignment"])
+    assert float(trajectory["alignment"][:, -1].min()) > 0
+    assert float(trajectory["alignment_term"].min()) > -float(trajectory["expected_change"].max()) - 1e-2
 
 
 def test_an_anti_start_is_against_its_feedback():
@@ -82,13 +84,13 @@ def test_an_anti_start_is_against_its_feedback():
     assert (alignment(state, dynamics) < 0).all()
     assert not aligned_forever(state, dynamics).any()
     with pytest.raises(ValueError, match="start from dominant"):
-        lasting_alignment(descend(state, dynamics, X, y, rate=0.05, steps=5, names=NAMES))
+        lasting_alignment(gradient_descent(state, dynamics, X, y, rate=0.05, steps=5, names=NAMES))
 
 
 def test_a_bound_that_is_too_high_fails():
     dynamics, (X, y) = made(), data()
-    course = descend(start(dynamics), dynamics, X, y, rate=0.05, steps=50, names=NAMES)
-    wrong = replace(course, values={**course.values, "invariant": course["invariant"] - 10})
+    trajectory = gradient_descent(start(dynamics), dynamics, X, y, rate=0.05, steps=50, names=NAMES)
+    wrong = replace(trajectory, values={**trajectory.values, "invariant": trajectory["invariant"] - 10})
     assert alignment_bound(wrong).verdict == "fails"
 
 
@@ -99,10 +101,14 @@ REST = ["incoming", "invariant", "alignment"]
 def test_with_decay_alignment_ends_at_the_size_of_the_incoming_weights(activation_name, last, tolerance):
     """Relus slide along their kinks, which leaves an error of order η: a smaller rate at the end."""
     dynamics, (X, y) = made(activation_name, decays=0.1), data(n=12)
-    first = course = descend(start(dynamics), dynamics, X, y, rate=0.2, steps=600, names=REST, at=[0, 100, 600])
+    first = trajectory = gradient_descent(
+        start(dynamics), dynamics, X, y, rate=0.2, steps=600, names=REST, at=[0, 100, 600]
+    )
     for rate in (0.04, last):
-        course = descend(course.end, dynamics, X, y, rate=rate, steps=1500, names=REST, at=[0, 1200, 1500])
-    check = decay_equilibrium(course, tolerance=tolerance)
+        trajectory = gradient_descent(
+            trajectory.end, dynamics, X, y, rate=rate, steps=1500, names=REST, at=[0, 1200, 1500]
+        )
+    check = decay_equilibrium(trajectory, tolerance=tolerance)
     assert check.verdict == "holds", check.sentence
     assert check.constants["least alignment"] > -1e-6
     assert check.constants["alive"] > 0.5
@@ -113,7 +119,7 @@ def test_with_decay_alignment_ends_at_the_size_of_the_incoming_weights(activatio
 @pytest.mark.parametrize(("decays", "named"), [(0.0, "one decay"), ((0.1, 0.2, 0.1), "one decay")])
 def test_the_equilibrium_needs_one_decay(decays, named):
     dynamics, (X, y) = made(decays=decays), data()
-    check = decay_equilibrium(descend(start(dynamics), dynamics, X, y, rate=0.1, steps=3, names=REST))
+    check = decay_equilibrium(gradient_descent(start(dynamics), dynamics, X, y, rate=0.1, steps=3, names=REST))
     assert check.verdict == "assumption fails"
     assert named in check.sentence
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conservation_cases import data, made, start
 
-from falign.theory.conservation import anti, descend, dominant, flow, loss_of, velocity
+from falign.theory.conservation import anti, dominant, gradient_descent, gradient_flow, loss_of, velocity
 from falign.theory.dominance import (
     convergence,
     largest_kappa,
@@ -38,12 +38,12 @@ def _slope(state, dynamics, X, y, h=1e-6):
 def test_the_split_is_the_descent_of_the_loss(rule_name):
     dynamics, (X, y) = made("linear", rule_name), data()
     state = start(dynamics)
-    course = descend(state, dynamics, X, y, rate=0.1, steps=20, names=SPLIT, at=[0, 20])
-    parts = split(course["descent"], course["gradient_norm"], course["taken_norm"])
+    trajectory = gradient_descent(state, dynamics, X, y, rate=0.1, steps=20, names=SPLIT, at=[0, 20])
+    parts = split(trajectory["descent"], trajectory["gradient_norm"], trajectory["taken_norm"])
     torch.testing.assert_close(-_slope(state, dynamics, X, y), parts.total[:, 0], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(-_slope(course.end, dynamics, X, y), parts.total[:, 1], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(-_slope(trajectory.end, dynamics, X, y), parts.total[:, 1], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(parts.alignment * parts.gradient * parts.update, parts.descent)
-    torch.testing.assert_close(parts.dominance, course["dominance"])
+    torch.testing.assert_close(parts.dominance, trajectory["dominance"])
     torch.testing.assert_close(parts.alignment[..., -1], torch.ones(2, 2, dtype=torch.float64))
     if rule_name == "bp":
         torch.testing.assert_close(parts.alignment, torch.ones(2, 2, 3, dtype=torch.float64))
@@ -91,7 +91,7 @@ def test_constant_and_exponent_are_recovered_from_a_power():
 def test_from_a_dominant_start_the_loss_falls_as_predicted(loss_name, exponent, outputs):
     dynamics, (X, y) = made("linear", "fa", loss_name), data(n=5, d=8, k=outputs, kind=loss_name)
     state = dominant(start(dynamics, widths=(8, 20, outputs)), dynamics)
-    check = convergence(flow(state, dynamics, X, y, times=TIMES, names=SPLIT), exponent=exponent)
+    check = convergence(gradient_flow(state, dynamics, X, y, times=TIMES, names=SPLIT), exponent=exponent)
     assert check.verdict == "holds", check.sentence
     assert check.constants["kappa"] > 0
     assert float((check.measured[:, -1] / check.measured[:, 0]).max()) < 0.6
@@ -101,20 +101,20 @@ def test_without_dominance_the_theorem_says_nothing():
     dynamics, (X, y) = made("linear", "fa", "squared"), data(n=5, d=8, k=1, kind="squared")
     state = anti(start(dynamics, widths=(8, 20, 1)), dynamics)
     state = state._replace(W=(0.05 * state.W[0], state.W[1]))
-    course = flow(state, dynamics, X, y, times=TIMES, names=SPLIT)
-    assert course["loss"][:, 1].gt(course["loss"][:, 0]).any()
-    check = convergence(course)
+    trajectory = gradient_flow(state, dynamics, X, y, times=TIMES, names=SPLIT)
+    assert trajectory["loss"][:, 1].gt(trajectory["loss"][:, 0]).any()
+    check = convergence(trajectory)
     assert [assumption.name for assumption in check.failing] == ["alignment dominance"]
 
 
 def test_what_was_claimed_too_large_is_named():
     dynamics, (X, y) = made("linear", "fa", "squared"), data(n=5, d=8, k=1, kind="squared")
     state = dominant(start(dynamics, widths=(8, 20, 1)), dynamics)
-    course = flow(state, dynamics, X, y, times=TIMES, names=SPLIT)
-    assert convergence(course, mu=1e6).failing[0].name == "gradient inequality"
-    assert convergence(course, kappa=1e6).failing[0].name == "alignment dominance"
+    trajectory = gradient_flow(state, dynamics, X, y, times=TIMES, names=SPLIT)
+    assert convergence(trajectory, mu=1e6).failing[0].name == "gradient inequality"
+    assert convergence(trajectory, kappa=1e6).failing[0].name == "alignment dominance"
     with pytest.raises(ValueError, match="expected a ≥ 1"):
-        convergence(course, exponent=0.5)
+        convergence(trajectory, exponent=0.5)
 
 
 @pytest.mark.parametrize("loss_name", ["squared", "logistic"])
@@ -122,11 +122,11 @@ def test_what_was_claimed_too_large_is_named():
 def test_neurons_add_what_the_formula_says(activation_name, loss_name):
     dynamics, (X, y) = made(activation_name, "fa", loss_name), data(k=1, kind=loss_name)
     state = start(dynamics, widths=(6, 8, 1))
-    course = descend(state, dynamics, X, y, rate=0.1, steps=1, names=SPLIT, at=[0])
+    trajectory = gradient_descent(state, dynamics, X, y, rate=0.1, steps=1, names=SPLIT, at=[0])
     parts = neuron_descent(state, dynamics, X, y)
-    torch.testing.assert_close(parts.sum(-1), course["descent"][:, 0, 0])
+    torch.testing.assert_close(parts.sum(-1), trajectory["descent"][:, 0, 0])
     torch.testing.assert_close(
-        -_slope(state, dynamics, X, y), parts.sum(-1) + course["gradient_norm"][:, 0, 1] ** 2, rtol=1e-5, atol=1e-8
+        -_slope(state, dynamics, X, y), parts.sum(-1) + trajectory["gradient_norm"][:, 0, 1] ** 2, rtol=1e-5, atol=1e-8
     )
 
 
@@ -134,10 +134,10 @@ def test_neurons_add_what_the_formula_says(activation_name, loss_name):
 def test_with_one_output_a_dominant_start_never_rises(loss_name):
     dynamics, (X, y) = made("relu", "fa", loss_name), data(k=1, kind=loss_name)
     state = dominant(start(dynamics, widths=(6, 30, 1)), dynamics, share=0.9)
-    course = descend(state, dynamics, X, y, rate=0.02, steps=500, names=["loss"])
-    assert lasting_descent(course).verdict == "holds"
-    assert [one.name for one in lasting_descent(course).assumptions if one.holds is None] == ["small steps"]
-    generic = descend(start(dynamics, widths=(6, 30, 1)), dynamics, X, y, rate=0.02, steps=5, names=["loss"])
+    trajectory = gradient_descent(state, dynamics, X, y, rate=0.02, steps=500, names=["loss"])
+    assert lasting_descent(trajectory).verdict == "holds"
+    assert [one.name for one in lasting_descent(trajectory).assumptions if one.holds is None] == ["small steps"]
+    generic = gradient_descent(start(dynamics, widths=(6, 30, 1)), dynamics, X, y, rate=0.02, steps=5, names=["loss"])
     assert lasting_descent(generic).verdict == "assumption fails"
 
 
@@ -155,10 +155,10 @@ def test_squared_loss_falls_at_least_at_its_rate(bias):
 def test_several_outputs_can_rise_from_an_aligned_start():
     state, dynamics, X, y = rising_example()
     times = torch.tensor([0.0, 0.05], dtype=torch.float64)
-    course = flow(state, dynamics, X, y, times=times, names=[*SPLIT, "invariant"])
-    assert float(course["invariant"][0, 0, 0]) == pytest.approx(-0.98)
-    assert float(course["descent"][0, 0].sum()) == pytest.approx(-0.92)
-    assert course["loss"][0, 1] > course["loss"][0, 0] + 0.03
+    trajectory = gradient_flow(state, dynamics, X, y, times=times, names=[*SPLIT, "invariant"])
+    assert float(trajectory["invariant"][0, 0, 0]) == pytest.approx(-0.98)
+    assert float(trajectory["descent"][0, 0].sum()) == pytest.approx(-0.92)
+    assert trajectory["loss"][0, 1] > trajectory["loss"][0, 0] + 0.03
     with pytest.raises(ValueError, match="two layers and one output"):
         neuron_descent(state, dynamics, X, y)
 

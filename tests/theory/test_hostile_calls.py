@@ -20,7 +20,7 @@ HANDS_BACK = {"deep.Modes", "deep.Modes.at"}
 
 #: What says in its docstring where its answer is nan.
 DOCUMENTED = {
-    "deep.chart",
+    "deep.phase_diagram",
     "deep.fixed_points",
     "deep.learning_slope",
     "deep.learning_time_and_slope",
@@ -91,7 +91,7 @@ def test_the_table_has_every_public_function():
     assert functions - GOOD.keys() == {"dom.rising_example"}  # which takes nothing
 
 
-@pytest.mark.parametrize("kind", [two_layer.Literal, two_layer.Dual, two_layer.WidthFree.from_start])
+@pytest.mark.parametrize("kind", [two_layer.WeightSpace, two_layer.Dual, two_layer.WidthFree.from_start])
 def test_a_run_that_goes_to_nan_says_so(kind):
     start = two_layer.draw([0, 1, 2], n=4, d=6, p=8)
     with pytest.warns(UserWarning, match="3 of 3 runs are no longer finite, the first at step 400: "):
@@ -109,9 +109,9 @@ def one_wild(start):
     return dataclasses.replace(start, X=start.X * scale)
 
 
-def test_a_course_of_the_law_that_diverges_says_so():
+def test_a_trajectory_of_the_law_that_diverges_says_so():
     dynamics = conservation.Dynamics(activation=conservation.activation("linear"))
     state = conservation.draw([4, 5, 3], seeds=[0, 1], dynamics=dynamics)
     X, y = torch.ones(6, 4, dtype=torch.float64), torch.ones(6, 3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="2 of 2 runs are no longer finite, the first at step"):
-        conservation.descend(state, dynamics, X * 100, y, rate=5.0, steps=100, names=["loss"])
+        conservation.gradient_descent(state, dynamics, X * 100, y, rate=5.0, steps=100, names=["loss"])

@@ -24,7 +24,7 @@ from falign.theory.conservation._network import (
     fits_targets,
     output,
 )
-from falign.theory.conservation._simulate import Course
+from falign.theory.conservation._simulate import Trajectory
 from falign.theory.conservation._theorems import homogeneous_activation
 from falign.theory.statement import Assumption, TheoremCheck
 
@@ -79,7 +79,7 @@ def split(
     gradient_norm: Float[Tensor, "*times layers"],
     taken_norm: Float[Tensor, "*times layers"],
 ) -> Split:
-    """The split of ⟨g_l, f_l⟩, |g_l| and |f_l|, as ``Course`` and ``falign.measure.alignment`` have them.
+    """The split of ⟨g_l, f_l⟩, |g_l| and |f_l|, as ``Trajectory`` and ``falign.measure.alignment`` have them.
 
     Args:
         descent: ⟨g_l, f_l⟩, the output layer last.
@@ -208,7 +208,7 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
 
 @public
 def convergence(
-    course: Course, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
+    course: Trajectory, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
 ) -> TheoremCheck:
     """Check ``L(t) ≤`` the predicted loss along a run, given κ and μ or with those measured along it.
 
@@ -261,13 +261,13 @@ def convergence(
     )
 
 
-def no_decay(course: Course) -> Assumption:
+def no_decay(course: Trajectory) -> Assumption:
     """That λ = 0: decay can raise a loss that does not count it."""
     decay = max(course.dynamics.of_layers(course.start)[1])
     return Assumption(name="no decay", statement="λ = 0", measured=decay, needed=0.0, holds=decay == 0)
 
 
-def small_steps(course: Course) -> Assumption:
+def small_steps(course: Trajectory) -> Assumption:
     """That time is continuous; of steps, how small they must be is left open."""
     return Assumption(name="small steps", statement="η → 0", measured=course.rate, holds=None if course.rate else True)
 
@@ -312,7 +312,7 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
 
 
 @public
-def lasting_descent(course: Course) -> TheoremCheck:
+def lasting_descent(course: Trajectory) -> TheoremCheck:
     """Check that the loss never rises when every neuron is aligned for ever, whatever the loss function.
 
     ``C_k(0) ≤ 0`` for all k gives ``v_k b_k ≥ 0`` at all times, so ``dL/dt ≤ -|∇_v L|²``. The series are the loss and

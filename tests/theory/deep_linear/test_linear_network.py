@@ -12,10 +12,10 @@ from scipy.integrate import solve_ivp
 from falign.theory.deep_linear._network import (
     compressed,
     covariances,
-    descend_matrices,
-    flow_matrices,
     linear,
     local_rate,
+    matrix_gradient_descent,
+    matrix_gradient_flow,
     network,
     points_of,
     whitened,
@@ -32,7 +32,7 @@ untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked a
 def test_steps_equal_the_loop_over_points(depth, rule):
     X, Y = points()
     W, B = parts(SIZES[depth], rule)
-    course = descend_matrices(network(W, B, rule=rule), X, Y, rule=rule, rate=0.02, steps=20, at=[0, 20])
+    trajectory = matrix_gradient_descent(network(W, B, rule=rule), X, Y, rule=rule, rate=0.02, steps=20, at=[0, 20])
     for run in range(2):
         here, fed = [part[run].numpy().copy() for part in W], [part[run].numpy() for part in B]
         losses = [loss(here, X.numpy(), Y.numpy())]
@@ -40,9 +40,9 @@ def test_steps_equal_the_loop_over_points(depth, rule):
             moves = velocities(here, fed, X.numpy(), Y.numpy(), rule)
             here = [part + 0.02 * move for part, move in zip(here, moves, strict=True)]
         losses.append(loss(here, X.numpy(), Y.numpy()))
-        np.testing.assert_allclose(course["loss"][run].numpy(), losses, rtol=1e-12)
-        np.testing.assert_allclose(course["map"][run, -1].numpy(), np.linalg.multi_dot(here[::-1]), atol=1e-12)
-        for found, expected in zip(course.end.W, here, strict=True):
+        np.testing.assert_allclose(trajectory["loss"][run].numpy(), losses, rtol=1e-12)
+        np.testing.assert_allclose(trajectory["map"][run, -1].numpy(), np.linalg.multi_dot(here[::-1]), atol=1e-12)
+        for found, expected in zip(trajectory.end.W, here, strict=True):
             np.testing.assert_allclose(found[run].numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -50,7 +50,7 @@ def test_steps_equal_the_loop_over_points(depth, rule):
 def test_flow_equals_the_integrated_loop_over_points(rule):
     X, Y = points(n=8, d=3, k=2)
     W, B = parts((3, 4, 3, 2), rule, runs=1)
-    course = flow_matrices(network(W, B, rule=rule), X, Y, rule=rule, times=[0.0, 0.7, 1.5], tolerance=1e-11)
+    trajectory = matrix_gradient_flow(network(W, B, rule=rule), X, Y, rule=rule, times=[0.0, 0.7, 1.5], tolerance=1e-11)
     shapes = [part[0].shape for part in W]
     cuts = np.cumsum([part[0].numel() for part in W])[:-1]
 
@@ -63,7 +63,7 @@ def test_flow_equals_the_integrated_loop_over_points(rule):
     solved = solve_ivp(slope, (0, 1.5), start, rtol=1e-10, atol=1e-12, t_eval=[0.7, 1.5])
     for place, column in enumerate(solved.y.T, 1):
         here = [piece.reshape(shape) for piece, shape in zip(np.split(column, cuts), shapes, strict=True)]
-        assert float(course["loss"][0, place]) == pytest.approx(loss(here, X.numpy(), Y.numpy()), rel=1e-8)
+        assert float(trajectory["loss"][0, place]) == pytest.approx(loss(here, X.numpy(), Y.numpy()), rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (4, 6), (1, 3)])
@@ -144,12 +144,12 @@ def test_a_rate_beyond_what_is_stable_is_warned_of_with_the_value():
     state = network(*parts((6, 5, 4), "fa", scale=1.0))
     largest = float(local_rate(state, X, share=0.5).min())
     with pytest.warns(UserWarning, match=f"is beyond {largest:.4g}, stable at the start"):
-        descend_matrices(state, X, Y, rate=1.05 * largest, steps=1)
+        matrix_gradient_descent(state, X, Y, rate=1.05 * largest, steps=1)
     zero = state._replace(W=tuple(torch.zeros_like(part) for part in state.W))
     assert torch.isinf(local_rate(zero, X)).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        descend_matrices(state, X, Y, rate=0.05 * largest, steps=10)
+        matrix_gradient_descent(state, X, Y, rate=0.05 * largest, steps=10)
 
 
 @pytest.mark.parametrize(("θ", "rate"), [(0.0, 0.42), (0.1, 5.0), (0.1, 50.0)])
@@ -157,19 +157,19 @@ def test_the_rate_named_where_weights_diverge_is_below_and_stable(θ, rate):
     X, Y = task([2.0, 1.0, 0.3], inputs=5, outputs=4)
     state = spectral(X, Y, weights=[θ, 2 * θ], hidden=[7]).state
     with pytest.warns(UserWarning, match="the weights diverge; a run at") as caught:
-        descend_matrices(state, X, Y, rate=rate, steps=400)
+        matrix_gradient_descent(state, X, Y, rate=rate, steps=400)
     named = float(str(caught[0].message).split()[-3])
     assert named < rate
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert float(descend_matrices(state, X, Y, rate=named, steps=400)["loss"][0, -1]) < 1e-9
+        assert float(matrix_gradient_descent(state, X, Y, rate=named, steps=400)["loss"][0, -1]) < 1e-9
 
 
 def test_type_follows_the_weights():
     X, Y = (part.float() for part in points())
     W, B = parts((6, 5, 4), "fa")
-    course = descend_matrices(network([part.float() for part in W], B), X, Y, rate=0.01, steps=3)
-    assert course["map"].dtype == torch.float32
+    trajectory = matrix_gradient_descent(network([part.float() for part in W], B), X, Y, rate=0.01, steps=3)
+    assert trajectory["map"].dtype == torch.float32
     single = network([part[0] for part in W], [part[0] for part in B])
     assert [tuple(part.shape) for part in single.W] == [(1, 5, 6), (1, 4, 5)]
 
@@ -198,8 +198,13 @@ LOW = torch.outer(torch.arange(1.0, 5), torch.arange(1.0, 6)).double()
         (lambda: points_of(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(1, 2)), "along inputs without variance"),
         pytest.param(lambda: network(None, [LOW]), "W is None, expected a sequence", marks=untyped),
         pytest.param(lambda: network([LOW], None), "B is None, expected a sequence", marks=untyped),
-        pytest.param(lambda: descend_matrices([LOW], LOW, LOW, rate=0.1, steps=1), "expected a State", marks=untyped),
-        (lambda: flow_matrices(_network(), *points(), times=1.0), "times must increase from 0, at least two of them"),
+        pytest.param(
+            lambda: matrix_gradient_descent([LOW], LOW, LOW, rate=0.1, steps=1), "expected a State", marks=untyped
+        ),
+        (
+            lambda: matrix_gradient_flow(_network(), *points(), times=1.0),
+            "times must increase from 0, at least two of them",
+        ),
         (lambda: local_rate(_network(), drawn(30, 2)), "inputs have shape"),
         (lambda: _descend(d=5), "inputs have shape"),
         (lambda: _descend(rate=0.0), "rate is 0.0, expected a positive number"),
@@ -217,4 +222,4 @@ def _network(sizes=(6, 5, 4), W=None, B=None):
 
 
 def _descend(d=6, rate=0.1, names=("loss",)):
-    return descend_matrices(_network(), *points(d=d), rate=rate, steps=2, names=names)
+    return matrix_gradient_descent(_network(), *points(d=d), rate=rate, steps=2, names=names)

@@ -12,8 +12,8 @@ from torch import nn
 
 import falign
 from falign.theory.deep_linear import _steps
-from falign.theory.deep_linear._network import descend_matrices, network
-from falign.theory.deep_linear._predict import gains, linearised, predict
+from falign.theory.deep_linear._network import matrix_gradient_descent, network
+from falign.theory.deep_linear._predict import predict, relu_gains, relu_linearisation
 from falign.theory.deep_linear._spectral import spectral, task
 
 AT = [0, 5, 10, 20, 50, 100, 200, 300]
@@ -61,7 +61,7 @@ def test_predicted_beside_a_trained_network(depth, rule):
     assert float(found.beside(losses).abs().max()) < 0.05
     missed = (found.mode_losses - found.exact.mode_losses).abs().sum(1) / found.exact.mode_losses[0].sum()
     assert float(missed.max()) < 0.08
-    rough = predict(W, B, X, Y, rule=rule, rate=0.05, steps=AT[-1], at=AT, form="chains")
+    rough = predict(W, B, X, Y, rule=rule, rate=0.05, steps=AT[-1], at=AT, decoupling="chains")
     assert 0.02 < float(rough.beside(losses).abs().max()) < 0.35
 
 
@@ -74,7 +74,7 @@ def test_small_weights_make_chains_of_modes(depth):
     W = [0.1 * part for part in W]
     exact = predict(W, B, X, Y, rate=0.05, steps=AT[-1], at=AT, exact=True).exact
     assert float(predict(W, B, X, Y, rate=0.05, steps=AT[-1], at=AT).beside(exact.loss).abs().max()) < 0.05
-    rough = predict(W, B, X, Y, rate=0.05, steps=AT[-1], at=AT, form="chains")
+    rough = predict(W, B, X, Y, rate=0.05, steps=AT[-1], at=AT, decoupling="chains")
     assert float(rough.beside(exact.loss).abs().max()) < 0.12
     early = [place for place, step in enumerate(AT) if step <= 100]
     assert float(rough.beside(exact.loss)[early].abs().max()) < 0.03
@@ -102,7 +102,7 @@ def test_first_epochs_of_a_relu_network(depth, rule, batch):
 def test_gains_are_least_squares_slopes():
     X, _ = points()
     W, B = parts((6, 5, 7, 4), "fa", runs=1)
-    first, second = gains(network(W, B), X)
+    first, second = relu_gains(network(W, B), X)
     z = X @ W[0][0].mT
     for k in range(5):
         slope = np.linalg.lstsq(z[:, k : k + 1].numpy(), z[:, k].clamp(min=0).numpy(), rcond=None)[0]
@@ -119,7 +119,7 @@ def test_linearised_network_is_the_one_with_gains_for_slopes(rule):
     X = X.abs()
     W[0][0, 2] = -1.0  # a neuron that is never active
     state = network(W, B, rule=rule)
-    slopes = [part[0].numpy() for part in gains(state, X)]
+    slopes = [part[0].numpy() for part in relu_gains(state, X)]
     assert slopes[0][2] == 0
     here, fed = [part[0].numpy().copy() for part in W], [part[0].numpy() for part in B]
     for _ in range(10):
@@ -131,21 +131,23 @@ def test_linearised_network_is_the_one_with_gains_for_slopes(rule):
         for part, error, inputs in zip(here, (d1, d2, top), (X.numpy(), h1, h2), strict=True):
             part -= 0.05 * error.T @ inputs
     expected = here[2] @ np.diag(slopes[1]) @ here[1] @ np.diag(slopes[0]) @ here[0]
-    course = descend_matrices(linearised(state, X, rule), X, Y, rule=rule, rate=0.05, steps=10, at=[10])
-    np.testing.assert_allclose(course["map"][0, 0].numpy(), expected, rtol=0, atol=1e-12)
+    trajectory = matrix_gradient_descent(
+        relu_linearisation(state, X, rule), X, Y, rule=rule, rate=0.05, steps=10, at=[10]
+    )
+    np.testing.assert_allclose(trajectory["map"][0, 0].numpy(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["outputs", "chains"])
+@pytest.mark.parametrize("decoupling", ["outputs", "chains"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("depth", [2, 3])
-def test_of_a_spectral_start_the_prediction_is_exact(depth, rule, form):
+def test_of_a_spectral_start_the_prediction_is_exact(depth, rule, decoupling):
     X, Y = task([2.0, 1.0, 0.3], [1.0, 0.5, 2.0], inputs=5, outputs=3, seed=1)
     made = spectral(
         X, Y, weights=[[0.3, 0.4, 0.2], [0.5, 0.3, 0.6], [0.7, 0.6, 0.5]][:depth], hidden=[6, 4][: depth - 1], rule=rule
     )
     W, B = ([tensor[0] for tensor in part] for part in (made.state.W, made.state.B))
-    found = predict(W, B, X, Y, rule=rule, rate=0.05, steps=60, form=form, exact=True)
-    modes = _steps.descend(made.modes, rate=0.05, steps=60)
+    found = predict(W, B, X, Y, rule=rule, rate=0.05, steps=60, decoupling=decoupling, exact=True)
+    modes = _steps.gradient_descent(made.modes, rate=0.05, steps=60)
     torch.testing.assert_close(found.products, modes.product[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found.mode_losses, modes.loss[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found.loss, found.exact.loss, rtol=0, atol=1e-12)
@@ -188,40 +190,43 @@ def test_of_one_output_nothing_meets_and_the_start_is_always_exact():
     torch.testing.assert_close(found.products[0], found.exact.products[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["outputs", "chains"])
+@pytest.mark.parametrize("decoupling", ["outputs", "chains"])
 @pytest.mark.parametrize("depth", [2, 3])
-def test_every_form_starts_at_the_initial_loss_and_takes_targets_of_zero(depth, form):
+def test_every_decoupling_starts_at_the_initial_loss_and_takes_targets_of_zero(depth, decoupling):
     X, Y = points()
     W, B = ([part[0] for part in group] for group in parts((6, 5, 7, 4)[-depth - 1 :], "fa", runs=1))
     X = X[:, : W[0].shape[1]] if depth == 3 else drawn(30, 5)
-    found = predict(W, B, X, Y, rate=0.02, steps=4, at=[0, 4], form=form)
+    found = predict(W, B, X, Y, rate=0.02, steps=4, at=[0, 4], decoupling=decoupling)
     assert float(found.loss[0]) == pytest.approx(loss([part.numpy() for part in W], X.numpy(), Y.numpy()))
-    assert predict(W, B, X, 0 * Y, rate=0.02, steps=4, form=form).mode_losses.shape == (5, 0)
+    assert predict(W, B, X, 0 * Y, rate=0.02, steps=4, decoupling=decoupling).mode_losses.shape == (5, 0)
 
 
-@pytest.mark.parametrize("form", ["outputs", "chains"])
-def test_flow_is_the_limit_of_small_steps(form):
+@pytest.mark.parametrize("decoupling", ["outputs", "chains"])
+def test_flow_is_the_limit_of_small_steps(decoupling):
     X, Y = points(d=4, k=2)
     W, B = ([part[0] for part in group] for group in parts((4, 3, 2), "fa", runs=1))
-    exact = predict(W, B, X, Y, times=[0.0, 1.0], form=form).loss[-1]
+    exact = predict(W, B, X, Y, times=[0.0, 1.0], decoupling=decoupling).loss[-1]
     errors = [
         float(
-            predict(W, B, X, Y, rate=rate, steps=round(1 / rate), at=[0, round(1 / rate)], form=form).loss[-1] - exact
+            predict(W, B, X, Y, rate=rate, steps=round(1 / rate), at=[0, round(1 / rate)], decoupling=decoupling).loss[
+                -1
+            ]
+            - exact
         )
         for rate in (0.02, 0.01)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
 
 
-@pytest.mark.parametrize("form", ["outputs", "chains"])
-def test_a_rate_beyond_what_is_stable_is_warned_of(form):
+@pytest.mark.parametrize("decoupling", ["outputs", "chains"])
+def test_a_rate_beyond_what_is_stable_is_warned_of(decoupling):
     X, Y = points()
     W, B = ([part[0] for part in group] for group in parts((6, 5, 4), "fa", runs=1))
     with pytest.warns(UserWarning, match=r"rate 0\.9 is"):
-        predict(W, B, X, 5 * Y, rate=0.9, steps=3, form=form)
+        predict(W, B, X, 5 * Y, rate=0.9, steps=3, decoupling=decoupling)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predict(W, B, X, Y, rate=0.02, steps=3, form=form)
+        predict(W, B, X, Y, rate=0.02, steps=3, decoupling=decoupling)
 
 
 @pytest.mark.parametrize(
@@ -239,13 +244,13 @@ def test_a_rate_beyond_what_is_stable_is_warned_of(form):
         ({"steps": None}, "pass rate and steps, or times alone"),
         ({"times": [0.0, 1.0]}, "pass rate and steps, or times alone"),
         ({"rate": None, "steps": None, "times": [0.0]}, "at least two of them"),
-        ({"rate": None, "steps": None, "times": [0.0], "form": "chains"}, "at least two of them"),
+        ({"rate": None, "steps": None, "times": [0.0], "decoupling": "chains"}, "at least two of them"),
         pytest.param({"W": None}, "W is None, expected a sequence", marks=untyped),
         ({"rate": -0.1}, "rate is -0.1, expected a positive number"),
         pytest.param({"rule": "usf"}, "rule is 'usf'", marks=untyped),
         ({"rule": "bp", "B": [], "activation": "relu"}, "under bp has no linear network in its stead"),
         pytest.param({"activation": "tanh"}, "activation is 'tanh', expected one of linear, relu", marks=untyped),
-        pytest.param({"form": "modes"}, "form is 'modes', expected one of outputs, chains", marks=untyped),
+        pytest.param({"decoupling": "modes"}, "decoupling is 'modes', expected one of outputs, chains", marks=untyped),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(changed, named):

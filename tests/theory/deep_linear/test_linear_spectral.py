@@ -8,7 +8,13 @@ import torch
 from linear_cases import RULES, drawn, points
 
 from falign.theory.deep_linear import _steps
-from falign.theory.deep_linear._network import covariances, descend_matrices, flow_matrices, points_of, whitened
+from falign.theory.deep_linear._network import (
+    covariances,
+    matrix_gradient_descent,
+    matrix_gradient_flow,
+    points_of,
+    whitened,
+)
 from falign.theory.deep_linear._spectral import common_bases, deviation, reduced, spectral, task
 
 TARGETS, VARIANCES = [2.0, 1.0, 1.0, 0.3], [1.0, 0.5, 1.5, 2.0]
@@ -50,7 +56,7 @@ def chain(made, run, rate, steps):
 def test_form_is_preserved_over_3000_steps_and_every_mode_is_its_chain(depth, rule):
     made, X, Y = start(depth, rule)
     assert float(deviation(made.state, made).max()) < 1e-14
-    end = descend_matrices(made.state, X, Y, rule=rule, rate=0.02, steps=3000, names=["loss"]).end
+    end = matrix_gradient_descent(made.state, X, Y, rule=rule, rate=0.02, steps=3000, names=["loss"]).end
     assert float(deviation(end, made).max()) <= 1e-12
     found = reduced(end, made)
     for run in range(2):
@@ -61,19 +67,19 @@ def test_form_is_preserved_over_3000_steps_and_every_mode_is_its_chain(depth, ru
 @pytest.mark.parametrize("depth", HIDDEN)
 def test_modes_are_those_of_the_recursion(depth, rule):
     made, X, Y = start(depth, rule)
-    course = descend_matrices(made.state, X, Y, rule=rule, rate=0.02, steps=60, at=[0, 60])
-    modes = _steps.descend(made.modes, rate=0.02, steps=60, at=[0, 60])
-    torch.testing.assert_close(reduced(course.end, made).weights, modes.weights[-1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(course["loss"].mT, modes.loss.sum(-1), rtol=0, atol=1e-12)
+    trajectory = matrix_gradient_descent(made.state, X, Y, rule=rule, rate=0.02, steps=60, at=[0, 60])
+    modes = _steps.gradient_descent(made.modes, rate=0.02, steps=60, at=[0, 60])
+    torch.testing.assert_close(reduced(trajectory.end, made).weights, modes.weights[-1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(trajectory["loss"].mT, modes.loss.sum(-1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_form_is_preserved_in_flow(rule):
     made, X, Y = start(3, rule, seeds=[3])
-    course = flow_matrices(made.state, X, Y, rule=rule, times=[0.0, 1.0, 3.0], tolerance=1e-11)
-    assert float(deviation(course.end, made).max()) <= 1e-10
-    modes = _steps.flow(made.modes, times=[0.0, 1.0, 3.0])
-    torch.testing.assert_close(reduced(course.end, made).weights, modes.weights[-1], rtol=0, atol=1e-8)
+    trajectory = matrix_gradient_flow(made.state, X, Y, rule=rule, times=[0.0, 1.0, 3.0], tolerance=1e-11)
+    assert float(deviation(trajectory.end, made).max()) <= 1e-10
+    modes = _steps.gradient_flow(made.modes, times=[0.0, 1.0, 3.0])
+    torch.testing.assert_close(reduced(trajectory.end, made).weights, modes.weights[-1], rtol=0, atol=1e-8)
 
 
 def test_feedback_is_of_full_rank_and_diagonal_in_the_bases():
@@ -124,17 +130,17 @@ def test_no_mode_is_lost_however_small_its_target_or_its_variance(targets, varia
     made = spectral(X, Y, weights=[0.3, 0.4], hidden=[6])
     found = made.modes.target[0]
     torch.testing.assert_close(found[: len(targets)], torch.tensor(targets, dtype=torch.float64), rtol=0, atol=1e-13)
-    course = descend_matrices(made.state, X, Y, rate=0.02, steps=300)
-    assert float(deviation(course.end, made)) < 1e-13
-    chains = _steps.descend(made.modes, rate=0.02, steps=300)
-    torch.testing.assert_close(reduced(course.end, made).weights, chains.weights[-1], rtol=0, atol=1e-12)
+    trajectory = matrix_gradient_descent(made.state, X, Y, rate=0.02, steps=300)
+    assert float(deviation(trajectory.end, made)) < 1e-13
+    chains = _steps.gradient_descent(made.modes, rate=0.02, steps=300)
+    torch.testing.assert_close(reduced(trajectory.end, made).weights, chains.weights[-1], rtol=0, atol=1e-12)
 
 
 def test_float32_data_have_a_spectral_start_in_float32():
     X, Y = (part.float() for part in task(TARGETS, VARIANCES, inputs=6, outputs=5))
     made = spectral(X, Y, weights=[0.3, 0.4], hidden=[6])
     assert made.state.W[0].dtype == made.modes.weights.dtype == torch.float32
-    end = descend_matrices(made.state, X, Y, rate=0.02, steps=200).end
+    end = matrix_gradient_descent(made.state, X, Y, rate=0.02, steps=200).end
     assert float(deviation(end, made)) < 1e-5
 
 

@@ -51,25 +51,25 @@ def aligned(depth, rule, seed=0):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_aligned_modes_converge_exponentially_in_flow(depth, rule):
-    course = _steps.flow(aligned(depth, rule), times=np.linspace(0, 10, 21))
-    found = exponential_convergence(course)
+    trajectory = _steps.gradient_flow(aligned(depth, rule), times=np.linspace(0, 10, 21))
+    found = exponential_convergence(trajectory)
     assert found.verdict == "holds"
     assert found.constants["rate"] > 0.003
-    assert conserved_invariants(course).verdict == "holds"
+    assert conserved_invariants(trajectory).verdict == "holds"
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_aligned_modes_converge_linearly_in_steps(depth, rule):
     start = aligned(depth, rule)
-    course = _steps.descend(start, rate=0.01, steps=200, at=range(201))
-    found = exponential_convergence(course)
+    trajectory = _steps.gradient_descent(start, rate=0.01, steps=200, at=range(201))
+    found = exponential_convergence(trajectory)
     assert found.verdict == "holds", found.sentence
     assert (found.bound[:, -1] < 0.9 * found.bound[:, 0]).any()
     for identity in (error_recursion, conserved_invariants):
-        assert identity(course).verdict == "holds"
+        assert identity(trajectory).verdict == "holds"
     if depth == 2 and rule == "fa":  # the form of two layers: 1 - ηρ - η² s m θ_1 e
-        here, after = course.at(0), course.at(1)
+        here, after = trajectory.at(0), trajectory.at(1)
         correction = 0.01**2 * here.variance * here.feedback[0] * here.weights[0] * here.error
         torch.testing.assert_close(after.error, here.error * (1 - 0.01 * here.decay_rate - correction))
 
@@ -77,21 +77,21 @@ def test_aligned_modes_converge_linearly_in_steps(depth, rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_identities_of_steps_hold_at_any_rate_and_start(rule):
     start = modes(uniform(0, 2, 3), list(drawn(3, RUNS, seed=4)), feedback=list(drawn(2, RUNS, seed=5)), rule=rule)
-    course = _steps.descend(start, rate=1e-3, steps=300, at=range(301))
-    assert error_recursion(course).verdict == "holds"
-    assert conserved_invariants(course).verdict == "holds"
-    assert exponential_convergence(course).verdict == "assumption fails"
+    trajectory = _steps.gradient_descent(start, rate=1e-3, steps=300, at=range(301))
+    assert error_recursion(trajectory).verdict == "holds"
+    assert conserved_invariants(trajectory).verdict == "holds"
+    assert exponential_convergence(trajectory).verdict == "assumption fails"
 
 
 def test_drift_of_the_invariants_is_that_of_a_loop():
     """K falls by ``½ η² m² e²`` a step: of ``K = θ_2 - θ_1²/(2m)``, ``½ η² m e²``."""
     θ1, θ2, m, λ, total = 0.3, -0.4, 0.7, 1.3, 0.0
-    course = _steps.descend(modes(λ, [θ1, θ2], feedback=m), rate=0.1, steps=50, at=range(51))
+    trajectory = _steps.gradient_descent(modes(λ, [θ1, θ2], feedback=m), rate=0.1, steps=50, at=range(51))
     for _ in range(50):
         e = λ - θ1 * θ2
         θ1, θ2, total = θ1 + 0.1 * m * e, θ2 + 0.1 * θ1 * e, total + 0.005 * m * e * e
-    assert float(course.invariants[-1] - course.invariants[0]) / m == pytest.approx(-total, abs=1e-14)
-    assert conserved_invariants(course).verdict == "holds"
+    assert float(trajectory.invariants[-1] - trajectory.invariants[0]) / m == pytest.approx(-total, abs=1e-14)
+    assert conserved_invariants(trajectory).verdict == "holds"
 
 
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
@@ -101,7 +101,7 @@ def test_every_trajectory_ends_without_loss(depth, rule):
     feedback = [sign * uniform(0.6, 1.4, 7 + place, 30) for place, sign in enumerate(signs)]
     start = modes(uniform(0.3, 1.3, 3, 30), list(0.7 * drawn(depth, 30, seed=8)), feedback=feedback, rule=rule)
     end = 1.01 * float(learning_time(start, 1e-6).max())
-    found = zero_loss(_steps.flow(start, times=end * torch.linspace(0, 1, 60, dtype=torch.float64) ** 3))
+    found = zero_loss(_steps.gradient_flow(start, times=end * torch.linspace(0, 1, 60, dtype=torch.float64) ** 3))
     assert found.verdict == "holds", found.sentence
 
 
@@ -111,25 +111,25 @@ def test_steps_at_the_sufficient_rate_end_without_loss_from_any_start(rule, star
     chain = modes(0.7, start, feedback=[0.8, 1.2], rule=rule)
     rate = 0.999 * float(sufficient_rate(chain))
     steps = int(3 * float(learning_time(chain, 1e-6)) / rate) + 10
-    course = _steps.descend(chain, rate=rate, steps=steps)
-    assert exponential_convergence(_steps.descend(chain, rate=rate, steps=9, at=range(10))).failing
-    assert zero_loss(course).verdict == "holds", zero_loss(course).sentence
-    short = _steps.descend(chain, rate=rate, steps=2)
+    trajectory = _steps.gradient_descent(chain, rate=rate, steps=steps)
+    assert exponential_convergence(_steps.gradient_descent(chain, rate=rate, steps=9, at=range(10))).failing
+    assert zero_loss(trajectory).verdict == "holds", zero_loss(trajectory).sentence
+    short = _steps.gradient_descent(chain, rate=rate, steps=2)
     assert [part.name for part in zero_loss(short).failing] == ["long enough"]
-    large = _steps.descend(chain, rate=1.2 * rate, steps=steps)
+    large = _steps.gradient_descent(chain, rate=1.2 * rate, steps=steps)
     assert "step size" in [part.name for part in zero_loss(large).failing]
 
 
 def test_error_falls_at_its_asymptotic_rate():
     start = modes(uniform(0.8, 1.2, 1), [0.3 * drawn(RUNS, seed=2), uniform(0.9, 1.1, 3)])
-    assert asymptotic_decay(_steps.flow(start, times=[0.0, 6.0, 6.5])).verdict == "holds"
-    steps = _steps.descend(start, rate=0.05, steps=130, at=[0, 120, 130])
+    assert asymptotic_decay(_steps.gradient_flow(start, times=[0.0, 6.0, 6.5])).verdict == "holds"
+    steps = _steps.gradient_descent(start, rate=0.05, steps=130, at=[0, 120, 130])
     assert asymptotic_decay(steps).verdict == "holds"
     near_fold = modes([0.99 * float(critical_target(-0.5))], [[-1.0], [0.0]])
     for tolerance, verdict in ((9e-4, "assumption fails"), (1e-6, "holds")):
         time = float(learning_time(near_fold, tolerance))
-        assert asymptotic_decay(_steps.flow(near_fold, times=[0.0, time, time + 0.5])).verdict == verdict
-    early = asymptotic_decay(_steps.flow(start, times=[0.0, 0.1]))
+        assert asymptotic_decay(_steps.gradient_flow(near_fold, times=[0.0, time, time + 0.5])).verdict == verdict
+    early = asymptotic_decay(_steps.gradient_flow(start, times=[0.0, 0.1]))
     assert [part.name for part in early.failing] == ["near the end"]
 
 
@@ -143,21 +143,21 @@ def test_learning_time_is_a_power_of_the_target(depth, slope, rule):
 
 def test_what_the_statements_need_is_named_where_it_fails():
     against = modes([0.1, 0.1], [-1.0, 0.0])
-    flowed = _steps.flow(against, times=[0.0, 1.0, 2.0])
+    flowed = _steps.gradient_flow(against, times=[0.0, 1.0, 2.0])
     assert [part.name for part in exponential_convergence(flowed).failing] == ["positive rate"]
     assert "long enough" in [part.name for part in zero_loss(flowed).failing]
     saddle = modes(1.0, [-0.5, 0.5], rule="bp")
-    found = zero_loss(_steps.flow(saddle, times=[0.0, 30.0]))
+    found = zero_loss(_steps.gradient_flow(saddle, times=[0.0, 30.0]))
     assert found.verdict == "assumption fails"
     assert "fixed carrier" in [part.name for part in found.failing]
     assert learning_time_law(2, [0.1], rule="bp").verdict == "assumption fails"
-    large = _steps.descend(modes(1.0, [0.1, 1.0]), rate=0.7, steps=20, at=range(21))
+    large = _steps.gradient_descent(modes(1.0, [0.1, 1.0]), rate=0.7, steps=20, at=range(21))
     assert [part.name for part in exponential_convergence(large).failing][-1] == "step size"
-    sparse = _steps.descend(modes(1.0, [0.1, 1.0]), rate=0.1, steps=20, at=[0, 20])
+    sparse = _steps.gradient_descent(modes(1.0, [0.1, 1.0]), rate=0.1, steps=20, at=[0, 20])
     with pytest.raises(ValueError, match=r"descend with at=range\(steps \+ 1\)"):
         step_rates(sparse)
     with pytest.raises(ValueError, match="1 time was recorded"):
-        asymptotic_decay(_steps.flow(against, times=[1.0]))
+        asymptotic_decay(_steps.gradient_flow(against, times=[1.0]))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -233,10 +233,10 @@ def test_modes_in_float32_are_judged_by_their_rounding():
     single = modes(
         start.target.float(), list(start.weights.float()), feedback=[start.feedback[0]], variance=start.variance
     )
-    course = _steps.descend(single, rate=0.01, steps=100, at=range(101))
-    assert course.weights.dtype == torch.float32
+    trajectory = _steps.gradient_descent(single, rate=0.01, steps=100, at=range(101))
+    assert trajectory.weights.dtype == torch.float32
     for check in (error_recursion, conserved_invariants, exponential_convergence):
-        assert check(course).verdict == "holds", check(course).sentence
+        assert check(trajectory).verdict == "holds", check(trajectory).sentence
 
 
 def test_of_one_mode_the_matrix_statement_is_the_scalar_one():

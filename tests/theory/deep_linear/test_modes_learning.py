@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from falign.theory.deep_linear import (
     critical_target,
     depth_slope,
-    flow,
+    gradient_flow,
     learning_slope,
     learning_time,
     learning_time_and_slope,
@@ -124,7 +124,7 @@ def test_the_first_time_counts_where_the_error_comes_close_and_leaves_again():
     λ = float(critical_target(-0.5)) * 1.02
     mode = modes(λ, [-1.0, 0.0])
     times = torch.linspace(0, 120, 12_001)
-    share = (flow(mode, times=times).error / λ).abs()
+    share = (gradient_flow(mode, times=times).error / λ).abs()
     first = float(times[(share <= 0.1).nonzero()[0, 0]])
     assert share.max() > 0.5
     assert (share[times > first + 5] > 0.1).any()

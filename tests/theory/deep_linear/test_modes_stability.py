@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from falign.theory.deep_linear import (
-    asymptotic_rate,
-    descend,
-    limit,
-    modes,
-    stable_rate,
-    sufficient_rate,
-)
+from falign.theory.deep_linear import asymptotic_rate, gradient_descent, limit, modes, stable_rate, sufficient_rate
 from falign.theory.deep_linear._steps import Recursion
 
 pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
@@ -144,5 +137,5 @@ def test_most_of_a_thousand_random_starts_have_a_stable_rate():
 def test_below_the_largest_rate_a_descent_ends_at_no_error(share):
     mode = modes([0.2, 1.0, 4.0], [-0.7, 0.1])
     for one, largest in enumerate(stable_rate(mode).tolist()):
-        course = descend(mode.take(slice(one, one + 1)), rate=share * largest, steps=4000)
-        assert float(course.error[-1].abs().max()) < 1e-6
+        trajectory = gradient_descent(mode.take(slice(one, one + 1)), rate=share * largest, steps=4000)
+        assert float(trajectory.error[-1].abs().max()) < 1e-6

@@ -25,7 +25,7 @@ def stepped(method, Y, B, Z, W, rate, steps):
 
 
 def measured(Y, B, Z, W, start):
-    """What a course records, from the definitions."""
+    """What a trajectory records, from the definitions."""
     R = Y - Z @ W
     BY, r = B @ Y, len(B)
     right = np.linalg.svd(Y)[2][:r]

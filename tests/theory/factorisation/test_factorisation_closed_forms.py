@@ -11,9 +11,9 @@ from scipy.linalg import subspace_angles
 from falign.theory.factorisation import (
     State,
     best_error,
-    descend,
     feedback,
-    flow,
+    gradient_descent,
+    gradient_flow,
     local_rate,
     lyapunov,
     lyapunov_rate,
@@ -23,10 +23,10 @@ from falign.theory.factorisation import (
     orthonormal,
     overlap,
     principal_angles,
-    stable_rate,
     stationary,
     stationary_error,
     stationary_limit,
+    sufficient_rate,
     zero,
 )
 
@@ -56,32 +56,32 @@ def test_every_start_ends_at_the_same_function(method):
     if method == "fa":
         starts[0] = zero(Y, B)
     for start in starts:
-        rate, steps = float(stable_rate(method, Y, B, start).min()), 3000 if method == "fa" else 800
-        course = descend(method, Y, B, start, rate=rate, steps=steps, names=["distance", "error"])
-        check = stationary_limit(course, tolerance=1e-8)
+        rate, steps = float(sufficient_rate(method, Y, B, start).min()), 3000 if method == "fa" else 800
+        trajectory = gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["distance", "error"])
+        check = stationary_limit(trajectory, tolerance=1e-8)
         assert check.verdict == "holds", check.sentence
-        assert course["distance"][:, -1].max() < 1e-8
+        assert trajectory["distance"][:, -1].max() < 1e-8
 
 
 def test_gradient_descent_ends_at_the_optimum():
     Y = torch.diag(torch.tensor([5.0, 4.0, 3.0, 1.0, 0.5, 0.2])).double()
     B = feedback(6, 3, seeds=SEEDS)
-    course = descend(
+    trajectory = gradient_descent(
         "gd", Y, B, normal(Y, B, seeds=SEEDS, scale=0.1), rate=0.09, steps=2000, names=["error", "overlap"]
     )
-    torch.testing.assert_close(course["error"][:, -1], best_error(Y, 3).expand(3), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(course["overlap"][:, -1], torch.ones(3).double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(trajectory["error"][:, -1], best_error(Y, 3).expand(3), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(trajectory["overlap"][:, -1], torch.ones(3).double(), rtol=1e-6, atol=1e-6)
 
 
 def test_lyapunov_function_has_the_derivative_that_the_formula_says():
     Y, B = problem()
     start = normal(Y, B, seeds=SEEDS, scale=0.5)
     dt = 1e-4
-    course = flow("fa", Y, B, start, times=[0.0, dt, 2 * dt], names=["lyapunov"], tolerance=1e-12)
-    middle = flow("fa", Y, B, start, times=[0.0, dt], names=[], tolerance=1e-12).end
-    slope = (course["lyapunov"][:, 2] - course["lyapunov"][:, 0]) / (2 * dt)
+    trajectory = gradient_flow("fa", Y, B, start, times=[0.0, dt, 2 * dt], names=["lyapunov"], tolerance=1e-12)
+    middle = gradient_flow("fa", Y, B, start, times=[0.0, dt], names=[], tolerance=1e-12).end
+    slope = (trajectory["lyapunov"][:, 2] - trajectory["lyapunov"][:, 0]) / (2 * dt)
     torch.testing.assert_close(lyapunov_rate(Y, B, *middle), slope, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(lyapunov(Y, B, *start), course["lyapunov"][:, 0])
+    torch.testing.assert_close(lyapunov(Y, B, *start), trajectory["lyapunov"][:, 0])
 
 
 def test_angles_are_scipys_and_small_ones_are_kept():
@@ -101,32 +101,36 @@ def test_angles_are_scipys_and_small_ones_are_kept():
 @pytest.mark.parametrize(("n", "r", "rank"), [(6, 2, 6), (8, 5, 4), (12, 9, 12)])
 def test_rates_up_to_the_stable_one_converge_and_from_zero_twice_it_does_not(n, r, rank):
     Y, B = matrix(n, n, rank, runs=8), feedback(n, r, seeds=range(8))
-    limits = stable_rate("fa", Y, B, zero(Y, B))
+    limits = sufficient_rate("fa", Y, B, zero(Y, B))
     scaled = Y * (limits / limits.min()).pow(1.5)[:, None, None]  # |BY| sets the limit from zero: now the same for all
-    limits = stable_rate("fa", scaled, B, zero(Y, B))
+    limits = sufficient_rate("fa", scaled, B, zero(Y, B))
     torch.testing.assert_close(limits, limits[:1].expand(8))
     for factor, sound in ((1.0, True), (1.7, False)):
         rate = factor * float(limits[0]) * (1 - 1e-12)
         with pytest.warns(UserWarning, match="is beyond") if factor > 1 else nullcontext():
-            course = descend("fa", scaled, B, zero(Y, B), rate=rate, steps=3000, names=["lyapunov"], at=[0, 3000])
-        settled = course["lyapunov"][:, 1] < 1e-4 * course["lyapunov"][:, 0]
+            trajectory = gradient_descent(
+                "fa", scaled, B, zero(Y, B), rate=rate, steps=3000, names=["lyapunov"], at=[0, 3000]
+            )
+        settled = trajectory["lyapunov"][:, 1] < 1e-4 * trajectory["lyapunov"][:, 0]
         assert settled.all() if sound else not settled.any()
 
 
-def test_stable_rate_of_one_mode_is_that_of_the_scalar_theory():
+def test_sufficient_rate_of_one_mode_is_that_of_the_scalar_theory():
     λ, m, θ1, θ2 = 1.3, 0.7, 0.4, 0.9
     Y, B = torch.tensor([[λ]], dtype=torch.float64), torch.tensor([[[m]]], dtype=torch.float64)
     K = θ2 - θ1**2 / (2 * m)
     root = max(np.roots([1, 0, 2 * m * K, -2 * m * λ]).real)
     start = State(*(torch.tensor([[[θ]]], dtype=torch.float64) for θ in (θ2, θ1)))
-    assert float(stable_rate("fa", Y, B, start)) == pytest.approx(1 / (m * K + 1.5 * root**2), rel=1e-12)
-    assert float(stable_rate("fa", Y, B, zero(Y, B))) == pytest.approx(1 / (1.5 * (2 * m * λ) ** (2 / 3)), rel=1e-12)
+    assert float(sufficient_rate("fa", Y, B, start)) == pytest.approx(1 / (m * K + 1.5 * root**2), rel=1e-12)
+    assert float(sufficient_rate("fa", Y, B, zero(Y, B))) == pytest.approx(
+        1 / (1.5 * (2 * m * λ) ** (2 / 3)), rel=1e-12
+    )
 
 
 @pytest.mark.unchecked
 def test_local_rate_is_where_small_deviations_begin_to_grow():
     Y, B = problem(n=6, m=6, r=3, runs=2)
-    end = descend("fa", Y, B, zero(Y, B), rate=0.05, steps=20_000, names=["lyapunov"], at=[20_000]).end
+    end = gradient_descent("fa", Y, B, zero(Y, B), rate=0.05, steps=20_000, names=["lyapunov"], at=[20_000]).end
     limits = local_rate(B, end)
     for run in range(2):
         one, here = B[run : run + 1], State(*(part[run : run + 1] for part in end))
@@ -134,10 +138,10 @@ def test_local_rate_is_where_small_deviations_begin_to_grow():
         for factor, grows in ((0.97, False), (1.03, True)):
             rate = factor * float(limits[run])
             with pytest.warns(UserWarning, match="is beyond"):
-                after = descend("fa", Y, one, away, rate=rate, steps=600, names=["lyapunov"], at=[0, 600])
+                after = gradient_descent("fa", Y, one, away, rate=rate, steps=600, names=["lyapunov"], at=[0, 600])
             shrank = bool(after["lyapunov"][0, 1] < after["lyapunov"][0, 0])
             assert shrank is not grows
-    assert (limits > stable_rate("fa", Y, B, zero(Y, B))).all()
+    assert (limits > sufficient_rate("fa", Y, B, zero(Y, B))).all()
 
 
 def test_optimal_rows_are_those_of_the_optimum():

@@ -11,12 +11,12 @@ from scipy.stats import kstest
 from falign.theory.factorisation import (
     RatioLaw,
     best_error,
-    descend,
     expected_bound,
     feedback,
     flat_spectrum,
     flat_tail,
     flat_tail_error,
+    gradient_descent,
     last_direction,
     near_orthogonality,
     optimal_rows,
@@ -113,11 +113,11 @@ def test_equal_errors_with_other_representations(m, kind, ratio, shared):
 
 def test_a_trained_factorisation_has_the_representation_of_the_closed_form():
     Y, B = flat_spectrum(12, 2), feedback(12, 2, seeds=range(2))
-    course = descend("fa", Y, B, zero(Y, B), rate=0.1, steps=3000, names=["distance", "overlap"])
-    assert course["distance"][:, -1].max() < 1e-10
-    torch.testing.assert_close(overlap(course.end.W, B @ Y), torch.ones(2).double())
+    trajectory = gradient_descent("fa", Y, B, zero(Y, B), rate=0.1, steps=3000, names=["distance", "overlap"])
+    assert trajectory["distance"][:, -1].max() < 1e-10
+    torch.testing.assert_close(overlap(trajectory.end.W, B @ Y), torch.ones(2).double())
     known = overlap(B @ Y, optimal_rows(Y, 2).expand(2, 2, 12))
-    torch.testing.assert_close(course["overlap"][:, -1], known)
+    torch.testing.assert_close(trajectory["overlap"][:, -1], known)
 
 
 @pytest.mark.parametrize("power", [0, 1, 2])
@@ -130,8 +130,8 @@ def test_range_finder_is_the_textbooks(oversampling, power):
         np.testing.assert_allclose(found[run], expected, atol=1e-9)
     if not oversampling and not power:
         torch.testing.assert_close(found, stationary(Y, B))
-        course = descend("fa", Y, B, zero(Y, B), rate=0.05, steps=4000, names=["error"], at=[4000])
-        torch.testing.assert_close(course.end.Z @ course.end.W, found, rtol=0, atol=1e-8)
+        trajectory = gradient_descent("fa", Y, B, zero(Y, B), rate=0.05, steps=4000, names=["error"], at=[4000])
+        torch.testing.assert_close(trajectory.end.Z @ trajectory.end.W, found, rtol=0, atol=1e-8)
 
 
 def test_oversampling_and_power_buy_the_optimum():

@@ -7,8 +7,8 @@ from factorisation_cases import matrix
 import falign
 from falign.theory.factorisation import (
     best_error,
-    descend,
     from_network,
+    gradient_descent,
     isotropic,
     optimum,
     rate_in_factorisation,
@@ -43,12 +43,12 @@ def test_a_trained_network_is_the_recursion(variance):
     B, start = _seen(model)
     assert torch.equal(B[0], falign.feedback_state(model)["1"].mT)
     rate = rate_in_factorisation(0.3, N, variance=variance)
-    course = descend("fa", Y, B, start, rate=rate, steps=300, names=["loss", "error"])
+    trajectory = gradient_descent("fa", Y, B, start, rate=rate, steps=300, names=["loss", "error"])
     first = torch.nn.functional.mse_loss(model(X), X @ Y.mT).item()
-    assert first == pytest.approx(float(course["loss"][0, 0]) * variance * 2 / N, rel=1e-12)
+    assert first == pytest.approx(float(trajectory["loss"][0, 0]) * variance * 2 / N, rel=1e-12)
     _trained(model, X, X @ Y.mT, 0.3, 300)
-    torch.testing.assert_close(model[0].weight[None], course.end.W, rtol=0, atol=1e-10)
-    torch.testing.assert_close(model[1].weight[None], course.end.Z, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model[0].weight[None], trajectory.end.W, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model[1].weight[None], trajectory.end.Z, rtol=0, atol=1e-10)
 
 
 def test_gradient_descent_on_the_network_is_that_of_the_factorisation():
@@ -56,9 +56,9 @@ def test_gradient_descent_on_the_network_is_that_of_the_factorisation():
     B, start = _seen(_model())
     model = _model(rule=None)
     start = start._replace(W=model[0].weight.detach()[None], Z=model[1].weight.detach()[None])
-    course = descend("gd", Y, B, start, rate=rate_in_factorisation(0.1, N), steps=200, names=[])
+    trajectory = gradient_descent("gd", Y, B, start, rate=rate_in_factorisation(0.1, N), steps=200, names=[])
     _trained(model, X, X @ Y.mT, 0.1, 200)
-    torch.testing.assert_close(model[0].weight[None], course.end.W, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model[0].weight[None], trajectory.end.W, rtol=0, atol=1e-10)
 
 
 @pytest.mark.unchecked
@@ -84,7 +84,7 @@ def test_fresh_gaussian_inputs_are_isotropic_in_the_mean():
     with torch.no_grad():
         model[1].weight.zero_()
     B, start = _seen(model)
-    course = descend(
+    trajectory = gradient_descent(
         "fa", Y, B, start, rate=rate_in_factorisation(0.1, N), steps=1500, names=["error"], at=[0, 100, 1500]
     )
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -95,7 +95,7 @@ def test_fresh_gaussian_inputs_are_isotropic_in_the_mean():
         optimiser.step()
         if step == 99:
             early = (model[1].weight @ model[0].weight - Y).norm().item()
-    assert early == pytest.approx(float(course["error"][0, 1]), rel=0.1)
+    assert early == pytest.approx(float(trajectory["error"][0, 1]), rel=0.1)
     assert (model[1].weight @ model[0].weight - Y).norm().item() < 1e-4 * float(Y.norm())
 
 

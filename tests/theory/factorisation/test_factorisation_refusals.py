@@ -11,14 +11,14 @@ from falign.theory.factorisation import (
     RatioLaw,
     State,
     best_error,
-    descend,
     expected_bound,
     feedback,
     flat_spectrum,
     flat_tail,
     flat_tail_error,
-    flow,
     from_network,
+    gradient_descent,
+    gradient_flow,
     isotropic,
     last_direction,
     lyapunov,
@@ -34,8 +34,8 @@ from falign.theory.factorisation import (
     rate_in_factorisation,
     sampling_bound,
     separation,
-    stable_rate,
     stationary,
+    sufficient_rate,
     velocity,
     zero,
 )
@@ -46,11 +46,11 @@ START = zero(Y, B)
 
 
 def _descend(method="fa", y=Y, b=B, start=START, rate=0.01, steps=2, names=("error",), at=None):
-    return descend(method, y, b, start, rate=rate, steps=steps, names=names, at=at)
+    return gradient_descent(method, y, b, start, rate=rate, steps=steps, names=names, at=at)
 
 
 def _flow(times=(0.0, 1.0), y=Y, b=B, start=START, **others):
-    return flow("fa", y, b, start, times=times, names=["error"], **others)
+    return gradient_flow("fa", y, b, start, times=times, names=["error"], **others)
 
 
 def _poor():
@@ -101,7 +101,7 @@ def _poor():
         (lambda: range_finder_ratios(Y, B, rank=2, oversampling=[0], power=[]), "at least one of each"),
         (lambda: overlap(B * nan, B), "72 numbers of W are not finite"),
         (lambda: velocity("fa*", Y, B, START), r"W\(0\).* of run 0 has rank 0"),
-        (lambda: stable_rate("fa*", Y, B, START), r"W\(0\).* of run 0 has rank 0"),
+        (lambda: sufficient_rate("fa*", Y, B, START), r"W\(0\).* of run 0 has rank 0"),
         (
             lambda: velocity("fa", Y, B, START._replace(W=START.W[:, :, :9])),
             r"state\.W has shape \[3, 3, 9\], expected \[runs r m\]",
@@ -179,6 +179,6 @@ def test_a_flow_that_takes_too_long_says_so(monkeypatch):
 def test_rows_that_nearly_depend_on_each_other_are_refused_under_the_optimal_output(near):
     start = normal(Y, B, seeds=range(3))
     start.W[:, 2] = start.W[:, 0] + near * start.W[:, 2]
-    for refused in (lambda: _descend("fa*", start=start), lambda: stable_rate("fa*", Y, B, start)):
+    for refused in (lambda: _descend("fa*", start=start), lambda: sufficient_rate("fa*", Y, B, start)):
         with pytest.raises(ValueError, match=r"has condition number .*e\+.* in run 0, expected at most 6.7e\+06: draw"):
             refused()

@@ -1,4 +1,4 @@
-"""Statements about a course: they hold where they must, and say which assumption fails where they need not."""
+"""Statements about a trajectory: they hold where they must, and say which assumption fails where they need not."""
 
 from contextlib import nullcontext
 
@@ -11,18 +11,18 @@ from falign.theory.factorisation import (
     State,
     alignment_growth,
     conservation,
-    descend,
     descent_of_feedback,
     feedback,
-    flow,
+    gradient_descent,
+    gradient_flow,
     gram_drift,
     monotone_alignment,
     normal,
     optimal_output_bound,
     optimum_reached,
     orthonormal,
-    stable_rate,
     stationary_limit,
+    sufficient_rate,
     zero,
 )
 
@@ -36,8 +36,8 @@ TIMES = [0.0, 0.5, 1.0, 2.0, 4.0]
 def _descend(method="fa", start=zero, steps=1000, factor=1.0, made=None, **others):
     Y, B = made or problem()
     state = start(Y, B)
-    rate = factor * float(stable_rate(method, Y, B, state).min())
-    return descend(method, Y, B, state, rate=rate, steps=steps, names=NAMES, **others)
+    rate = factor * float(sufficient_rate(method, Y, B, state).min())
+    return gradient_descent(method, Y, B, state, rate=rate, steps=steps, names=NAMES, **others)
 
 
 def _normal(Y, B):
@@ -51,39 +51,41 @@ def _orthonormal(Y, B):
 @pytest.mark.parametrize(("method", "start"), [("fa", zero), ("fa", _normal), ("fa*", _orthonormal), ("gd", _normal)])
 def test_conservation_is_exact_in_steps_of_any_size_and_in_flow(method, start):
     made = problem(n=20, m=25, r=6)
-    course = _descend(method, start, made=made, steps=2000)
-    check = conservation(course, tolerance=1e-10)
+    trajectory = _descend(method, start, made=made, steps=2000)
+    check = conservation(trajectory, tolerance=1e-10)
     assert check.verdict == "holds", check.sentence
     assert check.constants["relative residual"] < 1e-12
     assert check.series["drift"][:, -1].min() > 1e-5
     Y, B = problem()
-    in_flow = conservation(flow(method, Y, B, start(Y, B), times=TIMES, names=["invariant", "drift", "account"]))
+    in_flow = conservation(
+        gradient_flow(method, Y, B, start(Y, B), times=TIMES, names=["invariant", "drift", "account"])
+    )
     assert in_flow.verdict == "holds", in_flow.sentence
 
 
 def test_what_the_law_says_of_the_alignment_from_zero():
-    course = _descend()
-    Z, W = course.end
-    symmetric = course.B @ Z + (course.B @ Z).mT
+    trajectory = _descend()
+    Z, W = trajectory.end
+    symmetric = trajectory.B @ Z + (trajectory.B @ Z).mT
     assert torch.linalg.eigvalsh(symmetric).min() > -1e-12
-    grown = (W.square().sum((1, 2)) - course.rate * course["growth"][:, -1]) / 2
-    torch.testing.assert_close(course["alignment"][:, -1], grown)
+    grown = (W.square().sum((1, 2)) - trajectory.rate * trajectory["growth"][:, -1]) / 2
+    torch.testing.assert_close(trajectory["alignment"][:, -1], grown)
 
 
 def test_weights_stay_bounded_by_what_they_have_learned():
     Y, B = problem()
     for time in (0.1, 1.0, 10.0):
-        Z, W = flow("fa", Y, B, zero(Y, B), times=[0.0, time], names=[]).end
+        Z, W = gradient_flow("fa", Y, B, zero(Y, B), times=[0.0, time], names=[]).end
         gram, through = (part.square().sum((1, 2)) for part in (W @ W.mT, B @ Z @ W))
         assert (gram <= 2 * (W.square().sum((1, 2)) * through).sqrt() * (1 + 1e-9)).all()
 
 
 def test_feedback_of_the_error_falls_from_zero():
-    for course in (_descend(), _descend(made=problem(n=6, m=6, r=5, runs=10))):
-        check = descent_of_feedback(course)
+    for trajectory in (_descend(), _descend(made=problem(n=6, m=6, r=5, runs=10))):
+        check = descent_of_feedback(trajectory)
         assert check.verdict == "holds", check.sentence
     Y, B = problem()
-    in_flow = flow("fa", Y, B, zero(Y, B), times=TIMES, names=["lyapunov"])
+    in_flow = gradient_flow("fa", Y, B, zero(Y, B), times=TIMES, names=["lyapunov"])
     assert descent_of_feedback(in_flow).verdict == "holds"
     large = descent_of_feedback(_descend(start=lambda Y, B: normal(Y, B, seeds=SEEDS)))
     assert [assumption.name for assumption in large.failing] == ["negative invariant"]
@@ -100,8 +102,8 @@ def test_the_optimum_is_reached_where_r_is_at_least_the_rank(method):
         state = normal(Y, B, seeds=SEEDS, scale=scale)
         columns = torch.linalg.svd(Y).U[:, :2]
         within = State(columns @ columns.mT @ state.Z, state.W)
-        rate = float(stable_rate("fa", Y, B, within).min())
-        check = optimum_reached(descend("fa", Y, B, within, rate=rate, steps=6000, names=["error"]))
+        rate = float(sufficient_rate("fa", Y, B, within).min())
+        check = optimum_reached(gradient_descent("fa", Y, B, within, rate=rate, steps=6000, names=["error"]))
         assert check.verdict == "holds", check.sentence
 
 
@@ -122,7 +124,9 @@ def test_what_the_start_has_outside_the_columns_is_learned_last():
     start = normal(Y, B, seeds=SEEDS, scale=0.01)
     columns = torch.linalg.svd(Y).U[:, :2]
     within = start._replace(Z=columns @ columns.mT @ start.Z)
-    whole, inside = (descend("fa", Y, B, s, rate=0.05, steps=4000, names=["error"]).end for s in (start, within))
+    whole, inside = (
+        gradient_descent("fa", Y, B, s, rate=0.05, steps=4000, names=["error"]).end for s in (start, within)
+    )
     left, less = ((Y - Z @ W).square().sum((1, 2)).sqrt() for Z, W in (whole, inside))
     assert (left > 1e-6).all()
     assert (less < 1e-2 * left).all()
@@ -139,13 +143,13 @@ def test_the_stationary_function_is_not_reached_early():
 
 def test_the_variant_is_judged_where_nothing_is_left_to_learn():
     Y, B = problem(n=8, m=3, r=3)
-    check = alignment_growth(descend("fa*", Y, B, _orthonormal(Y, B), rate=0.01, steps=50, names=NAMES))
+    check = alignment_growth(gradient_descent("fa*", Y, B, _orthonormal(Y, B), rate=0.01, steps=50, names=NAMES))
     assert check.verdict == "holds", check.sentence
     assert check.slack > 0.99
 
 
 @pytest.mark.parametrize("sizes", [(9, 4, 3), (5, 3, 2), (6, 9, 4)])
-def test_trace_is_monotone_up_to_the_stable_rate(sizes):
+def test_trace_is_monotone_up_to_the_sufficient_rate(sizes):
     n, m, r = sizes
     made = matrix(n, m, seed=1), feedback(n, r, seeds=range(20))
     check = monotone_alignment(_descend("fa*", _orthonormal, made=made, steps=100))
@@ -157,9 +161,9 @@ def test_trace_is_monotone_up_to_the_stable_rate(sizes):
 
 def test_runs_that_overflow_are_named_with_their_step():
     with pytest.warns(UserWarning, match="is beyond"):
-        course = _descend(start=_normal, factor=50.0, steps=400)
-    first = int(course.diverged[course.diverged >= 0].min())
-    check = conservation(course)
+        trajectory = _descend(start=_normal, factor=50.0, steps=400)
+    first = int(trajectory.diverged[trajectory.diverged >= 0].min())
+    check = conservation(trajectory)
     assert check.verdict == "assumption fails"
     assert check.failing[0].name == "finite"
     assert 0 < check.failing[0].measured <= first
@@ -181,28 +185,28 @@ def test_single_precision_is_not_judged_by_the_rounding_of_double():
         ("fa", (conservation, descent_of_feedback, optimum_reached, stationary_limit)),
         ("fa*", (alignment_growth, monotone_alignment, gram_drift, optimal_output_bound)),
     ):
-        course = descend(method, Y, B, _orthonormal(Y, B), rate=0.01, steps=2, names=NAMES)
+        trajectory = gradient_descent(method, Y, B, _orthonormal(Y, B), rate=0.01, steps=2, names=NAMES)
         for check in checks:
             with pytest.raises(ValueError, match=r"in torch.float32, judged to float64 rounding: .*\.double"):
-                check(course)
+                check(trajectory)
 
 
 def test_alignment_of_the_variant_grows_by_what_is_left():
     for rank, r in ((None, 3), (2, 3)):
-        course = _descend("fa*", _orthonormal, made=problem(r=r, rank=rank), steps=300)
-        assert alignment_growth(course, tolerance=1e-10).verdict == "holds"
-        assert gram_drift(course).verdict == "holds"
-        assert optimal_output_bound(course).verdict == "holds"
+        trajectory = _descend("fa*", _orthonormal, made=problem(r=r, rank=rank), steps=300)
+        assert alignment_growth(trajectory, tolerance=1e-10).verdict == "holds"
+        assert gram_drift(trajectory).verdict == "holds"
+        assert optimal_output_bound(trajectory).verdict == "holds"
     Y, B = problem()
     start = _normal(Y, B)
     for wild in (True, False):
-        rate = (3.0 if wild else 0.01) * float(stable_rate("fa*", Y, B, start).min())
+        rate = (3.0 if wild else 0.01) * float(sufficient_rate("fa*", Y, B, start).min())
         with pytest.warns(UserWarning, match="is beyond") if wild else nullcontext():
-            course = descend("fa*", Y, B, start, rate=rate, steps=200, names=NAMES)
-        assert alignment_growth(course, tolerance=1e-10).verdict == "holds"
-        assert gram_drift(course).verdict == "holds"
-        assert optimal_output_bound(course).verdict == "holds"
-    in_flow = flow("fa*", Y, B, start, times=TIMES, names=["weighted", "growth"])
+            trajectory = gradient_descent("fa*", Y, B, start, rate=rate, steps=200, names=NAMES)
+        assert alignment_growth(trajectory, tolerance=1e-10).verdict == "holds"
+        assert gram_drift(trajectory).verdict == "holds"
+        assert optimal_output_bound(trajectory).verdict == "holds"
+    in_flow = gradient_flow("fa*", Y, B, start, times=TIMES, names=["weighted", "growth"])
     assert alignment_growth(in_flow, tolerance=1e-7).verdict == "holds"
     assert optimal_output_bound(in_flow).verdict == "holds"
 
@@ -215,7 +219,7 @@ def test_trace_is_monotone_from_orthonormal_rows_only():
     assert check.constants["gained"] > 0.1
     assert (slow["weighted"].diff(dim=1) > -1e-12).all()
     Y, B = made
-    in_flow = flow("fa*", Y, B, _orthonormal(Y, B), times=TIMES, names=["alignment"])
+    in_flow = gradient_flow("fa*", Y, B, _orthonormal(Y, B), times=TIMES, names=["alignment"])
     assert monotone_alignment(in_flow).verdict == "holds"
     other = monotone_alignment(_descend("fa*", _normal, made=made, factor=0.01))
     assert other.verdict == "assumption fails"
@@ -224,10 +228,10 @@ def test_trace_is_monotone_from_orthonormal_rows_only():
 def test_neither_the_loss_nor_the_cosine_need_be_monotone():
     Y = matrix(8, 10, runs=50)
     B = feedback(8, 3, seeds=range(50))
-    rate = 0.02 * float(stable_rate("fa*", Y, B, _orthonormal(Y, B)).min())
-    course = descend("fa*", Y, B, _orthonormal(Y, B), rate=rate, steps=1500, names=["loss", "cosine"])
-    assert (course["loss"].diff(dim=1) > 1e-6).any(1).sum() >= 10
-    assert (course["cosine"].diff(dim=1) < -1e-6).any(1).sum() >= 10
+    rate = 0.02 * float(sufficient_rate("fa*", Y, B, _orthonormal(Y, B)).min())
+    trajectory = gradient_descent("fa*", Y, B, _orthonormal(Y, B), rate=rate, steps=1500, names=["loss", "cosine"])
+    assert (trajectory["loss"].diff(dim=1) > 1e-6).any(1).sum() >= 10
+    assert (trajectory["cosine"].diff(dim=1) < -1e-6).any(1).sum() >= 10
 
 
 def test_drift_of_the_gram_matrix_is_of_the_order_of_the_step():
@@ -235,24 +239,24 @@ def test_drift_of_the_gram_matrix_is_of_the_order_of_the_step():
     start = _orthonormal(Y, B)
     drifts = []
     for steps in (500, 1000, 2000):
-        course = descend("fa*", Y, B, start, rate=4 / steps, steps=steps, names=["gram drift", "growth"])
-        drifts.append(float(course["gram drift"][:, -1].mean()))
+        trajectory = gradient_descent("fa*", Y, B, start, rate=4 / steps, steps=steps, names=["gram drift", "growth"])
+        drifts.append(float(trajectory["gram drift"][:, -1].mean()))
     assert drifts[0] / drifts[1] == pytest.approx(2, abs=0.1)
     assert drifts[1] / drifts[2] == pytest.approx(2, abs=0.05)
 
 
 def test_loss_falls_from_zero_in_all_of_thirty_runs():
-    course = _descend(made=problem(n=10, m=10, r=4, runs=30), factor=0.2, steps=2000)
-    assert (course["loss"].diff(dim=1) < 1e-12).all()
+    trajectory = _descend(made=problem(n=10, m=10, r=4, runs=30), factor=0.2, steps=2000)
+    assert (trajectory["loss"].diff(dim=1) < 1e-12).all()
 
 
 @pytest.mark.parametrize(
     ("check", "method", "named"),
     [
-        (descent_of_feedback, "gd", "the statement is about fa, the course is of gd"),
+        (descent_of_feedback, "gd", "the statement is about fa, the trajectory is of gd"),
         (optimum_reached, "gd", "the statement is about fa and fa"),
         (stationary_limit, "gd", r"its limit is optimum\(Y, r\)"),
-        (alignment_growth, "fa", r"about fa\*, the course is of fa"),
+        (alignment_growth, "fa", r"about fa\*, the trajectory is of fa"),
         (monotone_alignment, "fa", r"about fa\*"),
         (gram_drift, "fa", r"about fa\*"),
         (optimal_output_bound, "gd", r"about fa\*"),
@@ -266,14 +270,14 @@ def test_a_course_of_another_method_is_refused(check, method, named):
 def test_flows_have_no_drift_to_bound_and_starts_no_mean():
     Y, B = problem()
     with pytest.raises(ValueError, match="take it in steps"):
-        gram_drift(flow("fa*", Y, B, _orthonormal(Y, B), times=[0.0, 0.1], names=["gram drift", "growth"]))
+        gram_drift(gradient_flow("fa*", Y, B, _orthonormal(Y, B), times=[0.0, 0.1], names=["gram drift", "growth"]))
     with pytest.raises(ValueError, match="after time 0"):
         optimal_output_bound(_descend("fa*", _orthonormal, steps=0))
-    for check, course in (
+    for check, trajectory in (
         (monotone_alignment, _descend("fa*", _orthonormal, steps=0)),
         (descent_of_feedback, _descend(steps=0)),
     ):
         with pytest.raises(ValueError, match="after the first time"):
-            check(course)
+            check(trajectory)
     with pytest.raises(ValueError, match="tolerance is 0"):
         conservation(_descend(steps=1), tolerance=0.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from two_layer_cases import PENALTIES, RATES, agree
 
-from falign.theory.two_layer import Dual, Literal, Start, draw, draw_reduced, simulate
+from falign.theory.two_layer import Dual, Start, WeightSpace, draw, draw_reduced, simulate
 
 pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
 
@@ -18,7 +18,7 @@ def test_equals_the_literal_engine(activation, shape):
     n, d, p = shape
     s = draw((3, 8, 4), n=n, d=d, p=p, test=5, activation=activation)
     options = {"activation": activation, "rate": RATES[activation], "penalties": PENALTIES}
-    literal, dual = Literal(s, **options), Dual(s, **options)
+    literal, dual = WeightSpace(s, **options), Dual(s, **options)
     agree(simulate(dual, AT), simulate(literal, AT), 1e-12)
     assert torch.allclose(dual.error(), literal.error(), rtol=0, atol=1e-12)
     assert torch.allclose(dual.beta, literal.beta, rtol=0, atol=1e-12)
@@ -31,7 +31,7 @@ def test_reduced_and_shared_starts_are_starts():
     expected = simulate(Dual(s, rate=1e-3), AT)
     agree(simulate(Dual(draw_reduced((3, 8), **sizes), rate=1e-3), AT), expected, 1e-12)
     shared = Start(X=s.X[0], y=s.y[0], W=s.W, beta=s.beta, b=s.b)
-    both = [simulate(kind(shared, activation="tanh", rate=1e-2), AT) for kind in (Dual, Literal)]
+    both = [simulate(kind(shared, activation="tanh", rate=1e-2), AT) for kind in (Dual, WeightSpace)]
     agree(*both, 1e-12)
 
 
@@ -73,7 +73,7 @@ def test_divergence_is_recorded():
 
 
 def test_more_outputs_are_refused():
-    with pytest.raises(ValueError, match=r"only a scalar output can be reduced, .* use Literal"):
+    with pytest.raises(ValueError, match=r"only a scalar output can be reduced, .* use WeightSpace"):
         Dual(draw([0], n=2, d=2, p=2, outputs=2), rate=0.1)
     with pytest.raises(ValueError, match="rate"):
         Dual(draw([0], n=2, d=2, p=2), rate=-0.1)
@@ -81,7 +81,7 @@ def test_more_outputs_are_refused():
 
 @pytest.mark.parametrize(("size", "chunk"), [(1, 1), (20, 2), (100, 800), (200, 5), (10_000, 2)])
 @pytest.mark.parametrize("activation", RATES)
-def test_pieces_of_every_size_are_the_whole(activation, size, chunk, monkeypatch):
+def test_tiles_of_every_size_are_the_whole(activation, size, chunk, monkeypatch):
     """Single neurons, parts of a run, a run, several runs, one chunk and many; 9 neurons leave a remainder."""
     s = draw((3, 8, 4), n=6, d=7, p=9, activation=activation, test=3)
     options = {"activation": activation, "rate": RATES[activation], "penalties": PENALTIES[:3]}

@@ -57,9 +57,9 @@ def test_without_ridge_it_is_a_matrix_power_and_with_ridge_the_sum_of_its_deriva
     step = torch.eye(4, dtype=torch.float64) - 0.2 * kernel
     torch.testing.assert_close(plain[-1], torch.linalg.matrix_power(step, 7) @ error)
     strengths = torch.rand(7, generator=random, dtype=torch.float64)
-    course = predicted_error(kernel, error, y, rate=0.2, strengths=strengths)
+    trajectory = predicted_error(kernel, error, y, rate=0.2, strengths=strengths)
     kept, alpha = 1.0, torch.zeros(4, dtype=torch.float64)
     for t, strength in enumerate(strengths):
-        alpha = (1 - 0.2 * strength) * alpha + 0.2 * course[t]
+        alpha = (1 - 0.2 * strength) * alpha + 0.2 * trajectory[t]
         kept = kept * (1 - 0.2 * strength)
-        torch.testing.assert_close(course[t + 1], y - kept * (y - error) - kernel @ alpha)
+        torch.testing.assert_close(trajectory[t + 1], y - kept * (y - error) - kernel @ alpha)

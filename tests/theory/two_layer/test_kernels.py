@@ -10,7 +10,7 @@ from scipy.integrate import dblquad, quad
 from falign.theory.two_layer._activations import ACTIVATIONS, Activation
 from falign.theory.two_layer._dual import Dual
 from falign.theory.two_layer._start import draw
-from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._weight_space import WeightSpace
 from falign.theory.two_layer.kernels import (
     follow_kernels,
     hermite_coefficients,
@@ -154,7 +154,7 @@ def test_kernels_predict_a_small_step_to_first_order():
     found = kernels_of_weights(start.X, start.W, start.beta, start.b, ACTIVATIONS["tanh"])
     rests = []
     for rate in (1e-3, 1e-4):
-        engine = Literal(start, activation="tanh", rate=rate)
+        engine = WeightSpace(start, activation="tanh", rate=rate)
         before = engine.error()[:, 0, :, None]
         engine.advance(1)
         predicted = before - rate * (found.G + found.H) @ before
@@ -164,16 +164,16 @@ def test_kernels_predict_a_small_step_to_first_order():
 
 def test_extremes_along_training_are_those_of_the_weights():
     start = draw([0, 1], n=5, d=7, p=300, activation="tanh", inputs="scaled")
-    course = follow_kernels(Dual(start, activation="tanh", rate=0.3), [0, 5, 60])
-    assert course.values["G_min"].shape == (2, 1, 3)
-    assert (course.values["G_min"] > 0).all()
-    assert (course.values["H_min"] < 0).any()
-    literal = Literal(start, activation="tanh", rate=0.3)
+    trajectory = follow_kernels(Dual(start, activation="tanh", rate=0.3), [0, 5, 60])
+    assert trajectory.values["G_min"].shape == (2, 1, 3)
+    assert (trajectory.values["G_min"] > 0).all()
+    assert (trajectory.values["H_min"] < 0).any()
+    literal = WeightSpace(start, activation="tanh", rate=0.3)
     literal.advance(60)
     direct = kernels_of_weights(
         start.X[:, None], literal.W, literal.beta, start.b[:, None], ACTIVATIONS["tanh"]
     ).extremes()
-    for name, values in course.values.items():
+    for name, values in trajectory.values.items():
         torch.testing.assert_close(values[..., -1], direct[name], rtol=0, atol=1e-12)
 
 

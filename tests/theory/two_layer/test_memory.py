@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from falign.theory.two_layer import Dual, Literal, Penalty, WidthFree, draw, draw_reduced
+from falign.theory.two_layer import Dual, Penalty, WeightSpace, WidthFree, draw, draw_reduced
 from falign.theory.two_layer._dual import bytes_needed
 
 
@@ -19,7 +19,7 @@ def tensors(thing):
     elif isinstance(thing, (list, tuple)):
         for part in thing:
             yield from tensors(part)
-    elif is_dataclass(thing) or isinstance(thing, (Dual, Literal, WidthFree)):
+    elif is_dataclass(thing) or isinstance(thing, (Dual, WeightSpace, WidthFree)):
         for part in vars(thing).values():
             yield from tensors(part)
 
@@ -67,7 +67,7 @@ def engine(name, sizes, **chosen):
     options = {"rate": 1e-5, "penalties": [Penalty(), Penalty(1.0)]}
     dimensions = {key: sizes[key] for key in ("n", "d", "p", "test", "dtype", "outputs") if key in sizes}
     if name == "literal":
-        return Literal(draw(range(3), **dimensions), batch=sizes.get("batch"), activation="tanh", **options)
+        return WeightSpace(draw(range(3), **dimensions), batch=sizes.get("batch"), activation="tanh", **options)
     if name == "dual":
         return Dual(draw_reduced(range(3), **dimensions), activation="tanh", **options)
     return WidthFree.sample(range(3), **dimensions, **options)

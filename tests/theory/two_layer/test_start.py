@@ -5,7 +5,7 @@ import torch
 import two_layer_oracle as oracle
 
 from falign.feedback import generator
-from falign.theory.two_layer import Dual, Literal, Penalty, Start, WidthFree, draw, draw_reduced, project, reduce
+from falign.theory.two_layer import Dual, Penalty, Start, WeightSpace, WidthFree, draw, draw_reduced, project, reduce
 
 ARRAYS = ("X", "y", "W", "beta", "b", "X_test", "y_test")
 SIZES = {"n": 6, "d": 7, "p": 2500}
@@ -85,7 +85,7 @@ def test_projection_of_many_points_has_the_same_run():
     left = (s.X @ V - s.y[..., None]).square().sum((1, 2))
     assert torch.allclose(left, (R @ V - y[..., None]).square().sum((1, 2)) + rest, rtol=1e-13)
     few = Start(X=R, y=y, W=s.W, beta=s.beta, b=s.b)
-    runs = [Literal(start, rate=2e-3, penalties=[Penalty(), Penalty(2.0)]) for start in (s, few)]
+    runs = [WeightSpace(start, rate=2e-3, penalties=[Penalty(), Penalty(2.0)]) for start in (s, few)]
     for run in runs:
         run.advance(200)
     many, projected = (run.measure() for run in runs)
@@ -149,7 +149,7 @@ def test_half_precision_is_refused(dtype):
         Start(**half)
 
 
-@pytest.mark.parametrize("engine", [Literal, Dual, WidthFree.from_start])
+@pytest.mark.parametrize("engine", [WeightSpace, Dual, WidthFree.from_start])
 def test_engines_do_not_go_back(engine):
     run = engine(draw([0], n=2, d=3, p=4), rate=0.1)
     run.advance(0)

@@ -8,7 +8,7 @@ import torch
 
 from falign.theory.two_layer._schedules import Penalty
 from falign.theory.two_layer._start import draw
-from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._weight_space import WeightSpace
 from falign.theory.two_layer._width_free import Gram, from_start, sample
 from falign.theory.two_layer.theorems import (
     linear_alignment_law,
@@ -55,7 +55,7 @@ def test_the_run_equals_the_literal_engine():
     start = draw([0], n=4, d=60, p=300, inputs="scaled")
     check = theorem_4_6(from_start(start), d=60, rate=0.3, strength=2.0, sum_constant=3.0)
     steps = int(check.constants["steps"])
-    engine = Literal(
+    engine = WeightSpace(
         start, rate=0.3, penalties=(Penalty(check.constants["lambda"], "cutoff", check.constants["T"] - 1),)
     )
     engine.advance(steps)

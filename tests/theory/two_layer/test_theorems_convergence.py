@@ -9,7 +9,7 @@ import torch
 
 from falign.theory.two_layer._schedules import Penalty
 from falign.theory.two_layer._start import Start, draw
-from falign.theory.two_layer._weight_space import Literal
+from falign.theory.two_layer._weight_space import WeightSpace
 from falign.theory.two_layer._width_free import from_start, sample
 from falign.theory.two_layer.theorems import (
     Assumption,
@@ -45,7 +45,7 @@ def test_theorem_3_2_holds_for_bounded_activations(activation, rate):
 def test_bound_and_constants_equal_a_loop_over_the_literal_engine():
     start = _start(p=60)
     check = theorem_3_2(start, activation="tanh", rate=0.5, steps=30)
-    engine = Literal(start, activation="tanh", rate=0.5)
+    engine = WeightSpace(start, activation="tanh", rate=0.5)
     gamma = check.constants["lambda_min"]
     norms, weight, beta = [], 0.0, 0.0
     for _ in range(31):
@@ -256,7 +256,7 @@ def test_dependent_inputs_hold_on_the_true_column_space():
     Q = torch.linalg.svd(X)[0]
     Q[:2, :, 5] = 0
     projected = replace(start, y=(Q @ (Q.mT @ y.unsqueeze(-1)))[..., 0])
-    literal = Literal(projected, rate=0.1)
+    literal = WeightSpace(projected, rate=0.1)
     literal.advance(200)
     torch.testing.assert_close(check.measured[:, -1], literal.error()[:, 0].norm(dim=-1), rtol=0, atol=1e-11)
 

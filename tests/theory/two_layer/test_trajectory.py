@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from falign.theory.two_layer import Dual, Engine, Literal, WidthFree, draw, simulate, spaced
+from falign.theory.two_layer import Dual, Engine, WeightSpace, WidthFree, draw, simulate, spaced
 
 
 @pytest.mark.parametrize(("steps", "points"), [(0, 2), (3, 9), (1000, 20), (10**6, 50)])
@@ -22,7 +22,7 @@ def test_spaced_refuses_what_it_cannot():
 
 
 def test_recording_steps_must_increase():
-    engine = Literal(draw([0], n=2, d=2, p=2), rate=1e-3)
+    engine = WeightSpace(draw([0], n=2, d=2, p=2), rate=1e-3)
     trajectory = simulate(engine, [0, 5])
     assert trajectory.steps.tolist() == [0, 5]
     assert engine.t == 5
@@ -32,7 +32,7 @@ def test_recording_steps_must_increase():
             simulate(engine, at)
 
 
-@pytest.mark.parametrize("kind", [Literal, Dual, WidthFree.from_start])
+@pytest.mark.parametrize("kind", [WeightSpace, Dual, WidthFree.from_start])
 def test_only_what_is_named_is_recorded(kind):
     s = draw([0, 1], n=6, d=7, p=9, test=3)
     at, names = [0, 3, 20], ("weight_growth", "loss", "test_loss")
@@ -44,7 +44,7 @@ def test_only_what_is_named_is_recorded(kind):
 
 
 def test_outputs_have_a_measurement_more():
-    engine = Literal(draw([0], n=6, d=7, p=9, outputs=3), rate=1e-3)
+    engine = WeightSpace(draw([0], n=6, d=7, p=9, outputs=3), rate=1e-3)
     whole = engine.measure()
     assert all(torch.equal(engine.measure([name])[name], value) for name, value in whole.items())
     assert "error_cosine" in whole

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from two_layer_cases import PENALTIES, agree
 
-from falign.theory.two_layer import Literal, Penalty, Start, WidthFree, draw, simulate
+from falign.theory.two_layer import Penalty, Start, WeightSpace, WidthFree, draw, simulate
 from falign.theory.two_layer._start import inputs_of
 
 AT = [0, 1, 40, 300]
@@ -21,7 +21,7 @@ def test_equals_the_literal_engine(shape):
     n, d, p = shape
     s = draw((3, 8, 4), n=n, d=d, p=p, test=5)
     s = Start(**{**vars(s), "y": s.y + 0.5})
-    literal = Literal(s, rate=2e-3, penalties=PENALTIES)
+    literal = WeightSpace(s, rate=2e-3, penalties=PENALTIES)
     free = WidthFree.from_start(s, rate=2e-3, penalties=PENALTIES)
     agree(simulate(free, AT), simulate(literal, AT), 1e-10, without=UNKNOWN)
     assert torch.allclose(free.error(), literal.error(), rtol=0, atol=1e-10)

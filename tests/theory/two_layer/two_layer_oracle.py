@@ -61,7 +61,7 @@ def cosine(a, b):
 
 
 def numbers(X, y, W, beta, b, W0, beta0, activation, loss="squared"):
-    """Everything that ``Literal.measure`` states, from the definitions."""
+    """Everything that ``WeightSpace.measure`` states, from the definitions."""
     f = outputs(X, W, beta, activation)
     if loss == "squared":
         e, value = y - f, ((y - f) ** 2).sum() / 2

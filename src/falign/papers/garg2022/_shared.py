@@ -14,7 +14,7 @@ from falign.lab.data import DataError, load
 from falign.lab.experiment import Check, Outcome, Point, Reading, Setting, Task
 from falign.lab.report.style import COLOURS, INK
 from falign.theory import factorisation
-from falign.theory.factorisation import Course, State
+from falign.theory.factorisation import State, Trajectory
 
 
 def drawn(tasks: Sequence[Task], Y: Float[Tensor, "n m"]) -> Float[Tensor, "runs r n"]:
@@ -40,7 +40,7 @@ def trained(
     at: Sequence[int],
     names: Sequence[str],
     progress: Callable[[float], None] | None = None,
-) -> Course:
+) -> Trajectory:
     """Train the runs of a block in steps.
 
     Args:
@@ -54,7 +54,9 @@ def trained(
     """
     method = str(tasks[0].point["method"])
     here = begun(tasks, Y, B)
-    return factorisation.descend(method, Y, B, here, rate=rate, steps=at[-1], names=names, at=at, progress=progress)
+    return factorisation.gradient_descent(
+        method, Y, B, here, rate=rate, steps=at[-1], names=names, at=at, progress=progress
+    )
 
 
 def outcomes(at: Sequence[int], columns: Mapping[str, Float[Tensor, "runs times"]]) -> list[Outcome]:

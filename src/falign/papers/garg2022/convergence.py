@@ -203,7 +203,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     else:
         times = rate * torch.tensor(at, dtype=torch.float64)
         method, here = str(point["method"]), begun(tasks, Y, B)
-        course = factorisation.flow(method, Y, B, here, times=times, names=["error"], progress=setting.report)
+        course = factorisation.gradient_flow(method, Y, B, here, times=times, names=["error"], progress=setting.report)
     return outcomes(at, {"error": course.values["error"] / Y.norm()})
 
 

@@ -201,7 +201,7 @@ def _outcome(task: Task, given: Problem) -> Outcome:
     if point["method"] == "bp":
         falign.revert(network)
         method = "gd"
-    course = factorisation.descend(method, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
+    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
     measured = _trained(network, given, rate, at)
     rests = {"stationary": float(stationary_error(Y, B)), "best": float(best_error(Y, B.shape[1]))}
     columns = {

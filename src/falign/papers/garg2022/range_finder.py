@@ -164,7 +164,7 @@ def _cut(B: Float[Tensor, "runs rows n"], Y: Float[Tensor, "n m"], point: Point)
     """``|Y - [ZW]_r|/optimum``: FA is trained from zero with as many hidden units as B has rows, and cut to rank r."""
     steps, rate, r = int(point["steps"]), float(point["rate"]), int(point["r"])
     start = factorisation.zero(Y, B)
-    course = factorisation.descend("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+    course = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
     cut = optimum(course.end.Z @ course.end.W, r)
     return (Y - cut).square().sum((1, 2)).sqrt() / best_error(Y, r)
 

@@ -161,7 +161,9 @@ def _trained(
     rate, steps = float(point["rate"]), int(point["steps"])
     ends = []
     for method, start in starts.items():
-        ends.append(factorisation.descend(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps]))
+        ends.append(
+            factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+        )
         setting.report(len(ends) / len(starts))
     fa, gd = ends
     return (fa.values["error"] / gd.values["error"])[:, 0], overlap(fa.end.W, gd.end.W)

@@ -212,7 +212,7 @@ def _trained(
         start = factorisation.zero(Y, B)
     else:
         start, steps = factorisation.normal(Y, B, seeds=seeds, scale=_SCALE), steps // 4
-    course = factorisation.descend(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
     return course.values["error"][:, 0].tolist()
 
 

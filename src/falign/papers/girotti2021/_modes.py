@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from falign.lab.experiment import Task
-from falign.theory.deep_linear import Modes, modes, scheme
+from falign.theory.deep_linear import Modes, initialisation, modes
 
 
 def batches(tasks: Sequence[Task]) -> Iterator[tuple[list[int], Modes]]:
@@ -33,7 +33,7 @@ def batches(tasks: Sequence[Task]) -> Iterator[tuple[list[int], Modes]]:
 def started(tasks: Sequence[Task]) -> Modes:
     """Runs of one rule and depth as modes [runs], see ``batches``."""
     points = [task.point for task in tasks]
-    starts = [scheme(str(point["scheme"])).start(float(point["size"]), int(point["depth"])) for point in points]
+    starts = [initialisation(str(point["scheme"])).start(float(point["size"]), int(point["depth"])) for point in points]
     weights = torch.tensor([[float(weight) for weight in start] for start in starts], dtype=torch.float64).mT
     target = torch.tensor([float(point["target"]) for point in points], dtype=torch.float64)
     return modes(target, list(weights), rule=points[0]["rule"])  # pyright: ignore[reportArgumentType]  # it checks

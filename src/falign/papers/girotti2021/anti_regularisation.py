@@ -12,7 +12,7 @@ from torch import Tensor
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task
 from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels
 from falign.papers.girotti2021._modes import paced
-from falign.theory.deep_linear import asymptotic_rate, critical_target, flow, learning_time, limit, modes
+from falign.theory.deep_linear import asymptotic_rate, critical_target, gradient_flow, learning_time, limit, modes
 
 # What is stated of implicit anti-regularisation, and how it is judged.
 
@@ -142,7 +142,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     begun = modes(target, [-size, torch.zeros_like(size)], feedback=m)
     moments = torch.linspace(0, 1, int(tasks[0].point["records"]), dtype=torch.float64)
     units = learning_time(begun, _FITTED[1])
-    course = flow(paced(begun, units), times=moments, tolerance=1e-12)
+    course = gradient_flow(paced(begun, units), times=moments, tolerance=1e-12)
     missing = (1 - course.share).abs()
     columns = {
         "rate": asymptotic_rate(begun),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
 from falign.lab.report.style import COLOURS, each_of, law, logarithmic, panels
-from falign.theory.deep_linear import chart, critical_target
+from falign.theory.deep_linear import critical_target, phase_diagram
 
 # Picture of the maps: learning time over (K, λ), and how it changes with λ.
 
@@ -76,7 +76,7 @@ def _map(task: Task) -> Outcome:
     invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
     targets = np.geomspace(*_SIDES[1], count)
     m = float(task.point["feedback"])
-    found = chart(invariants, targets, feedback=m, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
+    found = phase_diagram(invariants, targets, feedback=m, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
     return Outcome(
         records={
             "invariant": np.repeat(invariants, count).tolist(),

@@ -25,9 +25,9 @@ from falign.lab.report.style import INK, each_of, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import (
     Modes,
-    descend,
     exponential_convergence,
-    flow,
+    gradient_descent,
+    gradient_flow,
     learning_time,
     modes,
     sufficient_rate,
@@ -142,10 +142,10 @@ def _guaranteed(task: Task) -> Outcome:
     begun, share = _begun(task), float(task.point["share"])
     steps = round(_LENGTH / (share or 1))
     if task.point["dynamics"] == "flow":
-        course = flow(begun, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
+        course = gradient_flow(begun, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
         met = torch.ones_like(begun.target, dtype=torch.bool)
     else:
-        course = descend(begun, rate=share, steps=steps, at=range(steps + 1))
+        course = gradient_descent(begun, rate=share, steps=steps, at=range(steps + 1))
         met = (share * step_rates(course) <= 1).all(0)
     check = exponential_convergence(course)
     kept = torch.linspace(0, len(course.times) - 1, _RECORDS + 1).round().long()
@@ -166,9 +166,9 @@ def _reached(task: Task) -> Outcome:
     begun, share = _begun(task), float(task.point["share"])
     if task.point["dynamics"] == "flow":
         begun = paced(begun, learning_time(begun, _LEFT))
-        error = flow(begun, times=[0.0, 1.0]).error
+        error = gradient_flow(begun, times=[0.0, 1.0]).error
     else:
-        error = descend(begun, rate=share, steps=(steps := round(_LONG / share)), at=[0, steps]).error
+        error = gradient_descent(begun, rate=share, steps=(steps := round(_LONG / share)), at=[0, steps]).error
     left = error[-1].abs() / torch.maximum(begun.target, error[0].abs())
     met = len(left)
     return Outcome(records={"time": [0.0], "over_bound": [None], "met": [met], "held": [_share(left <= 1.001 * _LEFT)]})

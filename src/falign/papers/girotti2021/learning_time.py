@@ -23,7 +23,7 @@ from falign.lab.experiment import (
 )
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
-from falign.theory.deep_linear import critical_target, depth_slope, flow, learning_time
+from falign.theory.deep_linear import critical_target, depth_slope, gradient_flow, learning_time
 
 # What is stated of the time that a component takes, and how it is judged.
 
@@ -234,7 +234,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     for places, started in batches(tasks):
         predicted = learning_time(started, TOLERANCE)
         times = torch.linspace(0, _BEYOND, int(tasks[places[0]].point["records"]), dtype=torch.float64)
-        shares = flow(paced(started, predicted), times=times).share
+        shares = gradient_flow(paced(started, predicted), times=times).share
         for column, place in enumerate(places):
             unit, share = float(predicted[column]), crossing(times, shares[:, column])
             learned = None if share is None else unit * share

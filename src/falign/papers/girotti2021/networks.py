@@ -36,7 +36,7 @@ from falign.papers.girotti2021._linear_networks import (
     start,
 )
 from falign.papers.girotti2021._modes import TOLERANCE, crossing, orders
-from falign.theory.deep_linear import depth_slope, descend_matrices, limit, modes, network
+from falign.theory.deep_linear import depth_slope, limit, matrix_gradient_descent, modes, network
 
 # How what is stated of the order of learning in networks is read off its runs.
 
@@ -440,7 +440,7 @@ def _trained(learned: Problem, point: Point, seed: int) -> Outcome:
     if not shares[-1].isfinite().all():
         return Outcome(records={}, diverged="the weights were not finite at the end: lower the rate")
     state = network(W, B, rule=rule)  # pyright: ignore[reportArgumentType]  # it checks
-    course = descend_matrices(
+    course = matrix_gradient_descent(
         state,
         learned.X,
         learned.Y,

@@ -20,7 +20,7 @@ from falign.lab.experiment import (
 )
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, logarithmic_times, orders, paced
-from falign.theory.deep_linear import critical_target, flow, learning_time
+from falign.theory.deep_linear import critical_target, gradient_flow, learning_time
 
 # What is stated of the order of learning, and how it is judged.
 
@@ -209,7 +209,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     for places, started in batches(tasks):
         units = learning_time(started, TOLERANCE).nan_to_num(posinf=_NEVER)
         moments = logarithmic_times(*_SPAN, int(tasks[places[0]].point["records"]))
-        shares = flow(paced(started, units), times=moments).share
+        shares = gradient_flow(paced(started, units), times=moments).share
         for column, place in enumerate(places):
             own, times = shares[:, column], units[column] * moments
             found[place] = Outcome(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
-from falign.theory.deep_linear import critical_invariant, fixed_points, flow, limit, modes
+from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
 
 # What is derived of the phase portrait, and how it is judged.
 
@@ -188,7 +188,7 @@ def _trajectory(task: Task) -> Outcome:
     begun = modes(target, [start, invariant + start**2 / (2 * m)], feedback=m)
     count = int(task.point["records"])
     times = torch.tensor([*(_SHOWN * k / (count - 2) for k in range(count - 1)), _LONG], dtype=torch.float64)
-    course = flow(begun, times=times)
+    course = gradient_flow(begun, times=times)
     return Outcome(
         records={
             "time": times.tolist(),

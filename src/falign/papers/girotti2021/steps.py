@@ -30,9 +30,9 @@ from falign.theory.deep_linear import (
     Modes,
     asymptotic_rate,
     conserved_invariants,
-    descend,
     error_recursion,
-    flow,
+    gradient_descent,
+    gradient_flow,
     stable_rate,
 )
 from falign.theory.statement import TheoremCheck
@@ -247,8 +247,8 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         paced_ = paced(begun, rates)
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # beyond the stable rate is what some runs are about
-            course = descend(paced_, rate=1.0, steps=steps, at=range(steps + 1))
-        exact = flow(paced_, times=course.times).share
+            course = gradient_descent(paced_, rate=1.0, steps=steps, at=range(steps + 1))
+        exact = gradient_flow(paced_, times=course.times).share
         columns = {
             "learned": course.share,
             "flow": exact,

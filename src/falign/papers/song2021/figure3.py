@@ -11,7 +11,7 @@ from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Po
 from falign.lab.experiment.statistics import Estimate, final, paired, summary
 from falign.papers.song2021._drawing import alignment_and_accuracy
 from falign.papers.song2021._shared import batch, outcomes, trained
-from falign.theory.two_layer import Literal, Start, bytes_needed, draw_weights
+from falign.theory.two_layer import Start, WeightSpace, bytes_needed, draw_weights
 from falign.theory.two_layer._trajectory import Trajectory
 
 # What section 5 states of figure 3, and how it is judged.
@@ -117,7 +117,7 @@ _IMAGES |= {"mnist-10k": (784, 9000, 1000), "fashion-mnist": _IMAGES["mnist"]}
 class _Judged:
     """An engine that measures its accuracy on test images as well."""
 
-    def __init__(self, engine: Literal, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, engine: WeightSpace, images: Tensor, labels: Tensor) -> None:
         self._engine = engine
         self._images, self._labels = images, labels
 
@@ -156,7 +156,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         seeds=tuple(seed for seed, _ in rows),
     )
     size = int(point["batch"])
-    engine = Literal(
+    engine = WeightSpace(
         start, activation="relu", rate=float(point["rate"]), penalties=penalties, loss="softmax", batch=size
     )
     steps = -(-len(images) // size)

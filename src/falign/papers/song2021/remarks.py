@@ -11,7 +11,7 @@ from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
 from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
 from falign.papers.song2021.figure2 import vanishing
-from falign.theory.two_layer import Literal, draw, spaced
+from falign.theory.two_layer import WeightSpace, draw, spaced
 
 _SHARE = 0.5
 """Of the hidden neurons, dropped; the paper names none."""
@@ -33,7 +33,7 @@ def run_dropout(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         dtype=torch.float32,
         device=setting.device,
     )
-    engine = Literal(
+    engine = WeightSpace(
         start, activation=activation, rate=float(point["rate"]), penalties=penalties, dropout=float(point["dropout"])
     )
     at = spaced(int(point["steps"]), 40)

@@ -1,7 +1,7 @@
 """The conservation law of learning without weight transport, in deep fully connected networks, many at once.
 
-``draw`` a start, train it by ``descend`` (steps, for which the law is an exact identity) or ``flow``, and try what
-follows from the law: ``conservation``, ``alignment_bound``, ``lasting_alignment``, ``decay_equilibrium``.
+``draw`` a start, train it by ``gradient_descent`` (steps, for which the law is an exact identity) or ``gradient_flow``,
+and try what follows from the law: ``conservation``, ``alignment_bound``, ``lasting_alignment``, ``decay_equilibrium``.
 """
 
 from falign.theory.conservation._law import (
@@ -27,7 +27,7 @@ from falign.theory.conservation._network import (
     velocity,
 )
 from falign.theory.conservation._rules import RULES, FeedbackRule, entrywise, rule
-from falign.theory.conservation._simulate import MEASUREMENTS, Course, descend, flow
+from falign.theory.conservation._simulate import MEASUREMENTS, Trajectory, gradient_descent, gradient_flow
 from falign.theory.conservation._start import anti, dominant, draw, small
 from falign.theory.conservation._theorems import alignment_bound, conservation, decay_equilibrium, lasting_alignment
 
@@ -37,11 +37,11 @@ __all__ = [
     "MEASUREMENTS",
     "RULES",
     "Activation",
-    "Course",
     "Dynamics",
     "FeedbackRule",
     "Loss",
     "State",
+    "Trajectory",
     "activation",
     "aligned_forever",
     "alignment",
@@ -51,11 +51,11 @@ __all__ = [
     "conservation",
     "decay_equilibrium",
     "decay_of_invariant",
-    "descend",
     "dominant",
     "draw",
     "entrywise",
-    "flow",
+    "gradient_descent",
+    "gradient_flow",
     "gradients",
     "incoming",
     "invariant",

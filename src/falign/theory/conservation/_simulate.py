@@ -83,7 +83,7 @@ def measurements_named(names: Sequence[str]) -> dict[str, Measurement]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Trajectory:
     """What a block of runs went through.
 
     Attributes:
@@ -116,7 +116,7 @@ class Course:
 
 
 @recording
-def descend(
+def gradient_descent(
     state: State,
     dynamics: Dynamics,
     X: Points,
@@ -126,7 +126,7 @@ def descend(
     steps: int | Int[Tensor, "steps batch"],
     names: Sequence[str],
     at: Sequence[int] | None = None,
-) -> Course:
+) -> Trajectory:
     """Steps ``W ← W + η Ẇ`` on batches, all runs on the same ones.
 
     Feedback that follows the weights (adafa) moves to them before each pass, with ``α = ηρ``, learned feedback (kp)
@@ -171,11 +171,11 @@ def descend(
     if outermost():
         _tell_of_divergence(torch.stack(sound, 1), at)
     times = rate * torch.tensor(at, dtype=torch.float64)
-    return Course(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
+    return Trajectory(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
 
 
 @recording
-def flow(
+def gradient_flow(
     state: State,
     dynamics: Dynamics,
     X: Points,
@@ -185,12 +185,13 @@ def flow(
     names: Sequence[str],
     tolerance: float = 1e-9,
     longest: int = 20_000,
-) -> Course:
+) -> Trajectory:
     """Gradient flow on all points, integrated with adaptive steps, the expected change of C along with it.
 
     Exact to the tolerance for linear networks. Under relu and the other activations with a kink the right-hand side
     jumps wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from
-    both sides it slides along the kink, and adaptive steps stall. ``descend`` with a small η has no such trouble.
+    both sides it slides along the kink, and adaptive steps stall. ``gradient_descent`` with a small η has no such
+    trouble.
 
     Args:
         state: Start, in float64.
@@ -226,7 +227,7 @@ def flow(
         if calls > longest:
             raise RuntimeError(
                 f"gradient flow took {longest} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: allow more "
-                "(longest), a larger tolerance, or use descend with a small rate"
+                "(longest), a larger tolerance, or use gradient_descent with a small rate"
             )
         here = _without_expected(_restored(numbers, zero))
         moves = velocity(here, dynamics, X, y)
@@ -246,7 +247,7 @@ def flow(
         row = {name: take(_without_expected(here), dynamics, X, y) for name, take in taken.items()}
         rows.append({**row, EXPECTED_CHANGE: here.W[-1][..., 0]} if EXPECTED_CHANGE in names else row)
     end = _without_expected(states[-1])
-    return Course(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+    return Trajectory(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
 
 
 def _tell_of_divergence(sound: Bool[Tensor, "runs times"], at: Sequence[int]) -> None:

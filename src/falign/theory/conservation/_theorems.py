@@ -9,14 +9,14 @@ from torch import Tensor
 from falign._validation import positive
 from falign.theory._coerce import recording
 from falign.theory.conservation._law import rate_ratio
-from falign.theory.conservation._simulate import Course
+from falign.theory.conservation._simulate import Trajectory
 from falign.theory.statement import Assumption, TheoremCheck
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 
 @recording
-def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck:
+def conservation(course: Trajectory, tolerance: float | None = None) -> TheoremCheck:
     """Check ``max_k |C_k(t) - C_k(0) - expected_k(t)| ≤ tolerance · max_k,t (|P_k| + |V_k|)`` at every recorded time.
 
     The expected change is that of the exact identity: ``½ Σ η² |ĝ_k|²`` in steps, 0 in flow, and what decay and
@@ -49,7 +49,7 @@ def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck
 
 
 @recording
-def alignment_bound(course: Course) -> TheoremCheck:
+def alignment_bound(course: Trajectory) -> TheoremCheck:
     """Check ``V_k(t) ≥ (r_{l+1}/r_l) (-C_k(0) - expected_k(t))`` for every neuron: alignment from initial values alone.
 
     For fa in flow without decay, ``⟨B, w_out⟩ ≥ -C_k(0)``; in steps ``-C_k(0) - ½ Σ η² |ĝ_k|²``. It is what is left
@@ -72,7 +72,7 @@ def alignment_bound(course: Course) -> TheoremCheck:
 
 
 @recording
-def lasting_alignment(course: Course) -> TheoremCheck:
+def lasting_alignment(course: Trajectory) -> TheoremCheck:
     """Check that neurons with C_k(0) ≤ 0 stay aligned: ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k² - expected_k(t))``.
 
     In gradient flow without decay the expected change is 0. With decay λ, the same everywhere, it is negative: C_k
@@ -106,7 +106,7 @@ def lasting_alignment(course: Course) -> TheoremCheck:
 
 
 @recording
-def decay_equilibrium(course: Course, tolerance: float = 1e-3, still: float = 1e-3) -> TheoremCheck:
+def decay_equilibrium(course: Trajectory, tolerance: float = 1e-3, still: float = 1e-3) -> TheoremCheck:
     """Check ``⟨B, w_out⟩ = |w_in|² + b²`` per neuron at the end of a run with the same decay λ everywhere.
 
     ``Ċ = -λ (|w|² + b² - ⟨B, w_out⟩)`` vanishes where C rests, so every neuron ends with non-negative alignment. Steps
@@ -169,7 +169,7 @@ def decay_equilibrium(course: Course, tolerance: float = 1e-3, still: float = 1e
 
 def _worst_neuron(
     name: str,
-    course: Course,
+    course: Trajectory,
     bound: Float[Tensor, "runs times neurons"],
     measured: Float[Tensor, "runs times neurons"],
     reading: str,
@@ -190,12 +190,12 @@ def _worst_neuron(
     )
 
 
-def _allowance(course: Course) -> float:
+def _allowance(course: Trajectory) -> float:
     """How much the rounding of many steps, or the error of an integration, is above the rounding of one number."""
     return 1e2 if course.rate else 1e6
 
 
-def homogeneous_activation(course: Course) -> Assumption:
+def homogeneous_activation(course: Trajectory) -> Assumption:
     """That ``φ(z) = φ'(z) z``, without which there is no law, on a grid around 0."""
     z = torch.linspace(-3, 3, 61, dtype=torch.float64)
     activation = course.dynamics.activation

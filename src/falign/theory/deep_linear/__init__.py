@@ -1,32 +1,39 @@
 """Deep linear networks under feedback alignment, direct feedback alignment and gradient descent.
 
-A network that is diagonal in fixed bases is many scalar chains, its ``modes``. ``descend`` and ``flow`` run them;
-``limit``, ``learning_time``, ``stable_rate`` and the closed forms of two layers say what happens without running them;
-``scheme`` names starts by the order in which they let components be learned, and ``chart`` maps it. ``spectral`` makes
-such networks, ``descend_matrices`` and ``flow_matrices`` run any linear network, ``predict`` foretells its loss curves,
-and the convergence statements give a ``TheoremCheck``.
+A network that is diagonal in fixed bases is a set of independent scalar chains, its ``modes``. ``gradient_descent``
+and ``gradient_flow`` simulate them; ``limit``, ``learning_time``, ``stable_rate`` and the closed forms of two layers
+predict where they end and how fast without simulating. ``initialisation`` names starts by the order in which they let
+components be learned, and ``phase_diagram`` maps that order. ``spectral`` builds networks that are diagonal in this
+sense, ``matrix_gradient_descent`` and ``matrix_gradient_flow`` train any linear network, ``predict`` foretells its loss
+curves, and each convergence statement returns a ``TheoremCheck``.
 """
 
 from falign.theory.deep_linear._flow import asymptotic_rate, guaranteed_rate, limit, settled
-from falign.theory.deep_linear._initialisations import SCHEMES, Order, Scheme, scheme
+from falign.theory.deep_linear._initialisations import INITIALISATIONS, Initialisation, Order, initialisation
 from falign.theory.deep_linear._learning import depth_slope, learning_slope, learning_time, learning_time_and_slope
 from falign.theory.deep_linear._modes import Modes, Rule, modes
 from falign.theory.deep_linear._network import (
     Compressed,
     compressed,
     covariances,
-    descend_matrices,
-    flow_matrices,
     linear,
     local_rate,
+    matrix_gradient_descent,
+    matrix_gradient_flow,
     network,
     points_of,
     whitened,
 )
-from falign.theory.deep_linear._phase_diagram import Branch, Chart, chart
-from falign.theory.deep_linear._predict import Prediction, gains, linearised, predict
+from falign.theory.deep_linear._phase_diagram import Branch, PhaseDiagram, phase_diagram
+from falign.theory.deep_linear._predict import Prediction, predict, relu_gains, relu_linearisation
 from falign.theory.deep_linear._spectral import Spectral, common_bases, deviation, reduced, spectral, task
-from falign.theory.deep_linear._steps import ModeCourse, descend, flow, stable_rate, sufficient_rate
+from falign.theory.deep_linear._steps import (
+    ModeTrajectory,
+    gradient_descent,
+    gradient_flow,
+    stable_rate,
+    sufficient_rate,
+)
 from falign.theory.deep_linear._theorems_matrices import matrix_conservation, matrix_invariants, two_layer_convergence
 from falign.theory.deep_linear._theorems_modes import (
     asymptotic_decay,
@@ -43,26 +50,25 @@ from falign.theory.deep_linear._two_layer import (
     critical_target,
     degenerate_error,
     fixed_points,
-    zero_start,
-    zero_start_time,
+    zero_init,
+    zero_init_time,
 )
 
 __all__ = [
-    "SCHEMES",
+    "INITIALISATIONS",
     "Branch",
-    "Chart",
     "Compressed",
     "FixedPoints",
-    "ModeCourse",
+    "Initialisation",
+    "ModeTrajectory",
     "Modes",
     "Order",
+    "PhaseDiagram",
     "Prediction",
     "Rule",
-    "Scheme",
     "Spectral",
     "asymptotic_decay",
     "asymptotic_rate",
-    "chart",
     "common_bases",
     "compressed",
     "conserved_invariants",
@@ -71,32 +77,33 @@ __all__ = [
     "critical_target",
     "degenerate_error",
     "depth_slope",
-    "descend",
-    "descend_matrices",
     "deviation",
     "error_recursion",
     "exponential_convergence",
     "fixed_points",
-    "flow",
-    "flow_matrices",
-    "gains",
+    "gradient_descent",
+    "gradient_flow",
     "guaranteed_rate",
+    "initialisation",
     "learning_slope",
     "learning_time",
     "learning_time_and_slope",
     "learning_time_law",
     "limit",
     "linear",
-    "linearised",
     "local_rate",
     "matrix_conservation",
+    "matrix_gradient_descent",
+    "matrix_gradient_flow",
     "matrix_invariants",
     "modes",
     "network",
+    "phase_diagram",
     "points_of",
     "predict",
     "reduced",
-    "scheme",
+    "relu_gains",
+    "relu_linearisation",
     "settled",
     "spectral",
     "stable_rate",
@@ -105,7 +112,7 @@ __all__ = [
     "task",
     "two_layer_convergence",
     "whitened",
+    "zero_init",
+    "zero_init_time",
     "zero_loss",
-    "zero_start",
-    "zero_start_time",
 ]

@@ -22,14 +22,14 @@ Bounds: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ReducedOde:
     """Modes along one axis, in float64, each a function of a single weight x that moves one way only.
 
     Under fa and dfa x is θ_1: ``x' = c_1 e`` and ``θ_{l+1} = (c_{l+1}/c_l)(K_l + θ_l²/2)``. The error is a polynomial
     of x and every root of it a fixed point, so that e keeps its sign, at any depth. Under bp x is the weight of least
     size: ``x' = (product of the others) e`` and ``θ_l² = x² + const``, where the others never change sign.
 
-    ``line`` makes them.
+    ``reduced_ode`` makes them.
 
     Attributes:
         modes: At the start.
@@ -41,9 +41,9 @@ class Line:
     modes: Modes
     driver: Int[Tensor, " modes"]
 
-    def take(self, chosen: Tensor) -> "Line":
+    def take(self, chosen: Tensor) -> "ReducedOde":
         """Some of the modes."""
-        return Line(modes=self.modes.take(chosen), driver=self.driver[chosen])
+        return ReducedOde(modes=self.modes.take(chosen), driver=self.driver[chosen])
 
     @cached_property
     def start(self) -> Float[Tensor, " modes"]:
@@ -151,11 +151,11 @@ class Line:
         return (self.modes.weights.square() - self.start.square())[..., None]
 
 
-def line(modes: Modes) -> Line:
-    """The line of each mode."""
+def reduced_ode(modes: Modes) -> ReducedOde:
+    """Reduce each mode to the equation of its driving weight."""
     flat = modes.flat().double()
     least = flat.weights.abs().argmin(0)
-    return Line(modes=flat, driver=least if modes.rule == "bp" else torch.zeros_like(least))
+    return ReducedOde(modes=flat, driver=least if modes.rule == "bp" else torch.zeros_like(least))
 
 
 def _without(weights: Tensor, layer: int) -> Tensor:
@@ -190,7 +190,7 @@ _DOUBLINGS, _HALVINGS = 2200, 200
 """Enough to cross the range of float64, and to find a number in it."""
 
 
-def reach(line: Line, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]:
+def first_passage(ode: ReducedOde, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]:
     """The x where |e| is first at most ``level``; nan where that is never.
 
     Intervals between the start and a point beyond are halved until each is known to hold no such x (the slope of e is
@@ -198,13 +198,13 @@ def reach(line: Line, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]
 
     Source: derived; interval bisection.
     """
-    gap = _Gap(line, level)
-    found = line.start.clone()
+    gap = _Gap(ode, level)
+    found = ode.start.clone()
     going = gap(found[:, None])[:, 0] > 0
     found[going] = torch.nan
     rows = (going & (gap.way != 0)).nonzero()[:, 0]
     found[rows] = _first(gap.take(rows))
-    blurred = line.rounding(found[:, None])[:, 0] > _BLURRED * level
+    blurred = ode.rounding(found[:, None])[:, 0] > _BLURRED * level
     rows = (going & blurred & (level > 0)).nonzero()[:, 0]
     found[rows] = _sharpened(gap.take(rows), found[rows])
     return found
@@ -214,41 +214,41 @@ def reach(line: Line, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]
 class _Gap:
     """``|e| - level`` along the lines: e taken with the sign that it has at the start, and keeps."""
 
-    line: Line
+    ode: ReducedOde
     level: Float[Tensor, " modes"]
 
     def take(self, chosen: Tensor) -> "_Gap":
-        return _Gap(self.line.take(chosen), self.level[chosen])
+        return _Gap(self.ode.take(chosen), self.level[chosen])
 
     @property
     def way(self) -> Tensor:
         """Up or down, as x moves; 0 where a saddle of gradient descent is at the start or ahead [modes]."""
-        start, error = self.line.start, self.line.modes.error
-        way = (self.line.drive(start[:, None])[:, 0] * error).sign()
-        if self.line.modes.rule != "bp":
+        start, error = self.ode.start, self.ode.modes.error
+        way = (self.ode.drive(start[:, None])[:, 0] * error).sign()
+        if self.ode.modes.rule != "bp":
             return way
-        tied = (self.line.modes.weights.abs() == start.abs()).sum(0) > 1
+        tied = (self.ode.modes.weights.abs() == start.abs()).sum(0) > 1
         return way.masked_fill(tied & (error > 0) & (way * start < 0), 0.0)  # the product is below 0 and tends to 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """At most 0 where it is reached, rounding counting as 0 [modes points]."""
         gap = self.bare(x)
-        return gap.masked_fill(gap.abs() <= self.line.rounding(x), 0.0)
+        return gap.masked_fill(gap.abs() <= self.ode.rounding(x), 0.0)
 
     def bare(self, x: Tensor) -> Tensor:
         """The same as it is computed."""
-        return self.line.modes.error.sign()[:, None] * self.line.error(x) - self.level[:, None]
+        return self.ode.modes.error.sign()[:, None] * self.ode.error(x) - self.level[:, None]
 
 
 def _first(gap: _Gap) -> Float[Tensor, " modes"]:
-    way, start = gap.way, gap.line.start
+    way, start = gap.way, gap.ode.start
     rows, near, far = torch.arange(len(start)), way * start, way * _beyond(gap, way)  # x times its way: it only grows
     low, best = near.clone(), far.clone()
     while len(rows):
         part, turn, middle = gap.take(rows), way[rows, None], (near + far) / 2
         at_middle, at_far = part(turn * torch.stack([middle, far], 1)).unbind(1)
-        least, most = (bound[:, 0] for bound in part.line.decay_rate(turn * near[:, None], turn * far[:, None]))
-        steepest = torch.maximum(least.abs(), most.abs()) / part.line.drive(turn * near[:, None])[:, 0].abs()
+        least, most = (bound[:, 0] for bound in part.ode.decay_rate(turn * near[:, None], turn * far[:, None]))
+        steepest = torch.maximum(least.abs(), most.abs()) / part.ode.drive(turn * near[:, None])[:, 0].abs()
         narrow = far - near <= _NARROW * torch.maximum(near.abs(), far.abs())
         clear = (most <= 0) | (at_middle > steepest * (far - near) / 2)  # |e| grows, or cannot fall so far
         known = clear | (least >= 0) | (narrow & ((at_far <= 0) | (at_middle > 0)))
@@ -266,7 +266,7 @@ def _first(gap: _Gap) -> Float[Tensor, " modes"]:
 def _sharpened(gap: _Gap, x: Tensor) -> Float[Tensor, " modes"]:
     """Where ``|e|`` as computed falls below the level, close ahead: what counts as rounding is an upper bound of it."""
     way, near = gap.way, x[:, None]
-    steep = gap.line.decay_rate(near, near)[0][:, 0] / gap.line.drive(near)[:, 0].abs()
+    steep = gap.ode.decay_rate(near, near)[0][:, 0] / gap.ode.drive(near)[:, 0].abs()
     ahead = x + 4 * way * gap.bare(near)[:, 0].clamp(min=0) / steep
     rows = ((steep > 0) & (gap.bare(ahead[:, None])[:, 0] <= 0)).nonzero()[:, 0]
     part, side = gap.take(rows), way[rows]
@@ -277,7 +277,7 @@ def _sharpened(gap: _Gap, x: Tensor) -> Float[Tensor, " modes"]:
 
 def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
     """A point that is past the one sought."""
-    start, modes = gap.line.start, gap.line.modes
+    start, modes = gap.ode.start, gap.ode.modes
     far = start.abs() + (modes.target / modes.variance) ** (1 / modes.depth)
     far = far.clamp(min=torch.finfo(torch.float64).tiny)
     for _ in range(_DOUBLINGS):
@@ -306,12 +306,12 @@ def _halved(gap: Callable[[Tensor], Tensor], way: Tensor, low: Tensor, high: Ten
 def settled(modes: Modes) -> Modes:
     """The modes at the limit of gradient flow.
 
-    Under fa and dfa the error is 0 there, at any depth and from any start: a mode moves along a line whose only fixed
+    Under fa and dfa the error is 0 there, at any depth and from any start: a mode follows an ODE whose only fixed
     points have no error. Gradient descent may end at a saddle instead. At a bifurcation (two fixed points about to
     vanish, K = K_c) the limit is the double root, as far as float64 tells.
     """
-    path = line(modes)
-    end = reach(path, torch.zeros_like(path.start)).nan_to_num(nan=0.0)  # the saddle is at 0
+    path = reduced_ode(modes)
+    end = first_passage(path, torch.zeros_like(path.start)).nan_to_num(nan=0.0)  # the saddle is at 0
     weights = path.weights(end[:, None])[..., 0]
     return modes.at(weights.reshape(modes.weights.shape).to(modes.weights))
 
@@ -356,7 +356,7 @@ _NEAR, _LONGEST = 10, 50_000
 """Distance from its limit, in tolerances, at which a mode arrives, and the most evaluations until one does."""
 
 
-def integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "times layers modes"]:
+def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tensor, "times layers modes"]:
     """Weights at the times, each mode integrated until it is next to its limit: from there it is on an exponential.
 
     An explicit solver would go on in steps as short as the quickest mode allows, for as long as the slowest takes.
@@ -374,15 +374,15 @@ def integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "ti
     least = sizes.masked_fill(sizes == 0, torch.inf).amin(0).nan_to_num(posinf=1.0)
     within, last = max(tolerance, _FINEST), float(times[-1])
     near = _NEAR * within * (least + end.abs())
-    course = start.expand(len(times), -1).clone()
+    trajectory = start.expand(len(times), -1).clone()
     rows, x, now = torch.arange(len(start)), start, 0.0
     while True:
         arrived = (end[rows] - x).abs() <= 2 * near[rows]
         arrived |= (end[rows] - x) * (end[rows] - start[rows]) <= 0
-        _finish(path.take(rows[arrived]), times, course, rows[arrived], x[arrived], end[rows[arrived]], now)
+        _finish(path.take(rows[arrived]), times, trajectory, rows[arrived], x[arrived], end[rows[arrived]], now)
         rows, x = rows[~arrived], x[~arrived]
         if not len(rows) or now >= last:
-            return path.weights(course.T).permute(2, 0, 1)
+            return path.weights(trajectory.T).permute(2, 0, 1)
         due = (times >= now).nonzero()[:, 0]
         leg = _Leg(path.take(rows), end[rows], near[rows], last)
         solved = scipy.integrate.solve_ivp(
@@ -398,9 +398,9 @@ def integrated(path: Line, times: Tensor, tolerance: float) -> Float[Tensor, "ti
         if not solved.success:
             raise RuntimeError(f"gradient flow stopped after t = {max(solved.t, default=0.0):.4g} ({solved.message})")
         if len(solved.t):
-            course[due[: len(solved.t), None], rows] = torch.from_numpy(solved.y.T.copy())
+            trajectory[due[: len(solved.t), None], rows] = torch.from_numpy(solved.y.T.copy())
         if solved.status == 0:
-            return path.weights(course.T).permute(2, 0, 1)
+            return path.weights(trajectory.T).permute(2, 0, 1)
         now, x = float(solved.t_events[0][0]), torch.from_numpy(solved.y_events[0][0].copy())
 
 
@@ -409,7 +409,7 @@ class _Leg:
 
     terminal = True
 
-    def __init__(self, path: Line, end: Tensor, near: Tensor, last: float):
+    def __init__(self, path: ReducedOde, end: Tensor, near: Tensor, last: float):
         self._path, self._end, self._last, self._calls = path, end, last, 0
         self._margin = near * (end - path.start).sign()
 
@@ -426,14 +426,16 @@ class _Leg:
         return float(((self._end - torch.from_numpy(x)) / self._margin).min()) - 1
 
 
-def _velocity(path: Line, x: Tensor) -> Float[Tensor, " modes"]:
+def _velocity(path: ReducedOde, x: Tensor) -> Float[Tensor, " modes"]:
     here = x[:, None]
     return (path.drive(here) * path.error(here))[:, 0]
 
 
-def _finish(path: Line, times: Tensor, course: Tensor, rows: Tensor, x: Tensor, end: Tensor, now: float) -> None:
-    """Into ``course``, columns ``rows``: the approach from x to the limit, where x' is linear to the tolerance."""
+def _finish(
+    path: ReducedOde, times: Tensor, trajectory: Tensor, rows: Tensor, x: Tensor, end: Tensor, now: float
+) -> None:
+    """Into ``trajectory``, columns ``rows``: the approach from x to the limit, where x' is linear to the tolerance."""
     gap = x - end
     rate = torch.where(gap != 0, -_velocity(path, x) / gap, 0.0).clamp(min=0)
     late = (times >= now).nonzero()
-    course[late, rows] = end + gap * torch.exp(-rate * (times[late] - now))
+    trajectory[late, rows] = end + gap * torch.exp(-rate * (times[late] - now))

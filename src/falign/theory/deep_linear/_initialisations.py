@@ -21,7 +21,7 @@ Order: TypeAlias = Literal["regularises", "neutral", "anti-regularises", "never 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class Initialisation:
     """One way to start.
 
     Attributes:
@@ -60,10 +60,10 @@ class Scheme:
 
 _EVEN = "the sizes of the weights alone count: ln(1/tolerance)/size^(2(L-1)) of all λ that are small to them"
 
-SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme(
+INITIALISATIONS = {
+    each.name: each
+    for each in (
+        Initialisation(
             name="zero",
             order="regularises",
             statement="t ∝ λ^(-(2^L-2)/(2^L-1)), exactly, of two layers 2.0107 (mλ)^(-2/3) to 90 %: larger components "
@@ -72,7 +72,7 @@ SCHEMES = {
             descent_statement="zero weights are a saddle",
             signs=(0, 0, 0),
         ),
-        Scheme(
+        Initialisation(
             name="small",
             order="regularises",
             statement="as from zero where λ is well above the product of the weights",
@@ -81,7 +81,7 @@ SCHEMES = {
             "are learned one after the other",
             signs=(1, 1, 1),
         ),
-        Scheme(
+        Initialisation(
             name="positive",
             order="neutral",
             statement="all K_l > 0 and θ_1 = 0: all components at t ≈ ln(1/tolerance)/ΠK_l while λ is small to the "
@@ -90,7 +90,7 @@ SCHEMES = {
             descent_statement=_EVEN,
             signs=(0, 1, 1),
         ),
-        Scheme(
+        Initialisation(
             name="negative",
             order="regularises",
             statement="K_1 < 0 and θ_1 = 0: the product goes the wrong way first, then t ≈ (3/2) ln(1/λ)/(m|K|) and a "
@@ -99,7 +99,7 @@ SCHEMES = {
             descent_statement=_EVEN,
             signs=(0, -1, 1),
         ),
-        Scheme(
+        Initialisation(
             name="aligned",
             order="regularises",
             statement="θ_1 > 0, along m and λ, and θ_2 = 0: larger components first, mildly, the smallest together",
@@ -107,7 +107,7 @@ SCHEMES = {
             descent_statement=_EVEN,
             signs=(1, 0, 1),
         ),
-        Scheme(
+        Initialisation(
             name="anti-aligned",
             order="anti-regularises",
             statement="θ_1 < 0, against m and λ, and θ_2 = 0: smaller components first below λ_c, where the final rate "
@@ -122,12 +122,12 @@ SCHEMES = {
 """All of them by name."""
 
 
-def scheme(name: str) -> Scheme:
-    """The scheme of that name.
+def initialisation(name: str) -> Initialisation:
+    """Look up an initialisation by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in SCHEMES:
-        raise ValueError(f"scheme is {told(name)}, expected one of {', '.join(SCHEMES)}")
-    return SCHEMES[name]
+    if not isinstance(name, str) or name not in INITIALISATIONS:
+        raise ValueError(f"initialisation is {told(name)}, expected one of {', '.join(INITIALISATIONS)}")
+    return INITIALISATIONS[name]

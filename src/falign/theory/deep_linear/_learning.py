@@ -7,7 +7,7 @@ from torch import Tensor
 
 from falign._validation import positive, told, whole
 from falign.theory._coerce import public, recording
-from falign.theory.deep_linear._flow import Line, line, reach
+from falign.theory.deep_linear._flow import ReducedOde, first_passage, reduced_ode
 from falign.theory.deep_linear._modes import DEEPEST, Modes
 
 _ACCURACY = 1e-11
@@ -43,8 +43,8 @@ def learning_time(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*modes
 def learning_slope(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*modes"]:
     """``d ln t / d ln λ`` of the learning time, the start held: below 0 larger modes are learned first.
 
-    ``dt/dλ = (1 ∓ tolerance) / (ρe) - ∫ dx / (x' e)``, the first term at the end of the course. nan where the time is 0
-    or inf, and where it jumps.
+    ``dt/dλ = (1 ∓ tolerance) / (ρe) - ∫ dx / (x' e)``, the first term at the end. nan where the time is 0 or inf, and
+    where it jumps.
 
     Args:
         modes: Start.
@@ -63,9 +63,9 @@ def learning_time_and_slope(modes: Modes, tolerance: float = 0.1) -> tuple[Tenso
     """``learning_time`` and ``learning_slope``, nan where that is, from one quadrature."""
     if positive("tolerance", tolerance) >= 1:
         raise ValueError(f"tolerance is {told(tolerance)}, expected a share of λ, below 1")
-    path = line(modes)
+    path = reduced_ode(modes)
     level = tolerance * path.modes.target
-    end = reach(path, level)
+    end = first_passage(path, level)
     time = torch.where(end == path.start, 0.0, torch.inf).double()
     slope = torch.full_like(time, torch.nan)
     rows = ((end != path.start) & end.isfinite() & (level > 0)).nonzero()[:, 0]
@@ -95,7 +95,7 @@ def depth_slope(depth: int) -> float:
     return -(2**depth - 2) / (2**depth - 1)
 
 
-def _passage(path: Line, end: Tensor) -> tuple[Tensor, Tensor]:
+def _passage(path: ReducedOde, end: Tensor) -> tuple[Tensor, Tensor]:
     """``∫ dx / x'`` and ``∫ dx / (x' e)`` from the start to ``end`` [modes], by Gauss' rule on halved intervals."""
     totals = torch.zeros(2, len(end), dtype=torch.float64)
     rows, a, b = torch.arange(len(end)), path.start, end
@@ -114,7 +114,7 @@ def _passage(path: Line, end: Tensor) -> tuple[Tensor, Tensor]:
     return totals[0], totals[1]
 
 
-def _integrals(path: Line, a: Tensor, b: Tensor) -> Float[Tensor, "2 modes"]:
+def _integrals(path: ReducedOde, a: Tensor, b: Tensor) -> Float[Tensor, "2 modes"]:
     half = (b - a)[:, None] / 2
     x = a[:, None] + half * (1 + _NODES)
     error = path.error(x)
@@ -122,7 +122,7 @@ def _integrals(path: Line, a: Tensor, b: Tensor) -> Float[Tensor, "2 modes"]:
     return torch.stack([slowness, slowness / error]) @ _WEIGHTS
 
 
-def _noise(path: Line, a: Tensor, b: Tensor) -> Float[Tensor, " modes"]:
+def _noise(path: ReducedOde, a: Tensor, b: Tensor) -> Float[Tensor, " modes"]:
     """Relative error that the rounding of e leaves in an integral from a to b."""
     x = torch.stack([a, (a + b) / 2, b], 1)
     return 4 * (path.rounding(x) / path.error(x).abs()).amax(1)

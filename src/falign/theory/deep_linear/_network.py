@@ -16,7 +16,7 @@ from falign._validation import Numbers, floating, full_rank, moments, positive, 
 from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
-from falign.theory.conservation import Course, Dynamics, State, velocity
+from falign.theory.conservation import Dynamics, State, Trajectory, velocity
 from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs
 from falign.theory.deep_linear._modes import Rule
 
@@ -328,7 +328,7 @@ def finite(state: State) -> bool:
 
 
 @recording
-def descend_matrices(
+def matrix_gradient_descent(
     state: State,
     X: Numbers,
     Y: Numbers,
@@ -338,11 +338,12 @@ def descend_matrices(
     steps: int,
     names: Sequence[str] = ("loss", "map"),
     at: Sequence[int] | None = None,
-) -> Course:
+) -> Trajectory:
     """Full-batch steps ``W ← W + η Ẇ`` of linear networks, at a cost that does not grow with the number of points.
 
-    ``falign.theory.conservation.descend`` on the ``compressed`` data. Warns where η is beyond ``local_rate``, with its
-    value, at the start or where the run ends, and where a run is no longer finite, with a rate at which it ends stable.
+    ``falign.theory.conservation.gradient_descent`` on the ``compressed`` data. Warns where η is beyond ``local_rate``,
+    with its value, at the start or where the run ends, and where a run is no longer finite, with a rate at which it
+    ends stable.
 
     Args:
         state: The networks, such as ``network`` makes.
@@ -359,13 +360,15 @@ def descend_matrices(
     """
     _is_state(state)
     few = compressed(X, Y)
-    course = conservation.descend(state, linear(rule), few.X, few.Y, rate=rate, steps=steps, names=names, at=at)
-    warn_of_rate(rate, (state, course.end), few.X, few.Y, rule, steps)
-    return _with(course, few.left)
+    trajectory = conservation.gradient_descent(
+        state, linear(rule), few.X, few.Y, rate=rate, steps=steps, names=names, at=at
+    )
+    warn_of_rate(rate, (state, trajectory.end), few.X, few.Y, rule, steps)
+    return _with(trajectory, few.left)
 
 
 @public
-def flow_matrices(
+def matrix_gradient_flow(
     state: State,
     X: Numbers,
     Y: Numbers,
@@ -374,7 +377,7 @@ def flow_matrices(
     times: Numbers,
     names: Sequence[str] = ("loss", "map"),
     tolerance: float = 1e-9,
-) -> Course:
+) -> Trajectory:
     """Gradient flow of linear networks (SciPy, DOP853), at a cost that does not grow with the number of points.
 
     Args:
@@ -383,7 +386,7 @@ def flow_matrices(
         Y: Targets [n outputs].
         rule: How the error returns.
         times: Where to record, increasing from 0.
-        names: As in ``descend_matrices``.
+        names: As in ``matrix_gradient_descent``.
         tolerance: Relative error of one step.
 
     Raises:
@@ -392,10 +395,10 @@ def flow_matrices(
     """
     _is_state(state)
     few = compressed(X, Y)
-    course = conservation.flow(
+    trajectory = conservation.gradient_flow(
         state, linear(rule), few.X, few.Y, times=moments(times), names=names, tolerance=tolerance
     )
-    return _with(course, few.left)
+    return _with(trajectory, few.left)
 
 
 def _is_state(given: object) -> None:
@@ -403,8 +406,8 @@ def _is_state(given: object) -> None:
         raise ValueError(f"the networks are a {type(given).__name__}, expected a State: pass network(W, B)")
 
 
-def _with(course: Course, left: float) -> Course:
-    """The course with the loss of all points, not only of the few."""
-    if "loss" not in course.values:
-        return course
-    return replace(course, values={**course.values, "loss": course["loss"] + left})
+def _with(trajectory: Trajectory, left: float) -> Trajectory:
+    """The trajectory with the loss of all points, not only of the few."""
+    if "loss" not in trajectory.values:
+        return trajectory
+    return replace(trajectory, values={**trajectory.values, "loss": trajectory["loss"] + left})

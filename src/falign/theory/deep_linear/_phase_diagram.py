@@ -18,7 +18,7 @@ Branch: TypeAlias = Literal["output", "aligned", "anti-aligned"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
+class PhaseDiagram:
     """Learning times over a grid.
 
     Attributes:
@@ -49,14 +49,14 @@ class Chart:
 
 
 @recording
-def chart(
+def phase_diagram(
     invariants: Numbers,
     targets: Numbers,
     *,
     feedback: float | int = 1.0,
     branch: Branch = "output",
     tolerance: float = 0.1,
-) -> Chart:
+) -> PhaseDiagram:
     """The map of learning time over K and λ, from closed quadrature: no simulation.
 
     Args:
@@ -84,7 +84,7 @@ def chart(
     )
     time, slope = learning_time_and_slope(modes(λ, [weight[:, None] for weight in weights], feedback=m), tolerance)
     there = torch.ones_like(K, dtype=torch.bool) if branch == "output" else depth >= 0
-    return Chart(
+    return PhaseDiagram(
         branch=branch,
         invariants=K,
         targets=λ,

@@ -12,7 +12,7 @@ from torch import Tensor
 from falign._validation import Numbers, moments, numbers, told
 from falign.theory import conservation
 from falign.theory._coerce import public
-from falign.theory.conservation import Course, State
+from falign.theory.conservation import State, Trajectory
 from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs, stored_feedback
 from falign.theory.deep_linear import _steps
 from falign.theory.deep_linear._modes import Modes, Rule, modes
@@ -20,7 +20,7 @@ from falign.theory.deep_linear._network import Compressed, compressed, covarianc
 
 # What a mode of a real linear network may be taken to be, and what that makes of its loss curve.
 
-Form: TypeAlias = Literal["outputs", "chains"]
+Decoupling: TypeAlias = Literal["outputs", "chains"]
 """``outputs``: mode i is the network that answers along u_i only. ``chains``: it is a scalar chain."""
 
 
@@ -78,26 +78,26 @@ class Problem:
     variance: Float[Tensor, " modes"]
     training: Steps | Float[Tensor, " times"]
 
-    def trained(self, state: State, Y: Tensor) -> Course:
+    def trained(self, state: State, Y: Tensor) -> Trajectory:
         """Networks on the few inputs, with their loss and map recorded."""
         dynamics, names = linear(self.rule), ("loss", "map")
         if not isinstance(self.training, Steps):
-            return conservation.flow(state, dynamics, self.few.X, Y, times=self.training, names=names)
+            return conservation.gradient_flow(state, dynamics, self.few.X, Y, times=self.training, names=names)
         rate, steps, at = self.training.rate, self.training.count, self.training.at
-        return conservation.descend(state, dynamics, self.few.X, Y, rate=rate, steps=steps, names=names, at=at)
+        return conservation.gradient_descent(state, dynamics, self.few.X, Y, rate=rate, steps=steps, names=names, at=at)
 
 
 def matrices(problem: Problem) -> tuple[Tensor, Curves]:
     """The times, and the exact curves: those of the matrix dynamics. A mode's loss is ``½ E (u_iᵀ (y - f))²``."""
-    course = problem.trained(problem.state, problem.few.Y)
-    maps, modes_kept = course["map"][0], len(problem.target)
+    trajectory = problem.trained(problem.state, problem.few.Y)
+    maps, modes_kept = trajectory["map"][0], len(problem.target)
     missed = (problem.few.X @ maps.mT - problem.few.Y) @ problem.outputs
     curves = Curves(
         products=(problem.outputs[:, :modes_kept] * (maps @ problem.inputs)).sum(-2),
         mode_losses=(missed.square().mean(-2) / 2)[:, :modes_kept],
-        loss=course["loss"][0] + problem.few.left,
+        loss=trajectory["loss"][0] + problem.few.left,
     )
-    return course.times, curves
+    return trajectory.times, curves
 
 
 def outputs(problem: Problem) -> tuple[Tensor, Curves]:
@@ -113,17 +113,17 @@ def outputs(problem: Problem) -> tuple[Tensor, Curves]:
             for place, part in enumerate(fed)
         ),
     )
-    course = problem.trained(start, targets := (problem.few.Y @ U).mT.unsqueeze(-1))
+    trajectory = problem.trained(start, targets := (problem.few.Y @ U).mT.unsqueeze(-1))
     if isinstance(problem.training, Steps):
         steps = problem.training
-        warn_of_rate(steps.rate, (start, course.end), problem.few.X, targets, problem.rule, steps.count)
-    kept, rows = len(problem.target), course["map"][:, :, 0].transpose(0, 1)
+        warn_of_rate(steps.rate, (start, trajectory.end), problem.few.X, targets, problem.rule, steps.count)
+    kept, rows = len(problem.target), trajectory["map"][:, :, 0].transpose(0, 1)
     curves = Curves(
         products=(rows[:, :kept] * problem.inputs.mT).sum(-1),
-        mode_losses=course["loss"].mT[:, :kept],
-        loss=course["loss"].sum(0) + problem.few.left,
+        mode_losses=trajectory["loss"].mT[:, :kept],
+        loss=trajectory["loss"].sum(0) + problem.few.left,
     )
-    return course.times, curves
+    return trajectory.times, curves
 
 
 def chains(problem: Problem) -> tuple[Tensor, Curves]:
@@ -131,18 +131,20 @@ def chains(problem: Problem) -> tuple[Tensor, Curves]:
     start = chains_of(problem)
     if isinstance(problem.training, Steps):
         steps = problem.training
-        course = _steps.descend(start, rate=steps.rate, steps=steps.count, at=steps.at)
+        trajectory = _steps.gradient_descent(start, rate=steps.rate, steps=steps.count, at=steps.at)
     else:
-        course = _steps.flow(start, times=problem.training)
+        trajectory = _steps.gradient_flow(start, times=problem.training)
     network = problem.state.W[0]
     for part in problem.state.W[1:]:
         network = part @ network
     missed = problem.few.X @ network[0].mT - problem.few.Y
     besides = missed.square().sum(-1).mean() / 2 - start.loss.sum()
     curves = Curves(
-        products=course.product, mode_losses=course.loss, loss=course.loss.sum(-1) + besides + problem.few.left
+        products=trajectory.product,
+        mode_losses=trajectory.loss,
+        loss=trajectory.loss.sum(-1) + besides + problem.few.left,
     )
-    return course.times, curves
+    return trajectory.times, curves
 
 
 def chains_of(problem: Problem) -> Modes:
@@ -170,7 +172,7 @@ def chains_of(problem: Problem) -> Modes:
     return modes(problem.target, weights, feedback=feedback, variance=problem.variance, rule=problem.rule)
 
 
-FORMS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outputs, "chains": chains}
+DECOUPLINGS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outputs, "chains": chains}
 """name -> (problem -> times and curves)."""
 
 
@@ -178,7 +180,7 @@ FORMS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outpu
 
 
 @public
-def gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
+def relu_gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
     """Of every hidden layer of ReLUs, the slope g_k that fits ``relu(z_k) ≈ g_k z_k`` best over the inputs.
 
     ``g_k = E[z_k relu(z_k)]/E[z_k²]``: 1 for a neuron that is always active, 0 for one that never is, ½ for one whose
@@ -194,7 +196,7 @@ def gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
 
 
 @public
-def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
+def relu_linearisation(state: State, X: Points, rule: Rule = "fa") -> State:
     """The linear network that computes and learns what the ReLU network does if every ReLU has its gain for slope.
 
     With ``G_l = diag(g)``, ``h_l = G_l W_l h_{l-1}`` and ``δ_l = G_l B_{l+1}ᵀ δ_{l+1}``. Then ``Ŵ_l = G_l W_l``
@@ -215,7 +217,7 @@ def linearised(state: State, X: Points, rule: Rule = "fa") -> State:
     """
     if rule == "bp":
         raise ValueError("a ReLU network under bp has no linear network in its stead: pass rule 'fa' or 'dfa'")
-    found = gains(state, X)
+    found = relu_gains(state, X)
     W = [g.unsqueeze(-1) * part for g, part in zip(found, state.W, strict=False)]
     above = [torch.where(g > 0, 1 / g, 0.0).unsqueeze(-1) for g in found[1:]] if rule == "fa" else []
     above += [torch.ones(()).to(found[0])] * (len(found) - len(above))
@@ -231,8 +233,9 @@ class Prediction(Curves):
     """The predicted curves, and what they were made of.
 
     Attributes:
-        form: What a mode was taken to be.
-        chains: The scalar chain of each mode, whatever the form: ``learning_time(chains)`` and the like apply to it.
+        decoupling: What a mode was taken to be.
+        chains: The scalar chain of each mode, whatever the decoupling: ``learning_time(chains)`` and the like
+            apply to it.
         rate: η of the steps; 0 in gradient flow.
         times: Of the records; of steps, η times their number [times].
         target: ``λ_i``, the singular values of ``Σ_yx = Σ λ_i u_i v_iᵀ`` above rounding, falling [modes].
@@ -243,7 +246,7 @@ class Prediction(Curves):
         exact: The curves of the matrix dynamics themselves, where they were asked for.
     """
 
-    form: Form
+    decoupling: Decoupling
     chains: Modes
     rate: float
     times: Float[Tensor, " times"]
@@ -292,7 +295,7 @@ def predict(
     at: Sequence[int] | None = None,
     times: Numbers | None = None,
     activation: Literal["linear", "relu"] = "linear",
-    form: Form = "outputs",
+    decoupling: Decoupling = "outputs",
     exact: bool = False,
 ) -> Prediction:
     """The loss of every mode and of the whole, of full-batch steps or of gradient flow, if the modes kept apart.
@@ -322,7 +325,7 @@ def predict(
     the more, the larger the feedback and the more they are learned at one time: with entries of variance 1/outputs
     the error was 0.07, with whitened inputs too 0.12.
 
-    ReLU networks without biases are predicted as their ``linearised`` networks, which holds while the loss is above
+    ReLU networks without biases are predicted by their ``relu_linearisation``, which holds while the loss is above
     what linear maps reach: there (fa, dfa, three seeds, depth 2 and 3, rate 0.05) the error was at most 0.06 over the
     first 100 steps, and 0.16 over 400, when the loss was down to between 0.9 and 0.4 of the first.
 
@@ -338,7 +341,7 @@ def predict(
         at: Steps to record at; None for about 100, evenly.
         times: Instead of rate and steps, of gradient flow: where to record, increasing from 0.
         activation: Of the hidden layers.
-        form: What a mode is taken to be.
+        decoupling: What a mode is taken to be.
         exact: Whether to run the matrix dynamics besides (of a ReLU network, those of its linear one).
 
     Raises:
@@ -350,9 +353,9 @@ def predict(
 
     Source: derived.
     """
-    if form not in get_args(Form) or activation not in ("linear", "relu"):
+    if decoupling not in get_args(Decoupling) or activation not in ("linear", "relu"):
         raise ValueError(
-            f"form {told(form)}, activation {told(activation)}: expected outputs or chains, linear or relu"
+            f"decoupling {told(decoupling)}, activation {told(activation)}: expected outputs or chains, linear or relu"
         )
     if times is None and rate is not None and steps is not None:
         training = Steps(rate=rate, count=steps, at=at)
@@ -361,9 +364,9 @@ def predict(
     else:
         raise ValueError(f"rate {rate}, steps {steps} and times {times}: pass rate and steps, or times alone")
     problem = _problem(W, B, X, Y, rule, activation, training)
-    when, curves = FORMS[form](problem)
+    when, curves = DECOUPLINGS[decoupling](problem)
     return Prediction(
-        form=form,
+        decoupling=decoupling,
         chains=chains_of(problem),
         rate=rate or 0.0,
         times=when,
@@ -395,7 +398,7 @@ def _problem(
         raise ValueError(f"weights of {len(state.W[0])} networks were given, expected those of one")
     conservation.loss_of(state, linear(rule), inputs, targets)  # refuses data that do not fit the network
     if activation == "relu":
-        state = linearised(state, inputs, rule)
+        state = relu_linearisation(state, inputs, rule)
     few = compressed(inputs, targets)
     U, λ, V = torch.linalg.svd(covariances(few.X, few.Y)[1], full_matrices=True)
     kept = int((λ > max(U.shape[0], V.shape[0]) * torch.finfo(λ.dtype).eps * λ[0]).sum())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from falign._validation import Numbers, positive, recorded, told, whole
 from falign.theory._coerce import recording, typed
-from falign.theory.deep_linear._flow import integrated, line, reach, settled
+from falign.theory.deep_linear._flow import first_passage, integrated, reduced_ode, settled
 from falign.theory.deep_linear._learning import learning_time
 from falign.theory.deep_linear._modes import Modes, finite, modes
 
@@ -107,8 +107,8 @@ def sufficient_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     suffices is an observation (no exception in random draws), not a theorem: ``e⁺ = e (1 - ηρ - η² s m θ_1 e)`` falls
     where ``0 < ηρ + η² s m θ_1 e ≤ 1``. inf where ρ is nowhere positive.
     """
-    path = line(modes)
-    end = reach(path, torch.zeros_like(path.start)).nan_to_num(nan=0.0)
+    path = reduced_ode(modes)
+    end = first_passage(path, torch.zeros_like(path.start)).nan_to_num(nan=0.0)
     largest = path.decay_rate(path.start[:, None], end[:, None])[1][:, 0].clamp(min=0)
     return largest.reciprocal().reshape(modes.target.shape).to(modes.target)
 
@@ -232,8 +232,8 @@ _GROUP = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModeCourse:
-    """What ``descend`` or ``flow`` recorded.
+class ModeTrajectory:
+    """What ``gradient_descent`` or ``gradient_flow`` recorded.
 
     Attributes:
         modes: The modes at the start.
@@ -285,7 +285,7 @@ class ModeCourse:
 
 
 @recording
-def descend(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None = None) -> ModeCourse:
+def gradient_descent(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None = None) -> ModeTrajectory:
     """Steps ``θ ← θ + η θ'`` of all layers together, as full batches of a network take them.
 
     A mode that overflows is nan from there; the others go on.
@@ -313,7 +313,7 @@ def descend(modes: Modes, *, rate: float, steps: int, at: Sequence[int] | None =
     firsts = range(0, max(flat.target.numel(), 1), _BLOCK)
     blocks = [_walked(flat.take(slice(first, first + _BLOCK)), rate, at) for first in firsts]
     weights, account, diverged = (np.concatenate(parts, -1) for parts in zip(*blocks, strict=True))
-    return _course(modes, rate, rate * torch.tensor(at, dtype=torch.float64), weights, account, diverged)
+    return _trajectory(modes, rate, rate * torch.tensor(at, dtype=torch.float64), weights, account, diverged)
 
 
 def _walked(modes: Modes, rate: float, at: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -337,21 +337,21 @@ def _walked(modes: Modes, rate: float, at: list[int]) -> tuple[np.ndarray, np.nd
     return weights, (upper - squares[:, :-1]) / 2, lost
 
 
-def _course(
+def _trajectory(
     modes: Modes, rate: float, times: Tensor, weights: np.ndarray, account: np.ndarray, diverged: np.ndarray
-) -> ModeCourse:
+) -> ModeTrajectory:
     """What was recorded of flat modes, in the shape and on the device of the modes given."""
     shaped = [
         torch.from_numpy(part).reshape((*part.shape[:-1], *modes.target.shape)).to(modes.target.device)
         for part in (weights, account, diverged)
     ]
-    return ModeCourse(
+    return ModeTrajectory(
         modes=modes, rate=float(rate), times=times, weights=shaped[0], account=shaped[1], diverged=shaped[2]
     )
 
 
 @recording
-def flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeCourse:
+def gradient_flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeTrajectory:
     """Gradient flow, integrated over the one weight of each mode that the invariants leave (SciPy's DOP853).
 
     Within ten tolerances of its limit a mode is on the exponential that leads there, so that late times cost nothing.
@@ -369,11 +369,11 @@ def flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> ModeCours
     moments = finite("times", times).double().cpu()
     if moments.ndim != 1 or not len(moments) or moments[0] < 0 or not (moments.diff() > 0).all():
         raise ValueError(f"times must increase from 0 on, got {moments.tolist()}: pass a list, such as [0.0, 1.0]")
-    path, flat = line(modes), modes.flat()
+    path, flat = reduced_ode(modes), modes.flat()
     weights = torch.empty(len(moments), *path.modes.weights.shape, dtype=torch.float64)
     rates = torch.maximum(path.modes.decay_rate, settled(path.modes).decay_rate)
     for rows in rates.argsort().split(_GROUP):
         weights[..., rows] = integrated(path.take(rows), moments, tolerance / _GROUP**0.5)
     weights = weights.to(flat.weights.dtype).numpy()
     never = np.full(weights.shape[-1], -1)
-    return _course(modes, 0.0, moments, weights, np.zeros_like(weights[:, :-1]), never)
+    return _trajectory(modes, 0.0, moments, weights, np.zeros_like(weights[:, :-1]), never)

@@ -88,7 +88,7 @@ def matrix_conservation(
         conditions, tolerance = (diverging(len(residuals) - 1, steps),), 1e-12
     elif times is not None and rate is None:
         when = numbers("times", times).double()
-        end = conservation.flow(state, dynamics, few.X, few.Y, times=when, names=["loss"]).end
+        end = conservation.gradient_flow(state, dynamics, few.X, few.Y, times=when, names=["loss"]).end
         residuals.append(_largest(matrix_invariants(end, rule), first, [torch.zeros_like(part) for part in first]))
         sizes.append(_size(end))
         tolerance = 1e-7
@@ -133,7 +133,7 @@ def _largest(now: tuple[Tensor, ...], first: tuple[Tensor, ...], gained: list[Te
     return torch.stack([(new - old - more).abs().amax((-1, -2)) for new, old, more in pairs]).amax(0)
 
 
-# When a two-layer linear network converges under feedback alignment, on any data: a statement tried on its course.
+# When a two-layer linear network converges under feedback alignment, on any data: a statement tried on its trajectory.
 
 _ROUNDING = 1e-13
 """Of κ, as a share of the largest |W|² or |B|²."""
@@ -215,8 +215,8 @@ def two_layer_convergence(
         ]
     elif times is not None and rate is None:
         when = numbers("times", times).double()
-        course = conservation.flow(state, dynamics, few.X, few.Y, times=when, names=["map"])
-        outputs = few.X @ course["map"].mT
+        trajectory = conservation.gradient_flow(state, dynamics, few.X, few.Y, times=when, names=["map"])
+        outputs = few.X @ trajectory["map"].mT
         measured, κ = (
             torch.stack([_seen(outputs[:, place], few.Y, B) for place in range(len(when))], 1),
             _alignment(state),

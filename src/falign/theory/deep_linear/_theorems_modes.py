@@ -1,4 +1,4 @@
-"""Convergence of scalar modes at a rate that their invariants give, and the identities behind it, tried on courses."""
+"""Statements about scalar modes, checked on trajectories: convergence at a guaranteed rate, and its identities."""
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,14 @@ from falign.theory._coerce import recording
 from falign.theory.deep_linear._flow import asymptotic_rate, guaranteed_rate
 from falign.theory.deep_linear._learning import depth_slope, learning_time
 from falign.theory.deep_linear._modes import Rule, modes
-from falign.theory.deep_linear._steps import ModeCourse, sufficient_rate
+from falign.theory.deep_linear._steps import ModeTrajectory, sufficient_rate
 from falign.theory.statement import Assumption, TheoremCheck
 
 SOURCE = "derived, after Girotti, Mitliagkas and Gidel 2021"
 
 
 @recording
-def exponential_convergence(course: ModeCourse) -> TheoremCheck:
+def exponential_convergence(trajectory: ModeTrajectory) -> TheoremCheck:
     """Check ``|e(t)| ≤ |e(0)| exp(-r t)``, r the ``guaranteed_rate`` of the start; in steps ``|e(0)| (1 - ηr)^t``.
 
     Flow: ``e' = -ρe``, and ``ρ = s Σ_l c_l Π_{j>l} θ_j Π_{j<l} θ_j²``. Of fa and dfa ``c_l Π_{j>l} θ_j`` is the product
@@ -28,72 +28,74 @@ def exponential_convergence(course: ModeCourse) -> TheoremCheck:
     at the start, and no weight may change its sign in a step: then ``θ_j θ_j⁺`` is at least the smaller square.
 
     Args:
-        course: Of steps, every one of them recorded.
+        trajectory: Of steps, every one of them recorded.
 
     Raises:
-        ValueError: it is a course of steps of which some were not recorded.
+        ValueError: it is a trajectory of steps of which some were not recorded.
 
     Source: derived, after Girotti, Mitliagkas and Gidel 2021.
     """
-    error = rows(course.error).abs()
-    if course.rate == 0:
-        rate = guaranteed_rate(course.modes).flatten()
-        bound = error[:, :1] * torch.exp(-rate[:, None] * course.times)
-        conditions = (_positive_rate(course.modes.rule, rate),)
+    error = rows(trajectory.error).abs()
+    if trajectory.rate == 0:
+        rate = guaranteed_rate(trajectory.modes).flatten()
+        bound = error[:, :1] * torch.exp(-rate[:, None] * trajectory.times)
+        conditions = (_positive_rate(trajectory.modes.rule, rate),)
     else:
-        rate, of_steps = _rate_of_path(course).flatten(), rows(step_rates(course))
-        steps = torch.arange(len(course.times), device=error.device)
-        bound = error[:, :1] * (1 - course.rate * rate[:, None]).clamp(min=0) ** steps
-        largest = float(course.rate * of_steps.max())
+        rate, of_steps = _rate_of_path(trajectory).flatten(), rows(step_rates(trajectory))
+        steps = torch.arange(len(trajectory.times), device=error.device)
+        bound = error[:, :1] * (1 - trajectory.rate * rate[:, None]).clamp(min=0) ** steps
+        largest = float(trajectory.rate * of_steps.max())
         conditions = (
-            _positive_rate(course.modes.rule, rate),
+            _positive_rate(trajectory.modes.rule, rate),
             Assumption(name="step size", statement="η ρ̂ ≤ 1", measured=largest, needed=1.0, holds=largest <= 1 + 1e-12),
         )
-        if course.modes.rule == "bp":
-            least = float((course.weights[1:] * course.weights[:-1]).min())
+        if trajectory.modes.rule == "bp":
+            least = float((trajectory.weights[1:] * trajectory.weights[:-1]).min())
             conditions += (
                 Assumption(name="signs", statement="θ θ⁺ ≥ 0", measured=least, needed=0.0, holds=least >= 0),
             )
     return TheoremCheck(
         name="Exponential convergence",
         source=SOURCE,
-        reading=f"{course.modes.rule}, depth {course.modes.depth}, " + ("steps" if course.rate else "flow"),
+        reading=f"{trajectory.modes.rule}, depth {trajectory.modes.depth}, " + ("steps" if trajectory.rate else "flow"),
         assumptions=conditions,
         bound=bound,
         measured=error,
-        scale=allowance(course) * scale_of(course),
+        scale=allowance(trajectory) * scale_of(trajectory),
         constants={"rate": float(rate.min())},
     )
 
 
 @recording
-def error_recursion(course: ModeCourse) -> TheoremCheck:
+def error_recursion(trajectory: ModeTrajectory) -> TheoremCheck:
     """Check ``e⁺ = e (1 - η ρ̂)`` at every step, to 1e-12 of ``max(λ, |e(0)|)``; exact at any rate, depth and rule.
 
     Of two layers ``ρ̂ = ρ + η s c_1 θ_1 e``.
 
     Args:
-        course: Of steps, every one of them recorded.
+        trajectory: Of steps, every one of them recorded.
 
     Raises:
         ValueError: it is not.
 
     Source: derived.
     """
-    error, rates = rows(course.error), rows(step_rates(course))
-    residual = (error[:, 1:] - error[:, :-1] * (1 - course.rate * rates)).abs()
+    error, rates = rows(trajectory.error), rows(step_rates(trajectory))
+    residual = (error[:, 1:] - error[:, :-1] * (1 - trajectory.rate * rates)).abs()
     tolerance = 1e-12 * coarseness(residual)
-    return identity("Error recursion", course, residual, tolerance * scale_of(course)[:, None].expand_as(residual))
+    return identity(
+        "Error recursion", trajectory, residual, tolerance * scale_of(trajectory)[:, None].expand_as(residual)
+    )
 
 
 @recording
-def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> TheoremCheck:
+def conserved_invariants(trajectory: ModeTrajectory, tolerance: float | None = None) -> TheoremCheck:
     """Check ``K_l(t) = K_l(0) + account_l(t)``: constant in flow; in steps the account is exact, ``-½ Σ (Δθ_l)²``.
 
     Flow: ``(c_l/c_{l+1}) θ_{l+1}' = c_l Π_{j≤l} θ_j e = θ_l θ_l'``. Steps: the same, and ``-½ (Δθ_l)²`` of the square.
 
     Args:
-        course: Any.
+        trajectory: Any.
         tolerance: Of the residual, as a share of the largest ``|K_l| + θ²`` on the way; None for 1e-12 in steps (of
             float64) and 1e-8 in flow, whose integration has an error of its own.
 
@@ -102,37 +104,41 @@ def conserved_invariants(course: ModeCourse, tolerance: float | None = None) -> 
 
     Source: derived.
     """
-    found = course.invariants
-    usual = (1e-12 if course.rate else 1e-8) * coarseness(found)
+    found = trajectory.invariants
+    usual = (1e-12 if trajectory.rate else 1e-8) * coarseness(found)
     tolerance = usual if tolerance is None else positive("tolerance", tolerance)
-    residual = rows((found - found[:1] - course.account).abs().amax(1))
-    size = rows(found.abs().amax(1) + course.weights.square().amax(1)).amax(1, keepdim=True)
-    return identity("Conserved invariants", course, residual, tolerance * size.expand_as(residual))
+    residual = rows((found - found[:1] - trajectory.account).abs().amax(1))
+    size = rows(found.abs().amax(1) + trajectory.weights.square().amax(1)).amax(1, keepdim=True)
+    return identity("Conserved invariants", trajectory, residual, tolerance * size.expand_as(residual))
 
 
 @recording
-def step_rates(course: ModeCourse) -> Float[Tensor, "steps *modes"]:
+def step_rates(trajectory: ModeTrajectory) -> Float[Tensor, "steps *modes"]:
     """``ρ̂ = s Σ_l c_l Π_{j>l} θ_j⁺ Π_{j<l} θ_j²`` of every step: ``e⁺ = e (1 - η ρ̂)`` exactly.
 
     Raises:
-        ValueError: it is a flow, or a course of which steps were left out.
+        ValueError: it is a flow, or a trajectory of which steps were left out.
     """
-    every = course.rate * torch.arange(len(course.times), dtype=torch.float64)
-    if course.rate == 0 or len(course.times) < 2 or not torch.allclose(course.times.cpu(), every, rtol=1e-9):
+    every = trajectory.rate * torch.arange(len(trajectory.times), dtype=torch.float64)
+    if (
+        trajectory.rate == 0
+        or len(trajectory.times) < 2
+        or not torch.allclose(trajectory.times.cpu(), every, rtol=1e-9)
+    ):
         raise ValueError("a step's rate is read off both its ends: descend with at=range(steps + 1)")
-    before = [course.at(place) for place in range(len(course.times) - 1)]
-    after = [course.at(place).above for place in range(1, len(course.times))]
+    before = [trajectory.at(place) for place in range(len(trajectory.times) - 1)]
+    after = [trajectory.at(place).above for place in range(1, len(trajectory.times))]
     terms = [here.carriers * here.below.square() * top for here, top in zip(before, after, strict=True)]
-    return course.modes.variance * torch.stack(terms).sum(1)
+    return trajectory.modes.variance * torch.stack(terms).sum(1)
 
 
-def _rate_of_path(course: ModeCourse) -> Float[Tensor, "*modes"]:
+def _rate_of_path(trajectory: ModeTrajectory) -> Float[Tensor, "*modes"]:
     """What no ρ̂ of the steps is below."""
-    s = course.modes.variance
-    if course.modes.rule != "bp":
-        last = course.invariants[-1]
+    s = trajectory.modes.variance
+    if trajectory.modes.rule != "bp":
+        last = trajectory.invariants[-1]
         return s * last.prod(0) * (last > 0).all(0)
-    squares = course.weights.square()
+    squares = trajectory.weights.square()
     least = squares[0].argmin(0, keepdim=True).expand(len(squares), -1, *squares.shape[2:])
     gaps = (squares - squares.gather(1, least)).amin(0).scatter(0, least[0], 1.0)
     return s * gaps.prod(0) * (gaps > 0).all(0)
@@ -146,12 +152,12 @@ def _positive_rate(rule: Rule, rate: Tensor) -> Assumption:
     )
 
 
-def identity(name: str, course: ModeCourse, residual: Tensor, bound: Tensor) -> TheoremCheck:
+def identity(name: str, trajectory: ModeTrajectory, residual: Tensor, bound: Tensor) -> TheoremCheck:
     """The check that what should be zero is no more than its bound [runs times]."""
     return TheoremCheck(
         name=name,
         source=SOURCE,
-        reading=f"{course.modes.rule}, depth {course.modes.depth}; the residual of an identity",
+        reading=f"{trajectory.modes.rule}, depth {trajectory.modes.depth}; the residual of an identity",
         assumptions=(),
         bound=bound,
         measured=residual,
@@ -164,14 +170,14 @@ def rows(values: Float[Tensor, "times *modes"]) -> Float[Tensor, "runs times"]:
     return values.flatten(1).mT if values.ndim > 1 else values[None]
 
 
-def scale_of(course: ModeCourse) -> Float[Tensor, " runs"]:
+def scale_of(trajectory: ModeTrajectory) -> Float[Tensor, " runs"]:
     """``max(λ, |e(0)|)``."""
-    return torch.maximum(course.modes.target, course.modes.error.abs()).flatten()
+    return torch.maximum(trajectory.modes.target, trajectory.modes.error.abs()).flatten()
 
 
-def allowance(course: ModeCourse) -> float:
+def allowance(trajectory: ModeTrajectory) -> float:
     """How much the rounding of many steps, or the error of an integration, is above the rounding of one number."""
-    return max(1e2 if course.rate else 1e5, coarseness(course.weights))
+    return max(1e2 if trajectory.rate else 1e5, coarseness(trajectory.weights))
 
 
 def coarseness(numbers: Tensor) -> float:
@@ -179,14 +185,14 @@ def coarseness(numbers: Tensor) -> float:
     return torch.finfo(numbers.dtype).eps / torch.finfo(torch.float64).eps
 
 
-# Where scalar modes end, how fast at last, and how long it takes from zero weights: statements tried on courses.
+# Where scalar modes end, how fast at last, and how long it takes from zero weights: statements tried on trajectories.
 
 _ZERO = 1e-300
 """In the place of zero where something is divided by it."""
 
 
 @recording
-def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
+def zero_loss(trajectory: ModeTrajectory, tolerance: float = 1e-6) -> TheoremCheck:
     """Check that a mode ends without error: ``|e| ≤ tolerance λ`` at the end of a flow, or of steps, long enough.
 
     Under fa and dfa, at any depth and from any start: ``θ_1' = c_1 e`` with c_1 constant, so all fixed points have no
@@ -198,7 +204,7 @@ def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
     random draws), not a theorem; so is what is long enough, twice the time that flow would need from the middle record.
 
     Args:
-        course: Of gradient flow or of steps.
+        trajectory: Of gradient flow or of steps.
         tolerance: Share of λ.
 
     Raises:
@@ -206,22 +212,22 @@ def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
 
     Source: derived, after Girotti, Mitliagkas and Gidel 2021.
     """
-    rule, needed = course.modes.rule, learning_time(course.modes, tolerance).flatten()
-    if course.rate:  # its invariants drift: the flow that it is near is that of the middle
-        middle = len(course.times) // 2
-        known = course.weights[middle].isfinite().all(0)
-        left = learning_time(course.modes.at(course.weights[middle].where(known, 0.0)), tolerance)
-        needed = (course.times[middle] + 2 * left.where(known, torch.inf)).flatten()
-    rates = torch.stack([course.at(place).decay_rate for place in range(len(course.times))])
-    later = rows(rates)[course.times >= needed[:, None]]
+    rule, needed = trajectory.modes.rule, learning_time(trajectory.modes, tolerance).flatten()
+    if trajectory.rate:  # its invariants drift: the flow that it is near is that of the middle
+        middle = len(trajectory.times) // 2
+        known = trajectory.weights[middle].isfinite().all(0)
+        left = learning_time(trajectory.modes.at(trajectory.weights[middle].where(known, 0.0)), tolerance)
+        needed = (trajectory.times[middle] + 2 * left.where(known, torch.inf)).flatten()
+    rates = torch.stack([trajectory.at(place).decay_rate for place in range(len(trajectory.times))])
+    later = rows(rates)[trajectory.times >= needed[:, None]]
     least = float(later.min()) if len(later) else 0.0
-    error, λ = rows(course.error).abs()[:, -1:], course.modes.target.flatten()
-    share = float((course.rate / sufficient_rate(course.modes)).max()) if course.rate else 0.0
-    end, longest = float(course.times[-1]), float(needed.max())
+    error, λ = rows(trajectory.error).abs()[:, -1:], trajectory.modes.target.flatten()
+    share = float((trajectory.rate / sufficient_rate(trajectory.modes)).max()) if trajectory.rate else 0.0
+    end, longest = float(trajectory.times[-1]), float(needed.max())
     return TheoremCheck(
         name="Zero loss",
         source=SOURCE,
-        reading=f"{rule}, depth {course.modes.depth}; the last record",
+        reading=f"{rule}, depth {trajectory.modes.depth}; the last record",
         assumptions=(
             Assumption(
                 name="fixed carrier",
@@ -246,18 +252,18 @@ def zero_loss(course: ModeCourse, tolerance: float = 1e-6) -> TheoremCheck:
         ),
         bound=tolerance * λ[:, None],
         measured=error,
-        scale=scale_of(course),
+        scale=scale_of(trajectory),
     )
 
 
 @recording
-def asymptotic_decay(course: ModeCourse, tolerance: float = 0.01) -> TheoremCheck:
+def asymptotic_decay(trajectory: ModeTrajectory, tolerance: float = 0.01) -> TheoremCheck:
     """Check ``-ln|e(t₂)/e(t₁)|/(t₂ - t₁) = ρ* (1 ± tolerance)`` between the last two records.
 
     ``e' = -ρe`` and ρ → ρ*; in steps ``e⁺/e → 1 - ηρ*``, so that the rate is ``-ln(1 - ηρ*)/η``.
 
     Args:
-        course: Its last two records where ρ is within the tolerance of ρ*, ``|e|`` above 1e-9 of
+        trajectory: Its last two records where ρ is within the tolerance of ρ*, ``|e|`` above 1e-9 of
             ``max(λ, |e(0)|)``.
         tolerance: Relative.
 
@@ -267,15 +273,15 @@ def asymptotic_decay(course: ModeCourse, tolerance: float = 0.01) -> TheoremChec
     Source: derived.
     """
     positive("tolerance", tolerance)
-    if len(course.times) < 2:
-        raise ValueError(f"{len(course.times)} time was recorded: a rate is seen between two")
-    final = asymptotic_rate(course.modes).flatten()
-    expected = _seen(final, course.rate)
-    error = rows(course.error).abs()[:, -2:].clamp_min(_ZERO)
-    seen = -error.log().diff(dim=1) / (course.times[-1] - course.times[-2])
-    relative = error / scale_of(course)[:, None]
-    rates = torch.stack([course.at(place).decay_rate.flatten() for place in (-2, -1)])
-    near = float((_seen(rates, course.rate) / expected.clamp_min(_ZERO) - 1).abs().max())
+    if len(trajectory.times) < 2:
+        raise ValueError(f"{len(trajectory.times)} time was recorded: a rate is seen between two")
+    final = asymptotic_rate(trajectory.modes).flatten()
+    expected = _seen(final, trajectory.rate)
+    error = rows(trajectory.error).abs()[:, -2:].clamp_min(_ZERO)
+    seen = -error.log().diff(dim=1) / (trajectory.times[-1] - trajectory.times[-2])
+    relative = error / scale_of(trajectory)[:, None]
+    rates = torch.stack([trajectory.at(place).decay_rate.flatten() for place in (-2, -1)])
+    near = float((_seen(rates, trajectory.rate) / expected.clamp_min(_ZERO) - 1).abs().max())
     resolved = float(relative[:, 1].min())
     return TheoremCheck(
         name="Asymptotic rate",

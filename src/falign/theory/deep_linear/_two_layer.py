@@ -164,7 +164,7 @@ def _roots(p: Tensor, q: Tensor) -> Float[Tensor, "3 *modes"]:
 
 
 @public
-def zero_start(
+def zero_init(
     target: Numbers, feedback: Numbers = 1.0, *, times: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "times *modes"]:
     """``θ_1 θ_2`` from zero weights, ``(λ/s) u³`` where ``du/dσ = 1 - u³``, ``σ = a² s t/2`` and ``a³ = 2mλ/s``.
@@ -185,10 +185,10 @@ def zero_start(
 
 
 @public
-def zero_start_time(
+def zero_init_time(
     target: Numbers, feedback: Numbers = 1.0, *, share: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "*modes"]:
-    """When a mode that starts at zero has learned a share ``u³ = s θ_1 θ_2/λ``, the inverse of ``zero_start``.
+    """When a mode that starts at zero has learned a share ``u³ = s θ_1 θ_2/λ``, the inverse of ``zero_init``.
 
     ``σ(u) = (1/6) ln((1 + u + u²)/(1 - u)²) + (1/√3) [arctan((2u + 1)/√3) - π/6]``; of 90 % ``t = 2.0107 (mλ)^(-2/3)``
     with s = 1.

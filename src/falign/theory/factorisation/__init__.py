@@ -1,7 +1,8 @@
 """Low-rank matrix factorisation ``min ½|ZW - Y|²`` without weight transport, for many draws of the feedback B at once.
 
-Draw ``feedback`` and a start (``zero``, ``normal``, ``orthonormal``), train by ``descend`` or ``flow``, and compare
-with the closed forms: ``stationary`` is where feedback alignment rests, ``optimum`` where gradient descent does.
+Draw ``feedback`` and a start (``zero``, ``normal``, ``orthonormal``), train by ``gradient_descent`` or
+``gradient_flow``, and compare with the closed forms: ``stationary`` is where feedback alignment ends, ``optimum`` where
+gradient descent does.
 """
 
 from falign.theory.factorisation._closed_forms import (
@@ -29,12 +30,12 @@ from falign.theory.factorisation._methods import (
     local_rate,
     overlap,
     principal_angles,
-    stable_rate,
+    sufficient_rate,
     velocity,
 )
 from falign.theory.factorisation._network import from_network, isotropic, rate_in_factorisation
 from falign.theory.factorisation._problem import State, feedback, normal, orthonormal, zero
-from falign.theory.factorisation._simulate import MEASUREMENTS, Course, descend, flow
+from falign.theory.factorisation._simulate import MEASUREMENTS, Trajectory, gradient_descent, gradient_flow
 from falign.theory.factorisation._theorems import (
     alignment_growth,
     conservation,
@@ -50,24 +51,24 @@ from falign.theory.factorisation._theorems_separation import near_orthogonality,
 __all__ = [
     "MEASUREMENTS",
     "METHODS",
-    "Course",
     "Method",
     "RatioLaw",
     "State",
+    "Trajectory",
     "alignment_growth",
     "best_error",
     "best_output",
     "conservation",
     "conserved",
-    "descend",
     "descent_of_feedback",
     "expected_bound",
     "feedback",
     "flat_spectrum",
     "flat_tail",
     "flat_tail_error",
-    "flow",
     "from_network",
+    "gradient_descent",
+    "gradient_flow",
     "gram_drift",
     "isotropic",
     "last_direction",
@@ -89,10 +90,10 @@ __all__ = [
     "rate_in_factorisation",
     "sampling_bound",
     "separation",
-    "stable_rate",
     "stationary",
     "stationary_error",
     "stationary_limit",
+    "sufficient_rate",
     "velocity",
     "zero",
 ]

@@ -184,7 +184,7 @@ def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r 
 
 
 @public
-def stable_rate(
+def sufficient_rate(
     method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
 ) -> Float[Tensor, " runs"]:
     """``η_max = 1/ρ_max``, ρ_max the largest rate at which a deviation dies out at the end of the flow.

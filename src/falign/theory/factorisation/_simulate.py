@@ -14,7 +14,7 @@ from torch import Tensor
 from falign._validation import listed, moments, positive, recorded, told, whole
 from falign.theory._coerce import recording
 from falign.theory.factorisation._closed_forms import optimal_rows
-from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, stable_rate
+from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
 from falign.theory.factorisation._problem import Start, State
 
 # What can be recorded of a run on its way, by name, and the record.
@@ -22,7 +22,7 @@ from falign.theory.factorisation._problem import Start, State
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What states of a course are compared with, in the coordinates in which it runs.
+    """What states of a trajectory are compared with, in the coordinates in which it runs.
 
     Attributes:
         method: How the factors move.
@@ -114,7 +114,7 @@ def known(names: Sequence[str]) -> dict[str, Measurement]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Trajectory:
     """What a block of runs went through.
 
     Attributes:
@@ -166,7 +166,7 @@ def _trace(A: Tensor) -> Tensor:
 
 
 class Record:
-    """What a course is made of, while it is on its way.
+    """What a trajectory is made of, while it is on its way.
 
     Attributes:
         reference: What every state is compared with.
@@ -194,10 +194,10 @@ class Record:
         taken = {name: measure(at, ref) for name, measure in self.measurements.items()}
         self.rows.append({name: torch.where(sound, value, torch.nan) for name, value in taken.items()})
 
-    def course(self, end: State, *, rate: float, times: Tensor, diverged: Tensor) -> Course:
+    def trajectory(self, end: State, *, rate: float, times: Tensor, diverged: Tensor) -> Trajectory:
         """The record, lifted to the coordinates of Y."""
         method = self.reference.method
-        return Course(
+        return Trajectory(
             method=method,
             Y=self.Y,
             B=self.B,
@@ -216,14 +216,14 @@ class Record:
 
 
 _LOOKS = 100
-"""How often it is told how far a course is."""
+"""How often it is told how far a trajectory is."""
 _LONGEST = 100_000
 """Most evaluations of a flow's velocity a run."""
 
 
 @recording
 @torch.no_grad()
-def descend(
+def gradient_descent(
     method: str,
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
@@ -234,11 +234,11 @@ def descend(
     names: Sequence[str],
     at: Sequence[int] | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Course:
+) -> Trajectory:
     """Steps ``Z ← Z + η Ż`` and ``W ← W + η Ẇ``, both from the same R, all runs at once.
 
     Under fa and fa* in the small coordinates in which a run stays, which changes nothing but the speed. A warning
-    names the rate from ``stable_rate`` if η is beyond it.
+    names the rate from ``sufficient_rate`` if η is beyond it.
 
     Args:
         method: ``fa``, ``fa*`` or ``gd``.
@@ -289,12 +289,12 @@ def descend(
         lasted.add_(sound)
     times = rate * torch.tensor(at, dtype=torch.float64)
     diverged = torch.where(sound, -1, lasted + 1)
-    return record.course(now, rate=rate, times=times, diverged=diverged)
+    return record.trajectory(now, rate=rate, times=times, diverged=diverged)
 
 
 @recording
 @torch.no_grad()
-def flow(
+def gradient_flow(
     method: str,
     Y: Float[Tensor, "... n m"],
     B: Float[Tensor, "runs r n"],
@@ -304,7 +304,7 @@ def flow(
     names: Sequence[str],
     tolerance: float = 1e-10,
     progress: Callable[[float], None] | None = None,
-) -> Course:
+) -> Trajectory:
     """Gradient flow, each run integrated by itself with adaptive steps (Dormand and Prince, order 8) in float64.
 
     Args:
@@ -318,7 +318,7 @@ def flow(
         progress: Told after each run which share of them is done.
 
     Raises:
-        ValueError: as ``descend``; Y is not in float64, or the times do not increase from 0.
+        ValueError: as ``gradient_descent``; Y is not in float64, or the times do not increase from 0.
         RuntimeError: the integration stopped, as the factors diverge, or took too long.
     """
     known(names)
@@ -340,11 +340,11 @@ def flow(
         Z, W, growth = (torch.stack([run[part][moment] for run in runs]).to(Y) for part in range(3))
         here = State(Z, W)
         record.add(here, still, growth, sound)
-    return record.course(here, rate=0.0, times=times, diverged=torch.full((len(B),), -1, device=Y.device))
+    return record.trajectory(here, rate=0.0, times=times, diverged=torch.full((len(B),), -1, device=Y.device))
 
 
 def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:
-    limits = stable_rate(method, Y, B, start)
+    limits = sufficient_rate(method, Y, B, start)
     beyond = int((rate > limits).sum())
     if beyond:
         warnings.warn(
@@ -370,7 +370,7 @@ def _integrated(
         if calls > _LONGEST:
             raise RuntimeError(
                 f"gradient flow took {_LONGEST} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: ask for "
-                "earlier times, a larger tolerance, or use descend with a small rate"
+                "earlier times, a larger tolerance, or use gradient_descent with a small rate"
             )
         Z, W, _ = torch.from_numpy(flat.copy()).split(sizes)
         method.move(Y, B, State(Z.view_as(start.Z), W.view_as(start.W)), R, out)

@@ -1,4 +1,4 @@
-"""What is conserved, what falls and where it ends: statements about a course, with assumptions and verdict."""
+"""What is conserved, what falls and where it ends: statements about a trajectory, with assumptions and verdict."""
 
 from dataclasses import replace
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from falign._validation import positive
 from falign.theory._coerce import recording
 from falign.theory.factorisation._closed_forms import stationary_error
-from falign.theory.factorisation._methods import conserved, row_basis, stable_rate
-from falign.theory.factorisation._simulate import Course
+from falign.theory.factorisation._methods import conserved, row_basis, sufficient_rate
+from falign.theory.factorisation._simulate import Trajectory
 from falign.theory.statement import Assumption, TheoremCheck
 
-# The conditions of the theorems, as measured on a course.
+# The conditions of the theorems, as measured on a trajectory.
 
 
-def within_reach(course: Course) -> tuple[Assumption, ...]:
+def within_reach(trajectory: Trajectory) -> tuple[Assumption, ...]:
     """R ≥ rank Y, B injective on the columns of Y, and Z(0) in them (fa)."""
-    r, ranks = course.B.shape[1], torch.linalg.matrix_rank(course.Y)
-    seen = torch.linalg.matrix_rank(course.B @ course.Y)
-    columns = row_basis(course.Y.mT)
-    Z = course.start.Z
+    r, ranks = trajectory.B.shape[1], torch.linalg.matrix_rank(trajectory.Y)
+    seen = torch.linalg.matrix_rank(trajectory.B @ trajectory.Y)
+    columns = row_basis(trajectory.Y.mT)
+    Z = trajectory.start.Z
     outside = _outside(Z, columns)
     return (
         Assumption(
@@ -54,17 +54,17 @@ def _outside(Z: Float[Tensor, "runs n r"], columns: Float[Tensor, "runs k n"]) -
     return float((left / size.clamp(min=torch.finfo(Z.dtype).tiny)).max())
 
 
-def small_step(course: Course) -> Assumption:
+def small_step(trajectory: Trajectory) -> Assumption:
     """η ≤ η_max; of flow, η = 0."""
-    limit = float(stable_rate(course.method.name, course.Y, course.B, course.start).min())
+    limit = float(sufficient_rate(trajectory.method.name, trajectory.Y, trajectory.B, trajectory.start).min())
     return Assumption(
-        name="step size", statement="η ≤ η_max", measured=course.rate, needed=limit, holds=course.rate <= limit
+        name="step size", statement="η ≤ η_max", measured=trajectory.rate, needed=limit, holds=trajectory.rate <= limit
     )
 
 
-def negative_invariant(course: Course) -> Assumption:
+def negative_invariant(trajectory: Trajectory) -> Assumption:
     """C(0) ⪯ 0 (fa)."""
-    largest = torch.linalg.eigvalsh(conserved(*course.start, course.B))[:, -1]
+    largest = torch.linalg.eigvalsh(conserved(*trajectory.start, trajectory.B))[:, -1]
     return Assumption(
         name="negative invariant",
         statement="λ_max(C(0)) ≤ 0",
@@ -74,16 +74,16 @@ def negative_invariant(course: Course) -> Assumption:
     )
 
 
-def long_enough(course: Course, tolerance: float) -> Assumption:
+def long_enough(trajectory: Trajectory, tolerance: float) -> Assumption:
     """The run ended so near rest that ZW is within tolerance·|Y| of where it rests.
 
     With P onto the rows of W, ``|ZW - YP| = |RP| ≤ |RWᵀ|/σ(W)``, and ``BY(I - P) = BR(I - P)`` makes ``YP`` miss
     ``Y(BY)⁺BY`` by at most ``|Y||BR|/σ(BY)``; σ is the least singular value above the root of the precision.
     """
-    Z, W = course.end
-    R, BY = course.Y - Z @ W, course.B @ course.Y
-    size = _norm(course.Y).clamp(min=torch.finfo(R.dtype).tiny)
-    left = _norm(R @ W.mT) / (_least(W) * size) + _norm(course.B @ R) / _least(BY)
+    Z, W = trajectory.end
+    R, BY = trajectory.Y - Z @ W, trajectory.B @ trajectory.Y
+    size = _norm(trajectory.Y).clamp(min=torch.finfo(R.dtype).tiny)
+    left = _norm(R @ W.mT) / (_least(W) * size) + _norm(trajectory.B @ R) / _least(BY)
     measured = float(left.max())
     return Assumption(
         name="long enough",
@@ -94,12 +94,12 @@ def long_enough(course: Course, tolerance: float) -> Assumption:
     )
 
 
-def finite(course: Course, *names: str) -> Assumption:
+def finite(trajectory: Trajectory, *names: str) -> Assumption:
     """No run overflowed, so far as these names tell; the step (in flow the time) is of the first that did."""
-    sound = torch.stack([course[name] for name in names]).isfinite().all(0)
-    steps = course.times / (course.rate or 1.0)
+    sound = torch.stack([trajectory[name] for name in names]).isfinite().all(0)
+    steps = trajectory.times / (trajectory.rate or 1.0)
     first = [float(steps[int((~run).nonzero()[0])]) for run in sound if not run.all()]
-    first += course.diverged[course.diverged >= 0].double().tolist()
+    first += trajectory.diverged[trajectory.diverged >= 0].double().tolist()
     return Assumption(
         name="finite",
         statement="no run overflows (the step at which the first one does, -1 if none)",
@@ -108,25 +108,29 @@ def finite(course: Course, *names: str) -> Assumption:
     )
 
 
-def judged(course: Course, *methods: str) -> None:
-    """Refuse a course that the statement is not about, or of a precision for which its tolerances are not meant.
+def judged(trajectory: Trajectory, *methods: str) -> None:
+    """Refuse a trajectory that the statement is not about, or of a precision for which its tolerances are not meant.
 
     Raises:
         ValueError: it is of another method, or not in float64.
     """
-    if methods and course.method.name not in methods:
-        raise ValueError(f"the statement is about {' and '.join(methods)}, the course is of {course.method.name}")
-    if course.Y.dtype != torch.float64:
-        raise ValueError(f"the course is in {course.Y.dtype}, judged to float64 rounding: take Y, B, start .double()")
+    if methods and trajectory.method.name not in methods:
+        raise ValueError(
+            f"the statement is about {' and '.join(methods)}, the trajectory is of {trajectory.method.name}"
+        )
+    if trajectory.Y.dtype != torch.float64:
+        raise ValueError(
+            f"the trajectory is in {trajectory.Y.dtype}, judged to float64 rounding: take Y, B, start .double()"
+        )
 
 
-def later(course: Course) -> None:
-    """Refuse a course that has only its start.
+def later(trajectory: Trajectory) -> None:
+    """Refuse a trajectory that has only its start.
 
     Raises:
         ValueError: nothing was recorded after time 0, or only one time.
     """
-    if len(course.times) < 2:
+    if len(trajectory.times) < 2:
         raise ValueError("nothing was recorded after the first time: take steps, and record more (at)")
 
 
@@ -141,9 +145,9 @@ def _least(A: Float[Tensor, "runs rows columns"]) -> Float[Tensor, " runs"]:
     return torch.where(counts, sizes, torch.inf).amin(1)
 
 
-def orthogonal(course: Course) -> Assumption:
+def orthogonal(trajectory: Trajectory) -> Assumption:
     """Rows of W(0) are orthogonal and of equal length."""
-    gram = course.start.W @ course.start.W.mT
+    gram = trajectory.start.W @ trajectory.start.W.mT
     mean = gram.diagonal(dim1=1, dim2=2).mean(1)
     away = (gram - mean[:, None, None] * torch.eye(gram.shape[1]).to(gram)).abs().amax((1, 2)) / mean
     worst = float(away.max())
@@ -160,64 +164,65 @@ SOURCE = "derived; after Garg and Vempala 2022 (AISTATS)"
 
 
 @recording
-def conservation(course: Course, tolerance: float | None = None) -> TheoremCheck:
-    """Check that ``C(t) = C(0) + η² Σ BR(BR)ᵀ`` at every recorded time, C of the course's method.
+def conservation(trajectory: Trajectory, tolerance: float | None = None) -> TheoremCheck:
+    """Check that ``C(t) = C(0) + η² Σ BR(BR)ᵀ`` at every recorded time, C of the trajectory's method.
 
     Proof for fa: ``WWᵀ`` gains ``η(BRWᵀ + WRᵀBᵀ) + η²BR(BR)ᵀ`` in a step, and ``BZ + (BZ)ᵀ`` the first bracket. Under
     fa*, ``RWᵀ = 0`` removes the bracket, and WWᵀ itself is what gains; under gd WWᵀ - ZᵀZ gains
     ``η²(ZᵀRRᵀZ - WRᵀRWᵀ)``. In flow nothing is gained.
 
     Args:
-        course: With ``invariant``, ``drift`` and ``account`` recorded.
+        trajectory: With ``invariant``, ``drift`` and ``account`` recorded.
         tolerance: Of what |C| is at most, or |WWᵀ| at the end; None for 1e-10 in steps and 1e-6 in flow.
 
     Raises:
-        ValueError: the tolerance is not positive, what it needs was not recorded, or the course is not in float64.
+        ValueError: the tolerance is not positive, what it needs was not recorded, or the trajectory is not in float64.
 
     Source: derived.
     """
-    judged(course)
-    tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
-    gram = (course.end.W @ course.end.W.mT).square().sum((1, 2)).sqrt()
-    scale = torch.maximum(course["invariant"].amax(1), gram).clamp(min=torch.finfo(gram.dtype).tiny)
-    residual = course["account"] / scale[:, None]
+    judged(trajectory)
+    method = trajectory.method
+    tolerance = (1e-10 if trajectory.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
+    gram = (trajectory.end.W @ trajectory.end.W.mT).square().sum((1, 2)).sqrt()
+    scale = torch.maximum(trajectory["invariant"].amax(1), gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    residual = trajectory["account"] / scale[:, None]
     return TheoremCheck(
         name="Conservation",
         source=SOURCE,
-        reading=f"{course.method.name}: C = {course.method.law}, less the exact gain of the steps; in tolerances",
-        assumptions=(finite(course, "invariant", "account"),),
+        reading=f"{method.name}: C = {method.law}, less the exact gain of the steps; in tolerances",
+        assumptions=(finite(trajectory, "invariant", "account"),),
         bound=torch.ones_like(residual),
         measured=residual / tolerance,
         scale=torch.ones_like(scale),
         constants={"relative residual": float(residual.max())},
-        series={"drift": course["drift"]},
+        series={"drift": trajectory["drift"]},
     )
 
 
 @recording
-def descent_of_feedback(course: Course) -> TheoremCheck:
+def descent_of_feedback(trajectory: Trajectory) -> TheoremCheck:
     """Check that ``V = |BR|²`` does not increase from one recorded time to the next under fa.
 
     Proof in flow: ``V̇ = -2|BRWᵀ|² - |WᵀBR|² + tr(C BR(BR)ᵀ)``, and the last term is at most 0 where ``C ⪯ 0``, as
     from a zero start. In steps C gains O(η), and η must be small.
 
     Args:
-        course: Of fa, with ``lyapunov`` recorded.
+        trajectory: Of fa, with ``lyapunov`` recorded.
 
     Raises:
         ValueError: it is of another method or not in float64, or too little was recorded.
 
     Source: derived.
     """
-    judged(course, "fa")
-    later(course)
-    V = course["lyapunov"]
+    judged(trajectory, "fa")
+    later(trajectory)
+    V = trajectory["lyapunov"]
     size = V[:, 0].clamp(min=torch.finfo(V.dtype).tiny)
     return TheoremCheck(
         name="Descent of |BR|²",
         source=SOURCE,
         reading="each recorded value is at most the one before",
-        assumptions=(negative_invariant(course), small_step(course)),
+        assumptions=(negative_invariant(trajectory), small_step(trajectory)),
         bound=V[:, :-1],
         measured=V[:, 1:],
         scale=size,
@@ -226,7 +231,7 @@ def descent_of_feedback(course: Course) -> TheoremCheck:
 
 
 @recording
-def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
+def optimum_reached(trajectory: Trajectory, tolerance: float = 1e-6) -> TheoremCheck:
     """Check that the error ends below ``tolerance · |Y|`` where r ≥ rank Y: "converges to the optimum".
 
     Proof for fa from ``C ⪯ 0``: V falls and is bounded below, so ``V̇ → 0``, and with it ``BRWᵀ`` and ``WᵀBR``; V → 0
@@ -236,7 +241,7 @@ def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
     the check then says so in its name, and leaves the assumption on C(0) open.
 
     Args:
-        course: Of fa or fa*, with ``error`` recorded.
+        trajectory: Of fa or fa*, with ``error`` recorded.
         tolerance: Of |Y|, at the last recorded time.
 
     Raises:
@@ -244,18 +249,23 @@ def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
 
     Source: derived; the abstract: "converges to the optimum when r ≥ rank(Y)".
     """
-    judged(course, "fa", "fa*")
+    judged(trajectory, "fa", "fa*")
     positive("tolerance", tolerance)
-    start = negative_invariant(course)
-    proven = bool(start.holds) or course.method.name == "fa*"
+    start = negative_invariant(trajectory)
+    proven = bool(start.holds) or trajectory.method.name == "fa*"
     open_start = () if proven else (replace(start, holds=None),)
-    size = course.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(course.Y.dtype).tiny)
-    measured = (course["error"][:, -1] / size)[:, None]
+    size = trajectory.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
+    measured = (trajectory["error"][:, -1] / size)[:, None]
     return TheoremCheck(
         name="Convergence for r ≥ rank Y" + ("" if proven else ", seen but not proven from this start,"),
         source=SOURCE,
         reading=f"error at the end at most {tolerance:g} of |Y|, in units of that",
-        assumptions=(*within_reach(course), *open_start, small_step(course), long_enough(course, tolerance)),
+        assumptions=(
+            *within_reach(trajectory),
+            *open_start,
+            small_step(trajectory),
+            long_enough(trajectory, tolerance),
+        ),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,
         scale=torch.ones_like(size),
@@ -263,14 +273,14 @@ def optimum_reached(course: Course, tolerance: float = 1e-6) -> TheoremCheck:
 
 
 @recording
-def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
+def stationary_limit(trajectory: Trajectory, tolerance: float = 1e-8) -> TheoremCheck:
     """Check that ZW ends at ``Y (BY)⁺ BY``, and its error at ``|Y(I - P_BY)|``, where r < rank Y too.
 
     Proof: at rest ``RWᵀ = 0`` makes ZW the projection of Y on the rows of W, and ``BR = 0`` puts the rows of BY among
     those; if BY has rank r, they are the same.
 
     Args:
-        course: Of fa or fa*, with ``distance`` and ``error`` recorded.
+        trajectory: Of fa or fa*, with ``distance`` and ``error`` recorded.
         tolerance: Of |Y|, at the last recorded time.
 
     Raises:
@@ -278,15 +288,15 @@ def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
     Source: derived.
     """
-    if course.method.name == "gd":
-        raise ValueError("the statement is about fa and fa*, the course is of gd: its limit is optimum(Y, r)")
-    judged(course)
+    if trajectory.method.name == "gd":
+        raise ValueError("the statement is about fa and fa*, the trajectory is of gd: its limit is optimum(Y, r)")
+    judged(trajectory)
     positive("tolerance", tolerance)
-    size = course.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(course.Y.dtype).tiny)
-    known = stationary_error(course.Y, course.B)
-    beside = (course["error"][:, -1] - known).abs()
-    ranks = torch.linalg.matrix_rank(course.B @ course.Y)
-    measured = torch.stack([course["distance"][:, -1], beside], 1) / size[:, None]
+    size = trajectory.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
+    known = stationary_error(trajectory.Y, trajectory.B)
+    beside = (trajectory["error"][:, -1] - known).abs()
+    ranks = torch.linalg.matrix_rank(trajectory.B @ trajectory.Y)
+    measured = torch.stack([trajectory["distance"][:, -1], beside], 1) / size[:, None]
     return TheoremCheck(
         name="Stationary function",
         source=SOURCE,
@@ -296,11 +306,11 @@ def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
                 name="rank of BY",
                 statement="rank(BY) = min(r, rank Y)",
                 measured=float(ranks.min()),
-                needed=float(torch.linalg.matrix_rank(course.Y).clamp(max=course.B.shape[1]).max()),
-                holds=bool((ranks == torch.linalg.matrix_rank(course.Y).clamp(max=course.B.shape[1])).all()),
+                needed=float(torch.linalg.matrix_rank(trajectory.Y).clamp(max=trajectory.B.shape[1]).max()),
+                holds=bool((ranks == torch.linalg.matrix_rank(trajectory.Y).clamp(max=trajectory.B.shape[1])).all()),
             ),
-            small_step(course),
-            long_enough(course, tolerance),
+            small_step(trajectory),
+            long_enough(trajectory, tolerance),
         ),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,
@@ -312,13 +322,13 @@ def stationary_limit(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
 
 @recording
-def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
+def alignment_growth(trajectory: Trajectory, tolerance: float = 1e-8) -> TheoremCheck:
     """Check ``tr(BYWᵀ)(t) - tr(BYWᵀ)(0) = η Σ |BR|²``: exact in steps of any size, and ∫|BR|² in flow.
 
     Proof: a step adds ``η tr(BY(BR)ᵀ)``, and ``tr(BR(BY)ᵀ) = |BR|²`` as ``R(ZW)ᵀ = RWᵀZᵀ = 0``.
 
     Args:
-        course: Of fa*, with ``weighted`` (which is tr(BYWᵀ)) and ``growth`` recorded.
+        trajectory: Of fa*, with ``weighted`` (which is tr(BYWᵀ)) and ``growth`` recorded.
         tolerance: Of the largest of both, and of ``|BY||W|``, whose rounding either may be.
 
     Raises:
@@ -327,16 +337,16 @@ def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
     Source: derived.
     """
-    judged(course, "fa*")
-    gained = course["weighted"] - course["weighted"][:, :1]
-    size = (course.B @ course.Y).square().sum((1, 2)).sqrt() * course.end.W.square().sum((1, 2)).sqrt()
-    scale = (size + (gained.abs() + course["growth"]).amax(1)).clamp(min=torch.finfo(gained.dtype).tiny)
-    residual = (gained - course["growth"]).abs() / scale[:, None]
+    judged(trajectory, "fa*")
+    gained = trajectory["weighted"] - trajectory["weighted"][:, :1]
+    size = (trajectory.B @ trajectory.Y).square().sum((1, 2)).sqrt() * trajectory.end.W.square().sum((1, 2)).sqrt()
+    scale = (size + (gained.abs() + trajectory["growth"]).amax(1)).clamp(min=torch.finfo(gained.dtype).tiny)
+    residual = (gained - trajectory["growth"]).abs() / scale[:, None]
     return TheoremCheck(
         name="Growth of the alignment",
         source=SOURCE,
         reading="tr(BZWWᵀ) = tr(BYWᵀ); in units of the tolerance",
-        assumptions=(finite(course, "weighted", "growth"),),
+        assumptions=(finite(trajectory, "weighted", "growth"),),
         bound=torch.ones_like(residual),
         measured=residual / positive("tolerance", tolerance),
         scale=torch.ones_like(scale),
@@ -345,7 +355,7 @@ def alignment_growth(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
 
 @recording
-def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
+def monotone_alignment(trajectory: Trajectory, tolerance: float = 1e-8) -> TheoremCheck:
     """Check that ``tr(BZ) = ⟨Bᵀ, Z⟩`` does not fall where ``W(0)W(0)ᵀ = c I``: Bᵀ and Z come closer.
 
     Proof in flow: WWᵀ is conserved, so ``tr(BZ) = tr(BYWᵀ)/c``, and that grows by |BR|²/c. Steps make WWᵀ gain
@@ -354,7 +364,7 @@ def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
     the first step; of later ones this is seen, not proven. Neither the loss nor the cosine need be monotone.
 
     Args:
-        course: Of fa*, with ``alignment`` recorded.
+        trajectory: Of fa*, with ``alignment`` recorded.
         tolerance: How much it may fall between two recorded times.
 
     Raises:
@@ -363,14 +373,14 @@ def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
     Source: derived; the abstract: "the forward and feedback matrices come closer during the updates".
     """
-    judged(course, "fa*")
-    later(course)
-    trace = course["alignment"]
+    judged(trajectory, "fa*")
+    later(trajectory)
+    trace = trajectory["alignment"]
     return TheoremCheck(
         name="Monotone alignment",
         source=SOURCE,
         reading="each recorded tr(BZ) is at least the one before; proven in flow and for the first step",
-        assumptions=(orthogonal(course), small_step(course)),
+        assumptions=(orthogonal(trajectory), small_step(trajectory)),
         bound=trace[:, :-1] - positive("tolerance", tolerance),
         measured=trace[:, 1:],
         relation="at least",
@@ -380,39 +390,39 @@ def monotone_alignment(course: Course, tolerance: float = 1e-8) -> TheoremCheck:
 
 
 @recording
-def gram_drift(course: Course) -> TheoremCheck:
+def gram_drift(trajectory: Trajectory) -> TheoremCheck:
     """Check ``|WWᵀ - W(0)W(0)ᵀ| ≤ η · (2√c |BY|_* + η |BY|_*²)``, c = |W(0)|²: O(η), and 0 in flow.
 
     Proof: the drift is ``η² Σ BR(BR)ᵀ``, its norm at most η times the growth G = η Σ |BR|², and G has the bound of
     ``optimal_output_bound``. ``series["by its own growth"]`` is ηG.
 
     Args:
-        course: Of fa*, in steps, with ``gram drift`` and ``growth`` recorded.
+        trajectory: Of fa*, in steps, with ``gram drift`` and ``growth`` recorded.
 
     Raises:
         ValueError: it is of another method, in flow or not in float64, or what it needs was not recorded.
 
     Source: derived.
     """
-    judged(course, "fa*")
-    if not course.rate:
-        raise ValueError("the course is a flow, whose WWᵀ does not drift: take it in steps")
-    measured = course["gram drift"]
-    bound = (course.rate * _most_growth(course))[:, None].expand_as(measured)
+    judged(trajectory, "fa*")
+    if not trajectory.rate:
+        raise ValueError("the trajectory is a flow, whose WWᵀ does not drift: take it in steps")
+    measured = trajectory["gram drift"]
+    bound = (trajectory.rate * _most_growth(trajectory))[:, None].expand_as(measured)
     return TheoremCheck(
         name="Drift of WWᵀ",
         source=SOURCE,
         reading="|·| is Frobenius' norm",
-        assumptions=(finite(course, "gram drift", "growth"),),
+        assumptions=(finite(trajectory, "gram drift", "growth"),),
         bound=bound,
         measured=measured,
-        scale=(course.start.W @ course.start.W.mT).square().sum((1, 2)).sqrt(),
-        series={"by its own growth": course.rate * course["growth"]},
+        scale=(trajectory.start.W @ trajectory.start.W.mT).square().sum((1, 2)).sqrt(),
+        series={"by its own growth": trajectory.rate * trajectory["growth"]},
     )
 
 
 @recording
-def optimal_output_bound(course: Course) -> TheoremCheck:
+def optimal_output_bound(trajectory: Trajectory) -> TheoremCheck:
     """Check ``min |BR|² ≤ (2√c |BY|_* + η|BY|_*²)/t``, c = |W(0)|² and |·|_* the sum of the singular values.
 
     Proof: ``G = η Σ |BR|² = tr(BYWᵀ)(t) - tr(BYWᵀ)(0) ≤ (|W(t)| + |W(0)|) |BY|_*`` in spectral norms, and
@@ -420,33 +430,33 @@ def optimal_output_bound(course: Course) -> TheoremCheck:
     G/t. So |BR| → 0, and where B is injective on the columns of Y, with r ≥ rank Y, R → 0.
 
     Args:
-        course: Of fa*, with ``growth`` recorded, from which the mean G/t is taken.
+        trajectory: Of fa*, with ``growth`` recorded, from which the mean G/t is taken.
 
     Raises:
         ValueError: it is of another method or not in float64, nothing was recorded after time 0, or the growth was not.
 
     Source: derived.
     """
-    judged(course, "fa*")
-    after = course.times > 0
+    judged(trajectory, "fa*")
+    after = trajectory.times > 0
     if not bool(after.any()):
         raise ValueError("nothing was recorded after time 0: record more (at)")
-    times = course.times[after].to(course.Y)
-    most = _most_growth(course)
+    times = trajectory.times[after].to(trajectory.Y)
+    most = _most_growth(trajectory)
     return TheoremCheck(
         name="Vanishing of BR",
         source=SOURCE,
         reading="the mean of |BR|² over the steps so far, which the least is at most",
-        assumptions=(finite(course, "growth"),),
+        assumptions=(finite(trajectory, "growth"),),
         bound=most[:, None] / times,
-        measured=course["growth"][:, after] / times,
+        measured=trajectory["growth"][:, after] / times,
         scale=most,
-        series={"growth": course["growth"][:, after]},
+        series={"growth": trajectory["growth"][:, after]},
     )
 
 
-def _most_growth(course: Course) -> Float[Tensor, " runs"]:
+def _most_growth(trajectory: Trajectory) -> Float[Tensor, " runs"]:
     """``2√c |BY|_* + η |BY|_*²``."""
-    root_c = torch.linalg.matrix_norm(course.start.W, ord=2)
-    nuclear = torch.linalg.matrix_norm(course.B @ course.Y, ord="nuc")
-    return 2 * root_c * nuclear + course.rate * nuclear.square()
+    root_c = torch.linalg.matrix_norm(trajectory.start.W, ord=2)
+    nuclear = torch.linalg.matrix_norm(trajectory.B @ trajectory.Y, ord="nuc")
+    return 2 * root_c * nuclear + trajectory.rate * nuclear.square()

@@ -65,7 +65,7 @@ def _even(count: int, most: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class Tile:
     """Some neurons of some runs: what a step changes and nothing else touches meanwhile.
 
     Attributes:
@@ -137,7 +137,7 @@ class Piece:
         return f.squeeze(1) if self.chunks == 1 else f.view(-1, self.chunks, f.shape[-1]).sum(1)
 
 
-def cut(start: Reduced, form: Form, penalties: int) -> Iterator[Piece]:
+def cut(start: Reduced, form: Form, penalties: int) -> Iterator[Tile]:
     """The pieces of one run per seed and penalty, the penalties within a seed."""
     seeds, n, p = start.U.shape
     count = seeds * penalties
@@ -153,7 +153,7 @@ def cut(start: Reduced, form: Form, penalties: int) -> Iterator[Piece]:
             yield _piece(start, form, runs, origin, part, most.neurons)
 
 
-def _piece(start: Reduced, form: Form, runs: slice, origin: Tensor, part: slice, neurons: int) -> Piece:
+def _piece(start: Reduced, form: Form, runs: slice, origin: Tensor, part: slice, neurons: int) -> Tile:
     chunks = max(1, (part.stop - part.start) // neurons)
 
     def own(tensor: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _piece(start: Reduced, form: Form, runs: slice, origin: Tensor, part: slice,
     hidden = U if form.inner.name == "identity" else torch.empty_like(U)
     form.inner.write(U, hidden)
     beta, b = (own(weights.unsqueeze(1)) for weights in (start.beta, start.b))
-    return Piece(runs=runs, neurons=part, chunks=chunks, U=U, hidden=hidden, beta=beta, b=b)
+    return Tile(runs=runs, neurons=part, chunks=chunks, U=U, hidden=hidden, beta=beta, b=b)
 
 
 @typed
@@ -191,7 +191,7 @@ class Dual:
     Raises:
         ValueError: more than one output, or a rate out of range.
 
-    Source: Song, Xu and Lafferty 2021 (NeurIPS), algorithm 1, as ``Literal``; the reduction is exact for every ψ.
+    Source: Song, Xu and Lafferty 2021 (NeurIPS), algorithm 1, as ``WeightSpace``; the reduction is exact for every ψ.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class Dual:
     @recording
     @torch.no_grad()
     def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
-        """Loss, alignment and how far the weights have come: the numbers of ``Literal.measure``.
+        """Loss, alignment and how far the weights have come: the numbers of ``WeightSpace.measure``.
 
         Args:
             names: Which of them; None for all. The weights' and the test loss need W's way, worked out piece by piece

@@ -335,7 +335,7 @@ def reduce(start: Start) -> Reduced:
         ValueError: the start has more than one output.
     """
     if start.beta.dim() != 2:
-        raise ValueError(f"only a scalar output can be reduced, got beta {list(start.beta.shape)}: use Literal")
+        raise ValueError(f"only a scalar output can be reduced, got beta {list(start.beta.shape)}: use WeightSpace")
     seeds = start.W.shape[0]
 
     def own(tensor: Tensor | None) -> Tensor | None:

@@ -93,7 +93,7 @@ _ELEMENTS = 1 << 24
 
 
 @typed
-class Literal:
+class WeightSpace:
     """Feedback alignment of ``f(x) = (1/√p) βᵀψ(Wx)`` on W and β, [seeds penalties] runs at once.
 
     ``β ← (1 - ηλ(t)) β + g ψ(WXᵀ) e``, ``W ← W + g [ψ'(WXᵀ) ⊙ (b eᵀ)] X`` with ``g = η/√p``, both from the old

@@ -229,7 +229,7 @@ class WidthFree:
     def from_start(
         cls, start: Start | Reduced, *, rate: float, penalties: Sequence[Penalty] = (Penalty(),)
     ) -> "WidthFree":
-        """The run of that start: what ``Literal`` gives, to rounding."""
+        """The run of that start: what ``WeightSpace`` gives, to rounding."""
         return cls(from_start(start), rate=rate, penalties=penalties)
 
     @classmethod
@@ -293,7 +293,7 @@ class WidthFree:
     @recording
     @torch.no_grad()
     def measure(self, names: Collection[str] | None = None) -> dict[str, Float[Tensor, "seeds penalties"]]:
-        """Loss, alignment and growth: ``Literal.measure`` without the maxima over neurons.
+        """Loss, alignment and growth: ``WeightSpace.measure`` without the maxima over neurons.
 
         Args:
             names: Which of them; None for all.

@@ -14,7 +14,7 @@ from falign.theory.two_layer._activations import Activation
 from falign.theory.two_layer._dual import Dual
 
 __all__ = [
-    "KernelCourse",
+    "KernelTrajectory",
     "Kernels",
     "follow_kernels",
     "hermite_coefficients",
@@ -345,7 +345,7 @@ CLOSED_FORMS: dict[str, Callable[[Float[Tensor, "*runs n d"]], Float[Tensor, "*r
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelCourse:
+class KernelTrajectory:
     """Extreme eigenvalues along a block of runs.
 
     Attributes:
@@ -365,7 +365,7 @@ def kernels_of_engine(engine: Dual) -> Kernels:
 
 
 @public
-def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelCourse:
+def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
     """Advance the engine to each step of ``at`` and record the extreme eigenvalues of G, H and G + H.
 
     ``e(t+1) ≈ (I - η(G + H)) e(t)``: the run contracts where ``sum_min`` is positive. Without ridge H stays O(1/√p);
@@ -392,7 +392,7 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelCourse:
         engine.advance(step - engine.t)
         columns.append(kernels_of_engine(engine).extremes())
     values = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}
-    return KernelCourse(steps=torch.tensor(list(at)), values=values)
+    return KernelTrajectory(steps=torch.tensor(list(at)), values=values)
 
 
 # The error of a two-layer network of infinite width under feedback alignment, with and without ridge.
@@ -433,9 +433,9 @@ def predicted_error(
     """
     runs = torch.broadcast_shapes(kernel.shape[:-2], error.shape[:-1], y.shape[:-1], strengths.shape[:-1])
     e = error.expand(*runs, -1)
-    course = [e]
+    trajectory = [e]
     for strength in strengths.unbind(-1):
         shrink = rate * strength[..., None]
         e = (1 - shrink) * e - rate * (kernel @ e[..., None])[..., 0] + shrink * y
-        course.append(e)
-    return torch.stack(course, dim=-2)
+        trajectory.append(e)
+    return torch.stack(trajectory, dim=-2)

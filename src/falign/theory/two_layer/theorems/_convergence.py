@@ -26,7 +26,7 @@ _FARTHEST = {"weight_change", "beta_change", "cosine"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class ErrorTrajectory:
     """What was followed; a run is a seed with a penalty, those of one seed side by side.
 
     Attributes:
@@ -45,7 +45,7 @@ class Course:
 
 def follow(
     engine: Engine, *, penalties: Sequence[Penalty], y: Float[Tensor, " seeds"], steps: int, measurements: int = 20
-) -> Course:
+) -> ErrorTrajectory:
     """Run ``steps`` steps, with |e| at each and what else there is at about ``measurements`` of them.
 
     Args:
@@ -76,7 +76,7 @@ def follow(
     error = torch.stack(norms, dim=-1)
     warn_of_divergence(error.flatten(0, 1), range(steps + 1))
     strengths = torch.stack([penalty.values(steps) for penalty in penalties]).to(error)
-    return Course(
+    return ErrorTrajectory(
         error=error.flatten(0, 1),
         y=y.repeat_interleave(len(penalties)),
         strengths=strengths.repeat(len(y), 1),
@@ -85,11 +85,11 @@ def follow(
 
 
 def step_bound(
-    course: Course, gamma: Float[Tensor, " runs"], *, rate: float, share: float, pull: float
+    trajectory: ErrorTrajectory, gamma: Float[Tensor, " runs"], *, rate: float, share: float, pull: float
 ) -> Float[Tensor, "runs steps"]:
     """``(1 - η·share·γ - ηλ(t)) |e(t)| + pull·λ(t) |y|``: what theorems 3.2, 4.2 and 4.3 allow |e(t+1)| to be."""
-    keep = 1 - rate * share * gamma[:, None] - rate * course.strengths
-    return keep * course.error[:, :-1] + pull * course.strengths * course.y[:, None]
+    keep = 1 - rate * share * gamma[:, None] - rate * trajectory.strengths
+    return keep * trajectory.error[:, :-1] + pull * trajectory.strengths * trajectory.y[:, None]
 
 
 _PAPER = "Song, Xu and Lafferty 2021 (NeurIPS)"
@@ -184,7 +184,7 @@ def _check(
     own, largest = (value.repeat_interleave(len(penalties)) for value in _conditions.spectrum(kernel))
     used = own.clamp(min=0) if gamma is None else torch.full_like(own, gamma)
     engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
-    course = follow(engine, penalties=penalties, y=start.y.norm(dim=-1).expand(seeds), steps=steps)
+    trajectory = follow(engine, penalties=penalties, y=start.y.norm(dim=-1).expand(seeds), steps=steps)
     least = float(used.min())
     assumptions: list[Assumption] = [
         _conditions.positive("assumption 3.1", "λ_min(Ḡ) ≥ γ > 0", own, largest, gamma),
@@ -192,7 +192,7 @@ def _check(
         *_conditions.bounded_data(start),
         _conditions.gaussian_start(start),
         *_conditions.wide_enough(p, n, least, delta),
-        _conditions.step_size(rate, largest, used, 0.25, float(course.strengths.max())),
+        _conditions.step_size(rate, largest, used, 0.25, float(trajectory.strengths.max())),
     ]
     ridge = name == "Theorem 4.2"
     if ridge:
@@ -200,39 +200,46 @@ def _check(
         at_one = least**2 * sqrt(p) / (rate * n**2 * sqrt(log(max(p, 2))))
         total = max(penalty.total() for penalty in penalties)
         assumptions.append(_conditions.penalty_sum(statement, total, at_one, sum_constant))
-    bound = step_bound(course, used, rate=rate, share=0.25, pull=1.0)
-    sharper = {"bound of a gradient step": step_bound(course, used, rate=rate, share=0.25, pull=rate)}
+    bound = step_bound(trajectory, used, rate=rate, share=0.25, pull=1.0)
+    sharper = {"bound of a gradient step": step_bound(trajectory, used, rate=rate, share=0.25, pull=rate)}
     return TheoremCheck(
         name=name,
         source=f"{_PAPER}, {name[0].lower()}{name[1:]}",
         reading="β ← (1 - ηλ(t))β + …; γ = λ_min(Ḡ) of the run" if gamma is None else f"γ = {gamma:g} as given",
         assumptions=tuple(assumptions),
         bound=bound,
-        measured=course.error[:, 1:],
-        scale=course.y,
+        measured=trajectory.error[:, 1:],
+        scale=trajectory.y,
         share_needed=1 - delta,
-        constants=_constants(course, used, own, largest, rate=rate, p=p, n=n),
+        constants=_constants(trajectory, used, own, largest, rate=rate, p=p, n=n),
         series=sharper if ridge else {},
     )
 
 
 def _constants(
-    course: Course, gamma: torch.Tensor, own: torch.Tensor, largest: torch.Tensor, *, rate: float, p: int, n: int
+    trajectory: ErrorTrajectory,
+    gamma: torch.Tensor,
+    own: torch.Tensor,
+    largest: torch.Tensor,
+    *,
+    rate: float,
+    p: int,
+    n: int,
 ) -> dict[str, float]:
     """The numbers that the theorem speaks of, the worst of the runs where it bounds them."""
-    before, after = course.error[:, :-1], course.error[:, 1:]
-    seen = before > 1e-9 * course.y[:, None]
+    before, after = trajectory.error[:, :-1], trajectory.error[:, 1:]
+    seen = before > 1e-9 * trajectory.y[:, None]
     shares = torch.where(seen, (1 - after / before) / (rate * gamma[:, None]), torch.inf)
     unit = gamma * sqrt(p) / n
     return {
         "lambda_min": float(own.min()),
         "lambda_max": float(largest.max()),
-        **({} if course.strengths.any() else {"share of gamma": float(shares.min())}),
-        "rate": float(((course.error[:, -1] / course.error[:, 0]) ** (1 / after.shape[1])).max()),
+        **({} if trajectory.strengths.any() else {"share of gamma": float(shares.min())}),
+        "rate": float(((trajectory.error[:, -1] / trajectory.error[:, 0]) ** (1 / after.shape[1])).max()),
         "rate allowed": float((1 - rate * gamma / 4).max()),
-        "c1": float((course.farthest["weight_change"] * unit).max()) / sqrt(log(max(p, 2))),
-        "c2": float((course.farthest["beta_change"] * unit).max()),
-        "cosine": float(course.farthest["cosine"].max()),
+        "c1": float((trajectory.farthest["weight_change"] * unit).max()) / sqrt(log(max(p, 2))),
+        "c2": float((trajectory.farthest["beta_change"] * unit).max()),
+        "cosine": float(trajectory.farthest["cosine"].max()),
     }
 
 
@@ -288,7 +295,7 @@ def theorem_4_3(
     p, least = float(gram.p.min()), float(used.min())
     norm = (gram.y.square().sum(-1) + gram.rest.square().sum(-1)).sqrt()
     engine = WidthFree(gram, rate=rate, penalties=penalties)
-    course = follow(engine, penalties=penalties, y=norm, steps=steps)
+    trajectory = follow(engine, penalties=penalties, y=norm, steps=steps)
     gammas = used.repeat_interleave(runs)
     statement = "Σλ(t) ≤ S_λ = c_S γ√(γp)/(η√n M)"
     total = max(penalty.total() for penalty in penalties)
@@ -305,7 +312,7 @@ def theorem_4_3(
         Assumption(
             name="width", statement="C ≤ pγ/(Md log(d/δ))", measured=p * least / (M * d * log(max(d / delta, 2.0)))
         ),
-        _conditions.step_size(rate, top.repeat_interleave(runs), gammas, 0.5, float(course.strengths.max())),
+        _conditions.step_size(rate, top.repeat_interleave(runs), gammas, 0.5, float(trajectory.strengths.max())),
         _conditions.penalty_sum(statement, total, penalty_limit(least, M, p=p, n=n, rate=rate), sum_constant),
     )
     return TheoremCheck(
@@ -313,12 +320,12 @@ def theorem_4_3(
         source="Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3",
         reading="β ← (1 - ηλ(t))β + …" + ("; y projected, the non-zero eigenvalues" if on_column_space else ""),
         assumptions=assumptions,
-        bound=step_bound(course, gammas, rate=rate, share=0.5, pull=1.0),
-        measured=course.error[:, 1:],
-        scale=course.y,
+        bound=step_bound(trajectory, gammas, rate=rate, share=0.5, pull=1.0),
+        measured=trajectory.error[:, 1:],
+        scale=trajectory.y,
         share_needed=1 - delta,
-        constants={"gamma": least, "M": M, "cosine": float(course.farthest["cosine"].max())},
-        series={"bound of a gradient step": step_bound(course, gammas, rate=rate, share=0.5, pull=rate)},
+        constants={"gamma": least, "M": M, "cosine": float(trajectory.farthest["cosine"].max())},
+        series={"bound of a gradient step": step_bound(trajectory, gammas, rate=rate, share=0.5, pull=rate)},
     )
 
 

@@ -14,14 +14,14 @@ from falign.theory.deep_linear import (
     critical_target,
     degenerate_error,
     fixed_points,
-    flow,
+    gradient_flow,
     guaranteed_rate,
     learning_time,
     limit,
     modes,
     settled,
-    zero_start,
-    zero_start_time,
+    zero_init,
+    zero_init_time,
 )
 
 _CRITICAL = 3**-1.5  # λ_c of θ_1(0) = -1, θ_2(0) = 0, m = s = 1: .19245
@@ -127,7 +127,9 @@ def test_the_final_rate_is_that_of_the_flow():
     rate = asymptotic_rate(mode)
     for one in range(3):
         times = torch.tensor([14.0, 16.0]).double() / rate[one]
-        early, late = flow(modes(mode.target[one], [-0.8, 0.3], feedback=1.2), times=times, tolerance=1e-13).error
+        early, late = gradient_flow(
+            modes(mode.target[one], [-0.8, 0.3], feedback=1.2), times=times, tolerance=1e-13
+        ).error
         assert float((early / late).log() / (times[1] - times[0])) == pytest.approx(float(rate[one]), rel=1e-3)
 
 
@@ -139,9 +141,9 @@ def test_the_error_falls_at_least_at_the_rate_that_the_start_guarantees(rule, de
     mode = modes(torch.rand(40, generator=random).double() * 3, list(draws), feedback=0.9, rule=rule, variance=0.6)
     rate = guaranteed_rate(mode)
     assert (rate > 0).any()
-    course = flow(mode, times=torch.linspace(0, 4, 30))
-    bound = mode.error.abs() * torch.exp(-rate * course.times[:, None])
-    assert (course.error.abs() <= bound + 1e-8).all()
+    trajectory = gradient_flow(mode, times=torch.linspace(0, 4, 30))
+    bound = mode.error.abs() * torch.exp(-rate * trajectory.times[:, None])
+    assert (trajectory.error.abs() <= bound + 1e-8).all()
     if rule != "bp":
         K = mode.invariants
         torch.testing.assert_close(rate, torch.where((K > 0).all(0), 0.6 * K.prod(0), 0.0))
@@ -155,25 +157,25 @@ def test_the_closed_form_from_zero_inverts_the_integral():
         assert printed == pytest.approx(clock, rel=1e-6, abs=1e-12)
         λ, m, s = 0.7, 1.3, 2.0
         a = (2 * m * λ / s) ** (1 / 3)
-        time = float(zero_start_time(λ, m, share=u**3, variance=s))
+        time = float(zero_init_time(λ, m, share=u**3, variance=s))
         assert time == pytest.approx(2 * clock / (a**2 * s), rel=1e-9)
-        assert float(zero_start(λ, m, times=[time], variance=s)) == pytest.approx(λ / s * u**3, rel=1e-9)
+        assert float(zero_init(λ, m, times=[time], variance=s)) == pytest.approx(λ / s * u**3, rel=1e-9)
 
 
 def test_ninety_percent_from_zero_takes_a_universal_time():
     λ, m = torch.logspace(-3, 2, 20).double(), 0.6
-    constant = zero_start_time(λ, m, share=0.9) * (m * λ) ** (2 / 3)
+    constant = zero_init_time(λ, m, share=0.9) * (m * λ) ** (2 / 3)
     torch.testing.assert_close(constant, torch.full_like(λ, 2.0107), rtol=0, atol=1e-4)
-    torch.testing.assert_close(learning_time(modes(λ, [0.0, 0.0], feedback=m)), zero_start_time(λ, m, share=0.9))
-    torch.testing.assert_close(zero_start_time(λ, -m, share=0.9), zero_start_time(λ, m, share=0.9))
-    assert zero_start(1.0, times=[0.0, 1e6]).tolist() == [0.0, 1.0]
+    torch.testing.assert_close(learning_time(modes(λ, [0.0, 0.0], feedback=m)), zero_init_time(λ, m, share=0.9))
+    torch.testing.assert_close(zero_init_time(λ, -m, share=0.9), zero_init_time(λ, m, share=0.9))
+    assert zero_init(1.0, times=[0.0, 1e6]).tolist() == [0.0, 1.0]
 
 
 def test_where_fixed_points_meet_the_error_falls_as_a_power_of_time():
     times = torch.tensor([1e3, 4e3])
     for m, s in ((1.0, 1.0), (0.5, 2.0)):
         λ = float(critical_target(-0.5 / m, m, variance=s))
-        measured = flow(modes(λ, [-1.0, 0.0], feedback=m, variance=s), times=times, tolerance=1e-12).error
+        measured = gradient_flow(modes(λ, [-1.0, 0.0], feedback=m, variance=s), times=times, tolerance=1e-12).error
         expected = degenerate_error(λ, m, times=times, variance=s)
         assert (measured / expected - 1).abs().tolist() == pytest.approx([0, 0], abs=0.02)
         torch.testing.assert_close(expected, 2 / (3 * m * s * (m * λ / s) ** (1 / 3) * times.double() ** 2))
@@ -198,10 +200,10 @@ def test_gradient_descent_is_held_by_the_saddle_or_goes_to_the_target():
         (lambda: fixed_points(0.0, -1.0), "λ is -1"),
         (lambda: critical_invariant(1.0, 0.0), "m_2 is 0"),
         (lambda: critical_target(1.0, variance=-1.0), "the variance is -1"),
-        (lambda: zero_start(1.0, times=[-1.0]), "expected a list of numbers from 0 on"),
-        (lambda: zero_start(1.0, times=[float("inf")]), "times holds inf"),
-        (lambda: zero_start_time(1.0, share=1.0), "expected numbers from 0 to below 1"),
-        (lambda: zero_start_time([1.0, 2.0], share=[0.1, 0.2, 0.3]), r"share has shape \(3,\) and the modes \(2,\)"),
+        (lambda: zero_init(1.0, times=[-1.0]), "expected a list of numbers from 0 on"),
+        (lambda: zero_init(1.0, times=[float("inf")]), "times holds inf"),
+        (lambda: zero_init_time(1.0, share=1.0), "expected numbers from 0 to below 1"),
+        (lambda: zero_init_time([1.0, 2.0], share=[0.1, 0.2, 0.3]), r"share has shape \(3,\) and the modes \(2,\)"),
     ],
 )
 def test_numbers_of_no_use_are_refused(call, named):

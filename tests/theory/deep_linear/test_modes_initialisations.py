@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from falign.theory.deep_linear import (
-    SCHEMES,
-    chart,
+    INITIALISATIONS,
     critical_target,
+    initialisation,
     learning_slope,
     learning_time,
     modes,
-    scheme,
+    phase_diagram,
     stable_rate,
 )
 
@@ -30,38 +30,38 @@ def _size(name):
     return 1e-3 if name == "small" else 1.0
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", INITIALISATIONS)
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
 def test_each_scheme_does_what_it_says_to_the_order(name, depth, rule):
-    start = SCHEMES[name].start(_size(name), depth)
+    start = INITIALISATIONS[name].start(_size(name), depth)
     slope = learning_slope(modes(_SIZES, start, rule=rule))
     found = _order(slope)
     if name == "aligned":  # mildly
         assert found in ("regularises", "neutral")
         assert (slope < 0).all()
     else:
-        assert found == SCHEMES[name].order
+        assert found == INITIALISATIONS[name].order
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", INITIALISATIONS)
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_gradient_descent_beside_each_does_what_is_said(name, depth):
-    mode = modes(_SIZES, SCHEMES[name].start(_size(name), depth), rule="bp")
+    mode = modes(_SIZES, INITIALISATIONS[name].start(_size(name), depth), rule="bp")
     times = learning_time(mode)
-    if SCHEMES[name].descent == "never learns":
+    if INITIALISATIONS[name].descent == "never learns":
         assert (times == torch.inf).all()
     else:
-        assert _order(learning_slope(mode)) == SCHEMES[name].descent
-    if SCHEMES[name].descent == "neutral":
-        other = learning_time(modes(_SIZES, SCHEMES["positive"].start(1.0, depth), rule="bp"))
+        assert _order(learning_slope(mode)) == INITIALISATIONS[name].descent
+    if INITIALISATIONS[name].descent == "neutral":
+        other = learning_time(modes(_SIZES, INITIALISATIONS["positive"].start(1.0, depth), rule="bp"))
         torch.testing.assert_close(times, other)
         assert float(times[0]) == pytest.approx(np.log(10), rel=1e-4)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_gradient_descent_is_sharper_than_feedback_alignment_from_small_weights(depth):
-    start = SCHEMES["small"].start(1e-3, depth)
+    start = INITIALISATIONS["small"].start(1e-3, depth)
     ratio = {rule: float(learning_time(modes([0.1, 1.0], start, rule=rule)).log().diff()) for rule in ("fa", "bp")}
     assert ratio["bp"] < ratio["fa"] < 0
 
@@ -80,30 +80,33 @@ def test_direct_feedback_is_the_same_chain_with_other_carriers():
 
 
 def test_starts_by_name_and_depth():
-    assert SCHEMES["zero"].start(2.0) == (0.0, 0.0)
-    assert SCHEMES["small"].start(0.1, 3) == (0.1, 0.1, 0.1)
-    assert SCHEMES["positive"].start(2.0) == (0.0, 2.0)
-    assert SCHEMES["negative"].start(2.0, 3) == (0.0, -2.0, 2.0)
-    assert SCHEMES["aligned"].start(depth=3) == (1.0, 0.0, 1.0)
-    assert SCHEMES["anti-aligned"].start() == (-1.0, 0.0)
-    assert scheme("small") is SCHEMES["small"]
+    assert INITIALISATIONS["zero"].start(2.0) == (0.0, 0.0)
+    assert INITIALISATIONS["small"].start(0.1, 3) == (0.1, 0.1, 0.1)
+    assert INITIALISATIONS["positive"].start(2.0) == (0.0, 2.0)
+    assert INITIALISATIONS["negative"].start(2.0, 3) == (0.0, -2.0, 2.0)
+    assert INITIALISATIONS["aligned"].start(depth=3) == (1.0, 0.0, 1.0)
+    assert INITIALISATIONS["anti-aligned"].start() == (-1.0, 0.0)
+    assert initialisation("small") is INITIALISATIONS["small"]
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: scheme("orthogonal"), "scheme is 'orthogonal', expected one of zero, small, positive"),
-        (lambda: scheme("small").start(0.0), "size is 0.0"),
-        (lambda: scheme("small").start(1.0, 1), "depth is 1, expected a whole number from 2 on"),
-        (lambda: chart([0.5], [1.0], branch="input"), "branch is 'input', expected one of output, aligned"),
-        (lambda: chart([0.5], [0.0]), "λ above 0"),
-        (lambda: scheme([]), "scheme is \\[\\], expected one of zero"),
-        (lambda: chart([], [1.0]), "expected a list each"),
-        (lambda: chart([1.0], []), "expected a list each"),
-        (lambda: chart([-1.0], [0.1], feedback=[1.0, 2.0]), r"feedback is \[1\.0, 2\.0\], expected a finite number"),
-        (lambda: chart([[0.5]], [1.0]), "expected a list each"),
-        (lambda: chart([float("nan")], [1.0]), "invariants holds nan"),
-        (lambda: chart([0.5], [1.0], feedback=0.0), "m_2 is 0"),
+        (lambda: initialisation("orthogonal"), "initialisation is 'orthogonal', expected one of zero, small, positive"),
+        (lambda: initialisation("small").start(0.0), "size is 0.0"),
+        (lambda: initialisation("small").start(1.0, 1), "depth is 1, expected a whole number from 2 on"),
+        (lambda: phase_diagram([0.5], [1.0], branch="input"), "branch is 'input', expected one of output, aligned"),
+        (lambda: phase_diagram([0.5], [0.0]), "λ above 0"),
+        (lambda: initialisation([]), "initialisation is \\[\\], expected one of zero"),
+        (lambda: phase_diagram([], [1.0]), "expected a list each"),
+        (lambda: phase_diagram([1.0], []), "expected a list each"),
+        (
+            lambda: phase_diagram([-1.0], [0.1], feedback=[1.0, 2.0]),
+            r"feedback is \[1\.0, 2\.0\], expected a finite number",
+        ),
+        (lambda: phase_diagram([[0.5]], [1.0]), "expected a list each"),
+        (lambda: phase_diagram([float("nan")], [1.0]), "invariants holds nan"),
+        (lambda: phase_diagram([0.5], [1.0], feedback=0.0), "m_2 is 0"),
     ],
 )
 @pytest.mark.unchecked
@@ -116,7 +119,7 @@ def test_schemes_and_charts_of_no_use_are_refused(call, named):
 def test_the_map_holds_the_times_of_its_starts(m):
     K, λ = torch.tensor([-2.0, -0.5, 0.0, 1.0]).double() * np.sign(m), torch.tensor([0.01, 0.3, 2.0]).double()
     for branch, side in (("output", 0), ("aligned", 1), ("anti-aligned", -1)):
-        found = chart(K, λ, feedback=m, branch=branch, tolerance=0.2)
+        found = phase_diagram(K, λ, feedback=m, branch=branch, tolerance=0.2)
         for row, k in enumerate(K.tolist()):
             if branch != "output" and m * k > 0:
                 assert found.time[row].isnan().all()
@@ -131,15 +134,15 @@ def test_the_map_holds_the_times_of_its_starts(m):
 
 def test_the_map_shows_where_feedback_alignment_anti_regularises():
     K, λ = np.linspace(-3, 3, 60), np.logspace(-2, 1.5, 70)
-    assert (chart(K, λ).sign == -1).all()
+    assert (phase_diagram(K, λ).sign == -1).all()
     below = K < 0
-    assert (chart(K, λ, branch="aligned").sign[below] == -1).all()
-    against = chart(K, λ, branch="anti-aligned")
+    assert (phase_diagram(K, λ, branch="aligned").sign[below] == -1).all()
+    against = phase_diagram(K, λ, branch="anti-aligned")
     expected = torch.where(against.targets < against.critical[:, None] / 0.9, 1.0, -1.0).double()
     assert torch.equal(against.sign[below], expected[below])
     assert against.sign[~below].isnan().all()
 
 
 def test_small_components_bound_the_speed_and_large_ones_the_step():
-    rates = stable_rate(modes([0.01, 0.1, 1.0, 10.0], SCHEMES["zero"].start()))
+    rates = stable_rate(modes([0.01, 0.1, 1.0, 10.0], INITIALISATIONS["zero"].start()))
     assert (rates.diff() < 0).all()

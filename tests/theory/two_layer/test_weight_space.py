@@ -7,7 +7,7 @@ import two_layer_oracle as oracle
 from two_layer_cases import PENALTIES, RATES
 
 from falign.feedback import generator
-from falign.theory.two_layer import Literal, Penalty, Start, draw, simulate
+from falign.theory.two_layer import Penalty, Start, WeightSpace, draw, simulate
 from falign.theory.two_layer._trajectory import error_cosine
 
 
@@ -54,7 +54,7 @@ def compare(start, engine, steps, *, penalties, activation, rate, loss="squared"
 @pytest.mark.parametrize("activation", RATES)
 def test_weights_equal_the_definition(activation, outputs):
     s, rate = start(outputs), RATES[activation]
-    engine = Literal(s, activation=activation, rate=rate, penalties=PENALTIES)
+    engine = WeightSpace(s, activation=activation, rate=rate, penalties=PENALTIES)
     compare(s, engine, 200, penalties=PENALTIES, activation=activation, rate=rate)
 
 
@@ -68,7 +68,7 @@ def test_batches_and_dropout_equal_the_definition(loss, shared):
     if loss == "softmax":
         s = Start(X=s.X, y=s.y.softmax(-1), W=s.W, beta=s.beta, b=s.b, seeds=s.seeds)
     penalties, rate = [Penalty(), Penalty(1.0)], 1e-2
-    engine = Literal(s, activation="tanh", rate=rate, penalties=penalties, loss=loss, batch=4, dropout=0.3)
+    engine = WeightSpace(s, activation="tanh", rate=rate, penalties=penalties, loss=loss, batch=4, dropout=0.3)
 
     def of(seed):
         name = (3, 8)[seed]
@@ -87,7 +87,7 @@ def test_batches_and_dropout_equal_the_definition(loss, shared):
 def test_given_masks_are_taken():
     s = start()
     kept = [(torch.rand(2, 9, 6, generator=generator(0, "masks", str(t))) > 0.5).double() for t in range(50)]
-    engine = Literal(s, activation="relu", rate=2e-3, dropout=0.5, masks=lambda t, points: kept[t])
+    engine = WeightSpace(s, activation="relu", rate=2e-3, dropout=0.5, masks=lambda t, points: kept[t])
     of = lambda seed: {"masks": lambda t: kept[t][seed].numpy(), "dropout": 0.5}  # noqa: E731
     compare(s, engine, 50, penalties=[Penalty()], activation="relu", rate=2e-3, of=of)
 
@@ -96,7 +96,7 @@ def test_weight_scaling_and_steps_in_pieces():
     """W ~ N(0, 1/d) is W ~ N(0, 1) divided by √d; advancing 7 + 13 steps is advancing 20."""
     a, b = start(weights="standard"), start(weights="scaled")
     close(a.W / 7**0.5, b.W, 1e-15)
-    whole, pieces = (Literal(b, activation="tanh", rate=1e-2, penalties=PENALTIES, batch=4) for _ in range(2))
+    whole, pieces = (WeightSpace(b, activation="tanh", rate=1e-2, penalties=PENALTIES, batch=4) for _ in range(2))
     whole.advance(20)
     pieces.advance(7)
     pieces.advance(13)
@@ -108,7 +108,7 @@ def test_a_seed_does_not_depend_on_its_block():
     values = []
     for seeds in ((5,), (1, 5, 9)):
         s = draw(seeds, n=6, d=7, p=9, outputs=2)
-        engine = Literal(s, activation="relu", rate=1e-3, penalties=PENALTIES[: len(seeds)], batch=4, dropout=0.2)
+        engine = WeightSpace(s, activation="relu", rate=1e-3, penalties=PENALTIES[: len(seeds)], batch=4, dropout=0.2)
         engine.advance(60)
         place = seeds.index(5)
         values.append([engine.W[place, 0], *(value[place, 0] for value in engine.measure().values())])
@@ -118,7 +118,7 @@ def test_a_seed_does_not_depend_on_its_block():
 
 def test_accuracy_and_outputs_on_other_points():
     s = start(3)
-    engine = Literal(s, activation="relu", rate=1e-3)
+    engine = WeightSpace(s, activation="relu", rate=1e-3)
     X = torch.randn(11, 7, dtype=torch.float64)
     labels = torch.randint(0, 3, (11,))
     f = engine.outputs(X)
@@ -129,7 +129,7 @@ def test_accuracy_and_outputs_on_other_points():
 
 
 def test_evaluation_in_pieces_is_evaluation(monkeypatch):
-    engine = Literal(start(3, test=5), activation="relu", rate=1e-3)
+    engine = WeightSpace(start(3, test=5), activation="relu", rate=1e-3)
     whole = engine.measure()
     monkeypatch.setattr("falign.theory.two_layer._weight_space._ELEMENTS", 60)
     for name, value in engine.measure().items():
@@ -142,7 +142,7 @@ def test_alignment_law(activation):
 
     def gap(rate, steps):
         s = start(p=40)
-        engine = Literal(s, activation=activation, rate=rate, penalties=[Penalty(2.0)])
+        engine = WeightSpace(s, activation=activation, rate=rate, penalties=[Penalty(2.0)])
         before = (engine.beta[:, 0] * s.b).sum(-1)
         lost = torch.zeros_like(before)
         for _ in range(steps):
@@ -159,7 +159,7 @@ def test_alignment_law(activation):
 def test_linear_reduction():
     """``β(t) = k^t β(0) + (η/√p) W(0)Xᵀ α₁ + (η²/p) b α₂``: the paper's closed form with its coefficient squared."""
     s, rate, strength, steps = start(p=40), 2e-3, 3.0, 80
-    engine = Literal(s, rate=rate, penalties=[Penalty(strength)])
+    engine = WeightSpace(s, rate=rate, penalties=[Penalty(strength)])
     errors = []
     for _ in range(steps):
         errors.append(engine.error()[:, 0])
@@ -181,11 +181,11 @@ def test_divergence_is_recorded_and_disturbs_no_other_run():
     s = draw([0, 1], n=6, d=7, p=9)
     s = Start(**{**vars(s), "X": s.X * torch.tensor([1.0, 30.0])[:, None, None].double()})
     with pytest.warns(UserWarning, match="2 of 4 runs are no longer finite, the first at step"):
-        trajectory = simulate(Literal(s, rate=2e-3, penalties=[Penalty(), Penalty(1.0)]), [0, 1, 50, 300, 900])
+        trajectory = simulate(WeightSpace(s, rate=2e-3, penalties=[Penalty(), Penalty(1.0)]), [0, 1, 50, 300, 900])
     assert trajectory.diverged[0].tolist() == [-1, -1]
     assert (trajectory.diverged[1] > 0).all()
     alone = simulate(
-        Literal(draw([0], n=6, d=7, p=9), rate=2e-3, penalties=[Penalty(), Penalty(1.0)]), [0, 1, 50, 300, 900]
+        WeightSpace(draw([0], n=6, d=7, p=9), rate=2e-3, penalties=[Penalty(), Penalty(1.0)]), [0, 1, 50, 300, 900]
     )
     for name, values in trajectory.values.items():
         close(values[0], alone.values[name][0])
@@ -210,7 +210,7 @@ def test_divergence_is_recorded_and_disturbs_no_other_run():
 )
 def test_wrong_options_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        Literal(start(), **{"rate": 1e-3, **given})
+        WeightSpace(start(), **{"rate": 1e-3, **given})
 
 
 def test_the_cosine_of_errors_does_not_depend_on_their_size():
