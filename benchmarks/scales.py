@@ -1,9 +1,9 @@
 """Which size of the feedback serves each rule: accuracy over candidates and learning rates, and the first gradients.
 
-A candidate gives every layer the standard deviation of B's entries: ``scale s`` is s/√spread, a number for all layers;
+A candidate gives every layer the standard deviation of B's entries: ``scale s`` is s/√fan_in, a number for all layers;
 ``c rms(W)`` follows the weights of the layer at conversion. For direct rules, ``c backprop`` gives B_l the gain |error
 at x_l| / |error at the output| that backpropagation has at conversion (measured with a random error), ``c own`` that of
-the layer alone, rms(W)·√spread, and ``c chain`` the product of those of this layer and all after it.
+the layer alone, rms(W)·√fan_in, and ``c chain`` the product of those of this layer and all after it.
 
 All candidates, learning rates and seeds of one (network, rule, optimizer) are trained together, as one network with
 copies stacked by ``torch.vmap``; such groups run in worker processes, the important ones first, until ``--budget``.
@@ -67,10 +67,10 @@ def candidates(rule: str) -> list[Candidate]:
 
 
 def spreads(model: nn.Module, rule: str) -> dict[str, float]:
-    """The spread of every layer of a converted model: scale 1 is a deviation of 1/√spread."""
+    """The spread of every layer of a converted model: scale 1 is a deviation of 1/√fan_in."""
     if rule in DIRECT:
         return {name: float(part.matrix.shape[1]) for name, part in feedbacks(model).items()}
-    return {name: KINDS[part.kind].spread(model.get_submodule(name)) for name, part in feedbacks(model).items()}
+    return {name: KINDS[part.kind].fan_in(model.get_submodule(name)) for name, part in feedbacks(model).items()}
 
 
 def carried(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -98,9 +98,9 @@ def carried(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def gains(plain: nn.Module, model: nn.Module, rule: str, x: Tensor) -> dict[str, dict[str, float]]:
-    """{kind of candidate: {layer: gain of the error's norm at factor 1}}, gain the deviation times √spread."""
+    """{kind of candidate: {layer: gain of the error's norm at factor 1}}, gain the deviation times √fan_in."""
     spread = spreads(model, rule)
-    own = {name: KINDS[part.kind].spread(model.get_submodule(name)) for name, part in feedbacks(model).items()}
+    own = {name: KINDS[part.kind].fan_in(model.get_submodule(name)) for name, part in feedbacks(model).items()}
     rms = {name: float(plain.get_submodule(name).weight.detach().square().mean().sqrt()) for name in spread}
     found = {"scale": dict.fromkeys(spread, 1.0)}
     if rule not in DIRECT:

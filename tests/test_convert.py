@@ -422,7 +422,7 @@ def test_a_model_that_is_not_converted(call):
 def test_targets_are_needed_and_must_fit():
     model = falign.convert(net(), "drtp")
     with pytest.raises(
-        RuntimeError, match=r"rule drtp needs the targets: run forward and loss within `with falign.targets"
+        RuntimeError, match=r"rule 'drtp' needs the targets: run forward and loss within `with falign.targets"
     ):
         model(torch.randn(4, 20))
     with (

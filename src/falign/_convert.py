@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from falign._attached import Feedback
 from falign._guard import matrices_of, unguard
 from falign._outputs import Outputs
-from falign._plan import DDP_IGNORED, FeedbackChoice, Plan
+from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget
 from falign._validation import whole_number
-from falign._wiring import SPARED, Wiring, converted, feedbacks
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks
 from falign.feedback import faults_of
 from falign.rules import Rule
 
@@ -51,7 +51,7 @@ def convert(
         feedback: a family by name ("normal", "uniform", "orthogonal", "low-rank(8)", "sparse(1)", "shared"), a
             callable ((rows, columns), generator) -> tensor of entries of variance one, or {layer name: B}, used as
             it is; layers that the dict does not name are drawn from the normal family. Default: normal.
-        scale: B's entries have variance scale²/spread, spread the number of inputs to which one element of the error
+        scale: B's entries have variance scale²/fan_in, fan_in the number of inputs to which one element of the error
             is carried, so that E|error carried|² = scale²·|error|². Default: an error keeps the norm that it would
             keep under backpropagation now: B of a layer has the size of its W (rounded, see docs/scales.md); for
             direct rules, what backpropagation carries from the output to the layer, measured on the example.
@@ -114,7 +114,7 @@ def revert(model: nn.Module) -> nn.Module:
                 unguard(weight)
             del module._modules["feedback"]
         module.__dict__.pop(SPARED, None)
-        if module.__dict__.pop("_falign", None) is not None and DDP_IGNORED in module.__dict__:
+        if module.__dict__.pop(WIRING, None) is not None and DDP_IGNORED in module.__dict__:
             kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
             module.__dict__[DDP_IGNORED] = kept
     forget()

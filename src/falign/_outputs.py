@@ -88,14 +88,21 @@ def _substituted(structure: Any, old: Tensor, new: Tensor) -> Any:
     return replace(structure, **{str(key): value for key, value in parts.items()})
 
 
-def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
-    """Targets in the output's shape, and the axis of the classes.
+def as_output(rule: str, target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
+    """Bring targets into the output's shape, and find the axis of the classes.
+
+    Args:
+        rule: name of the rule that needs them, for messages.
+        target: class indices, (batch, ...), or floating-point targets in the output's shape.
+        output: the output, (batch, ..., classes) or (batch, classes, ...).
 
     Raises:
         RuntimeError: no targets were given, or they fit neither the output's shape nor its positions.
     """
     if target is None:
-        raise RuntimeError("rule drtp needs the targets: run forward and loss within `with falign.targets(model, y):`")
+        raise RuntimeError(
+            f"rule {rule!r} needs the targets: run forward and loss within `with falign.targets(model, y):`"
+        )
     if target.shape == output.shape and target.is_floating_point():
         return target.to(output.dtype), -1
     if output.shape[-1:] == (1,) and target.shape in (output.shape, output.shape[:-1]):
@@ -103,8 +110,8 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
         readable = not (torch.compiler.is_compiling() or transformed())
         if not target.is_floating_point() and readable and bool((target > 1).any()):
             raise RuntimeError(
-                f"rule drtp got classes up to {int(target.max())} for a single output: give 0 and 1, or floating-point "
-                "targets"
+                f"rule {rule!r} got classes up to {int(target.max())} for a single output: give 0 and 1, or "
+                "floating-point targets"
             )
         return answers.to(output.dtype), -1
     fitting = [
@@ -117,7 +124,7 @@ def as_output(target: Tensor | None, output: Tensor) -> tuple[Tensor, int]:
         classes = torch.arange(output.shape[axis], device=output.device)  # one_hot does not pass vmap
         return (target.unsqueeze(-1) == classes).to(output.dtype).movedim(-1, axis), axis
     raise RuntimeError(
-        f"rule drtp got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
+        f"rule {rule!r} got targets {tuple(target.shape)} of {target.dtype} for an output {tuple(output.shape)}: give "
         "class indices (the output's shape without its classes, if only one axis can be these) or floating-point "
         "targets in the output's shape"
     )

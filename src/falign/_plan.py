@@ -16,15 +16,12 @@ from falign._outputs import NESTED, Outputs, pick
 from falign._preserve import forget
 from falign._survey import Survey, call, detached, without_trace
 from falign._validation import told
-from falign._wiring import SPARED, End, Wiring, wirings
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, wirings
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.layers import Layer, weight_of
 from falign.rules import ALL_RULES, Rule
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
-
-#: Where DDP looks for the names of what it need not send to the other ranks.
-DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
 class Plan:
@@ -105,7 +102,7 @@ class Plan:
                 f"the model, or a part of it, is converted already, to rule {converted[0].rule.name!r}: "
                 "call falign.revert(model) first"
             )
-            if "_falign" in self.model.__dict__:
+            if WIRING in self.model.__dict__:
                 self.problems += newcomers(self.model, converted[0].skip)
         elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
             self.model, torch.jit.ScriptModule
@@ -276,7 +273,7 @@ class Plan:
             parts[name] = self._feedback(wiring, name, parts)
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
-        self.model.__dict__["_falign"] = wiring  # not a module, not a buffer: nothing is registered on the root
+        self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
         if not parts:
             return
         for layer in self.survey.spared:
@@ -358,14 +355,16 @@ class Plan:
         By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
         """
         kind, layer, direct = self.kinds[name], self.layers[name], self.rule.wiring == "direct"
-        own = max(kind.spread(layer), 1)
-        spread = max(shape[1], 1) if direct else own
+        layer_fan_in = max(kind.fan_in(layer), 1)
+        fan_in = max(shape[1], 1) if direct else layer_fan_in
         if self.scale is not None:
-            return self.scale / sqrt(spread)
-        carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(own)  # the layer's own gain, by W
+            return self.scale / sqrt(fan_in)
+        carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(
+            layer_fan_in
+        )  # the layer's own gain, by W
         if direct:
-            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2.0) / sqrt(spread)
-        return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(spread)
+            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2.0) / sqrt(fan_in)
+        return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(fan_in)
 
     def _gains(self, example: Any) -> dict[tuple[int, str], float]:
         """{(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.

@@ -122,7 +122,7 @@ class DrawnOnCPU(TorchDispatchMode):
 
 
 @contextmanager
-def eagerly() -> Iterator[None]:
+def force_eager() -> Iterator[None]:
     """Run what is compiled uncompiled, or hooks and modes that are hung on it now would see nothing."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
         yield

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
 from falign._convert import targets
-from falign._preserve import eagerly, generators
+from falign._preserve import force_eager, generators
 from falign._survey import ACTIVITY, ERROR, Labels, Made, call, is_weight
 from falign._wiring import wirings
 
@@ -72,7 +72,7 @@ def passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
     for wiring in wirings(twin):
         wiring.lenient = True  # what carries the error is listed
     known = targets(twin, target) if target is not None and wirings(twin) else nullcontext()
-    with eagerly(), generators(twin), torch.enable_grad(), known:
+    with force_eager(), generators(twin), torch.enable_grad(), known:
         yield
 
 

@@ -12,7 +12,7 @@ from falign._convert import backprop, revert
 from falign._delivery import has_own_error
 from falign._outputs import as_output, pick, substitute
 from falign._transport import Transported, backward, checked, gradients_aside, loss_on, passes, plain_copy, run_on
-from falign._wiring import Wiring, converted, feedbacks
+from falign._wiring import Wiring, converted, feedbacks, wiring_of
 from falign.layers import KINDS, Layer
 
 
@@ -92,9 +92,9 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
         ValueError: the model is not converted, the loss is not a finite scalar, or a copy cannot be made or run.
     """
     converted(model)
-    if "_falign" not in model.__dict__:
+    wiring = wiring_of(model)
+    if wiring is None:
         raise ValueError("verify takes the model that was given to falign.convert, not a part or a wrapper of it")
-    wiring = model.__dict__["_falign"]
     rule = wiring.rule
 
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
@@ -220,7 +220,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             total = total + (error * output).sum()
         projected = error
         if wiring.rule.targeted:
-            goal, axis = as_output(wiring.state.target, output)
+            goal, axis = as_output(wiring.rule.name, wiring.state.target, output)
             projected = wiring.rule.error(error, output.detach(), goal, axis)
         elif has_own_error(wiring.rule):
             projected = wiring.rule.error(error, output.detach(), None, -1)

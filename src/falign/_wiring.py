@@ -203,7 +203,7 @@ class Wiring:
                     f"rule {rule.name!r} needs outputs (batch, classes), the model returns {tuple(output.shape)}: keep "
                     "the axis of its one output, and take it off in the loss"
                 )
-            target, axis = as_output(self.state.target, output)
+            target, axis = as_output(rule.name, self.state.target, output)
         reached: list[int] = []
         delivered = deliver_direct(output, target, axis, rule, number, cuts, reached, run.fired)
         if run.watched and output.requires_grad and end.layer is None:
@@ -257,7 +257,7 @@ def wirings(model: nn.Module) -> list[Wiring]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-    found = [wiring for module in model.modules() if (wiring := module.__dict__.get("_falign")) is not None]
+    found = [wiring for module in model.modules() if (wiring := module.__dict__.get(WIRING)) is not None]
     for part in model.modules():
         if isinstance(part, Feedback) and part.wiring not in found:
             found.append(part.wiring)
@@ -285,7 +285,7 @@ def feedbacks(model: nn.Module) -> dict[str, Feedback]:
 
 def wiring_of(model: nn.Module) -> Wiring | None:
     """The wiring of a model that was itself given to ``convert``; None of a part, a wrapper or a plain model."""
-    return model.__dict__.get("_falign")
+    return model.__dict__.get(WIRING)
 
 
 def is_measured(model: nn.Module) -> bool:
@@ -358,8 +358,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 #: The classes of layers that a rule takes.
 LAYERS = frozenset(base for kind in KINDS.values() for base in kind.types)
 
+#: Attribute of a model that was given to ``convert``: its wiring. No module: the root may run its modules one by one.
+WIRING = "_falign"
+
 #: Attribute of a layer that keeps backpropagation because ``skip`` names it.
 SPARED = "_falign_spared"
+
+#: Where DDP looks for the names of what it need not send to the other ranks.
+DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
+
+_STANDARD = frozenset({*vars(nn.Module()), WIRING, SPARED, DDP_IGNORED})
+
+
+def is_standard_attribute(name: str) -> bool:
+    """Tell whether every module has an attribute, or a converted one by its conversion; all others are the user's."""
+    return name in _STANDARD
+
 
 _CHANGED = (
     "the model was changed after falign.convert, and parts of it would be trained by backpropagation: call "

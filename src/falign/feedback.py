@@ -1,7 +1,7 @@
 """Random feedback matrices: families, their scale, and their seeds.
 
 A family draws a (rows, columns) matrix whose entries have mean zero and variance one. ``draw`` scales it by
-``scale / √spread``, so that an error keeps its norm, up to ``scale``, on its way: E|error carried|² = scale²·|error|².
+``scale / √fan_in``, so that an error keeps its norm, up to ``scale``, on its way: E|error carried|² = scale²·|error|².
 What is drawn is a pure function of (seed, layer name, family): it is drawn on the CPU in float32 from a generator of
 its own and only then converted, so every device and dtype holds the same numbers.
 """
@@ -206,7 +206,7 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
         shape: shape of B.
         seed: the seed given to ``convert``.
         name: the layer's name in the model; it gives every layer a generator of its own.
-        deviation: standard deviation of the entries, scale / √spread.
+        deviation: standard deviation of the entries, scale / √fan_in.
 
     Returns:
         B, float32 on the CPU.

@@ -134,7 +134,7 @@ def weight_gradient(
     return _backward(error, feedback, x, how, 1)
 
 
-def spread(layer: Any) -> float:
+def fan_in(layer: Any) -> float:
     """To how many inputs an element of the error is carried (on average, where a transposed one strides)."""
     if layer.transposed:
         return layer.in_channels / layer.groups * prod(layer.kernel_size) / prod(layer.stride)
@@ -180,7 +180,7 @@ def _linear_gradient(
     return error.reshape(count, error.shape[-1]).mT @ x.reshape(count, x.shape[-1]).to(error.dtype)
 
 
-def _linear_spread(layer: Layer) -> float:
+def _linear_fan_in(layer: Layer) -> float:
     return float(layer.in_features)
 
 
@@ -202,8 +202,8 @@ class Kind:
         spec: layer -> what the two maps below need beside their tensors (a constant for ``torch.compile``).
         error: (error at the output, B, x, spec) -> error at the input, of x's shape.
         gradient: (error at the output, B, x, spec) -> gradient of B's shape, as if B were the weight.
-        spread: layer -> to how many inputs one element of the error is carried; a feedback of entries with
-            variance scale² / spread keeps the error's squared norm, up to scale², on average.
+        fan_in: layer -> the number of inputs to which one element of the error is carried; a feedback of entries with
+            variance scale² / fan_in keeps the error's squared norm, up to scale², on average.
         incoming: (tensor of the weight's shape, layer) -> its sum over the weights into each neuron (channel) of the
             output: ``Σ_j T[k, j]``.
         outgoing: (tensor of the weight's shape, layer) -> its sum over the weights out of each neuron (channel) of
@@ -217,7 +217,7 @@ class Kind:
     spec: Callable[[Layer], Any]
     error: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     gradient: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-    spread: Callable[[Layer], float]
+    fan_in: Callable[[Layer], float]
     incoming: Callable[[Tensor, Layer], Tensor]
     outgoing: Callable[[Tensor, Layer], Tensor]
     needs_input: bool
@@ -230,7 +230,7 @@ LINEAR = Kind(
     spec=_linear_spec,
     error=_linear_error,
     gradient=_linear_gradient,
-    spread=_linear_spread,
+    fan_in=_linear_fan_in,
     incoming=_linear_incoming,
     outgoing=_linear_outgoing,
     needs_input=False,
@@ -242,7 +242,7 @@ CONVOLUTION = Kind(
     spec=spec,
     error=input_error,
     gradient=weight_gradient,
-    spread=spread,
+    fan_in=fan_in,
     incoming=incoming,
     outgoing=outgoing,
     needs_input=True,

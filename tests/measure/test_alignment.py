@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import falign
 import oracles
-from cases import CASES, DIRECT, RULES, batch, build, loss_of
+from cases import CASES, DIRECT, RULES, batch, build, loss_of, rule_class
 from falign.measure import alignment, gradient_angles
 
 
@@ -66,7 +66,7 @@ def test_report_is_what_numpy_finds(rule, case):
     assert report.other == pytest.approx(sum(v for k, v in inner.items() if k == "0.weight" and case == "sequence"))
     last = flat(g, report.layers[-1].layer)
     assert report.dominance == pytest.approx(sum(inner.values()) / (last @ last) - 1, rel=1e-8)
-    assert f"rule {rule}" in str(report)
+    assert f"rule {rule_class(rule).name}" in str(report)
     assert str(report).count("\n") == len(report.layers) + 2
 
 

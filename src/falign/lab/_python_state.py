@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_OWN = frozenset({*vars(nn.Module()), "_ddp_params_and_buffers_to_ignore"})
-"""Attributes of every module, and of a converted one; its others begin with ``_falign``."""
+from falign._wiring import is_standard_attribute
+
 _DEPTH = 8
 """So many levels within an attribute are looked at."""
 
@@ -104,7 +104,7 @@ def marks(model: nn.Module, package: str) -> dict[str, Any]:
         f"{path}.{key}".lstrip("."): _mark(value, set(registered), _DEPTH)
         for path, module in _modules(model)
         for key, value in vars(module).items()
-        if key not in _OWN and not key.startswith("_falign")
+        if not is_standard_attribute(key)
     }
     kinds = {kind for _, module in _modules(model) for kind in type(module).__mro__}
     kinds = {kind for kind in kinds if kind.__module__.partition(".")[0] == package}
@@ -157,7 +157,7 @@ class _Taken:
         for path, module in _modules(model):
             for key, value in vars(module).items():
                 name = f"{path}.{key}".lstrip(".")
-                if key in _OWN or key.startswith("_falign") or name in without:
+                if is_standard_attribute(key) or name in without:
                     continue
                 self.names.add(name)
                 with suppress(TypeError, RecursionError):

@@ -13,7 +13,7 @@ from falign._attached import Feedback
 from falign._wiring import converted, feedbacks, unwrapped
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
-from falign.measure._passes import Loss, Passes, both, linear_maps, trainable
+from falign.measure._passes import Loss, Passes, linear_maps, rule_and_true_gradients, trainable
 from falign.measure._report import Alignment, LayerAlignment
 
 # A layer's feedback beside its weight, neuron by neuron.
@@ -212,7 +212,7 @@ def alignment(
     model = unwrapped(model)
     converted(model)
     moved = {} if optimizer is None else held(model, optimizer)
-    passes = both(model, loss_fn, x, y)
+    passes = rule_and_true_gradients(model, loss_fn, x, y)
     found = _summarised(model, passes)
     if optimizer is None:
         return found
@@ -223,7 +223,7 @@ def alignment(
 
 def measured(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
     """``alignment`` of a converted, unwrapped model, and {parameter: true gradient}."""
-    passes = both(model, loss_fn, x, y)
+    passes = rule_and_true_gradients(model, loss_fn, x, y)
     return _summarised(model, passes), passes.true
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from falign._attached import Feedback
 from falign._convert import backprop, targets
-from falign._preserve import eagerly
+from falign._preserve import force_eager
 from falign._transport import loss_on
 from falign._wiring import converted, feedbacks, preserve_state, true_errors
 from falign.layers import Layer, kind_of
@@ -123,7 +123,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
+def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
     """Walk a batch back by the rule and by backpropagation, on the same weights and random numbers, leaving no trace.
 
     A layerwise rule needs one forward for both, a direct one two.
@@ -160,7 +160,7 @@ def both(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> Passes:
         return loss_fn(output, y)
 
     walk = _once if switchable(model) else _twice
-    with eagerly(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
+    with force_eager(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
         loss, order, taken, true = walk(model, lambda: loss_on(model, x, judged), errors.__setitem__, compare)
     order = tuple(name for name in order if name in angles["received"])
     delivered, received = (

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from falign._attached import Feedback
 from falign._outputs import pick
-from falign._preserve import eagerly
+from falign._preserve import force_eager
 from falign._survey import call
 from falign._wiring import preserve_state, unwrapped, wiring_of
 from falign.layers import LOOKUPS, kind_of
@@ -267,7 +267,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
     """
     tracer = Tracer(model)
     try:
-        with eagerly(), torch.no_grad(), preserve_state(model), tracer:
+        with force_eager(), torch.no_grad(), preserve_state(model), tracer:
             result = run()
     except Exception as error:
         raise ValueError(
