@@ -117,7 +117,7 @@ def law_rows(device: torch.device, rule: str) -> list[Row]:
             residuals = [row.residual for row in report.laws if row.checked]
             worst = max((value if value is not None else float("nan") for value in residuals), default=float("nan"))
             row = check("residual of the law", worst, report.tolerance, network=kind, dtype=SHORT[dtype])
-            row["holds"] = row["holds"] and report.holds and report.told
+            row["holds"] = row["holds"] and report.holds and report.conclusive
             rows.append(row | {"layers": report.checked})
     return rows
 

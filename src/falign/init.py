@@ -24,8 +24,8 @@ from falign._validation import number, told, whole
 from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import Target
-from falign.measure.law._laws import find
+from falign.measure.law._downstream import Downstream
+from falign.measure.law._laws import find_laws
 from falign.measure.law._trace import Followed, follow
 from falign.rules import LawKind
 
@@ -58,7 +58,7 @@ def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor,
 def _forever(balance: Balance) -> Bool[Tensor, " neurons"]:
     if all(signed(target) for target in balance.targets):
         return torch.ones_like(balance.incoming(), dtype=torch.bool)
-    if any(target.form is LawKind.MOVING for target in balance.targets):
+    if any(target.kind is LawKind.MOVING for target in balance.targets):
         return torch.zeros_like(balance.incoming(), dtype=torch.bool)
     return balance.incoming() <= balance.outgoing()
 
@@ -68,7 +68,7 @@ def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed
     converted(model)
     inner = unwrapped(model)
     followed = follow(inner, example)
-    entries = find(inner, followed, torch.optim.SGD(inner.parameters(), lr=1.0))
+    entries = find_laws(inner, followed, torch.optim.SGD(inner.parameters(), lr=1.0))
     balances = {
         name: entry.balance
         for name, entry in entries.items()
@@ -88,13 +88,13 @@ def _speaks(balance: Balance) -> bool:
 
     Nor where B is a function of W of which no integral is known.
     """
-    forms = {target.form for target in balance.targets}
+    forms = {target.kind for target in balance.targets}
     return bool(forms) and not forms & {LawKind.NORMALISED, LawKind.PATH}
 
 
-def signed(target: Target) -> bool:
+def signed(target: Downstream) -> bool:
     """Whether the error of a target returns with the signs of its weights."""
-    return target.form is LawKind.WEIGHTS or (target.part is not None and target.part.wiring.rule.magnitudes)
+    return target.kind is LawKind.WEIGHTS or (target.part is not None and target.part.wiring.rule.magnitudes)
 
 
 # The schemes: each draws the weights anew from a seed, then bends them to what the law asks.
@@ -242,12 +242,12 @@ def _resolved(name: str, value: float, least: float) -> None:
         )
 
 
-def _align(target: Target) -> None:
+def _align(target: Downstream) -> None:
     """``W ← |W| ⊙ sign(B)``, at most |B| where B learns."""
     if signed(target):
         return
     weight, feedback = target.weight, target.feedback().to(target.weight.dtype)
-    size = torch.minimum(weight.abs(), feedback.abs()) if target.form is LawKind.LEARNED else weight.abs()
+    size = torch.minimum(weight.abs(), feedback.abs()) if target.kind is LawKind.LEARNED else weight.abs()
     weight.copy_(torch.where(feedback == 0, weight, size * feedback.sign()))
 
 

@@ -204,10 +204,10 @@ def test_where_hardly_anything_moved_it_is_said():
         model = built(mlp, "fa", dtype)
         report = run(model, sgd(model, rate), dtype=dtype).report()
         assert report.holds
-        assert not report.told
-        assert {row["told"] for row in report.rows()} == {False}
+        assert not report.conclusive
+        assert {row["conclusive"] for row in report.rows()} == {False}
         assert str(report).count("too little has moved to tell") == 3
-    assert trained(built(mlp), steps=3).report().told
+    assert trained(built(mlp), steps=3).report().conclusive
 
 
 def test_a_model_without_pairs_and_one_with_many_targets():

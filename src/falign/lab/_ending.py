@@ -71,7 +71,7 @@ def judge(law: ConservationLaw, learner: Learner) -> Judgement:
     report = law.report()
     if report.holds:
         words = {each.status for each in law.laws}
-        exact = "holds" if report.told else "too little moved"
+        exact = "holds" if report.conclusive else "too little moved"
         verdict = exact if report.checked else "drift" if "drift" in words else "none"
         return Judgement(verdict=verdict, text=str(report), table=_neurons(law))
     worst = max((row for row in report.laws if row.broken), key=lambda row: row.leap or 0.0)

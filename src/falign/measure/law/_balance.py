@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from falign.layers import kind_of
-from falign.measure.law._downstream import Target, into, times
-from falign.measure.law._rates import Rates, unlike
+from falign.measure.law._downstream import Downstream, factor_text, incoming_sums
+from falign.measure.law._rates import Rates, differ
 from falign.rules import LawKind
 
 # How far rounding alone can move the balance of a neuron within a stretch of steps.
@@ -27,13 +27,13 @@ _SUMS = 16.0
 """Of roundings of the sums themselves, which are float64."""
 
 
-def roundoff(dtype: torch.dtype, device: torch.device) -> float:
+def _roundoff(dtype: torch.dtype, device: torch.device) -> float:
     """The largest relative error of one operation; products of float32 may be of TF32 on a GPU."""
     short = dtype is torch.float32 and device.type == "cuda" and _shortened()
     return 2.0**-11 if short else torch.finfo(dtype).eps / 2
 
 
-def bound(
+def _rounding_bound(
     *, updates: float, passes: float, spread: Tensor, length: Tensor, moved: Tensor, size: Tensor
 ) -> Float[Tensor, " neurons"]:
     """What rounding can add to C in a stretch.
@@ -77,15 +77,15 @@ class Balance:
         precision: The shortest type that takes part in a pass.
     """
 
-    def __init__(self, layer: nn.Module, targets: list[Target], rates: Rates, precision: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, targets: list[Downstream], rates: Rates, precision: torch.dtype) -> None:
         self._layer, self.targets = layer, targets
         self.weight: Tensor = layer.get_parameter("weight")
         self.bias: Tensor | None = layer._parameters.get("bias")
         self.decays: set[float] = set()
         self.odd: list[str] = []
-        self.halted, self._resting = False, True
+        self.frozen_steps, self._resting = False, True
         self._updates = max(torch.finfo(parameter.dtype).eps / 2 for parameter in self.parameters)
-        self._passes = max(self._updates, roundoff(precision, self.weight.device))
+        self._passes = max(self._updates, _roundoff(precision, self.weight.device))
         self._accounted = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         self.begin(rates)
 
@@ -100,12 +100,12 @@ class Balance:
         """C as text."""
         text, bias = ("½|w|²", "½b²") if kind_of(self._layer) is not None else ("½γ²", "½β²")
         if self.bias is not None:
-            text += f" + {times(self._bias_share)}{bias}"
+            text += f" + {factor_text(self._bias_share)}{bias}"
         pairs = zip(self.targets, self._shares, strict=True)
-        pairs = [(target, share) for target, share in pairs if target.form is not LawKind.NORMALISED]
-        terms = Counter(times(share) + target.text for target, share in pairs)
+        pairs = [(target, share) for target, share in pairs if target.kind is not LawKind.NORMALISED]
+        terms = Counter(factor_text(share) + target.text for target, share in pairs)
         if len(terms) > 2:  # each with its own rate
-            forms = " + ".join(dict.fromkeys(target.form.text.format(share="") for target, _ in pairs))
+            forms = " + ".join(dict.fromkeys(target.kind.text.format(share="") for target, _ in pairs))
             return f"{text} - Σₜsₜ{forms} over {len(pairs)} layers"
         for term, count in terms.items():
             text += f" - {'Σₜ' if count > 1 else ''}{term}"
@@ -125,8 +125,12 @@ class Balance:
 
     def incoming(self) -> Float[Tensor, " neurons"]:
         """P now."""
-        whole = 0.5 * into(self._layer, self.weight, self.weight)
-        return whole if self.bias is None else whole + 0.5 * self._bias_share * into(self._layer, self.bias, self.bias)
+        whole = 0.5 * incoming_sums(self._layer, self.weight, self.weight)
+        return (
+            whole
+            if self.bias is None
+            else whole + 0.5 * self._bias_share * incoming_sums(self._layer, self.bias, self.bias)
+        )
 
     def outgoing(self) -> Float[Tensor, " neurons"]:
         """Σ s_t V_t now."""
@@ -159,7 +163,7 @@ class Balance:
             self.begin(rates)
             self._resting = not any(rates[parameter].rate for parameter in self.parameters)
         self.decays |= self._decaying(rates)
-        self.halted = self.halted or self._halts(rates)
+        self.frozen_steps = self.frozen_steps or self._halts(rates)
         if self._steps and self._steps % STRETCH == 0:
             self._worst, residual = self._looked()
             self._marked = (residual, self._accounted)
@@ -169,7 +173,7 @@ class Balance:
         if self.bias is not None:
             gained = gained + self._moved(self.bias, self._bias_share, reference, rates)
         for target, share in zip(self.targets, self._shares, strict=True):
-            if target.form is not LawKind.NORMALISED:
+            if target.kind is not LawKind.NORMALISED:
                 self._compare(share, rates[target.weight].rate, reference)
             more = target.step(rates, reference, share)
             gained = gained if more is None else gained + more
@@ -188,7 +192,7 @@ class Balance:
             "shares": list(self._shares),
             "odd": list(self.odd),
             "decays": sorted(self.decays),
-            "halted": self.halted,
+            "frozen_steps": self.frozen_steps,
             "resting": self._resting,
             "targets": {target.name: target.state() for target in self.targets},
         }
@@ -202,7 +206,7 @@ class Balance:
         self._worst, *marked = (part.to(self.weight.device, copy=True) for part in (state["worst"], *state["marked"]))
         self._marked = tuple(marked)
         self._bias_share, self._shares, self.odd = state["bias_share"], list(state["shares"]), list(state["odd"])
-        self.decays, self.halted, self._resting = set(state["decays"]), state["halted"], state["resting"]
+        self.decays, self.frozen_steps, self._resting = set(state["decays"]), state["frozen_steps"], state["resting"]
         for target in self.targets:
             target.load(state["targets"][target.name])
 
@@ -211,9 +215,9 @@ class Balance:
         left, accounted = self._marked
         incoming = self.incoming()
         size = torch.maximum(self._size, incoming + self._reach()).clamp_min(torch.finfo(torch.float64).tiny)
-        possible = bound(
+        possible = _rounding_bound(
             updates=self._updates,
-            passes=self._passes * max(target.amplified for target in self.targets),
+            passes=self._passes * max(target.rounding_growth for target in self.targets),
             spread=self._spread(),
             length=2 * incoming,
             moved=self._accounted - accounted,
@@ -227,9 +231,9 @@ class Balance:
 
     def _spread(self) -> Tensor:
         """√Σ(∂C/∂p · p)² over the weights p into and out of each neuron."""
-        squares = into(self._layer, self.weight.detach().square(), self.weight.detach().square())
+        squares = incoming_sums(self._layer, self.weight.detach().square(), self.weight.detach().square())
         if self.bias is not None:
-            squares = squares + (self._bias_share * into(self._layer, self.bias, self.bias)).square()
+            squares = squares + (self._bias_share * incoming_sums(self._layer, self.bias, self.bias)).square()
         spreads = [target.spread() * share**2 for target, share in zip(self.targets, self._shares, strict=True)]
         return (squares + sum(spreads, torch.zeros_like(squares))).sqrt()
 
@@ -239,12 +243,12 @@ class Balance:
         if slope is None:
             return torch.zeros_like(self._accounted)
         step = slope.double() + own.decay * parameter.detach().double() if own.decay else slope
-        gained = 0.5 * share * own.rate**2 * into(self._layer, step, step)
+        gained = 0.5 * share * own.rate**2 * incoming_sums(self._layer, step, step)
         if own.decay:
-            gained = gained - share * own.rate * own.decay * into(self._layer, parameter, parameter)
-        if unlike(share * own.rate, reference):
+            gained = gained - share * own.rate * own.decay * incoming_sums(self._layer, parameter, parameter)
+        if differ(share * own.rate, reference):
             self._compare(share, own.rate, reference)
-            gained = gained - (share * own.rate - reference) * into(self._layer, parameter, slope)
+            gained = gained - (share * own.rate - reference) * incoming_sums(self._layer, parameter, slope)
         return gained
 
     def _decaying(self, rates: Rates) -> set[float]:
@@ -252,7 +256,7 @@ class Balance:
 
     def _compare(self, share: float, rate: float, reference: float) -> None:
         """Note why the first-order terms of two parameters do not cancel, where they do not."""
-        if unlike(share * rate, reference):
+        if differ(share * rate, reference):
             zero = "one of its learning rates is 0"
             why = "the ratio of the learning rates changed" if rate and reference else zero
             self.odd += [why] if why not in self.odd else []
@@ -263,15 +267,15 @@ class Balance:
         Several targets are another matter: one that a batch does not use has no gradient, and hands nothing back.
         """
 
-        def halted(parameter: Tensor) -> bool:
+        def frozen(parameter: Tensor) -> bool:
             return rates.gradient(parameter) is None or not parameter.requires_grad
 
-        weight, targets = halted(self.weight), [halted(target.weight) for target in self.targets]
+        weight, targets = frozen(self.weight), [frozen(target.weight) for target in self.targets]
         if weight:
             return not all(targets)
         if all(targets) or any(not target.weight.requires_grad for target in self.targets):
             return True
-        return self.bias is not None and halted(self.bias) and bool(torch.any(self.bias != 0))
+        return self.bias is not None and frozen(self.bias) and bool(torch.any(self.bias != 0))
 
     def _over_targets(self, values: list[Tensor]) -> Tensor:
         pairs = zip(self._shares, values, strict=True)

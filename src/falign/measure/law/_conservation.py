@@ -12,16 +12,16 @@ from falign._delivery import transformed
 from falign._survey import call
 from falign._wiring import converted, is_measured, unwrapped
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import Normalised, looking
-from falign.measure.law._laws import Entry, Law, find
-from falign.measure.law._rates import Rates, skips, with_closure
+from falign.measure.law._downstream import DownstreamBatchNorm, sums_cached
+from falign.measure.law._laws import Law, WatchedLaw, find_laws
+from falign.measure.law._rates import Rates, run_after_closure, skips_step
 from falign.measure.law._report import LawReport, rows_of
 from falign.measure.law._trace import trace
 
 # What must be so before the law of a model can be looked at.
 
 
-def check(model: nn.Module, optimizer: Optimizer) -> None:
+def _check(model: nn.Module, optimizer: Optimizer) -> None:
     """The model must be converted and finite, and the optimizer must train it.
 
     Raises:
@@ -34,10 +34,10 @@ def check(model: nn.Module, optimizer: Optimizer) -> None:
             f"the {type(optimizer).__name__} has none of the parameters of this {type(model).__name__}: give the "
             "optimizer that trains it"
         )
-    check_finite(model)
+    _check_finite(model)
 
 
-def check_finite(model: nn.Module) -> None:
+def _check_finite(model: nn.Module) -> None:
     """All parameters must be finite.
 
     Raises:
@@ -94,12 +94,12 @@ class ConservationLaw:
         self.model = unwrapped(model)
         self.optimizer = optimizer
         self.steps = 0
-        self._entries: dict[str, Entry] | None = None
+        self._entries: dict[str, WatchedLaw] | None = None
         self._loaded: dict[str, Any] | None = None
         self._noting: list[Any] = []
         self._run: Callable[[], Any] | None = None
         self._training = model.training
-        check(self.model, optimizer)
+        _check(self.model, optimizer)
         if any(law.model is self.model for law in attached(optimizer)):
             raise ValueError("this model and optimizer have a law already: use it, or detach() it first")
         self._first = model.register_forward_pre_hook(self._see, prepend=True, with_kwargs=True)
@@ -120,7 +120,7 @@ class ConservationLaw:
         """
         return tuple(entry.current() for entry in self._found().values())
 
-    @looking()
+    @sums_cached()
     def value(self) -> dict[str, Tensor]:
         """{layer: C of every neuron, float64}, with the weights as they are now.
 
@@ -129,7 +129,7 @@ class ConservationLaw:
         """
         return {name: balance.incoming() - balance.outgoing() for name, balance in self._balances().items()}
 
-    @looking()
+    @sums_cached()
     def changes(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{layer: (change of ½|w|² + ½b², change of the alignment term, coefficient included) of every neuron}.
 
@@ -146,7 +146,7 @@ class ConservationLaw:
         """
         return {name: incoming - outgoing for name, (incoming, outgoing) in self.changes().items()}
 
-    @looking()
+    @sums_cached()
     def residual(self) -> dict[str, Tensor]:
         """{layer: C(T) - C(0) less all that is accounted for, of every neuron}; the drift, where nothing is.
 
@@ -159,7 +159,7 @@ class ConservationLaw:
             for name, balance in self._moved().items()
         }
 
-    @looking()
+    @sums_cached()
     def report(self) -> LawReport:
         """The largest drift and residual of each layer, relative to the terms of C.
 
@@ -220,34 +220,34 @@ class ConservationLaw:
         elif self.model.training != self._training:
             self._mode_changed()
 
-    @looking()
+    @sums_cached()
     def _find(self, run: Callable[[], Any]) -> None:
         for handle in self._noting:
             handle.remove()
         self._run, self._training, self._noting = run, self.model.training, []
         followed = trace(self.model, run)
-        self._entries = find(self.model, followed, self.optimizer)
+        self._entries = find_laws(self.model, followed, self.optimizer)
         for entry in self._entries.values():
             for target in entry.balance.targets if entry.balance is not None else ():
-                if isinstance(target, Normalised):
+                if isinstance(target, DownstreamBatchNorm):
                     self._noting.append(target.layer.register_forward_pre_hook(partial(self._note, target)))
         if self._loaded is not None:
             loaded, self._loaded = self._loaded, None
             self.load_state_dict(loaded)
 
-    def _note(self, target: Normalised, layer: nn.Module, args: tuple) -> None:
+    def _note(self, target: DownstreamBatchNorm, layer: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a batch normalisation: passes that only measure are no part of the training."""
         if not (torch.compiler.is_compiling() or is_measured(self.model)):
             target.note(layer, args)
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the optimizer's step."""
-        if skips(optimizer):
+        if skips_step(optimizer):
             return None
-        wrapped = with_closure(args, kwargs, self._step) if isinstance(optimizer, SGD) else None
+        wrapped = run_after_closure(args, kwargs, self._step) if isinstance(optimizer, SGD) else None
         return wrapped or self._step()  # gradients are there behind the closure
 
-    @looking()
+    @sums_cached()
     def _step(self) -> None:
         if self._entries is None:
             return
@@ -272,7 +272,7 @@ class ConservationLaw:
             mode = "training" if self.model.training else "evaluation"
             entry.departed = entry.departed or (f"steps in {mode} mode, in which it was not followed", "O(1)")
 
-    def _found(self) -> dict[str, Entry]:
+    def _found(self) -> dict[str, WatchedLaw]:
         if self._entries is None:
             loaded = "; the state that was loaded is used from then on" if self._loaded is not None else ""
             raise ValueError(
@@ -283,7 +283,7 @@ class ConservationLaw:
 
     def _balances(self) -> dict[str, Balance]:
         entries = self._found()
-        check_finite(self.model)
+        _check_finite(self.model)
         return {name: entry.balance for name, entry in entries.items() if entry.balance is not None}
 
     def _moved(self) -> dict[str, Balance]:

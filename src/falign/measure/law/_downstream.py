@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from falign._attached import Feedback
 from falign.layers import LINEAR, kind_of
-from falign.measure.law._rates import Rates, down_of, unlike
+from falign.measure.law._rates import Rates, descent_direction, differ
 from falign.rules import LawKind
 
 
-def times(factor: float) -> str:
+def factor_text(factor: float) -> str:
     """A factor before a term, left out where it is one."""
     return "" if abs(factor - 1) < 1e-9 else f"{factor:.4g}·"
 
@@ -48,7 +48,7 @@ _MADE: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("made", default=No
 
 
 @contextmanager
-def looking() -> Iterator[None]:
+def sums_cached() -> Iterator[None]:
     """Within, no weight and no gradient changes, so that ``once`` can give what it gave before.
 
     A layer of a residual network is fed by every layer before it: its sums are made once and not for each of them.
@@ -61,7 +61,7 @@ def looking() -> Iterator[None]:
             _MADE.reset(token)
 
 
-def once(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+def cached(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """What ``make`` gives, made once for each key within ``looking``; not to be written to."""
     made = _MADE.get()
     if made is None:
@@ -71,7 +71,7 @@ def once(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     return made[key]
 
 
-def into(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
+def incoming_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
     """``Σ_j one[k, j] · other[k, j]``; vectors are a number a neuron already.
 
     Args:
@@ -85,7 +85,7 @@ def into(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
     return torch.cat([kind.incoming(piece, layer) for piece in _pieces(layer, one, other)])
 
 
-def out_of(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " in"]:
+def outgoing_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " in"]:
     """``Σ_i one[i, k] · other[i, k]``; vectors are a number a channel already."""
     kind = kind_of(layer)
     if kind is None:
@@ -103,7 +103,7 @@ def _pieces(layer: nn.Module, one: Tensor, other: Tensor) -> Iterator[Tensor]:
         yield some.double() * same.double()
 
 
-class Target:
+class Downstream:
     """A layer that a source feeds, and sums over the weights out of each neuron of the source.
 
     Args:
@@ -120,17 +120,17 @@ class Target:
     ) -> None:
         self.name, self.layer, self.part = name, layer, part
         self.weight: Tensor = layer.get_parameter("weight")
-        self.form = law_kind(part, trained=part is not None and part.matrix in rates)
+        self.kind = law_kind(part, trained=part is not None and part.matrix in rates)
         self._used = (columns >= 0).to(self.weight.device)
         self._columns = columns.to(self.weight.device)[self._used]
         self._neurons = neurons
         self._same = columns.tolist() == list(range(neurons))  # as in most networks
-        self._share = 1.0 if self.form is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
+        self._share = 1.0 if self.kind is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
         self._passes = self._counted()
-        self.uneven = torch.zeros((), dtype=torch.bool, device=self.weight.device)
+        self.mixed_passes = torch.zeros((), dtype=torch.bool, device=self.weight.device)
         self.start = self.zeros()
-        self.carried = self.zeros()
-        self.lengths = self.zeros()
+        self.step_sum = self.zeros()
+        self.expected_length = self.zeros()
 
     @property
     def learned(self) -> Tensor:
@@ -141,22 +141,22 @@ class Target:
     @property
     def parameters(self) -> list[Tensor]:
         """The weights out of the neurons, and the feedback where it is trained."""
-        return [self.weight, self.learned] if self.form is LawKind.LEARNED else [self.weight]
+        return [self.weight, self.learned] if self.kind is LawKind.LEARNED else [self.weight]
 
     @property
     def text(self) -> str:
         """V as text."""
-        return self.form.text.format(share=times(self._share))
+        return self.kind.text.format(share=factor_text(self._share))
 
     @property
-    def amplified(self) -> float:
+    def rounding_growth(self) -> float:
         """By how much it enlarges the rounding of what it is given."""
         return 1.0
 
     @property
     def motion(self) -> str:
         """What has to be accounted for beside ½Ση²|∇|², in words; empty for nothing."""
-        return self.form.motion
+        return self.kind.motion
 
     def zeros(self) -> Float[Tensor, " neurons"]:
         """A number a neuron."""
@@ -173,7 +173,7 @@ class Target:
             what: A name of the pair, by which it is known while nothing changes.
             pair: Gives one and other, of the weight's shape.
         """
-        return self.summed(once((id(self.layer), what), lambda: out_of(self.layer, *pair())))
+        return self.summed(cached((id(self.layer), what), lambda: outgoing_sums(self.layer, *pair())))
 
     def feedback(self) -> Tensor:
         """B of the latest pass; W where the error returns by backpropagation."""
@@ -182,17 +182,17 @@ class Target:
 
     def begin(self, rates: Rates) -> None:
         """Take the weights and rates as they are for the start."""
-        if self.form is LawKind.LEARNED:
+        if self.kind is LawKind.LEARNED:
             self._share = rates.ratio(self.learned, self.weight)
-        self.carried = self.zeros()
-        self.start, self.lengths = self.term(), self.length()
+        self.step_sum = self.zeros()
+        self.start, self.expected_length = self.term(), self.length()
 
     def term(self) -> Float[Tensor, " neurons"]:
         """V now."""
-        if self.form is LawKind.PATH:
-            return self.carried
-        half = 0.5 * self._squared(self.weight) if self.form in (LawKind.WEIGHTS, LawKind.LEARNED) else None
-        if self.form is LawKind.WEIGHTS and half is not None:
+        if self.kind is LawKind.PATH:
+            return self.step_sum
+        half = 0.5 * self._squared(self.weight) if self.kind in (LawKind.WEIGHTS, LawKind.LEARNED) else None
+        if self.kind is LawKind.WEIGHTS and half is not None:
             return half
         aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
         return aligned if half is None else aligned - self._share * half
@@ -206,13 +206,13 @@ class Target:
         """Σ(∂V/∂p · p)² over the weights p out of each neuron, and a trained B."""
         weight = self.weight.detach()
         squares = self.outgoing("|BW|²", lambda: _twice(self.feedback() * weight))
-        if self.form is not LawKind.STILL:
+        if self.kind is not LawKind.STILL:
             squares = squares + self.outgoing("|W²|²", lambda: _twice(weight.square()))
         return squares
 
     def length(self) -> Float[Tensor, " neurons"]:
         """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
-        if self.form in (LawKind.STILL, LawKind.WEIGHTS):
+        if self.kind in (LawKind.STILL, LawKind.WEIGHTS):
             return self.zeros()
         return self._sum(0.5 * self._squared(parameter) for parameter in self.parameters)
 
@@ -222,11 +222,11 @@ class Target:
         It must see the weights as they are, for another hand may have moved them: V does by itself if B is fixed or W;
         else what ½|W|² gained beside what the steps should have given it is added.
         """
-        if self.form is LawKind.STILL:
+        if self.kind is LawKind.STILL:
             return self.term() - self.start
-        if self.form is LawKind.WEIGHTS:
-            return self.term() - self.start + self.carried
-        return self.carried + self.length() - self.lengths
+        if self.kind is LawKind.WEIGHTS:
+            return self.term() - self.start + self.step_sum
+        return self.step_sum + self.length() - self.expected_length
 
     def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
         """Account for a step that is about to be made.
@@ -243,8 +243,8 @@ class Target:
         slope, own = rates.gradient(self.weight), rates[self.weight]
         if slope is None:
             return None
-        odd = unlike(share * own.rate, reference)
-        if self.form is LawKind.STILL and not own.decay and not odd:
+        odd = differ(share * own.rate, reference)
+        if self.kind is LawKind.STILL and not own.decay and not odd:
             return None
         gained = self.zeros()
         if odd:
@@ -252,13 +252,17 @@ class Target:
         if own.decay:
             aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
             gained = gained + share * own.rate * own.decay * aligned
-        if self.form is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
-            squared = self.outgoing(f"|d|² {id(self.weight)}", lambda: _twice(down_of(self.weight, slope, own)))
-            self.carried = self.carried - 0.5 * own.rate**2 * squared
-        elif self.form is not LawKind.STILL:
-            along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), down_of(self.weight, slope, own)))
-            self.carried = self.carried - own.rate * along
-            self.lengths = self.lengths + self._sum(self._lengthened(one, rates) for one in self.parameters)
+        if self.kind is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
+            squared = self.outgoing(
+                f"|d|² {id(self.weight)}", lambda: _twice(descent_direction(self.weight, slope, own))
+            )
+            self.step_sum = self.step_sum - 0.5 * own.rate**2 * squared
+        elif self.kind is not LawKind.STILL:
+            along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), descent_direction(self.weight, slope, own)))
+            self.step_sum = self.step_sum - own.rate * along
+            self.expected_length = self.expected_length + self._sum(
+                self._lengthened(one, rates) for one in self.parameters
+            )
         return gained
 
     def _lengthened(self, parameter: Tensor, rates: Rates) -> Tensor:
@@ -266,8 +270,8 @@ class Target:
         slope, own = rates.gradient(parameter), rates[parameter]
         if slope is None:
             return self.zeros()
-        squared = self.outgoing(f"|d|² {id(parameter)}", lambda: _twice(down_of(parameter, slope, own)))
-        along = self.outgoing(f"⟨p,d⟩ {id(parameter)}", lambda: (parameter, down_of(parameter, slope, own)))
+        squared = self.outgoing(f"|d|² {id(parameter)}", lambda: _twice(descent_direction(parameter, slope, own)))
+        along = self.outgoing(f"⟨p,d⟩ {id(parameter)}", lambda: (parameter, descent_direction(parameter, slope, own)))
         return 0.5 * own.rate**2 * squared - own.rate * along
 
     def _squared(self, parameter: Tensor) -> Float[Tensor, " neurons"]:
@@ -280,16 +284,17 @@ class Target:
         """What a resumed run needs."""
         return {
             "start": self.start,
-            "carried": self.carried,
-            "lengths": self.lengths,
+            "step_sum": self.step_sum,
+            "expected_length": self.expected_length,
             "share": self._share,
-            "uneven": self.uneven,
+            "mixed_passes": self.mixed_passes,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back what ``state`` gave."""
-        self.start, self.carried, self.lengths, self.uneven = (
-            state[key].to(self.weight.device, copy=True) for key in ("start", "carried", "lengths", "uneven")
+        self.start, self.step_sum, self.expected_length, self.mixed_passes = (
+            state[key].to(self.weight.device, copy=True)
+            for key in ("start", "step_sum", "expected_length", "mixed_passes")
         )
         self._share, self._passes = state["share"], None
 
@@ -302,7 +307,7 @@ class Target:
         """Notice a step behind several passes, each with other feedback: their gradients cannot be told apart."""
         now = self._counted()
         if now is not None and self._passes is not None:
-            self.uneven = self.uneven | (now - self._passes > 1)
+            self.mixed_passes = self.mixed_passes | (now - self._passes > 1)
         self._passes = now
 
 
@@ -313,7 +318,7 @@ def _twice(tensor: Tensor) -> tuple[Tensor, Tensor]:
 # A batch normalisation that a layer feeds.
 
 
-class Normalised(Target):
+class DownstreamBatchNorm(Downstream):
     """A batch normalisation as a target: what it hands back does not change |w|, up to its ε.
 
     ``Σδz = γ ∇γ ε / (v + ε)`` for each channel, v the variance of its input in the batch.
@@ -321,25 +326,25 @@ class Normalised(Target):
 
     def __init__(self, name: str, layer: nn.Module, columns: Tensor, neurons: int, rates: Rates) -> None:
         super().__init__(name, layer, None, columns, neurons, rates)
-        self.form = LawKind.NORMALISED
+        self.kind = LawKind.NORMALISED
         self._variances: list[Tensor] = []
         self.level = torch.zeros((), dtype=torch.float64, device=self.weight.device)
 
     @property
-    def drowned(self) -> bool:
+    def lost_to_rounding(self) -> bool:
         """Whether the mean of some channel so exceeds its spread that rounding hides what is left of the balance."""
         digits = self.weight.dtype if self.weight.dtype.itemsize > 4 else torch.float32
         return 10 * float(self.level.sqrt()) * torch.finfo(digits).eps > (1e-4 if digits is torch.float32 else 1e-10)
 
     @property
-    def amplified(self) -> float:
+    def rounding_growth(self) -> float:
         """A mean far above the spread leaves few digits of the spread; a 200th of the level was seen."""
         return 1 + float(self.level) / 15
 
     @property
     def motion(self) -> str:
         """The ε."""
-        return self.form.motion if self._epsilon else ""
+        return self.kind.motion if self._epsilon else ""
 
     @property
     def _epsilon(self) -> float:
@@ -385,7 +390,7 @@ class Normalised(Target):
             or _among_others()
             or not all(torch.allclose(other, variances[0], rtol=1e-5) for other in variances[1:])
         ):
-            self.uneven = torch.ones_like(self.uneven)
+            self.mixed_passes = torch.ones_like(self.mixed_passes)
         if not variances:  # compiled: nothing was noted
             return None
         return -reference * self.summed(

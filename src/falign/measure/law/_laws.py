@@ -12,7 +12,7 @@ from falign._attached import Feedback
 from falign._wiring import feedbacks
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import Normalised, Target
+from falign.measure.law._downstream import Downstream, DownstreamBatchNorm
 from falign.measure.law._rates import Rates, departure
 from falign.measure.law._trace import Followed
 
@@ -48,7 +48,7 @@ class Law:
 
 
 @dataclass(kw_only=True, eq=False)
-class Entry:
+class WatchedLaw:
     """A law, and what keeps count of it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Entry:
     law: Law
     balance: Balance | None = None
     departed: tuple[str, str] | None = None
-    normalised: list[Normalised] = field(default_factory=list)
+    normalised: list[DownstreamBatchNorm] = field(default_factory=list)
 
     def current(self) -> Law:
         """The law, with what the steps have shown since it was found."""
@@ -85,7 +85,7 @@ class Entry:
             self.balance.step(rates)
 
 
-def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str, Entry]:
+def find_laws(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str, WatchedLaw]:
     """{layer: entry} of all layers whose neurons feed another, in running order.
 
     Args:
@@ -101,14 +101,14 @@ def find(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str
     }
     for name, entry in entries.items():
         for target in entry.balance.targets if entry.balance is not None else ():
-            if isinstance(target, Normalised):
+            if isinstance(target, DownstreamBatchNorm):
                 entry.normalised.append(target)
                 if target.name in entries and target.name != name:
                     entries[target.name].normalised.append(target)
     return entries
 
 
-def _entry(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> Entry:
+def _entry(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> WatchedLaw:
     layer, neurons = model.get_submodule(name), followed.neurons[name]
     targets = tuple(connection.target for connection in followed.targets(name))
 
@@ -119,30 +119,32 @@ def _entry(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Fo
 
     bare = next((one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None), None)
     if bare is not None:
-        return Entry(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
+        return WatchedLaw(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
     built = _targets(name, model, parts, followed, rates)
     problem = next((problem for target in built if (problem := _direct_problem(target, followed.outputs))), "")
     if problem or not built:
         reason = problem or followed.reasons.get(name, "it feeds no other layer")
-        return Entry(law=law("none", reason, ""))
+        return WatchedLaw(law=law("none", reason, ""))
     balance = Balance(layer, built, rates, followed.precision)
     departed = departure(rates, balance.parameters)
-    return Entry(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
+    return WatchedLaw(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
 
 
-def _targets(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> list[Target]:
+def _targets(
+    name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates
+) -> list[Downstream]:
     found = []
     for connection in followed.targets(name):
         layer, neurons = model.get_submodule(connection.target), followed.neurons[name]
         if kind_of(layer) is None:
-            found.append(Normalised(connection.target, layer, connection.columns, neurons, rates))
+            found.append(DownstreamBatchNorm(connection.target, layer, connection.columns, neurons, rates))
         else:
             part = parts.get(connection.target)
-            found.append(Target(connection.target, layer, part, connection.columns, neurons, rates))
+            found.append(Downstream(connection.target, layer, part, connection.columns, neurons, rates))
     return found
 
 
-def _direct_problem(target: Target, outputs: frozenset[str]) -> str:
+def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
     """Why the error that a target hands back is not its own, in words; empty where it is."""
     if target.part is None or target.part.wiring.rule.wiring != "direct":
         return ""
@@ -159,19 +161,19 @@ def _status(name: str, followed: Followed, balance: Balance, rates: Rates) -> tu
     """(status, reason, order)."""
     if reason := followed.reasons.get(name, "") or next(_still(balance, rates), ""):
         return "none", reason, "O(1)"
-    reasons = {target.motion: target.form.order for target in balance.targets if target.motion}
+    reasons = {target.motion: target.kind.order for target in balance.targets if target.motion}
     orders = set(reasons.values())
     order = "O(1)" if "O(1)" in orders else " + ".join(sorted(orders))
     return ("accounted" if reasons else "exact"), _joined(*reasons), order
 
 
-def _shown(balance: Balance, normalised: list[Normalised]) -> tuple[str, str] | None:
+def _shown(balance: Balance, normalised: list[DownstreamBatchNorm]) -> tuple[str, str] | None:
     """What the steps have shown that cannot be accounted for, and the order of the drift by it."""
-    if balance.halted:
+    if balance.frozen_steps:
         return "some of its weights had no gradient in some steps (frozen, or run without gradients)", "O(1)"
-    if any(bool(target.uneven) for target in balance.targets):
+    if any(bool(target.mixed_passes) for target in balance.targets):
         return "several passes behind one step, each with its own feedback or batch statistics", "O(1)"
-    if (first := next((one for one in normalised if one.drowned), None)) is not None:
+    if (first := next((one for one in normalised if one.lost_to_rounding), None)) is not None:
         return f"layer {first.name!r} is given means so far above their spread that rounding hides the law", "O(1)"
     return None
 

@@ -58,7 +58,7 @@ class Rates:
         return first / second if first > 0 and second > 0 else 1.0
 
 
-def skips(optimizer: Optimizer) -> bool:
+def skips_step(optimizer: Optimizer) -> bool:
     """Whether a fused step, told by a gradient scaler that gradients overflowed, will do nothing."""
     overflow = getattr(optimizer, "found_inf", None)
     return overflow is not None and bool(overflow)
@@ -84,17 +84,17 @@ def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | N
     return f"momentum {momentum:g}", "O(η/(1-μ)²)"
 
 
-def down_of(parameter: Tensor, slope: Tensor, own: Rate) -> Tensor:
+def descent_direction(parameter: Tensor, slope: Tensor, own: Rate) -> Tensor:
     """The direction that a step goes down: ``slope + decay · p``, in float64 where there is decay."""
     return slope.double() + own.decay * parameter.detach().double() if own.decay else slope
 
 
-def unlike(one: float, other: float) -> bool:
+def differ(one: float, other: float) -> bool:
     """Whether two rates differ by more than a scheduler's rounding."""
     return abs(one - other) > 1e-10 * max(abs(one), abs(other))
 
 
-def with_closure(args: tuple, kwargs: dict[str, Any], after: Any) -> tuple[tuple, dict[str, Any]] | None:
+def run_after_closure(args: tuple, kwargs: dict[str, Any], after: Any) -> tuple[tuple, dict[str, Any]] | None:
     """The arguments of ``step``, with ``after`` called behind its closure; None where it has none."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:

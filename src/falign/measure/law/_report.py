@@ -1,4 +1,4 @@
-"""What the law says of a training, as a table."""
+"""The report of the conservation law after some steps: a row a layer, and the table that it prints as."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,12 +32,12 @@ class LawRow:
         order: The expected order of the drift.
         neurons: How many there are.
         drift: max_k |C_k(T) - C_k(0)| / size_k, size_k that of the terms of C_k; None where there is no C.
-        residual: The same of what the identity does not account for.
-        moved: The same of how far ½|w|² + ½b² and the alignment term moved, added; what little of it is left in the
-            residual shows that the law holds.
-        leap: The same of how far the residual moved within 16 steps, at the neuron and in the steps where that comes
-            nearest to the tolerance; None where the residual need not be rounding.
-        tolerance: The most that rounding can move it by there: see ``falign.measure.law._balance``.
+        residual: The largest part of that change which the identity does not account for, relative to size_k.
+        moved: How far ½|w|² + ½b² and the alignment term moved, added and relative to size_k. A residual far below it
+            shows that the law holds.
+        leap: How far the residual moved within 16 steps, relative to size_k, at the neuron and in the steps where that
+            comes nearest to the tolerance; None where the law does not promise that the residual is rounding.
+        tolerance: The most that rounding can move the residual by there, relative to size_k.
     """
 
     layer: str
@@ -64,15 +64,15 @@ class LawRow:
         return self.leap is not None and self.tolerance is not None and not self.leap <= self.tolerance
 
     @property
-    def told(self) -> bool:
-        """Whether it is broken, or the terms of C have moved by so much that it would have been seen."""
+    def conclusive(self) -> bool:
+        """Whether it is broken, or the terms of C have moved by so much that a broken law would have been seen."""
         moved, residual = self.moved or 0.0, self.residual or 0.0
         return self.checked and (self.broken or moved > (self.tolerance or 0.0) or residual < moved / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LawReport:
-    """The law of a model's neurons after some steps; true where it holds, and prints as a table.
+    """The law of a model's neurons after some steps; it is true where the law holds, and prints as a table.
 
     Attributes:
         steps: Steps of the optimizer since the start.
@@ -84,33 +84,33 @@ class LawReport:
 
     @property
     def tolerance(self) -> float:
-        """The largest of its layers'; 0 where none has one."""
+        """The largest tolerance of the layers; 0 where none has one."""
         return max((row.tolerance or 0.0 for row in self.laws), default=0.0)
 
     @property
     def checked(self) -> int:
-        """How many laws are exact or accounted for."""
+        """Number of laws that are exact or accounted for."""
         return sum(row.checked for row in self.laws)
 
     @property
-    def told(self) -> bool:
-        """Whether weights have moved enough in some law that is exact or accounted for; else ``holds`` says nothing."""
-        return any(row.told for row in self.laws)
+    def conclusive(self) -> bool:
+        """Whether weights have moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
+        return any(row.conclusive for row in self.laws)
 
     @property
     def holds(self) -> bool:
-        """Whether no law that is exact or accounted for is broken; true as well where there is none, see ``told``."""
+        """Whether no law that is exact or accounted for is broken; also true where there is none: see ``conclusive``."""
         return not any(row.broken for row in self.laws)
 
     def __bool__(self) -> bool:
         return self.holds
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dict a layer, with "told": whether its weights have moved enough to tell; None where C is not exact."""
-        return [asdict(row) | {"told": row.told if row.checked else None} for row in self.laws]
+        """The rows as dicts, with "conclusive", which is None where the law is not checked."""
+        return [asdict(row) | {"conclusive": row.conclusive if row.checked else None} for row in self.laws]
 
     def to_polars(self) -> "pl.DataFrame":
-        """A row a layer.
+        """``rows`` as a data frame.
 
         Raises:
             ImportError: polars is not installed.
@@ -125,12 +125,12 @@ class LawReport:
             head += "it holds exactly of no layer"
         else:
             layers = f"{self.checked} layer{'s' * (self.checked != 1)} of {len(self.laws)}"
-            verdict = "IS BROKEN" if not self.holds else "holds" if self.told else "too little has moved to tell"
+            verdict = "IS BROKEN" if not self.holds else "holds" if self.conclusive else "too little has moved to tell"
             head += f"{verdict} ({layers} checked)"
         table = [list(_HEADS)]
         for row in self.laws:
             why = f"{row.reason}: {row.order}" if row.order else row.reason
-            still = row.checked and not row.told
+            still = row.checked and not row.conclusive
             mark = "BROKEN  " if row.broken else "too little has moved to tell" + "  " * bool(why) if still else ""
             values = (row.drift, row.residual, row.leap, row.tolerance)
             numbers = ("-" if value is None else f"{value:.1e}" for value in values)
@@ -146,7 +146,7 @@ def rows_of(
     changes: dict[str, tuple[Tensor, Tensor]],
     residuals: dict[str, Tensor],
 ) -> tuple[LawRow, ...]:
-    """A row a layer: the largest of its neurons, relative to the size of the terms of C."""
+    """Make a row a layer, of its neuron with the largest number relative to the size of the terms of C."""
 
     def largest(values: dict[str, Tensor], name: str) -> float | None:
         return float((values[name].abs() / balances[name].size()).max()) if name in values else None
@@ -167,6 +167,6 @@ def rows_of(
 
 
 def _shortened(targets: str) -> str:
-    """The first of many layers, and how many more there are."""
+    """Name the first of many layers, and how many more there are."""
     names = targets.split(", ")
     return targets if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"

@@ -19,12 +19,21 @@ from falign._preserve import force_eager
 from falign._survey import call
 from falign._wiring import preserve_state, unwrapped, wiring_of
 from falign.layers import LOOKUPS, kind_of
-from falign.measure.law._propagate import OTHER, Call, Crossed, Mark, columns, cross, fresh, keeps_order
+from falign.measure.law._propagate import (
+    OTHER,
+    NeuronLabels,
+    Operation,
+    Propagated,
+    keeps_order,
+    labels_of_output,
+    neuron_of_feature,
+    propagate,
+)
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-class Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):
     """Carries a ``Mark`` for every source along with each activation that still holds its output.
 
     Attributes:
@@ -50,7 +59,7 @@ class Tracer(TorchDispatchMode):
         self._new: dict[tuple[Any, ...], Tensor] = {}
         self._handles: list[Any] = []
         for name, module in model.named_modules():
-            if kind_of(module) is not None or isinstance(module, BatchNorm):
+            if kind_of(module) is not None or isinstance(module, _BatchNorm):
                 enter, leave = partial(self._enter, name), partial(self._leave, name)
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
@@ -83,14 +92,14 @@ class Tracer(TorchDispatchMode):
                 self.reasons[source] = f"layer {target!r}, which it feeds, {self._faults[target]}"
         self.reasons |= {name: f"it {fault}" for name, fault in self._faults.items()}
 
-    def _of(self, tensor: Any) -> dict[str, Mark]:
+    def _of(self, tensor: Any) -> dict[str, NeuronLabels]:
         return self._marks.get(tensor, {}) if isinstance(tensor, Tensor) else {}
 
     def _fresh(self, output: Tensor, axis: int) -> Tensor:
         """Labels of a layer's own output; outputs of one shape have the same ones."""
         key = (*output.shape, *output.stride(), axis, output.device)
         if key not in self._new:
-            self._new[key] = fresh(output, axis)
+            self._new[key] = labels_of_output(output, axis)
         return self._new[key]
 
     def _complain(self, source: str, reason: str) -> None:
@@ -102,11 +111,11 @@ class Tracer(TorchDispatchMode):
         if not isinstance(x, Tensor):
             return
         self.types.append(x.dtype)
-        moving = isinstance(module, BatchNorm) and not (module.training or module.running_mean is None)
+        moving = isinstance(module, _BatchNorm) and not (module.training or module.running_mean is None)
         known: dict[int, Tensor | None] = {}
         for source, mark in self._of(x).items():
             if id(mark.labels) not in known:
-                known[id(mark.labels)] = columns(mark.labels, _axis(module, x))
+                known[id(mark.labels)] = neuron_of_feature(mark.labels, _axis(module, x))
             found = known[id(mark.labels)]
             if moving:
                 self._complain(source, "batch normalisation by running statistics shifts its output")
@@ -122,7 +131,7 @@ class Tracer(TorchDispatchMode):
         self._runs[name] += 1
         axis = _axis(module, y)
         self.neurons[name] = y.shape[axis]
-        self._marks[y] = {name: Mark(self._fresh(y, axis), bare=True)}
+        self._marks[y] = {name: NeuronLabels(self._fresh(y, axis), bare=True)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -131,22 +140,22 @@ class Tracer(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if any(isinstance(leaf, Tensor) and self._varies(leaf) for leaf in tree_leaves((args, kwargs))):
             self._trained.update((output, True) for output in outputs)
-        marks: list[dict[str, Mark]] = [{} for _ in outputs]
-        known: dict[tuple[tuple[int, bool] | None, ...], tuple[Crossed, bool]] = {}
+        marks: list[dict[str, NeuronLabels]] = [{} for _ in outputs]
+        known: dict[tuple[tuple[int, bool] | None, ...], tuple[Propagated, bool]] = {}
         for source in dict.fromkeys(source for operand in operands for source in operand):
             # In a residual network most sources have the same labels in the same operands, and the same happens to all.
             own = (operand.get(source) for operand in operands)
             alike = tuple(None if mark is None else (id(mark.labels), mark.bare) for mark in own)
             if alike not in known:
-                step = Call(func, args, kwargs, result, partial(self._labels, source), self._varies)
+                step = Operation(func, args, kwargs, result, partial(self._labels, source), self._varies)
                 bare = keeps_order(step) and all(operand[source].bare for operand in operands if source in operand)
-                known[alike] = cross(step), bare
+                known[alike] = propagate(step), bare
             crossed, bare = known[alike]
             if crossed.reason is not None:
                 self._complain(source, crossed.reason)
             for mark, labels in zip(marks, tree_leaves(crossed.labels), strict=False):
                 if labels is not None:
-                    mark[source] = Mark(labels, bare)
+                    mark[source] = NeuronLabels(labels, bare)
         if any(operands):
             self._marks.update(zip(outputs, marks, strict=True))
         return result
@@ -205,7 +214,7 @@ class Connection:
 
     source: str
     target: str
-    columns: Int64[Tensor, " in"]
+    neuron_of_feature: Int64[Tensor, " in"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -265,7 +274,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
     Raises:
         ValueError: It fails.
     """
-    tracer = Tracer(model)
+    tracer = _Tracer(model)
     try:
         with force_eager(), torch.no_grad(), preserve_state(model), tracer:
             result = run()
