@@ -238,13 +238,13 @@ class Softened(Rule):
     reads_weight: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
-    def stored(self, draw, deviation):
+    def init_feedback(self, draw, deviation):
         return torch.tensor(deviation)
 
-    def sources(self, feedback, weight, *, advance):
+    def feedback_inputs(self, feedback, weight, *, advance):
         return feedback.matrix, weight.detach()
 
-    def effective(self, *sources, scratch=None):
+    def feedback_matrix(self, *sources, scratch=None):
         return torch.tanh(sources[1])
 
 

@@ -1,4 +1,8 @@
-"""The law of one layer's neurons, kept up to date step by step."""
+"""The balance of C for the neurons of one layer, step by step: what it is, what it should be, and what rounding can do.
+
+The residual, C(T) - C(0) less all that the steps are expected to add, is rounding as long as every gradient was the
+rule's. How far rounding alone can move it within a stretch of steps comes first, then the balance.
+"""
 
 from collections import Counter
 from contextlib import suppress
@@ -10,25 +14,30 @@ from torch import Tensor, nn
 
 from falign.layers import kind_of
 from falign.measure.law._downstream import Downstream, factor_text, incoming_sums
-from falign.measure.law._rates import Rates, differ
+from falign.measure.law._rates import Rates, descent_direction, differ
 from falign.rules import LawKind
 
-# How far rounding alone can move the balance of a neuron within a stretch of steps.
+# Rounding: how far it can move the residual of a neuron within a stretch of steps.
 
 STRETCH = 16
-"""Steps between two looks at what is left of the balance: a wrong gradient shows beside the rounding of so few steps,
-however long the training, and looking costs little beside counting."""
+"""Steps between two comparisons of the residual with rounding.
+
+The rounding of a whole training grows with its steps and would hide a single wrong gradient; that of 16 steps does
+not. A comparison costs as much as the account of several steps, so it is not made at every one.
+"""
+
+# Factors of the three terms of ``_rounding_bound``, each with room above the largest seen in correct trainings.
 _UPDATES = 2.0 * STRETCH
-"""Of roundings of all weights: at most ``STRETCH`` where all steps round alike (constant gradients: 13 were seen), a
-random walk of √(STRETCH/3) = 2.3 where they do not (7 were seen, the largest of all neurons and stretches)."""
+"""At most ``STRETCH`` where all steps round alike (constant gradients: 13 were seen), a random walk of √(STRETCH/3) =
+2.3 where they do not (7 were seen, the largest of all neurons and stretches)."""
 _PASSES = 8.0
-"""Of roundings of the length of a stretch's steps; 2 were seen."""
+"""2 were seen."""
 _SUMS = 16.0
-"""Of roundings of the sums themselves, which are float64."""
+"""The sums are float64, so that this term matters where C hardly moves."""
 
 
 def _roundoff(dtype: torch.dtype, device: torch.device) -> float:
-    """The largest relative error of one operation; products of float32 may be of TF32 on a GPU."""
+    """Largest relative error of one operation; a GPU may multiply float32 as TF32, which has 11 bits."""
     short = dtype is torch.float32 and device.type == "cuda" and _shortened()
     return 2.0**-11 if short else torch.finfo(dtype).eps / 2
 
@@ -36,45 +45,50 @@ def _roundoff(dtype: torch.dtype, device: torch.device) -> float:
 def _rounding_bound(
     *, updates: float, passes: float, spread: Tensor, length: Tensor, moved: Tensor, size: Tensor
 ) -> Float[Tensor, " neurons"]:
-    """What rounding can add to C in a stretch.
+    """Bound what rounding can add to C in a stretch.
 
     ``32 u √Σ(∂C/∂p · p)² + 8 v |w| √(2 · 16 · ½Ση²|∇w|²) + 16 · 1e-16 size``. The first term is that of the updates:
     every step rounds every weight p by up to u|p|, independently of the others, which moves C by ∂C/∂p · u|p|. The
     second is that of the passes: both sides of ``⟨w, ∇w⟩ + b∇b = ⟨B, ∇W⟩`` are off by v of what they are sums of, in
-    all steps alike; by Cauchy and Schwarz the way Ση|∇w| is at most ``√(steps · Ση²|∇w|²)``. The factors are those of
-    the largest neuron of correct trainings, with room.
+    all steps alike; by Cauchy and Schwarz the way Ση|∇w| is at most ``√(steps · Ση²|∇w|²)``.
 
     Args:
         updates: u, unit roundoff of the weights.
-        passes: v, the largest of what took part in the passes.
+        passes: v, the largest unit roundoff in the passes.
         spread: √Σ(∂C/∂p · p)² over the weights of each neuron.
         length: |w|² + b² of each neuron.
-        moved: What C gained by the steps, ½Ση²|∇w|², since the stretch began.
-        size: Of the terms of C.
+        moved: Change of C by the steps, ½Ση²|∇w|², since the stretch began.
+        size: Size of the terms of C.
     """
     way = (length * 2 * STRETCH * moved.abs()).sqrt()
     return _UPDATES * updates * spread + _PASSES * passes * way + _SUMS * torch.finfo(torch.float64).eps / 2 * size
 
 
 def _shortened() -> bool:
-    with suppress(RuntimeError):  # it is set in a newer way, which forbids to ask in this one
+    with suppress(RuntimeError):  # PyTorch refuses this question where ``fp32_precision`` was set: assume TF32
         return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
     return True
 
 
 class Balance:
-    """C = P - Σ_t s_t V_t for each neuron of a source, and all that is known to move it.
+    """Keeps C = P - Σ_t s_t V_t for each neuron of a source, and the change of it that the steps explain.
 
-    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron; V_t is a target's (``LawKind``); s_b and s_t are the rate
-    of w over those of b and of the target's weight. A step of gradient descent with decay λ changes, exactly,
-    ``ΔP_w = -η⟨w, ∇w⟩ + ½|Δw|² - ηλ|w|²`` and likewise the others; as ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` in every
-    batch, the first-order terms cancel and the rest is accounted for.
+    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron; V_t is that of layer t downstream (``LawKind``); s_b and
+    s_t are the rate of w over those of b and of W_t, so that the terms below cancel where layers differ in rate. A step
+    of gradient descent with decay λ changes, exactly, ``ΔP_w = -η⟨w, ∇w⟩ + ½|Δw|² - ηλ|w|²`` and likewise the others;
+    as ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` in every batch, the first-order terms cancel and the rest is accounted for.
+
+    Attributes:
+        targets: The layers downstream.
+        decays: All weight decays so far.
+        rate_changes: Reasons why the first-order terms did not cancel, in words.
+        frozen_steps: Whether one side of the law had gradients in some step and the other had none.
 
     Args:
         layer: The source.
-        targets: What it feeds.
-        rates: What the optimizer has.
-        precision: The shortest type that takes part in a pass.
+        targets: The layers downstream.
+        rates: The optimizer's.
+        precision: The floating-point type with the fewest bits in a pass.
     """
 
     def __init__(self, layer: nn.Module, targets: list[Downstream], rates: Rates, precision: torch.dtype) -> None:
@@ -82,7 +96,7 @@ class Balance:
         self.weight: Tensor = layer.get_parameter("weight")
         self.bias: Tensor | None = layer._parameters.get("bias")
         self.decays: set[float] = set()
-        self.odd: list[str] = []
+        self.rate_changes: list[str] = []
         self.frozen_steps, self._resting = False, True
         self._updates = max(torch.finfo(parameter.dtype).eps / 2 for parameter in self.parameters)
         self._passes = max(self._updates, _roundoff(precision, self.weight.device))
@@ -92,8 +106,8 @@ class Balance:
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters in the law."""
-        own = [self.weight] if self.bias is None else [self.weight, self.bias]
-        return own + [parameter for target in self.targets for parameter in target.parameters]
+        incoming = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return incoming + [parameter for target in self.targets for parameter in target.parameters]
 
     @property
     def form(self) -> str:
@@ -104,7 +118,7 @@ class Balance:
         pairs = zip(self.targets, self._shares, strict=True)
         pairs = [(target, share) for target, share in pairs if target.kind is not LawKind.NORMALISED]
         terms = Counter(factor_text(share) + target.text for target, share in pairs)
-        if len(terms) > 2:  # each with its own rate
+        if len(terms) > 2:  # a residual network: too many terms for a line of the table
             forms = " + ".join(dict.fromkeys(target.kind.text.format(share="") for target, _ in pairs))
             return f"{text} - Σₜsₜ{forms} over {len(pairs)} layers"
         for term, count in terms.items():
@@ -112,7 +126,7 @@ class Balance:
         return text
 
     def begin(self, rates: Rates) -> None:
-        """Take the weights and rates as they are for the start."""
+        """Make the weights and rates of now the start."""
         self.decays = self._decaying(rates)
         self._bias_share = 1.0 if self.bias is None else rates.ratio(self.weight, self.bias)
         self._shares = [rates.ratio(self.weight, target.weight) for target in self.targets]
@@ -137,35 +151,36 @@ class Balance:
         return self._over_targets([target.term() for target in self.targets])
 
     def changes(self) -> tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]:
-        """How far P and Σ s_t V_t have moved since the start."""
+        """Changes of P and of Σ s_t V_t since the start."""
         moved = self._over_targets([target.term() - target.start for target in self.targets])
         return self.incoming() - self._start, moved
 
     def residual(self) -> Float[Tensor, " neurons"]:
-        """What C gained beside what is accounted for."""
+        """Change of C that is not accounted for: rounding, if every gradient was the rule's."""
         return self._residual(self.incoming())
 
     def size(self) -> Float[Tensor, " neurons"]:
-        """The size of the terms that C is made of, now or at the start: what a residual is relative to."""
+        """Size of the terms of C, the larger of now and the start: what a residual is compared with."""
         return torch.maximum(self._size, self._sized()).clamp_min(torch.finfo(torch.float64).tiny)
 
     def worst(self) -> tuple[float, float]:
-        """How far the residual moved within ``STRETCH`` steps, and what rounding can do, where it came nearest to it.
+        """Largest move of the residual within ``STRETCH`` steps, and the bound of rounding there.
 
-        Both are of the neuron and the stretch of the largest quotient, relative to the size of the terms.
+        Both are of the neuron and the stretch where the move is the largest share of the bound, and relative to the
+        size of the terms.
         """
-        moved, possible = self._looked()[0].tolist()
+        moved, possible = self._compared()[0].tolist()
         return moved, possible
 
     def step(self, rates: Rates) -> None:
         """Account for a step that is about to be made."""
-        if self._resting:  # nothing has moved, and rates that were zero have no ratio
+        if self._resting:  # a schedule may begin at rate 0: nothing has moved, and the ratios s are not known yet
             self.begin(rates)
             self._resting = not any(rates[parameter].rate for parameter in self.parameters)
         self.decays |= self._decaying(rates)
-        self.frozen_steps = self.frozen_steps or self._halts(rates)
+        self.frozen_steps = self.frozen_steps or self._lacks_gradients(rates)
         if self._steps and self._steps % STRETCH == 0:
-            self._worst, residual = self._looked()
+            self._worst, residual = self._compared()
             self._marked = (residual, self._accounted)
         self._steps += 1
         reference = rates[self.weight].rate
@@ -180,7 +195,7 @@ class Balance:
         self._accounted = self._accounted + gained
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Tensors and numbers that a resumed run needs."""
         return {
             "start": self._start,
             "size": self._size,
@@ -190,7 +205,7 @@ class Balance:
             "marked": list(self._marked),
             "bias_share": self._bias_share,
             "shares": list(self._shares),
-            "odd": list(self.odd),
+            "rate_changes": list(self.rate_changes),
             "decays": sorted(self.decays),
             "frozen_steps": self.frozen_steps,
             "resting": self._resting,
@@ -198,19 +213,23 @@ class Balance:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put back what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self._start, self._size, self._accounted = (
             state[key].to(self.weight.device, copy=True) for key in ("start", "size", "accounted")
         )
         self._steps = state["steps"]
         self._worst, *marked = (part.to(self.weight.device, copy=True) for part in (state["worst"], *state["marked"]))
         self._marked = tuple(marked)
-        self._bias_share, self._shares, self.odd = state["bias_share"], list(state["shares"]), list(state["odd"])
+        self._bias_share, self._shares, self.rate_changes = (
+            state["bias_share"],
+            list(state["shares"]),
+            list(state["rate_changes"]),
+        )
         self.decays, self.frozen_steps, self._resting = set(state["decays"]), state["frozen_steps"], state["resting"]
         for target in self.targets:
             target.load(state["targets"][target.name])
 
-    def _looked(self) -> tuple[Tensor, Tensor]:
+    def _compared(self) -> tuple[Tensor, Tensor]:
         """``worst``, the stretch that has not ended included, and the residual now."""
         left, accounted = self._marked
         incoming = self.incoming()
@@ -224,13 +243,14 @@ class Balance:
             size=size,
         )
         residual = self._residual(incoming)
-        found = torch.stack([(residual - left).abs(), possible]) / size
-        quotients = found[0] / found[1].clamp_min(torch.finfo(torch.float64).tiny)
-        found = found[:, quotients.argmax()]
-        return torch.where(found[0] * self._worst[1] < self._worst[0] * found[1], self._worst, found), residual
+        moved = torch.stack([(residual - left).abs(), possible]) / size
+        shares = moved[0] / moved[1].clamp_min(torch.finfo(torch.float64).tiny)
+        here = moved[:, shares.argmax()]
+        # Multiplied crosswise, as the bound may be 0; on the device, for reading a number would wait for a GPU.
+        return torch.where(here[0] * self._worst[1] < self._worst[0] * here[1], self._worst, here), residual
 
     def _spread(self) -> Tensor:
-        """√Σ(∂C/∂p · p)² over the weights p into and out of each neuron."""
+        """``√Σ(∂C/∂p · p)²`` over the weights p into and out of each neuron."""
         squares = incoming_sums(self._layer, self.weight.detach().square(), self.weight.detach().square())
         if self.bias is not None:
             squares = squares + (self._bias_share * incoming_sums(self._layer, self.bias, self.bias)).square()
@@ -238,17 +258,17 @@ class Balance:
         return (squares + sum(spreads, torch.zeros_like(squares))).sqrt()
 
     def _moved(self, parameter: Tensor, share: float, reference: float, rates: Rates) -> Tensor:
-        """What share · ½|p|² gains beyond its first order, for a parameter p of the source."""
-        slope, own = rates.gradient(parameter), rates[parameter]
-        if slope is None:
+        """Change of share · ½|p|² beyond the first-order term, for a parameter p of the source."""
+        gradient, group = rates.gradient(parameter), rates[parameter]
+        if gradient is None:
             return torch.zeros_like(self._accounted)
-        step = slope.double() + own.decay * parameter.detach().double() if own.decay else slope
-        gained = 0.5 * share * own.rate**2 * incoming_sums(self._layer, step, step)
-        if own.decay:
-            gained = gained - share * own.rate * own.decay * incoming_sums(self._layer, parameter, parameter)
-        if differ(share * own.rate, reference):
-            self._compare(share, own.rate, reference)
-            gained = gained - (share * own.rate - reference) * incoming_sums(self._layer, parameter, slope)
+        step = descent_direction(parameter, gradient, group)
+        gained = 0.5 * share * group.rate**2 * incoming_sums(self._layer, step, step)
+        if group.decay:
+            gained = gained - share * group.rate * group.decay * incoming_sums(self._layer, parameter, parameter)
+        if differ(share * group.rate, reference):
+            self._compare(share, group.rate, reference)
+            gained = gained - (share * group.rate - reference) * incoming_sums(self._layer, parameter, gradient)
         return gained
 
     def _decaying(self, rates: Rates) -> set[float]:
@@ -259,12 +279,12 @@ class Balance:
         if differ(share * rate, reference):
             zero = "one of its learning rates is 0"
             why = "the ratio of the learning rates changed" if rate and reference else zero
-            self.odd += [why] if why not in self.odd else []
+            self.rate_changes += [why] if why not in self.rate_changes else []
 
-    def _halts(self, rates: Rates) -> bool:
-        """Whether one side of the balance has a gradient and the other has none.
+    def _lacks_gradients(self, rates: Rates) -> bool:
+        """Whether one side of ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` has a gradient and the other has none.
 
-        Several targets are another matter: one that a batch does not use has no gradient, and hands nothing back.
+        One of several layers downstream may lack a gradient: one that a batch does not use returns no error either.
         """
 
         def frozen(parameter: Tensor) -> bool:
@@ -286,7 +306,7 @@ class Balance:
         return incoming - self._start - progress - self._accounted
 
     def _reach(self) -> Tensor:
-        """The size of the terms of Σ s_t V_t."""
+        """Size of the terms of Σ s_t V_t."""
         return self._over_targets([target.size() for target in self.targets])
 
     def _sized(self) -> Tensor:

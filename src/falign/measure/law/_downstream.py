@@ -1,4 +1,8 @@
-"""The weights out of a layer's neurons, and the feedback beside them."""
+"""A layer downstream of the neurons whose law is kept: its alignment term V, and what each step adds to it.
+
+For a neuron k with the weights w into it and W[:, k] out of it, the law is ``C = ½|w|² + ½b² - Σ_t s_t V_t``, a term
+V_t for every layer t that the neuron feeds. What V is depends on how the feedback follows the weights (``LawKind``).
+"""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,12 +21,12 @@ from falign.rules import LawKind
 
 
 def factor_text(factor: float) -> str:
-    """A factor before a term, left out where it is one."""
+    """Write a factor before a term of C; 1 is left out."""
     return "" if abs(factor - 1) < 1e-9 else f"{factor:.4g}·"
 
 
 def law_kind(part: Feedback | None, *, trained: bool) -> LawKind:
-    """The kind of law of a layer with this feedback.
+    """Find the kind of law of a layer from its feedback.
 
     Args:
         part: None where the error returns by backpropagation.
@@ -40,39 +44,41 @@ def law_kind(part: Feedback | None, *, trained: bool) -> LawKind:
     return LawKind.STILL if kind is LawKind.LEARNED and not trained else kind
 
 
-# Sums of products over the weights into and out of each neuron, in float64.
+# Sums of products over the weights into and out of each neuron, in float64: the terms of C.
 
 _PIECE = 1 << 16
-"""Elements at a time: their products stay in the cache."""
-_MADE: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("made", default=None)
+"""Elements at a time: their float64 products stay in the processor's cache."""
+
+_SUMS: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("sums", default=None)
+"""Sums made so far within ``sums_cached``; None outside."""
 
 
 @contextmanager
 def sums_cached() -> Iterator[None]:
-    """Within, no weight and no gradient changes, so that ``once`` can give what it gave before.
+    """Let ``cached`` reuse sums: within it no weight and no gradient may change.
 
     A layer of a residual network is fed by every layer before it: its sums are made once and not for each of them.
     """
-    token = _MADE.set({}) if _MADE.get() is None else None
+    token = _SUMS.set({}) if _SUMS.get() is None else None
     try:
         yield
     finally:
         if token is not None:
-            _MADE.reset(token)
+            _SUMS.reset(token)
 
 
 def cached(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """What ``make`` gives, made once for each key within ``looking``; not to be written to."""
-    made = _MADE.get()
-    if made is None:
+    """Call ``make``, or within ``sums_cached`` return what it gave for that key before; do not write to the result."""
+    sums = _SUMS.get()
+    if sums is None:
         return make()
-    if key not in made:
-        made[key] = make()
-    return made[key]
+    if key not in sums:
+        sums[key] = make()
+    return sums[key]
 
 
 def incoming_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
-    """``Σ_j one[k, j] · other[k, j]``; vectors are a number a neuron already.
+    """``Σ_j one[k, j] · other[k, j]`` over the weights into each neuron k; of biases the products themselves.
 
     Args:
         layer: The layer.
@@ -86,7 +92,7 @@ def incoming_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor,
 
 
 def outgoing_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " in"]:
-    """``Σ_i one[i, k] · other[i, k]``; vectors are a number a channel already."""
+    """``Σ_i one[i, k] · other[i, k]`` over the weights out of each input k; of a normalisation the products."""
     kind = kind_of(layer)
     if kind is None:
         return one.detach().double() * other.detach().double()
@@ -97,22 +103,33 @@ def outgoing_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor,
 
 
 def _pieces(layer: nn.Module, one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The products of some rows of a linear map at a time; a convolution's channels belong together."""
+    """Multiply some rows of a linear map at a time; a convolution's ``incoming`` and ``outgoing`` want it whole."""
     rows = max(1, _PIECE // max(1, one.shape[1:].numel())) if kind_of(layer) is LINEAR else len(one)
     for some, same in zip(one.detach().split(rows), other.detach().split(rows), strict=True):
         yield some.double() * same.double()
 
 
 class Downstream:
-    """A layer that a source feeds, and sums over the weights out of each neuron of the source.
+    """A layer that a source feeds: V, and its changes, for each neuron of the source.
+
+    V changes by ``⟨B, ΔW⟩`` in a step, to first order. Which sum has to be kept on the way depends on the law's kind:
+    nothing where V itself says it (B fixed), ``-½ Σ |ΔW|²`` where V is ½|W|², and ``Σ ⟨B, ΔW⟩`` with the B of each
+    pass where B changes, for the B of an earlier pass is gone.
+
+    Attributes:
+        kind: Of the law.
+        mixed_passes: Whether several passes were behind one step, so that it is not known whose feedback was used.
+        start: V at the start.
+        step_sum: The sum that is kept, over the steps so far.
+        expected_length: ``length`` as it must be if nothing but the steps has changed the weights.
 
     Args:
-        name: Its name.
+        name: The layer's name in the model.
         layer: The layer.
-        part: Its feedback, None where its error returns by backpropagation.
-        columns: For every feature of its input the neuron of the source, -1 for none.
-        neurons: How many neurons the source has.
-        rates: What the optimizer has.
+        part: Its feedback; None where its error returns by backpropagation.
+        columns: For every feature of its input the neuron of the source that it is, -1 for none.
+        neurons: Number of the source's neurons.
+        rates: The optimizer's.
     """
 
     def __init__(
@@ -124,7 +141,8 @@ class Downstream:
         self._used = (columns >= 0).to(self.weight.device)
         self._columns = columns.to(self.weight.device)[self._used]
         self._neurons = neurons
-        self._same = columns.tolist() == list(range(neurons))  # as in most networks
+        self._one_to_one = columns.tolist() == list(range(neurons))  # as in most networks: nothing to sum
+        # Kolen-Pollack's V is ⟨B, W⟩ - s ½|W|² with s the rate of B over that of W: B moves s times as far as W.
         self._share = 1.0 if self.kind is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
         self._passes = self._counted()
         self.mixed_passes = torch.zeros((), dtype=torch.bool, device=self.weight.device)
@@ -150,38 +168,38 @@ class Downstream:
 
     @property
     def rounding_growth(self) -> float:
-        """By how much it enlarges the rounding of what it is given."""
+        """Factor by which the layer enlarges rounding errors of its input."""
         return 1.0
 
     @property
     def motion(self) -> str:
-        """What has to be accounted for beside ½Ση²|∇|², in words; empty for nothing."""
+        """Reason why C changes by more than ½Ση²|∇|², in words; empty if it does not."""
         return self.kind.motion
 
     def zeros(self) -> Float[Tensor, " neurons"]:
-        """A number a neuron."""
+        """Zero for every neuron."""
         return torch.zeros(self._neurons, dtype=torch.float64, device=self.weight.device)
 
     def summed(self, features: Float[Tensor, " in"]) -> Float[Tensor, " neurons"]:
-        """Numbers of the input's features, summed over those of one neuron."""
-        return features if self._same else self.zeros().index_add(0, self._columns, features[self._used])
+        """Sum over the features of each neuron: a flattened channel is many features."""
+        return features if self._one_to_one else self.zeros().index_add(0, self._columns, features[self._used])
 
     def outgoing(self, what: str, pair: Callable[[], tuple[Tensor, Tensor]]) -> Float[Tensor, " neurons"]:
         """``⟨one[:, k], other[:, k]⟩`` over the weights out of each neuron k.
 
         Args:
-            what: A name of the pair, by which it is known while nothing changes.
-            pair: Gives one and other, of the weight's shape.
+            what: Name of the pair, under which the sum is cached.
+            pair: Returns one and other, of the weight's shape.
         """
         return self.summed(cached((id(self.layer), what), lambda: outgoing_sums(self.layer, *pair())))
 
     def feedback(self) -> Tensor:
-        """B of the latest pass; W where the error returns by backpropagation."""
+        """Return the matrix B of the latest pass; W where the error returns by backpropagation."""
         weight = self.weight.detach()
         return weight if self.part is None else self.part.feedback_matrix(weight).detach()
 
     def begin(self, rates: Rates) -> None:
-        """Take the weights and rates as they are for the start."""
+        """Make the weights and rates of now the start."""
         if self.kind is LawKind.LEARNED:
             self._share = rates.ratio(self.learned, self.weight)
         self.step_sum = self.zeros()
@@ -198,12 +216,12 @@ class Downstream:
         return aligned if half is None else aligned - self._share * half
 
     def size(self) -> Float[Tensor, " neurons"]:
-        """|B[:, k]| |W[:, k]|, of the order of the terms that V is the sum of."""
+        """``|B[:, k]| |W[:, k]|``, of the order of the terms that V is the sum of."""
         feedback = self.outgoing("|B|²", lambda: _twice(self.feedback()))
         return torch.maximum((feedback * self._squared(self.weight)).sqrt(), self.length())
 
     def spread(self) -> Float[Tensor, " neurons"]:
-        """Σ(∂V/∂p · p)² over the weights p out of each neuron, and a trained B."""
+        """``Σ(∂V/∂p · p)²`` over the weights p out of each neuron, and a trained B: how rounding of p moves V."""
         weight = self.weight.detach()
         squares = self.outgoing("|BW|²", lambda: _twice(self.feedback() * weight))
         if self.kind is not LawKind.STILL:
@@ -211,16 +229,20 @@ class Downstream:
         return squares
 
     def length(self) -> Float[Tensor, " neurons"]:
-        """½|W[:, k]|², with that of a trained B, where V as accounted for is made of gradients alone."""
+        """``½|W[:, k]|²``, with that of a trained B; 0 where V itself is read from the weights.
+
+        ``step_sum`` is made of gradients alone, so it would not notice weights that another hand has changed: their
+        length does.
+        """
         if self.kind in (LawKind.STILL, LawKind.WEIGHTS):
             return self.zeros()
         return self._sum(0.5 * self._squared(parameter) for parameter in self.parameters)
 
     def progress(self) -> Float[Tensor, " neurons"]:
-        """Σ⟨B[:, k], ΔW[:, k]⟩ over the steps since the start, each with the B of its pass.
+        """``Σ⟨B[:, k], ΔW[:, k]⟩`` over the steps since the start, each with the B of its pass.
 
-        It must see the weights as they are, for another hand may have moved them: V does by itself if B is fixed or W;
-        else what ½|W|² gained beside what the steps should have given it is added.
+        A change of the weights by anything but the steps must show in it. If B is fixed, or W itself, V shows it; else
+        the change of ½|W|² beyond what the steps explain is added.
         """
         if self.kind is LawKind.STILL:
             return self.term() - self.start
@@ -233,46 +255,48 @@ class Downstream:
 
         Args:
             rates: Of the step.
-            reference: Rate of the source's weight in this step.
-            share: The coefficient of V in the law.
+            reference: Rate η of the source's weight in this step.
+            share: s, the coefficient of V in the law: the ratio of the rates η/η_W at the start.
 
         Returns:
-            What C gains by decay, and by a ratio of rates that is not the coefficient; None for nothing.
+            Change of C by weight decay, and by rates whose ratio is not s any more; None for none.
         """
         self._count()
-        slope, own = rates.gradient(self.weight), rates[self.weight]
-        if slope is None:
+        gradient, group = rates.gradient(self.weight), rates[self.weight]
+        if gradient is None:
             return None
-        odd = differ(share * own.rate, reference)
-        if self.kind is LawKind.STILL and not own.decay and not odd:
+        odd = differ(share * group.rate, reference)
+        if self.kind is LawKind.STILL and not group.decay and not odd:
             return None
         gained = self.zeros()
-        if odd:
-            gained = (share * own.rate - reference) * self.outgoing("⟨B,∇⟩", lambda: (self.feedback(), slope))
-        if own.decay:
+        if odd:  # η⟨w, ∇w⟩ and s η_W⟨B, ∇W⟩ cancel for the rates of the start alone
+            gained = (share * group.rate - reference) * self.outgoing("⟨B,∇⟩", lambda: (self.feedback(), gradient))
+        if group.decay:
             aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
-            gained = gained + share * own.rate * own.decay * aligned
-        if self.kind is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ and this
+            gained = gained + share * group.rate * group.decay * aligned
+        if self.kind is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ + ½|ΔW|², of which only the first is V's first order
             squared = self.outgoing(
-                f"|d|² {id(self.weight)}", lambda: _twice(descent_direction(self.weight, slope, own))
+                f"|d|² {id(self.weight)}", lambda: _twice(descent_direction(self.weight, gradient, group))
             )
-            self.step_sum = self.step_sum - 0.5 * own.rate**2 * squared
+            self.step_sum = self.step_sum - 0.5 * group.rate**2 * squared
         elif self.kind is not LawKind.STILL:
-            along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), descent_direction(self.weight, slope, own)))
-            self.step_sum = self.step_sum - own.rate * along
+            along = self.outgoing("⟨B,d⟩", lambda: (self.feedback(), descent_direction(self.weight, gradient, group)))
+            self.step_sum = self.step_sum - group.rate * along
             self.expected_length = self.expected_length + self._sum(
                 self._lengthened(one, rates) for one in self.parameters
             )
         return gained
 
     def _lengthened(self, parameter: Tensor, rates: Rates) -> Tensor:
-        """What ½|p|² will gain in the step, for W and for a B that is trained."""
-        slope, own = rates.gradient(parameter), rates[parameter]
-        if slope is None:
+        """Change of ½|p|² in the step, for W and for a B that is trained."""
+        gradient, group = rates.gradient(parameter), rates[parameter]
+        if gradient is None:
             return self.zeros()
-        squared = self.outgoing(f"|d|² {id(parameter)}", lambda: _twice(descent_direction(parameter, slope, own)))
-        along = self.outgoing(f"⟨p,d⟩ {id(parameter)}", lambda: (parameter, descent_direction(parameter, slope, own)))
-        return 0.5 * own.rate**2 * squared - own.rate * along
+        squared = self.outgoing(f"|d|² {id(parameter)}", lambda: _twice(descent_direction(parameter, gradient, group)))
+        along = self.outgoing(
+            f"⟨p,d⟩ {id(parameter)}", lambda: (parameter, descent_direction(parameter, gradient, group))
+        )
+        return 0.5 * group.rate**2 * squared - group.rate * along
 
     def _squared(self, parameter: Tensor) -> Float[Tensor, " neurons"]:
         return self.outgoing(f"|p|² {id(parameter)}", lambda: (parameter, parameter))
@@ -281,7 +305,7 @@ class Downstream:
         return sum(values, self.zeros())
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Tensors and numbers that a resumed run needs."""
         return {
             "start": self.start,
             "step_sum": self.step_sum,
@@ -291,7 +315,7 @@ class Downstream:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put back what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self.start, self.step_sum, self.expected_length, self.mixed_passes = (
             state[key].to(self.weight.device, copy=True)
             for key in ("start", "step_sum", "expected_length", "mixed_passes")
@@ -299,12 +323,12 @@ class Downstream:
         self._share, self._passes = state["share"], None
 
     def _counted(self) -> Tensor | None:
-        """How many passes drew feedback, for a rule that draws it anew in each."""
+        """Number of passes so far, for a rule that draws new feedback in each; else None."""
         passes = None if self.part is None else self.part._buffers.get("passes")
         return None if passes is None else passes.clone()
 
     def _count(self) -> None:
-        """Notice a step behind several passes, each with other feedback: their gradients cannot be told apart."""
+        """Notice several passes behind one step, each with other feedback: their gradients cannot be separated."""
         now = self._counted()
         if now is not None and self._passes is not None:
             self.mixed_passes = self.mixed_passes | (now - self._passes > 1)
@@ -315,13 +339,17 @@ def _twice(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor, tensor
 
 
-# A batch normalisation that a layer feeds.
+# Batch normalisation downstream: its output does not depend on |w|, so that ½|w|² has a law without an alignment term.
 
 
 class DownstreamBatchNorm(Downstream):
-    """A batch normalisation as a target: what it hands back does not change |w|, up to its ε.
+    """A batch normalisation that a source feeds: the error that it returns does not change |w|, up to its ε.
 
-    ``Σδz = γ ∇γ ε / (v + ε)`` for each channel, v the variance of its input in the batch.
+    ``Σδz = γ ∇γ ε / (v + ε)`` for each channel, v the variance of its input z in the batch and δ its error.
+
+    Attributes:
+        level: The largest mean²/(v + ε) of a channel so far: far above 1, the variance is the small difference of
+            large numbers, and rounding hides the law.
     """
 
     def __init__(self, name: str, layer: nn.Module, columns: Tensor, neurons: int, rates: Rates) -> None:
@@ -332,18 +360,18 @@ class DownstreamBatchNorm(Downstream):
 
     @property
     def lost_to_rounding(self) -> bool:
-        """Whether the mean of some channel so exceeds its spread that rounding hides what is left of the balance."""
+        """Whether the mean of a channel exceeds its standard deviation by so much that rounding hides the law."""
         digits = self.weight.dtype if self.weight.dtype.itemsize > 4 else torch.float32
         return 10 * float(self.level.sqrt()) * torch.finfo(digits).eps > (1e-4 if digits is torch.float32 else 1e-10)
 
     @property
     def rounding_growth(self) -> float:
-        """A mean far above the spread leaves few digits of the spread; a 200th of the level was seen."""
+        """A mean far above the standard deviation leaves few digits of it; a 200th of the level was observed."""
         return 1 + float(self.level) / 15
 
     @property
     def motion(self) -> str:
-        """The ε."""
+        """That of the ε."""
         return self.kind.motion if self._epsilon else ""
 
     @property
@@ -351,28 +379,28 @@ class DownstreamBatchNorm(Downstream):
         return float(self.layer.eps)  # pyright: ignore[reportArgumentType]  (PyTorch's own attribute)
 
     def term(self) -> Float[Tensor, " neurons"]:
-        """Nothing."""
+        """Zero: |w| is conserved by itself."""
         return self.zeros()
 
     def size(self) -> Float[Tensor, " neurons"]:
-        """Nothing."""
+        """Zero."""
         return self.zeros()
 
     def spread(self) -> Float[Tensor, " neurons"]:
-        """Nothing."""
+        """Zero."""
         return self.zeros()
 
     def length(self) -> Float[Tensor, " neurons"]:
-        """Nothing: γ has a law of its own."""
+        """Zero: γ is a weight of the law whose source is the normalisation."""
         return self.zeros()
 
     def note(self, layer: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the layer: the variance of a batch that it is trained on."""
+        """Forward pre-hook of the layer: keep the variance of a batch that it is trained on."""
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and layer.training and args:
             x = args[0].detach().reshape(*args[0].shape[:2], -1)
             x = x if x.dtype.itemsize >= 4 else x.float()
             first = x[:1, :, :1]
-            x = x - first  # else a large mean leaves nothing of the variance
+            x = x - first  # mean(x²) - mean(x)² of a large mean would lose the variance to rounding
             mean, square = (part.mean(2).double().mean(0) for part in (x, x * x))  # ten times as fast as Tensor.var
             variance = square - mean * mean
             self._variances.append(variance)
@@ -380,24 +408,24 @@ class DownstreamBatchNorm(Downstream):
             self.level = torch.maximum(self.level, level.max())
 
     def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
-        """What C gains through ε; several different batches behind one step cannot be told apart."""
+        """Change of C through ε; of several different batches behind one step it is not known."""
         variances, self._variances = self._variances, []
-        slope = rates.gradient(self.weight)
-        if slope is None or not self._epsilon:
+        gradient = rates.gradient(self.weight)
+        if gradient is None or not self._epsilon:
             return None
         if (
             not variances
-            or _among_others()
+            or _data_parallel()
             or not all(torch.allclose(other, variances[0], rtol=1e-5) for other in variances[1:])
         ):
             self.mixed_passes = torch.ones_like(self.mixed_passes)
-        if not variances:  # compiled: nothing was noted
+        if not variances:  # a compiled pass runs no hook
             return None
         return -reference * self.summed(
-            self.weight.detach().double() * slope.double() * self._epsilon / (variances[0] + self._epsilon)
+            self.weight.detach().double() * gradient.double() * self._epsilon / (variances[0] + self._epsilon)
         )
 
 
-def _among_others() -> bool:
-    """Whether gradients are means over processes, each with batches of its own."""
+def _data_parallel() -> bool:
+    """Whether gradients are means over processes, each with batches, and so variances, of its own."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,4 +1,4 @@
-"""For each layer of a model whether the law holds of its neurons, and why not."""
+"""The law of every layer of a model: whether it holds for the layer's neurons, and why not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ class Law:
         name: The layer whose neurons they are.
         targets: The layers that it feeds.
         form: C as text; empty where there is none.
-        status: "exact" (C gains ½Ση²|∇|² and nothing else), "accounted" (what else it gains is known to rounding),
-            "drift" (the structure has the law, the steps depart from it) or "none".
+        status: "exact" (C changes by ½Ση²|∇|² and nothing else), "accounted" (its other changes are computed, to
+            rounding), "drift" (the model has the law, but the optimizer's steps depart from it) or "none".
         reason: Why it is not exact, in a clause; empty where it is.
-        order: How large the drift of C is expected to be at a fixed training time; O(1) does not shrink with the rate.
-            Empty where the law is exact (there it is O(η)) or there is no C.
-        neurons: How many neurons (channels) the layer has.
+        order: Expected size of the drift of C at a fixed training time; O(1) does not shrink with the rate. Empty where
+            the law is exact (there it is O(η)) or there is no C.
+        neurons: Number of the layer's neurons (channels).
     """
 
     name: str
@@ -49,14 +49,14 @@ class Law:
 
 @dataclass(kw_only=True, eq=False)
 class WatchedLaw:
-    """A law, and what keeps count of it.
+    """A law while the model trains.
 
     Attributes:
-        law: As the model's structure and the optimizer have it.
-        balance: None where there is no C to look at.
-        departed: How the steps depart from gradient descent, and the order of the drift; None where they do not, so
-            that they can be accounted for.
-        normalised: What is known of the batch normalisations that it feeds, or that it is.
+        law: The law by the structure of the model and the settings of the optimizer.
+        balance: The account of C; None where there is no C.
+        departed: How the steps depart from gradient descent, and the order of the drift by that; None while they are
+            gradient descent, so that they can be accounted for.
+        normalised: The batch normalisations that the layer feeds, and itself if it is one.
     """
 
     law: Law
@@ -65,15 +65,15 @@ class WatchedLaw:
     normalised: list[DownstreamBatchNorm] = field(default_factory=list)
 
     def current(self) -> Law:
-        """The law, with what the steps have shown since it was found."""
+        """The law as the steps so far have shown it: its status can only have got worse."""
         law, balance = self.law, self.balance
         if balance is None:
             return law
         changed: dict[str, Any] = {"form": balance.form}
-        if law.holds_exactly and (shown := self.departed or _shown(balance, self.normalised)):
-            changed |= {"status": "drift", "reason": shown[0], "order": shown[1]}
-        elif law.holds_exactly and (known := _decay(balance) + balance.odd):
-            changed |= {"status": "accounted", "reason": _joined(law.reason, *known), "order": "O(1)"}
+        if law.holds_exactly and (obstacle := self.departed or _obstacle(balance, self.normalised)):
+            changed |= {"status": "drift", "reason": obstacle[0], "order": obstacle[1]}
+        elif law.holds_exactly and (accounted := _decay(balance) + balance.rate_changes):
+            changed |= {"status": "accounted", "reason": _joined(law.reason, *accounted), "order": "O(1)"}
         return Law(**{**vars(law), **changed})
 
     def step(self, rates: Rates) -> None:
@@ -86,66 +86,72 @@ class WatchedLaw:
 
 
 def find_laws(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dict[str, WatchedLaw]:
-    """{layer: entry} of all layers whose neurons feed another, in running order.
+    """Find the law of every layer whose neurons feed another: {layer: law}, in running order.
 
     Args:
         model: The converted model, unwrapped.
-        followed: What one run of it showed.
-        optimizer: What trains it.
+        followed: Its neurons, as one run of it showed them.
+        optimizer: The optimizer that trains it.
     """
     rates, parts = Rates(optimizer), feedbacks(model)
-    entries = {
-        name: _entry(name, model, parts, followed, rates)
+    laws = {
+        name: _watched(name, model, parts, followed, rates)
         for name in followed.neurons
         if followed.targets(name) or name not in followed.outputs
     }
-    for name, entry in entries.items():
-        for target in entry.balance.targets if entry.balance is not None else ():
+    for name, watched in laws.items():
+        for target in watched.balance.targets if watched.balance is not None else ():
             if isinstance(target, DownstreamBatchNorm):
-                entry.normalised.append(target)
-                if target.name in entries and target.name != name:
-                    entries[target.name].normalised.append(target)
-    return entries
+                # A mean far above the spread spoils the gradients on both sides: of the layer that the normalisation
+                # reads, and of its own γ and β.
+                watched.normalised.append(target)
+                if target.name in laws and target.name != name:
+                    laws[target.name].normalised.append(target)
+    return laws
 
 
-def _entry(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> WatchedLaw:
+def _watched(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> WatchedLaw:
     layer, neurons = model.get_submodule(name), followed.neurons[name]
     targets = tuple(connection.target for connection in followed.targets(name))
 
     def law(status: str, reason: str, order: str) -> Law:
         return Law(
             name=name, targets=targets, form="", status=status, reason=reason, order=order, neurons=neurons
-        )  # the form is the balance's
+        )  # ``WatchedLaw.current`` asks the balance for the form, which changes with the rates
 
-    bare = next((one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None), None)
-    if bare is not None:
+    weightless = (one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None)
+    if (bare := next(weightless, None)) is not None:
         return WatchedLaw(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
-    built = _targets(name, model, parts, followed, rates)
-    problem = next((problem for target in built if (problem := _direct_problem(target, followed.outputs))), "")
-    if problem or not built:
+    downstream = _downstream(name, model, parts, followed, rates)
+    problem = next((problem for target in downstream if (problem := _direct_problem(target, followed.outputs))), "")
+    if problem or not downstream:
         reason = problem or followed.reasons.get(name, "it feeds no other layer")
         return WatchedLaw(law=law("none", reason, ""))
-    balance = Balance(layer, built, rates, followed.precision)
+    balance = Balance(layer, downstream, rates, followed.precision)
     departed = departure(rates, balance.parameters)
     return WatchedLaw(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
 
 
-def _targets(
+def _downstream(
     name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates
 ) -> list[Downstream]:
-    found = []
+    layers = []
     for connection in followed.targets(name):
         layer, neurons = model.get_submodule(connection.target), followed.neurons[name]
         if kind_of(layer) is None:
-            found.append(DownstreamBatchNorm(connection.target, layer, connection.columns, neurons, rates))
+            layers.append(DownstreamBatchNorm(connection.target, layer, connection.columns, neurons, rates))
         else:
             part = parts.get(connection.target)
-            found.append(Downstream(connection.target, layer, part, connection.columns, neurons, rates))
-    return found
+            layers.append(Downstream(connection.target, layer, part, connection.columns, neurons, rates))
+    return layers
 
 
 def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
-    """Why the error that a target hands back is not its own, in words; empty where it is."""
+    """Reason why the error that a layer returns under a direct rule is not its own, in words; empty where it is.
+
+    A direct rule sends the output's error straight to every layer. Only in the output layer is that the layer's own
+    error, so only the layer that feeds it is under the law.
+    """
     if target.part is None or target.part.wiring.rule.wiring != "direct":
         return ""
     if target.part.wiring.rule.targeted:
@@ -159,7 +165,7 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
 
 def _status(name: str, followed: Followed, balance: Balance, rates: Rates) -> tuple[str, str, str]:
     """(status, reason, order)."""
-    if reason := followed.reasons.get(name, "") or next(_still(balance, rates), ""):
+    if reason := followed.reasons.get(name, "") or next(_untrained(balance, rates), ""):
         return "none", reason, "O(1)"
     reasons = {target.motion: target.kind.order for target in balance.targets if target.motion}
     orders = set(reasons.values())
@@ -167,8 +173,8 @@ def _status(name: str, followed: Followed, balance: Balance, rates: Rates) -> tu
     return ("accounted" if reasons else "exact"), _joined(*reasons), order
 
 
-def _shown(balance: Balance, normalised: list[DownstreamBatchNorm]) -> tuple[str, str] | None:
-    """What the steps have shown that cannot be accounted for, and the order of the drift by it."""
+def _obstacle(balance: Balance, normalised: list[DownstreamBatchNorm]) -> tuple[str, str] | None:
+    """Reason why the steps so far cannot be accounted for, and the order of the drift by it; None where they can."""
     if balance.frozen_steps:
         return "some of its weights had no gradient in some steps (frozen, or run without gradients)", "O(1)"
     if any(bool(target.mixed_passes) for target in balance.targets):
@@ -179,14 +185,14 @@ def _shown(balance: Balance, normalised: list[DownstreamBatchNorm]) -> tuple[str
 
 
 def _decay(balance: Balance) -> list[str]:
-    """The weight decay that there was, in words."""
+    """Weight decays so far, in words."""
     decays = [f"{decay:g}" for decay in sorted(balance.decays)]
     several = ", ".join(decays) if len(decays) < 4 else f"{decays[0]} to {decays[-1]}"
     return [f"weight decay {several}"] if decays else []
 
 
-def _still(balance: Balance, rates: Rates) -> Iterator[str]:
-    """What does not learn though the law needs it to, in words."""
+def _untrained(balance: Balance, rates: Rates) -> Iterator[str]:
+    """Parameters that the law needs to learn and that do not, in words."""
 
     def state(parameter: Tensor) -> str:
         return "frozen" if not parameter.requires_grad else "not in the optimizer" if parameter not in rates else ""

@@ -1,7 +1,8 @@
-"""How one operation carries the labels of its operands to its result.
+"""Propagation of neuron labels through one operation of PyTorch, from its operands to its result.
 
-What matters is Euler's identity ``J(h) h = f(h)``, J as autograd has it: where it holds, the sum of error × value over
-a neuron's elements is the same before and behind the operation.
+The law needs Euler's identity ``J(h) h = f(h)``, J the Jacobian that autograd uses: f is then homogeneous of degree
+one, and the sum of error × value over a neuron's elements is the same before and after the operation. Each operation
+either keeps this, and its labels move as its elements do, or it becomes a reason why there is no law.
 """
 
 import re
@@ -12,55 +13,56 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Which neuron each element of an activation belongs to.
-#
-# A label tensor has an activation's shape; its entry is the index of the neuron whose output that element is, up to
+# Labels: a tensor of an activation's shape. An entry is the index of the neuron whose output that element is, up to
 # factors that do not depend on the neuron's size.
 
 OTHER, ZERO = -1, -2
-"""Labels of an element that is no output of the source, and of one that is zero, so that it may be anybody's."""
+"""Labels of an element that is not the source's, and of one that is always zero, such as padding.
+
+A zero adds nothing to the sum of error × value of any neuron, so it may be counted as any neuron's.
+"""
 
 
 class NeuronLabels(NamedTuple):
-    """What is known about an activation as an output of one source.
+    """Labels of an activation by the neurons of one source.
 
     Attributes:
-        labels: The neuron of each element.
-        bare: Whether it is the source's output itself, element by element in its order.
+        labels: The neuron of each element, OTHER or ZERO.
+        is_output: Whether the activation is the source's output itself, element by element in its order.
     """
 
     labels: Tensor
-    bare: bool
+    is_output: bool
 
 
 def common_label(labels: Tensor, axes: list[int], keep: bool) -> tuple[Tensor, bool]:
-    """The label shared along axes, zeros left out, and whether there is one."""
+    """Find the label shared by all elements along axes, those with ZERO aside, and whether there is one."""
     highest = labels.amax(axes, keepdim=True)
     lowest = torch.where(labels == ZERO, highest, labels).amin(axes, keepdim=True)
     return highest if keep else labels.amax(axes), bool(torch.equal(lowest, highest))
 
 
 def neuron_of_feature(labels: Tensor, axis: int) -> Tensor | None:
-    """The neuron of every feature along an axis, OTHER where there is none; None where samples or positions differ."""
+    """Find the neuron of every feature along an axis, OTHER for none; None if samples or positions differ."""
     features = labels.movedim(axis, 0).flatten(1) if labels.dim() > 1 else labels[:, None]
-    found, same = common_label(features, [1], False)
-    return found.masked_fill(found == ZERO, OTHER) if same else None
+    neurons, same = common_label(features, [1], False)
+    return neurons.masked_fill(neurons == ZERO, OTHER) if same else None
 
 
 def labels_of_output(output: Tensor, axis: int) -> Tensor:
-    """Labels of a source's own output: its features along an axis, in order."""
+    """Label a source's output: its features along an axis, in order."""
     shape = [1] * output.dim()
     shape[axis] = -1
     numbers = torch.arange(output.shape[axis], device=output.device).view(shape)
     return torch.empty_like(output, dtype=torch.int64).copy_(numbers)
 
 
-# What the operations between two layers do to the neurons that pass, by PyTorch's names for them.
+# Operations between two layers by what they do to a neuron's output, under the names that ``__torch_dispatch__`` sees.
 
 _POOLING = re.compile(
     r"_?(mkldnn_)?(adaptive_)?(max_pool|avg_pool|fractional_max_pool|upsample_\w+?|reflection_pad|replication_pad)(?P<dimensions>\d)d"
 )
-"""Channel by channel over the last positions."""
+"""Mix positions within each channel."""
 
 _SAME_ORDER = {"view", "_unsafe_view", "squeeze", "unsqueeze", "alias", "clone", "_to_copy", "lift_fresh"}
 """The result is the operand, element by element in its order."""
@@ -69,7 +71,7 @@ _CONSTANT = {
     "detach", "sign", "heaviside", "floor", "ceil", "round", "zeros_like", "ones_like", "empty_like", "full_like",
     "rand_like", "randn_like", "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided",
 }  # fmt: skip
-"""No error returns through these."""
+"""Return no error to their operands, so their results are not the source's."""
 
 _MOVES = {
     "view", "_unsafe_view", "permute", "transpose", "t", "expand", "select", "slice", "unsqueeze", "squeeze", "unfold",
@@ -77,28 +79,28 @@ _MOVES = {
     "constant_pad_nd", "cat", "stack", "alias", "lift_fresh", "pixel_shuffle",
     "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
 }  # fmt: skip
-"""Elements change their places."""
+"""Move elements to other places, without changing them."""
 
 _CHOICES = {"where", "masked_fill"}
-"""Each element is one of two."""
+"""Take each element from one of two operands."""
 
 _SCALINGS = {
     "relu", "leaky_relu", "rrelu_with_noise", "rrelu_with_noise_functional", "abs", "neg", "_prelu_kernel",
     "native_dropout", "_fused_dropout", "mul", "div", "clone", "_to_copy", "contiguous",
 }  # fmt: skip
-"""Every element is multiplied by something that does not depend on its size."""
+"""Multiply every element by a factor that does not depend on its size: for relu, 0 or 1."""
 
 _CLIPS = {"threshold", "clamp", "clamp_min", "clamp_max"}
-"""Gates, where their bounds are zero or absent."""
+"""Scale elements likewise if their bounds are zero or absent, as relu does."""
 
 _JOINS = {"add", "sub", "rsub", "maximum", "minimum", "fmax", "fmin"}
-"""Homogeneous in both operands together."""
+"""Are homogeneous in both operands together, if both are of the same neurons."""
 
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min"}
-"""Homogeneous, where what is reduced is of one neuron."""
+"""Are homogeneous, if the elements that are reduced are of one neuron."""
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "_convolution", "linear", "matmul"}
-"""Products with a matrix outside the layers."""
+"""Multiply with a matrix outside of layers."""
 
 _WORDS = {
     "elu": "elu (or selu, celu)", "hardtanh": "a clipped activation (hardtanh, relu6)", "silu": "silu (swish)",
@@ -108,11 +110,20 @@ _WORDS = {
     "_log_softmax": "log-softmax", "_native_batch_norm_legit": "batch normalisation outside its module",
     "hardswish": "hard-swish", "hardsigmoid": "hard-sigmoid", "log_sigmoid_forward": "log-sigmoid",
 }  # fmt: skip
-"""What a user calls them."""
+"""Operations by the names that users know."""
 
 
 class Operation(NamedTuple):
-    """One operation, its operands and result, the labels of one source in them, and whether training changes one."""
+    """One operation with its operands and its result, as one source sees it.
+
+    Attributes:
+        function: The operation.
+        args: Its positional operands.
+        kwargs: Its keyword operands.
+        result: Its result.
+        labels: operand -> its labels by the source, None for an operand without any of its neurons.
+        varies: operand -> whether training changes it, so that a zero in it is no ZERO.
+    """
 
     function: Any
     args: tuple
@@ -133,165 +144,174 @@ class Operation(NamedTuple):
 
     @property
     def first(self) -> Tensor:
-        """The labels of the first operand that has some."""
+        """Labels of the first operand that has any."""
         return next(labels for labels in map(self.labels, tree_leaves((self.args, self.kwargs))) if labels is not None)
 
 
 class Propagated(NamedTuple):
-    """Labels of the result (a tensor, or a list where the result is one), and what is wrong with the operation."""
+    """Labels of an operation's result, and the reason why it breaks the law, if it does.
+
+    Attributes:
+        labels: A tensor, a list of them for a list of results, or None where the neurons are lost.
+        reason: In words; None where the law is kept.
+    """
 
     labels: Any
     reason: str | None = None
 
 
-def propagate(call: Operation) -> Propagated:
-    """Carry the labels of one source through one operation."""
-    outputs = [leaf for leaf in tree_leaves(call.result) if isinstance(leaf, Tensor)]
-    if call.name in _CONSTANT or not any(output.is_floating_point() for output in outputs):
-        return Propagated(None)  # no error returns from it
-    for names, way in _WAYS:
-        if call.name in names:
-            return way(call)
-    if call.name.startswith("_scaled_dot_product"):
-        return _attended(call)
-    if dimensions := _POOLING.match(call.name):
-        return _pooled(call, int(dimensions["dimensions"]))
-    return _other(call)
+def propagate(operation: Operation) -> Propagated:
+    """Propagate the labels of one source through one operation."""
+    outputs = [leaf for leaf in tree_leaves(operation.result) if isinstance(leaf, Tensor)]
+    if operation.name in _CONSTANT or not any(output.is_floating_point() for output in outputs):
+        return Propagated(None)
+    for names, way in _PROPAGATIONS:
+        if operation.name in names:
+            return way(operation)
+    if operation.name.startswith("_scaled_dot_product"):
+        return _attended(operation)
+    if dimensions := _POOLING.match(operation.name):
+        return _pooled(operation, int(dimensions["dimensions"]))
+    return _other(operation)
 
 
-def _moved(call: Operation) -> Propagated:
-    """Elements change their places: the labels do the same, and zeros that are put in belong to anybody."""
+def _moved(operation: Operation) -> Propagated:
+    """Apply the operation to the labels themselves; zeros that it puts in, such as padding, are ZERO."""
 
     def relabelled(leaf: Any) -> Any:
         if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             return leaf
-        labels = call.labels(leaf)
+        labels = operation.labels(leaf)
         if labels is None:
-            return torch.full_like(leaf, OTHER if leaf.any() or call.varies(leaf) else ZERO, dtype=torch.int64)
-        return labels.clone() if call.in_place else labels
+            return torch.full_like(leaf, OTHER if leaf.any() or operation.varies(leaf) else ZERO, dtype=torch.int64)
+        return labels.clone() if operation.in_place else labels
 
-    if call.name in ("view", "_unsafe_view"):
-        return Propagated(call.first.reshape(call.args[1]))
-    args, kwargs = tree_map(relabelled, (call.args, call.kwargs))
-    if call.name == "constant_pad_nd":
+    if operation.name in ("view", "_unsafe_view"):
+        return Propagated(operation.first.reshape(operation.args[1]))
+    args, kwargs = tree_map(relabelled, (operation.args, operation.kwargs))
+    if operation.name == "constant_pad_nd":
         filling = args[2] if len(args) > 2 else 0
         args = (*args[:2], ZERO if filling == 0 else OTHER)
-    return Propagated(call.function(*args, **kwargs))
+    return Propagated(operation.function(*args, **kwargs))
 
 
-def _chosen(call: Operation) -> Propagated:
-    """``where`` and ``masked_fill``: a place where the other choice is zero stays whose it is."""
-    mask, chosen, other = call.args if call.name == "where" else (call.args[1], call.args[2], call.args[0])
-    mine, others = (_broadcast(choice, call) for choice in (chosen, other))
-    found = torch.where(mask, mine, others)
-    return Propagated(torch.where(mine == ZERO, others, torch.where(others == ZERO, mine, found)))
+def _chosen(operation: Operation) -> Propagated:
+    """Propagate through ``where`` and ``masked_fill``: an element that may be zero instead stays its neuron's."""
+    mask, chosen, other = (
+        operation.args if operation.name == "where" else (operation.args[1], operation.args[2], operation.args[0])
+    )
+    mine, others = (_broadcast(choice, operation) for choice in (chosen, other))
+    chosen_labels = torch.where(mask, mine, others)
+    return Propagated(torch.where(mine == ZERO, others, torch.where(others == ZERO, mine, chosen_labels)))
 
 
-def _broadcast(choice: Any, call: Operation) -> Tensor:
-    labels = call.labels(choice)
+def _broadcast(choice: Any, operation: Operation) -> Tensor:
+    labels = operation.labels(choice)
     if labels is None:
-        zero = not (choice.any() or call.varies(choice)) if isinstance(choice, Tensor) else choice == 0
-        labels = call.first.new_full((), ZERO if zero else OTHER)
-    return labels.broadcast_to(_output(call.result).shape)
+        zero = not (choice.any() or operation.varies(choice)) if isinstance(choice, Tensor) else choice == 0
+        labels = operation.first.new_full((), ZERO if zero else OTHER)
+    return labels.broadcast_to(_output(operation.result).shape)
 
 
-def _gated(call: Operation) -> Propagated:
-    """Every element is multiplied by something that does not depend on its size."""
-    labelled = [call.labels(leaf) is not None for leaf in tree_leaves(call.args)]
+def _scaled(operation: Operation) -> Propagated:
+    """Keep the labels, unless the factor is itself made of the source's output."""
+    labelled = [operation.labels(leaf) is not None for leaf in tree_leaves(operation.args)]
     if sum(labelled) > 1:
-        return Propagated(_spread(call), "it is multiplied by an activation of its own")
-    if not labelled[0] and call.name != "mul":
-        return Propagated(_spread(call), f"{call.name} by it is not homogeneous")
-    return Propagated(_spread(call))
+        return Propagated(_labels_of_result(operation), "it is multiplied by an activation of its own")
+    if not labelled[0] and operation.name != "mul":
+        return Propagated(_labels_of_result(operation), f"{operation.name} by it is not homogeneous")
+    return Propagated(_labels_of_result(operation))
 
 
-def _clipped(call: Operation) -> Propagated:
-    """Homogeneous where the bounds are zero or absent."""
-    bounds = [bound for bound in (*call.args[1:], *call.kwargs.values()) if bound is not None]
+def _clipped(operation: Operation) -> Propagated:
+    """Keep the labels; bounds other than zero break the law."""
+    bounds = [bound for bound in (*operation.args[1:], *operation.kwargs.values()) if bound is not None]
     if any(not isinstance(bound, (int, float)) or bound != 0 for bound in bounds):
-        return Propagated(_spread(call), f"{_WORDS.get(call.name, call.name)} is not homogeneous")
-    return Propagated(_spread(call))
+        return Propagated(
+            _labels_of_result(operation), f"{_WORDS.get(operation.name, operation.name)} is not homogeneous"
+        )
+    return Propagated(_labels_of_result(operation))
 
 
-def _joined(call: Operation) -> Propagated:
-    """Sums and maxima are homogeneous in all operands together: all must be of the same neuron."""
-    operands = [leaf for leaf in tree_leaves(call.args[:2]) if not _is_zero(leaf, call)]
-    labels = [call.labels(operand) for operand in operands]
-    if all(label is call.first or (label is not None and torch.equal(label, call.first)) for label in labels):
-        return Propagated(_spread(call))
+def _joined(operation: Operation) -> Propagated:
+    """Keep the labels of sums and maxima if all operands are of the same neurons."""
+    operands = [leaf for leaf in tree_leaves(operation.args[:2]) if not _is_zero(leaf, operation)]
+    labels = [operation.labels(operand) for operand in operands]
+    if all(label is operation.first or (label is not None and torch.equal(label, operation.first)) for label in labels):
+        return Propagated(_labels_of_result(operation))
     scalar = any(not isinstance(operand, Tensor) or operand.dim() == 0 for operand in operands)
     return Propagated(
-        _spread(call),
+        _labels_of_result(operation),
         "a number is added to its output" if scalar else "its output is added to another (residual connection)",
     )
 
 
-def _reduced(call: Operation) -> Propagated:
-    """A mean, sum or maximum over elements of one neuron is that neuron's."""
-    labels = call.first
-    axes = call.args[1] if len(call.args) > 1 else None
+def _reduced(operation: Operation) -> Propagated:
+    """Give a mean, sum or maximum over elements of one neuron to that neuron."""
+    labels = operation.first
+    axes = operation.args[1] if len(operation.args) > 1 else None
     axes = [axes] if isinstance(axes, int) else list(axes or range(labels.dim()))
-    keep = bool(call.args[2]) if len(call.args) > 2 else False
+    keep = bool(operation.args[2]) if len(operation.args) > 2 else False
     highest, same = common_label(labels, axes, keep)
-    return Propagated(highest) if same else Propagated(None, f"{call.name} mixes its neurons")
+    return Propagated(highest) if same else Propagated(None, f"{operation.name} mixes its neurons")
 
 
-def _pooled(call: Operation, dimensions: int) -> Propagated:
-    """Pooling and resizing over positions: each channel stays itself."""
-    labels = call.first
+def _pooled(operation: Operation, dimensions: int) -> Propagated:
+    """Propagate through pooling and resizing, which mix positions: each channel keeps its label."""
+    labels = operation.first
     highest, same = common_label(labels, list(range(labels.dim() - dimensions, labels.dim())), True)
     if not same:
-        return Propagated(None, f"{call.name} mixes its neurons")
-    return Propagated(highest.expand(_output(call.result).shape).clone())
+        return Propagated(None, f"{operation.name} mixes its neurons")
+    return Propagated(highest.expand(_output(operation.result).shape).clone())
 
 
-def _multiplied(call: Operation) -> Propagated:
-    """A product with a matrix mixes elements along one axis: those of one neuron, if it is positions that it mixes."""
-    labelled = [index for index, operand in enumerate(call.args) if call.labels(operand) is not None]
-    if len(labelled) == 1 and call.name in ("mm", "bmm"):
-        highest, same = common_label(call.first, [-1 - labelled[0]], True)
+def _multiplied(operation: Operation) -> Propagated:
+    """Propagate through a product that mixes positions of one neuron; one that mixes neurons is a layer of its own."""
+    labelled = [index for index, operand in enumerate(operation.args) if operation.labels(operand) is not None]
+    if len(labelled) == 1 and operation.name in ("mm", "bmm"):
+        highest, same = common_label(operation.first, [-1 - labelled[0]], True)
         if same:
-            return Propagated(highest.broadcast_to(_output(call.result).shape))
+            return Propagated(highest.broadcast_to(_output(operation.result).shape))
     return Propagated(None, "it is multiplied by a matrix outside the layers")
 
 
-def _attended(call: Operation) -> Propagated:
-    """Attention is linear in its values, whose positions it mixes, and not homogeneous in queries and keys."""
-    highest, same = common_label(call.first, [-2], True)
-    values = [index for index, operand in enumerate(call.args) if call.labels(operand) is not None] == [2]
-    labels = highest.broadcast_to(_output(call.result).shape) if same else None
+def _attended(operation: Operation) -> Propagated:
+    """Propagate through attention, which is linear in its values, and not homogeneous in queries and keys."""
+    highest, same = common_label(operation.first, [-2], True)
+    values = [index for index, operand in enumerate(operation.args) if operation.labels(operand) is not None] == [2]
+    labels = highest.broadcast_to(_output(operation.result).shape) if same else None
     return Propagated(labels, None if values and same else "attention is not homogeneous")
 
 
-def _other(call: Operation) -> Propagated:
-    """Not known to be homogeneous; if it works element by element the neurons can still be told."""
-    result = _output(call.result)
-    if call.name == "copy":
-        return Propagated(_spread(call), "it is written into another tensor")
-    reason = f"{_WORDS.get(call.name, call.name)} is not homogeneous"
-    return Propagated(_spread(call) if result.shape == call.first.shape else None, reason)
+def _other(operation: Operation) -> Propagated:
+    """Give a reason against the law; the neurons can still be followed if the operation keeps the shape."""
+    result = _output(operation.result)
+    if operation.name == "copy":
+        return Propagated(_labels_of_result(operation), "it is written into another tensor")
+    reason = f"{_WORDS.get(operation.name, operation.name)} is not homogeneous"
+    return Propagated(_labels_of_result(operation) if result.shape == operation.first.shape else None, reason)
 
 
-def keeps_order(call: Operation) -> bool:
-    """Whether the result is the operand itself, element by element in its order."""
-    return call.name in _SAME_ORDER
+def keeps_order(operation: Operation) -> bool:
+    """Whether the result is the operand, element by element in its order."""
+    return operation.name in _SAME_ORDER
 
 
 def _output(result: Any) -> Tensor:
     return next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
 
-def _spread(call: Operation) -> Tensor:
-    labels, shape = call.first, _output(call.result).shape
+def _labels_of_result(operation: Operation) -> Tensor:
+    labels, shape = operation.first, _output(operation.result).shape
     return labels if labels.shape == shape else labels.broadcast_to(shape)  # the same labels for all that have the same
 
 
-def _is_zero(leaf: Any, call: Operation) -> bool:
-    """Whether it is the number zero; a whole activation may be zero by chance, and what is trained only at first."""
-    return leaf.dim() == 0 and not (leaf.any() or call.varies(leaf)) if isinstance(leaf, Tensor) else leaf == 0
+def _is_zero(leaf: Any, operation: Operation) -> bool:
+    """Whether it is the number zero; an activation may be zero by chance, and a parameter only before training."""
+    return leaf.dim() == 0 and not (leaf.any() or operation.varies(leaf)) if isinstance(leaf, Tensor) else leaf == 0
 
 
-_WAYS: tuple[tuple[set[str], Callable[[Operation], Propagated]], ...] = (
-    (_MOVES, _moved), (_CHOICES, _chosen), (_SCALINGS, _gated), (_CLIPS, _clipped),
+_PROPAGATIONS: tuple[tuple[set[str], Callable[[Operation], Propagated]], ...] = (
+    (_MOVES, _moved), (_CHOICES, _chosen), (_SCALINGS, _scaled), (_CLIPS, _clipped),
     (_JOINS, _joined), (_REDUCTIONS, _reduced), (_PRODUCTS, _multiplied),
 )  # fmt: skip

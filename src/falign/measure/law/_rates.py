@@ -1,4 +1,4 @@
-"""What an optimizer does to each parameter in its next step, as far as it is gradient descent."""
+"""Learning rates, decays and gradients of an optimizer's next step, and how far it departs from gradient descent."""
 
 from collections.abc import Iterable
 from inspect import unwrap
@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 
 
 class Rate(NamedTuple):
-    """A parameter p moves by ``-rate (sign · ∇p + decay · p)``, if there is no momentum."""
+    """Settings of a parameter p: without momentum it moves by ``-rate (sign · ∇p + decay · p)``."""
 
     rate: float
     decay: float
@@ -19,10 +19,10 @@ class Rate(NamedTuple):
 
 
 class Rates:
-    """Rates and gradients as an optimizer has them at this moment.
+    """Rates and gradients of an optimizer at this moment, as schedulers and users have changed them.
 
     Args:
-        optimizer: With ``param_groups`` as schedulers and users have changed them.
+        optimizer: The optimizer, its ``param_groups`` and its parameters' ``grad`` as its next step will find them.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -36,36 +36,36 @@ class Rates:
         self._scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # a fused step unscales by itself
 
     def __getitem__(self, parameter: Tensor) -> Rate:
-        """Zeros for a parameter that the optimizer does not have."""
+        """Settings of a parameter; rate and decay are 0 for one that the optimizer does not have."""
         return self._rates.get(id(parameter), Rate(0.0, 0.0, 1.0, 0.0))
 
     def __contains__(self, parameter: Tensor) -> bool:
         return id(parameter) in self._rates
 
     def gradient(self, parameter: Tensor) -> Tensor | None:
-        """The direction that the step goes down, decay left out; None where the step leaves it alone."""
-        slope = parameter.grad
-        if slope is None or parameter not in self:
+        """Gradient that the step descends along, without decay; None for a parameter that the step does not move."""
+        gradient = parameter.grad
+        if gradient is None or parameter not in self:
             return None
-        slope = slope.detach()
+        gradient = gradient.detach()
         if self._scale is not None:
-            slope = slope.double() / self._scale.double()
-        return slope if self[parameter].sign > 0 else -slope
+            gradient = gradient.double() / self._scale.double()
+        return gradient if self[parameter].sign > 0 else -gradient
 
     def ratio(self, one: Tensor, other: Tensor) -> float:
-        """The rate of one over that of another; 1 where one of them stands still."""
+        """Rate of one parameter over that of another; 1 if one of them is 0."""
         first, second = self[one].rate, self[other].rate
         return first / second if first > 0 and second > 0 else 1.0
 
 
 def skips_step(optimizer: Optimizer) -> bool:
-    """Whether a fused step, told by a gradient scaler that gradients overflowed, will do nothing."""
+    """Whether the next step will do nothing, as a gradient scaler has found that gradients overflowed."""
     overflow = getattr(optimizer, "found_inf", None)
     return overflow is not None and bool(overflow)
 
 
 def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | None:
-    """How an optimizer departs from gradient descent on some parameters: (in words, the order of the drift).
+    """Departure of an optimizer from gradient descent on some parameters, (in words, order of the drift), or None.
 
     Heavy-ball momentum moves w along m, a sum of gradients at weights 1/(1-μ) steps old, for which the balance is off
     by ``Σ_j μ^j η|m|²``. At a fixed training time ηT/(1-μ) the drift is (1 + μ)/(1 - μ)² times that of gradient descent
@@ -75,18 +75,18 @@ def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | N
     optimizer = rates.optimizer
     if not (isinstance(optimizer, SGD) and unwrap(type(optimizer).step) is unwrap(SGD.step)):
         return f"{type(optimizer).__name__} is not plain gradient descent", "O(1)"
-    own = [rates[parameter] for parameter in parameters]
-    momentum = max(rate.momentum for rate in own)
+    groups = [rates[parameter] for parameter in parameters]
+    momentum = max(group.momentum for group in groups)
     if momentum == 0:
         return None
-    if any(rate.decay for rate in own):
+    if any(group.decay for group in groups):
         return f"momentum {momentum:g} with weight decay", "O(1)"
     return f"momentum {momentum:g}", "O(η/(1-μ)²)"
 
 
-def descent_direction(parameter: Tensor, slope: Tensor, own: Rate) -> Tensor:
-    """The direction that a step goes down: ``slope + decay · p``, in float64 where there is decay."""
-    return slope.double() + own.decay * parameter.detach().double() if own.decay else slope
+def descent_direction(parameter: Tensor, gradient: Tensor, group: Rate) -> Tensor:
+    """``gradient + decay · p``, in float64 where there is decay: a step moves p by -rate times it."""
+    return gradient.double() + group.decay * parameter.detach().double() if group.decay else gradient
 
 
 def differ(one: float, other: float) -> bool:
@@ -95,7 +95,7 @@ def differ(one: float, other: float) -> bool:
 
 
 def run_after_closure(args: tuple, kwargs: dict[str, Any], after: Any) -> tuple[tuple, dict[str, Any]] | None:
-    """The arguments of ``step``, with ``after`` called behind its closure; None where it has none."""
+    """Arguments of ``step`` with a closure that calls ``after`` last; None where there is no closure."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
         return None

@@ -94,12 +94,12 @@ class LawReport:
 
     @property
     def conclusive(self) -> bool:
-        """Whether weights have moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
+        """Whether weights moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
         return any(row.conclusive for row in self.laws)
 
     @property
     def holds(self) -> bool:
-        """Whether no law that is exact or accounted for is broken; also true where there is none: see ``conclusive``."""
+        """Whether no law that is exact or accounted for is broken; true where there is none: see ``conclusive``."""
         return not any(row.broken for row in self.laws)
 
     def __bool__(self) -> bool:
