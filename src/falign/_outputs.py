@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from falign._delivery import Cut, transformed
-from falign._validation import told
+from falign._validation import describe
 
 Output = Callable[[Any], Tensor] | str | int | None
 Outputs = Output | tuple[Output, ...] | list[Output]
@@ -35,13 +35,13 @@ def pick(result: Any, output: Output) -> Tensor:
         except Exception as error:
             chosen, how = None, f"output= raised {type(error).__name__}: {error}"
     elif isinstance(result, Tensor):
-        chosen, how = None, f"it is no structure, leave output={told(output)} out"
+        chosen, how = None, f"it is no structure, leave output={describe(output)} out"
     else:
         try:
             chosen = result[output]
         except (KeyError, IndexError, TypeError):
             chosen = getattr(result, output, None) if isinstance(output, str) else None
-        how = f"output={told(output)} does not pick one"
+        how = f"output={describe(output)} does not pick one"
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
         raise TypeError(
             f"a direct rule needs the tensor where the error begins, the model returned {type(result).__name__}: {how}"

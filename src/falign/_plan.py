@@ -15,7 +15,7 @@ from falign._guard import watch_optimizers
 from falign._outputs import NESTED, Outputs, pick
 from falign._preserve import forget
 from falign._survey import Survey, call, detached, without_trace
-from falign._validation import told
+from falign._validation import describe
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, wirings
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.layers import Layer, weight_of
@@ -91,7 +91,9 @@ class Plan:
             return ALL_RULES[rule]()
         if isinstance(rule, type) and issubclass(rule, Rule) and hasattr(rule, "name"):
             return rule()
-        self.problems.append(f"unknown rule {told(rule)}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule")
+        self.problems.append(
+            f"unknown rule {describe(rule)}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule"
+        )
         return None
 
     def _refuse_wrapped(self) -> None:
@@ -115,14 +117,14 @@ class Plan:
         if scale is None:
             return None
         if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf:
-            self.problems.append(f"scale is {told(scale)}, expected a positive number")
+            self.problems.append(f"scale is {describe(scale)}, expected a positive number")
             return None
         try:
             rounded = float(torch.tensor(float(scale), dtype=torch.float32, device="cpu"))
         except OverflowError:  # whole numbers and fractions have no bound
             rounded = inf
         if not 0 < rounded < inf:
-            self.problems.append(f"scale is {told(scale)}, which float32 cannot hold: expected a number near 1")
+            self.problems.append(f"scale is {describe(scale)}, which float32 cannot hold: expected a number near 1")
             return None
         return float(scale)
 

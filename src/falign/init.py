@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from falign._preserve import DrawnOnCPU
-from falign._validation import number, told, whole
+from falign._validation import describe, is_number, is_whole
 from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -75,7 +75,7 @@ def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed
         if entry.balance is not None and entry.law.holds_exactly and _speaks(entry.balance)
     }
     if not balances:
-        reasons = [f"layer {told(name)}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
+        reasons = [f"layer {describe(name)}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
         listed = "; ".join(reasons) or "no layer feeds another"
         raise ValueError(
             f"no neuron of the model is under the conservation law ({listed}): nothing can be aligned by it"
@@ -116,8 +116,8 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
         ValueError: The model is not converted, or the seed is no whole number.
     """
     converted(model)
-    if not whole(seed) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed is {told(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {describe(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
     elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]), DrawnOnCPU() if elsewhere else nullcontext():
         torch.default_generator.manual_seed(int(seed))  # it takes no NumPy integer
@@ -150,8 +150,8 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
 
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
-    if not (number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    if not (is_number(share) and 0 < share <= 1):
+        raise ValueError(f"share is {describe(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     balances, _ = lawful(model, example)
     _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
     generic(model, seed=seed)
@@ -182,8 +182,8 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
 
     Source: derived from the law.
     """
-    if not (number(size) and size > 0):
-        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
+    if not (is_number(size) and size > 0):
+        raise ValueError(f"size is {describe(size)}, expected a factor above 0: from all zeros nothing would learn")
     balances, followed = lawful(model, example)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
@@ -238,7 +238,7 @@ def _resolved(name: str, value: float, least: float) -> None:
     """Refuse a factor that would leave weights of zero."""
     if value < least:
         raise ValueError(
-            f"{name} is {told(value)}, expected at least {least:.2g}: below it the weights would round to zero"
+            f"{name} is {describe(value)}, expected at least {least:.2g}: below it the weights would round to zero"
         )
 
 

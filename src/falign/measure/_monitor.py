@@ -11,7 +11,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from falign._validation import told
+from falign._validation import describe
 from falign._wiring import Wiring, converted, unwrapped
 from falign.measure._alignment import Waiting, held, measured
 from falign.measure._passes import Loss
@@ -136,7 +136,7 @@ class Monitor:
         self._model = unwrapped(model)
         self._wirings = converted(self._model)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is {told(every)}, expected a whole number of steps from 1 on")
+            raise ValueError(f"every is {describe(every)}, expected a whole number of steps from 1 on")
         if any(wiring in _MONITORS and _MONITORS[wiring]() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
         self._held = {} if optimizer is None else held(self._model, optimizer)

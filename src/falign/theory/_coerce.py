@@ -20,7 +20,7 @@ import torch
 from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
-from falign._validation import dense, number, told, whole_number
+from falign._validation import dense_tensor, describe, is_number, whole_number
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 
@@ -189,7 +189,7 @@ class _Look:
             return self._any_of(name, value, get_args(hint))
         if origin is Literal:
             if not (isinstance(value, str) and value in get_args(hint)):
-                raise ValueError(f"{name} is {told(value)}, expected one of {', '.join(get_args(hint))}")
+                raise ValueError(f"{name} is {describe(value)}, expected one of {', '.join(get_args(hint))}")
             return value
         if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Collection)):
             return self._several(name, value, origin, get_args(hint))
@@ -208,10 +208,10 @@ class _Look:
             return whole_number(name, value)
         if hint is bool:
             if not isinstance(value, (bool, np.bool_)):
-                raise ValueError(f"{name} is {told(value)}, expected True or False")
+                raise ValueError(f"{name} is {describe(value)}, expected True or False")
             return bool(value)
         if hint is Tensor:
-            return dense(name, value)[0]
+            return dense_tensor(name, value)[0]
         if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
             return self._named(name, self._instance(name, value, hint), hint)
         return self._instance(name, value, hint)
@@ -239,14 +239,14 @@ class _Look:
     def _several(self, name: str, value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
         if issubclass(origin, Mapping):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name} is {told(value)}, expected names with their values")
+                raise ValueError(f"{name} is {describe(value)}, expected names with their values")
             return {key: self.fitted(f"{name}[{key!r}]", one, inner[1]) for key, one in value.items()}
         if (
             not isinstance(value, Iterable)
             or isinstance(value, (str, bytes, Mapping))
             or getattr(value, "ndim", 1) != 1
         ):
-            raise ValueError(f"{name} is {told(value)}, expected a sequence, such as a list")
+            raise ValueError(f"{name} is {describe(value)}, expected a sequence, such as a list")
         if isinstance(value, Set) and origin is not Collection:
             raise ValueError(f"{name} is a set, which has no order: expected a sequence, such as a list")
         sized = isinstance(value, Sized) and len(value) > _LONGEST
@@ -273,26 +273,26 @@ class _Look:
     def _instance(self, name: str, value: Any, kind: Any) -> Any:
         if kind is Callable or getattr(kind, "__name__", "") == "Callable":
             if not callable(value):
-                raise ValueError(f"{name} is {told(value)}, expected a function")
+                raise ValueError(f"{name} is {describe(value)}, expected a function")
         elif not isinstance(value, kind):
             article = "an" if kind.__name__[0] in "AEIOU" else "a"
             told_kind = {str: "a text", torch.dtype: "a torch.dtype, such as torch.float64"}.get(
                 kind, f"{article} {kind.__name__} ({kind.__module__})"
             )
-            raise ValueError(f"{name} is {told(value)}, expected {told_kind}")
+            raise ValueError(f"{name} is {describe(value)}, expected {told_kind}")
         return value
 
     def _number(self, name: str, value: Any) -> float:
         real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not real or (self._strict and not number(value)):
-            raise ValueError(f"{name} is {told(value)}, expected a finite number")
+        if not real or (self._strict and not is_number(value)):
+            raise ValueError(f"{name} is {describe(value)}, expected a finite number")
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{name} is {told(value)}, expected a number that float64 holds") from None
+            raise ValueError(f"{name} is {describe(value)}, expected a number that float64 holds") from None
 
     def _tensor(self, name: str, value: Any, hint: Any) -> Tensor:
-        found, plain = dense(name, value)
+        found, plain = dense_tensor(name, value)
         wanted = {"float64": _FLOATS}.get(hint.dtypes[-1]) if "float64" in hint.dtypes else None
         dtypes = wanted or [getattr(torch, kind) for kind in hint.dtypes if hasattr(torch, kind)]
         if plain and found.dtype not in dtypes and wanted and found.dtype in (torch.int64, torch.uint8):
@@ -320,7 +320,7 @@ def _device(name: str, value: Any) -> torch.device:
         found = torch.device(value)
         torch.empty(1, device=found)
     except Exception:  # which error says that a device is not there differs from one kind of device to the next
-        raise ValueError(f"{name} is {told(value)}, expected a device of this machine, such as 'cpu'") from None
+        raise ValueError(f"{name} is {describe(value)}, expected a device of this machine, such as 'cpu'") from None
     if found.type == "meta":
         raise ValueError(f"{name} is 'meta', which holds no numbers: expected a device such as 'cpu'")
     return found

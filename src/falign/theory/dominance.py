@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import alike, floats, number, told
+from falign._validation import check_floating, check_same_shape, describe, is_number
 from falign.theory._coerce import public
 from falign.theory.conservation._law import aligned_forever
 from falign.theory.conservation._network import (
@@ -91,7 +91,7 @@ def split(
 
     Source: after Robertson and Koyejo 2024 (ICML), whose summary names the three components; the formula is ours.
     """
-    alike(descent=descent, gradient_norm=gradient_norm, taken_norm=taken_norm)
+    check_same_shape(descent=descent, gradient_norm=gradient_norm, taken_norm=taken_norm)
     norms = gradient_norm * taken_norm
     cosine = torch.where(norms > 0, descent / torch.where(norms > 0, norms, 1.0), 0.0)
     return Split(alignment=cosine, gradient=gradient_norm, update=taken_norm, descent=descent)
@@ -109,7 +109,7 @@ def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*ru
     Source: the definition is our reading of "alignment dominance", Robertson and Koyejo 2024 (ICML), whose own was not
     available; there κ is capped at 1.
     """
-    alike(dominance=dominance)
+    check_same_shape(dominance=dominance)
     return 1 + dominance.amin(-1)
 
 
@@ -144,10 +144,12 @@ def predicted_loss(
 
     Source: derived. Summaries of Robertson and Koyejo 2024 (ICML) speak of "exponential or generalised decay".
     """
-    if not (number(exponent) and exponent >= 1):
-        raise ValueError(f"exponent is {told(exponent)}, expected a ≥ 1: below it the loss would vanish in finite time")
-    alike(initial=initial, kappa=kappa, mu=mu)
-    floats(times=times)
+    if not (is_number(exponent) and exponent >= 1):
+        raise ValueError(
+            f"exponent is {describe(exponent)}, expected a ≥ 1: below it the loss would vanish in finite time"
+        )
+    check_same_shape(initial=initial, kappa=kappa, mu=mu)
+    check_floating(times=times)
     if initial.ndim != 1 or times.ndim != 1:
         raise ValueError(
             f"initial losses {tuple(initial.shape)} and times {tuple(times.shape)} must be lists: one a run"
@@ -176,9 +178,9 @@ def lojasiewicz_constant(
     Raises:
         ValueError: the two have not the same shape, or a is no number.
     """
-    alike(loss=loss, gradient_norm=gradient_norm)
-    if not number(exponent):
-        raise ValueError(f"exponent is {told(exponent)}, expected a number")
+    check_same_shape(loss=loss, gradient_norm=gradient_norm)
+    if not is_number(exponent):
+        raise ValueError(f"exponent is {describe(exponent)}, expected a number")
     ratio = gradient_norm.square() / loss.clamp_min(torch.finfo(loss.dtype).tiny) ** exponent
     return torch.where(loss > 0, ratio, torch.inf).amin(-1)
 
@@ -191,7 +193,7 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
         ValueError: fewer than three times with a positive loss and gradient, all at the same loss, or not as many of
             both.
     """
-    floats(loss=loss, gradient_norm=gradient_norm)
+    check_floating(loss=loss, gradient_norm=gradient_norm)
     if loss.ndim != 1 or loss.shape != gradient_norm.shape:
         raise ValueError(
             f"shapes are {tuple(loss.shape)} and {tuple(gradient_norm.shape)}: expected one a time of both"
@@ -229,8 +231,8 @@ def convergence(
     Source: derived from the definition in ``largest_kappa``.
     """
     for name, given in (("kappa", kappa), ("mu", mu)):
-        if given is not None and not number(given):
-            raise ValueError(f"{name} is {told(given)}, expected a number, or None")
+        if given is not None and not is_number(given):
+            raise ValueError(f"{name} is {describe(given)}, expected a number, or None")
     rates, _ = course.dynamics.of_layers(course.start)
     loss, dominance, gradient = course["loss"], course["dominance"], course["gradient_norm"][..., -1]
     own_kappa, own_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)
@@ -395,7 +397,7 @@ def least_product(
 
     Source: derived.
     """
-    alike(B=B, W=W)
+    check_same_shape(B=B, W=W)
     return ((B * W).sum(0) - B.norm(dim=0) * W.norm(dim=0)) / 2
 
 

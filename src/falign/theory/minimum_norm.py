@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, listed, number, room, squarable, table, told, whole
+from falign._validation import (
+    Numbers,
+    as_list,
+    check_memory,
+    check_squarable,
+    describe,
+    feature_table,
+    is_number,
+    is_whole,
+)
 from falign.feedback import generator
 from falign.theory._coerce import public, recording
 from falign.theory.statement import Assumption, TheoremCheck
@@ -72,7 +81,7 @@ def minimum_norm(
     """
     X, Y = _tables(X, Y)
     for name, found in (("inputs", X), ("targets", Y)):
-        squarable(name, found)
+        check_squarable(name, found)
         if not found.any():
             raise ValueError(f"the {name} are all 0: there is nothing to learn")
     k, n, d = Y.shape[1], *X.shape
@@ -118,30 +127,30 @@ def minimum_norm(
 
 
 def _tables(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor]:
-    X, Y = table("inputs", X), table("targets", Y)
+    X, Y = feature_table("inputs", X), feature_table("targets", Y)
     if len(X) != len(Y):
         raise ValueError(f"{len(X)} inputs and {len(Y)} targets: one target an input")
     return X, Y
 
 
 def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> tuple[list[float], list[int]]:
-    sizes, seeds = listed("sizes", sizes), listed("seeds", seeds)
-    fits = all(number(size) and size >= 0 for size in sizes) and whole(hidden) and hidden >= k
+    sizes, seeds = as_list("sizes", sizes), as_list("seeds", seeds)
+    fits = all(is_number(size) and size >= 0 for size in sizes) and is_whole(hidden) and hidden >= k
     if not sizes or not seeds or not fits or sorted(set(sizes)) != sizes:
         raise ValueError(
             f"expected increasing sizes of at least 0, a seed and a width of at least {k}, "
-            f"got {sizes}, {seeds}, {told(hidden)}"
+            f"got {sizes}, {seeds}, {describe(hidden)}"
         )
     return sizes, seeds
 
 
 def _course(steps: int, rate: float | None, converged: float) -> None:
-    if not whole(steps) or steps < 1:
-        raise ValueError(f"steps is {told(steps)}, expected a whole number from 1 on")
-    if rate is not None and not (number(rate) and rate > 0):
-        raise ValueError(f"rate is {told(rate)}, expected a positive number, or None")
-    if not (number(converged) and converged >= 0):
-        raise ValueError(f"converged is {told(converged)}, expected a number of at least 0")
+    if not is_whole(steps) or steps < 1:
+        raise ValueError(f"steps is {describe(steps)}, expected a whole number from 1 on")
+    if rate is not None and not (is_number(rate) and rate > 0):
+        raise ValueError(f"rate is {describe(rate)}, expected a positive number, or None")
+    if not (is_number(converged) and converged >= 0):
+        raise ValueError(f"converged is {describe(converged)}, expected a number of at least 0")
 
 
 def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:
@@ -155,7 +164,7 @@ def _shapes(k: int, hidden: int, d: int) -> tuple[tuple[str, int, int], ...]:
 
 
 def _normal(seeds: Sequence[int], purpose: str, rows: int, columns: int) -> Float[Tensor, "runs rows columns"]:
-    room("a matrix a run", len(seeds), rows, columns)
+    check_memory("a matrix a run", len(seeds), rows, columns)
     drawn = [torch.randn(rows, columns, generator=generator(seed, "minimum norm", purpose)) for seed in seeds]
     return torch.stack(drawn).double() / sqrt(columns)
 

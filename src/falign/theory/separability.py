@@ -8,7 +8,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from falign._validation import Numbers, squarable, table, whole_labels
+from falign._validation import Numbers, check_squarable, class_labels, feature_table
 from falign.theory._coerce import public
 
 _PIECE = 1024
@@ -146,7 +146,7 @@ def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparabili
     Source: the condition of Phuong and Lampert 2021 (ICLR), here for inner products of any two inputs.
     """
     X, labels, _ = _checked(X, labels)
-    squarable("inputs", X)
+    check_squarable("inputs", X)
     within, between = inf, -inf
     for rows, own in zip(X.split(_PIECE), labels.split(_PIECE), strict=True):
         products, same = rows @ X.mT, own[:, None] == labels
@@ -167,8 +167,8 @@ def full_rank_gram(X: Numbers) -> FullRankGram:
 
     Source: the condition of Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3, for linear networks.
     """
-    X = table("inputs", X)
-    squarable("inputs", X)
+    X = feature_table("inputs", X)
+    check_squarable("inputs", X)
     n, d = X.shape
     values = torch.linalg.svdvals(X)
     rank = int((values > max(n, d) * torch.finfo(torch.float64).eps * values[0]).sum())
@@ -183,8 +183,8 @@ def full_rank_gram(X: Numbers) -> FullRankGram:
 
 def _checked(X: Numbers, labels: Numbers) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Inputs, labels and the classes."""
-    X = table("inputs", X)
-    labels = whole_labels(labels, len(X))
+    X = feature_table("inputs", X)
+    labels = class_labels(labels, len(X))
     classes: tuple[int, ...] = tuple(labels.unique().tolist())
     if len(classes) < 2:
         raise ValueError(f"all labels are {int(labels[0])}: separability wants at least two classes")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import floats, number, told, whole
+from falign._validation import check_floating, describe, is_number, is_whole
 from falign.theory._coerce import public, typed
 from falign.theory.conservation._rules import FeedbackRule, rule
 
@@ -59,7 +59,7 @@ def activation(name: str) -> Activation:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {told(name)}: choose one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {describe(name)}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -118,7 +118,7 @@ def loss(name: str) -> Loss:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in LOSSES:
-        raise ValueError(f"unknown loss {told(name)}: choose one of {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {describe(name)}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
 
 
@@ -144,7 +144,7 @@ def fits_inputs(W: Tensor, X: Tensor) -> None:
     Raises:
         ValueError: they do not fit.
     """
-    floats(inputs=X)
+    check_floating(inputs=X)
     if X.ndim not in (2, 3) or X.shape[-1] != W.shape[-1] or (X.ndim == 3 and len(X) not in (1, len(W))):
         raise ValueError(
             f"inputs have shape {tuple(X.shape)}, the network wants (points, {W.shape[-1]}) for all of its "
@@ -160,7 +160,7 @@ def fits_targets(f: Tensor, y: Tensor) -> None:
     Raises:
         ValueError: they do not fit.
     """
-    floats(targets=y)
+    check_floating(targets=y)
     if y.ndim not in (2, 3) or y.shape[-2:] != f.shape[-2:] or (y.ndim == 3 and len(y) not in (1, len(f))):
         raise ValueError(f"targets have shape {tuple(y.shape)}, the outputs {tuple(f.shape)}: one row a point")
 
@@ -172,9 +172,9 @@ def step_count(steps: int | Tensor, n: int) -> int:
         ValueError: they are no whole numbers, or name points that are not there.
     """
     if not isinstance(steps, Tensor):
-        if not whole(steps) or steps < 0:
+        if not is_whole(steps) or steps < 0:
             raise ValueError(
-                f"steps is {told(steps)}, expected a whole number of at least 0, or the points of each batch"
+                f"steps is {describe(steps)}, expected a whole number of at least 0, or the points of each batch"
             )
         return steps
     indices = not steps.is_floating_point() and not steps.is_complex() and steps.dtype != torch.bool
@@ -259,15 +259,17 @@ class Dynamics:
         ):
             if not isinstance(part, kind):
                 raise ValueError(
-                    f"{name} is {told(part)}, expected what {name}(name) gives: a value of {kind.__name__}"
+                    f"{name} is {describe(part)}, expected what {name}(name) gives: a value of {kind.__name__}"
                 )
         for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
-            if not (number(rate) and rate > 0):
-                raise ValueError(f"a layer's rate is {told(rate)}, expected a positive number: the law divides by it")
+            if not (is_number(rate) and rate > 0):
+                raise ValueError(
+                    f"a layer's rate is {describe(rate)}, expected a positive number: the law divides by it"
+                )
         decays = self.decays if isinstance(self.decays, tuple) else (self.decays,)
         for name, value in (*(("a decay", decay) for decay in decays), ("tracking", self.tracking)):
-            if not (number(value) and value >= 0):
-                raise ValueError(f"{name} is {told(value)}, expected a number of at least 0")
+            if not (is_number(value) and value >= 0):
+                raise ValueError(f"{name} is {describe(value)}, expected a number of at least 0")
 
     @public
     def of_layers(self, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:

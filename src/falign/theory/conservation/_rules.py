@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from falign._validation import told
+from falign._validation import describe
 from falign.theory._coerce import public, typed
 
 MatrixFunction = Callable[[Tensor, Tensor], Tensor]
@@ -135,5 +135,5 @@ def rule(name: str) -> FeedbackRule:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"unknown rule {told(name)}: choose one of {', '.join(RULES)}")
+        raise ValueError(f"unknown rule {describe(name)}: choose one of {', '.join(RULES)}")
     return RULES[name]

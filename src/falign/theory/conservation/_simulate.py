@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from falign._validation import listed, moments, positive, recorded, told
+from falign._validation import as_list, describe, positive, recording_steps, recording_times
 from falign.theory._coerce import outermost, recording
 from falign.theory.conservation import _law
 from falign.theory.conservation._network import Dynamics, Points, State, gradients, loss_of, step_count, velocity
@@ -73,11 +73,11 @@ def measurements_named(names: Sequence[str]) -> dict[str, Measurement]:
     Raises:
         ValueError: a name is unknown.
     """
-    names = listed("names", names)
+    names = as_list("names", names)
     for name in names:
         if not isinstance(name, str) or (name not in MEASUREMENTS and name != EXPECTED_CHANGE):
             raise ValueError(
-                f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}, {EXPECTED_CHANGE}"
+                f"unknown measurement {describe(name)}: choose from {', '.join(MEASUREMENTS)}, {EXPECTED_CHANGE}"
             )
     return {name: MEASUREMENTS[name] for name in names if name != EXPECTED_CHANGE}
 
@@ -110,7 +110,7 @@ class Trajectory:
         """
         if name not in self.values:
             raise ValueError(
-                f"{told(name)} was not recorded, only {', '.join(self.values)}: name it when the run is made"
+                f"{describe(name)} was not recorded, only {', '.join(self.values)}: name it when the run is made"
             )
         return self.values[name]
 
@@ -153,7 +153,7 @@ def gradient_descent(
     taken = measurements_named(names)
     _fitting(state, dynamics, X, y)
     count = step_count(steps, X.shape[-2])
-    at = recorded(count, at)
+    at = recording_steps(count, at)
     now, wanted = state, set(at)
     expected = torch.zeros_like(_law.incoming(state, dynamics))
     rows, sound = [], []
@@ -212,9 +212,9 @@ def gradient_flow(
     _fitting(state, dynamics, X, y)
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
-    times = moments(times)
+    times = recording_times(times)
     if positive("tolerance", tolerance) >= 1:
-        raise ValueError(f"tolerance is {told(tolerance)}, expected a relative error, below 1")
+        raise ValueError(f"tolerance is {describe(tolerance)}, expected a relative error, below 1")
     positive("longest", longest)
     expected = torch.zeros_like(_law.incoming(state, dynamics))
     zero = state._replace(W=(*state.W, expected.unsqueeze(-1)))  # integrated along as one more matrix

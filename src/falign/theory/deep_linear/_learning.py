@@ -5,7 +5,7 @@ from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from falign._validation import positive, told, whole
+from falign._validation import describe, is_whole, positive
 from falign.theory._coerce import public, recording
 from falign.theory.deep_linear._flow import ReducedOde, first_passage, reduced_ode
 from falign.theory.deep_linear._modes import DEEPEST, Modes
@@ -62,7 +62,7 @@ def learning_slope(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*mode
 def learning_time_and_slope(modes: Modes, tolerance: float = 0.1) -> tuple[Tensor, Tensor]:
     """``learning_time`` and ``learning_slope``, nan where that is, from one quadrature."""
     if positive("tolerance", tolerance) >= 1:
-        raise ValueError(f"tolerance is {told(tolerance)}, expected a share of λ, below 1")
+        raise ValueError(f"tolerance is {describe(tolerance)}, expected a share of λ, below 1")
     path = reduced_ode(modes)
     level = tolerance * path.modes.target
     end = first_passage(path, level)
@@ -90,8 +90,8 @@ def depth_slope(depth: int) -> float:
 
     Source: derived.
     """
-    if not whole(depth) or not 2 <= depth <= DEEPEST:
-        raise ValueError(f"depth is {told(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
+    if not is_whole(depth) or not 2 <= depth <= DEEPEST:
+        raise ValueError(f"depth is {describe(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
     return -(2**depth - 2) / (2**depth - 1)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, floating, listed, told
+from falign._validation import Numbers, as_list, describe, float_tensor
 from falign.theory._coerce import public, typed
 
 # Which numbers a mode may have, and the sentences that refuse others.
@@ -26,7 +26,7 @@ def finite(name: str, given: Any) -> Tensor:
     Raises:
         ValueError: they are no numbers, one is not finite, or they are in less than float32.
     """
-    found = floating(name, given)
+    found = float_tensor(name, given)
     if not found.isfinite().all():
         raise ValueError(f"{name} holds {float(found[~found.isfinite()].flatten()[0])}, expected finite numbers")
     beyond = found.abs() > _LARGEST
@@ -202,9 +202,9 @@ def modes(
             unknown.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"rule is {told(rule)}, expected one of {', '.join(get_args(Rule))}")
+        raise ValueError(f"rule is {describe(rule)}, expected one of {', '.join(get_args(Rule))}")
     tabled = getattr(weights, "ndim", 1) > 1
-    layers = list(cast(Tensor, weights)) if tabled else listed("weights", weights)
+    layers = list(cast(Tensor, weights)) if tabled else as_list("weights", weights)
     if len(layers) < 2:
         raise ValueError(f"{len(layers)} weights were given, expected θ_1, …, θ_L of at least two layers")
     back = list(feedback) if isinstance(feedback, (list, tuple)) else [feedback] * (len(layers) - 1)

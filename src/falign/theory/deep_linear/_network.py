@@ -12,7 +12,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from falign._validation import Numbers, floating, full_rank, moments, positive, squarable, table, told, whole
+from falign._validation import (
+    Numbers,
+    check_full_rank,
+    check_squarable,
+    describe,
+    feature_table,
+    float_tensor,
+    is_whole,
+    positive,
+    recording_times,
+)
 from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
@@ -38,7 +48,7 @@ def linear(rule: Rule = "fa") -> Dynamics:
         ValueError: the rule is none of fa, dfa, bp.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"rule is {told(rule)}, expected one of {', '.join(get_args(Rule))}")
+        raise ValueError(f"rule is {describe(rule)}, expected one of {', '.join(get_args(Rule))}")
     return Dynamics(
         activation=conservation.activation("linear"), rule=conservation.rule(rule), loss=conservation.loss("squared")
     )
@@ -60,7 +70,7 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
     direct = linear(rule).rule.direct
     for name, given in (("W", W), ("B", () if rule == "bp" else B)):
         if not isinstance(given, Iterable):
-            raise ValueError(f"{name} is {told(given)}, expected a list of matrices, one a layer")
+            raise ValueError(f"{name} is {describe(given)}, expected a list of matrices, one a layer")
     weights = [_matrix(f"W_{place}", given) for place, given in enumerate(W, 1)]
     feedback = [] if rule == "bp" else [_matrix(f"B_{place}", given) for place, given in enumerate(B, 2)]
     shapes = [tuple(part.shape) for part in weights]
@@ -71,7 +81,7 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
     if (found := [tuple(part.shape) for part in feedback]) != wanted:
         raise ValueError(f"feedback has shapes {found}, {rule} wants {wanted} for weights of shapes {shapes}")
     for place, matrix in enumerate(feedback, 2):
-        full_rank(f"B_{place}", matrix)
+        check_full_rank(f"B_{place}", matrix)
     return State(W=tuple(weights), B=tuple(part.to(weights[0]) for part in feedback))
 
 
@@ -137,7 +147,7 @@ def _growth(E: Tensor, left: list[Tensor], right: list[Tensor], shift: Tensor) -
 
 
 def _matrix(name: str, given: Numbers) -> Tensor:
-    found = floating(name, given)
+    found = float_tensor(name, given)
     if found.ndim not in (2, 3) or not found.numel():
         raise ValueError(f"{name} has shape {tuple(found.shape)}, expected [out in] or [runs out in]")
     if not found.isfinite().all():
@@ -252,8 +262,8 @@ def whitened(X: Numbers) -> Float[Tensor, "n rank"]:
 
 def _rows(name: str, given: Numbers) -> Tensor:
     """The finite table, of the type and on the device that a floating point tensor has."""
-    squarable(name, table(name, given))
-    return floating(name, given)
+    check_squarable(name, feature_table(name, given))
+    return float_tensor(name, given)
 
 
 def _above_rounding(S: Float[Tensor, " values"], X: Float[Tensor, "n d"]) -> Bool[Tensor, " values"]:
@@ -309,8 +319,8 @@ def stepped(
         ValueError: the rate is not positive, or the steps are no whole number from 1 on.
     """
     positive("rate", rate)
-    if not whole(steps) or steps < 1:
-        raise ValueError(f"steps is {told(steps)}, expected a whole number from 1 on")
+    if not is_whole(steps) or steps < 1:
+        raise ValueError(f"steps is {describe(steps)}, expected a whole number from 1 on")
     for _ in range(steps):
         after = state.map(lambda value, change: value + rate * change, velocity(state, dynamics, X, Y))
         yield state, after
@@ -396,7 +406,7 @@ def matrix_gradient_flow(
     _is_state(state)
     few = compressed(X, Y)
     trajectory = conservation.gradient_flow(
-        state, linear(rule), few.X, few.Y, times=moments(times), names=names, tolerance=tolerance
+        state, linear(rule), few.X, few.Y, times=recording_times(times), names=names, tolerance=tolerance
     )
     return _with(trajectory, few.left)
 

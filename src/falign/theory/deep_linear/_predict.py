@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, moments, numbers, told
+from falign._validation import Numbers, describe, real_tensor, recording_times
 from falign.theory import conservation
 from falign.theory._coerce import public
 from falign.theory.conservation import State, Trajectory
@@ -272,7 +272,7 @@ class Prediction(Curves):
         Raises:
             ValueError: their number is another, they are not finite, or the first is not above 0.
         """
-        found = numbers("losses", trained).to(self.loss)
+        found = real_tensor("losses", trained).to(self.loss)
         if found.shape != self.loss.shape or not found.isfinite().all():
             raise ValueError(
                 f"losses of shape {tuple(found.shape)}, expected finite ones at the {len(self.times)} records predicted"
@@ -355,12 +355,13 @@ def predict(
     """
     if decoupling not in get_args(Decoupling) or activation not in ("linear", "relu"):
         raise ValueError(
-            f"decoupling {told(decoupling)}, activation {told(activation)}: expected outputs or chains, linear or relu"
+            f"decoupling {describe(decoupling)}, activation {describe(activation)}: expected outputs or chains, linear "
+            "or relu"
         )
     if times is None and rate is not None and steps is not None:
         training = Steps(rate=rate, count=steps, at=at)
     elif times is not None and rate is None and steps is None:
-        training = moments(times)
+        training = recording_times(times)
     else:
         raise ValueError(f"rate {rate}, steps {steps} and times {times}: pass rate and steps, or times alone")
     problem = _problem(W, B, X, Y, rule, activation, training)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, listed, room, told, whole
+from falign._validation import Numbers, as_list, check_memory, describe, is_whole
 from falign.feedback import generator
 from falign.theory._coerce import public
 from falign.theory.conservation import State
@@ -126,8 +126,10 @@ def task(
     """
     found = modes(targets, [1.0, 1.0], variance=variances)
     λ, s = found.target.reshape(-1), found.variance.reshape(-1)
-    if not (whole(inputs) and whole(outputs) and min(inputs, outputs) >= len(λ)):
-        raise ValueError(f"{len(λ)} modes need as many inputs and outputs, got {told(inputs)} and {told(outputs)}")
+    if not (is_whole(inputs) and is_whole(outputs) and min(inputs, outputs) >= len(λ)):
+        raise ValueError(
+            f"{len(λ)} modes need as many inputs and outputs, got {describe(inputs)} and {describe(outputs)}"
+        )
     V, U = (_orthogonal(size, seed, name)[:, : len(λ)].to(λ) for size, name in ((inputs, "V"), (outputs, "U")))
     scale = sqrt(len(λ))
     return scale * s.sqrt()[:, None] * V.mT, scale * (λ / s.sqrt())[:, None] * U.mT
@@ -166,12 +168,12 @@ def spectral(
 
     Source: derived, after Girotti, Mitliagkas and Gidel 2021.
     """
-    hidden, seeds = listed("hidden", hidden), listed("seeds", seeds)
-    weights = list(weights) if getattr(weights, "ndim", 1) == 2 else listed("weights", weights)
+    hidden, seeds = as_list("hidden", hidden), as_list("seeds", seeds)
+    weights = list(weights) if getattr(weights, "ndim", 1) == 2 else as_list("weights", weights)
     U, λ, s, V = common_bases(X, Y)
     if len(hidden) != len(weights) - 1:
         raise ValueError(f"{len(hidden)} hidden layers for {len(weights)} weights a mode, expected one layer fewer")
-    if not all(whole(size) and size >= len(λ) for size in hidden):
+    if not all(is_whole(size) and size >= len(λ) for size in hidden):
         raise ValueError(f"hidden layers of {hidden} neurons, expected at least {len(λ)} in each, one a mode")
     if not seeds:
         raise ValueError("no seed was given: one run each")
@@ -225,7 +227,7 @@ def _between(diagonal: Tensor, above: Tensor, below: Tensor, rest: float) -> Flo
 
 def _orthogonal(size: int, seed: int, name: str) -> Float[Tensor, "size size"]:
     """A Haar distributed orthogonal matrix, of (seed, name) alone."""
-    room("an orthogonal matrix", size, size)
+    check_memory("an orthogonal matrix", size, size)
     drawn = torch.randn(size, size, generator=generator(seed, "deep linear spectral", name), dtype=torch.float64)
     Q, R = torch.linalg.qr(drawn)
     return Q * R.diagonal().sign()

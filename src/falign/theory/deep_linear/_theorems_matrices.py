@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, bearable, numbers
+from falign._validation import Numbers, check_steps, real_tensor
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
 from falign.theory.conservation import State
@@ -71,7 +71,7 @@ def matrix_conservation(
     conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     first = matrix_invariants(state, rule)
     residuals, sizes, conditions = [torch.zeros(len(state.W[0])).to(first[0])], [_size(state)], ()
-    bearable(steps)
+    check_steps(steps)
     if rate is not None and times is None:
         gained, end = [torch.zeros_like(part) for part in first], state
         for before, end in stepped(state, dynamics, few.X, few.Y, rate, steps):
@@ -87,7 +87,7 @@ def matrix_conservation(
         warn_of_rate(rate, (state, end), few.X, few.Y, rule, steps)
         conditions, tolerance = (diverging(len(residuals) - 1, steps),), 1e-12
     elif times is not None and rate is None:
-        when = numbers("times", times).double()
+        when = real_tensor("times", times).double()
         end = conservation.gradient_flow(state, dynamics, few.X, few.Y, times=when, names=["loss"]).end
         residuals.append(_largest(matrix_invariants(end, rule), first, [torch.zeros_like(part) for part in first]))
         sizes.append(_size(end))
@@ -189,7 +189,7 @@ def two_layer_convergence(
     B, covariance = state.B[0], few.X.mT @ few.X / len(few.X)
     s = float(torch.linalg.eigvalsh(few.X @ few.X.mT / len(few.X))[0])
     conditions = []
-    bearable(steps)
+    check_steps(steps)
     if rate is not None and times is None:
         seen, excess = [_seen(conservation.output(state, dynamics, few.X), few.Y, B)], 0.0
         last = end = state
@@ -214,7 +214,7 @@ def two_layer_convergence(
             ),
         ]
     elif times is not None and rate is None:
-        when = numbers("times", times).double()
+        when = real_tensor("times", times).double()
         trajectory = conservation.gradient_flow(state, dynamics, few.X, few.Y, times=when, names=["map"])
         outputs = few.X @ trajectory["map"].mT
         measured, κ = (

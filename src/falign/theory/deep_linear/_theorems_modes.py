@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, positive, squarable
+from falign._validation import Numbers, check_squarable, positive
 from falign.theory._coerce import recording
 from falign.theory.deep_linear._flow import asymptotic_rate, guaranteed_rate
 from falign.theory.deep_linear._learning import depth_slope, learning_time
@@ -349,7 +349,7 @@ def learning_time_law(
         raise ValueError("targets are empty, expected a λ at least")
     if not (λ > 0).all():
         raise ValueError(f"λ is {float(λ.min()):g}, expected above 0: a mode without target is never learned")
-    squarable("λ", λ)
+    check_squarable("λ", λ)
     one = learning_time(modes(1.0, [0.0] * depth, feedback=feedback, rule=rule))
     found = learning_time(chains).flatten() / (one * λ**slope)
     finite = bool(one.isfinite().all() and found.isfinite().all())

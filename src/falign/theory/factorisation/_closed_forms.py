@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import floats, listed, number, positive, room, told, whole
+from falign._validation import as_list, check_floating, check_memory, describe, is_number, is_whole, positive
 from falign.theory._coerce import public
 from falign.theory.factorisation._methods import conserved, row_basis
 from falign.theory.factorisation._problem import State, fitting, sized
@@ -120,11 +120,11 @@ def _norm(A: Tensor) -> Tensor:
 
 
 def _ranked(Y: Tensor, r: int) -> None:
-    floats(Y=Y)
+    check_floating(Y=Y)
     if Y.ndim < 2 or not Y.numel() or not Y.isfinite().all():
         raise ValueError(f"Y has shape {tuple(Y.shape)}, expected a matrix of finite numbers")
-    if not whole(r) or not 1 <= r <= min(Y.shape[-2:]):
-        raise ValueError(f"r is {told(r)}, expected a whole number from 1 to min(n, m) = {min(Y.shape[-2:])}")
+    if not is_whole(r) or not 1 <= r <= min(Y.shape[-2:]):
+        raise ValueError(f"r is {describe(r)}, expected a whole number from 1 to min(n, m) = {min(Y.shape[-2:])}")
 
 
 # Matrices on which feedback alignment is far from optimal, and the law of how far.
@@ -145,7 +145,7 @@ def last_direction(r: int, epsilon: float) -> Float[Tensor, "n n"]:
         ValueError: r is below 1, or ε not in [1e-12, 1].
     """
     _sized(r)
-    _epsilon(epsilon, below="at most 1", holds=number(epsilon) and epsilon <= 1)
+    _epsilon(epsilon, below="at most 1", holds=is_number(epsilon) and epsilon <= 1)
     return torch.diag(torch.tensor([1.0] * r + [epsilon], dtype=torch.float64))
 
 
@@ -158,8 +158,8 @@ def flat_tail(r: int, tail: int, share: float) -> Float[Tensor, "n n"]:
     """
     _sized(r)
     _sized(tail)
-    if not number(share) or not 0 < share < 1:
-        raise ValueError(f"share is {told(share)}, expected a number above 0 and below 1")
+    if not is_number(share) or not 0 < share < 1:
+        raise ValueError(f"share is {describe(share)}, expected a number above 0 and below 1")
     value = sqrt(r * share / (1 - share) / tail)
     return torch.diag(torch.tensor([1.0] * r + [value] * tail, dtype=torch.float64))
 
@@ -172,9 +172,9 @@ def flat_spectrum(m: int, r: int, top: float = 1.1) -> Float[Tensor, "m m"]:
         ValueError: r is not between 1 and m - 1, or top is below 1.
     """
     _sized(r)
-    if not whole(m) or m <= r or not number(top) or top < 1:
-        raise ValueError(f"m is {told(m)} and top {told(top)}, expected m above r = {r}, and top of at least 1")
-    room("a matrix", m, m)
+    if not is_whole(m) or m <= r or not is_number(top) or top < 1:
+        raise ValueError(f"m is {describe(m)} and top {describe(top)}, expected m above r = {r}, and top of at least 1")
+    check_memory("a matrix", m, m)
     return torch.diag(torch.tensor([top] * r + [1.0] * (m - r), dtype=torch.float64))
 
 
@@ -192,8 +192,8 @@ def flat_tail_error(top: Float[Tensor, "runs r r"], tail_energy: float) -> Float
 
     Source: derived.
     """
-    if not number(tail_energy) or tail_energy < 0:
-        raise ValueError(f"tail_energy is {told(tail_energy)}, expected a number of at least 0")
+    if not is_number(tail_energy) or tail_energy < 0:
+        raise ValueError(f"tail_energy is {describe(tail_energy)}, expected a number of at least 0")
     sizes = torch.linalg.svdvals(top).square()
     return (tail_energy + (tail_energy / (sizes + tail_energy)).sum(-1)).sqrt()
 
@@ -223,7 +223,7 @@ class RatioLaw:
             ValueError: r is below 1, or ε not in [1e-12, 1).
         """
         _sized(self.r)
-        _epsilon(self.epsilon, below="below 1", holds=number(self.epsilon) and self.epsilon < 1)
+        _epsilon(self.epsilon, below="below 1", holds=is_number(self.epsilon) and self.epsilon < 1)
 
     def cdf(self, ratio_squared: Values) -> np.ndarray:
         """``P(ratio² ≤ x)``."""
@@ -239,7 +239,7 @@ class RatioLaw:
         """
         asked = np.asarray(probability, dtype=float)
         if not ((asked >= 0) & (asked <= 1)).all():
-            raise ValueError(f"probability is {told(probability)}, expected numbers from 0 to 1")
+            raise ValueError(f"probability is {describe(probability)}, expected numbers from 0 to 1")
         square = scipy.stats.beta.isf(asked, 0.5, self.r / 2)
         return np.asarray(1 / (square + self.epsilon**2 * (1 - square)))
 
@@ -257,15 +257,15 @@ class RatioLaw:
 
 
 def _sized(size: int) -> None:
-    if not whole(size):
-        raise ValueError(f"size is {told(size)}, expected a whole number from 1 on")
+    if not is_whole(size):
+        raise ValueError(f"size is {describe(size)}, expected a whole number from 1 on")
     positive("size", size)
-    room("a matrix", size, size)
+    check_memory("a matrix", size, size)
 
 
 def _epsilon(value: float, *, below: str, holds: bool) -> None:
     if not holds or value < _LEAST_EPSILON:
-        raise ValueError(f"epsilon is {told(value)}, expected a number of at least {_LEAST_EPSILON:g} and {below}")
+        raise ValueError(f"epsilon is {describe(value)}, expected a number of at least {_LEAST_EPSILON:g} and {below}")
 
 
 # Feedback alignment read as a randomised range finder, and what oversampling and power iteration would buy.
@@ -296,9 +296,10 @@ def range_finder(
     """
     Y = fitting(Y, B)
     rank = B.shape[1] if rank is None else rank
-    if not whole(rank) or not 1 <= rank <= B.shape[1] or not whole(power) or not 0 <= power <= _MOST:
+    if not is_whole(rank) or not 1 <= rank <= B.shape[1] or not is_whole(power) or not 0 <= power <= _MOST:
         raise ValueError(
-            f"rank is {told(rank)} and power {told(power)}, expected 1 to the {B.shape[1]} rows of B, and 0 to {_MOST}"
+            f"rank is {describe(rank)} and power {describe(power)}, expected 1 to the {B.shape[1]} rows of B, and 0 to "
+            f"{_MOST}"
         )
     rows = row_basis(B @ Y)
     for _ in range(power):
@@ -331,12 +332,12 @@ def range_finder_ratios(
     Raises:
         ValueError: B has too few rows, Y is of that rank, or as ``range_finder``.
     """
-    wide, often = listed("oversampling", oversampling), listed("power", power)
+    wide, often = as_list("oversampling", oversampling), as_list("power", power)
     if not wide or not often:
         raise ValueError(f"oversampling is {wide} and power {often}, expected at least one of each")
-    if not whole(rank):
-        raise ValueError(f"rank is {told(rank)}, expected a whole number from 1 to the {B.shape[1]} rows of B")
-    if not all(whole(p) and 0 <= p <= B.shape[1] - rank for p in wide):
+    if not is_whole(rank):
+        raise ValueError(f"rank is {describe(rank)}, expected a whole number from 1 to the {B.shape[1]} rows of B")
+    if not all(is_whole(p) and 0 <= p <= B.shape[1] - rank for p in wide):
         raise ValueError(f"oversampling is {wide}, expected 0 to {B.shape[1] - rank}, as B has {B.shape[1]} rows")
     Y = fitting(Y, B)
     least = best_error(Y, rank)
@@ -361,11 +362,11 @@ def expected_bound(singular_values: Float[Tensor, " values"], r: int) -> float:
 
     Source: Halko, Martinsson and Tropp 2011, SIAM Review 53, theorem 10.5.
     """
-    floats(singular_values=singular_values)
+    check_floating(singular_values=singular_values)
     if singular_values.ndim != 1 or not singular_values.isfinite().all():
         raise ValueError(f"singular values have shape {tuple(singular_values.shape)}, expected (values,), all finite")
     squares = singular_values.double().square()
-    if not whole(r) or not 2 <= r <= len(squares) or bool((squares.diff() > 0).any()):
-        raise ValueError(f"r is {told(r)}, expected 2 to {len(squares)}, and singular values that fall")
+    if not is_whole(r) or not 2 <= r <= len(squares) or bool((squares.diff() > 0).any()):
+        raise ValueError(f"r is {describe(r)}, expected 2 to {len(squares)}, and singular values that fall")
     tails = [float(squares[k:].sum()) for k in range(r - 1)]
     return min((1 + k / (r - k - 1)) * tail for k, tail in enumerate(tails)) ** 0.5

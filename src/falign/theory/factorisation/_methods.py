@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import told
+from falign._validation import describe
 from falign.theory._coerce import public, recording
 from falign.theory.factorisation._problem import Start, State, fitting, independent, sized
 
@@ -133,7 +133,7 @@ def method_of(name: str) -> Method:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown method {told(name)}: choose one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {describe(name)}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import floats, positive, room, told, whole
+from falign._validation import check_floating, check_memory, describe, is_whole, positive
 from falign.feedback import generator
 from falign.theory._coerce import public
 from falign.theory.factorisation._problem import State, fitting
@@ -27,13 +27,13 @@ def isotropic(points: int, m: int, *, seed: int) -> Float[Tensor, "points m"]:
     Raises:
         ValueError: the sizes or the seed are no whole numbers, or there are fewer points than dimensions.
     """
-    if not whole(seed):
-        raise ValueError(f"seed is {told(seed)}, expected a whole number")
-    if not whole(points) or not whole(m) or not 1 <= m <= points:
+    if not is_whole(seed):
+        raise ValueError(f"seed is {describe(seed)}, expected a whole number")
+    if not is_whole(points) or not is_whole(m) or not 1 <= m <= points:
         raise ValueError(
-            f"{told(points)} points of dimension {told(m)}, expected at least as many points as dimensions"
+            f"{describe(points)} points of dimension {describe(m)}, expected at least as many points as dimensions"
         )
-    room("inputs", points, m)
+    check_memory("inputs", points, m)
     drawn = torch.randn(points, m, dtype=torch.float64, generator=generator(seed, "factorisation", "inputs"))
     return torch.linalg.qr(drawn).Q * sqrt(points)
 
@@ -53,7 +53,7 @@ def from_network(
 
     Source: derived; the corollary for two-layer linear networks in the abstract of Garg and Vempala 2022.
     """
-    floats(first=first, second=second, carried=carried)
+    check_floating(first=first, second=second, carried=carried)
     if first.ndim != 2 or second.shape != carried.shape or second.shape[-1:] != first.shape[:1]:
         shapes = [tuple(part.shape) for part in (first, second, carried)]
         raise ValueError(f"W, Z and the feedback have shapes {shapes}, expected (r, m), (n, r) and (n, r)")
@@ -86,9 +86,9 @@ def rate_in_factorisation(
     Raises:
         ValueError: a number is not positive, the outputs are not whole, or the reduction is unknown.
     """
-    if not whole(outputs):
-        raise ValueError(f"outputs is {told(outputs)}, expected a whole number: n, the rows of Y")
+    if not is_whole(outputs):
+        raise ValueError(f"outputs is {describe(outputs)}, expected a whole number: n, the rows of Y")
     factors = {"half": 1.0, "mean": 2.0 / positive("outputs", outputs), "sum": 2.0}
     if not isinstance(reduction, str) or reduction not in factors:
-        raise ValueError(f"reduction is {told(reduction)}, expected one of {', '.join(factors)}")
+        raise ValueError(f"reduction is {describe(reduction)}, expected one of {', '.join(factors)}")
     return positive("rate", rate) * positive("variance", variance) * factors[reduction]

@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import floats, full_rank, listed, number, positive, room, told, whole
+from falign._validation import (
+    as_list,
+    check_floating,
+    check_full_rank,
+    check_memory,
+    describe,
+    is_number,
+    is_whole,
+    positive,
+)
 from falign.feedback import generator
 from falign.theory._coerce import public
 
@@ -63,8 +72,8 @@ def normal(
     Raises:
         ValueError: the scale is negative, or the seeds are not as many as the runs.
     """
-    if not number(scale) or scale < 0:
-        raise ValueError(f"scale is {told(scale)}, expected a number of at least 0")
+    if not is_number(scale) or scale < 0:
+        raise ValueError(f"scale is {describe(scale)}, expected a number of at least 0")
     still = zero(Y, B)
     draws = [
         _normal(name, (part.shape[1], part.shape[2]), _one_a_run(seeds, B)).to(part) * scale
@@ -96,7 +105,7 @@ def fitting(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "
     for name, part in _given(Y, B, state).items():
         if not part.isfinite().all():
             raise ValueError(f"{int((~part.isfinite()).sum())} numbers of {name} are not finite: clean them first")
-    full_rank("B", B)
+    check_full_rank("B", B)
     return expanded
 
 
@@ -107,7 +116,7 @@ def sized(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "ru
         ValueError: they do not fit, or r > min(n, m).
     """
     given = _given(Y, B, state)
-    floats(**given)
+    check_floating(**given)
     if Y.ndim not in (2, 3) or B.ndim != 3 or not len(B) or (Y.ndim == 3 and len(Y) != len(B)) or not Y.numel():
         raise ValueError(
             f"Y has shape {tuple(Y.shape)} and B {tuple(B.shape)}, expected (n, m) or (runs, n, m) and (runs, r, n)"
@@ -137,7 +146,7 @@ def independent(W: Float[Tensor, "runs r m"]) -> None:
     Raises:
         ValueError: the condition number of a run's is above a tenth of the root of the precision (6.7e6 in float64).
     """
-    full_rank("W(0), of which fa* takes the best output layer,", W)
+    check_full_rank("W(0), of which fa* takes the best output layer,", W)
     sizes, most = torch.linalg.svdvals(W), 0.1 * torch.finfo(W.dtype).eps ** -0.5
     condition = sizes[:, 0] / sizes[:, -1]
     if bool((condition > most).any()):
@@ -149,18 +158,18 @@ def independent(W: Float[Tensor, "runs r m"]) -> None:
 
 
 def _one_a_run(seeds: Sequence[int], B: Tensor) -> list[int]:
-    seeds = listed("seeds", seeds)
+    seeds = as_list("seeds", seeds)
     if len(seeds) != len(B):
         raise ValueError(f"{len(seeds)} seeds for {len(B)} draws of B: one a run")
     return seeds
 
 
 def _normal(purpose: str, shape: tuple[int, int], seeds: Sequence[int]) -> Float[Tensor, "runs rows columns"]:
-    seeds = listed("seeds", seeds)
+    seeds = as_list("seeds", seeds)
     if not seeds:
         raise ValueError("seeds are empty, expected a whole number for every run, such as range(8)")
-    if not all(map(whole, seeds)) or not all(whole(size) and size > 0 for size in shape):
+    if not all(map(is_whole, seeds)) or not all(is_whole(size) and size > 0 for size in shape):
         raise ValueError(f"sizes are {shape} and seeds {seeds}, expected sizes above 0 and a whole number a run")
-    room("a matrix a run", len(seeds), *shape)
+    check_memory("a matrix a run", len(seeds), *shape)
     drawn = [torch.randn(*shape, dtype=torch.float64, generator=generator(s, _STREAM, purpose)) for s in seeds]
     return torch.stack(drawn)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import listed, moments, positive, recorded, told, whole
+from falign._validation import as_list, describe, is_whole, positive, recording_steps, recording_times
 from falign.theory._coerce import recording
 from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
@@ -106,10 +106,10 @@ def known(names: Sequence[str]) -> dict[str, Measurement]:
     Raises:
         ValueError: a name is unknown.
     """
-    names = listed("names", names)
+    names = as_list("names", names)
     for name in names:
         if not isinstance(name, str) or name not in MEASUREMENTS:
-            raise ValueError(f"unknown measurement {told(name)}: choose from {', '.join(MEASUREMENTS)}")
+            raise ValueError(f"unknown measurement {describe(name)}: choose from {', '.join(MEASUREMENTS)}")
     return {name: MEASUREMENTS[name] for name in names}
 
 
@@ -146,7 +146,7 @@ class Trajectory:
             ValueError: it was not recorded.
         """
         if name not in self.values:
-            raise ValueError(f"{told(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
+            raise ValueError(f"{describe(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
         return self.values[name]
 
 
@@ -257,9 +257,9 @@ def gradient_descent(
             rank, or rows of W(0) nearly depend on each other under fa*.
     """
     positive("rate", rate)
-    if not whole(steps) or steps < 0:
-        raise ValueError(f"steps is {told(steps)}, expected a whole number of at least 0")
-    at = recorded(steps, at)
+    if not is_whole(steps) or steps < 0:
+        raise ValueError(f"steps is {describe(steps)}, expected a whole number of at least 0")
+    at = recording_steps(steps, at)
     known(names)
     how, Y, start = begun(method, Y, B, start)
     _warn_of_large_steps(method, Y, B, start, rate)
@@ -323,7 +323,7 @@ def gradient_flow(
     """
     known(names)
     positive("tolerance", tolerance)
-    times = moments(times)
+    times = recording_times(times)
     how, Y, start = begun(method, Y, B, start)
     if Y.dtype != torch.float64:
         raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import told
+from falign._validation import describe
 from falign.theory._coerce import public, typed
 
 
@@ -148,7 +148,7 @@ def activation(name: str) -> Activation:
         ValueError: there is none.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {told(name)}: choose one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {describe(name)}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -221,5 +221,5 @@ def loss(name: str) -> Loss:
         ValueError: there is none.
     """
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {told(name)}: choose one of {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {describe(name)}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]

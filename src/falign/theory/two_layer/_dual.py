@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import told
+from falign._validation import describe
 from falign.theory._coerce import public, recording, typed
 from falign.theory.two_layer._activations import Form, form
 from falign.theory.two_layer._activations import activation as activation_named
@@ -380,5 +380,5 @@ def bytes_needed(
         state = seeds * ((r + 1) * (r + 2) + r) + runs * (4 * r + 3)
         numbers = gram + state + 2 * runs * r
     else:
-        raise ValueError(f"unknown engine {told(engine)}: choose one of literal, dual, width-free")
+        raise ValueError(f"unknown engine {describe(engine)}: choose one of literal, dual, width-free")
     return numbers * dtype.itemsize

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import bearable, room
+from falign._validation import check_memory, check_steps
 from falign.theory._coerce import public, typed
 
 
@@ -88,7 +88,7 @@ class Penalty:
     @public
     def values(self, steps: int, dtype: torch.dtype = torch.float64, *, start: int = 0) -> Float[Tensor, " steps"]:
         """``λ(start), …, λ(start + steps - 1)``."""
-        room("λ", max(steps, 0), 8)
+        check_memory("λ", max(steps, 0), 8)
         return torch.tensor([self.at(t) for t in range(start, start + steps)], dtype=dtype)
 
     @public
@@ -117,7 +117,8 @@ def shrinkage(
     """
     if steps < 0:
         raise ValueError(f"an engine advances by at least 0 steps, got {steps}: make a new one to begin again")
-    for first in range(start, start + bearable(steps), _AHEAD):
+    check_steps(steps)
+    for first in range(start, start + steps, _AHEAD):
         ahead = min(_AHEAD, start + steps - first)
         yield from (1 - rate * torch.stack([one.values(ahead, start=first) for one in penalties], dim=1)).to(like)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import room, told, whole_number
+from falign._validation import check_memory, describe, whole_number
 from falign.feedback import generator
 from falign.theory._coerce import public, typed
 from falign.theory.two_layer._activations import activation as activation_named
@@ -85,7 +85,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a value that is not among the known."""
     if value not in known:
-        raise ValueError(f"unknown {name} {told(value)}: choose one of {', '.join(known)}")
+        raise ValueError(f"unknown {name} {describe(value)}: choose one of {', '.join(known)}")
 
 
 # More points than dimensions: the part of a linear problem that a network can move.
@@ -198,8 +198,8 @@ def draw_data(
     check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs, test=test)
     check_choice("inputs", inputs, ("standard", "scaled"))
     check_choice("teacher", teacher, ("network", "linear"))
-    room("inputs and targets", len(seeds), n + test, d + (outputs or 1))
-    room("the teacher", 1 if teacher == "linear" else p, outputs or 1)
+    check_memory("inputs and targets", len(seeds), n + test, d + (outputs or 1))
+    check_memory("the teacher", 1 if teacher == "linear" else p, outputs or 1)
     found: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
     for seed in seeds:
         X = inputs_of(seed, n, d, inputs)
@@ -225,7 +225,7 @@ def draw_weights(
     check_sizes(seeds=len(seeds), d=d, p=p, outputs=outputs)
     check_choice("weights", weights, ("standard", "scaled"))
     check_dtype(dtype)
-    room("weights", len(seeds), p, d + 2 * (outputs or 1))
+    check_memory("weights", len(seeds), p, d + 2 * (outputs or 1))
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0
     W = torch.empty(len(seeds), p, d, dtype=dtype, device=device)
     for index, seed in enumerate(seeds):
@@ -383,7 +383,7 @@ def draw_reduced(
     """
     check_dtype(dtype)
     check_sizes(seeds=len(seeds), n=n, d=d, p=p, test=test)
-    room("the points at every neuron", len(seeds), n + test, p)
+    check_memory("the points at every neuron", len(seeds), n + test, p)
     data = draw_data(seeds, n=n, d=d, p=p, activation=activation, inputs=inputs, teacher=teacher, test=test)
     points = torch.cat([data["X"], data["X_test"]], 1) if test else data["X"]
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import bearable
+from falign._validation import check_recording, check_steps
 from falign.theory._coerce import outermost, public, recording
 
 # What the engines measure, from β, b and e.
@@ -184,13 +184,7 @@ def simulate(
     Warns:
         UserWarning: a run is no longer finite, with the step.
     """
-    if (
-        not at
-        or bearable(at[-1]) < 0
-        or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False))
-    ):
-        raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
-    bearable(at[-1])
+    check_recording(engine.t, at)
     columns: dict[str, list[Tensor]] = {}
     failed: Tensor | None = None
     diverged = torch.empty(0)
@@ -223,7 +217,8 @@ def spaced(steps: int, points: int) -> list[int]:
     Raises:
         ValueError: steps is negative or there are fewer than 2 points.
     """
-    if bearable(steps) < 0 or points < 2:
+    check_steps(steps)
+    if steps < 0 or points < 2:
         raise ValueError(f"recording wants at least 0 steps and 2 points, got {steps} and {points}")
     if steps + 1 <= points:
         return list(range(steps + 1))

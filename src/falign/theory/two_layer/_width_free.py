@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import room, whole_number
+from falign._validation import check_memory, whole_number
 from falign.feedback import generator
 from falign.theory._coerce import public, recording, typed
 from falign.theory.two_layer._schedules import Penalty, checked, shrinkage
@@ -129,8 +129,8 @@ def sample(
         raise ValueError(f"{len(widths)} widths were given for {len(seeds)} seeds: one for all or one for each")
     if not seeds or min(n, d, *widths) < 1 or test < 0:
         raise ValueError(f"sizes must be at least 1, got seeds={len(seeds)}, n={n}, d={d}, p={p}, test={test}")
-    room("inputs", len(seeds), n + test, d)
-    room("products", len(seeds), min(n + test, d) + 2, min(n + test, d) + 2)
+    check_memory("inputs", len(seeds), n + test, d)
+    check_memory("products", len(seeds), min(n + test, d) + 2, min(n + test, d) + 2)
     X = torch.stack([inputs_of(seed, n, d, inputs) for seed in seeds])
     X_test = torch.stack([inputs_of(seed, test, d, inputs, "test inputs") for seed in seeds])
     points = torch.cat([X, X_test], 1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import bearable
+from falign._validation import check_recording
 from falign.theory._coerce import public
 from falign.theory.two_layer._activations import Activation
 from falign.theory.two_layer._dual import Dual
@@ -380,13 +380,7 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
 
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 3.
     """
-    if (
-        not at
-        or bearable(at[-1]) < 0
-        or any(later <= earlier for earlier, later in zip([engine.t - 1, *at], at, strict=False))
-    ):
-        raise ValueError(f"recording steps must increase from the engine's t={engine.t} on, got {list(at)[:10]}")
-    bearable(at[-1])
+    check_recording(engine.t, at)
     columns: list[dict[str, Tensor]] = []
     for step in at:
         engine.advance(step - engine.t)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import bearable
+from falign._validation import check_steps
 from falign.theory._coerce import typed
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer._activations import activation as activation_named
@@ -58,7 +58,8 @@ def follow(
     Raises:
         ValueError: fewer than one step, or an engine that does not run in float64, whose rounding the bounds allow for.
     """
-    if bearable(steps) < 1:
+    check_steps(steps)
+    if steps < 1:
         raise ValueError(f"a bound on a step needs at least one step, got {steps}")
     if engine.error().dtype != torch.float64:
         raise ValueError(f"theorems are checked in float64, got {engine.error().dtype}: draw the start in float64")

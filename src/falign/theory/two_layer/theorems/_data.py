@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from falign._validation import room
+from falign._validation import check_memory
 from falign.theory._coerce import public
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer._activations import activation as activation_named
@@ -211,7 +211,7 @@ def proposition_3_3(ns: Sequence[int], *, ratio: float, activation: str, seeds: 
             f"expected at least two sample sizes and a dimension of at least 1, got {list(ns)}, {ratio}, "
             f"with {len(seeds)} seeds: one at least"
         )
-    room("inputs", len(seeds), max(ns), round(ratio * max(ns)))
+    check_memory("inputs", len(seeds), max(ns), round(ratio * max(ns)))
     psi = activation_named(activation)
     smallest = torch.stack([_smallest(n, round(ratio * n), activation, seeds) for n in ns], dim=1)
     coefficients = hermite_coefficients(psi.value, torch.ones(1), 192)[0].square()
