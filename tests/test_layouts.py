@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import falign
 from falign.lab import _checkpoints
-from falign.lab._checkpoints import Course
+from falign.lab._checkpoints import TrainingState
 from falign.lab._learner import Learner
-from falign.lab._run_folder import Run
-from falign.lab._validate import completed
+from falign.lab._run_folder import RunFolder
+from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 
 pytestmark = pytest.mark.unchecked
@@ -30,7 +30,7 @@ FEEDBACK = [
     for family in ((None,) if rule in ("bp", "usf") else FAMILIES)
     if (rule, family) not in REFUSED
 ]
-CONFIG = completed(TrainConfig("digits", model="mlp:64-10"))
+CONFIG = resolve(TrainConfig("digits", model="mlp:64-10"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def test_what_a_rule_refuses_is_said() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_training_goes_on_where_it_stopped_and_the_plain_network_comes_back(name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.begin()
     for rule, family, form, late in combinations(kind):
         at = f"{rule}, {family}, {form}, {'late' if late else 'early'}"
@@ -141,7 +141,7 @@ def test_a_training_goes_on_where_it_stopped_and_the_plain_network_comes_back(na
         stream = batches(kind, form)
         for x, y in stream[:2]:
             step(whole, x, y)
-        path = _checkpoints.save(run, whole, Course(step=2))
+        path = _checkpoints.save(run, whole, TrainingState(step=2))
         file = io.BytesIO()
         torch.save(
             {

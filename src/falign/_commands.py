@@ -41,11 +41,11 @@ def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     given = next((part for part in arguments if part.name == "--resume" and part.tokens), None)
     if given is None:
         return
-    from falign.lab._run_folder import Run
+    from falign.lab._run_folder import RunFolder
 
     folder = Path(given.tokens[-1].value)
     _check(folder, "--resume")
-    config, _ = Run(folder).read_config()
+    config, _ = RunFolder(folder).read_config()
     values = asdict(config)
     for part in arguments:
         value = values.get(part.keys[-1]) if part.keys else None
@@ -91,24 +91,24 @@ def train(
         data: Folder that holds the data sets; what is not there is downloaded.
         out: The run folder.
         resume: Go on with the run in this folder; of its options only --epochs may be raised.
-        trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
+        trust: RunFolder the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
     """
     if resume is None and trust:
         raise ConfigError("--trust is for --resume: leave it out")
     if resume is not None and (out is not None or force):
         raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
-    from falign.lab._run_folder import Run
+    from falign.lab._run_folder import RunFolder
     from falign.lab._train import resume as go_on
     from falign.lab._train import train as begin
     from falign.lab._trust import RECORDED, ask
-    from falign.lab._validate import located
+    from falign.lab._validate import resolve_dataset
 
     if resume is None:
         outcome = begin(config, out, data=data, replaces=force)
     else:
-        before, origin = Run(resume).read_config()
-        config = replace(config, dataset=located(config.dataset))
+        before, origin = RunFolder(resume).read_config()
+        config = replace(config, dataset=resolve_dataset(config.dataset))
         for name, (now, then) in config.differences(before).items():
             if name not in _FREE:
                 now, then = (" ".join(each) if isinstance(each, tuple) else each for each in (now, then))
@@ -134,7 +134,7 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
     falign compare runs/digits-* --out digits.png
 
     Args:
-        runs: Run folders that falign train wrote.
+        runs: RunFolder folders that falign train wrote.
         out: The picture, a PNG file.
     """
     if not runs:

@@ -23,7 +23,7 @@ from test_data_tiny_imagenet import contents as tiny_contents
 
 from falign.lab import _memory
 from falign.lab.data import DataError, load
-from falign.lab.data._cache import kept_images
+from falign.lab.data._cache import load_cached_images
 from falign.lab.data._idx import IDX_NAMES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
@@ -328,7 +328,7 @@ def test_kept_images_of_a_terabyte_are_not_read(tmp_path):
     path = tmp_path / "train.npy"
     np.save(path, np.zeros((2, 3, 4, 4), np.uint8))
     os.truncate(path, 2**40)
-    assert kept_images(path, (2, 3, 4, 4)) is None
+    assert load_cached_images(path, (2, 3, 4, 4)) is None
 
 
 def test_what_a_set_takes_while_it_is_read(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from falign.lab.data import DataError, load
 from falign.lab.data._idx import IDX_NAMES
-from falign.lab.data._loading import Whereabouts, load_source, whereabouts
+from falign.lab.data._loading import Location, load_source, locate
 from falign.lab.data._registry import SOURCES
 
 
@@ -83,22 +83,20 @@ def test_a_path_from_home(mnist_10k, monkeypatch):
 def test_whereabouts_of_what_is_here_and_what_is_not(mnist_10k, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FALIGN_DATA", raising=False)
-    here = whereabouts("mnist-10k", mnist_10k.parent)
+    here = locate("mnist-10k", mnist_10k.parent)
     assert [path.name for path in here.paths] == [f"{name}.gz" for name in IDX_NAMES]
     assert here.bytes == sum(path.stat().st_size for path in here.paths)
     assert here.remedy == ""
-    there = whereabouts("mnist-10k")
+    there = locate("mnist-10k")
     assert (there.paths, there.bytes) == ((), 0)
     assert there.remedy.startswith("never downloaded; put these files into ")
-    absent = whereabouts("cifar10", mnist_10k.parent)
+    absent = locate("cifar10", mnist_10k.parent)
     assert (absent.paths, absent.bytes) == ((), 170_052_171)
     assert absent.remedy.startswith(f"downloads 170 MB to {tmp_path / 'cache'}")
     unpacked = mnist_10k.parent / "cifar-10-batches-bin"
     unpacked.mkdir()
     (unpacked / "data_batch_1.bin").write_bytes(bytes(3073))
-    assert whereabouts("cifar10", mnist_10k.parent) == Whereabouts(
-        name="cifar10", paths=(unpacked,), bytes=3073, remedy=""
-    )
-    (digits,) = whereabouts("digits").paths
+    assert locate("cifar10", mnist_10k.parent) == Location(name="cifar10", paths=(unpacked,), bytes=3073, remedy="")
+    (digits,) = locate("digits").paths
     assert digits.is_file()
-    assert {whereabouts(name, tmp_path / "no such folder").name for name in SOURCES} == set(SOURCES)
+    assert {locate(name, tmp_path / "no such folder").name for name in SOURCES} == set(SOURCES)

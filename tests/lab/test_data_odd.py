@@ -13,7 +13,7 @@ from test_data_folders import save
 from test_data_idx import contents, idx, write
 
 from falign.lab.data import DataError, load
-from falign.lab.data._download import digest
+from falign.lab.data._download import content_sha256
 from falign.lab.data._idx import IDX_NAMES, read_idx, spellings
 from falign.lab.data._loading import load_source
 from falign.lab.data._registry import SOURCES
@@ -369,8 +369,8 @@ def test_what_is_called_an_image_and_is_another_format(tmp_path):
 def test_the_checksum_of_more_than_is_expected_is_not_computed(tmp_path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(bytes(5_000_000)))
-    assert digest(path, at_most=4_999_999) is None
-    assert digest(path, at_most=5_000_000) == digest(path)
+    assert content_sha256(path, at_most=4_999_999) is None
+    assert content_sha256(path, at_most=5_000_000) == content_sha256(path)
 
 
 def test_a_damaged_image_header_of_idx_says_what_it_is(tmp_path):

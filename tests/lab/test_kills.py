@@ -20,7 +20,7 @@ from kills import Ended, Fault, Nursery, Verdicts, names, sample, sentence
 from safetensors.torch import load_file
 from training_runs import same
 
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 
 if sys.platform != "linux":
     pytest.skip("what befalls the processes is of Linux", allow_module_level=True)
@@ -61,9 +61,9 @@ class Training:
         wrong = []
         if not same(folder, self.folder):
             wrong.append("its tables are different")
-        if folder.joinpath("status.json").exists() and Run(folder).read_status()["status"] != "done":
-            wrong.append(f"its status is {Run(folder).read_status()['status']}")
-        here, there = ([path.name for path in Run(each).checkpoints()] for each in (folder, self.folder))
+        if folder.joinpath("status.json").exists() and RunFolder(folder).read_status()["status"] != "done":
+            wrong.append(f"its status is {RunFolder(folder).read_status()['status']}")
+        here, there = ([path.name for path in RunFolder(each).checkpoints()] for each in (folder, self.folder))
         if here[-1:] != there[-1:]:
             return [*wrong, f"its checkpoints are {here}"]
         ours, theirs = (_tensors(each / there[-1]) for each in (folder, self.folder))
@@ -112,7 +112,7 @@ def goes_on(nursery: Nursery, training: Training, folder: Path, said: str, *, pi
             return [f"step {saved} was saved, but it does not go on: {ended.says}"]
         if wrong := sentence(ended, str(folder)):
             return wrong
-        words = [*TRAIN, "--out", folder, *(["--force"] if "--force" in ended.err or Run(folder).exists else [])]
+        words = [*TRAIN, "--out", folder, *(["--force"] if "--force" in ended.err or RunFolder(folder).exists else [])]
         ended = nursery.run(words, watched=folder, pictures=pictures)
     elif (began := reported(ended.out.partition("\nepoch")[0])) < min(saved, 2 * STEPS):
         return [f"step {saved} was saved, but it goes on from step {began}"]

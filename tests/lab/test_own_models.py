@@ -16,11 +16,11 @@ from training_runs import begin, go_on, numbers, quiet, same
 from falign._preserve import draw_on, drawn, seeded
 from falign.lab import _checkpoints, _own_models
 from falign.lab._files import RunError, WriteError
-from falign.lab._learner import Learner, make
+from falign.lab._learner import Learner, make_learner
 from falign.lab._models import build
-from falign.lab._python_state import Attributes, held, marks
-from falign.lab._run_folder import Run
-from falign.lab._validate import completed
+from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
+from falign.lab._run_folder import RunFolder
+from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -44,7 +44,9 @@ def config(factory: str, **options) -> TrainConfig:
 
 
 def learner(factory: str, **options) -> Learner:
-    return make(completed(config(factory, **options)), shape=(1, 8, 8), classes=10, example=torch.rand(2, 1, 8, 8))
+    return make_learner(
+        resolve(config(factory, **options)), shape=(1, 8, 8), classes=10, example=torch.rand(2, 1, 8, 8)
+    )
 
 
 def said(factory: str, folder: Path, **options) -> str:
@@ -152,11 +154,13 @@ def test_states_of_attributes_go_through_and_back() -> None:
         one.step(torch.rand(6, 1, 8, 8), torch.arange(6), step)
     one.model.first.bias.requires_grad_(False)  # pyright: ignore
     other.attributes.load(one.attributes.state())
-    assert marks(one.model, "networks_of_ones_own") == marks(other.model, "networks_of_ones_own")
-    assert repr(held(one.model)) == repr(held(other.model))
+    assert attribute_fingerprints(one.model, "networks_of_ones_own") == attribute_fingerprints(
+        other.model, "networks_of_ones_own"
+    )
+    assert repr(storable_attributes(one.model)) == repr(storable_attributes(other.model))
     assert other.model.shared is other.model.drawing["python"]  # pyright: ignore
     other.attributes.load({})
-    assert repr(held(other.model)) == repr(held(learner("keeper").model))
+    assert repr(storable_attributes(other.model)) == repr(storable_attributes(learner("keeper").model))
 
 
 @pytest.mark.parametrize("factory", ["sharing", "sharing_late"])
@@ -234,7 +238,7 @@ def test_numbers_that_no_seed_and_no_checkpoint_fixes_are_said(factory: str, tmp
 )
 def test_numbers_that_come_again_are_not_said_to_be_others(factory: str) -> None:
     example = torch.rand(8, 1, 8, 8)
-    made = make(completed(config(factory, rule="bp")), shape=(1, 8, 8), classes=10, example=example)
+    made = make_learner(resolve(config(factory, rule="bp")), shape=(1, 8, 8), classes=10, example=example)
     assert not made.notes
 
 
@@ -248,8 +252,8 @@ def test_a_counter_in_another_module_of_the_package_is_said(tmp_path: Path) -> N
         "class Net(nn.Sequential):\n def forward(self, x): return super().forward(x) * layers.decay()\n"
         "def make(classes): return Net(nn.Flatten(), nn.Linear(64, classes))\n"
     )
-    options = completed(TrainConfig("digits", model="package_that_counts.net:make"))
-    made = make(options, shape=(1, 8, 8), classes=10, example=torch.rand(2, 1, 8, 8))
+    options = resolve(TrainConfig("digits", model="package_that_counts.net:make"))
+    made = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.rand(2, 1, 8, 8))
     assert [AGAIN in note for note in made.notes] == [True]
 
 
@@ -265,11 +269,11 @@ def test_what_grows_beyond_a_checkpoint_ends_at_the_save_with_its_name(
 ) -> None:
     begin(config(factory, epochs=1), tmp_path / "whole")
     with monkeypatch.context() as small:
-        small.setattr(_checkpoints, "LETTERS", 60_000)
+        small.setattr(_checkpoints, "JSON_LIMIT", 60_000)
         small.setattr(_checkpoints, "available", lambda: 300_000 if factory == "banked" else 1 << 40)
         with pytest.raises(WriteError, match=rf"cannot write .*checkpoint-\d+.safetensors: .*{words}.*--resume"):
             begin(config(factory, epochs=1), tmp_path / "run")
-    assert Run(tmp_path / "run").read_status()["status"] == "failed"
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "failed"
     assert go_on(tmp_path / "run").status == "done", "nothing is lost that was there"
     assert same(tmp_path / "run", tmp_path / "whole")
 
@@ -277,7 +281,7 @@ def test_what_grows_beyond_a_checkpoint_ends_at_the_save_with_its_name(
 def test_what_no_checkpoint_could_give_back_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_own_models, "LETTERS", 60_000)
+    monkeypatch.setattr(_own_models, "JSON_LIMIT", 60_000)
     with pytest.raises(ConfigError, match=r"keeps 3\d\d,\d\d\d letters in 'kept', and a checkpoint holds 60,000"):
         begin(config("many_texts"), tmp_path / "run")
     begin(config("large", epochs=1, optimizer="adam"), tmp_path / "before")
@@ -294,13 +298,13 @@ def test_a_checkpoint_that_was_saved_can_be_read(tmp_path: Path, monkeypatch: py
     made = learner("large")
     made.model.bank = torch.ones(40_000_000)  # pyright: ignore
     with seeded(0):
-        course = _checkpoints.restore(path, learner("large"))
-        _checkpoints.save(outcome.run, made, course)
+        state = _checkpoints.restore(path, learner("large"))
+        _checkpoints.save(outcome.run, made, state)
         other = learner("large")
         _checkpoints.restore(path, other)
         assert torch.equal(other.model.bank, made.model.bank)  # pyright: ignore
     monkeypatch.setattr(_checkpoints, "available", lambda: 1_000_000)
-    monkeypatch.setattr(_checkpoints, "LETTERS", 0)
+    monkeypatch.setattr(_checkpoints, "JSON_LIMIT", 0)
     with pytest.raises(RunError, match=r"160,\d\d\d,\d\d\d bytes, .* half the memory that there is\): go on where"):
         _checkpoints.restore(path, other)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from falign.lab import _compare, _run_folder
 from falign.lab._pictures import draw, figures
-from falign.lab._run_folder import PICTURES, Run, Tables
+from falign.lab._run_folder import PICTURES, RunFolder, Tables
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
 
@@ -60,9 +60,9 @@ def measured(layers: int, points: int, *, law: bool = False) -> Tables:
         }
     )
     return Tables(
-        records=_run_folder.records(rows),
-        alignment=_run_folder.alignments(long),
-        neurons=neurons if layers > 1 and points else _run_folder.neurons(None),
+        records=_run_folder.record_table(rows),
+        alignment=_run_folder.alignment_table(long),
+        neurons=neurons if layers > 1 and points else _run_folder.neuron_table(None),
         law=found if law else None,
     )
 
@@ -76,7 +76,7 @@ def heights(axes: Axes) -> list[list[float]]:
 
 
 def test_png_files_are_written(tmp_path: Path) -> None:
-    draw(Run(tmp_path), measured(3, 5, law=True), CONFIG)
+    draw(RunFolder(tmp_path), measured(3, 5, law=True), CONFIG)
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["accuracy.png", "angles.png", "dominance.png", "law.png", "loss.png", "neurons.png"]
     for name in written:
@@ -230,12 +230,12 @@ def test_a_network_of_which_nothing_can_be_followed_says_so() -> None:
 
 @pytest.mark.parametrize("points", [0, 1])
 def test_few_points(points: int, tmp_path: Path) -> None:
-    draw(Run(tmp_path), measured(2, points, law=True), CONFIG)
+    draw(RunFolder(tmp_path), measured(2, points, law=True), CONFIG)
     assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
 
 
 def written(folder: Path, rule: str, **status: object) -> Path:
-    run = Run(folder)
+    run = RunFolder(folder)
     run.begin()
     run.write_config(TrainConfig("digits", model="mlp:64-128-10", rule=rule), {})
     run.write_tables(measured(3, 4))

@@ -17,10 +17,10 @@ from training_runs import quiet
 
 from falign import ALL_RULES
 from falign.lab._batches import prepare
-from falign.lab._learner import make
+from falign.lab._learner import make_learner
 from falign.lab._models import build
 from falign.lab._train import default_folder, train
-from falign.lab._validate import completed
+from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
 
@@ -80,7 +80,7 @@ def test_what_a_run_folder_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert tested == [0, 23, 46], "the test set is seen at the ends of epochs only"
     assert records["train_loss"].null_count() == 1, "before the first step there is no training loss"
     written = json.loads((tmp_path / "config.json").read_text())
-    assert TrainConfig(**written["config"]) == completed(config(measure_every=10))
+    assert TrainConfig(**written["config"]) == resolve(config(measure_every=10))
     assert written["provenance"].keys() >= {
         "falign",
         "packages",
@@ -104,8 +104,8 @@ def test_rules_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Pa
     """A learning rate that changes next to nothing shows the batches: the losses of an epoch are equal."""
     weights, losses = [], []
     for rule in ("bp", "fa", "dfa", "kp"):
-        options = completed(config(rule=rule, learning_rate=1e-12, epochs=1))
-        learner = make(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+        options = resolve(config(rule=rule, learning_rate=1e-12, epochs=1))
+        learner = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
         weights.append(learner.model.get_parameter("fc1.weight"))
         losses.append(train(options, tmp_path / rule, console=quiet()).run.read_records()["train_loss"][1])
     assert all(torch.equal(weights[0], other) for other in weights)
@@ -128,8 +128,8 @@ def test_the_test_is_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.Monk
         "def network(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Dropout(0.5), nn.Linear(20, 10))"
     )
     monkeypatch.chdir(tmp_path)
-    options = completed(config(model="network_with_dropout_only:network"))
-    learner = make(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+    options = resolve(config(model="network_with_dropout_only:network"))
+    learner = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
     _, test = prepare(load("digits"), device=torch.device("cpu"), dtype=torch.float32)
     loss, accuracy = learner.test(test)
     assert learner.model.training
@@ -181,10 +181,10 @@ def test_options_train(options: dict, tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
-    options = completed(config(rate_decay=0.5, learning_rate=0.08))
-    learner = make(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+    options = resolve(config(rate_decay=0.5, learning_rate=0.08))
+    learner = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
     for epoch, expected in ((0, 0.08), (1, 0.04), (3, 0.01)):
-        learner.begin(epoch)
+        learner.begin_epoch(epoch)
         assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
     still = train(config(rate_decay=1e-12, epochs=3), tmp_path, console=quiet()).run.read_records()
     assert still["test_loss"][0] != still["test_loss"][1]
@@ -253,7 +253,7 @@ def test_two_configurations_never_have_one_default_folder(several: list[dict]) -
     names: dict[str, TrainConfig] = {}
     for options in several:
         with suppress(ConfigError):  # a combination that there is not
-            found = completed(TrainConfig(**{"dataset": "digits", "model": MODEL, **options}))
+            found = resolve(TrainConfig(**{"dataset": "digits", "model": MODEL, **options}))
             name = default_folder(found).name
             assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", name)
             assert names.setdefault(name.lower(), found) == found

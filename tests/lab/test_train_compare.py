@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from falign.lab import _compare
-from falign.lab._checkpoints import Course
+from falign.lab._checkpoints import TrainingState
 from falign.lab._files import RunError
 from falign.lab._pictures import figures
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
 
@@ -27,10 +27,10 @@ ROWS = [
 
 
 def written(folder: Path, *, rule: str = "fa", model: str = "lenet", rows: list[dict] = ROWS, **status) -> Path:
-    run = Run(folder)
+    run = RunFolder(folder)
     run.begin()
     run.write_config(TrainConfig("digits", model=model, rule=rule), {})
-    run.write_tables(Course(rows=rows).tables())
+    run.write_tables(TrainingState(records=rows).tables())
     run.write_status(**{"status": "done", "step": 10, **status})
     return folder
 
@@ -74,7 +74,7 @@ def test_the_law_has_a_column_where_a_run_was_checked(tmp_path: Path) -> None:
 def test_a_run_that_says_that_it_goes_on_and_does_not_was_killed(tmp_path: Path) -> None:
     folder = written(tmp_path / "one", status="running")
     assert shown([folder])[-1][-1] == "killed"
-    with Run(folder).held():
+    with RunFolder(folder).held():
         assert shown([folder])[-1][-1] == "running"
     assert not list(folder.glob(".*"))
 
@@ -116,9 +116,9 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 def test_layers_and_titles_are_drawn_as_they_are(tmp_path: Path) -> None:
     rows = [{**row, r"angle_$\frac$": 40.0, "angle__x": 3.0} for row in ROWS]
-    run = Run(written(tmp_path / "one", rows=rows, model=r"a.b:$\sqrt$"))
+    run = RunFolder(written(tmp_path / "one", rows=rows, model=r"a.b:$\sqrt$"))
     config, _ = run.read_config()
-    for figure in figures(Course(rows=rows).tables(), config).values():
+    for figure in figures(TrainingState(records=rows).tables(), config).values():
         assert png(figure).startswith(b"\x89PNG")
     figure = _compare.comparison_figure(_compare.read([run.folder]))
     assert png(figure).startswith(b"\x89PNG")
@@ -156,7 +156,7 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [0.0, 5e-324, 1e308])
 def test_losses_of_any_size_can_be_drawn(loss: float, tmp_path: Path) -> None:
     rows = [{**row, "train_loss": loss, "test_loss": loss, "dominance": -loss} for row in ROWS]
-    run = Run(written(tmp_path / "one", rows=rows))
+    run = RunFolder(written(tmp_path / "one", rows=rows))
     assert png(_compare.comparison_figure(_compare.read([run.folder]))).startswith(b"\x89PNG")
-    for figure in figures(Course(rows=rows).tables(), run.read_config()[0]).values():
+    for figure in figures(TrainingState(records=rows).tables(), run.read_config()[0]).values():
         assert png(figure).startswith(b"\x89PNG")

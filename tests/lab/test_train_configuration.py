@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from falign.cli import main
-from falign.lab._run_folder import Run
-from falign.lab._validate import completed
+from falign.lab._run_folder import RunFolder
+from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig, option
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -82,11 +82,11 @@ def test_any_values_are_completed_or_refused(count: int) -> None:
     @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=4))
     def one(values: dict[str, Any]) -> None:
         try:
-            found = completed(TrainConfig(**{"dataset": "digits", "model": "mlp:64-8-10", **values}))
+            found = resolve(TrainConfig(**{"dataset": "digits", "model": "mlp:64-8-10", **values}))
         except ConfigError as error:
             refused.append(str(error))
             return
-        assert completed(found) == found
+        assert resolve(found) == found
         for name, value in asdict(found).items():
             assert type(value) in (int, float, str, bool, type(None)), name
 
@@ -110,7 +110,7 @@ RIGHT |= {
 @untyped
 @pytest.mark.parametrize("name", RIGHT)
 def test_values_at_the_edge_that_are_right(name: str) -> None:
-    assert getattr(completed(TrainConfig(dataset="digits", model="lenet", **{name: RIGHT[name]})), name) == RIGHT[name]
+    assert getattr(resolve(TrainConfig(dataset="digits", model="lenet", **{name: RIGHT[name]})), name) == RIGHT[name]
 
 
 WRONG = [
@@ -147,7 +147,7 @@ WRONG += [
 )
 def test_values_that_cannot_be_meant(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{option(name)} is ") as caught:
-        completed(TrainConfig(**{"dataset": "digits", "model": "lenet", name: value}))
+        resolve(TrainConfig(**{"dataset": "digits", "model": "lenet", name: value}))
     assert len(str(caught.value)) < 200
 
 
@@ -190,7 +190,7 @@ def test_any_words_on_the_command_line(count: int, tmp_path: Path, monkeypatch: 
             assert said.startswith("falign: ")
             assert said.count("\n") == 1 or "\\" in repr(words) or "\n" in "".join(words.values()), said
         elif code == 0:
-            assert Run(tmp_path / "run").read_status()["status"] == "done"
+            assert RunFolder(tmp_path / "run").read_status()["status"] == "done"
 
     one()
 
@@ -223,7 +223,7 @@ def test_numbers_beyond_all_bounds_end_as_diverged(
     ]
     assert main([*tokens, *words.split()]) == 1
     assert "the run diverged at step" in capsys.readouterr().err
-    assert Run(tmp_path).read_status()["status"] == "diverged"
+    assert RunFolder(tmp_path).read_status()["status"] == "diverged"
 
 
 @pytest.mark.parametrize("schedule", ["inverse-square", "exponential", "cutoff"])

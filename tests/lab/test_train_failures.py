@@ -24,7 +24,7 @@ from falign.lab._divergence import locate
 from falign.lab._files import RunError, WriteError, atomic_write
 from falign.lab._learner import Learner
 from falign.lab._models import build
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 from falign.lab._train import train
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
@@ -108,7 +108,7 @@ def test_the_layer_that_was_first(broken: list[str], x: float, expected: tuple[i
         model[0].weight.fill_(1.0)  # pyright: ignore
         for name in broken:
             model.state_dict()[name].view(-1)[0] = float("nan")
-    fault = locate(model, lambda: model(torch.full((3, 4), x)), done=5)
+    fault = locate(model, lambda: model(torch.full((3, 4), x)), steps=5)
     assert (fault.step, fault.layer, fault.what) == expected
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_is_replaced_leaves_nothing_behind_and_takes_nothing_else(tmp
 
 
 def outcome_of(folder: Path) -> tuple[str, int]:
-    status = Run(folder).read_status()
+    status = RunFolder(folder).read_status()
     return status["status"], status["saved"]
 
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_whose_code_has_changed_is_refused(tmp_path: Path, monkeypa
     module = tmp_path / "network_of_a_width.py"
     module.write_text(code.replace("WIDTH", "16"))
     begin(config(model="network_of_a_width:make", epochs=1), tmp_path / "run")
-    origin = Run(tmp_path / "run").read_config()[1]["code"]
+    origin = RunFolder(tmp_path / "run").read_config()[1]["code"]
     assert origin == {str(module): sha256(module.read_bytes()).hexdigest()}
     module.write_text(code.replace("WIDTH", "120"))
     del sys.modules["network_of_a_width"]
@@ -319,7 +319,7 @@ def test_a_model_that_fails_ends_the_run_as_failed(
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert f"the run failed in step 33 with {FAILURES[kind]}" in err
-    status = Run(Path("parts")).read_status()
+    status = RunFolder(Path("parts")).read_status()
     assert (status["status"], status["step"], status["saved"]) == ("failed", 32, 30)
     assert err.strip() == status["message"]
     traceback = Path("parts/traceback.txt").read_text()

@@ -16,9 +16,9 @@ from training_runs import begin, checkpoint, go_on, quiet, same, sealed_checkpoi
 
 from falign.cli import main
 from falign.lab import _compare, _files
-from falign.lab._files import Lost, RunError
+from falign.lab._files import FolderLost, RunError
 from falign.lab._learner import Learner
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 from falign.lab._train import default_folder, train
 from falign.lab.config import TrainConfig
 
@@ -65,7 +65,7 @@ def test_one_changed_digit_is_seen(name: str, copied: Path, tmp_path: Path, caps
         "config.json": (b'"seed": 0', b'"seed": 1'),
         "status.json": (b'"step": 6', b'"step": 7'),
         "records.parquet": (b"angle_fc1", b"angle_fc2"),
-        "checkpoint-00000006.safetensors": (b'right\\": 0', b'right\\": 7'),
+        "checkpoint-00000006.safetensors": (b'correct\\": 0', b'correct\\": 7'),
     }[name]
     at = content.index(old)
     content[at : at + len(old)] = new
@@ -143,14 +143,14 @@ def test_sealed_tables_that_are_no_records_are_refused(kind: str, copied: Path, 
 
 
 NOT_CHECKPOINTS: dict[str, Callable[[dict, dict], object]] = {
-    "a place of no training": lambda state, tensors: state["course"].update(position=2, step=8),
-    "a batch that never comes": lambda state, tensors: state["course"].update(position=3, epoch=1),
-    "negative": lambda state, tensors: state["course"].update(step=-1),
-    "text": lambda state, tensors: state["course"].update(right="7"),
-    "a boolean": lambda state, tensors: state["course"].update(far=True),
-    "nan": lambda state, tensors: state["course"].update(level=float("nan")),
-    "400 digits": lambda state, tensors: state["course"].update(seen=10**400),
-    "a list": lambda state, tensors: state.update(course=[]),
+    "a place of no training": lambda state, tensors: state["training"].update(batch=2, step=8),
+    "a batch that never comes": lambda state, tensors: state["training"].update(batch=3, epoch=1),
+    "negative": lambda state, tensors: state["training"].update(step=-1),
+    "text": lambda state, tensors: state["training"].update(correct="7"),
+    "a boolean": lambda state, tensors: state["training"].update(far_steps=True),
+    "nan": lambda state, tensors: state["training"].update(level=float("nan")),
+    "400 digits": lambda state, tensors: state["training"].update(seen=10**400),
+    "a list": lambda state, tensors: state.update(training=[]),
     "no axes": lambda state, tensors: state.update(axes=3),
     "axes": lambda state, tensors: state["axes"].update({"model.fc1.weight": [0, 0]}),
     "no generators": lambda state, tensors: state.update(python=None),
@@ -184,7 +184,7 @@ def test_sealed_checkpoints_that_are_of_no_training_are_refused(kind: str, copie
 
 def test_a_checkpoint_says_of_which_run_it_is(trained: Path) -> None:
     state, tensors = checkpoint(trained / "checkpoint-00000006.safetensors")
-    run = Run(trained)
+    run = RunFolder(trained)
     run.read_config()
     assert state["run"] == run.identity == pl.read_parquet_metadata(trained / "records.parquet")["run"]
     assert json.loads((trained / "status.json").read_text())["run"] == run.identity
@@ -232,7 +232,7 @@ def test_what_is_not_ours_is_left_alone(copied: Path) -> None:
     (copied / "checkpoint-00000009.safetensors.bak").mkdir()
     assert go_on(copied, epochs=3).status == "done"
     assert strange.exists()
-    assert [each.name for each in Run(copied).checkpoints()] == [
+    assert [each.name for each in RunFolder(copied).checkpoints()] == [
         f"checkpoint-0000000{step}.safetensors" for step in (6, 9)
     ]
 
@@ -250,7 +250,7 @@ def test_a_folder_in_which_a_process_is_at_work_is_refused_to_all_others(tmp_pat
     worker.wait()
     for words in ([*WORDS], [*WORDS, "--force"], ["train", "--resume", str(folder)], [*WORDS, "--out", str(folder)]):
         assert f"another process is at work in {folder}: wait" in refusal(words, capsys)
-    assert Run(folder).read_status()["status"] == "running"
+    assert RunFolder(folder).read_status()["status"] == "running"
     assert main([*WORDS, "--lr", "0.02"]) == 0, "other options have another folder"
     assert worker.end() == 0
     begin(config(), tmp_path / "alone")
@@ -266,7 +266,7 @@ def test_a_killed_process_holds_nothing_and_is_no_longer_running(tmp_path: Path)
     assert worker.end() == -signal.SIGKILL
     (folder / ".checkpoint-00000003.safetensors.partial-0123456789abcdef").write_bytes(b"half")
     (folder / ".picture.png.partial-0123456789abcdef").write_bytes(b"somebody else's")
-    assert Run(folder).read_status()["status"] == "killed"
+    assert RunFolder(folder).read_status()["status"] == "killed"
     assert go_on(folder).status == "done"
     begin(config(), tmp_path / "whole")
     assert same(folder, tmp_path / "whole")
@@ -315,12 +315,12 @@ def test_a_folder_that_vanishes_ends_the_run(how: str, tensorboard: bool, tmp_pa
 
     before: list[dict[str, bytes]] = []
     monkeypatch.setattr(Learner, "step", vanishes)
-    with pytest.raises(Lost, match=r"run was deleted or replaced while its run was at work") as caught:
+    with pytest.raises(FolderLost, match=r"run was deleted or replaced while its run was at work") as caught:
         begin(config(tensorboard=tensorboard, measure_every=1), folder)
     assert caught.value.code == 1
     assert state_of(folder) == before[0], "nothing is written into what is another's"
     if how != "emptied":
-        assert not _files.at_work(folder)
+        assert not _files.is_in_use(folder)
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -349,9 +349,9 @@ def test_a_lock_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: py
 def test_looking_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> None:
     until, seen = time.monotonic() + 0.3, 0
     while time.monotonic() < until:
-        with _files.Hold(tmp_path):
-            assert _files.at_work(tmp_path)
-        assert not _files.at_work(tmp_path)
+        with _files.FolderLock(tmp_path):
+            assert _files.is_in_use(tmp_path)
+        assert not _files.is_in_use(tmp_path)
         seen += 1
     assert seen > 3
     assert not list(tmp_path.iterdir())

@@ -21,9 +21,9 @@ from falign.cli import main
 from falign.lab import _files
 from falign.lab._checkpoints import restore
 from falign.lab._files import RunError
-from falign.lab._run_folder import Run
-from falign.lab._train import settle
-from falign.lab._validate import completed
+from falign.lab._run_folder import RunFolder
+from falign.lab._setup import prepare_run
+from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 from mutations import mutations
 
@@ -95,7 +95,7 @@ def test_damaged_files_are_refused(name: str, count: int, run: Path) -> None:
 @pytest.mark.parametrize("count", [200, pytest.param(3000, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_are_refused(count: int, run: Path) -> None:
     path = run / LAST
-    learner = settle(completed(CONFIG), data=None, progress=False).learner
+    learner = prepare_run(resolve(CONFIG), data=None, progress=False).learner
     for how, damaged in mutations(path.read_bytes(), count, seed=2):
         path.write_bytes(damaged)
         error = raised(lambda: restore(path, learner))
@@ -180,8 +180,8 @@ def header_of(path: Path) -> tuple[dict[str, Any], Callable[[str], bytes]]:
 def test_sealed_checkpoints_that_say_something_else(every: int, run: Path) -> None:
     """Refused by name, or taken where it makes no difference that can be told, as another loss so far."""
     path = run / LAST
-    config = completed(CONFIG)
-    learner = settle(config, data=None, progress=False).learner
+    config = resolve(CONFIG)
+    learner = prepare_run(config, data=None, progress=False).learner
     taken = 0
     for number, (how, hostile) in enumerate(snippets(*header_of(path))):
         if number % every:
@@ -211,7 +211,7 @@ def _check_object(name: str, run: Path, trained: Path, given_: dict[str, Any]) -
     content = _files.from_json((trained / name).read_bytes())
     text = json.dumps(given_ if given_.pop("alone", False) else {**content, **given_})
     (run / name).write_bytes(sealed_text(text if len(text) > 2 else '{"a": 1}'))
-    found = Run(run)
+    found = RunFolder(run)
     error = raised(lambda: (found.read_config(), found.read_status()))
     code, said = told(compared(run))
     assert code == (0 if error is None else 2), said
@@ -274,7 +274,7 @@ CONFIGURATIONS = st.fixed_dictionaries({}, optional={name: st.sampled_from(value
 
 
 def _check_configuration(options: dict[str, Any], run: Path) -> None:
-    written = Run(run)
+    written = RunFolder(run)
     written.begin()
     written.write_config(TrainConfig(**{"dataset": "digits", "model": "mlp:64-6-10", "epochs": 0, **options}), {})
     code, said = told(resumed(run))

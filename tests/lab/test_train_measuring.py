@@ -14,9 +14,9 @@ from training_runs import begin, go_on, quiet, same
 import falign
 from falign.lab._batches import Images
 from falign.lab._checkpoints import restore
-from falign.lab._learner import Learner, make
-from falign.lab._train import settle
-from falign.lab._validate import completed
+from falign.lab._learner import Learner, make_learner
+from falign.lab._setup import prepare_run
+from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -30,10 +30,10 @@ def config(**options) -> TrainConfig:
 def test_the_tables_are_what_measuring_the_network_gives(tmp_path: Path) -> None:
     options = config(rule="adafa", optimizer="adam")
     outcome = begin(options, tmp_path)
-    setting = settle(completed(options), data=None, progress=False)
-    learner = setting.learner
+    setup = prepare_run(resolve(options), data=None, progress=False)
+    learner = setup.learner
     restore(outcome.run.checkpoints()[-1], learner)
-    x, y = setting.x, setting.y
+    x, y = setup.probe_images, setup.probe_labels
     expected = falign.measure.alignment(learner.model, cross_entropy, x, y, optimizer=learner.optimizer)
 
     table = pl.read_parquet(tmp_path / "alignment.parquet")
@@ -71,8 +71,8 @@ def test_the_test_takes_so_many_images_at_once_as_have_16_mib(
     stored = torch.zeros(1, *shape, dtype=torch.uint8).expand(number, *shape)
     one = torch.ones(shape[0], 1, 1, dtype=getattr(torch, dtype))
     images = Images(pixels=stored, labels=torch.zeros(number, dtype=torch.int64), mean=one, deviation=one)
-    options = completed(config(model=f"mlp:{math.prod(shape)}-2-10", dtype=dtype))
-    learner, sizes = make(options, shape=shape, classes=10, example=x.to(one.dtype)), []
+    options = resolve(config(model=f"mlp:{math.prod(shape)}-2-10", dtype=dtype))
+    learner, sizes = make_learner(options, shape=shape, classes=10, example=x.to(one.dtype)), []
     learner.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     learner.test(images)
     assert sizes == expected

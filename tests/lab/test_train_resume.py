@@ -22,9 +22,9 @@ from falign.lab._checkpoints import restore, save
 from falign.lab._files import RunError
 from falign.lab._learner import Learner
 from falign.lab._packing import axes_by_stride
-from falign.lab._run_folder import Run
-from falign.lab._train import settle
-from falign.lab._validate import completed
+from falign.lab._run_folder import RunFolder
+from falign.lab._setup import prepare_run
+from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 
 OPTIMIZERS = {
@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         "weights and optimizer"
     )
     for each in (state, expected):
-        del each["run"], each["course"]["seconds"]
+        del each["run"], each["training"]["seconds"]
         if CHECKED:
             del each["python"]
     assert state == expected
@@ -292,10 +292,10 @@ def test_the_generator_of_a_device_goes_through_a_checkpoint_and_is_put_back(
         at.append(at[-1] + 1)
     assert at[-1] == 7
     outcome = begin(config(epochs=1), tmp_path)
-    learner = settle(completed(config()), data=None, progress=False).learner
+    learner = prepare_run(resolve(config()), data=None, progress=False).learner
     learner = replace(learner, config=replace(learner.config, device=device))
-    course = restore(outcome.run.checkpoints()[-1], replace(learner, config=replace(learner.config, device="cpu")))
-    path = save(outcome.run, learner, course)
+    state = restore(outcome.run.checkpoints()[-1], replace(learner, config=replace(learner.config, device="cpu")))
+    path = save(outcome.run, learner, state)
     at.append(at[-1] + 5)
     with seeded(0):
         restore(path, learner)
@@ -420,7 +420,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "interrupted after step" in said
     assert f"--resume {tmp_path / 'parts'}" in said
     assert "Traceback" not in said
-    status = Run(tmp_path / "parts").read_status()
+    status = RunFolder(tmp_path / "parts").read_status()
     assert status["status"] == "interrupted"
     assert go_on(tmp_path / "parts", epochs=status["epoch"] + 1).status == "done"
     begin(replace(options, epochs=status["epoch"] + 1), tmp_path / "whole")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from falign.lab._learner import SCHEDULES, Learner, make
-from falign.lab._validate import completed
+from falign.lab._learner import SCHEDULES, Learner, make_learner
+from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 
 RATE, STRENGTH, TIME = 0.05, 0.7, 3.0
@@ -27,8 +27,8 @@ def learner(**options) -> Learner:
         "dtype": "float64",
         "learning_rate": RATE,
     }
-    config = completed(TrainConfig(**{**fixed, **options}))
-    return make(config, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8, dtype=torch.float64))
+    config = resolve(TrainConfig(**{**fixed, **options}))
+    return make_learner(config, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8, dtype=torch.float64))
 
 
 def ridge(schedule: str) -> dict:
@@ -100,7 +100,7 @@ def test_it_has_the_learning_rate_of_the_epoch() -> None:
     before = values(made)["fc2.weight"]
     x, y = batch()
     for each in (made, twin):
-        each.begin(3)
+        each.begin_epoch(3)
         each.step(x, y, 0)
     difference = values(twin)["fc2.weight"] - values(made)["fc2.weight"]
     np.testing.assert_allclose(difference, RATE / 8 * STRENGTH * before, rtol=1e-10, atol=1e-14)

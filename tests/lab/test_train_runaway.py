@@ -10,7 +10,7 @@ from training_runs import begin, go_on, numbers, quiet, same, sealed_json
 
 from falign.cli import main
 from falign.lab import _compare
-from falign.lab._divergence import Diverged, Start
+from falign.lab._divergence import Baseline, Diverged
 from falign.lab._files import RunError
 from falign.lab.config import TrainConfig
 
@@ -91,7 +91,7 @@ def test_an_interrupted_run_finds_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"rule": "usf", "learning_rate": 1.0, "epochs": 8},  # single batches of a thousand times the start
+        {"rule": "usf", "learning_rate": 1.0, "epochs": 8},  # single batches of a thousand times the initial loss
         {"rule": "bp", "learning_rate": 3.0, "momentum": 0.0, "epochs": 10},  # runs at thirty times for ten steps
         {"rule": "bp", "learning_rate": 0.3},
         {"rule": "bp", "optimizer": "adam", "learning_rate": 0.1, "momentum": None},
@@ -106,9 +106,9 @@ def test_rough_trainings_that_come_back_are_let_go_on(options: dict, tmp_path: P
 
 
 def course(losses: list[float], tested: float = 2.3) -> list[float]:
-    start, level, found = Start(classes=10, norms={}), 0.0, []
+    baseline, level, found = Baseline(classes=10, weight_norms={}), 0.0, []
     for loss in losses:
-        level = start.level(level, loss, tested)
+        level = baseline.update_level(level, loss, tested)
         found.append(level)
     return found
 
@@ -127,15 +127,15 @@ def test_growth_is_of_norms_and_layers_of_zeros_have_none() -> None:
     import torch
     from torch import nn
 
-    from falign.lab._divergence import norms
+    from falign.lab._divergence import weight_norms
 
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
     nn.init.zeros_(model[3].weight)
-    start = Start(classes=2, norms=norms(model, ["0", "2", "3"]))
+    baseline = Baseline(classes=2, weight_norms=weight_norms(model, ["0", "2", "3"]))
     with torch.no_grad():
         model[2].weight.mul_(1e30)
         model[3].weight.fill_(1.0)
-    layer, factor = start.grown(model)
+    layer, factor = baseline.most_grown(model)
     assert layer == "2"
     assert factor == pytest.approx(1e30)
     assert isinstance(Diverged(step=3, layer="2", what="loss", how="it ran"), Exception)

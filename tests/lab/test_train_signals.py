@@ -14,9 +14,9 @@ from training_processes import Worker
 from training_runs import begin, go_on, same
 
 from falign.lab import _ending, _train
-from falign.lab._interrupt import Interrupt, Stopped
 from falign.lab._learner import Learner
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
+from falign.lab._signals import GracefulStop, Stopped
 from falign.lab.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -44,7 +44,7 @@ def test_the_first_one_saves_after_the_step(number: int, tmp_path: Path, whole: 
     worker.signal(number)
     assert worker.end() == 128 + number
     assert worker.said == f"interrupted after step 5: go on with falign train --resume {tmp_path / 'run'}\n"
-    status = Run(tmp_path / "run").read_status()
+    status = RunFolder(tmp_path / "run").read_status()
     assert (status["status"], status["step"], status["saved"]) == ("interrupted", 5, 5)
     assert go_on(tmp_path / "run").status == "done"
     assert same(tmp_path / "run", whole)
@@ -66,7 +66,7 @@ def test_the_second_one_stops_at_once(first: int, second: int, tmp_path: Path, w
     assert worker.process.exitcode == 128 + second
     worker.end()
     assert worker.said == "falign: interrupted\n"
-    status = Run(tmp_path / "run").read_status()
+    status = RunFolder(tmp_path / "run").read_status()
     assert (status["status"], status["saved"]) == ("interrupted", 3)
     assert status["message"].startswith("stopped at once, saved up to step 3: go on with")
     assert go_on(tmp_path / "run").status == "done"
@@ -99,7 +99,7 @@ def test_a_process_that_was_stopped_goes_on(tmp_path: Path, whole: Path) -> None
     worker = Worker(*WORDS, "--out", str(tmp_path / "run"), said=tmp_path / "said", step=2)
     worker.wait()
     worker.signal(signal.SIGSTOP)
-    assert Run(tmp_path / "run").read_status()["status"] == "running", "it still holds its folder"
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "running", "it still holds its folder"
     worker.signal(signal.SIGCONT)
     assert worker.end() == 0
     assert same(tmp_path / "run", whole)
@@ -113,7 +113,7 @@ def test_no_moment_leaves_half_a_state(
 ) -> None:
     """Signals that come while the run begins, or while its end is written."""
     folder, came = tmp_path / "run", []
-    owner = _ending if at == "draw" else Run
+    owner = _ending if at == "draw" else RunFolder
     before = getattr(owner, at)
 
     def signalled(*parts, **options):
@@ -136,7 +136,7 @@ def test_no_moment_leaves_half_a_state(
     if not (folder / "config.json").exists():
         assert times == 2
         return
-    status = Run(folder).read_status()["status"]
+    status = RunFolder(folder).read_status()["status"]
     assert status in ("done", "interrupted", "unknown")
     assert status != "unknown" or times == 2, "stopped before the first word of it"
     if outcome is not None:
@@ -153,7 +153,7 @@ def test_a_pipe_that_nobody_reads_any_more_interrupts(tmp_path: Path) -> None:
             assert process.stdout.readline()
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (1, "")
-    status = Run(tmp_path / "run").read_status()
+    status = RunFolder(tmp_path / "run").read_status()
     assert status["status"] == "interrupted"
     assert "--resume" in status["message"]
     assert status["saved"] >= 46  # of 23 steps an epoch: the last line that was read is of the first
@@ -180,25 +180,25 @@ def test_a_terminal_that_is_closed_is_answered_as_its_signal(words: tuple[str, .
         os.close(master)
         assert process.wait(60) == 128 + signal.SIGHUP, shown
     if words[0] == "train":
-        status = Run(tmp_path / "out").read_status()
+        status = RunFolder(tmp_path / "out").read_status()
         assert (status["status"], status["step"]) == ("interrupted", status["saved"])
         assert go_on(tmp_path / "out", epochs=status["epoch"] + 1).status == "done"
 
 
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with Interrupt() as interrupt:
+    with GracefulStop() as stop:
         assert all(signal.getsignal(number) != each for number, each in zip(SIGNALS, before, strict=True))
-        with interrupt.patient():
+        with stop.first_deferred():
             signal.raise_signal(signal.SIGTERM)
-            assert interrupt.requested == signal.SIGTERM
-            with interrupt.deaf():
+            assert stop.requested == signal.SIGTERM
+            with stop.all_deferred():
                 for number in SIGNALS:
                     signal.raise_signal(number)
             with pytest.raises(Stopped) as caught:
                 signal.raise_signal(signal.SIGHUP)
             assert caught.value.number == signal.SIGHUP
-        with pytest.raises(Stopped), interrupt.patient():
+        with pytest.raises(Stopped), stop.first_deferred():
             raise AssertionError("one came already")
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
@@ -224,4 +224,4 @@ def test_a_forward_that_swallows_the_second_one_is_stopped_by_the_next(
 
     monkeypatch.setattr(Learner, "step", swallows)
     assert begin(config(), tmp_path / "run").status == "interrupted"
-    assert _train.Run(tmp_path / "run").read_status()["step"] == 2
+    assert _train.RunFolder(tmp_path / "run").read_status()["step"] == 2

@@ -13,7 +13,7 @@ import pytest
 
 from falign.cli import main
 from falign.lab import _ending
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 from falign.lab._trust import RECORDED, foreign
 
 MODEL = """
@@ -45,7 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def begun(model: str, *files: Path) -> Path:
     """A run folder that was begun with an own model, as it is on the disk after the process has ended."""
     assert main(["train", "digits", "--model", model, "--epochs", "1", "--out", "run"]) == 0
-    origin = Run(Path("run")).read_config()[1]
+    origin = RunFolder(Path("run")).read_config()[1]
     assert origin[RECORDED] == record(*files)
     for name in [name for name in sys.modules if name.startswith("shapes_of_")]:
         del sys.modules[name]
@@ -135,7 +135,7 @@ def test_a_forged_record_does_not_help(capsys: pytest.CaptureFixture[str]) -> No
     """Whoever makes a folder can seal it, and knows files that are on every machine."""
     Path("shapes_of_five.py").write_text(MODEL)
     folder = begun("shapes_of_five:net", Path("shapes_of_five.py"))
-    run = Run(folder)
+    run = RunFolder(folder)
     config, origin = run.read_config()
     library = Path(os.__file__)
     run.write_config(config, {**origin, RECORDED: record(library)})

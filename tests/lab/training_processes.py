@@ -70,7 +70,7 @@ def _work(words: tuple[str, ...], said: Path, step: int, ignored: tuple[int, ...
     _ending.draw = lambda *_: None
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     sys.stderr = said.open("w", buffering=1)
-    make, settle = Learner.step, _train.settle
+    make, prepare_run = Learner.step, _train.prepare_run
 
     def wait() -> None:
         said.with_name(f"{said.name}-there").touch()
@@ -85,12 +85,12 @@ def _work(words: tuple[str, ...], said: Path, step: int, ignored: tuple[int, ...
     def settling(*parts, **options):
         if step == -1:
             wait()
-        found = settle(*parts, **options)
+        found = prepare_run(*parts, **options)
         if step == 0:
             wait()
         return found
 
-    Learner.step, _train.settle = stepping, settling
+    Learner.step, _train.prepare_run = stepping, settling
     code = main(list(words))
     sys.stderr.flush()
     sys.exit(code)

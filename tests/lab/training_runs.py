@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load, save
 
 from falign.lab import _files
-from falign.lab._ending import Outcome
+from falign.lab._ending import TrainingOutcome
 from falign.lab._train import resume, train
 from falign.lab.config import TrainConfig
 
@@ -21,11 +21,11 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def begin(options: TrainConfig, folder: Path, console: Console | None = None) -> Outcome:
+def begin(options: TrainConfig, folder: Path, console: Console | None = None) -> TrainingOutcome:
     return train(options, folder, console=console or quiet())
 
 
-def go_on(folder: Path, console: Console | None = None, **options) -> Outcome:
+def go_on(folder: Path, console: Console | None = None, **options) -> TrainingOutcome:
     return resume(folder, console=console or quiet(), **options)
 
 

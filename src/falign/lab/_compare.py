@@ -20,7 +20,7 @@ from rich.text import Text
 
 from falign.lab._files import RunError
 from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degrees, line, literal, plot
-from falign.lab._run_folder import Run
+from falign.lab._run_folder import RunFolder
 from falign.lab._text import plain_cell
 from falign.lab.config import TrainConfig
 from falign.lab.report.style import COLOURS, HOUSE, panels
@@ -36,7 +36,7 @@ _WORDS = ("dataset", "model", "rule")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Record:
+class RunData:
     """What a run folder says.
 
     Attributes:
@@ -81,7 +81,7 @@ class Record:
         return None if found is None else str(found)
 
 
-def read(folders: Sequence[Path]) -> list[Record]:
+def read(folders: Sequence[Path]) -> list[RunData]:
     """Read run folders.
 
     Args:
@@ -97,11 +97,11 @@ def read(folders: Sequence[Path]) -> list[Record]:
         raise RunError("no run folders given: give one or more that falign train wrote")
     found = []
     for folder in folders:
-        run = Run(folder)
+        run = RunFolder(folder)
         config, _ = run.read_config()
         records, status = run.read_records(), run.read_status()
         name = os.path.basename(os.path.realpath(folder))
-        found.append(Record(name=name, config=config, records=records, status=status))
+        found.append(RunData(name=name, config=config, records=records, status=status))
     names = [record.name for record in found]
     return [
         record if names.count(record.name) == 1 else replace(record, name=str(folder))
@@ -109,7 +109,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
     ]
 
 
-def show(runs: Sequence[Record], console: Console) -> None:
+def show(runs: Sequence[RunData], console: Console) -> None:
     """Print the table, at its own width if the terminal is narrower: wrapped lines beat lost digits."""
     made = table(runs)
     natural = Measurement.get(console, console.options.update(width=1000), made).maximum
@@ -117,7 +117,7 @@ def show(runs: Sequence[Record], console: Console) -> None:
     console.print(made)
 
 
-def table(runs: Sequence[Record]) -> Table:
+def table(runs: Sequence[RunData]) -> Table:
     """The runs as a table for the terminal, a run a row; what all of several runs share is its title.
 
     Accuracies are of the test set, in percent, and of no run that diverged; the loss is the last epoch's mean over
@@ -153,13 +153,13 @@ def _literal(text: str) -> Text:
     return plain_cell(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def shared(runs: Sequence[Record]) -> dict[str, str]:
+def shared(runs: Sequence[RunData]) -> dict[str, str]:
     """What several runs have in common."""
     values = {name: {str(getattr(run.config, name)) for run in runs} for name in _WORDS}
     return {name: found.pop() for name, found in values.items() if len(runs) > 1 and len(found) == 1}
 
 
-def _figures(run: Record) -> list[str]:
+def _figures(run: RunData) -> list[str]:
     tested = run.tested()
     accuracy = tested["test_accuracy"].drop_nulls()
     losses = tested["train_loss"].drop_nulls()
@@ -181,7 +181,7 @@ def _figures(run: Record) -> list[str]:
     ]
 
 
-def _status(run: Record) -> str:
+def _status(run: RunData) -> str:
     status = str(run.status.get("status"))
     return f"diverged at step {run.status.get('step')}" if run.diverged else status
 
@@ -195,7 +195,7 @@ _MANY = matplotlib.colormaps["turbo"]
 
 
 @matplotlib.rc_context(HOUSE)
-def comparison_figure(runs: Sequence[Record]) -> Figure:
+def comparison_figure(runs: Sequence[RunData]) -> Figure:
     """Test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
 
     One line a run; the legend has the last panel.
@@ -234,7 +234,7 @@ def comparison_figure(runs: Sequence[Record]) -> Figure:
     return made
 
 
-def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[Record, str, str]]) -> None:
+def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[RunData, str, str]]) -> None:
     """The last angle of every layer, in the order in which they run; names where all runs have the same few."""
     shown: set[tuple[str, ...]] = set()
     for run, name, colour in labels:
@@ -248,7 +248,7 @@ def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[Record, str, str]]) ->
         axes.set_xlabel("layer")
 
 
-def _names(runs: Sequence[Record]) -> list[str]:
+def _names(runs: Sequence[RunData]) -> list[str]:
     """What tells the runs apart in a picture: the rule, else rule and seed, else the folder."""
     for names in (
         [run.config.rule for run in runs],

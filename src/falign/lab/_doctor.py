@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from falign.lab._files import held
+from falign.lab._files import is_locked
 from falign.lab._requirements import install, lacking, requirements
 from falign.lab._text import plain_cell, print_plain
 
@@ -158,10 +158,10 @@ def _machine() -> Iterator[dict]:
 
 
 def _data(folder: Path | None) -> Iterator[dict]:
-    from falign.lab.data._loading import NAMES, whereabouts
+    from falign.lab.data._loading import NAMES, locate
 
     for name in NAMES:
-        found = whereabouts(name, folder)
+        found = locate(name, folder)
         where = found.paths[0] if len(found.paths) == 1 else found.paths[0].parent if found.paths else None
         yield {"name": name, "text": found.remedy if where is None else f"{where}, {_bytes(found.bytes)}"}
 
@@ -235,7 +235,7 @@ def _leftovers(out: Path) -> Iterator[dict]:
                 found[".partial"].append(path)
             elif ".corrupt" in path.name:
                 found[".corrupt"].append(path)
-            elif path.name.endswith(".lock") and not held(path):
+            elif path.name.endswith(".lock") and not is_locked(path):
                 found[".lock"].append(path)
             elif path.name.endswith(".lock"):
                 busy.add(path.parent.parent if path.parent.name == "owners" else path.parent)

@@ -8,16 +8,14 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from falign.lab import _learner as learning
-from falign.lab import _loop
-from falign.lab._checkpoints import Course
-from falign.lab._divergence import finite
-from falign.lab._files import Lost, WriteError
+from falign.lab import _learner, _loop
+from falign.lab._checkpoints import TrainingState
+from falign.lab._divergence import is_finite
+from falign.lab._files import FolderLost, WriteError
 from falign.lab._learner import Learner
 from falign.lab._pictures import draw
-from falign.lab._run_folder import TRACEBACK, Run
-from falign.lab._text import print_plain
-from falign.lab.config import TrainConfig
+from falign.lab._run_folder import TRACEBACK, RunFolder
+from falign.lab._text import one_line, print_plain
 from falign.measure.law import ConservationLaw
 from falign.measure.law._balance import STRETCH
 
@@ -37,7 +35,7 @@ _SCHEMA = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judgement:
+class LawVerdict:
     """What was found.
 
     Attributes:
@@ -54,7 +52,7 @@ class Judgement:
     failure: str = ""
 
 
-def judge(law: ConservationLaw, learner: Learner) -> Judgement:
+def judge_law(law: ConservationLaw, learner: Learner) -> LawVerdict:
     """Read the law off after a training.
 
     Args:
@@ -65,32 +63,21 @@ def judge(law: ConservationLaw, learner: Learner) -> Judgement:
         The judgement.
     """
     if not law.steps:
-        return Judgement(verdict="not checked", text="the conservation law was not checked: no step was made")
-    if not finite(learner.model):
-        return Judgement(verdict="not checked", text="the conservation law was not checked: the run diverged")
+        return LawVerdict(verdict="not checked", text="the conservation law was not checked: no step was made")
+    if not is_finite(learner.model):
+        return LawVerdict(verdict="not checked", text="the conservation law was not checked: the run diverged")
     report = law.report()
     if report.holds:
         words = {each.status for each in law.laws}
         exact = "holds" if report.conclusive else "too little moved"
         verdict = exact if report.checked else "drift" if "drift" in words else "none"
-        return Judgement(verdict=verdict, text=str(report), table=_neurons(law))
+        return LawVerdict(verdict=verdict, text=str(report), table=_neurons(law))
     worst = max((row for row in report.laws if row.broken), key=lambda row: row.leap or 0.0)
     failure = (
         f"the conservation law does not hold for layer {worst.layer!r}, off by {worst.leap:.1e} of its size within "
         f"{STRETCH} steps, where rounding explains {worst.tolerance:.1e}: a gradient or an update was not the rule's"
     )
-    return Judgement(verdict="fails", text=str(report), table=_neurons(law), failure=failure)
-
-
-def forewarning(config: TrainConfig) -> str:
-    """What to say before a training under which the law is not exact; empty if it is."""
-    if config.optimizer != "sgd":
-        return f"the conservation law is exact under plain SGD: with {config.optimizer} it is reported as a drift"
-    if config.momentum:
-        return (
-            f"the conservation law is exact under plain SGD (--momentum 0): with momentum {config.momentum:g} it drifts"
-        )
-    return ""
+    return LawVerdict(verdict="fails", text=str(report), table=_neurons(law), failure=failure)
 
 
 def _neurons(law: ConservationLaw) -> pl.DataFrame:
@@ -121,7 +108,7 @@ _LINE, _TRACEBACK = 300, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainingOutcome:
     """How a run ended.
 
     Attributes:
@@ -133,7 +120,7 @@ class Outcome:
         signal: The number of the signal that interrupted it.
     """
 
-    run: Run
+    run: RunFolder
     status: str
     step: int
     message: str
@@ -142,8 +129,15 @@ class Outcome:
 
 
 def end(
-    run: Run, learner: Learner, course: Course, console: Console, status: str, step: int, message: str, **details: Any
-) -> Outcome:
+    run: RunFolder,
+    learner: Learner,
+    state: TrainingState,
+    console: Console,
+    status: str,
+    step: int,
+    message: str,
+    **details: Any,
+) -> TrainingOutcome:
     """Write what there is at the end of a run, and print what the conservation law found if it was checked.
 
     The status comes last: a run of which it says that it is done has everything.
@@ -151,7 +145,7 @@ def end(
     Args:
         run: Where to.
         learner: What was trained.
-        course: What was measured.
+        state: What was measured.
         console: Where to print.
         status: "done", "interrupted" or "diverged".
         step: Steps done.
@@ -164,61 +158,60 @@ def end(
     Raises:
         WriteError: Something cannot be written.
     """
-    found = None if learner.law is None else judge(learner.law, learner)
-    tables = course.tables(None if found is None else found.table)
+    found = None if learner.law is None else judge_law(learner.law, learner)
+    tables = state.tables(None if found is None else found.table)
     run.write_tables(tables)
     if found is not None:
         print_plain(console, found.text)
         details["law"] = found.verdict
     draw(run, tables, learner.config)
-    run.write_status(status, step=step, epoch=course.epoch, message=message, **details)
-    return Outcome(run=run, status=status, step=step, message=message, failure="" if found is None else found.failure)
+    run.write_status(status, step=step, epoch=state.epoch, message=message, **details)
+    return TrainingOutcome(
+        run=run, status=status, step=step, message=message, failure="" if found is None else found.failure
+    )
 
 
-def fail(run: Run, course: Course, error: BaseException) -> Outcome:
+def fail(run: RunFolder, state: TrainingState, error: BaseException) -> TrainingOutcome:
     """Write what there is of a run that something in it has ended, most often the user's own model.
 
     Args:
         run: Where to.
-        course: What was measured.
+        state: What was measured.
         error: What was raised.
 
     Returns:
         The outcome; its message names the step, the error and the file that holds the traceback.
     """
-    message = f"the run failed {_place(error, course)} with {_first_line(error)}"
+    message = f"the run failed {_place(error, state)} with {_describe(error)}"
     go_on = f"mend it, then go on with falign train --resume {run.folder}"
     try:
         run.write(TRACEBACK, _traceback(error).encode("utf-8", "backslashreplace"))
         message += f": the traceback is in {run.folder / TRACEBACK}; {go_on}"
-        run.write_tables(course.tables())
-        run.write_status("failed", step=course.step, epoch=course.epoch, message=message)
-    except Lost as lost:
+        run.write_tables(state.tables())
+        run.write_status("failed", step=state.step, epoch=state.epoch, message=message)
+    except FolderLost as lost:
         message += f"; {lost}"
     except WriteError as second:
         message += f"; and {second}"
-    return Outcome(run=run, status="failed", step=course.step, message=message)
+    return TrainingOutcome(run=run, status="failed", step=state.step, message=message)
 
 
-def _place(error: BaseException, course: Course) -> str:
-    return f"in step {course.step + 1}" if _within(error, _loop.__file__, "_step") else f"after step {course.step}"
+def _place(error: BaseException, state: TrainingState) -> str:
+    return f"in step {state.step + 1}" if _within(error, _loop.__file__, "_step") else f"after step {state.step}"
 
 
 def _within(error: BaseException, file: str, function: str) -> bool:
     return any((each.filename, each.name) == (file, function) for each in traceback.extract_tb(error.__traceback__))
 
 
-def _first_line(error: BaseException) -> str:
-    kind = type(error).__name__
+def _describe(error: BaseException) -> str:
+    text = one_line(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        in_test = _within(error, learning.__file__, "test")  # whose pieces neither option changes
+        in_test = _within(error, _learner.__file__, "test")  # the options do not change how many images a test takes
         what = "network or image" if in_test else "--batch-size or --probe-size"
-        kind += f" (a smaller {what} needs less memory)"
-    try:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    except Exception:  # an error of the user's whose text cannot be made
-        line = ""
-    return f"{kind}: {line[:_LINE]}" if line else kind
+        kind, *rest = text.split(": ", 1)
+        text = ": ".join([f"{kind} (a smaller {what} needs less memory)", *rest])
+    return text
 
 
 def _traceback(error: BaseException) -> str:

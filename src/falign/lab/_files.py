@@ -278,11 +278,11 @@ _PATIENCE, _PAUSE = 0.25, 0.02
 """Seconds to wait for the lock, and between two tries: somebody may just be looking whether it is held."""
 
 
-class Lost(WriteError):  # noqa: N818  # the folder is
+class FolderLost(WriteError):  # noqa: N818  # the folder is
     """A folder that was taken away, or given to another run, while a run was at work in it."""
 
 
-class Hold:
+class FolderLock:
     """The right to change a folder; a context manager.
 
     The system itself frees the lock of a killed process, so no clock and no process number decides who is alive. The
@@ -298,12 +298,12 @@ class Hold:
         self._path = folder / _FILE
         self._lock = FileLock(self._path)
 
-    def __enter__(self) -> "Hold":
+    def __enter__(self) -> "FolderLock":
         try:
             self._lock.acquire(timeout=_PATIENCE, poll_interval=_PAUSE)
             self._mine = os.stat(self._path)
         except Timeout:
-            raise busy(self._folder) from None
+            raise folder_busy(self._folder) from None
         except (OSError, NotImplementedError) as error:
             self._lock.release()
             why = getattr(error, "strerror", None) or str(error)
@@ -325,7 +325,7 @@ class Hold:
             Lost: It was taken away or replaced.
         """
         if not self._is_mine():
-            raise Lost(
+            raise FolderLost(
                 f"{self._folder} was deleted or replaced while its run was at work: the run has ended, and wrote "
                 "nothing more there; begin it again"
             )
@@ -338,19 +338,19 @@ class Hold:
             return False
 
 
-def busy(folder: Path) -> RunError:
+def folder_busy(folder: Path) -> RunError:
     """What to say of a folder in which another process is at work."""
     return RunError(
         f"another process is at work in {folder}: wait until it has ended, or begin a run in another folder with --out"
     )
 
 
-def at_work(folder: Path) -> bool:
+def is_in_use(folder: Path) -> bool:
     """Whether a living process is at work in a run folder; only looks, so that it can be asked of any folder."""
-    return held(folder / _FILE)
+    return is_locked(folder / _FILE)
 
 
-def held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a living process holds a lock; only looks.
 
     Args:

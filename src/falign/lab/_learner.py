@@ -18,9 +18,17 @@ from falign.feedback import generator
 from falign.lab._batches import Images
 from falign.lab._divergence import locate, running_order
 from falign.lab._models import build, is_own
-from falign.lab._own_models import Shape, check, refusing, rehearse, repeats, try_one, unlike
-from falign.lab._python_state import Attributes, held, marks
-from falign.lab._validate import made_rule
+from falign.lab._own_models import (
+    Shape,
+    as_config_error,
+    check_output,
+    differing_tensors,
+    is_reproducible,
+    try_single_image,
+    try_training,
+)
+from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
+from falign.lab._validate import make_rule
 from falign.lab.config import ConfigError, TrainConfig
 from falign.layers import kind_of
 from falign.measure import Alignment, alignment
@@ -59,16 +67,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     Returns:
         The optimizer.
     """
-    rate, decay = number(config.learning_rate), number(config.weight_decay)
+    rate, decay = required(config.learning_rate), required(config.weight_decay)
     fused = True if torch.device(config.device).type in ("cpu", "cuda") else None
     if config.optimizer == "sgd":
-        momentum = number(config.momentum)
+        momentum = required(config.momentum)
         return SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=decay, fused=fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
 
-def number(value: float | None) -> float:
+def required(value: float | None) -> float:
     """A number that a completed configuration has."""
     assert value is not None, "the configuration is not completed"
     return value
@@ -165,21 +173,21 @@ class Learner:
         right = (output.detach().argmax(1) == y).sum()
         value, count = torch.stack([loss.detach().double(), right.double()]).tolist()  # one wait for the device
         if value - value != 0:  # infinite or not a number
-            raise self.fault(x, done)
+            raise self.locate_fault(x, done)
         if self.ridge is None:
             self.optimizer.step()
         else:
             self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
         return value, int(count)
 
-    def begin(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
         for group in self.optimizer.param_groups:
-            group["lr"] = number(self.config.learning_rate) * self.config.rate_decay**epoch
+            group["lr"] = required(self.config.learning_rate) * self.config.rate_decay**epoch
 
-    def fault(self, x: Tensor, done: int) -> Exception:
+    def locate_fault(self, x: Tensor, done: int) -> Exception:
         """What to raise when something is not finite: it says which layer was the first."""
-        return locate(self.model, lambda: self._forward(x), done=done)
+        return locate(self.model, lambda: self._forward(x), steps=done)
 
     def test(self, images: Images) -> tuple[float, float]:
         """Mean loss and share of right answers over a set, in evaluation mode."""
@@ -200,7 +208,7 @@ class Learner:
         with self.attributes.kept(), self._casting():
             return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
 
-    def is_finite(self, x: Tensor, y: Tensor) -> bool:
+    def has_finite_loss(self, x: Tensor, y: Tensor) -> bool:
         """Whether the loss of a batch is a finite number."""
         with torch.no_grad(), falign.targets(self.model, y):
             return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
@@ -225,7 +233,9 @@ def _casting(config: TrainConfig) -> AbstractContextManager[object]:
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
 
 
-def make(config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()) -> Learner:
+def make_learner(
+    config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()
+) -> Learner:
     """Build the network, convert it, and make its optimizer.
 
     A network of the user's own is made twice from the same seed: one of the two is tried on the example and thrown
@@ -279,39 +289,42 @@ def _network(
     name = config.model
 
     def placed(model: nn.Module) -> nn.Module:
-        with refusing(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
+        with as_config_error(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
             return model.to(example.device, example.dtype).train()
 
     def built() -> nn.Module:
         room = _room(config) if example.device.type == "cpu" else 4
-        with refusing(f"--model {name} cannot be made"):
+        with as_config_error(f"--model {name} cannot be made"):
             return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
 
     model = built()
     if not is_own(name):
         model = placed(model)
         if single:
-            try_one(name, deepcopy(model), example)
+            try_single_image(name, deepcopy(model), example)
         return model, Attributes(model), ()
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         twin = built()
     notes, kept = [], {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     if any(id(tensor) in kept for tensor in (*twin.parameters(), *twin.buffers())):
         notes.append(f"{name} returns the same weights at every call: --seed has no part in them, a copy is trained")
-        with refusing(f"--model {name} returns the same weights at every call, and they cannot be copied"):
+        with as_config_error(f"--model {name} returns the same weights at every call, and they cannot be copied"):
             model, twin = deepcopy(model), deepcopy(model)
     model, twin = placed(model), placed(twin)
-    if unalike := unlike(model, twin):
+    if unalike := differing_tensors(model, twin):
         notes.append(
             f"{name} draws {_listed(unalike)} by other generators than the global ones of torch, NumPy and Python: "
             "another run with this seed begins with others"
         )
     package = name.partition(".")[0].partition(":")[0]
-    here, there = marks(model, package), marks(twin, package)
+    here, there = attribute_fingerprints(model, package), attribute_fingerprints(twin, package)
     loose = [key for key in here if here[key] != there.get(key)]
-    with refusing(f"--model {name} does not run"):
-        moved = [*rehearse(name, twin, example.clone(), classes, single=single), *(set(loose) - held(model).keys())]
-        repeated = repeats(name, twin, example, classes)
+    with as_config_error(f"--model {name} does not run"):
+        moved = [
+            *try_training(name, twin, example.clone(), classes, single=single),
+            *(set(loose) - storable_attributes(model).keys()),
+        ]
+        repeated = is_reproducible(name, twin, example, classes)
     if moved:
         notes.append(
             f"{name} keeps {_listed(sorted(set(moved)))} in Python, where no checkpoint holds it: if its numbers "
@@ -334,22 +347,22 @@ def _room(config: TrainConfig) -> int:
 
     Measuring and saving work on copies; a perceptron of 9 million weights in float32 needed 44 to 53.
     """
-    feedback = made_rule(config).wiring == "layerwise" and config.feedback != "shared"
-    return 3 * (2 + feedback + slots(config)) * getattr(torch, config.dtype).itemsize
+    feedback = make_rule(config).wiring == "layerwise" and config.feedback != "shared"
+    return 3 * (2 + feedback + optimizer_slots(config)) * getattr(torch, config.dtype).itemsize
 
 
-def slots(config: TrainConfig) -> int:
+def optimizer_slots(config: TrainConfig) -> int:
     """So many numbers the optimizer keeps of each weight."""
     return 2 if config.optimizer != "sgd" else int(bool(config.momentum))
 
 
 def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
     what = f"--model {config.model} with --rule {config.rule}"
-    with refusing(f"{what} cannot be converted"):
+    with as_config_error(f"{what} cannot be converted"):
         try:
             falign.convert(
                 model,
-                made_rule(config),
+                make_rule(config),
                 seed=config.seed,
                 feedback=config.feedback,
                 scale=config.scale,
@@ -370,10 +383,10 @@ def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
     output: list[object] = []
     model.eval()
-    with refusing(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
+    with as_config_error(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
         ran = running_order(model, lambda: output.append(model(example)))
     model.train()
-    check(config.model, output[0], (len(example), classes), "in evaluation")
+    check_output(config.model, output[0], (len(example), classes), "in evaluation")
     layers = tuple(name for name in ran if kind_of(model.get_submodule(name)) is not None)
     if not layers:
         raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")

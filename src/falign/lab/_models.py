@@ -121,7 +121,7 @@ def build(
             return _lenet(shape, classes, between, room)
         if model == "resnet20":
             return ResNet20(shape[0], classes)
-        return _own_models.make(model, shape, classes)
+        return _own_models.make_model(model, shape, classes)
 
 
 def is_own(model: str) -> bool:

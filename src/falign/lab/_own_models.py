@@ -18,9 +18,9 @@ from torch.nn.parameter import is_lazy
 
 from falign._preserve import seeded
 from falign._wiring import preserve_state
-from falign.lab._packing import LETTERS
-from falign.lab._python_state import Attributes, held, marks
-from falign.lab._text import plain
+from falign.lab._packing import JSON_LIMIT
+from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
+from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 from falign.rules import ALL_RULES, Rule
 
@@ -28,24 +28,10 @@ Shape = tuple[int, int, int]
 
 _SHORT = Repr()
 _SHORT.maxstring = 60
-_LENGTH = 300
-"""So many letters of what an error says are repeated."""
-
-
-def told(error: BaseException) -> str:
-    """What an error of the user's code says, in one line."""
-    try:
-        text = " ".join(plain(error).split())
-    except Exception:
-        text = ""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-        return "it needs more memory than there is"
-    text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def as_config_error(what: str) -> Iterator[None]:
     """Make one sentence of whatever goes wrong in code of the user's own; only Ctrl-C is let through.
 
     Raises:
@@ -56,10 +42,18 @@ def refusing(what: str) -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit too: a factory that exits has made no network
-        raise ConfigError(f"{what}: {told(error)}") from error
+        raise ConfigError(f"{what}: {_reason(error)}") from error
 
 
-def make(model: str, shape: Shape, classes: int) -> nn.Module:
+def _reason(error: BaseException) -> str:
+    text = one_line(error)
+    # On the CPU PyTorch has no class of its own for it.
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return "it needs more memory than there is"
+    return text
+
+
+def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
     """What ``package.module:factory`` returns, called with what it takes of ``shape`` and ``classes``.
 
     The working folder is the first place where modules are looked for, as ``python -m`` has it. Layers without a shape
@@ -122,18 +116,18 @@ def _called(model: str, shape: Shape, classes: int) -> object:
         inspect.signature(factory).bind(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"--model {model} cannot be called with shape= and classes=, or without arguments: {told(error)}"
+            f"--model {model} cannot be called with shape= and classes=, or without arguments: {one_line(error)}"
         ) from None
     if inspect.isbuiltin(factory):  # sys.exit, os.abort: what they do cannot be undone
         raise ConfigError(f"--model {model} is a function of Python itself, expected one that makes a torch.nn.Module")
-    with refusing(f"--model {model} failed"):
+    with as_config_error(f"--model {model} failed"):
         return factory(**given)
 
 
 def _imported(option: str, named: str) -> object:
     module, _, path = named.partition(":")
     # What an import draws must not move what the factory draws: only the first one of a process draws anything.
-    with seeded(0), refusing(f"{option} {named} cannot be imported"):
+    with seeded(0), as_config_error(f"{option} {named} cannot be imported"):
         __import__(module)
         found: object = sys.modules[module]
         for part in path.split("."):
@@ -184,7 +178,7 @@ def _materialise(model: str, made: nn.Module, shape: Shape) -> None:
         x = torch.linspace(-1, 1, 2 * prod(shape), dtype=[*kinds, torch.float32][0]).reshape(2, *shape)
         modes = [(module, module.training) for module in made.modules()]
         buffers = [(buffer, buffer.clone()) for buffer in made.buffers() if not is_lazy(buffer)]
-        with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"), torch.no_grad():
+        with as_config_error(f"--model {model} does not run on images of shape {tuple(x.shape)}"), torch.no_grad():
             made.train(training)
             made(x)
             for buffer, value in buffers:
@@ -203,7 +197,7 @@ def _lazy(model: nn.Module) -> list[str]:
     return [name.rpartition(".")[0] for name, tensor in tensors if is_lazy(tensor)]
 
 
-def unlike(one: nn.Module, other: nn.Module) -> list[str]:
+def differing_tensors(one: nn.Module, other: nn.Module) -> list[str]:
     """Names of the numbers in which two networks differ that were made from the same seed."""
     here, there = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (one, other))
     return [name for name in {**here, **there} if not _equal(here.get(name), there.get(name))]
@@ -215,7 +209,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def rehearse(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bool) -> list[str]:
+def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bool) -> list[str]:
     """Train a network that is thrown away on a few images, so that what cannot work is known before a run begins.
 
     Args:
@@ -239,33 +233,33 @@ def rehearse(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bo
     seen: list[dict[str, object]] = []
     before = x.clone()
     what = f"--model {model} does not train on images of shape {tuple(x.shape)}"
-    with refusing(what), torch.enable_grad():
+    with as_config_error(what), torch.enable_grad():
         made.train()
         for _ in range(3):
             output = made(x)
-            check(model, output, (len(x), classes), "in training")
+            check_output(model, output, (len(x), classes), "in training")
             if not output.requires_grad:
                 raise ConfigError(f"{what}: its output has no gradient, so that nothing in it can learn")
             cross_entropy(output, labels).backward()
-            seen.append(marks(made, package))
+            seen.append(attribute_fingerprints(made, package))
     if not torch.equal(x, before):
         raise ConfigError(f"--model {model} changes the images that it is given: let it work on a copy, x.clone()")
     if sparse := [name for name, each in made.named_parameters() if each.grad is not None and each.grad.is_sparse]:
         raise ConfigError(f"--model {model} has sparse gradients, of {sparse[0]!r}: leave out sparse=True")
     if single:
-        try_one(model, made, x)
+        try_single_image(model, made, x)
     moved = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
-    kept = held(made)
+    kept = storable_attributes(made)
     for name in moved:
-        if name in kept and (letters := len(json.dumps(kept[name], default=lambda _: None))) > LETTERS:
+        if name in kept and (letters := len(json.dumps(kept[name], default=lambda _: None))) > JSON_LIMIT:
             raise ConfigError(
-                f"--model {model} keeps {letters:,} letters in {name!r}, and a checkpoint holds {LETTERS:,} of what "
+                f"--model {model} keeps {letters:,} letters in {name!r}, and a checkpoint holds {JSON_LIMIT:,} of what "
                 "is no tensor: let it be a tensor or an array"
             )
     return [name for name in moved if name not in kept]
 
 
-def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
+def is_reproducible(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
     """Whether a network gives the same numbers again from the same seed and the same state, to the bit.
 
     Args:
@@ -284,24 +278,24 @@ def repeats(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
     attributes, found = Attributes(made), []
     for training in (True, True, False, False):
         with preserve_state(made), attributes.kept(), seeded(0, [x.device]):
-            with refusing(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
+            with as_config_error(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
                 output = made.train(training)(x.clone())
-            check(model, output, (len(x), classes), "in training" if training else "in evaluation")
+            check_output(model, output, (len(x), classes), "in training" if training else "in evaluation")
             found.append(output.detach().contiguous().view(torch.uint8))
-        with refusing(f"--model {model} does not take back its own state_dict()"):
+        with as_config_error(f"--model {model} does not take back its own state_dict()"):
             made.load_state_dict(deepcopy(state))
     return all(torch.equal(one, other) for one, other in zip(found[::2], found[1::2], strict=True))
 
 
-def try_one(model: str, made: nn.Module, x: Tensor) -> None:
+def try_single_image(model: str, made: nn.Module, x: Tensor) -> None:
     """Refuse a network that cannot be trained on one image, where a batch of one will come."""
     what = f"--model {model} does not train on a batch of one image, and one will come: give another --batch-size"
-    with refusing(what), torch.no_grad():
+    with as_config_error(what), torch.no_grad():
         made.train()
         made(x[:1])
 
 
-def check(model: str, output: object, expected: tuple[int, int], when: str) -> None:
+def check_output(model: str, output: object, expected: tuple[int, int], when: str) -> None:
     """Refuse an output that is not a number for each image and class."""
     number, classes = expected
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

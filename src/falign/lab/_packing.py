@@ -11,13 +11,13 @@ from torch import Tensor
 
 from falign.lab._run_folder import parquet
 
-LETTERS = 100_000_000
+JSON_LIMIT = 100_000_000
 """So many letters of JSON a safetensors file may have, its tensors' names among them."""
 _PLAIN = (type(None), bool, int, float, str)
 """What JSON holds as it is."""
 
 
-def packed(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+def pack(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """A nested state without its tensors, as JSON can hold it: everything but plain values says what it is.
 
     Args:
@@ -33,10 +33,10 @@ def packed(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = state
         return {"tensor": name}
     if type(state) in (dict, OrderedDict):
-        pairs = [[packed(key, prefix, tensors), packed(value, prefix, tensors)] for key, value in state.items()]
+        pairs = [[pack(key, prefix, tensors), pack(value, prefix, tensors)] for key, value in state.items()]
         return {"dict" if type(state) is dict else "ordered": pairs}
     if type(state) in (list, tuple):
-        return {type(state).__name__: [packed(value, prefix, tensors) for value in state]}
+        return {type(state).__name__: [pack(value, prefix, tensors) for value in state]}
     if type(state) is bytes:
         return {"bytes": state.hex()}
     if type(state) in _PLAIN:
@@ -44,7 +44,7 @@ def packed(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a {type(state).__name__}")
 
 
-def unpacked(state: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack(state: Any, tensors: dict[str, Tensor]) -> Any:
     """The nested state that ``packed`` was given.
 
     Raises:
@@ -56,10 +56,10 @@ def unpacked(state: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor" and value in tensors:
         return tensors[value]
     if kind in ("dict", "ordered") and isinstance(value, list):
-        pairs = [(unpacked(key, tensors), unpacked(each, tensors)) for key, each in value]
+        pairs = [(unpack(key, tensors), unpack(each, tensors)) for key, each in value]
         return dict(pairs) if kind == "dict" else OrderedDict(pairs)
     if kind in ("list", "tuple") and isinstance(value, list):
-        parts = [unpacked(each, tensors) for each in value]
+        parts = [unpack(each, tensors) for each in value]
         return parts if kind == "list" else tuple(parts)
     if kind == "bytes" and isinstance(value, str):
         return bytes.fromhex(value)
@@ -75,7 +75,7 @@ def axes_by_stride(tensor: Tensor) -> list[int] | None:
     return order if not tensor.is_contiguous() and tensor.permute(order).is_contiguous() else None
 
 
-def laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
+def with_layout(tensor: Tensor, order: list[int] | None) -> Tensor:
     """A contiguous tensor in the memory format that ``axes_by_stride`` told.
 
     Raises:
@@ -89,11 +89,11 @@ def laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
     return tensor.permute(order).contiguous().permute(inverse)
 
 
-def as_tensor(table: pl.DataFrame) -> UInt8[Tensor, " bytes"]:
+def table_to_tensor(table: pl.DataFrame) -> UInt8[Tensor, " bytes"]:
     """A table as the bytes of a Parquet file: the JSON of a safetensors file may not be long."""
     return torch.frombuffer(bytearray(parquet(table)), dtype=torch.uint8)
 
 
-def as_table(content: UInt8[Tensor, " bytes"]) -> pl.DataFrame:
+def tensor_to_table(content: UInt8[Tensor, " bytes"]) -> pl.DataFrame:
     """The table that ``as_tensor`` was given."""
     return pl.read_parquet(io.BytesIO(content.numpy().tobytes()))

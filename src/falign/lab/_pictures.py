@@ -15,7 +15,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from falign.lab._run_folder import Run, Tables
+from falign.lab._run_folder import RunFolder, Tables
 from falign.lab._text import plain
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
@@ -379,7 +379,7 @@ def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
     return figure
 
 
-def draw(run: Run, tables: Tables, config: TrainConfig) -> None:
+def draw(run: RunFolder, tables: Tables, config: TrainConfig) -> None:
     """Write the pictures of a run.
 
     Args:

@@ -47,7 +47,7 @@ def provenance(device: str, *code: str) -> dict[str, Any]:
     }
 
 
-def place(device: str) -> dict[str, Any]:
+def block_provenance(device: str) -> dict[str, Any]:
     """Where a block of an experiment is computed: versions, the commit of falign itself, machine, device, threads.
 
     What costs time, such as asking git, is done once a process.
@@ -93,8 +93,8 @@ def _code(named: str) -> dict[str, str] | None:
     if module is None or not path:
         return None
     parts = name.split(".")
-    named = [sys.modules.get(".".join(parts[: end + 1])) for end in range(len(parts))]
-    files = [getattr(each, "__file__", None) for each in named]
+    packages = [sys.modules.get(".".join(parts[: end + 1])) for end in range(len(parts))]
+    files = [getattr(each, "__file__", None) for each in packages]
     with suppress(AttributeError, TypeError, ValueError):  # an object that is called, a function of another language
         factory: Any = module
         for part in path.split("."):

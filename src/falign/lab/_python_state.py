@@ -87,12 +87,12 @@ class Attributes:
             vars(self._model.get_submodule(path)).pop(key, None)
 
 
-def held(model: nn.Module) -> dict[str, Any]:
+def storable_attributes(model: nn.Module) -> dict[str, Any]:
     """{name: value} of all attributes that a file can hold, as lists of tensors, numbers and texts."""
     return _Taken(model).values
 
 
-def marks(model: nn.Module, package: str) -> dict[str, Any]:
+def attribute_fingerprints(model: nn.Module, package: str) -> dict[str, Any]:
     """{name: what tells a value from another} of all that a model, and the code that it is made of, keep in Python.
 
     Args:

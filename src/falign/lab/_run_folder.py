@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import polars as pl
 
 from falign.lab import _files
-from falign.lab._files import Hold, Lost, RunError, Unreadable, atomic_write, leftovers, read_bounded
+from falign.lab._files import FolderLock, FolderLost, RunError, Unreadable, atomic_write, leftovers, read_bounded
 from falign.lab.config import TrainConfig
 from falign.measure import Alignment, LayerAlignment
 
@@ -26,7 +26,7 @@ from falign.measure import Alignment, LayerAlignment
 
 FIXED = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 """Columns of the records before the angles."""
-WHOLE = ("dominance", "descent")
+NETWORK_COLUMNS = ("dominance", "descent")
 """Columns of the records after the angles, of the network as a whole; after them comes ``seconds``."""
 _LARGEST = {"step": 2.0**63, "epoch": 1e9, "seconds": 1e12}
 """What no run comes to."""
@@ -55,10 +55,10 @@ class Tables:
     law: pl.DataFrame | None = None
 
 
-def records(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+def record_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """A row a measured point: step, epoch, losses, accuracies, ``angle_LAYER`` layer by layer, dominance, seconds."""
     angles = dict.fromkeys(key for row in rows for key in row if key.startswith("angle_"))
-    columns = (*FIXED, *angles, *WHOLE, "seconds")
+    columns = (*FIXED, *angles, *NETWORK_COLUMNS, "seconds")
     schema = {name: pl.Int64 if name == "step" else pl.Float64 for name in columns}
     return pl.DataFrame([{name: row.get(name) for name in columns} for row in rows], schema=schema)
 
@@ -69,7 +69,7 @@ def check_records(table: pl.DataFrame) -> None:
     Raises:
         ValueError: A column is missing or holds something else, or a number is none that a run can have measured.
     """
-    columns = (*FIXED, *WHOLE, "seconds", *(name for name in table.columns if name.startswith("angle_")))
+    columns = (*FIXED, *NETWORK_COLUMNS, "seconds", *(name for name in table.columns if name.startswith("angle_")))
     for name in columns:
         if name not in table.columns:
             raise ValueError(f"it has no column {name}")
@@ -90,10 +90,10 @@ def _bounds(name: str) -> tuple[float, float]:
         return 0.0, 180.0
     if name.endswith("accuracy"):
         return 0.0, 1.0
-    return (-float_info.max if name in WHOLE else 0.0), _LARGEST.get(name, float_info.max)
+    return (-float_info.max if name in NETWORK_COLUMNS else 0.0), _LARGEST.get(name, float_info.max)
 
 
-def alignments(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+def alignment_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """A row a measured point and layer: step, epoch, and what ``falign.measure.LayerAlignment`` has."""
     return pl.DataFrame([{name: row.get(name) for name in _LAYERS} for row in rows], schema=_LAYERS)
 
@@ -106,7 +106,7 @@ def layer_rows(found: Alignment, *, step: int, epoch: float) -> list[dict[str, A
     ]
 
 
-def neurons(found: Alignment | None) -> pl.DataFrame:
+def neuron_table(found: Alignment | None) -> pl.DataFrame:
     """A row a neuron at a layer's input: ``alignment`` ⟨B[:, k], W[:, k]⟩ and ``cosine``, the same over the norms."""
     if found is None:
         return pl.DataFrame(schema=_NEURONS)
@@ -122,7 +122,7 @@ def neurons(found: Alignment | None) -> pl.DataFrame:
         )
         for layer, products in found.neurons.items()
     ]
-    return pl.concat(pieces) if pieces else neurons(None)
+    return pl.concat(pieces) if pieces else neuron_table(None)
 
 
 def finite_or_none(value: Any) -> Any:
@@ -144,7 +144,7 @@ _WHOLE = 2**63
 """Whole numbers stay below."""
 
 
-class Run:
+class RunFolder:
     """One run folder.
 
     ``config.json``: the configuration, and where the numbers come from. ``status.json``: running, interrupted, done,
@@ -168,7 +168,7 @@ class Run:
         self.folder = folder
         self.identity = ""
         self._token = ""
-        self._hold: Hold | None = None
+        self._hold: FolderLock | None = None
 
     @property
     def exists(self) -> bool:
@@ -183,7 +183,7 @@ class Run:
             RunError: Another one is, or there can be no folder or no lock.
         """
         self._make()
-        with Hold(self.folder) as hold:
+        with FolderLock(self.folder) as hold:
             self._hold = hold
             self._clean()
             try:
@@ -202,8 +202,8 @@ class Run:
 
     def refuse_existing(self, *, replaces: bool) -> None:
         """Raise ``RunError`` if there is a run here already that shall not be replaced, or that is at work."""
-        if self._hold is None and _files.at_work(self.folder):
-            raise _files.busy(self.folder)
+        if self._hold is None and _files.is_in_use(self.folder):
+            raise _files.folder_busy(self.folder)
         if self.exists and not replaces:
             raise RunError(
                 f"{self.folder} holds a run already: continue it with --resume {self.folder}, replace it "
@@ -295,7 +295,7 @@ class Run:
         atomic_write(path, content)
         try:
             self.check()
-        except Lost:  # since the check before: a file alone must not say that all is there
+        except FolderLost:  # since the check before: a file alone must not say that all is there
             with suppress(OSError):
                 path.unlink()
             raise
@@ -354,7 +354,7 @@ class Run:
             if not _fits(content.get(name), kind):
                 raise self._damaged(STATUS, f"{name} is {_shown(content.get(name))}")
         self._check_identity(STATUS, content["run"])
-        if content["status"] == "running" and self._hold is None and not _files.at_work(self.folder):
+        if content["status"] == "running" and self._hold is None and not _files.is_in_use(self.folder):
             content["status"] = "killed"
         return content
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from falign.lab._streams import echo, plain, replace_unencodable
 
-__all__ = ["echo", "plain", "plain_cell", "print_plain", "standard_console"]
+__all__ = ["echo", "one_line", "plain", "plain_cell", "print_plain", "standard_console"]
 
 
 def plain_cell(text: object) -> Text:
@@ -24,3 +24,18 @@ def standard_console(*, error: bool = False) -> Console:
     """A console on standard output or standard error; what its encoding lacks becomes a question mark."""
     replace_unencodable(sys.stderr if error else sys.stdout)
     return Console(stderr=error)
+
+
+_LENGTH = 300
+"""Letters of an error's text that are repeated in a message."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return kind and text of an error in one line, shortened and fit to be shown."""
+    kind = type(error).__name__
+    try:
+        text = " ".join(plain(error).split())
+    except Exception:  # errors of the user's code may fail at this, too
+        text = ""
+    text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
+    return f"{kind}: {text}" if text else kind

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from falign.feedback import family
-from falign.lab._own_models import refusing, rule_class
+from falign.lab._own_models import as_config_error, rule_class
 from falign.lab.config import (
     LEARNING_RATES,
     MOMENTUM,
@@ -34,7 +34,7 @@ from falign.lab.data import NAMES
 from falign.rules import ALL_RULES, Rule
 
 
-def completed(config: TrainConfig) -> TrainConfig:
+def resolve(config: TrainConfig) -> TrainConfig:
     """The same configuration, checked, with the defaults that depend on other options filled in.
 
     Args:
@@ -53,7 +53,7 @@ def completed(config: TrainConfig) -> TrainConfig:
     config = _check_rule(config)
     return replace(
         config,
-        dataset=located(config.dataset),
+        dataset=resolve_dataset(config.dataset),
         activation=(config.activation or "relu") if _has_activation(config) else None,
         learning_rate=_or(config.learning_rate, LEARNING_RATES[config.optimizer]),
         momentum=_or(config.momentum, MOMENTUM) if config.optimizer == "sgd" else None,
@@ -193,7 +193,7 @@ def _check_rule(config: TrainConfig) -> TrainConfig:
     if len(config.feedback or "") > _LENGTH or any(len(n) > _RANK for n in re.findall(r"\d+", config.feedback or "")):
         raise ConfigError(f"--feedback is {_shown(config.feedback)}, expected a number below {10**_RANK:,}")
     options = _rule_options(config)
-    rule = made_rule(config)
+    rule = make_rule(config)
     try:
         if config.feedback is not None:
             family(config.feedback)
@@ -215,7 +215,7 @@ def _rule_options(config: TrainConfig) -> dict[str, Any]:
         ConfigError: The rule has no such option, it is given twice, or its value is of another kind.
     """
     rule = rule_class(config.rule)
-    with refusing(f"the options of --rule {config.rule} cannot be read"):
+    with as_config_error(f"the options of --rule {config.rule} cannot be read"):
         hints = get_type_hints(rule)
         kinds = {part.name: hints[part.name] for part in fields(rule) if part.init}
     given: dict[str, Any] = {}
@@ -255,12 +255,12 @@ def _value(name: str, text: str, kind: Any) -> Any:
         elif each in (int, float, str):
             with suppress(ValueError):
                 return each(text)
-    words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "none"}
-    expected = (words.get(each, "a text" if isinstance(each, type) else str(each)) for each in allowed)
+    expectations = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "none"}
+    expected = (expectations.get(each, "a text" if isinstance(each, type) else str(each)) for each in allowed)
     raise ConfigError(f"--rule-option {name} is {_shown(text)}, expected {' or '.join(expected)}")
 
 
-def made_rule(config: TrainConfig) -> Rule:
+def make_rule(config: TrainConfig) -> Rule:
     """The ``falign.Rule`` with the options given for it.
 
     Raises:
@@ -268,7 +268,7 @@ def made_rule(config: TrainConfig) -> Rule:
     """
     make, options = rule_class(config.rule), _rule_options(config)
     if config.rule not in ALL_RULES:
-        with refusing(f"--rule {config.rule} cannot be made"):
+        with as_config_error(f"--rule {config.rule} cannot be made"):
             return make(**options)
     try:
         return make(**options)
@@ -319,7 +319,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-def located(dataset: str) -> str:
+def resolve_dataset(dataset: str) -> str:
     """The name of a data set as it is, the path of a folder in full, so that a run finds it from anywhere."""
     try:
         path = Path(dataset).expanduser()

@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from falign.lab.data._cache import keep_images, kept_images
+from falign.lab._progress import track
+from falign.lab.data._cache import cache_images, load_cached_images
 from falign.lab.data._dataset import DataError, Dataset
-from falign.lab.data._download import fits, raw, track
+from falign.lab.data._download import check_memory, open_regular
 from falign.lab.data._folders import decode
 
 _FAULTS = (
@@ -92,14 +93,14 @@ class Archive:
             path = self.path / name
             if not path.exists():
                 raise self._missing(name)
-            with raw(path) as stream:
+            with open_regular(path) as stream:
                 content = stream.read(at_most + 1)
             self._bound(name, len(content), at_most)
             yield name, content
 
     def _from_zip(self, names: Sequence[str], at_most: int) -> Iterator[tuple[str, bytes]]:
         try:
-            with raw(self.path) as stream, zipfile.ZipFile(stream) as archive:
+            with open_regular(self.path) as stream, zipfile.ZipFile(stream) as archive:
                 times = Counter(archive.namelist())
                 for name in names:
                     full = f"{self.root}/{name}"
@@ -125,7 +126,7 @@ class Archive:
         try:
             # one pass: going back in a compressed archive means unpacking it from the start again
             with (
-                raw(self.path) as stream,
+                open_regular(self.path) as stream,
                 gzip.GzipFile(fileobj=stream) as unpacked,
                 _Bounded(unpacked, len(names) * at_most + _TAR_ROOM) as bounded,
                 tarfile.open(fileobj=bounded, mode="r|") as archive,
@@ -386,18 +387,18 @@ class TinyImageNet:
     ) -> UInt8[Tensor, "n 3 side side"]:
         shape = (len(names), 3, self.side, self.side)
         if kept is not None:
-            if (before := kept_images(kept, shape)) is not None:
+            if (before := load_cached_images(kept, shape)) is not None:
                 return torch.from_numpy(before)
             if kept.exists():
                 notes.append(f"{kept} was damaged: its images were decoded again")
-        fits(math.prod(shape), f"the set in {archive.path}")
+        check_memory(math.prod(shape), f"the set in {archive.path}")
         images = np.empty(shape, np.uint8)
         members = archive.members(names, at_most=_JPEG)
         found = track(members, f"decoding {archive.path.name}", total=len(names), shown=progress)
         for row, (name, content) in zip(images, found, strict=True):
             row[...] = decode(BytesIO(content), name=f"{archive.path}: {name}", size=(self.side, self.side), grey=False)
         if kept is not None:
-            keep_images(images, kept)
+            cache_images(images, kept)
         return torch.from_numpy(images)
 
 

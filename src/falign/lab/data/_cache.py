@@ -11,7 +11,7 @@ import numpy as np
 
 from falign.lab._files import Unsealed, WriteError, atomic_write, from_json, to_json
 from falign.lab.data._dataset import DataError
-from falign.lab.data._download import alone, atomic, raw, why
+from falign.lab.data._download import atomic, exclusive, open_regular, system_reason
 
 _DIGITS = 64
 _HEADER = 4096
@@ -21,7 +21,7 @@ _RECORD = 1 << 16
 """No record is larger."""
 
 
-def kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def load_cached_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Decoded images, mapped from the disk, once for all processes; not a bit of them can have changed unseen.
 
     Args:
@@ -34,7 +34,7 @@ def kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        with raw(path) as stream:
+        with open_regular(path) as stream:
             content = os.fstat(stream.fileno()).st_size - _DIGITS
             header = content - math.prod(shape)
             if not 0 < header <= _HEADER or _checksum(path, stream, content) != stream.read(_DIGITS):
@@ -46,24 +46,24 @@ def kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def keep_images(images: np.ndarray, path: Path) -> None:
+def cache_images(images: np.ndarray, path: Path) -> None:
     """Keep decoded images: an array in NumPy's format, and behind it a checksum that also holds for its path.
 
     A full or read-only disk costs a warning, not the images.
     """
     try:
-        with alone(path.parent), atomic(path) as partial:
+        with exclusive(path.parent), atomic(path) as partial:
             np.save(partial, images, allow_pickle=False)
             with partial.open("r+b") as stream:
                 stream.write(_checksum(path, stream, os.fstat(stream.fileno()).st_size))
     except OSError as error:
         warnings.warn(
-            f"the decoded images cannot be kept in {path.parent} ({why(error)}): they are decoded every time",
+            f"the decoded images cannot be kept in {path.parent} ({system_reason(error)}): they are decoded every time",
             stacklevel=2,
         )
 
 
-def as_at_first(paths: tuple[Path, ...], digest: str, folder: Path) -> str | None:
+def check_unchanged(paths: tuple[Path, ...], digest: str, folder: Path) -> str | None:
     """Compare what nobody publishes a checksum of with what it was when it was first read here.
 
     Args:
@@ -82,7 +82,7 @@ def as_at_first(paths: tuple[Path, ...], digest: str, folder: Path) -> str | Non
     said = None
     if record.exists():
         try:
-            with raw(record) as stream:
+            with open_regular(record) as stream:
                 first = from_json(stream.read(_RECORD)).get("sha256")
         except (Unsealed, DataError) as error:
             said = f"{record} was damaged ({error}) and is written anew: nobody knows whether {places[0]} is as before"
@@ -94,11 +94,12 @@ def as_at_first(paths: tuple[Path, ...], digest: str, folder: Path) -> str | Non
                 f"damaged, so get it anew; if you changed it, remove {record}"
             )
     try:
-        with alone(folder):
+        with exclusive(folder):
             atomic_write(record, to_json({"paths": places, "sha256": digest}))
     except (OSError, WriteError) as error:
         return (
-            f"later damage to {places[0]} cannot be noticed, as its checksum cannot be kept in {folder} ({why(error)})"
+            f"later damage to {places[0]} cannot be noticed, as its checksum cannot be kept in {folder} "
+            f"({system_reason(error)})"
         )
     return said
 

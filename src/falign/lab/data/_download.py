@@ -8,25 +8,22 @@ import stat
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import pooch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.progress import track as rich_track
 
 from falign.lab._files import leftovers
 from falign.lab._memory import GIB, available
-from falign.lab._text import echo, plain, standard_console
+from falign.lab._progress import download_bar
+from falign.lab._text import echo
 from falign.lab.data._dataset import DataError
 
 # The content of one file: opened without waiting, unpacked within bounds, summed up in a checksum, written whole.
@@ -45,7 +42,7 @@ _PATIENCE = 2.0
 
 
 @contextmanager
-def raw(path: Path) -> Iterator[BufferedReader]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading, as it is.
 
     Args:
@@ -61,7 +58,7 @@ def raw(path: Path) -> Iterator[BufferedReader]:
         stream = open(path, "rb", opener=_at_once)  # noqa: SIM115  # closed below: only opening ends in this sentence
     except (OSError, ValueError) as error:  # ValueError: a path with NUL
         raise DataError(
-            f"{path} cannot be opened ({why(error)}), expected a readable file: check that it "
+            f"{path} cannot be opened ({system_reason(error)}), expected a readable file: check that it "
             "is there and yours to read"
         ) from error
     with stream:
@@ -71,7 +68,7 @@ def raw(path: Path) -> Iterator[BufferedReader]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BufferedIOBase]:
+def open_unpacked(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file for reading; a lone gzip file (no ``.tar.gz``) is unpacked on the way, whatever its name.
 
     Args:
@@ -83,7 +80,7 @@ def opened(path: Path) -> Iterator[BufferedIOBase]:
     Raises:
         DataError: If it cannot be opened, or is no regular file.
     """
-    with raw(path) as stream:
+    with open_regular(path) as stream:
         if is_gzip(stream) and not path.name.endswith((".tar.gz", ".tgz")):
             with gzip.GzipFile(fileobj=stream) as unpacked:
                 yield unpacked
@@ -96,7 +93,7 @@ def is_gzip(stream: BufferedReader) -> bool:
     return stream.peek(len(_GZIP)).startswith(_GZIP)
 
 
-def digest(path: Path, *, at_most: int | None = None) -> str | None:
+def content_sha256(path: Path, *, at_most: int | None = None) -> str | None:
     """SHA-256 of a file's content, in hexadecimal.
 
     Of a lone gzip file it is that of the unpacked content: packing the same data again gives other bytes, and
@@ -110,7 +107,7 @@ def digest(path: Path, *, at_most: int | None = None) -> str | None:
         64 hexadecimal digits; None if there is more content.
     """
     found, size = sha256(), 0
-    with opened(path) as stream:
+    with open_unpacked(path) as stream:
         while block := stream.read(_READ_CHUNK):
             size += len(block)
             if at_most is not None and size > at_most:
@@ -119,7 +116,7 @@ def digest(path: Path, *, at_most: int | None = None) -> str | None:
     return found.hexdigest()
 
 
-def fits(size: int, what: str) -> None:
+def check_memory(size: int, what: str) -> None:
     """Refuse what cannot be read in this machine's memory, before any of it is taken.
 
     Args:
@@ -139,7 +136,7 @@ def fits(size: int, what: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Be the only process that writes into a folder; what killed ones left half-written there is removed first.
 
     Args:
@@ -182,7 +179,7 @@ def atomic(target: Path) -> Iterator[Path]:
         os.replace(partial, target)
 
 
-def why(error: BaseException) -> str:
+def system_reason(error: BaseException) -> str:
     """An error of the system in few words: without the path, which the sentence around it names."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -190,53 +187,6 @@ def why(error: BaseException) -> str:
 def _at_once(path: str, flags: int) -> int:
     """Open without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-# Progress bars: on standard error, and only where somebody watches (a terminal or a notebook).
-
-Item = TypeVar("Item")
-
-
-def track(items: Iterable[Item], description: str, *, total: int, shown: bool) -> Iterable[Item]:
-    """Show a bar while going through items.
-
-    Args:
-        items: What to go through.
-        description: What the bar says.
-        total: Number of items.
-        shown: Whether to show it at all.
-
-    Returns:
-        The same items.
-    """
-    console = standard_console(error=True)
-    disable = not (shown and _watched(console))
-    return rich_track(items, escape(plain(description)), total=total, console=console, disable=disable, transient=True)
-
-
-@contextmanager
-def download_bar(name: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show the bar of one download.
-
-    Args:
-        name: The file.
-        shown: Whether to show it at all.
-
-    Yields:
-        What takes the bytes that are there and those that are expected, 0 if nobody knows.
-    """
-    console = standard_console(error=True)
-    if not (shown and _watched(console)):
-        yield lambda done, total: None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
-
-
-def _watched(console: Console) -> bool:
-    return console.is_terminal or console.is_jupyter
 
 
 _TIMEOUT = 30.0
@@ -302,7 +252,7 @@ class PublishedFile:
         if self.sha256 is None or path.is_dir():
             return None
         try:
-            came = digest(path, at_most=_UNPACKED * self.size)
+            came = content_sha256(path, at_most=_UNPACKED * self.size)
         except GZIP_FAULTS as error:
             return f"is no intact gzip file ({error})"
         if came is None:
@@ -341,14 +291,14 @@ def fetch(file: PublishedFile, folder: Path, *, progress: bool) -> Path:
     """
     target = folder / file.name
     try:
-        with alone(folder):  # whoever waited here for another process finds the file that it has put there
+        with exclusive(folder):  # whoever waited here for another process finds the file that it has put there
             if target.exists():
                 file.check(target)
             else:
                 _from_mirrors(file, target, progress=progress)
     except OSError as error:
         raise DataError(
-            f"{file.name} cannot be put into {folder} ({why(error)}), expected a folder to write in, with "
+            f"{file.name} cannot be put into {folder} ({system_reason(error)}), expected a folder to write in, with "
             f"{file.size / 1e6:.0f} MB of room: make room, or name another cache with XDG_CACHE_HOME"
         ) from error
     return target

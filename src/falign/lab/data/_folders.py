@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from falign.lab._progress import track
 from falign.lab.data._dataset import DataError, Dataset
-from falign.lab.data._download import fits, raw, track
+from falign.lab.data._download import check_memory, open_regular
 
 # One image file as an array of bytes.
 
@@ -85,7 +86,10 @@ def decode(source: Path | BytesIO, *, name: str, size: tuple[int, int], grey: bo
 def _image(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
     """Open an image, and have whatever Pillow raises while it is used end in one sentence."""
     try:
-        with warnings.catch_warnings(), raw(source) if isinstance(source, Path) else nullcontext(source) as stream:
+        with (
+            warnings.catch_warnings(),
+            open_regular(source) if isinstance(source, Path) else nullcontext(source) as stream,
+        ):
             if stream.seek(0, os.SEEK_END) > _LARGEST:  # some decoders read a file whole before they look at it
                 raise DataError(f"{name} has more than {_LARGEST:,} bytes, expected an image: replace or remove it")
             stream.seek(0)
@@ -148,7 +152,7 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
     size, grey = _one_size(sorted(files))
     decoded = track(files, f"decoding {folder.name}", total=len(files), shown=progress)
     shape = (len(files), 1 if grey else 3, *size)
-    fits(math.prod(shape), f"the set in {folder}")
+    check_memory(math.prod(shape), f"the set in {folder}")
     images = np.empty(shape, np.uint8)
     for row, path in zip(images, decoded, strict=True):
         row[...] = decode(path, name=str(path), size=size, grey=grey)

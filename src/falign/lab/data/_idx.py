@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from falign.lab.data._dataset import DataError, Dataset
-from falign.lab.data._download import DEFLATED, GZIP_FAULTS, fits, is_gzip, opened, raw
+from falign.lab.data._download import DEFLATED, GZIP_FAULTS, check_memory, is_gzip, open_regular, open_unpacked
 
 IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -68,7 +68,7 @@ class Idx:
             DataError: If a file is damaged, or the files do not fit each other.
         """
         parts = list(zip(paths, (3, 1, 3, 1), strict=True))
-        fits(sum(_needed(*part) for part in parts), f"the set in {paths[0].parent}")
+        check_memory(sum(_needed(*part) for part in parts), f"the set in {paths[0].parent}")
         train_images, train_labels, test_images, test_labels = (read_idx(*part) for part in parts)
         read = sha256()
         for part in (train_images, train_labels, test_images, test_labels):
@@ -135,12 +135,12 @@ def read_idx(path: Path, dimensions: int) -> UInt8[Tensor, "..."]:
             header announces is taken only if the file can hold it, and there is as much.
     """
     try:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             sizes = _sizes(path, stream, dimensions)
             expected, (possible, packed) = math.prod(sizes), _possible(path, dimensions)
             if expected > possible or not (packed or expected == possible):  # nothing of it is kept
                 raise _length(path, sizes, possible if not packed else len(stream.read(_COUNTED)), packed)
-            fits(expected, str(path))
+            check_memory(expected, str(path))
             array = np.empty(sizes, np.uint8)
             got = _fill(stream, array)
             more = len(stream.read(_COUNTED))  # at its end the CRC of a gzip file is verified
@@ -159,7 +159,7 @@ def _first(folder: Path, name: str) -> Path | None:
 def _needed(path: Path, dimensions: int) -> int:
     """Bytes of memory for a file as its header has it, labels as int64; 0 if it is none: that is said later."""
     try:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             return math.prod(_sizes(path, stream, dimensions)) * (1 if dimensions > 1 else 9)
     except (DataError, *GZIP_FAULTS):
         return 0
@@ -167,7 +167,7 @@ def _needed(path: Path, dimensions: int) -> int:
 
 def _possible(path: Path, dimensions: int) -> tuple[int, bool]:
     """Bytes that a file can hold at most after its header, and whether it is packed; if not, it holds so many."""
-    with raw(path) as stream:
+    with open_regular(path) as stream:
         size, packed = os.fstat(stream.fileno()).st_size, is_gzip(stream)
     return (size * DEFLATED if packed else size - _header(dimensions)), packed
 

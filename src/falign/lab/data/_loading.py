@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pooch
 
-from falign.lab.data._cache import as_at_first
+from falign.lab.data._cache import check_unchanged
 from falign.lab.data._dataset import DataError, Dataset, remarks
-from falign.lab.data._download import fetch, why
+from falign.lab.data._download import fetch, system_reason
 from falign.lab.data._folders import read_image_folder
 from falign.lab.data._idx import Idx, find_idx
 from falign.lab.data._registry import SOURCES, Source
@@ -102,12 +102,12 @@ def load_source(source: Source, *, given: Path | None, cache: Path, download: bo
         data = source.read(source.name, paths, keep=keep, progress=progress)
         if verified or data.sha256 is None:
             return data
-        note = as_at_first(tuple(paths), data.sha256, cache / source.name)
+        note = check_unchanged(tuple(paths), data.sha256, cache / source.name)
         return replace(data, notes=(*data.notes, note)) if note else data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whereabouts:
+class Location:
     """Where a data set of the table is, without a look into its files.
 
     Attributes:
@@ -123,7 +123,7 @@ class Whereabouts:
     remedy: str
 
 
-def whereabouts(name: str, folder: Path | None = None) -> Whereabouts:
+def locate(name: str, folder: Path | None = None) -> Location:
     """Look for a data set where :func:`load` would, and verify nothing.
 
     Args:
@@ -143,23 +143,23 @@ def whereabouts(name: str, folder: Path | None = None) -> Whereabouts:
         except OSError:
             continue
     if paths is not None:
-        return Whereabouts(name=name, paths=tuple(paths), bytes=sum(map(_size, paths)), remedy="")
+        return Location(name=name, paths=tuple(paths), bytes=sum(map(_size, paths)), remedy="")
     total = sum(file.size for file in source.files)
     files = ", ".join(file.name for file in source.files)
     if _downloadable(source):
         remedy = f"downloads {total / 1e6:.0f} MB to {cache / name} on first use, or put there: {files}"
     else:
         total, remedy = 0, f"never downloaded; put these files into {(given or cache) / name}: {files}"
-    return Whereabouts(name=name, paths=(), bytes=total, remedy=remedy)
+    return Location(name=name, paths=(), bytes=total, remedy=remedy)
 
 
-def _in_scikit_learn(name: str) -> Whereabouts:
+def _in_scikit_learn(name: str) -> Location:
     package = find_spec("sklearn")
     for root in package.submodule_search_locations or () if package else ():
         path = Path(root) / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
-            return Whereabouts(name=name, paths=(path,), bytes=path.stat().st_size, remedy="")
-    return Whereabouts(name=name, paths=(), bytes=0, remedy="part of scikit-learn: pip install scikit-learn")
+            return Location(name=name, paths=(path,), bytes=path.stat().st_size, remedy="")
+    return Location(name=name, paths=(), bytes=0, remedy="part of scikit-learn: pip install scikit-learn")
 
 
 def _size(path: Path) -> int:
@@ -194,8 +194,8 @@ def _said(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or what} cannot be read ({why(error)}), expected files and folders that are there and "
-            "yours to read: check the path and its permissions"
+            f"{error.filename or what} cannot be read ({system_reason(error)}), expected files and folders that are "
+            "there and yours to read: check the path and its permissions"
         ) from error
     except MemoryError as error:
         raise DataError(f"{what} does not fit into the memory: take a smaller set, or a machine with more") from error

@@ -19,11 +19,11 @@ import torch
 
 from falign._preserve import repeatable
 from falign.lab._memory import GIB
-from falign.lab._provenance import place
+from falign.lab._provenance import block_provenance
+from falign.lab._signals import Stopped
 from falign.lab._text import plain
 from falign.lab.data import DataError
 from falign.lab.experiment._run_file import Unfit, frame
-from falign.lab.experiment._signals import Stopped
 from falign.lab.experiment._specification import Experiment, Outcome, Setting, Task, nobody
 
 Run = Callable[[Sequence[Task], Setting], Sequence[Outcome]]
@@ -153,9 +153,9 @@ def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
         The answer.
 
     Raises:
-        Stopped: A signal asked for the end.
+        Stopped: A signal ends the command.
     """
-    origin = {**place(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    origin = {**block_provenance(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     start, process = perf_counter(), os.getpid()
     left, error, absent = None, None, False
     with _kept(tasks), repeatable(torch.device(setting.device)):

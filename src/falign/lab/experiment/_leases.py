@@ -18,7 +18,7 @@ from falign.lab._files import (
     Unsealed,
     atomic_write,
     from_json,
-    held,
+    is_locked,
     leftovers,
     read_bounded,
     to_json,
@@ -144,7 +144,7 @@ def running(store: Store) -> set[str]:
     """The same as :func:`taken`, found out by reading alone: nothing in the store is made, changed or deleted."""
     if os.name != "posix":
         return taken(store)
-    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if held(path)))
+    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if is_locked(path)))
 
 
 def _locks(store: Store) -> list[Path]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from falign.lab._memory import GIB, available
 from falign.lab._options import ExecutionOptions
+from falign.lab._signals import ImmediateStop, Stopped
 from falign.lab._text import plain_cell, print_plain
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _store
@@ -24,7 +25,6 @@ from falign.lab.experiment._progress import Progress, Tally, duration
 from falign.lab.experiment._results import PaperResults, Results, judge
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
-from falign.lab.experiment._signals import Stop, Stopped
 from falign.lab.experiment._specification import PRESETS, Experiment, Paper, Setting
 from falign.lab.experiment._store import Store
 
@@ -239,16 +239,16 @@ def reproduce(
     store = Store(folder=out, say=lambda text: print_plain(console, text))
     _store.store_format(out)
     try:
-        with Stop() as stop:
+        with ImmediateStop() as stop:
             _run(store, selection.experiments, preset, executor, memory, console, stop)
             store.check()
             found = read(store, selection, preset)
             show(store, selection, found, console)
             pages = (write_report or _report())(out, found)
             store.check()
-    except KeyboardInterrupt as asked:
+    except KeyboardInterrupt as interruption:
         store.say(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
-        return asked.code if isinstance(asked, Stopped) else 130
+        return interruption.code if isinstance(interruption, Stopped) else 130
     store.say(f"the page is {pages[0]}, the same as JSON {pages[1]}")
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in found for result in paper.results if result.experiment.name in chosen]
@@ -278,7 +278,7 @@ def _run(
     executor: Executor,
     memory: int,
     console: Console,
-    stop: Stop,
+    stop: ImmediateStop,
 ) -> None:
     """Compute the runs that are missing."""
     tallies, before = {}, {}
@@ -300,9 +300,9 @@ def _run(
         store.open(create=True)
         with Owner(store):  # takes away what killed processes have left
             return  # an executor that is never entered need not be reachable
-    with stop.held(), ExitStack() as stack:
+    with stop.deferred(), ExitStack() as stack:
         stack.enter_context(progress)
-        with stop.heard():
+        with stop.immediate():
             stack.enter_context(executor)
         store.open(create=True)  # not before the executor has turned out to be reachable
         owner = stack.enter_context(Owner(store))

@@ -7,11 +7,11 @@ from time import sleep
 
 import polars as pl
 
+from falign.lab._signals import ImmediateStop
 from falign.lab.experiment._execution import Answer, Block, Executor, Finished, blocks, refusal
 from falign.lab.experiment._leases import Owner, taken
 from falign.lab.experiment._progress import Progress, Tally
 from falign.lab.experiment._run_file import RETRIED, Entry
-from falign.lab.experiment._signals import Stop
 from falign.lab.experiment._specification import Task
 from falign.lab.experiment._store import Store
 
@@ -34,7 +34,7 @@ class Schedule:
         tallies: {name of the experiment: its count}.
         before: What was kept of runs that had failed earlier: they are tried once more.
         progress: Shows how it goes.
-        stop: Hears signals, but for those that come while runs are kept, until they are.
+        stop: Defers signals while runs are written.
     """
 
     store: Store
@@ -44,7 +44,7 @@ class Schedule:
     tallies: dict[str, Tally]
     before: dict[str, Entry]
     progress: Progress
-    stop: Stop
+    stop: ImmediateStop
 
     def __post_init__(self) -> None:
         self._pending = deque[Block]()
@@ -59,7 +59,7 @@ class Schedule:
             self._fill()
             self.progress.update()
             if self._at_work:
-                with self.stop.heard():
+                with self.stop.immediate():
                     finished = self.executor.wait(_POLL)
                 self._at_work -= len(finished)
                 for each in finished:
@@ -68,7 +68,7 @@ class Schedule:
                 for each in finished:
                     self._end(each)
             elif self._elsewhere and not self._pending:
-                with self.stop.heard():
+                with self.stop.immediate():
                     sleep(_POLL)
             if self._elsewhere and not self._pending:
                 self._look_elsewhere()

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from falign.feedback import generator
 from falign.lab._batches import Images, order, prepare, probe
-from falign.lab._divergence import Diverged, finite
-from falign.lab._learner import Learner, make
-from falign.lab._validate import completed
+from falign.lab._divergence import Diverged, is_finite
+from falign.lab._learner import Learner, make_learner
+from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 from falign.lab.data import DataError, Dataset
 from falign.lab.experiment import Outcome, Point, Scalar, Setting
@@ -86,7 +86,7 @@ def start(data: Dataset, point: Point, seed: int, setting: Setting, **options: S
         The training before its first step.
     """
     plain = {"momentum": 0.0} if options.get("optimizer", "sgd") == "sgd" else {}
-    config = completed(
+    config = resolve(
         TrainConfig(
             dataset=str(point["dataset"]),
             model=_sized(str(point["model"]), data),
@@ -100,7 +100,7 @@ def start(data: Dataset, point: Point, seed: int, setting: Setting, **options: S
     )
     train, test = prepare(data, device=torch.device(config.device), dtype=getattr(torch, config.dtype))
     x, y = train.take(probe(seed, len(train), config.probe_size).to(config.device))
-    learner = make(config, shape=data.shape, classes=len(data.classes), example=x[:2])
+    learner = make_learner(config, shape=data.shape, classes=len(data.classes), example=x[:2])
     return Training(learner=learner, train=train, test=test, x=x, y=y)
 
 
@@ -129,7 +129,7 @@ def course(training: Training, at: Iterable[int], measure: Callable[[int], list[
             while done < step:
                 learner.step(*next(batches), done)
                 done += 1
-            if not (finite(learner.model) and isfinite(training.loss())):
+            if not (is_finite(learner.model) and isfinite(training.loss())):
                 raise learner.fault(training.x, done)
             rows += [{"step": done, **record} for record in measure(done)]
     except Diverged as diverged:
