@@ -41,9 +41,9 @@ def private_names_of_the_core() -> set[str]:
 
 def state_names_of_the_core() -> set[str]:
     """Attributes of what a thread's passes keep: ``wiring.state``."""
-    from falign._wiring import State
+    from falign._wiring import ThreadState
 
-    return set(vars(State()))
+    return set(vars(ThreadState()))
 
 
 @pytest.mark.parametrize("file", OUTER, ids=lambda file: file.relative_to(SOURCE).as_posix())

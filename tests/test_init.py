@@ -12,7 +12,7 @@ from torch import nn
 import falign
 import falign.measure
 from falign import init
-from falign._preserve import DrawnOnCPU
+from falign._preserve import DrawOnCPU
 from falign.measure.law import ConservationLaw
 
 RULES = ["fa", "kp", "dfa", "usf", "frsf", "brsf", "adafa"]
@@ -200,7 +200,7 @@ def test_what_is_drawn_for_another_device_is_what_the_cpu_draws():
         ]
 
     expected = drawn()
-    with DrawnOnCPU():
+    with DrawOnCPU():
         found = drawn()
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 

@@ -11,7 +11,7 @@ from falign._attached import Feedback
 from falign._guard import matrices_of, unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
-from falign._preserve import forget
+from falign._preserve import forget_compiled_code
 from falign._validation import whole_number
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks
 from falign.feedback import faults_of
@@ -117,7 +117,7 @@ def revert(model: nn.Module) -> nn.Module:
         if module.__dict__.pop(WIRING, None) is not None and DDP_IGNORED in module.__dict__:
             kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
             module.__dict__[DDP_IGNORED] = kept
-    forget()
+    forget_compiled_code()
     return model
 
 

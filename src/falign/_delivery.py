@@ -45,7 +45,7 @@ class EitherWay(Rule):
 
 
 @runtime_checkable
-class Meets(Protocol):
+class PassRecorder(Protocol):
     """What a delivery tells a layer: the numbers of the backward passes that met its output."""
 
     backwards: deque[int]
@@ -125,7 +125,7 @@ class _Direct(Function):
         rule: Rule,
         how: tuple[tuple[int, float, int], ...],
         reached: list[int],
-        fired: list[Meets],
+        fired: list[PassRecorder],
         *cuts: Tensor,
     ):
         return output.clone()
@@ -136,7 +136,7 @@ class _Direct(Function):
         count = len(cuts) - len(ctx.how)
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.targeted = target is not None
-        ctx.looks = ctx.targeted or has_own_error(ctx.rule)
+        ctx.looks = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
             *cuts[count:], *((out.detach(),) if ctx.looks else ()), *((target,) if ctx.targeted else ())
         )
@@ -163,7 +163,7 @@ class _Direct(Function):
         return e, None, None, None, None, None, None, *carried, *((None,) * count)
 
 
-def has_own_error(rule: Rule) -> bool:
+def overrides_error(rule: Rule) -> bool:
     """Whether a direct rule projects something else than the error itself."""
     return type(rule).error is not Rule.error
 

@@ -29,7 +29,7 @@ class Guard:
         part = self.part()
         if part is None or part.opaque or part.latest == part.wiring.passes:
             return
-        if torch._C._current_graph_task_id() in part.backwards or part.wiring.lenient or _penalty(weight):
+        if torch._C._current_graph_task_id() in part.backwards or part.wiring.lenient or _is_penalty(weight):
             return
         raise RuntimeError(
             f"the weight of layer {part.name!r} received a gradient, but the layer itself did not run: its weight is "
@@ -38,7 +38,7 @@ class Guard:
         )
 
 
-def _penalty(weight: Tensor) -> bool:
+def _is_penalty(weight: Tensor) -> bool:
     """Whether the gradient is that of a penalty on the size of the weight alone, which carries no error anywhere."""
     gradient, weight = weight.grad, weight.detach()
     if gradient is None or gradient.is_sparse:
@@ -83,10 +83,10 @@ _watching: list[Any] = []
 def watch_optimizers() -> None:
     """Have every optimizer looked at, once, before its first step: does it move learned feedback with its weights?"""
     if not _watching:
-        _watching.append(register_optimizer_step_pre_hook(_look))
+        _watching.append(register_optimizer_step_pre_hook(_warn_of_standing_feedback))
 
 
-def _look(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+def _warn_of_standing_feedback(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
     """Pre-hook of all optimizers' steps: warn of learned feedback that will not come closer to its weights."""
     if optimizer in _looked_at:
         return

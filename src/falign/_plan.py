@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from falign._attached import Feedback, SharedSequence
 from falign._guard import watch_optimizers
 from falign._outputs import NESTED, Outputs, pick
-from falign._preserve import forget
+from falign._preserve import forget_compiled_code
 from falign._survey import Survey, call, detached, without_trace
 from falign._validation import describe
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, wirings
@@ -309,7 +309,7 @@ class Plan:
             for key, _ in part.named_buffers(recurse=False)
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *own])
-        forget()
+        forget_compiled_code()
 
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
         layer, weight, kind = self.layers[name], self.weights[name], self.kinds[name]

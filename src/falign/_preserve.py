@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_map_only
 
 # NumPy's global generator (rule NPY002 of ruff) is what a model may draw from, whatever one would write today.
 
-DRAWING = {"cuda": torch.cuda, "mps": torch.mps}
+GENERATOR_MODULES = {"cuda": torch.cuda, "mps": torch.mps}
 """Kinds of devices beside the CPU that have generators, and who knows their states."""
 
 
 @contextmanager
-def generators(model: nn.Module) -> Iterator[None]:
+def preserve_generators(model: nn.Module) -> Iterator[None]:
     """Put the random generators back afterwards: PyTorch's (CPU, the model's devices), Python's and NumPy's."""
     with _kept({tensor.device for tensor in (*model.parameters(), *model.buffers())}):
         yield
@@ -44,13 +44,13 @@ def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
         yield
 
 
-def drawn() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
     """Where Python's and NumPy's global generators are, as JSON can hold it."""
     name, key, *rest = np.random.get_state()  # noqa: NPY002
     return {"python": random.getstate(), "numpy": [name, np.asarray(key).tolist(), *rest]}
 
 
-def draw_on(state: Mapping[str, Any]) -> None:
+def restore_generator_states(state: Mapping[str, Any]) -> None:
     """Put Python's and NumPy's global generators where ``drawn`` found them.
 
     Raises:
@@ -65,7 +65,7 @@ def draw_on(state: Mapping[str, Any]) -> None:
 @contextmanager
 def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
     own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    others = [device for device in devices if device.type in DRAWING]
+    others = [device for device in devices if device.type in GENERATOR_MODULES]
     with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
         try:
             yield
@@ -75,7 +75,7 @@ def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """Within it the same computation on a CUDA device gives the same numbers every time, to the bit.
 
     Convolutions' gradients, among others, are summed in any order unless PyTorch is told not to. Where it has no other
@@ -104,7 +104,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=warned)
 
 
-class DrawnOnCPU(TorchDispatchMode):
+class DrawOnCPU(TorchDispatchMode):
     """Within it everything random is drawn by the CPU's generator and then moved: one seed, one model on any device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,10 +167,10 @@ def look_at_hooks() -> None:
             sys.meta_path.insert(0, _OnImport())
     elif config.skip_nnmodule_hook_guards:
         config.skip_nnmodule_hook_guards = False
-        forget()
+        forget_compiled_code()
 
 
-def forget() -> None:
+def forget_compiled_code() -> None:
     """Forget all compiled code, if there is any."""
     if (dynamo := sys.modules.get("torch._dynamo")) is not None and hasattr(dynamo, "reset_code_caches"):
         dynamo.reset_code_caches()  # and not reset(), which on a GPU machine imports the whole of Inductor

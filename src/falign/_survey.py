@@ -14,8 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from falign._preserve import generators
-from falign.layers import KINDS, LOOKUPS, Kind, Layer, altered, kind_of
+from falign._preserve import preserve_generators
+from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of, replaced_method
 
 # Follow what every tensor of a pass is made of: parameters, activity of layers, errors, feedback.
 
@@ -296,14 +296,14 @@ class Survey:
             self._explained += own.values()
             self._refuse(
                 name, module,
-                f"has a {altered(module)} of its own, so its map is not known: use the plain layer, or name it in "
-                "skip= (backpropagation)",
+                f"has a {replaced_method(module)} of its own, so its map is not known: use the plain layer, or name it "
+                "in skip= (backpropagation)",
             )  # fmt: skip
         elif isinstance(module, LOOKUPS):
-            if _as_it_was(module):
+            if _has_torch_forward(module):
                 self._free.append(module)
             self._children(name, module, seen)
-        elif isinstance(module, _NORMALISATIONS) and _as_it_was(module):
+        elif isinstance(module, _NORMALISATIONS) and _has_torch_forward(module):
             self._free.append(module)
             self._explained += module.parameters(recurse=False)
             self._children(name, module, seen)
@@ -347,7 +347,7 @@ class Survey:
             for inner_name, inner in child.named_modules():
                 seen.add(id(inner))
                 full = f"{name}.{child_name}.{inner_name}".rstrip(".")
-                if full in self._skip or not _multiplies(inner):
+                if full in self._skip or not _has_matrices(inner):
                     continue
                 where = "inside a parametrization of" if is_parametrized(module) else "inside"
                 self._refuse(
@@ -428,13 +428,13 @@ class Survey:
 _BASES = tuple(base for kind in KINDS.values() for base in kind.types)
 
 
-def _as_it_was(module: nn.Module) -> bool:
+def _has_torch_forward(module: nn.Module) -> bool:
     """Whether the forward of a module is that of the torch class that it is of."""
     concrete = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
     return type(module).forward is concrete.forward and "forward" not in module.__dict__
 
 
-def _multiplies(module: nn.Module) -> bool:
+def _has_matrices(module: nn.Module) -> bool:
     """Whether a part of a layer has matrices of its own beside the parameters that torch itself keeps there."""
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         return False
@@ -468,7 +468,7 @@ def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.set_grad_enabled(gradients), generators(model), warnings.catch_warnings():
+        with torch.set_grad_enabled(gradients), preserve_generators(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.backends.mha.set_fastpath_enabled(False)  # evaluation's short cut past a transformer's layers
             yield

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
 from falign._convert import targets
-from falign._preserve import force_eager, generators
+from falign._preserve import force_eager, preserve_generators
 from falign._survey import ACTIVITY, ERROR, Labels, Made, call, is_weight
 from falign._wiring import wirings
 
@@ -62,26 +62,26 @@ def transport(
     wirings(model)
     with gradients_aside(model):
         twin = plain_copy(model)
-        with passes(twin, target):
-            return backward(twin, x, loss_fn)
+        with uncompiled_passes(twin, target):
+            return run_backward(twin, x, loss_fn)
 
 
 @contextmanager
-def passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
+def uncompiled_passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
     """Run passes of a copy as they are: not compiled, with gradients, generators put back."""
     for wiring in wirings(twin):
         wiring.lenient = True  # what carries the error is listed
     known = targets(twin, target) if target is not None and wirings(twin) else nullcontext()
-    with force_eager(), generators(twin), torch.enable_grad(), known:
+    with force_eager(), preserve_generators(twin), torch.enable_grad(), known:
         yield
 
 
-def backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Transported:
+def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Transported:
     """Run a copy of a model forward and back, leaving gradients in its parameters; list what carried the error."""
     watch = _Backward(twin, x)
     try:
         with watch:
-            loss = checked(loss_on(twin, x, loss_fn))
+            loss = check_loss(compute_loss(twin, x, loss_fn))
             seed = torch.ones_like(loss)
             watch.label(seed, frozenset((ERROR,)))
             torch.autograd.backward(loss, seed)
@@ -90,7 +90,7 @@ def backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Trans
     return watch.found(parameter.grad for parameter in twin.parameters())
 
 
-def loss_on(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
+def compute_loss(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
     """What the function makes of what the model returns for a batch.
 
     Raises:
@@ -99,10 +99,10 @@ def loss_on(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}, expected a function of what the model returns")
-    return loss_fn(run_on(model, x))
+    return loss_fn(run_model(model, x))
 
 
-def run_on(model: nn.Module, x: Any) -> Any:
+def run_model(model: nn.Module, x: Any) -> Any:
     """What the model returns for a batch.
 
     Raises:
@@ -121,7 +121,7 @@ def run_on(model: nn.Module, x: Any) -> Any:
         raise ValueError(f"the model does not run on x, {came}: {why}") from error
 
 
-def checked(loss: Any) -> Tensor:
+def check_loss(loss: Any) -> Tensor:
     """The loss, if it is one finite number that has a gradient.
 
     Raises:

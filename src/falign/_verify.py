@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from falign._attached import Feedback, in_backward
 from falign._convert import backprop, revert
-from falign._delivery import has_own_error
+from falign._delivery import overrides_error
 from falign._outputs import as_output, pick, substitute
-from falign._transport import Transported, backward, checked, gradients_aside, loss_on, passes, plain_copy, run_on
+from falign._transport import (
+    Transported,
+    check_loss,
+    compute_loss,
+    gradients_aside,
+    plain_copy,
+    run_backward,
+    run_model,
+    uncompiled_passes,
+)
 from falign._wiring import Wiring, converted, feedbacks, wiring_of
 from falign.layers import KINDS, Layer
 
@@ -100,12 +109,12 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     def gradients(make: Callable[[nn.Module], Any]) -> dict[str, Tensor | None]:
         with gradients_aside(model):
             twin = plain_copy(model)
-            with passes(twin, target):
+            with uncompiled_passes(twin, target):
                 carried.append(make(twin))
         return {name: parameter.grad for name, parameter in twin.named_parameters()}
 
     carried: list[Any] = []
-    taken = gradients(lambda twin: backward(twin, x, loss_fn))
+    taken = gradients(lambda twin: run_backward(twin, x, loss_fn))
     defined = gradients(lambda twin: _define(twin, x, loss_fn))
     true = gradients(lambda twin: _backprop(twin, x, loss_fn))
     if all(gradient is None for gradient in taken.values()):
@@ -135,13 +144,13 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
 
 def _backprop(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     with backprop(twin):
-        checked(loss_on(twin, x, loss_fn)).backward()
+        check_loss(compute_loss(twin, x, loss_fn)).backward()
 
 
 def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     wiring = converted(twin)[0]
     if wiring.rule.wiring == "none":
-        checked(loss_on(twin, x, loss_fn)).backward()
+        check_loss(compute_loss(twin, x, loss_fn)).backward()
     elif wiring.rule.wiring == "layerwise":
         _define_layerwise(twin, x, loss_fn)
     else:
@@ -186,7 +195,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after, prepend=True, with_kwargs=True)
-    checked(loss_on(twin, x, loss_fn)).backward()
+    check_loss(compute_loss(twin, x, loss_fn)).backward()
 
 
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
@@ -201,7 +210,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             layer.register_forward_hook(
                 lambda layer, args, y, name=end.layer: at_layers.update({name: y}), prepend=True
             )
-    result = run_on(twin, x)
+    result = run_model(twin, x)
     run = wiring.state.runs.pop()
     # The error at what the model returns, and not at what was made of it within: the loss sees it cut off.
     outputs = {number: pick(result, end.output) for number, end in enumerate(wiring.ends) if end.layer is None}
@@ -209,7 +218,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
     seen = result
     for number, output in outputs.items():
         seen = alone[number] if output is seen else substitute(seen, output, alone[number])
-    total = loss = checked(loss_fn(seen))
+    total = loss = check_loss(loss_fn(seen))
     for number, end in enumerate(wiring.ends):
         output = outputs[number] if end.layer is None else at_layers[end.layer]
         at = output if end.layer else alone[number]
@@ -222,7 +231,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
         if wiring.rule.targeted:
             goal, axis = as_output(wiring.rule.name, wiring.state.target, output)
             projected = wiring.rule.error(error, output.detach(), goal, axis)
-        elif has_own_error(wiring.rule):
+        elif overrides_error(wiring.rule):
             projected = wiring.rule.error(error, output.detach(), None, -1)
         for cut in run.cuts:
             if number not in cut.feedback:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from falign._attached import PASS_MARKS, Feedback
 from falign._delivery import Cut, Way, deliver_direct, transformed
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
-from falign._preserve import generators
+from falign._preserve import preserve_generators
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
@@ -29,7 +29,7 @@ class Run:
     last: Tensor | None = None  # output of the layer that ran last, where no example showed what follows it
 
 
-class State(threading.local):
+class ThreadState(threading.local):
     """What holds for the forward passes of one thread, so that threads can share a model.
 
     Attributes:
@@ -52,7 +52,7 @@ class State(threading.local):
         self.fired: set[str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return State, ()  # a copy or a pickle of a model takes nothing of a forward along
+        return ThreadState, ()  # a copy or a pickle of a model takes nothing of a forward along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Wiring:
         self.ends = ends
         self.skip = skip
         self.newcomers = newcomers
-        self.state = State()
+        self.state = ThreadState()
         self.scratch = Scratch()
         self.fired: set[str] = set()  # by the latest forward of any thread: recomputations run in threads of autograd
         self.followed = True
@@ -330,7 +330,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     before = [(wiring, dict(vars(wiring.state)), wiring.followed, wiring.fired) for wiring in wirings(model)]
     for wiring, *_ in before:
         wiring.state.measured = True
-    with generators(model):
+    with preserve_generators(model):
         try:
             yield
         finally:

@@ -19,8 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from falign._preserve import DrawnOnCPU
 from falign._validation import describe, is_number, is_whole
+=======
+from falign._preserve import DrawOnCPU
+from falign._validation import number, told, whole
+>>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
 from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -52,18 +57,18 @@ def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor,
 
     Source: derived from the law.
     """
-    return {name: _forever(balance) for name, balance in lawful(model, example)[0].items()}
+    return {name: _stays_aligned(balance) for name, balance in _lawful(model, example)[0].items()}
 
 
-def _forever(balance: Balance) -> Bool[Tensor, " neurons"]:
-    if all(signed(target) for target in balance.targets):
+def _stays_aligned(balance: Balance) -> Bool[Tensor, " neurons"]:
+    if all(_has_weight_signs(target) for target in balance.targets):
         return torch.ones_like(balance.incoming(), dtype=torch.bool)
     if any(target.kind is LawKind.MOVING for target in balance.targets):
         return torch.zeros_like(balance.incoming(), dtype=torch.bool)
     return balance.incoming() <= balance.outgoing()
 
 
-def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed]:
+def _lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed]:
     """{layer: the law of its neurons} where one holds and speaks of alignment, and what the example showed."""
     converted(model)
     inner = unwrapped(model)
@@ -72,7 +77,7 @@ def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed
     balances = {
         name: entry.balance
         for name, entry in entries.items()
-        if entry.balance is not None and entry.law.holds_exactly and _speaks(entry.balance)
+        if entry.balance is not None and entry.law.holds_exactly and _is_about_alignment(entry.balance)
     }
     if not balances:
         reasons = [f"layer {describe(name)}: {entry.law.reason}" for name, entry in entries.items() if entry.law.reason]
@@ -83,7 +88,7 @@ def lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed
     return balances, followed
 
 
-def _speaks(balance: Balance) -> bool:
+def _is_about_alignment(balance: Balance) -> bool:
     """Whether the law is about the alignment ⟨B, W⟩: not before a batch normalisation, after which |w| stays by itself.
 
     Nor where B is a function of W of which no integral is known.
@@ -92,17 +97,17 @@ def _speaks(balance: Balance) -> bool:
     return bool(forms) and not forms & {LawKind.NORMALISED, LawKind.PATH}
 
 
-def signed(target: Downstream) -> bool:
+def _has_weight_signs(target: Downstream) -> bool:
     """Whether the error of a target returns with the signs of its weights."""
     return target.kind is LawKind.WEIGHTS or (target.part is not None and target.part.wiring.rule.magnitudes)
 
 
 # The schemes: each draws the weights anew from a seed, then bends them to what the law asks.
 
-Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("Model", bound=nn.Module)
 
 
-def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
+def generic(model: _Model, *, example: Any = None, seed: int = 0) -> _Model:
     """PyTorch's own initial weights, drawn anew: ``reset_parameters`` of every module that has it.
 
     ⟨B, W⟩ is zero on average, and few neurons have C ≤ 0.
@@ -119,7 +124,7 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
     if not is_whole(seed) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {describe(seed)}, expected a whole number from -2⁶³ to 2⁶⁴ - 1")
     elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
-    with torch.random.fork_rng(devices=[]), DrawnOnCPU() if elsewhere else nullcontext():
+    with torch.random.fork_rng(devices=[]), DrawOnCPU() if elsewhere else nullcontext():
         torch.default_generator.manual_seed(int(seed))  # it takes no NumPy integer
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
@@ -127,7 +132,7 @@ def generic(model: Model, *, example: Any = None, seed: int = 0) -> Model:
     return model
 
 
-def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -> Model:
+def dominant(model: _Model, *, example: Any, seed: int = 0, share: float = 0.5) -> _Model:
     """Every neuron under the law aligned for ever: ``W ← |W| ⊙ sign(B)``, then ``½|w_in|² + ½b² ≤ share · V``.
 
     W is drawn anew from the seed, whatever the model has learned. From the output down, the weights and the bias
@@ -150,10 +155,17 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
 
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
+<<<<<<< HEAD
     if not (is_number(share) and 0 < share <= 1):
         raise ValueError(f"share is {describe(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     balances, _ = lawful(model, example)
     _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
+=======
+    if not (number(share) and 0 < share <= 1):
+        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    balances, _ = _lawful(model, example)
+    _check_resolution("share", share, max(_smallest_normal(balance) for balance in balances.values()))
+>>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
     generic(model, seed=seed)
     with torch.no_grad():
         for name, balance in reversed(balances.items()):
@@ -164,7 +176,7 @@ def dominant(model: Model, *, example: Any, seed: int = 0, share: float = 0.5) -
     return model
 
 
-def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> Model:
+def small(model: _Model, *, example: Any, seed: int = 0, size: float = 0.01) -> _Model:
     """All layers under the law scaled by ``size``, the output layer zero: C is 0 to order ``size`` for every neuron.
 
     The weights are drawn anew from the seed, whatever the model has learned. Alignment is then what the incoming
@@ -182,12 +194,18 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
 
     Source: derived from the law.
     """
+<<<<<<< HEAD
     if not (is_number(size) and size > 0):
         raise ValueError(f"size is {describe(size)}, expected a factor above 0: from all zeros nothing would learn")
     balances, followed = lawful(model, example)
+=======
+    if not (number(size) and size > 0):
+        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
+    balances, followed = _lawful(model, example)
+>>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
-    _resolved("size", size, max(_tiny(balance) for balance in balances.values()) ** 0.5)
+    _check_resolution("size", size, max(_smallest_normal(balance) for balance in balances.values()) ** 0.5)
     inner = unwrapped(generic(model, seed=seed))
     with torch.no_grad():
         for name, balance in balances.items():
@@ -198,7 +216,7 @@ def small(model: Model, *, example: Any, seed: int = 0, size: float = 0.01) -> M
     return model
 
 
-def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
+def anti(model: _Model, *, example: Any, seed: int = 0) -> _Model:
     """``W = -B`` for every layer whose input is under the law: all neurons start against their feedback.
 
     The other weights are drawn anew from the seed, whatever the model has learned. With one hidden layer the loss
@@ -217,8 +235,13 @@ def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
 
     Source: derived from the law.
     """
-    balances, _ = lawful(model, example)
-    targets = {target.name: target for balance in balances.values() for target in balance.targets if not signed(target)}
+    balances, _ = _lawful(model, example)
+    targets = {
+        target.name: target
+        for balance in balances.values()
+        for target in balance.targets
+        if not _has_weight_signs(target)
+    }
     if not targets:
         raise ValueError(
             "no feedback is free of the weights' signs (backpropagation, usf, frsf, brsf): use another rule"
@@ -230,11 +253,11 @@ def anti(model: Model, *, example: Any, seed: int = 0) -> Model:
     return model
 
 
-def _tiny(balance: Balance) -> float:
+def _smallest_normal(balance: Balance) -> float:
     return torch.finfo(balance.weight.dtype).tiny
 
 
-def _resolved(name: str, value: float, least: float) -> None:
+def _check_resolution(name: str, value: float, least: float) -> None:
     """Refuse a factor that would leave weights of zero."""
     if value < least:
         raise ValueError(
@@ -244,7 +267,7 @@ def _resolved(name: str, value: float, least: float) -> None:
 
 def _align(target: Downstream) -> None:
     """``W ← |W| ⊙ sign(B)``, at most |B| where B learns."""
-    if signed(target):
+    if _has_weight_signs(target):
         return
     weight, feedback = target.weight, target.feedback().to(target.weight.dtype)
     size = torch.minimum(weight.abs(), feedback.abs()) if target.kind is LawKind.LEARNED else weight.abs()

@@ -31,7 +31,7 @@ class ConvSpec(NamedTuple):
     mode: str
 
 
-def spec(layer: Any) -> ConvSpec:
+def _conv_spec(layer: Any) -> ConvSpec:
     """Split the layer's padding into what the convolution does itself and what is padded before it."""
     dims = len(layer.kernel_size)
     pads: Pads = ((0, 0),) * dims
@@ -120,35 +120,35 @@ def _backward(error: Tensor, feedback: Tensor, x: Tensor, how: ConvSpec, which: 
     return result
 
 
-def input_error(
+def _conv_error(
     error: Float[Tensor, "..."], feedback: Float[Tensor, "..."], x: Float[Tensor, "..."], how: ConvSpec
 ) -> Float[Tensor, "..."]:
     """The gradient with respect to the input, of x's shape, with B for the weight."""
     return _backward(error, feedback, x, how, 0)
 
 
-def weight_gradient(
+def _conv_gradient(
     error: Float[Tensor, "..."], feedback: Float[Tensor, "..."], x: Float[Tensor, "..."], how: ConvSpec
 ) -> Float[Tensor, "..."]:
     """The gradient with respect to the weight."""
     return _backward(error, feedback, x, how, 1)
 
 
-def fan_in(layer: Any) -> float:
+def _conv_fan_in(layer: Any) -> float:
     """To how many inputs an element of the error is carried (on average, where a transposed one strides)."""
     if layer.transposed:
         return layer.in_channels / layer.groups * prod(layer.kernel_size) / prod(layer.stride)
     return layer.in_channels / layer.groups * prod(layer.kernel_size)
 
 
-def incoming(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " out"]:
+def _conv_incoming(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " out"]:
     """Sum over the weights into each output channel, of a tensor of the weight's shape."""
     if not layer.transposed:  # (out, in / groups, ...)
         return product.flatten(1).sum(1)
     return product.reshape(layer.groups, -1, *product.shape[1:]).flatten(3).sum((1, 3)).flatten()
 
 
-def outgoing(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " in"]:
+def _conv_outgoing(product: Float[Tensor, "..."], layer: Any) -> Float[Tensor, " in"]:
     """Sum over the weights out of each input channel, of a tensor of the weight's shape."""
     if layer.transposed:  # (in, out / groups, ...)
         return product.flatten(1).sum(1)
@@ -239,12 +239,12 @@ LINEAR = Kind(
 CONVOLUTION = Kind(
     name="convolution",
     types=(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    spec=spec,
-    error=input_error,
-    gradient=weight_gradient,
-    fan_in=fan_in,
-    incoming=incoming,
-    outgoing=outgoing,
+    spec=_conv_spec,
+    error=_conv_error,
+    gradient=_conv_gradient,
+    fan_in=_conv_fan_in,
+    incoming=_conv_incoming,
+    outgoing=_conv_outgoing,
     needs_input=True,
     channel_first=True,
 )
@@ -264,12 +264,12 @@ def kind_of(layer: nn.Module) -> Kind | None:
     A layer with a forward of its own, by subclass or on the instance, is not the linear map that the table transposes.
     """
     for kind in KINDS.values():
-        if isinstance(layer, kind.types) and altered(layer) is None:
+        if isinstance(layer, kind.types) and replaced_method(layer) is None:
             return kind
     return None
 
 
-def altered(layer: nn.Module) -> str | None:
+def replaced_method(layer: nn.Module) -> str | None:
     """The method of a layer of a known kind that is not its class's own: another map; None where there is none."""
     for kind in KINDS.values():
         for base in kind.types:

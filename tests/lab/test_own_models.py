@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from training_runs import begin, go_on, numbers, quiet, same
 
-from falign._preserve import draw_on, drawn, seeded
+from falign._preserve import generator_states, restore_generator_states, seeded
 from falign.lab import _checkpoints, _own_models
 from falign.lab._files import RunError, WriteError
 from falign.lab._learner import Learner, make_learner
@@ -416,13 +416,13 @@ def test_global_generators_are_seeded_and_put_back() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
-    before = drawn()
+    before = generator_states()
     with seeded(2**63 + 5):
-        first, at = draw(), drawn()
+        first, at = draw(), generator_states()
         then = draw()
-        draw_on(at)
+        restore_generator_states(at)
         assert draw()[:2] == then[:2]
-    assert drawn() == before
+    assert generator_states() == before
     with seeded(2**63 + 5):
         assert draw() == first
     with seeded(6):

@@ -32,7 +32,7 @@ from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from falign._preserve import DRAWING, draw_on, drawn
+from falign._preserve import GENERATOR_MODULES, generator_states, restore_generator_states
 from falign.lab import _files, _run_folder
 from falign.lab._files import RunError, TooLarge, Unreadable, WriteError, read_bounded
 from falign.lab._learner import Learner, optimizer_slots
@@ -176,7 +176,7 @@ def save(run: RunFolder, learner: Learner, state: TrainingState) -> Path:
         "training": {name: getattr(state, name) for name in _NUMBERS},
         "law": None if learner.law is None else pack(learner.law.state_dict(), "law", tensors),
         "extra": _extra(learner, tensors),
-        "python": pack({"drawn": drawn(), "attributes": learner.attributes.state()}, "python", tensors),
+        "python": pack({"drawn": generator_states(), "attributes": learner.attributes.state()}, "python", tensors),
     }
     if (size := _size(*tensors.values())) > (limit := _size_limit()):
         raise WriteError(
@@ -346,8 +346,8 @@ def _tensors(learner: Learner) -> dict[str, Tensor]:
         tensors |= {f"optimizer.{index}.{key}": value for key, value in parts.items() if value is not None}
     tensors["generator.cpu"] = torch.get_rng_state()
     kind = torch.device(learner.config.device).type
-    if kind in DRAWING:
-        tensors[f"generator.{kind}"] = DRAWING[kind].get_rng_state(learner.config.device)
+    if kind in GENERATOR_MODULES:
+        tensors[f"generator.{kind}"] = GENERATOR_MODULES[kind].get_rng_state(learner.config.device)
     return tensors
 
 
@@ -384,11 +384,11 @@ def _load(metadata: dict[str, Any], tensors: dict[str, Tensor], learner: Learner
     learner.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     torch.set_rng_state(tensors["generator.cpu"])
     kind = torch.device(learner.config.device).type
-    if kind in DRAWING:
-        DRAWING[kind].set_rng_state(tensors[f"generator.{kind}"], learner.config.device)
+    if kind in GENERATOR_MODULES:
+        GENERATOR_MODULES[kind].set_rng_state(tensors[f"generator.{kind}"], learner.config.device)
     python = unpack(metadata["python"], tensors)
     learner.attributes.load(python["attributes"])
-    draw_on(python["drawn"])
+    restore_generator_states(python["drawn"])
 
 
 def _check_kinds(came: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from falign._preserve import repeatable, seeded
+from falign._preserve import deterministic, seeded
 from falign.feedback import generator
 from falign.lab import _checkpoints
 from falign.lab._checkpoints import TrainingState
@@ -294,5 +294,5 @@ def _repeatable(config: TrainConfig) -> Iterator[None]:
     """
     device = torch.device(config.device)
     seed = generator(config.seed, "", "noise").initial_seed()
-    with seeded(seed, [device]), repeatable(device):
+    with seeded(seed, [device]), deterministic(device):
         yield

@@ -49,7 +49,7 @@ class Weights:
         }
 
 
-def compare(feedback: Tensor, weight: Tensor, layer: Layer) -> Weights:
+def compare_weights(feedback: Tensor, weight: Tensor, layer: Layer) -> Weights:
     """Compare a feedback with the weight of its shape.
 
     Args:
@@ -93,7 +93,7 @@ def own_parameters(name: str, layer: Layer, known: Mapping[str, Tensor]) -> list
     return [full for key, _ in layer.named_parameters() if (full := f"{name}.{key}".lstrip(".")) in known]
 
 
-def summed(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
+def sum_products(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
     """Products of the named tensors of two dicts, together."""
     total = Products()
     for name in names:
@@ -101,7 +101,7 @@ def summed(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Ten
     return total
 
 
-def displaced(
+def displacement_columns(
     model: nn.Module, layer: str, steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
 ) -> dict[str, float | None]:
     """The columns of a layer's row that compare its displacement with its true gradient.
@@ -115,11 +115,11 @@ def displaced(
     own = own_parameters(layer, model.get_submodule(layer), steps)
     if not own:
         return {}
-    found = summed(own, steps, true)
+    found = sum_products(own, steps, true)
     return {"displacement_angle": found.angle, "displacement_norm": found.one**0.5}
 
 
-def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """{name: parameter} of what the optimizer moves of a model.
 
     Raises:
@@ -159,7 +159,7 @@ def twin_step(
     return {name: (parameter.detach() - twins[id(parameter)].detach()) for name, parameter in moved.items()}
 
 
-class Waiting:
+class PendingRecord:
     """A record whose displacement is still to come."""
 
     def __init__(
@@ -176,7 +176,7 @@ class Waiting:
         """Put the displacement's columns into the rows."""
         layers = []
         for layer, row in zip(self.found.layers, self._rows, strict=True):
-            columns = displaced(model, layer.layer, steps, self._true)
+            columns = displacement_columns(model, layer.layer, steps, self._true)
             row.update(columns)
             layers.append(replace(layer, **columns))
         self.found = replace(self.found, layers=tuple(layers))
@@ -211,17 +211,17 @@ def alignment(
     """
     model = unwrapped(model)
     converted(model)
-    moved = {} if optimizer is None else held(model, optimizer)
+    moved = {} if optimizer is None else trained_parameters(model, optimizer)
     passes = rule_and_true_gradients(model, loss_fn, x, y)
     found = _summarised(model, passes)
     if optimizer is None:
         return found
     steps = twin_step(optimizer, moved, passes.taken)
-    layers = (replace(row, **displaced(model, row.layer, steps, passes.true)) for row in found.layers)
+    layers = (replace(row, **displacement_columns(model, row.layer, steps, passes.true)) for row in found.layers)
     return replace(found, layers=tuple(layers))
 
 
-def measured(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
+def measure_alignment(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
     """``alignment`` of a converted, unwrapped model, and {parameter: true gradient}."""
     passes = rule_and_true_gradients(model, loss_fn, x, y)
     return _summarised(model, passes), passes.true
@@ -250,7 +250,7 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         for name in passes.delivered
         if name in parts and (compared := _weights(parts[name], maps[name])) is not None
     }
-    slopes = {name: summed(names, passes.taken, passes.true) for name, names in own.items()}
+    slopes = {name: sum_products(names, passes.taken, passes.true) for name, names in own.items()}
     rows = tuple(
         LayerAlignment(
             layer=name,
@@ -264,7 +264,7 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         for name in order
     )
     inside = {parameter for names in own.values() for parameter in names}
-    rest = summed([name for name in passes.true if name not in inside], passes.taken, passes.true)
+    rest = sum_products([name for name in passes.true if name not in inside], passes.taken, passes.true)
     descent = sum(found.inner for found in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
     return Alignment(
@@ -288,7 +288,7 @@ def _kind(layer: Layer) -> str:
 def _weights(part: Feedback, layer: Layer) -> Weights | None:
     weight = weight_of(layer)
     matrix = part.feedback_matrix(weight).detach()
-    return compare(matrix, weight, layer) if matrix.shape == weight.shape else None
+    return compare_weights(matrix, weight, layer) if matrix.shape == weight.shape else None
 
 
 def _spread(side: str, angles: Tensor | None) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ def angle(one: Tensor, other: Tensor) -> float:
     return 90.0 if found is None else found
 
 
-def by_sample(one: Float[Tensor, "batch ..."], other: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+def sample_angles(one: Float[Tensor, "batch ..."], other: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
     """∠(one_n, other_n) of every sample n in degrees, to 0.05° where the errors are float32.
 
     Samples of which one error is zero have no angle: nan.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from falign._validation import describe
 from falign._wiring import Wiring, converted, unwrapped
-from falign.measure._alignment import Waiting, held, measured
+from falign.measure._alignment import PendingRecord, measure_alignment, trained_parameters
 from falign.measure._passes import Loss
 from falign.measure._report import Alignment, LayerAlignment, frame
 
@@ -139,7 +139,7 @@ class Monitor:
             raise ValueError(f"every is {describe(every)}, expected a whole number of steps from 1 on")
         if any(wiring in _MONITORS and _MONITORS[wiring]() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
-        self._held = {} if optimizer is None else held(self._model, optimizer)
+        self._held = {} if optimizer is None else trained_parameters(self._model, optimizer)
         self._owns = isinstance(tensorboard, (str, Path))
         self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
@@ -148,7 +148,7 @@ class Monitor:
         self.every = every
         self.count = 0
         self.records: list[dict[str, Any]] = []
-        self._waiting: Waiting | None = None
+        self._waiting: PendingRecord | None = None
 
     def step(self, loss_fn: Loss, x: Any, y: Any) -> Alignment | None:
         """Count a step, and measure if it is one to be measured.
@@ -170,11 +170,11 @@ class Monitor:
         if now % self.every:
             return None
         self._finish()
-        found, true = measured(self._model, loss_fn, x, y)
+        found, true = measure_alignment(self._model, loss_fn, x, y)
         network = {"step": now, "loss": found.loss, "dominance": found.dominance, "total_descent": found.descent}
         rows = [network | row for row in found.rows()]
         self.records += rows
-        self._waiting = Waiting(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
+        self._waiting = PendingRecord(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
         if not self._held:
             self._finish()
         return found

@@ -14,13 +14,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from falign._attached import Feedback
 from falign._convert import backprop, targets
 from falign._preserve import force_eager
-from falign._transport import loss_on
+from falign._transport import compute_loss
 from falign._wiring import converted, feedbacks, preserve_state, true_errors
 from falign.layers import Layer, kind_of
-from falign.measure._angles import by_sample, effective_rank
+from falign.measure._angles import effective_rank, sample_angles
 
 
-def switchable(model: nn.Module) -> bool:
+def one_forward_suffices(model: nn.Module) -> bool:
     """Whether one forward serves both ways.
 
     All errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
@@ -54,7 +54,7 @@ def check_batch(x: Any) -> None:
         raise ValueError(f"x is {came}, expected two samples or more: angles are given with their spread over samples")
 
 
-def checked(loss: Any, model: nn.Module) -> Tensor:
+def check_loss(loss: Any, model: nn.Module) -> Tensor:
     """The loss, if it is a finite real scalar that depends on the weights; else ``ValueError``."""
     if not isinstance(loss, Tensor):
         raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
@@ -149,7 +149,7 @@ def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> 
         own = errors.pop(place, None)
         if own is None:
             return
-        angles[side][layer].append(by_sample(own, true))
+        angles[side][layer].append(sample_angles(own, true))
         if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
             ranks[layer] = rank
 
@@ -159,9 +159,9 @@ def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> 
     def judged(output: Any) -> Any:
         return loss_fn(output, y)
 
-    walk = _once if switchable(model) else _twice
+    walk = _once if one_forward_suffices(model) else _twice
     with force_eager(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
-        loss, order, taken, true = walk(model, lambda: loss_on(model, x, judged), errors.__setitem__, compare)
+        loss, order, taken, true = walk(model, lambda: compute_loss(model, x, judged), errors.__setitem__, compare)
     order = tuple(name for name in order if name in angles["received"])
     delivered, received = (
         {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
@@ -174,7 +174,7 @@ def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked
     parameters = trainable(model)
     with preserve_state(model), true_errors(model) as way, _seen(model, lambda *error: see[0](*error)) as order:
         see = [keep]
-        loss = checked(forward(), model)
+        loss = check_loss(forward(), model)
         taken = _gradients(loss, parameters, retain_graph=True)
         way.true = True
         see[0] = compare
@@ -186,10 +186,10 @@ def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walke
     """A forward by the rule and a true one, from the same random numbers."""
     parameters = trainable(model)
     with preserve_state(model), _seen(model, keep) as order:
-        loss = checked(forward(), model)
+        loss = check_loss(forward(), model)
         taken = _gradients(loss, parameters)
     with preserve_state(model), backprop(model), _seen(model, compare):
-        true = _gradients(checked(forward(), model), parameters)
+        true = _gradients(check_loss(forward(), model), parameters)
     return float(loss.detach()), tuple(order), taken, true
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from falign._preserve import repeatable
+from falign._preserve import deterministic
 from falign.lab._memory import GIB
 from falign.lab._provenance import block_provenance
 from falign.lab._signals import Stopped
@@ -158,7 +158,7 @@ def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
     origin = {**block_provenance(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     start, process = perf_counter(), os.getpid()
     left, error, absent = None, None, False
-    with _kept(tasks), repeatable(torch.device(setting.device)):
+    with _kept(tasks), deterministic(torch.device(setting.device)):
         try:
             left = _all_left(tasks, run(tasks, setting))
         except Stopped:
