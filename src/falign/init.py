@@ -19,13 +19,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from falign._preserve import DrawnOnCPU
-from falign._validation import describe, is_number, is_whole
-=======
 from falign._preserve import DrawOnCPU
-from falign._validation import number, told, whole
->>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
+from falign._validation import describe, is_number, is_whole
 from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -155,17 +150,10 @@ def dominant(model: _Model, *, example: Any, seed: int = 0, share: float = 0.5) 
 
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
-<<<<<<< HEAD
     if not (is_number(share) and 0 < share <= 1):
         raise ValueError(f"share is {describe(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
-    balances, _ = lawful(model, example)
-    _resolved("share", share, max(_tiny(balance) for balance in balances.values()))
-=======
-    if not (number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {told(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
     balances, _ = _lawful(model, example)
     _check_resolution("share", share, max(_smallest_normal(balance) for balance in balances.values()))
->>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
     generic(model, seed=seed)
     with torch.no_grad():
         for name, balance in reversed(balances.items()):
@@ -194,15 +182,9 @@ def small(model: _Model, *, example: Any, seed: int = 0, size: float = 0.01) -> 
 
     Source: derived from the law.
     """
-<<<<<<< HEAD
     if not (is_number(size) and size > 0):
         raise ValueError(f"size is {describe(size)}, expected a factor above 0: from all zeros nothing would learn")
-    balances, followed = lawful(model, example)
-=======
-    if not (number(size) and size > 0):
-        raise ValueError(f"size is {told(size)}, expected a factor above 0: from all zeros nothing would learn")
     balances, followed = _lawful(model, example)
->>>>>>> 22d8691 (The core's functions say what they do: check_loss, compute_loss, preserve_generators, trained_parameters)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")
     _check_resolution("size", size, max(_smallest_normal(balance) for balance in balances.values()) ** 0.5)
