@@ -78,7 +78,7 @@ def test_it_has_the_law_that_its_attributes_imply(mix: float) -> None:
         optimizer.step()
     report = law.report()
     assert report.holds
-    assert report.told
+    assert report.conclusive
     assert {row.status for row in report.laws} == {"accounted"}
     assert all("∫⟨B(W),dW⟩" in row.form for row in report.laws)
     assert max(row.residual for row in report.laws) < 1e-13

@@ -1,4 +1,4 @@
-"""The feedback of one layer: B, and the hooks that cut the layer's input and deliver its error."""
+"""The feedback that is attached to one layer: B, and the hooks that cut the layer's input and deliver its error."""
 
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 #: Attributes of a ``Feedback`` that every pass changes; a pass that only measures puts them back.
-PASS_MARKS = ("ran", "latest", "opaque", "since", "met")
+PASS_MARKS = ("has_run", "last_pass", "untraceable", "passes_since_backward", "last_backward")
 
 
 class SharedSequence(nn.Module):
@@ -37,7 +37,7 @@ class Feedback(nn.Module):
     Where several outputs of a model deliver errors, ``others`` names a buffer for every further one.
     """
 
-    is_feedback = True  # by which those who may not import this class know it
+    is_feedback = True  # for ``_survey``, which stands below this module and cannot ask isinstance
     B: Tensor | None
     sequence: SharedSequence
     start: int
@@ -52,13 +52,16 @@ class Feedback(nn.Module):
         self.channels = channels
         self.gain = 1.0
         self.first_end = 0
-        # Of B's entries as drawn: the numbers that are no function of seed, name and family.
+        # Standard deviations of B's entries, one an output: all else of B is a function of seed, name and family, so
+        # with these numbers in the state_dict a model that is built anew gets the same B.
         self.deviations: list[float] = []
         self.others: dict[int, tuple[str, int]] = {}  # number of the end -> name of the buffer, channels
-        self.ran = False  # whether the layer has run outside of a backward
-        self.since, self.met = 0, -1  # its passes since a backward met it, and which that was
-        self.opaque = False  # whether it runs where no backward can be told apart: compiled, within vmap
-        self.latest = -1  # number of the model's forward in which it ran last
+        # What passes leave here, for ``Guard``, which asks whether a gradient came by the layer itself, and for rules
+        # that draw anew in every pass, which must know a recomputation by activation checkpointing from a pass.
+        self.has_run = False  # outside of a backward
+        self.passes_since_backward, self.last_backward = 0, -1
+        self.untraceable = False  # it runs where no backward can be told apart: compiled, within vmap
+        self.last_pass = -1  # number of the model's forward in which it ran last
         self.backwards: deque[int] = deque(maxlen=16)  # numbers of the backward passes that met the layer's output
         if rule.learned:
             self.B = matrix if isinstance(matrix, nn.Parameter) else nn.Parameter(matrix)
@@ -70,16 +73,16 @@ class Feedback(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """B as it is stored: with |B₀| for random signs, the number c for uniform ones."""
+        """B as the rule keeps it: |B₀| for random signs, the number c for uniform ones."""
         matrix = self.B
         return self.stretch() if matrix is None else matrix
 
     def matrices(self) -> dict[int, Tensor]:
-        """{number of the end: the feedback that carries its error here}, for a direct rule."""
+        """Map the number of each output that delivers here to the feedback of its error, for a direct rule."""
         return {self.first_end: self.matrix, **{end: self.get_buffer(name) for end, (name, _) in self.others.items()}}
 
     def feedback_matrix(self, weight: Tensor) -> Tensor:
-        """The matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
+        """Make the matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
         rule = self.wiring.rule
         with torch.no_grad():
             matrix = rule.feedback_matrix(*rule.feedback_inputs(self, weight, advance=False))
@@ -89,25 +92,25 @@ class Feedback(nn.Module):
         """Read B from a sequence that all layers hold, in place of a B of its own."""
         self.B, self.sequence, self.start, self.shape, self.gain = None, sequence, start, shape, gain
 
-    def own(self, matrix: Tensor) -> None:
+    def unshare(self, matrix: Tensor) -> None:
         """Hold a B of its own again."""
         self.B, self.gain = matrix, 1.0
         del self.sequence
 
     def stretch(self) -> Tensor:
-        """This layer's view of the shared sequence."""
+        """View the part of the shared sequence that is this layer's B."""
         stop = self.start + torch.Size(self.shape).numel()
         return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
 
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
-        """Forward pre-hook of the layer, layerwise wiring: the layer gets its input detached."""
+        """Detach the layer's input: forward pre-hook of the layer, layerwise wiring."""
         if not (torch.is_grad_enabled() and self._is_on()):
             return None
         x = self._first(layer, args)
         return (_cut(x, x if wants_error(x) or self._learns(layer) else None), *args[1:])
 
     def deliver_layerwise(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
-        """Forward hook of the layer, layerwise wiring.
+        """Deliver the error at the layer's output to its input: forward hook of the layer, layerwise wiring.
 
         Raises:
             RuntimeError: a hook of somebody else's replaced the input between the cut and the layer.
@@ -121,10 +124,10 @@ class Feedback(nn.Module):
         if x is None:
             self._note_backwards(y)
             return None
-        fixed, trained = self.B, layer._parameters.get("weight")
-        if fixed is not None and fixed.dim() > 1 and trained is not None and fixed.shape != trained.shape:
+        matrix, weight = self.B, layer._parameters.get("weight")
+        if matrix is not None and matrix.dim() > 1 and weight is not None and matrix.shape != weight.shape:
             raise RuntimeError(
-                f"the weight of layer {self.name!r} is {tuple(trained.shape)}, but its feedback {tuple(fixed.shape)}: "
+                f"the weight of layer {self.name!r} is {tuple(weight.shape)}, but its feedback {tuple(matrix.shape)}: "
                 "call falign.revert before neurons are taken out or put in, and convert again"
             )
         wiring = self.wiring
@@ -140,12 +143,12 @@ class Feedback(nn.Module):
                 (*inputs, weight.detach() if self.gain == 1 else weight.detach() / self.gain),
             )
         if torch.compiler.is_compiling():
-            self.opaque = True
+            self.untraceable = True
         spec = KINDS[self.kind].spec(layer)
         return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, self.backwards, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
-        """Forward pre-hook of the layer, direct wiring."""
+        """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
         if not (torch.is_grad_enabled() and self._is_on()):
             return None
         wiring, x = self.wiring, self._first(layer, args)
@@ -163,14 +166,14 @@ class Feedback(nn.Module):
         if not torch.compiler.is_compiling():
             run.fired.append(self)
         if not run.watched:
-            self.opaque = True
+            self.untraceable = True
         if wants_error(x):
             version = x._version if run.watched else -1
             run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.axes()))
         return (_cut(x, None), *args[1:])
 
     def deliver_direct(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
-        """Forward hook of the layer, direct wiring: where the error begins at this layer's output, deliver it."""
+        """Deliver the error where it begins at this layer's output: forward hook of the layer, direct wiring."""
         if not torch.is_grad_enabled():
             return None
         if not self._is_on():
@@ -187,11 +190,9 @@ class Feedback(nn.Module):
         return delivered
 
     def remember(self, key: str, value: Tensor) -> None:
-        """Write a buffer: in place, so that ``functional_call`` sees it; under ``torch.compile`` by replacement.
-
-        A compiled backward may recompute what it needs from the buffer, which in-place writing would have changed
-        under it (seen in torch 2.13).
-        """
+        """Write a buffer: in place, so that ``functional_call`` sees it; under ``torch.compile`` by replacement."""
+        # A compiled backward may recompute what it needs from the buffer, which in-place writing would have changed
+        # under it (seen in torch 2.13).
         if torch.compiler.is_compiling():
             setattr(self, key, value)
         else:
@@ -207,14 +208,14 @@ class Feedback(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load what is there; the state of a plain model lacks what a rule that only counts its passes keeps.
+        """Load what the state has; the state of a plain model lacks what a rule that only counts its passes keeps.
 
         Feedback that was drawn takes the size that it had in the model that was saved, which the weights of that
         model determined when it was converted.
         """
         saved = local_metadata.get("deviations", self.deviations)
-        kept = self.wiring.rule.learned or self.wiring.rule.adapts  # the state has B itself
-        if saved != self.deviations and len(saved) == len(self.deviations) and not kept:
+        has_feedback = self.wiring.rule.learned or self.wiring.rule.adapts  # B itself is in the state
+        if saved != self.deviations and len(saved) == len(self.deviations) and not has_feedback:
             if self.B is None:
                 self.gain *= saved[0] / self.deviations[0]
             else:
@@ -222,9 +223,9 @@ class Feedback(nn.Module):
                     for matrix, then, now in zip(self.matrices().values(), saved, self.deviations, strict=True):
                         matrix.mul_(then / now)
             self.deviations = saved
-        own: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
-        missing_keys += own if kept else []
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        missing_keys += missing if has_feedback else []
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -232,14 +233,15 @@ class Feedback(nn.Module):
             destination._metadata[prefix[:-1]]["deviations"] = list(self.deviations)
 
     def guard(self, layer: Layer) -> None:
-        """Have every gradient that arrives at the layer's weights looked at: did the layer itself run?"""
+        """Check every gradient that arrives at the layer's weights: it must have come by the layer itself."""
         for weight in matrices_of(layer):
             if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
                 weight.register_post_accumulate_grad_hook(Guard(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle takes nothing of a pass along."""
-        return {**self.__dict__, "backwards": deque(maxlen=16), "latest": -1, "since": 0, "met": -1}
+        """Leave out what passes have left: the numbers of backwards mean nothing to a copy or a pickle."""
+        fresh = {"backwards": deque(maxlen=16), "last_pass": -1, "passes_since_backward": 0, "last_backward": -1}
+        return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -268,15 +270,15 @@ class Feedback(nn.Module):
         return self
 
     def _note_backwards(self, y: Tensor) -> None:
-        """Have the backward passes that meet the layer's output noted, where no delivery of its own does so."""
+        """Note the backward passes that meet the layer's output, where no delivery of its own does so."""
         if torch.compiler.is_compiling() or transformed() or not isinstance(y, Tensor) or y.grad_fn is None:
-            self.opaque = True
+            self.untraceable = True
             return
         backwards = self.backwards
         y.grad_fn.register_prehook(lambda errors: backwards.append(torch._C._current_graph_task_id()))
 
     def _uncut(self, cut: Any) -> Tensor | None:
-        """What the cut of this layer carries along: the input in front of it, where an error is delivered to that.
+        """Take off the cut of this layer what it carries along: the input in front of it, if that wants an error.
 
         Raises:
             RuntimeError: a hook of somebody else's replaced the input between the cut and the layer.
@@ -292,11 +294,11 @@ class Feedback(nn.Module):
         return x
 
     def axes(self) -> dict[int, int]:
-        """{number of the end: axis of the channels that output and input share, or 0}, for a direct rule."""
+        """Map the number of each output to the axis of the channels that it shares with the input, or to 0."""
         return {self.first_end: self.channels, **{end: axis for end, (_, axis) in self.others.items()}}
 
     def _learns(self, layer: Layer) -> bool:
-        """Whether B receives a gradient: a learned B of a weight that receives one."""
+        """Tell whether B receives a gradient: a learned B of a weight that receives one."""
         if not self.wiring.rule.learned or self.wiring.state.way is not None:
             return False
         weight = layer._parameters.get("weight")
@@ -310,7 +312,7 @@ class Feedback(nn.Module):
         )
 
     def _is_on(self) -> bool:
-        """Whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
+        """Tell whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
         wiring = self.wiring
         state = wiring.state
         if torch.compiler.is_compiling():
@@ -339,7 +341,7 @@ class Feedback(nn.Module):
                 self.wiring.state.runs.clear()
                 raise RuntimeError(_NO_GRAPH)
         else:
-            self.latest = self.wiring.passes
+            self.last_pass = self.wiring.passes
             if torch._C._get_tracing_state() is not None:
                 raise RuntimeError(_NO_GRAPH)
             self._fits(layer)  # not before: under tracing, sizes are tensors
@@ -366,40 +368,40 @@ class Feedback(nn.Module):
             )
 
     def _advances(self) -> bool:
-        """A pass of training, and not its recomputation by activation checkpointing.
-
-        Under re-entrant checkpointing the pass itself has no gradients, and the recomputation is all there is.
-        """
+        """Tell whether the state of the rule may move: in training, and not in a recomputation by checkpointing."""
         if torch.compiler.is_compiling():
             return self.training
-        met = self.backwards[-1] if self.backwards else -1
+        backward = self.backwards[-1] if self.backwards else -1
         if not in_backward():
-            self.ran, self.since = True, self.since + 1 if met == self.met else 1
-            self.met = met
+            self.has_run = True
+            self.passes_since_backward = self.passes_since_backward + 1 if backward == self.last_backward else 1
+            self.last_backward = backward
             return self.training
-        if self.wiring.rule.fresh and self.training and self.ran and self.since > 1:
-            self.since = 0
+        if self.wiring.rule.fresh and self.training and self.has_run and self.passes_since_backward > 1:
+            self.passes_since_backward = 0
             raise RuntimeError(
                 f"layer {self.name!r} ran more than once before this backward pass, and activation checkpointing does "
                 f"not say which pass it recomputes: rule {self.wiring.rule.name!r} has other feedback in each; do "
                 "without checkpointing"
             )
-        return self.training and not self.ran
+        # Under re-entrant checkpointing the pass itself has no gradients, and the recomputation is all there is.
+        return self.training and not self.has_run
 
     def __prepare_scriptable__(self) -> None:
         """Refuse ``torch.jit.script``, which asks every module in this way."""
         raise RuntimeError(_NO_GRAPH)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` says."""
+        """Say rule and shape in ``print(model)``."""
         shape = "x".join(map(str, self.matrix.shape)) or "one number a layer"
         return f"{self.wiring.rule.name}, {shape}"
 
 
-def _cut(x: Tensor, carried: Tensor | None) -> Tensor:
-    """The input detached; what the hook behind the layer needs travels on it, as threads share the module."""
+def _cut(x: Tensor, undetached: Tensor | None) -> Tensor:
+    """Detach an input."""
     cut = x.detach()
-    cut._falign_input = carried  # type: ignore[attr-defined]
+    # What the hook behind the layer needs travels on the tensor and not in the module, which threads share.
+    cut._falign_input = undetached  # type: ignore[attr-defined]
     return cut
 
 
@@ -409,7 +411,7 @@ def _exporting() -> bool:
 
 
 def wants_error(x: Tensor) -> bool:
-    """Whether a backward may ask for the error at x.
+    """Tell whether a backward may ask for the error at x.
 
     Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
     """
@@ -417,7 +419,7 @@ def wants_error(x: Tensor) -> bool:
 
 
 def in_backward() -> bool:
-    """Whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
+    """Tell whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
     return torch._C._current_graph_task_id() != -1
 
 

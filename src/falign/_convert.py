@@ -224,7 +224,7 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, part in parts.items():
             if part.B is None:
-                part.own(here[name])
+                part.unshare(here[name])
             part.matrix.copy_(state[name])
             part.deviations = []  # what is loaded is no longer of the size that was drawn
             for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):

@@ -46,13 +46,13 @@ class EitherWay(Rule):
 
 @runtime_checkable
 class PassRecorder(Protocol):
-    """What a delivery tells a layer: the numbers of the backward passes that met its output."""
+    """A layer, as a delivery sees it: it is told the number of every backward pass that met its output."""
 
     backwards: deque[int]
 
 
 def transformed() -> bool:
-    """Whether a torch.func transform (vmap, grad, …) is at work.
+    """Tell whether a torch.func transform (vmap, grad, …) is at work.
 
     Raises:
         RuntimeError: within ``torch.compile``, which there drops the backward of an autograd function without a word.
@@ -68,15 +68,17 @@ def transformed() -> bool:
 
 
 def _apply(function: type[Function], *args: Any) -> Any:
-    """``function.apply`` without its inspection of the signature, a third of the cost of a small layer's pass."""
+    """Call ``function.apply``."""
     if transformed() or torch.compiler.is_compiling():
         return function.apply(*args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]  # what Function.apply itself ends in
+    # What Function.apply itself ends in, without its inspection of the signature: a third of a small layer's pass.
+    return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
 class _Layerwise(Function):
     """Identity on y; backward: (e, B carries e to x)."""
 
+    # vmap then runs these very methods on its wrapped tensors. A jvp of its own would make Dynamo refuse fullgraph.
     generate_vmap_rule = True
 
     @staticmethod
@@ -89,27 +91,28 @@ class _Layerwise(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, *feedback_inputs = inputs
-        ctx.inside = transformed()  # there B does not say that it wants a gradient
+        ctx.transformed = transformed()
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
         ctx.save_for_backward(*feedback_inputs, *((x.detach(),) if ctx.keeps_x else ()))
 
     @staticmethod
     def backward(ctx: Any, e: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():  # compiled, the number of a backward would become a constant
             ctx.backwards.append(torch._C._current_graph_task_id())
         kind, inputs, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
             *inputs, x = inputs
-        carried = None
+        propagated = None
         if ctx.needs_input_grad[1]:
             feedback = ctx.rule.feedback_matrix(*inputs, scratch=ctx.scratch if plain_eager(*inputs) else None)
             if feedback.dtype != e.dtype:
                 feedback = feedback.to(e.dtype)
-            carried = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
+            propagated = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
         learned = (None,) * len(inputs)
-        if ctx.rule.learned and (ctx.inside or ctx.needs_input_grad[-len(inputs)]):
+        # Within a torch.func transform B does not say that it wants a gradient.
+        if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[-len(inputs)]):
             learned = (kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec), *learned[1:])
-        return e, carried, None, None, None, None, None, None, *learned
+        return e, propagated, None, None, None, None, None, None, *learned
 
 
 class _Direct(Function):
@@ -123,22 +126,22 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Rule,
-        how: tuple[tuple[int, float, int], ...],
+        routes: tuple[tuple[int, float, int], ...],
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
     ):
-        return output.clone()
+        return output.clone()  # not the output or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.how, ctx.reached, ctx.fired, *cuts = inputs
-        count = len(cuts) - len(ctx.how)
+        out, target, ctx.axis, ctx.rule, ctx.routes, ctx.reached, ctx.fired, *cuts = inputs
+        count = len(cuts) - len(ctx.routes)
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.targeted = target is not None
-        ctx.looks = ctx.targeted or overrides_error(ctx.rule)
+        ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
-            *cuts[count:], *((out.detach(),) if ctx.looks else ()), *((target,) if ctx.targeted else ())
+            *cuts[count:], *((out.detach(),) if ctx.reads_output else ()), *((target,) if ctx.targeted else ())
         )
 
     @staticmethod
@@ -148,23 +151,23 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count = len(ctx.how)
-        feedbacks, projected = ctx.saved_tensors[:count], e
-        if ctx.looks:
+        count = len(ctx.routes)
+        feedback_matrices, projected = ctx.saved_tensors[:count], e
+        if ctx.reads_output:
             target = ctx.saved_tensors[count + 1] if ctx.targeted else None
             projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
         wanted = ctx.needs_input_grad[-count - len(ctx.shapes) :]
-        carried: list[Tensor | None] = [None] * len(ctx.shapes)
-        for feedback, (index, gain, channels) in zip(feedbacks, ctx.how, strict=True):
+        errors: list[Tensor | None] = [None] * len(ctx.shapes)
+        for feedback, (index, gain, channels) in zip(feedback_matrices, ctx.routes, strict=True):
             if wanted[index]:
-                here = project(_scaled(projected, gain), feedback, ctx.shapes[index], channels)
-                before = carried[index]
-                carried[index] = here if before is None else before + here
-        return e, None, None, None, None, None, None, *carried, *((None,) * count)
+                error = project(_scaled(projected, gain), feedback, ctx.shapes[index], channels)
+                so_far = errors[index]  # of another layer with the same input
+                errors[index] = error if so_far is None else so_far + error
+        return e, None, None, None, None, None, None, *errors, *((None,) * count)
 
 
 def overrides_error(rule: Rule) -> bool:
-    """Whether a direct rule projects something else than the error itself."""
+    """Tell whether a direct rule projects something else than the error itself."""
     return type(rule).error is not Rule.error
 
 
@@ -214,7 +217,7 @@ def deliver_layerwise(
     backwards: deque,  # of int; said so, a type checker at run time would look into it while another thread adds to it
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
-    """Return y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
+    """Give y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
     return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, *inputs)
 
 
@@ -228,7 +231,7 @@ def deliver_direct(
     reached: list[int],
     fired: list[Any],
 ) -> Tensor:
-    """Return the output; in backward every cut receives the output's error projected by its gain · B.
+    """Give the output; in backward every cut receives the output's error projected by its gain · B.
 
     Args:
         output: the network's output, (batch, ...).
@@ -241,11 +244,11 @@ def deliver_direct(
         fired: the layers that ran; each gets that number too.
     """
     xs: list[Tensor] = []  # each once: layers may share their input (query and key), and Dynamo refuses a repeated one
-    how = []
+    routes = []
     for cut in cuts:
         index = next((place for place, x in enumerate(xs) if x is cut.x), len(xs))
         if index == len(xs):
             xs.append(cut.x)
-        how.append((index, cut.gain, cut.channels[number]))
-    feedbacks = [cut.feedback[number] for cut in cuts]
-    return _apply(_Direct, output, target, axis, rule, tuple(how), reached, fired, *xs, *feedbacks)
+        routes.append((index, cut.gain, cut.channels[number]))
+    feedback_matrices = [cut.feedback[number] for cut in cuts]
+    return _apply(_Direct, output, target, axis, rule, tuple(routes), reached, fired, *xs, *feedback_matrices)

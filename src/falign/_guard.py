@@ -1,4 +1,4 @@
-"""Gradients that came by a weight alone: hooks on the weights of a converted model, which look at every one."""
+"""Hooks on the weights of a converted model: they refuse gradients that came by the weight and not by its layer."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ class Guard:
         Raises:
             RuntimeError: the weight was used by other means than its layer.
         """
-        part = self.part()
-        if part is None or part.opaque or part.latest == part.wiring.passes:
+        part = self.part()  # a weak reference: a weight that outlives its model must not keep the feedback alive
+        if part is None or part.untraceable or part.last_pass == part.wiring.passes:
             return
         if torch._C._current_graph_task_id() in part.backwards or part.wiring.lenient or _is_penalty(weight):
             return
@@ -39,12 +39,12 @@ class Guard:
 
 
 def _is_penalty(weight: Tensor) -> bool:
-    """Whether the gradient is that of a penalty on the size of the weight alone, which carries no error anywhere."""
+    """Tell whether a gradient is that of a penalty on the size of the weight alone, which carries no error anywhere."""
     gradient, weight = weight.grad, weight.detach()
     if gradient is None or gradient.is_sparse:
         return False
     with torch.no_grad():
-        for shape in (weight, weight.sign()):
+        for shape in (weight, weight.sign()):  # of |w|² and of |w|₁
             norms = float(gradient.norm()) * float(shape.norm())
             if norms == 0 or float((gradient * shape).sum()) > (1 - 1e-5) * norms:
                 return True
@@ -52,7 +52,7 @@ def _is_penalty(weight: Tensor) -> bool:
 
 
 def guards_of(weight: Tensor) -> list[Guard]:
-    """The guards that hang on a parameter."""
+    """List the guards that are attached to a parameter."""
     hooks = getattr(weight, "_post_accumulate_grad_hooks", None) or {}
     return [hook for hook in hooks.values() if isinstance(hook, Guard)]
 
@@ -65,9 +65,9 @@ def unguard(weight: Tensor) -> None:
 
 
 def matrices_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a layer, or those that its weight is made of, its bias and its feedback left out.
+    """List the matrices among a layer's parameters, or those that its weight is made of, its feedback left out.
 
-    Nor are the tensors that ``functional_call`` puts in their place: they may be no leaves of a graph.
+    Left out, too, are the tensors that ``functional_call`` puts in their place: they may be no leaves of a graph.
     """
     return [
         parameter
@@ -81,13 +81,13 @@ _watching: list[Any] = []
 
 
 def watch_optimizers() -> None:
-    """Have every optimizer looked at, once, before its first step: does it move learned feedback with its weights?"""
+    """Check every optimizer once, before its first step: it should move learned feedback together with its weights."""
     if not _watching:
         _watching.append(register_optimizer_step_pre_hook(_warn_of_standing_feedback))
 
 
 def _warn_of_standing_feedback(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Pre-hook of all optimizers' steps: warn of learned feedback that will not come closer to its weights."""
+    """Warn of learned feedback that will not come closer to its weights: pre-hook of all optimizers' steps."""
     if optimizer in _looked_at:
         return
     _looked_at.add(optimizer)
@@ -111,6 +111,7 @@ def _warn_of_standing_feedback(optimizer: Optimizer, args: tuple, kwargs: dict[s
 
 
 def _learned(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], "Feedback"]]:
+    # By the guards of the weights: an optimizer made before convert does not have the feedback itself.
     for group in optimizer.param_groups:
         for weight in group["params"]:
             for guard in guards_of(weight):

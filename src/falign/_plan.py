@@ -296,7 +296,7 @@ class Plan:
         for bag in self.model.modules():
             if isinstance(bag, nn.EmbeddingBag):
                 bag.register_forward_pre_hook(wiring.no_weighted_bag, with_kwargs=True)
-        self.model.register_forward_pre_hook(wiring.look, prepend=True)
+        self.model.register_forward_pre_hook(wiring.check_modules, prepend=True)
         if self.rule.wiring == "direct":
             self.model.register_forward_hook(wiring.finish, always_call=True)  # also when the forward raises
         if self.rule.learned:

@@ -1,4 +1,4 @@
-"""What all layers of a converted model share: one ``Wiring``, beside a ``Feedback`` in every layer."""
+"""The wiring of a converted model: what all its layers share, beside a ``Feedback`` in every layer."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class Run:
 
 
 class ThreadState(threading.local):
-    """What holds for the forward passes of one thread, so that threads can share a model.
+    """State of the forward passes of one thread: threads may share a model.
 
     Attributes:
         on: whether the rule is in force (``falign.backprop``).
@@ -57,7 +57,7 @@ class ThreadState(threading.local):
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """Where an error begins under a direct rule.
+    """Place where an error begins under a direct rule.
 
     Attributes:
         output: which tensor of what the model returns.
@@ -74,9 +74,9 @@ class End:
 
 
 class Wiring:
-    """What all layers of one converted model share: the rule, where errors begin, and which modules it has looked at.
+    """State that all layers of a converted model share: the rule, where errors begin, and which modules were seen.
 
-    It is plain Python and hangs nothing on the root module: a root that is ``nn.Sequential`` would run it as a layer.
+    It is plain Python and no submodule of the root: a root that is ``nn.Sequential`` would run it as a layer.
 
     Args:
         rule: the rule.
@@ -101,20 +101,23 @@ class Wiring:
         self.newcomers = newcomers
         self.state = ThreadState()
         self.scratch = Scratch()
-        self.fired: set[str] = set()  # by the latest forward of any thread: recomputations run in threads of autograd
+        # As in ``ThreadState``, of the latest forward of any thread: on a GPU activation checkpointing recomputes in a
+        # thread of autograd's, which has seen no forward and so has no state of its own.
+        self.fired: set[str] = set()
         self.followed = True
         self.passes = 0  # forwards of the model so far
         self.lenient = False  # whether a gradient that came by a weight alone is listed (transport), not refused
-        self.modules: list[nn.Module] = []  # those that were looked at; not their ids, which are given again
+        self.modules: list[nn.Module] = []  # seen by the latest forward; not their ids, which Python gives again
         self.layers: list[tuple[Layer, Feedback, Any]] = []  # layer, its feedback, the weight that is guarded
 
-    def look(self, model: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the root, first of all: count the pass, and look at modules that are new.
+    def check_modules(self, model: nn.Module, args: tuple) -> None:
+        """Count the pass, and check modules that are new: forward pre-hook of the root, before all others.
 
         Raises:
             RuntimeError: a layer came after ``convert`` and does not take the rule.
         """
         if torch.compiler.is_compiling():
+            # Compiled code runs without this hook: what is checked once, while it is made, must be enough.
             for module in model.modules():
                 if type(module) in LAYERS and not ("feedback" in module._modules or SPARED in module.__dict__):
                     raise RuntimeError(_CHANGED)
@@ -133,20 +136,20 @@ class Wiring:
                 if isinstance(part := module._modules.get("feedback"), Feedback)
             ]
         for index, (layer, part, weight) in enumerate(self.layers):
-            now = layer._parameters.get("weight", layer)
-            if now is not weight:  # the first time, or replaced since (load_state_dict(assign=True))
+            weight_now = layer._parameters.get("weight", layer)
+            if weight_now is not weight:  # the first time, or replaced since (load_state_dict(assign=True))
                 part.guard(layer)
-                self.layers[index] = layer, part, now
+                self.layers[index] = layer, part, weight_now
 
     def start(self, model: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the root under a direct rule: begin a run.
+        """Begin a run: forward pre-hook of the root under a direct rule.
 
         Raises:
             RuntimeError: the model calls itself: errors of the outer call would be lost.
         """
         state, compiling = self.state, torch.compiler.is_compiling()
         if state.runs and torch.is_grad_enabled() and not compiling:
-            del state.runs[:]
+            del state.runs[:]  # or the run that was broken off would stand in the way of the next call as well
             raise RuntimeError(
                 "a direct rule needs a model that does not call itself: use a layerwise rule (if an earlier "
                 "forward was broken off, call again)"
@@ -154,7 +157,7 @@ class Wiring:
         state.runs.append(Run(watched=not (compiling or transformed())))
 
     def finish(self, model: nn.Module, args: tuple, result: Any) -> Any:
-        """Forward hook of the root: hang the deliveries that were not hung on a layer's output on the model's."""
+        """Deliver at the model's output what was not delivered at a layer's: forward hook of the root."""
         state = self.state
         if not state.runs:  # the start was not reached: another hook in front of it raised
             return None
@@ -176,7 +179,7 @@ class Wiring:
         return result
 
     def deliver(self, number: int, output: Tensor, run: Run) -> Tensor:
-        """The output, with the delivery of its error to the cuts hung on it."""
+        """Give the output, of the same shape, whose backward delivers its error to the cuts."""
         end, rule = self.ends[number], self.rule
         cuts = [cut for cut in run.cuts if number in cut.feedback]
         if not cuts:
@@ -204,17 +207,17 @@ class Wiring:
                     "the axis of its one output, and take it off in the loss"
                 )
             target, axis = as_output(rule.name, self.state.target, output)
-        reached: list[int] = []
+        reached: list[int] = []  # the delivery appends the number of each backward, the hook below looks for it
         delivered = deliver_direct(output, target, axis, rule, number, cuts, reached, run.fired)
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
 
     def no_weighted_bag(self, bag: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of an ``nn.EmbeddingBag``.
+        """Refuse weights of the samples that want gradients: forward pre-hook of an ``nn.EmbeddingBag``.
 
         Raises:
-            RuntimeError: the weights of its samples want gradients, which would be errors times the looked-up weights.
+            RuntimeError: they do, and their gradients would be errors times the looked-up weights.
         """
         weights = kwargs.get("per_sample_weights", args[2] if len(args) > 2 else None)
         if self.state.on and torch.is_grad_enabled() and isinstance(weights, Tensor) and weights.requires_grad:
@@ -224,23 +227,23 @@ class Wiring:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle takes nothing of a forward along, nor the whole model by way of one of its layers."""
+        """Leave out what forwards have left, and the modules: a copy of one layer would copy the whole model."""
         return {**self.__dict__, "modules": [], "layers": [], "lenient": False}
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, quickly: this runs before every forward."""
-    found, seen = [model], {id(model)}
-    for module in found:
+    """List all modules of a model, in a third of the time of ``model.modules()``: this runs before every forward."""
+    modules, seen = [model], {id(model)}
+    for module in modules:  # it grows meanwhile
         for child in module._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                found.append(child)
-    return found
+                modules.append(child)
+    return modules
 
 
 def _refuse_another_way(reached: list[int], error: Tensor) -> None:
-    """Raise in a backward that reaches the output without having passed the delivery hung on it."""
+    """Raise in a backward that reaches the output without having passed the delivery."""
     if torch._C._current_graph_task_id() not in reached:
         raise RuntimeError(
             "the loss does not pass through the model's output that carries the error, so no layer below the last "
@@ -250,46 +253,50 @@ def _refuse_another_way(reached: list[int], error: Tensor) -> None:
 
 
 def wirings(model: nn.Module) -> list[Wiring]:
-    """The wirings of all converted models within a model, itself included, and of the one that it is a part of.
+    """Collect the wirings of all converted models within a model, itself included, and of the one it is a part of.
 
     Raises:
         TypeError: it is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-    found = [wiring for module in model.modules() if (wiring := module.__dict__.get(WIRING)) is not None]
+    collected = [wiring for module in model.modules() if (wiring := module.__dict__.get(WIRING)) is not None]
     for part in model.modules():
-        if isinstance(part, Feedback) and part.wiring not in found:
-            found.append(part.wiring)
-    return found
+        if isinstance(part, Feedback) and part.wiring not in collected:
+            collected.append(part.wiring)
+    return collected
 
 
 def converted(model: nn.Module) -> list[Wiring]:
-    """The same, where there must be one.
+    """Collect the wirings as ``wirings`` does, where there must be one.
 
     Raises:
         ValueError: the model is not converted.
     """
-    found = wirings(model)
-    if not found:
+    collected = wirings(model)
+    if not collected:
         raise ValueError(f"the model ({type(model).__name__}) is not converted: call falign.convert(model, rule) first")
-    return found
+    return collected
 
 
 def feedbacks(model: nn.Module) -> dict[str, Feedback]:
-    """{layer name, from this model on: its feedback} of a converted model, of a part of one, or of several in one."""
+    """Map the names of layers, from this model on, to their feedback; of a part of a converted model as well.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
     converted(model)
-    found = ((name, part) for name, part in model.named_modules() if isinstance(part, Feedback))
-    return {name.removesuffix("feedback").removesuffix("."): part for name, part in found}
+    parts = ((name, part) for name, part in model.named_modules() if isinstance(part, Feedback))
+    return {name.removesuffix("feedback").removesuffix("."): part for name, part in parts}
 
 
 def wiring_of(model: nn.Module) -> Wiring | None:
-    """The wiring of a model that was itself given to ``convert``; None of a part, a wrapper or a plain model."""
+    """Give the wiring of a model that was itself given to ``convert``; None of a part, a wrapper or a plain model."""
     return model.__dict__.get(WIRING)
 
 
 def is_measured(model: nn.Module) -> bool:
-    """Whether the running pass is a measurement, and no part of the training."""
+    """Tell whether the running pass is a measurement, and no part of the training."""
     return any(wiring.state.measured for wiring in wirings(model))
 
 
@@ -311,16 +318,16 @@ def true_errors(model: nn.Module) -> Iterator[Way]:
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Whatever a pass within does to them, buffers, random generators and modes are afterwards as they were before.
+    """Put back buffers, random generators and modes afterwards, whatever the passes within have done to them.
 
     The generators are PyTorch's (of the CPU and of the CUDA devices that the model is on), Python's and NumPy's global
     ones. Buffers are put back in place, and in their module's slot if the pass replaced them. A backward that is still
     to come may recompute a part of its forward (activation checkpointing): it does so by the rule of that forward.
     """
     parts = [part for part in model.modules() if isinstance(part, Feedback)]
-    # Feedback that no pass moves is not copied: it may be as large as the weights.
+    # Feedback that no pass moves is not copied: it is as large as the weights.
     fixed = {id(part.sequence.values if part.B is None else part.B) for part in parts if not part.wiring.rule.adapts}
-    kept = [
+    buffers = [
         (module, name, buffer, buffer if buffer is None or id(buffer) in fixed else buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
@@ -335,7 +342,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for module, name, buffer, value in kept:
+                for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer
                     if buffer is not None and value is not None and value is not buffer:
                         buffer.data.copy_(value)  # its version stays: a backward still to come may have saved it
@@ -349,7 +356,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module within ``torch.compile``'s and the data-parallel wrappers."""
+    """Give the module within ``torch.compile``'s and the data-parallel wrappers."""
     while type(model).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel"):
         model = model.get_submodule("_orig_mod" if type(model).__name__ == "OptimizedModule" else "module")
     return model
