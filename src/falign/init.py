@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from falign._preserve import DrawOnCPU
-from falign._validation import describe, is_number, is_whole
+from falign._validation import describe, fraction, is_whole, positive
 from falign._wiring import converted, unwrapped
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -150,8 +150,7 @@ def dominant(model: _Model, *, example: Any, seed: int = 0, share: float = 0.5) 
 
     Source: derived from the law; Robertson and Koyejo 2024 (ICML) state convergence for certain initialisations.
     """
-    if not (is_number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {describe(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    fraction("share", share, below=False)
     balances, _ = _lawful(model, example)
     _check_resolution("share", share, max(_smallest_normal(balance) for balance in balances.values()))
     generic(model, seed=seed)
@@ -182,8 +181,7 @@ def small(model: _Model, *, example: Any, seed: int = 0, size: float = 0.01) -> 
 
     Source: derived from the law.
     """
-    if not (is_number(size) and size > 0):
-        raise ValueError(f"size is {describe(size)}, expected a factor above 0: from all zeros nothing would learn")
+    positive("size", size)  # from all zeros nothing would learn
     balances, followed = _lawful(model, example)
     if not followed.outputs:
         raise ValueError("the model's output is not that of a linear layer or convolution: none can be set to zero")

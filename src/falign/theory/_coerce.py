@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import cache, wraps
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
-from falign._validation import dense_tensor, describe, is_number, whole_number
+from falign._validation import check_finite, check_same_format, dense_tensor, describe, is_number, one_of, whole_number
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 
@@ -134,23 +134,10 @@ def _enter(arguments: dict[str, Any], hints: Mapping[str, Any], strict: bool) ->
         if name in hints:
             arguments[name] = look.fitted(name, value, hints[name])
     if strict:
-        _alike(held)
+        floating = {one.name: one.tensor for one in held if one.tensor.is_floating_point()}
+        floating.pop("times", None)  # times to record at may have any format
+        check_same_format(**floating)
         _shapes_fit(held)
-
-
-def _alike(held: list[_Held]) -> None:
-    """Refuse tensors of different number formats or devices."""
-    given = [one for one in held if one.tensor.is_floating_point() and one.name != "times"]  # points on an axis
-    for first, other in pairwise(given):
-        if (other.tensor.dtype, other.tensor.device) != (first.tensor.dtype, first.tensor.device):
-            raise ValueError(
-                f"{other.name} is {_kind(other.tensor)}, {first.name} {_kind(first.tensor)}: pass one number format on "
-                f"one device, such as {other.name}.to({first.name})"
-            )
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} on {tensor.device}"
 
 
 def _shapes_fit(held: list[_Held]) -> None:
@@ -188,9 +175,7 @@ class _Look:
         if origin in (Union, types.UnionType):
             return self._any_of(name, value, get_args(hint))
         if origin is Literal:
-            if not (isinstance(value, str) and value in get_args(hint)):
-                raise ValueError(f"{name} is {describe(value)}, expected one of {', '.join(get_args(hint))}")
-            return value
+            return one_of(name, value, get_args(hint))
         if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Collection)):
             return self._several(name, value, origin, get_args(hint))
         if origin is not None:  # a callable with its arguments
@@ -304,8 +289,8 @@ class _Look:
             raise ValueError(f"{name} is in {str(found.dtype).removeprefix('torch.')}, expected {expected}")
         if self._strict and not found.numel():
             raise ValueError(f"{name} has shape {list(found.shape)}, expected at least one number")
-        if self._strict and wanted and not found.isfinite().all():
-            raise ValueError(f"{int((~found.isfinite()).sum())} numbers of {name} are not finite: clean them first")
+        if self._strict and wanted:
+            check_finite(name, found)
         self._held.append(_Held(name, found, hint))
         return found
 

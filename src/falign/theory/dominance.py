@@ -18,10 +18,10 @@ from falign.theory.conservation._network import (
     Points,
     State,
     activation,
+    check_inputs,
+    check_layers,
+    check_targets,
     feedback_matrices,
-    fits_inputs,
-    fits_layers,
-    fits_targets,
     output,
 )
 from falign.theory.conservation._simulate import Trajectory
@@ -305,7 +305,7 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
     """
     _two_layers(state)
     f = output(state, dynamics, X)
-    fits_targets(f, y)
+    check_targets(f, y)
     v, m = state.W[1][:, 0], feedback_matrices(state, dynamics)[0][:, 0]
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
     weighed = dynamics.loss.error(f, y) * dynamics.activation.slope(z)
@@ -372,8 +372,8 @@ def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tens
     _two_layers(state)
     if dynamics.loss.name != "squared":
         raise ValueError(f"the rate is that of the squared loss, got {dynamics.loss.name!r}")
-    fits_layers(state.W, state.b)
-    fits_inputs(state.W[0], X)
+    check_layers(state.W, state.b)
+    check_inputs(state.W[0], X)
     one = 1.0 if state.b else 0.0
     z = X @ state.W[0].mT + (state.b[0].unsqueeze(-2) if state.b else 0)
     h, slope = dynamics.activation.value(z), dynamics.activation.slope(z)

@@ -16,6 +16,9 @@ from falign._validation import (
     feature_table,
     is_number,
     is_whole,
+    non_negative,
+    positive,
+    step_count,
 )
 from falign.feedback import generator
 from falign.theory._coerce import public, recording
@@ -145,12 +148,10 @@ def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> 
 
 
 def _course(steps: int, rate: float | None, converged: float) -> None:
-    if not is_whole(steps) or steps < 1:
-        raise ValueError(f"steps is {describe(steps)}, expected a whole number from 1 on")
-    if rate is not None and not (is_number(rate) and rate > 0):
-        raise ValueError(f"rate is {describe(rate)}, expected a positive number, or None")
-    if not (is_number(converged) and converged >= 0):
-        raise ValueError(f"converged is {describe(converged)}, expected a number of at least 0")
+    step_count(steps, least=1)
+    if rate is not None:
+        positive("rate", rate)
+    non_negative("converged", converged)
 
 
 def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:

@@ -186,7 +186,7 @@ LOW = torch.outer(torch.arange(1.0, 5), torch.arange(1.0, 6)).double()
         (lambda: _network(B=[drawn(5, 4)]), r"feedback has shapes \[\(1, 5, 4\)\], fa wants \[\(1, 4, 5\)\]"),
         (lambda: _network(B=[]), r"feedback has shapes \[\], fa wants"),
         (lambda: _network(B=[LOW]), "B_2 of run 0 has rank 1, expected 4, the full rank of a 4 by 5 matrix"),
-        (lambda: _network(W=[drawn(5, 6), drawn(4, 5) / 0]), "W_2 holds 20 numbers that are not finite"),
+        (lambda: _network(W=[drawn(5, 6), drawn(4, 5) / 0]), "20 numbers of W_2 are not finite"),
         (lambda: _network(W=[drawn(5), drawn(4, 5)]), r"W_1 has shape \(5,\), expected \[out in\]"),
         (lambda: compressed(drawn(4, 3), drawn(5, 2)), "4 inputs and 5 targets"),
         (lambda: compressed(torch.zeros(4, 3), drawn(4, 2)), "all 4 inputs are zero"),

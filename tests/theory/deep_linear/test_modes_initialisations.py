@@ -92,12 +92,15 @@ def test_starts_by_name_and_depth():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: initialisation("orthogonal"), "initialisation is 'orthogonal', expected one of zero, small, positive"),
+        (
+            lambda: initialisation("orthogonal"),
+            "unknown initialisation 'orthogonal': choose one of zero, small, positive",
+        ),
         (lambda: initialisation("small").start(0.0), "size is 0.0"),
         (lambda: initialisation("small").start(1.0, 1), "depth is 1, expected a whole number from 2 on"),
         (lambda: phase_diagram([0.5], [1.0], branch="input"), "branch is 'input', expected one of output, aligned"),
         (lambda: phase_diagram([0.5], [0.0]), "λ above 0"),
-        (lambda: initialisation([]), "initialisation is \\[\\], expected one of zero"),
+        (lambda: initialisation([]), "unknown initialisation \\[\\]: choose one of zero"),
         (lambda: phase_diagram([], [1.0]), "expected a list each"),
         (lambda: phase_diagram([1.0], []), "expected a list each"),
         (

@@ -100,5 +100,5 @@ def test_published_sizes_fit_where_they_should():
     assert 1e9 < dual < 1.4e9
     assert bytes_needed("literal", **block) > 2 * dual
     assert bytes_needed("width-free", **block) < dual / 200
-    with pytest.raises(ValueError, match="unknown engine"):
+    with pytest.raises(ValueError, match="engine is 'plain', expected one of literal, dual, width-free"):
         bytes_needed("plain", n=1, d=1, p=1)

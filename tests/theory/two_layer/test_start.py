@@ -95,7 +95,7 @@ def test_projection_of_many_points_has_the_same_run():
 
 @pytest.mark.parametrize("size", ["n", "d", "p", "outputs"])
 def test_empty_sizes_are_refused(size):
-    with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{size} is 0, expected a whole number from 1 on"):
         draw([0], **{"n": 2, "d": 2, "p": 2, size: 0})
 
 
@@ -107,7 +107,7 @@ def test_empty_sizes_are_refused(size):
         ({"beta": torch.zeros(2, 8).double()}, "beta has shape"),
         ({"b": torch.zeros(2, 9, 1).double()}, "b has shape"),
         ({"W": torch.zeros(9, 7).double()}, "W must be"),
-        ({"X": torch.full((2, 6, 7), torch.nan).double()}, "X holds numbers that are not finite"),
+        ({"X": torch.full((2, 6, 7), torch.nan).double()}, "84 numbers of X are not finite"),
         ({"y": torch.zeros(2, 6)}, "y is torch.float32"),
         ({"X": torch.zeros(2, 0, 7).double(), "y": torch.zeros(2, 0).double()}, "X is empty"),
         ({"X_test": torch.zeros(2, 3, 7).double()}, "X_test and y_test come together"),
@@ -121,7 +121,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 
 
 def test_wrong_choices_are_refused():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="seeds is 0, expected a whole number from 1 on"):
         draw([], n=2, d=2, p=2)
     with pytest.raises(ValueError, match="unknown activation"):
         draw([0], n=2, d=2, p=2, activation="swish")
@@ -131,7 +131,7 @@ def test_wrong_choices_are_refused():
 
 def test_a_negative_number_of_test_points_is_refused():
     for drawing in (draw, draw_reduced):
-        with pytest.raises(ValueError, match="test must be at least 0, got -1"):
+        with pytest.raises(ValueError, match="test is -1, expected a whole number from 0 on"):
             drawing([0], n=2, d=2, p=2, test=-1)
 
 

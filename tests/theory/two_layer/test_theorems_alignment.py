@@ -147,11 +147,11 @@ def test_a_run_that_has_not_converged_does_not_judge_the_law():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"strength": 0.0}, "positive, finite strength"),
-        ({"strength": -1.0}, "positive, finite strength"),
-        ({"sum_constant": 0.0}, "positive, finite sum_constant"),
-        ({"d": 0}, "positive, finite d"),
-        ({"delta": 1.0}, "between 0 and 1"),
+        ({"strength": 0.0}, "strength is 0.0, expected a positive number"),
+        ({"strength": -1.0}, "strength is -1.0, expected a positive number"),
+        ({"sum_constant": 0.0}, "sum_constant is 0.0, expected a positive number"),
+        ({"d": 0}, "d is 0, expected a positive number"),
+        ({"delta": 1.0}, "delta is 1.0, expected a number above 0 and below 1"),
     ],
 )
 def test_what_leaves_no_ridge_is_refused(wrong, named):

@@ -208,27 +208,28 @@ def test_bad_requests_are_refused():
 @pytest.mark.parametrize("gamma", [-1.0, 0.0, inf])
 def test_gamma_must_be_positive(gamma):
     gram = sample([0], n=3, d=30, p=100, inputs="scaled")
-    with pytest.raises(ValueError, match="positive, finite gamma"):
+    with pytest.raises(ValueError, match=f"gamma is {gamma}, expected a positive number"):
         theorem_3_2(_start(p=10), activation="tanh", rate=0.1, steps=1, gamma=gamma)
-    with pytest.raises(ValueError, match="positive, finite gamma"):
+    with pytest.raises(ValueError, match=f"gamma is {gamma}, expected a positive number"):
         theorem_4_3(gram, d=30, rate=0.1, steps=1, gamma=gamma)
 
 
 @pytest.mark.parametrize("delta", [-0.1, 0.0, 1.0, 2.0, float("nan")])
 def test_delta_lies_between_0_and_1(delta):
     gram = sample([0], n=3, d=30, p=100, inputs="scaled")
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=f"delta is {delta}, expected a number above 0 and below 1"):
         theorem_3_2(_start(p=10), activation="tanh", rate=0.1, steps=1, delta=delta)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=f"delta is {delta}, expected a number above 0 and below 1"):
         theorem_4_2(_start(p=10), activation="tanh", rate=0.1, steps=1, penalties=CUTOFF, delta=delta)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=f"delta is {delta}, expected a number above 0 and below 1"):
         theorem_4_3(gram, d=30, rate=0.1, steps=1, delta=delta)
 
 
 def test_other_constants_must_be_positive_and_inputs_not_all_zero():
     gram = sample(range(2), n=3, d=30, p=100, inputs="scaled")
     for wrong in ({"largest": 0.0}, {"sum_constant": -1.0}, {"d": 0}):
-        with pytest.raises(ValueError, match=f"positive, finite {next(iter(wrong))}"):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected a positive number"):
             theorem_4_3(gram, rate=0.1, steps=1, **{"d": 30, **wrong})
     with pytest.raises(ValueError, match="XXᵀ is zero"):
         theorem_4_3(replace(gram, K=0 * gram.K), d=30, rate=0.1, steps=1)

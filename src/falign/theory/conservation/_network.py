@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import check_floating, describe, is_number, is_whole
+from falign._validation import check_floating, describe, named, non_negative, positive, step_count
 from falign.theory._coerce import public, typed
 from falign.theory.conservation._rules import FeedbackRule, rule
 
@@ -53,14 +53,12 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """The activation of that name.
+    """Look up an activation by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {describe(name)}: choose one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return named("activation", name, ACTIVATIONS)
 
 
 # Losses as means over the batch, and the error ``∂L/∂f`` that the output hands back.
@@ -112,20 +110,18 @@ LOSSES: dict[str, Loss] = {
 
 
 def loss(name: str) -> Loss:
-    """The loss of that name.
+    """Look up a loss by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in LOSSES:
-        raise ValueError(f"unknown loss {describe(name)}: choose one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    return named("loss", name, LOSSES)
 
 
 # Refusals of layers that do not fit each other, and of data and batches that do not fit a network.
 
 
-def fits_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+def check_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     """Refuse weights [runs out in] that are no chain, and biases of other shapes.
 
     Raises:
@@ -138,7 +134,7 @@ def fits_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
         raise ValueError(f"weights {shapes} and biases {biases} are no network: expected [runs out in] and [runs out]")
 
 
-def fits_inputs(W: Tensor, X: Tensor) -> None:
+def check_inputs(W: Tensor, X: Tensor) -> None:
     """Refuse inputs of another shape or type than the first layer's.
 
     Raises:
@@ -154,7 +150,7 @@ def fits_inputs(W: Tensor, X: Tensor) -> None:
         raise ValueError(f"inputs are {X.dtype}, the weights {W.dtype}: pass X.to(W.dtype)")
 
 
-def fits_targets(f: Tensor, y: Tensor) -> None:
+def check_targets(f: Tensor, y: Tensor) -> None:
     """Refuse targets of another shape than the outputs.
 
     Raises:
@@ -165,18 +161,14 @@ def fits_targets(f: Tensor, y: Tensor) -> None:
         raise ValueError(f"targets have shape {tuple(y.shape)}, the outputs {tuple(f.shape)}: one row a point")
 
 
-def step_count(steps: int | Tensor, n: int) -> int:
-    """The number of steps; of batches, each names points.
+def count_steps(steps: int | Tensor, n: int) -> int:
+    """Count steps, given their number or, as a tensor [steps batch], the indices of each batch's points among n.
 
     Raises:
-        ValueError: they are no whole numbers, or name points that are not there.
+        ValueError: the number is not whole or negative, or an index is not whole or out of range.
     """
     if not isinstance(steps, Tensor):
-        if not is_whole(steps) or steps < 0:
-            raise ValueError(
-                f"steps is {describe(steps)}, expected a whole number of at least 0, or the points of each batch"
-            )
-        return steps
+        return step_count(steps)
     indices = not steps.is_floating_point() and not steps.is_complex() and steps.dtype != torch.bool
     if steps.ndim != 2 or not indices or (steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < n):
         raise ValueError(f"batches of shape {tuple(steps.shape)} must be [steps batch] whole numbers below {n}")
@@ -212,7 +204,7 @@ class State(NamedTuple):
         Raises:
             ValueError: a layer does not fit the others.
         """
-        fits_layers(self.W, self.b)
+        check_layers(self.W, self.b)
         first, parts = self.W[0], (*self.W, *self.b, *self.B)
         if any(
             part.ndim < 2 or len(part) != len(first) or (part.dtype, part.device) != (first.dtype, first.device)
@@ -262,14 +254,10 @@ class Dynamics:
                     f"{name} is {describe(part)}, expected what {name}(name) gives: a value of {kind.__name__}"
                 )
         for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
-            if not (is_number(rate) and rate > 0):
-                raise ValueError(
-                    f"a layer's rate is {describe(rate)}, expected a positive number: the law divides by it"
-                )
+            positive("a layer's rate", rate)  # the law divides by it
         decays = self.decays if isinstance(self.decays, tuple) else (self.decays,)
         for name, value in (*(("a decay", decay) for decay in decays), ("tracking", self.tracking)):
-            if not (is_number(value) and value >= 0):
-                raise ValueError(f"{name} is {describe(value)}, expected a number of at least 0")
+            non_negative(name, value)
 
     @public
     def of_layers(self, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -297,7 +285,7 @@ def output(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, "runs n
 def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, " runs"]:
     """The mean loss, without any penalty."""
     f = output(state, dynamics, X)
-    fits_targets(f, y)
+    check_targets(f, y)
     return dynamics.loss.mean(f, y)
 
 
@@ -316,7 +304,7 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
         Gradients in the place of W and b; no feedback.
     """
     inputs, sums = _forward(state, dynamics, X)
-    fits_targets(sums[-1], y)
+    check_targets(sums[-1], y)
     errors = [dynamics.loss.error(sums[-1], y)]
     matrices = state.W[1:] if true else feedback_matrices(state, dynamics)
     for layer in range(state.depth - 2, -1, -1):
@@ -376,8 +364,8 @@ def _feedback_motion(
 
 def _forward(state: State, dynamics: Dynamics, X: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs h_0, …, h_{L-1} of the layers and their sums z_1, …, z_L."""
-    fits_layers(state.W, state.b)
-    fits_inputs(state.W[0], X)
+    check_layers(state.W, state.b)
+    check_inputs(state.W[0], X)
     inputs, sums = [X.expand(state.W[0].shape[0], *X.shape[-2:])], []
     for layer, W in enumerate(state.W):
         z = inputs[-1] @ W.mT

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from falign._validation import describe
+from falign._validation import named
 from falign.theory._coerce import public, typed
 
 MatrixFunction = Callable[[Tensor, Tensor], Tensor]
@@ -129,11 +129,9 @@ RULES: dict[str, FeedbackRule] = {
 
 
 def rule(name: str) -> FeedbackRule:
-    """The rule of that name.
+    """Look up a rule by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"unknown rule {describe(name)}: choose one of {', '.join(RULES)}")
-    return RULES[name]
+    return named("rule", name, RULES)

@@ -14,7 +14,7 @@ from torch import Tensor
 from falign._validation import as_list, describe, positive, recording_steps, recording_times
 from falign.theory._coerce import outermost, recording
 from falign.theory.conservation import _law
-from falign.theory.conservation._network import Dynamics, Points, State, gradients, loss_of, step_count, velocity
+from falign.theory.conservation._network import Dynamics, Points, State, count_steps, gradients, loss_of, velocity
 
 # What can be recorded of a network on its way, by name, and the record.
 
@@ -152,7 +152,7 @@ def gradient_descent(
     positive("rate", rate)
     taken = measurements_named(names)
     _fitting(state, dynamics, X, y)
-    count = step_count(steps, X.shape[-2])
+    count = count_steps(steps, X.shape[-2])
     at = recording_steps(count, at)
     now, wanted = state, set(at)
     expected = torch.zeros_like(_law.incoming(state, dynamics))

@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from falign._validation import as_list, check_memory, describe, is_number, is_whole
+from falign._validation import as_list, check_memory, fraction, is_whole, positive
 from falign.feedback import generator
 from falign.theory._coerce import public
 from falign.theory.conservation._law import lawful
@@ -36,8 +36,6 @@ def draw(
         ValueError: there is no hidden layer, a width below 1 or not whole, no seed, or a scale that is no number.
     """
     widths, seeds = as_list("widths", widths), as_list("seeds", seeds)
-    if not is_number(scale):
-        raise ValueError(f"scale is {describe(scale)}, expected a finite number")
     if len(widths) < 3 or not all(is_whole(width) and width >= 1 for width in widths) or not seeds:
         raise ValueError(f"a network needs widths of inputs, hidden layers and outputs and a seed, got {list(widths)}")
 
@@ -75,8 +73,7 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
 
     Source: derived from the law.
     """
-    if not (is_number(share) and 0 < share <= 1):
-        raise ValueError(f"share is {describe(share)}, expected a number above 0 and up to 1: the bound is C ≤ 0 at 1")
+    fraction("share", share, below=False)
     W, b, matrices, B = (
         list(state.W),
         list(state.b),
@@ -107,8 +104,7 @@ def small(state: State, size: float) -> State:
 
     Source: derived from the law.
     """
-    if not (is_number(size) and size > 0):
-        raise ValueError(f"size is {describe(size)}, expected a factor above 0: from all zeros nothing would learn")
+    positive("size", size)  # from all zeros nothing would learn
     below = tuple(W * size for W in state.W[:-1])
     return state._replace(W=(*below, torch.zeros_like(state.W[-1])), b=tuple(b * size for b in state.b))
 

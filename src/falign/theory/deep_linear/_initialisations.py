@@ -12,7 +12,7 @@ anti-regularisation; the starts are ours.
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from falign._validation import describe, is_whole, positive
+from falign._validation import named, positive, whole_between
 from falign.theory._coerce import public
 from falign.theory.deep_linear._modes import DEEPEST
 
@@ -52,8 +52,7 @@ class Initialisation:
             ValueError: the size is not positive or there are fewer than two layers.
         """
         positive("size", size)
-        if not is_whole(depth) or not 2 <= depth <= DEEPEST:
-            raise ValueError(f"depth is {describe(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
+        whole_between("depth", depth, 2, DEEPEST)
         first, second, above = self.signs
         return tuple(float(size * sign) for sign in (first, second, *[above] * (depth - 2)))
 
@@ -128,6 +127,4 @@ def initialisation(name: str) -> Initialisation:
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in INITIALISATIONS:
-        raise ValueError(f"initialisation is {describe(name)}, expected one of {', '.join(INITIALISATIONS)}")
-    return INITIALISATIONS[name]
+    return named("initialisation", name, INITIALISATIONS)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from falign._validation import describe, is_whole, positive
+from falign._validation import describe, positive, whole_between
 from falign.theory._coerce import public, recording
 from falign.theory.deep_linear._flow import ReducedOde, first_passage, reduced_ode
 from falign.theory.deep_linear._modes import DEEPEST, Modes
@@ -90,8 +90,7 @@ def depth_slope(depth: int) -> float:
 
     Source: derived.
     """
-    if not is_whole(depth) or not 2 <= depth <= DEEPEST:
-        raise ValueError(f"depth is {describe(depth)}, expected a whole number from 2 on, up to {DEEPEST}")
+    whole_between("depth", depth, 2, DEEPEST)
     return -(2**depth - 2) / (2**depth - 1)
 
 

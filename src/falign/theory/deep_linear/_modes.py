@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, as_list, describe, float_tensor
+from falign._validation import Numbers, as_list, float_tensor, one_of
 from falign.theory._coerce import public, typed
 
 # Which numbers a mode may have, and the sentences that refuse others.
@@ -201,8 +201,7 @@ def modes(
         ValueError: a number is not finite or out of range, or the error of a mode is; shapes do not fit, or the rule is
             unknown.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule is {describe(rule)}, expected one of {', '.join(get_args(Rule))}")
+    one_of("rule", rule, get_args(Rule))
     tabled = getattr(weights, "ndim", 1) > 1
     layers = list(cast(Tensor, weights)) if tabled else as_list("weights", weights)
     if len(layers) < 2:

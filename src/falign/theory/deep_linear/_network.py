@@ -14,20 +14,22 @@ from torch import Tensor
 
 from falign._validation import (
     Numbers,
+    check_finite,
     check_full_rank,
     check_squarable,
     describe,
     feature_table,
     float_tensor,
-    is_whole,
+    one_of,
     positive,
     recording_times,
+    step_count,
 )
 from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
 from falign.theory.conservation import Dynamics, State, Trajectory, velocity
-from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs
+from falign.theory.conservation._network import Points, check_inputs, feedback_matrices
 from falign.theory.deep_linear._modes import Rule
 
 _ITERATIONS = 60
@@ -47,8 +49,7 @@ def linear(rule: Rule = "fa") -> Dynamics:
     Raises:
         ValueError: the rule is none of fa, dfa, bp.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule is {describe(rule)}, expected one of {', '.join(get_args(Rule))}")
+    one_of("rule", rule, get_args(Rule))
     return Dynamics(
         activation=conservation.activation("linear"), rule=conservation.rule(rule), loss=conservation.loss("squared")
     )
@@ -109,7 +110,7 @@ def local_rate(
 
     Source: derived.
     """
-    fits_inputs(state.W[0], X)
+    check_inputs(state.W[0], X)
     dynamics, covariance = linear(rule), X.mT @ X / X.shape[-2]
     depth, matrices = state.depth, feedback_matrices(state, dynamics)
     runs, outputs, _ = state.W[-1].shape
@@ -150,8 +151,7 @@ def _matrix(name: str, given: Numbers) -> Tensor:
     found = float_tensor(name, given)
     if found.ndim not in (2, 3) or not found.numel():
         raise ValueError(f"{name} has shape {tuple(found.shape)}, expected [out in] or [runs out in]")
-    if not found.isfinite().all():
-        raise ValueError(f"{name} holds {int((~found.isfinite()).sum())} numbers that are not finite")
+    check_finite(name, found)
     return found if found.ndim == 3 else found.unsqueeze(0)
 
 
@@ -319,8 +319,7 @@ def stepped(
         ValueError: the rate is not positive, or the steps are no whole number from 1 on.
     """
     positive("rate", rate)
-    if not is_whole(steps) or steps < 1:
-        raise ValueError(f"steps is {describe(steps)}, expected a whole number from 1 on")
+    step_count(steps, least=1)
     for _ in range(steps):
         after = state.map(lambda value, change: value + rate * change, velocity(state, dynamics, X, Y))
         yield state, after

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, describe
+from falign._validation import Numbers, one_of
 from falign.theory._coerce import recording
 from falign.theory.deep_linear._learning import learning_time_and_slope
 from falign.theory.deep_linear._modes import finite, modes
@@ -69,8 +69,7 @@ def phase_diagram(
     Raises:
         ValueError: the branch is unknown, K or λ is no list, or a number is out of range or not finite.
     """
-    if branch not in get_args(Branch):
-        raise ValueError(f"branch is {describe(branch)}, expected one of {', '.join(get_args(Branch))}")
+    one_of("branch", branch, get_args(Branch))
     K, λ = finite("invariants", invariants).double(), finite("targets", targets).double()
     if K.ndim != 1 or λ.ndim != 1 or not len(K) or not len(λ) or not (λ > 0).all():
         raise ValueError(f"K has shape {tuple(K.shape)} and λ {tuple(λ.shape)}: expected a list each, and λ above 0")

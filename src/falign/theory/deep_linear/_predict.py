@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import Numbers, describe, real_tensor, recording_times
+from falign._validation import Numbers, one_of, real_tensor, recording_times
 from falign.theory import conservation
 from falign.theory._coerce import public
 from falign.theory.conservation import State, Trajectory
-from falign.theory.conservation._network import Points, feedback_matrices, fits_inputs, stored_feedback
+from falign.theory.conservation._network import Points, check_inputs, feedback_matrices, stored_feedback
 from falign.theory.deep_linear import _steps
 from falign.theory.deep_linear._modes import Modes, Rule, modes
 from falign.theory.deep_linear._network import Compressed, compressed, covariances, data, linear, network, warn_of_rate
@@ -186,7 +186,7 @@ def relu_gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
     ``g_k = E[z_k relu(z_k)]/E[z_k²]``: 1 for a neuron that is always active, 0 for one that never is, ½ for one whose
     sums are symmetric about 0. Nearer to ReLU networks on digits than ½ for all, or than the share of active inputs.
     """
-    fits_inputs(state.W[0], X)
+    check_inputs(state.W[0], X)
     found, h = [], X
     for W in state.W[:-1]:
         z = h @ W.mT
@@ -353,11 +353,8 @@ def predict(
 
     Source: derived.
     """
-    if decoupling not in get_args(Decoupling) or activation not in ("linear", "relu"):
-        raise ValueError(
-            f"decoupling {describe(decoupling)}, activation {describe(activation)}: expected outputs or chains, linear "
-            "or relu"
-        )
+    one_of("decoupling", decoupling, get_args(Decoupling))
+    one_of("activation", activation, ("linear", "relu"))
     if times is None and rate is not None and steps is not None:
         training = Steps(rate=rate, count=steps, at=at)
     elif times is not None and rate is None and steps is None:

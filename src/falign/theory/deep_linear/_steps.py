@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from falign._validation import Numbers, describe, is_whole, positive, recording_steps
+from falign._validation import Numbers, positive, recording_steps, step_count
 from falign.theory._coerce import recording, typed
 from falign.theory.deep_linear._flow import first_passage, integrated, reduced_ode, settled
 from falign.theory.deep_linear._learning import learning_time
@@ -304,8 +304,7 @@ def gradient_descent(modes: Modes, *, rate: float, steps: int, at: Sequence[int]
             else the 64 whose sufficient rate η exceeds most.
     """
     positive("rate", rate)
-    if not is_whole(steps) or steps < 1:
-        raise ValueError(f"steps is {describe(steps)}, expected a whole number from 1 on")
+    step_count(steps, least=1)
     at = recording_steps(steps, at)
     if warning := rates_too_large(modes, rate):
         warnings.warn(warning, stacklevel=2)

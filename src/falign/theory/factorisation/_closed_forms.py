@@ -11,7 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import as_list, check_floating, check_memory, describe, is_number, is_whole, positive
+from falign._validation import (
+    as_list,
+    check_floating,
+    check_memory,
+    describe,
+    fraction,
+    is_number,
+    is_whole,
+    non_negative,
+    whole_between,
+)
 from falign.theory._coerce import public
 from falign.theory.factorisation._methods import conserved, row_basis
 from falign.theory.factorisation._problem import State, fitting, sized
@@ -158,8 +168,7 @@ def flat_tail(r: int, tail: int, share: float) -> Float[Tensor, "n n"]:
     """
     _sized(r)
     _sized(tail)
-    if not is_number(share) or not 0 < share < 1:
-        raise ValueError(f"share is {describe(share)}, expected a number above 0 and below 1")
+    fraction("share", share)
     value = sqrt(r * share / (1 - share) / tail)
     return torch.diag(torch.tensor([1.0] * r + [value] * tail, dtype=torch.float64))
 
@@ -192,8 +201,7 @@ def flat_tail_error(top: Float[Tensor, "runs r r"], tail_energy: float) -> Float
 
     Source: derived.
     """
-    if not is_number(tail_energy) or tail_energy < 0:
-        raise ValueError(f"tail_energy is {describe(tail_energy)}, expected a number of at least 0")
+    non_negative("tail_energy", tail_energy)
     sizes = torch.linalg.svdvals(top).square()
     return (tail_energy + (tail_energy / (sizes + tail_energy)).sum(-1)).sqrt()
 
@@ -257,9 +265,7 @@ class RatioLaw:
 
 
 def _sized(size: int) -> None:
-    if not is_whole(size):
-        raise ValueError(f"size is {describe(size)}, expected a whole number from 1 on")
-    positive("size", size)
+    whole_between("size", size, 1)
     check_memory("a matrix", size, size)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import describe
+from falign._validation import named
 from falign.theory._coerce import public, recording
 from falign.theory.factorisation._problem import Start, State, fitting, independent, sized
 
@@ -127,14 +127,12 @@ METHODS = {
 
 
 def method_of(name: str) -> Method:
-    """The method of that name.
+    """Look up a method by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown method {describe(name)}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return named("method", name, METHODS)
 
 
 def settled(method: Method, Y: Float[Tensor, "... n m"], state: State) -> State:

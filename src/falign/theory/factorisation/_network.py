@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import check_floating, check_memory, describe, is_whole, positive
+from falign._validation import check_floating, check_memory, describe, is_whole, named, positive
 from falign.feedback import generator
 from falign.theory._coerce import public
 from falign.theory.factorisation._problem import State, fitting
@@ -89,6 +89,4 @@ def rate_in_factorisation(
     if not is_whole(outputs):
         raise ValueError(f"outputs is {describe(outputs)}, expected a whole number: n, the rows of Y")
     factors = {"half": 1.0, "mean": 2.0 / positive("outputs", outputs), "sum": 2.0}
-    if not isinstance(reduction, str) or reduction not in factors:
-        raise ValueError(f"reduction is {describe(reduction)}, expected one of {', '.join(factors)}")
-    return positive("rate", rate) * positive("variance", variance) * factors[reduction]
+    return positive("rate", rate) * positive("variance", variance) * named("reduction", reduction, factors)

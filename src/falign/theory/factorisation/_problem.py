@@ -10,12 +10,13 @@ from torch import Tensor
 
 from falign._validation import (
     as_list,
+    check_finite,
     check_floating,
     check_full_rank,
     check_memory,
-    describe,
-    is_number,
+    check_same_format,
     is_whole,
+    non_negative,
     positive,
 )
 from falign.feedback import generator
@@ -72,8 +73,7 @@ def normal(
     Raises:
         ValueError: the scale is negative, or the seeds are not as many as the runs.
     """
-    if not is_number(scale) or scale < 0:
-        raise ValueError(f"scale is {describe(scale)}, expected a number of at least 0")
+    non_negative("scale", scale)
     still = zero(Y, B)
     draws = [
         _normal(name, (part.shape[1], part.shape[2]), _one_a_run(seeds, B)).to(part) * scale
@@ -103,8 +103,7 @@ def fitting(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "
     """
     expanded = sized(Y, B, state)
     for name, part in _given(Y, B, state).items():
-        if not part.isfinite().all():
-            raise ValueError(f"{int((~part.isfinite()).sum())} numbers of {name} are not finite: clean them first")
+        check_finite(name, part)
     check_full_rank("B", B)
     return expanded
 
@@ -121,9 +120,7 @@ def sized(Y: Tensor, B: Tensor, state: State | None = None) -> Float[Tensor, "ru
         raise ValueError(
             f"Y has shape {tuple(Y.shape)} and B {tuple(B.shape)}, expected (n, m) or (runs, n, m) and (runs, r, n)"
         )
-    for name, part in given.items():
-        if part.dtype != Y.dtype or part.device != Y.device:
-            raise ValueError(f"{name} is {part.dtype} on {part.device}, Y {Y.dtype} on {Y.device}: move one, .to(Y)")
+    check_same_format(**given)
     (runs, r, columns), (n, m) = B.shape, Y.shape[-2:]
     if columns != n:
         raise ValueError(f"B carries errors of {columns} outputs, Y has {n} rows: B is (runs, r, n)")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import as_list, describe, is_whole, positive, recording_steps, recording_times
+from falign._validation import as_list, describe, positive, recording_steps, recording_times, step_count
 from falign.theory._coerce import recording
 from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
@@ -257,8 +257,7 @@ def gradient_descent(
             rank, or rows of W(0) nearly depend on each other under fa*.
     """
     positive("rate", rate)
-    if not is_whole(steps) or steps < 0:
-        raise ValueError(f"steps is {describe(steps)}, expected a whole number of at least 0")
+    step_count(steps)
     at = recording_steps(steps, at)
     known(names)
     how, Y, start = begun(method, Y, B, start)

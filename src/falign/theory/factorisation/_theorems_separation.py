@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import describe, is_number
+from falign._validation import fraction
 from falign.theory._coerce import public
 from falign.theory.factorisation._closed_forms import (
     RatioLaw,
@@ -41,8 +41,7 @@ def separation(r: int, epsilon: float, *, seeds: Sequence[int], delta: float = 0
 
     Source: derived; the abstract: "can be far from optimal when r < rank(Y)".
     """
-    if not is_number(delta) or not 0 < delta < 1:
-        raise ValueError(f"delta is {describe(delta)}, expected a number above 0 and below 1")
+    fraction("delta", delta)
     law, Y = RatioLaw(r=r, epsilon=epsilon), last_direction(r, epsilon)
     B = feedback(r + 1, r, seeds=seeds)
     ratio = (stationary_error(Y, B) / best_error(Y, r)).square()[:, None]

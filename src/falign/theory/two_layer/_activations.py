@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import describe
+from falign._validation import named
 from falign.theory._coerce import public, typed
 
 
@@ -142,14 +142,12 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """The activation of that name.
+    """Look up an activation by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {describe(name)}: choose one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return named("activation", name, ACTIVATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +213,9 @@ LOSSES: dict[str, Loss] = {
 
 
 def loss(name: str) -> Loss:
-    """The loss of that name.
+    """Look up a loss by its name.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {describe(name)}: choose one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    return named("loss", name, LOSSES)

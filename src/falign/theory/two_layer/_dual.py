@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import describe
+from falign._validation import check_sizes, one_of, whole_between
 from falign.theory._coerce import public, recording, typed
 from falign.theory.two_layer._activations import Form, form
 from falign.theory.two_layer._activations import activation as activation_named
 from falign.theory.two_layer._schedules import Penalty, checked, shrinkage
-from falign.theory.two_layer._start import Reduced, Start, check_sizes, reduce
+from falign.theory.two_layer._start import Reduced, Start, reduce
 from falign.theory.two_layer._trajectory import ALWAYS, alignment, chosen, told_of_divergence
 
 # How the neurons of a block of runs are laid out: chunks for a fast batched product, pieces that fit a cache.
@@ -360,7 +360,9 @@ def bytes_needed(
     Raises:
         ValueError: there is no such engine, or a size is below 1.
     """
-    check_sizes(n=n, d=d, p=p, seeds=seeds, penalties=penalties, outputs=outputs, test=test, batch=batch)
+    check_sizes(n=n, d=d, p=p, seeds=seeds, penalties=penalties, outputs=outputs, batch=batch)
+    whole_between("test", test, 0)
+    one_of("engine", engine, ("literal", "dual", "width-free"))
     runs = seeds * penalties
     data = seeds * (n + test) * (d + (outputs if engine == "literal" else 1))
     if engine == "literal":
@@ -374,11 +376,9 @@ def bytes_needed(
         state = runs * (2 * n * p + 2 * p + n * n + 2 * n) + n * most.runs * most.whole
         copies = most.runs * most.chunks * (n * n + 3 * n + 2) if most.runs > 1 < most.chunks else 0
         numbers = data + start + state + runs * (n * n + 5 * n) + copies
-    elif engine == "width-free":
+    else:
         r = min(n, d)
         gram = seeds * (n * r + r * r + 4 * r + n + 4) + seeds * test * (2 * r + 3)
         state = seeds * ((r + 1) * (r + 2) + r) + runs * (4 * r + 3)
         numbers = gram + state + 2 * runs * r
-    else:
-        raise ValueError(f"unknown engine {describe(engine)}: choose one of literal, dual, width-free")
     return numbers * dtype.itemsize

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import check_memory, check_steps
+from falign._validation import check_memory, check_steps, named
 from falign.theory._coerce import public, typed
 
 
@@ -70,8 +70,7 @@ class Penalty:
     steps: float | int | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        named("schedule", self.schedule, SCHEDULES)
         if not (isfinite(self.strength) and self.strength >= 0):
             raise ValueError(f"a penalty needs a finite strength of at least 0, got {self.strength}")
         if self.schedule == "constant":

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal as OneOf
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign._validation import check_memory, describe, whole_number
+from falign._validation import check_finite, check_memory, check_sizes, one_of, whole_between
 from falign.feedback import generator
 from falign.theory._coerce import public, typed
 from falign.theory.two_layer._activations import activation as activation_named
@@ -68,24 +69,10 @@ def answers(seed: int, X: Tensor, p: int, activation: str, teacher: Teacher, out
     return y if outputs else y[:, 0]
 
 
-def check_sizes(**sizes: int | None) -> None:
-    """Refuse a size that is no integer or below 1; for ``test`` below 0."""
-    for name, size in sizes.items():
-        least = 0 if name == "test" else 1
-        if size is not None and whole_number(name, size) < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
-
-
 def check_dtype(dtype: torch.dtype) -> None:
     """Refuse what a run loses its small steps in."""
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"runs are in float32 or float64, got {dtype}: η/√p times an error is lost in fewer digits")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the known."""
-    if value not in known:
-        raise ValueError(f"unknown {name} {describe(value)}: choose one of {', '.join(known)}")
 
 
 # More points than dimensions: the part of a linear problem that a network can move.
@@ -177,8 +164,7 @@ class Start:
                 f"{name} is {tensor.dtype} on {tensor.device}, but W {self.W.dtype} on {self.W.device}: "
                 "all arrays need one dtype and device"
             )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite")
+        check_finite(name, tensor)
 
 
 @public
@@ -195,9 +181,10 @@ def draw_data(
     test: int = 0,
 ) -> dict[str, Tensor]:
     """X, y and, where ``test`` points are asked for, X_test and y_test, in float64 on the CPU; see ``draw``."""
-    check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs, test=test)
-    check_choice("inputs", inputs, ("standard", "scaled"))
-    check_choice("teacher", teacher, ("network", "linear"))
+    check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs)
+    whole_between("test", test, 0)
+    one_of("inputs", inputs, get_args(Scale))
+    one_of("teacher", teacher, get_args(Teacher))
     check_memory("inputs and targets", len(seeds), n + test, d + (outputs or 1))
     check_memory("the teacher", 1 if teacher == "linear" else p, outputs or 1)
     found: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
@@ -223,7 +210,7 @@ def draw_weights(
 ) -> dict[str, Tensor]:
     """W, beta and b, all N(0, 1); with ``weights="scaled"`` W is N(0, 1/d)."""
     check_sizes(seeds=len(seeds), d=d, p=p, outputs=outputs)
-    check_choice("weights", weights, ("standard", "scaled"))
+    one_of("weights", weights, get_args(Scale))
     check_dtype(dtype)
     check_memory("weights", len(seeds), p, d + 2 * (outputs or 1))
     scale = 1 / sqrt(d) if weights == "scaled" else 1.0
@@ -382,7 +369,8 @@ def draw_reduced(
         device: Of everything returned.
     """
     check_dtype(dtype)
-    check_sizes(seeds=len(seeds), n=n, d=d, p=p, test=test)
+    check_sizes(seeds=len(seeds), n=n, d=d, p=p)
+    whole_between("test", test, 0)
     check_memory("the points at every neuron", len(seeds), n + test, p)
     data = draw_data(seeds, n=n, d=d, p=p, activation=activation, inputs=inputs, teacher=teacher, test=test)
     points = torch.cat([data["X"], data["X_test"]], 1) if test else data["X"]

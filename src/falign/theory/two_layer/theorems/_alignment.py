@@ -104,7 +104,7 @@ def theorem_4_6(
         source="Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6",
         reading=f"{schedule} schedule, λ = {strength:g}γ for exactly T steps or of the same sum, β ← (1 - ηλ(t))β + …",
         assumptions=(
-            _conditions.positive("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, None),
+            _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, None),
             Assumption(name="size of the targets", statement="|y|/√n = Θ(1)", measured=float(norm.max()) / sqrt(n)),
             Assumption(name="isometry", statement="ε = λ_max/λ_min - 1 is small", measured=M / gamma - 1),
             Assumption(name="strength", statement="L is large", measured=strength),
@@ -218,7 +218,7 @@ def vanishing_alignment(start: Start, *, activation: str, rate: float, steps: in
         source=_SOURCE,
         reading="the chain of inequalities as printed; O(n/√p) is read off over widths",
         assumptions=(
-            _conditions.positive("assumption 3.1", "λ_min(Ḡ) > 0", own, largest, None),
+            _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) > 0", own, largest, None),
             Assumption(name="small change", statement="|Δ| < |β(0)|", measured=far, needed=1.0, holds=far < 1),
         ),
         bound=bound,

@@ -1,11 +1,12 @@
 """The assumptions that several theorems share, measured."""
 
-from math import inf, isfinite, log, sqrt
+from math import isfinite, log, sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from falign._validation import fraction, positive
 from falign.theory.statement import Assumption
 from falign.theory.two_layer._activations import Activation
 from falign.theory.two_layer._start import Start
@@ -17,14 +18,13 @@ def check_levels(*, delta: float | int, gamma: float | int | None = None, **othe
     Raises:
         ValueError: one of them is out of range.
     """
-    if not 0 < delta < 1:
-        raise ValueError(f"δ is the share of runs that may fail, between 0 and 1, got delta={delta}")
+    fraction("delta", delta)
     for name, value in {"gamma": gamma, **others}.items():
-        if value is not None and not 0 < value < inf:
-            raise ValueError(f"the theorem wants a positive, finite {name}, got {name}={value}")
+        if value is not None:
+            positive(name, value)
 
 
-def positive(
+def positive_smallest(
     name: str, statement: str, smallest: Float[Tensor, " runs"], largest: Float[Tensor, " runs"], needed: float | None
 ) -> Assumption:
     """That a smallest eigenvalue is at least ``needed``, or, without it, above 10⁻¹² of the largest, its rounding."""

@@ -188,7 +188,7 @@ def _check(
     trajectory = follow(engine, penalties=penalties, y=start.y.norm(dim=-1).expand(seeds), steps=steps)
     least = float(used.min())
     assumptions: list[Assumption] = [
-        _conditions.positive("assumption 3.1", "λ_min(Ḡ) ≥ γ > 0", own, largest, gamma),
+        _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) ≥ γ > 0", own, largest, gamma),
         _conditions.bounded_activation(activation_named(activation)),
         *_conditions.bounded_data(start),
         _conditions.gaussian_start(start),
@@ -301,7 +301,7 @@ def theorem_4_3(
     statement = "Σλ(t) ≤ S_λ = c_S γ√(γp)/(η√n M)"
     total = max(penalty.total() for penalty in penalties)
     assumptions: tuple[Assumption, ...] = (
-        _conditions.positive("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, gamma),
+        _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, gamma),
         Assumption(
             name="largest eigenvalue",
             statement="λ_max(XXᵀ) ≤ M",
