@@ -1,11 +1,15 @@
-"""Writing a file whole or not at all."""
+"""Files that are whole or not there: atomic writes, bounded reads, checksums inside of files, locks of folders.
+
+A run, a data set and a store all keep their files by these functions, because any of their processes may be killed at
+any moment, and any of their files may be damaged or exchanged by another one.
+"""
 
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -16,14 +20,14 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 _NAME = 48
-"""So many letters of a file's name are in the name of its half-written copy: names may not exceed 255 bytes."""
+"""Letters of a file's name in the name of its half-written copy: a file system allows 255 bytes."""
 
 
 class RunError(RuntimeError):
-    """A run folder that cannot be used as asked: which file, why, what to do."""
+    """A folder or file that cannot be used as asked; the message says which file, why, and what to do."""
 
     code: ClassVar[int] = 2
-    """Exit code of a command that ends with it: an argument is wrong."""
+    """Exit code of the command: an argument is wrong."""
 
 
 class WriteError(RunError):
@@ -50,7 +54,7 @@ def atomic_write(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
-        _settle(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
@@ -59,25 +63,25 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> RunError:
-    """What to say of a folder in which nothing can be written."""
+    """Make the error for a folder in which nothing can be written."""
     return RunError(
         f"cannot write in {folder}: {error.strerror or error}; make it writable, or give another folder with --out"
     )
 
 
 def unused_path(path: Path) -> Path:
-    """The path, or the first of path-2, path-3 and so on that is not there."""
+    """Return the path, or the first of path-2, path-3 and so on that does not exist."""
     return next(each for n in count(1) if not os.path.lexists(each := Path(f"{path}-{n}" if n > 1 else path)))
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What killed processes left half-written in a folder."""
+    """List the half-written files that killed processes left in a folder."""
     return list(folder.glob(".*.partial-*"))
 
 
-def _settle(folder: Path) -> None:
-    """Make a rename last through a power cut, where a folder can be opened and synchronised."""
-    with suppress(OSError):  # the file has its new content, whatever comes of this
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can synchronise folders."""
+    with suppress(OSError):  # without it the file still has its new content
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -85,73 +89,90 @@ def _settle(folder: Path) -> None:
             os.close(descriptor)
 
 
-# Reading a file that may be anything: a pipe that never answers, a device that never ends, larger than memory.
+# Reading files that somebody else may have put there: pipes, devices, files larger than the memory.
 
-_OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Whoever opens a pipe to read would wait for somebody to write into it."""
+_OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Opening a pipe would otherwise wait until another process writes into it."""
 
 
-class Unreadable(ValueError):  # noqa: N818  # an answer of the reader, who names the file
-    """What stands where a file is expected: why it is not read."""
+class Unreadable(ValueError):  # noqa: N818  # part of a sentence of the reader, who names the file
+    """A file that is not read; the message says why."""
 
 
 class TooLarge(Unreadable):
     """A file of more bytes than expected."""
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a regular file.
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading, or refuse it without waiting.
 
     Args:
         path: The file, or a link to one.
-        limit: So many bytes it may have.
+
+    Raises:
+        OSError: The system refuses to open it.
+        Unreadable: It is a pipe, a device or a socket.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _OPEN_FLAGS)) as stream:
+        if not S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise Unreadable("it is no regular file")
+        yield stream
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: The file, or a link to one.
+        limit: Bytes that it may have.
+
+    Returns:
+        Its content.
 
     Raises:
         Unreadable: It is no regular file, or the system refuses it.
         TooLarge: It has more bytes.
     """
     try:
-        descriptor = os.open(path, _OPEN)
-        with open(descriptor, "rb") as stream:
-            found = os.fstat(descriptor)
-            if not S_ISREG(found.st_mode):
-                raise Unreadable("it is no regular file")
-            if found.st_size > limit:
-                raise TooLarge(f"it has {found.st_size:,} bytes, expected at most {limit:,}")
-            return stream.read(found.st_size)
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > limit:
+                raise TooLarge(f"it has {size:,} bytes, expected at most {limit:,}")
+            return stream.read(size)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
 
 
-# A checksum inside the very file that it is of: not a bit of a sealed file can change unseen.
+# A checksum inside the file that it is of, so that not a bit of a sealed file can change unnoticed.
 #
-# The file holds the mark ``falign-sha256:`` and 64 digits, somewhere its format has room for a text: in the metadata of
-# a Parquet or safetensors file, in a field of a JSON object. The digits are the SHA-256 of the file with zeros in their
-# place. So one scheme serves all formats, and a checksum cannot be parted from what it vouches for.
+# The file holds the mark ``falign-sha256:`` and 64 digits wherever its format has room for a text: in the metadata of a
+# Parquet or safetensors file, in a field of a JSON object. The digits are the SHA-256 of the file with zeros in their
+# place. So one scheme serves all formats, and a checksum cannot be parted from its file.
 
 _MARK, _DIGITS = b"falign-sha256:", 64
 BLANK = _MARK.decode() + "0" * _DIGITS
-"""What a file holds where ``sealed`` puts its checksum."""
+"""Placeholder that ``sealed`` replaces with the checksum."""
 _FIELD = "checksum"
-"""Of a JSON object: where its checksum stands."""
+"""Field of a JSON object that holds its checksum."""
 _TRIED = 16
-"""So many marks of a file are tried: what it holds may contain some, and a hostile file a million."""
+"""Marks of a file that are tried: its content may hold some by chance, and a hostile file a million."""
 _PART = 2**20
-"""Bytes of a large file that are read at once."""
+"""Bytes of a large file that are read at a time."""
 
 
-class Unsealed(ValueError):  # noqa: N818  # an answer of the reader, who names the file
-    """Content whose checksum is wrong or missing: which of the two."""
+class Unsealed(ValueError):  # noqa: N818  # part of a sentence of the reader, who names the file
+    """A file whose checksum is wrong or missing; the message says which."""
 
 
 def sealed(content: bytes) -> bytes:
     """Put the checksum of a file into it.
 
     Args:
-        content: The file, with ``BLANK`` where the checksum belongs; of several the first counts.
+        content: The file, with ``BLANK`` where the checksum belongs; the first of several counts.
 
     Returns:
-        The same, of the same length, with its checksum.
+        The content with its checksum, of the same length.
 
     Raises:
         ValueError: There is no ``BLANK``.
@@ -164,7 +185,7 @@ def sealed(content: bytes) -> bytes:
 
 
 def seal(stream: BufferedIOBase, at: int) -> None:
-    """Put the checksum of a file into it that is too large to be held.
+    """Put a checksum into a file that is too large for the memory.
 
     Args:
         stream: The file, open for reading and writing.
@@ -176,17 +197,17 @@ def seal(stream: BufferedIOBase, at: int) -> None:
 
 
 def last_seal(content: bytes) -> int:
-    """Where the digits after the last mark of a file begin, for formats that end with it; -1 if there is none."""
+    """Find the digits of the last mark of a file, for formats that end with it; -1 if there is none."""
     at = content.rfind(_MARK)
     return at if at < 0 else at + len(_MARK)
 
 
 def verify_seal(content: bytes, at: int | None = None) -> None:
-    """Make sure that not a bit of a sealed file has changed.
+    """Refuse a sealed file of which a bit has changed.
 
     Args:
         content: The file.
-        at: Where its digits begin, if that is known.
+        at: Where its digits begin; None tries the first marks.
 
     Raises:
         Unsealed: Its checksum is wrong, or it has none.
@@ -199,7 +220,7 @@ def verify_seal(content: bytes, at: int | None = None) -> None:
 
 
 def verify_stream(stream: BufferedIOBase, at: int) -> None:
-    """Make sure of the same of a file that is too large to be held.
+    """Refuse a sealed file of which a bit has changed and that is too large for the memory.
 
     Args:
         stream: The open file; it is left at its end.
@@ -208,13 +229,13 @@ def verify_stream(stream: BufferedIOBase, at: int) -> None:
     Raises:
         Unsealed: Its checksum is wrong.
     """
-    found, written = _digest(stream, at)
-    if found.encode() != written:
+    digest, written = _digest(stream, at)
+    if digest.encode() != written:
         raise Unsealed("its checksum is wrong")
 
 
 def _digest(stream: BufferedIOBase, at: int) -> tuple[str, bytes]:
-    """The checksum that a file should have, and the digits that it has."""
+    """Compute the checksum that a file should have, and read the digits that it has."""
     digest, left = sha256(), at
     stream.seek(0)
     while left and (part := stream.read(min(left, _PART))):
@@ -228,33 +249,33 @@ def _digest(stream: BufferedIOBase, at: int) -> tuple[str, bytes]:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """A sealed JSON object, readable by people.
+    """Write a sealed JSON object, readable by people.
 
     Args:
-        content: What JSON can hold; numbers that are not finite are refused.
+        content: The object; numbers that are not finite are refused.
     """
     return sealed((json.dumps({_FIELD: BLANK, **content}, indent=2, allow_nan=False) + "\n").encode())
 
 
 def from_json(content: bytes) -> dict[str, Any]:
-    """The object that ``to_json`` was given.
+    """Read the object that ``to_json`` wrote.
 
     Raises:
-        Unsealed: A bit of it has changed, or it is not one.
+        Unsealed: A bit of it has changed, or it is no JSON object.
     """
     verify_seal(content)
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:  # a seal says that nothing changed, not that it was JSON
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:  # the checksum tells that nothing changed, not that it was JSON
         raise Unsealed(str(error)) from None
-    if not isinstance(found, dict):
-        raise Unsealed(f"it holds a {type(found).__name__}, expected an object")
-    found.pop(_FIELD, None)
-    return found
+    if not isinstance(values, dict):
+        raise Unsealed(f"it holds a {type(values).__name__}, expected an object")
+    values.pop(_FIELD, None)
+    return values
 
 
 def _marks(content: bytes) -> Iterator[int]:
-    """Where the digits after the first marks begin."""
+    """Find the digits of the first marks."""
     at = -1
     for _ in range(_TRIED):
         at = content.find(_MARK, at + 1)
@@ -264,30 +285,30 @@ def _marks(content: bytes) -> Iterator[int]:
 
 
 def _holds(content: bytes, at: int) -> bool:
-    whole = memoryview(content)  # slices of it are no copies: checkpoints are large
+    whole = memoryview(content)  # slices of a view are no copies: checkpoints are large
     digest = sha256(whole[:at])
     digest.update(b"0" * _DIGITS)
     digest.update(whole[at + _DIGITS :])
     return digest.hexdigest().encode() == content[at : at + _DIGITS]
 
 
-# The lock of a run folder: one process at a time is at work in it, and others can tell whether one is.
+# The lock of a run folder: one process at a time changes it, and others can tell whether one does.
 
-_FILE = ".lock"
+_LOCK = ".lock"
 _PATIENCE, _PAUSE = 0.25, 0.02
-"""Seconds to wait for the lock, and between two tries: somebody may just be looking whether it is held."""
+"""Seconds to wait for the lock, and between two tries: ``is_locked`` of another process holds it for a moment."""
 
 
-class FolderLost(WriteError):  # noqa: N818  # the folder is
-    """A folder that was taken away, or given to another run, while a run was at work in it."""
+class FolderLost(WriteError):  # noqa: N818  # the folder is lost
+    """A folder that was deleted, or given to another run, while a run was at work in it."""
 
 
 class FolderLock:
     """The right to change a folder; a context manager.
 
     The system itself frees the lock of a killed process, so no clock and no process number decides who is alive. The
-    file is taken away at the end, while it is held: whoever opened it before and locks it after that finds that it has
-    no name any more, and tries again.
+    file is deleted at the end, while it is locked: a process that opened it before and locks it after that finds that
+    it has no name any more, and tries again.
 
     Args:
         folder: It exists.
@@ -295,7 +316,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._path = folder / _FILE
+        self._path = folder / _LOCK
         self._lock = FileLock(self._path)
 
     def __enter__(self) -> "FolderLock":
@@ -319,10 +340,10 @@ class FolderLock:
         self._lock.release()
 
     def check(self) -> None:
-        """Make sure that the folder is still the one that is held.
+        """Make sure that the folder is still the one that was locked.
 
         Raises:
-            Lost: It was taken away or replaced.
+            FolderLost: It was deleted or replaced.
         """
         if not self._is_mine():
             raise FolderLost(
@@ -331,7 +352,7 @@ class FolderLock:
             )
 
     def _is_mine(self) -> bool:
-        """The number of an open file is given to no other one, so it tells a folder that was made anew."""
+        """Compare inode numbers: an open file keeps its own, so that of a folder made anew is another one."""
         try:
             return os.path.samestat(os.stat(self._path), self._mine)
         except OSError:
@@ -339,33 +360,33 @@ class FolderLock:
 
 
 def folder_busy(folder: Path) -> RunError:
-    """What to say of a folder in which another process is at work."""
+    """Make the error for a folder in which another process is at work."""
     return RunError(
         f"another process is at work in {folder}: wait until it has ended, or begin a run in another folder with --out"
     )
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a living process is at work in a run folder; only looks, so that it can be asked of any folder."""
-    return is_locked(folder / _FILE)
+    """Tell whether a living process is at work in a run folder; nothing is written, so any folder may be asked."""
+    return is_locked(folder / _LOCK)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds a lock; only looks.
+    """Tell whether a living process holds a lock; nothing is written.
 
     Args:
-        path: Of the lock's file; one that is not there, or not for us to read, is not held.
+        path: The lock's file; one that does not exist, or may not be read, counts as not held.
     """
     if os.name != "posix":
-        return _held_by_trying(path)
+        return _is_locked_by_trying(path)
     import fcntl  # of POSIX only
 
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (OSError, ValueError):  # there is none, or it is not for us to read
+    except (OSError, ValueError):  # it does not exist, or may not be read
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
     except OSError:
@@ -375,7 +396,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _held_by_trying(path: Path) -> bool:
+def _is_locked_by_trying(path: Path) -> bool:
     lock = FileLock(path)
     try:
         if path.exists():

@@ -1,4 +1,8 @@
-"""Members of a tar or zip archive, read by exact name, within bounds, and never extracted to disk."""
+"""CIFAR and Tiny-ImageNet, read out of tar and zip archives by exact names, within bounds, never extracted to disk.
+
+pooch's processors (``Untar``, ``Unzip``) are not used: they extract to disk whatever an archive holds, without bounds
+on sizes or numbers, so that a damaged or hostile archive could fill the disk or write outside of its folder.
+"""
 
 import gzip
 import io
@@ -40,14 +44,14 @@ _FAULTS = (
     NotImplementedError,
     RuntimeError,
 )
-"""What the readers of the standard library raise on damaged archives."""
+"""Errors of the standard library's readers on damaged archives."""
 
 _TAR_MEMBERS = 1000
 _TAR_ROOM = 1 << 24
-"""Bytes of a tar archive that are not wanted: headers, and what else it holds."""
+"""Bytes of a tar archive beside the members wanted: headers and other members."""
 _TAR_BLOCK = 1 << 16
 _TAR_ENDS = 64
-"""So often the end of a whole archive may be read again."""
+"""Times that the end of an archive may be read: tarfile reads on where a member announces more than there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +61,17 @@ class Archive:
     Attributes:
         path: A ``.zip`` or ``.tar.gz`` file, or a folder.
         root: The folder inside the archive that names are relative to.
-        seen: The SHA-256 of all that was read: names, lengths, contents.
+        checksum: SHA-256 of everything that was read: names, lengths, contents.
     """
 
     path: Path
     root: str
-    seen: Any = field(default_factory=sha256, repr=False)  # hashlib's class has no public name
+    checksum: Any = field(default_factory=sha256, repr=False)  # hashlib's class has no public name
 
     @property
     def sha256(self) -> str:
-        """Checksum of all that was read so far, in its order."""
-        return self.seen.hexdigest()
+        """Checksum of everything that was read so far, in that order."""
+        return self.checksum.hexdigest()
 
     def members(self, names: Sequence[str], *, at_most: int) -> Iterator[tuple[str, bytes]]:
         """Read files of the archive.
@@ -82,10 +86,10 @@ class Archive:
         Raises:
             DataError: If the archive is damaged, or a member is missing, there twice, too large or no regular file.
         """
-        packed = self._from_zip if self.path.suffix == ".zip" else self._from_tar
-        for name, content in (self._from_folder if self.path.is_dir() else packed)(names, at_most):
-            self.seen.update(f"{name}\0{len(content)}\0".encode())
-            self.seen.update(content)
+        from_archive = self._from_zip if self.path.suffix == ".zip" else self._from_tar
+        for name, content in (self._from_folder if self.path.is_dir() else from_archive)(names, at_most):
+            self.checksum.update(f"{name}\0{len(content)}\0".encode())
+            self.checksum.update(content)
             yield name, content
 
     def _from_folder(self, names: Sequence[str], at_most: int) -> Iterator[tuple[str, bytes]]:
@@ -110,10 +114,10 @@ class Archive:
                     member = archive.getinfo(full)
                     self._bound(name, member.file_size, at_most)
                     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                        # the published ones have no other, and those ask for memory as they like
+                        # LZMA archives say themselves how much memory they take; the published ones are deflated
                         raise NotImplementedError(f"{name} is packed in another way than by deflate")
                     with archive.open(member) as packed:
-                        content = packed.read(at_most + 1)  # whatever the directory says; its CRC is verified
+                        content = packed.read(at_most + 1)  # the directory may lie about the size; the CRC is verified
                     yield name, content
         except DataError:
             raise
@@ -122,9 +126,9 @@ class Archive:
 
     def _from_tar(self, names: Sequence[str], at_most: int) -> Iterator[tuple[str, bytes]]:
         wanted = {f"{self.root}/{name}": name for name in names}
-        found = set()
+        read = set()
         try:
-            # one pass: going back in a compressed archive means unpacking it from the start again
+            # One pass: going back in a compressed archive means unpacking it from the start again.
             with (
                 open_regular(self.path) as stream,
                 gzip.GzipFile(fileobj=stream) as unpacked,
@@ -138,18 +142,18 @@ class Archive:
                     if content is None or member.name not in wanted:
                         continue
                     name = wanted[member.name]
-                    self._once(name, 1 + (name in found))
-                    found.add(name)
+                    self._once(name, 1 + (name in read))
+                    read.add(name)
                     self._bound(name, member.size, at_most)
                     yield name, content.read()
                 while bounded.read(_TAR_BLOCK):
-                    pass  # to the end, where the CRC is verified
+                    pass  # the CRC stands at the end
         except DataError:
             raise
         except _FAULTS as error:
             raise self._damaged(error) from error
         for name in names:
-            if name not in found:
+            if name not in read:
                 raise self._missing(name)
 
     def _once(self, name: str, times: int) -> None:
@@ -171,7 +175,7 @@ class Archive:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends with an error where there is more than expected: a small archive can unpack to anything."""
+    """A stream that raises an error where there is more than expected: a small archive can unpack to terabytes."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         super().__init__()
@@ -185,7 +189,7 @@ class _Bounded(io.RawIOBase):
         if self._left < 0:
             raise tarfile.ReadError(f"it unpacks to more than {self._limit:,} bytes")
         self._ends += not block
-        if self._ends > _TAR_ENDS:  # it would go on for hours where a member announces terabytes
+        if self._ends > _TAR_ENDS:  # tarfile would go on for hours where a member announces terabytes
             raise tarfile.ReadError("it ends before its members do")
         return block
 
@@ -193,8 +197,8 @@ class _Bounded(io.RawIOBase):
 # CIFAR-10 and CIFAR-100 in their binary format: records of label bytes, then 3 × 32 × 32 pixel bytes.
 
 _SHAPE = (3, 32, 32)
-_ROOM = 1 << 20
-"""So many bytes too many are counted, and said; more are refused unread."""
+_EXCESS = 1 << 20
+"""Bytes beyond the expected ones that are still counted for the message; more are refused unread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +245,7 @@ class Cifar:
         """
         (path,) = paths
         archive = Archive(path=path, root=self.root)
-        at_most = max(self.train_records, self.test_records) * self._record + _ROOM
+        at_most = max(self.train_records, self.test_records) * self._record + _EXCESS
         content = dict(archive.members((*self.train, self.test, self.class_file), at_most=at_most))
         parts = [self._records(path, file, content.pop(file), self.train_records) for file in self.train]
         test_images, test_labels = self._records(path, self.test, content[self.test], self.test_records)
@@ -394,8 +398,8 @@ class TinyImageNet:
         check_memory(math.prod(shape), f"the set in {archive.path}")
         images = np.empty(shape, np.uint8)
         members = archive.members(names, at_most=_JPEG)
-        found = track(members, f"decoding {archive.path.name}", total=len(names), shown=progress)
-        for row, (name, content) in zip(images, found, strict=True):
+        shown = track(members, f"decoding {archive.path.name}", total=len(names), shown=progress)
+        for row, (name, content) in zip(images, shown, strict=True):
             row[...] = decode(BytesIO(content), name=f"{archive.path}: {name}", size=(self.side, self.side), grey=False)
         if kept is not None:
             cache_images(images, kept)
@@ -403,6 +407,6 @@ class TinyImageNet:
 
 
 def _columns(text: str) -> dict[str, str]:
-    """The second column of a table by the first; tabs separate them."""
+    """Return {first column: second column} of a table whose columns tabs separate."""
     rows = (line.split("\t") for line in text.splitlines())
     return {row[0]: row[1] for row in rows if len(row) > 1}

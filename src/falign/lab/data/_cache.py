@@ -1,4 +1,4 @@
-"""What is kept in the cache between runs: decoded images, and how unpublished files were when they were first read."""
+"""Cache of data between runs: decoded images, and checksums of files that nobody publishes a checksum of."""
 
 import math
 import os
@@ -18,18 +18,18 @@ _HEADER = 4096
 """Bytes before an array in NumPy's format, at most."""
 _CHUNK = 1 << 20
 _RECORD = 1 << 16
-"""No record is larger."""
+"""Bound on the size of a record of a checksum."""
 
 
 def load_cached_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Decoded images, mapped from the disk, once for all processes; not a bit of them can have changed unseen.
+    """Map decoded images from the disk, once for all processes; a change of any bit is noticed.
 
     Args:
-        path: What :func:`keep_images` wrote.
-        shape: Of the images.
+        path: A file that :func:`cache_images` wrote.
+        shape: Shape of the images.
 
     Returns:
-        The images, uint8; what is written to them stays in memory. None if there are none or they are damaged.
+        The images, uint8; writing to them changes the memory only. None if there are none or they are damaged.
     """
     if not path.is_file():
         return None
@@ -39,7 +39,7 @@ def load_cached_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             header = content - math.prod(shape)
             if not 0 < header <= _HEADER or _checksum(path, stream, content) != stream.read(_DIGITS):
                 return None
-            # what is mapped is the file that was verified: it is replaced as a whole, never written to
+            # The file that was verified is the one that is mapped: it is replaced as a whole, never written to.
         images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": writes stay in memory
     except (ValueError, EOFError, OSError):
         return None
@@ -47,9 +47,9 @@ def load_cached_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def cache_images(images: np.ndarray, path: Path) -> None:
-    """Keep decoded images: an array in NumPy's format, and behind it a checksum that also holds for its path.
+    """Write decoded images: an array in NumPy's format, followed by a checksum of the array and of its path.
 
-    A full or read-only disk costs a warning, not the images.
+    On a full or read-only disk a warning is given, and the images are decoded again the next time.
     """
     try:
         with exclusive(path.parent), atomic(path) as partial:
@@ -64,50 +64,52 @@ def cache_images(images: np.ndarray, path: Path) -> None:
 
 
 def check_unchanged(paths: tuple[Path, ...], digest: str, folder: Path) -> str | None:
-    """Compare what nobody publishes a checksum of with what it was when it was first read here.
+    """Compare files that nobody publishes a checksum of with what they were when they were first read here.
 
     Args:
-        paths: What was read.
-        digest: Its checksum.
-        folder: Where the checksum of the first time is kept.
+        paths: The files.
+        digest: Their checksum.
+        folder: Folder of the checksum of the first time; it is written if there is none.
 
     Returns:
-        What the user should know, if later changes cannot be noticed.
+        A sentence for the user if later changes cannot be noticed, else None.
 
     Raises:
-        DataError: It is not as it was.
+        DataError: They have changed.
     """
-    places = [str(path.resolve()) for path in paths]
-    record = folder / f"first-{sha256(os.fsencode(os.pathsep.join(places))).hexdigest()[:16]}.json"
-    said = None
+    resolved = [str(path.resolve()) for path in paths]
+    record = folder / f"first-{sha256(os.fsencode(os.pathsep.join(resolved))).hexdigest()[:16]}.json"
+    note = None
     if record.exists():
         try:
             with open_regular(record) as stream:
                 first = from_json(stream.read(_RECORD)).get("sha256")
         except (Unsealed, DataError) as error:
-            said = f"{record} was damaged ({error}) and is written anew: nobody knows whether {places[0]} is as before"
+            note = (
+                f"{record} was damaged ({error}) and is written anew: nobody knows whether {resolved[0]} is as before"
+            )
         else:
             if first == digest:
                 return None
             raise DataError(
-                f"{' and '.join(places)} has SHA-256 {digest}, expected {first} as when it was first read: it is "
+                f"{' and '.join(resolved)} has SHA-256 {digest}, expected {first} as when it was first read: it is "
                 f"damaged, so get it anew; if you changed it, remove {record}"
             )
     try:
         with exclusive(folder):
-            atomic_write(record, to_json({"paths": places, "sha256": digest}))
+            atomic_write(record, to_json({"paths": resolved, "sha256": digest}))
     except (OSError, WriteError) as error:
         return (
-            f"later damage to {places[0]} cannot be noticed, as its checksum cannot be kept in {folder} "
+            f"later damage to {resolved[0]} cannot be noticed, as its checksum cannot be kept in {folder} "
             f"({system_reason(error)})"
         )
-    return said
+    return note
 
 
 def _checksum(path: Path, stream: BufferedIOBase, size: int) -> bytes:
-    """Of so many bytes, and of where they belong: neither another archive's images nor the test set's do instead."""
-    found = sha256(f"{path.parent.name}/{path.name}\0".encode())
+    """Compute the checksum of ``size`` bytes and of the path, so that no other set's images pass for these."""
+    checksum = sha256(f"{path.parent.name}/{path.name}\0".encode())
     while size > 0 and (block := stream.read(min(size, _CHUNK))):
-        found.update(block)
+        checksum.update(block)
         size -= len(block)
-    return found.hexdigest().encode()
+    return checksum.hexdigest().encode()

@@ -10,13 +10,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 _NAMED = 5
-"""So many classes are named in a sentence."""
+"""Classes that a sentence names."""
 _COMPARED = 1_000_000
-"""Images that the smaller set may have for the two to be compared: some 100 bytes are kept of each."""
+"""Images that the smaller set may have for the two to be compared: that takes some 100 bytes for each."""
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged or inconsistent: what came, what was expected, what to do."""
+    """Data that are missing, damaged or inconsistent; the message says what came, what was expected, what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +105,7 @@ class Dataset:
 
 
 def remarks(data: Dataset) -> tuple[str, ...]:
-    """What is odd about somebody's own data, though no reason to refuse them.
+    """Describe oddities of somebody's own data that are no reason to refuse them.
 
     Args:
         data: The data.
@@ -113,25 +113,27 @@ def remarks(data: Dataset) -> tuple[str, ...]:
     Returns:
         Sentences: of classes without images, sets that may be swapped, test images that are training images too.
     """
-    found = []
+    sentences = []
     if len(data.classes) == 1:
-        found.append(f"{data.name} has one class only: there is nothing to tell apart")
+        sentences.append(f"{data.name} has one class only: there is nothing to tell apart")
     for split, labels in (("training", data.train_labels), ("test", data.test_labels)):
         counts = labels.bincount(minlength=len(data.classes)).tolist()
         empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
         if empty:
             more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
-            found.append(f"{data.name} has no {split} image of class {', '.join(empty[:_NAMED])}{more}")
+            sentences.append(f"{data.name} has no {split} image of class {', '.join(empty[:_NAMED])}{more}")
     train, test = len(data.train_labels), len(data.test_labels)
     if train < test:
-        found.append(f"{data.name} has {train:,} training and {test:,} test images: check that they are not swapped")
+        sentences.append(
+            f"{data.name} has {train:,} training and {test:,} test images: check that they are not swapped"
+        )
     if min(train, test) <= _COMPARED and (twice := _twice(data.train_images, data.test_images)):
-        found.append(f"{data.name}: {twice:,} of {test:,} test images are training images too")
-    return tuple(found)
+        sentences.append(f"{data.name}: {twice:,} of {test:,} test images are training images too")
+    return tuple(sentences)
 
 
 def _twice(train: Tensor, test: Tensor) -> int:
-    """How many test images are training images too; only the digests of the smaller set are kept at a time."""
+    """Count the test images that are training images too, keeping digests of the smaller set only."""
     if len(train) <= len(test):
         known = set(_digests(train))
         return sum(digest in known for digest in _digests(test))
@@ -140,7 +142,7 @@ def _twice(train: Tensor, test: Tensor) -> int:
 
 
 def _digests(images: Tensor) -> Iterator[bytes]:
-    """Of one image after the other: a tensor would be cut into tensors of all of them first."""
+    """Yield a digest of each image; of NumPy arrays, as iterating over a tensor makes views of all images first."""
     return (blake2b(image.data, digest_size=16).digest() for image in images.contiguous().numpy())
 
 

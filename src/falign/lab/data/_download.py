@@ -1,15 +1,18 @@
-"""Download of one published file: mirrors in turn, verified, bounded in size and time, never half."""
+"""Published files: opened without waiting, bounded in size, verified by checksum, and downloaded from mirrors in turn.
+
+pooch downloads; around it stands what it does not bound: the bytes that a mirror may send, the time that it may take,
+the content of a gzip file, and the mirrors that are asked after one that fails.
+"""
 
 import errno
 import gzip
 import os
 import shutil
-import stat
 import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BufferedIOBase, BufferedReader
@@ -20,19 +23,18 @@ from typing import Any
 import pooch
 from filelock import FileLock, Timeout
 
+from falign.lab import _files
 from falign.lab._files import leftovers
 from falign.lab._memory import GIB, available
 from falign.lab._progress import download_bar
 from falign.lab._text import echo
 from falign.lab.data._dataset import DataError
 
-# The content of one file: opened without waiting, unpacked within bounds, summed up in a checksum, written whole.
-
 GZIP_FAULTS = (gzip.BadGzipFile, EOFError, zlib.error)
-"""What reading a truncated or altered gzip file raises."""
+"""Errors of reading a truncated or altered gzip file."""
 
 DEFLATED = 1032
-"""No deflate stream, so no gzip or zip file, unpacks to more than so many times its size."""
+"""Largest ratio of unpacked to packed size of a deflate stream, so of a gzip or zip file."""
 
 _GZIP = b"\x1f\x8b"
 _READ_CHUNK = 1 << 20
@@ -54,16 +56,18 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
     Raises:
         DataError: If it cannot be opened, or is no regular file.
     """
-    try:
-        stream = open(path, "rb", opener=_at_once)  # noqa: SIM115  # closed below: only opening ends in this sentence
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise DataError(
-            f"{path} cannot be opened ({system_reason(error)}), expected a readable file: check that it "
-            "is there and yours to read"
-        ) from error
-    with stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise DataError(f"{path} is a pipe, a device or a socket, expected a regular file: replace or remove it")
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(_files.open_regular(path))
+        except _files.Unreadable as error:
+            raise DataError(
+                f"{path} is a pipe, a device or a socket, expected a regular file: replace or remove it"
+            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a path with NUL
+            raise DataError(
+                f"{path} cannot be opened ({system_reason(error)}), expected a readable file: check that it "
+                "is there and yours to read"
+            ) from error
         yield stream
 
 
@@ -89,15 +93,15 @@ def open_unpacked(path: Path) -> Iterator[BufferedIOBase]:
 
 
 def is_gzip(stream: BufferedReader) -> bool:
-    """Whether a stream that is at its beginning holds a gzip file."""
+    """Tell whether a stream that is at its beginning holds a gzip file."""
     return stream.peek(len(_GZIP)).startswith(_GZIP)
 
 
 def content_sha256(path: Path, *, at_most: int | None = None) -> str | None:
-    """SHA-256 of a file's content, in hexadecimal.
+    """Compute the SHA-256 of a file's content, in hexadecimal.
 
-    Of a lone gzip file it is that of the unpacked content: packing the same data again gives other bytes, and
-    good copies differ in them.
+    Of a lone gzip file it is that of the unpacked content: compressing the same data again gives other bytes, and
+    intact copies differ in them.
 
     Args:
         path: The file.
@@ -106,22 +110,22 @@ def content_sha256(path: Path, *, at_most: int | None = None) -> str | None:
     Returns:
         64 hexadecimal digits; None if there is more content.
     """
-    found, size = sha256(), 0
+    checksum, size = sha256(), 0
     with open_unpacked(path) as stream:
         while block := stream.read(_READ_CHUNK):
             size += len(block)
             if at_most is not None and size > at_most:
                 return None
-            found.update(block)
-    return found.hexdigest()
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def check_memory(size: int, what: str) -> None:
-    """Refuse what cannot be read in this machine's memory, before any of it is taken.
+    """Refuse a data set that does not fit into this machine's memory, before any of it is allocated.
 
     Args:
         size: Bytes of the decoded images and labels; reading takes up to twice as much, and 256 MiB.
-        what: What needs them.
+        what: The data set or file, for the message.
 
     Raises:
         DataError: If this machine has less.
@@ -137,10 +141,10 @@ def check_memory(size: int, what: str) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a folder; what killed ones left half-written there is removed first.
+    """Be the only process that writes into a folder; half-written files of killed processes are removed first.
 
     Args:
-        folder: The folder, created if needed. All that write into it do so inside of this.
+        folder: The folder, created if needed. Every writer of it uses this context.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -180,28 +184,23 @@ def atomic(target: Path) -> Iterator[Path]:
 
 
 def system_reason(error: BaseException) -> str:
-    """An error of the system in few words: without the path, which the sentence around it names."""
+    """Return the reason of a system error without the path, which the sentence around it names."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 _TIMEOUT = 30.0
 """Seconds without a byte after which a mirror is given up."""
 _STALLED = 60.0
-"""Seconds without a whole chunk after which it is too: nobody waits years for a byte every ten seconds."""
+"""Seconds without a whole chunk after which it is given up too: a byte every ten seconds never times out."""
 _CHUNK = 1 << 16
 _TICK = 0.02
 _UNPACKED = 64
-"""A published lone gzip file unpacks to less than so many times its size."""
-_OURS = frozenset(
+"""Bound on the ratio of unpacked to packed size of a published lone gzip file."""
+_FOLDER_ERRORS = frozenset(
     getattr(errno, name, None)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EIO", "ENAMETOOLONG")
 ) - {None}
-"""Errors of the folder, which no other mirror mends."""
+"""Errors of the folder: another mirror would not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +226,7 @@ class PublishedFile:
 
     @property
     def makes_folder(self) -> bool:
-        """Whether it unpacks to a folder, not to a file."""
+        """Tell whether it unpacks to a folder, not to a file."""
         return self.name.endswith((".zip", ".tar.gz"))
 
     def find(self, folder: Path) -> Path | None:
@@ -245,25 +244,25 @@ class PublishedFile:
         return None
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with a copy; None if it is the published content, or cannot be verified.
+        """Describe what is wrong with a copy; None if it is the published content, or cannot be verified.
 
         A folder, and a file without checksum, cannot be verified.
         """
         if self.sha256 is None or path.is_dir():
             return None
         try:
-            came = content_sha256(path, at_most=_UNPACKED * self.size)
+            checksum = content_sha256(path, at_most=_UNPACKED * self.size)
         except GZIP_FAULTS as error:
             return f"is no intact gzip file ({error})"
-        if came is None:
+        if checksum is None:
             return f"unpacks to more than {_UNPACKED * self.size:,} bytes, expected fewer"
-        return None if came == self.sha256 else f"has SHA-256 {came}, expected {self.sha256} for its content"
+        return None if checksum == self.sha256 else f"has SHA-256 {checksum}, expected {self.sha256} for its content"
 
     def check(self, path: Path) -> None:
         """Refuse a copy that is not the published content.
 
         Args:
-            path: What :meth:`find` gave.
+            path: A path that :meth:`find` gave.
 
         Raises:
             DataError: If it has a fault.
@@ -291,7 +290,7 @@ def fetch(file: PublishedFile, folder: Path, *, progress: bool) -> Path:
     """
     target = folder / file.name
     try:
-        with exclusive(folder):  # whoever waited here for another process finds the file that it has put there
+        with exclusive(folder):  # another process, for which this one waited here, may have put the file there
             if target.exists():
                 file.check(target)
             else:
@@ -315,7 +314,7 @@ def _from_mirrors(file: PublishedFile, target: Path, *, progress: bool) -> None:
                     raise DataError(f"what it served {fault}")
             return
         except (OSError, ValueError) as error:  # every error of the network is an OSError
-            if isinstance(error, OSError) and error.errno in _OURS:
+            if isinstance(error, OSError) and error.errno in _FOLDER_ERRORS:
                 raise
             refusals.append(f"{url}: {_reason(error)}")
     raise DataError(
@@ -325,9 +324,11 @@ def _from_mirrors(file: PublishedFile, target: Path, *, progress: bool) -> None:
 
 
 class _Download:
-    """One download to one path; it is itself the progress bar that pooch drives, and so sees every chunk.
+    """One download to one path, in a thread of its own that the calling thread watches.
 
-    The thread that calls only watches: a server that sends a byte now and then could hold it for years.
+    pooch has no bound on size or on total time, and its own timeout is that of a single byte: a server that sends one
+    now and then would hold the process for years. But pooch tells a progress bar of every chunk, so this object is
+    the bar: it counts the bytes, and raises in the downloading thread once the download is given up.
     """
 
     def __init__(self, url: str, target: Path, size: int, show: Callable[[int, int], None]) -> None:
@@ -342,7 +343,12 @@ class _Download:
         self._responses: list[Any] = []
 
     def run(self) -> None:
-        """Download, or raise what went wrong."""
+        """Download.
+
+        Raises:
+            DataError: It is too large or too slow.
+            OSError: The network or the file system refuses.
+        """
         thread = threading.Thread(target=self._fetch, daemon=True)
         thread.start()
         try:
@@ -352,7 +358,7 @@ class _Download:
                     raise DataError(f"it sent less than {_CHUNK // 1024} KiB in {_STALLED:g} s")
         finally:
             self._given_up = True
-        error, self._error = self._error, None  # no cycle keeps its frames
+        error, self._error = self._error, None  # else error and frame would keep each other alive
         if error is not None:
             raise error
 
@@ -372,12 +378,12 @@ class _Download:
                 response.close()
 
     def _answered(self, response: Any, *_: object, **__: object) -> None:
-        """Take note of a response, a redirection too: pooch leaves them open."""
+        """Keep a response, also of a redirection, to close it: pooch leaves them open."""
         self._responses.append(response)
 
     @property
     def total(self) -> int:
-        """Bytes that the server announces, 0 if it does not."""
+        """Number of bytes that the server announces; 0 if it announces none."""
         return self._total
 
     @total.setter
@@ -387,7 +393,7 @@ class _Download:
         self._total = size
 
     def update(self, _: int) -> None:
-        """Take note of a chunk, which is written by now."""
+        """Check the download after a chunk, which is written by now."""
         if self._given_up:
             raise DataError("it was given up")
         self._last = monotonic()
@@ -400,11 +406,11 @@ class _Download:
         """Do nothing: pooch fills its bar at the end, and this one is full."""
 
     def close(self) -> None:
-        """Do nothing: the bar ends with its block, also when a download fails and pooch never gets here."""
+        """Do nothing: the bar ends with its context, also when a download fails and pooch does not call this."""
 
 
 def _reason(error: Exception) -> str:
-    """The error in few words; those of requests repeat the address and their whole chain of causes."""
+    """Return the reason of an error; the texts of requests repeat the address and the whole chain of causes."""
     response = getattr(error, "response", error)  # only errors of requests have one, or None
     if isinstance(error, DataError) or response is error:
         return str(error)

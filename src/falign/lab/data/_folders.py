@@ -21,12 +21,10 @@ from falign.lab._progress import track
 from falign.lab.data._dataset import DataError, Dataset
 from falign.lab.data._download import check_memory, open_regular
 
-# One image file as an array of bytes.
-
 _GREY = frozenset({"1", "L", "LA"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-"""What is decoded, whatever a file is called: other decoders of Pillow start programs, or are hardly ever tried."""
+"""Formats that are decoded, whatever a file is called: other decoders of Pillow start programs or are hardly tested."""
 _LARGEST = 1 << 28
 """Bytes that an image file may have."""
 
@@ -62,7 +60,7 @@ def decode(source: Path | BytesIO, *, name: str, size: tuple[int, int], grey: bo
 
     Args:
         source: The file, or its content.
-        name: What an error calls it.
+        name: Name of the image in errors.
         size: Height and width that it must have.
         grey: Whether to return one channel or three (red, green, blue).
 
@@ -73,7 +71,7 @@ def decode(source: Path | BytesIO, *, name: str, size: tuple[int, int], grey: bo
         DataError: If it is damaged, or of another size.
     """
     with _image(source, name) as image:
-        if (image.height, image.width) != size:  # before so much memory is taken
+        if (image.height, image.width) != size:  # before memory for the pixels is allocated
             raise DataError(
                 f"{name} is an image of {image.height} × {image.width}, expected {size[0]} × {size[1]}: get it anew"
             )
@@ -84,7 +82,7 @@ def decode(source: Path | BytesIO, *, name: str, size: tuple[int, int], grey: bo
 
 @contextmanager
 def _image(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
-    """Open an image, and have whatever Pillow raises while it is used end in one sentence."""
+    """Open an image, and turn whatever Pillow raises while it is used into a ``DataError``."""
     try:
         with (
             warnings.catch_warnings(),
@@ -93,13 +91,13 @@ def _image(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
             if stream.seek(0, os.SEEK_END) > _LARGEST:  # some decoders read a file whole before they look at it
                 raise DataError(f"{name} has more than {_LARGEST:,} bytes, expected an image: replace or remove it")
             stream.seek(0)
-            warnings.simplefilter("ignore")  # of odd metadata, which are not used
+            warnings.simplefilter("ignore")  # about odd metadata, which are not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(stream, formats=_FORMATS) as image:
                 yield image
     except DataError:
         raise
-    except Exception as error:  # on damaged files Pillow raises whatever its decoders run into
+    except Exception as error:  # on damaged files Pillow's decoders raise errors of all kinds
         raise DataError(
             f"{name} cannot be decoded ({error}), expected an intact image: replace or remove it"
         ) from error
@@ -188,10 +186,10 @@ def _split(folder: Path, passed: Counter[str]) -> tuple[Listing, Listing]:
 
 
 def _listing(folder: Path, passed: Counter[str]) -> Listing:
-    """The images of every class; what is no image is counted by its ending."""
+    """List the images of every class; files that are no images are counted by their endings."""
 
     def visible(path: Path) -> list[Path]:
-        # by name: paths themselves sort differently on Windows
+        # By name: paths themselves sort differently on Windows.
         return sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
 
     listing = {}
@@ -212,7 +210,7 @@ def _listing(folder: Path, passed: Counter[str]) -> Listing:
 
 
 def _counted(endings: Counter[str]) -> str:
-    """Endings, the most frequent first, and how many files have each."""
+    """Name the endings, the most frequent first, with the number of files of each."""
     return ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in endings.most_common(4))
 
 

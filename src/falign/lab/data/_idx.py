@@ -28,12 +28,12 @@ IDX_NAMES = (
 
 _UNSIGNED_BYTE = 8
 _IDX = re.compile(r"idx[13][-.]ubyte")
-_COUNTED = 1 << 16
-"""So many bytes too many are counted, and said."""
+_EXCESS = 1 << 16
+"""Bytes beyond the expected ones that are still counted for the message."""
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """Where the file with a standard name may be in a folder, packed or not, first where it is looked for first.
+    """List the names under which the file with a standard name is looked for, packed or not, in this order.
 
     Kaggle writes a dot for the hyphen before ``idx``; 7-Zip unpacks ``x.gz`` into a folder ``x``.
     """
@@ -70,10 +70,10 @@ class Idx:
         parts = list(zip(paths, (3, 1, 3, 1), strict=True))
         check_memory(sum(_needed(*part) for part in parts), f"the set in {paths[0].parent}")
         train_images, train_labels, test_images, test_labels = (read_idx(*part) for part in parts)
-        read = sha256()
+        checksum = sha256()
         for part in (train_images, train_labels, test_images, test_labels):
-            read.update(f"{tuple(part.shape)}".encode())
-            read.update(part.numpy().data)
+            checksum.update(f"{tuple(part.shape)}".encode())
+            checksum.update(part.numpy().data)
         return Dataset(
             name=name,
             train_images=train_images[:, None],
@@ -81,7 +81,7 @@ class Idx:
             test_images=test_images[:, None],
             test_labels=test_labels.long(),
             classes=self.classes or tuple(str(label) for label in range(int(train_labels.max()) + 1)),
-            sha256=read.hexdigest(),
+            sha256=checksum.hexdigest(),
         )
 
 
@@ -97,25 +97,25 @@ def find_idx(folder: Path) -> list[Path] | None:
     Raises:
         DataError: If it holds some of them only.
     """
-    found = [_first(folder, name) for name in IDX_NAMES]
-    missing = [name for name, path in zip(IDX_NAMES, found, strict=True) if path is None]
-    if missing and (other := others(folder)):
+    paths = [_first(folder, name) for name in IDX_NAMES]
+    missing = [name for name, path in zip(IDX_NAMES, paths, strict=True) if path is None]
+    if missing and (other := _nonstandard_names(folder)):
         raise DataError(
             f"{folder} holds {', '.join(other[:4])} and not {', '.join(missing)}, expected the four standard names of "
             "one set: rename them; the images of EMNIST are transposed, and the labels of its letters begin with 1"
         )
-    if not any(found):
+    if not any(paths):
         return None
     if missing:
         raise DataError(
             f"{folder} holds some IDX files but not {', '.join(missing)} (with or without .gz), expected all "
             f"of {', '.join(IDX_NAMES)}: add what is missing"
         )
-    return [path for path in found if path is not None]
+    return [path for path in paths if path is not None]
 
 
-def others(folder: Path) -> list[str]:
-    """Names in a folder that are those of IDX files, but not standard."""
+def _nonstandard_names(folder: Path) -> list[str]:
+    """List the names in a folder that are those of IDX files, but not standard."""
     known = {spelling for name in IDX_NAMES for spelling in spellings(name)}
     return sorted(name for name in os.listdir(folder) if _IDX.search(name) and name not in known)
 
@@ -139,13 +139,13 @@ def read_idx(path: Path, dimensions: int) -> UInt8[Tensor, "..."]:
             sizes = _sizes(path, stream, dimensions)
             expected, (possible, packed) = math.prod(sizes), _possible(path, dimensions)
             if expected > possible or not (packed or expected == possible):  # nothing of it is kept
-                raise _length(path, sizes, possible if not packed else len(stream.read(_COUNTED)), packed)
+                raise _length(path, sizes, possible if not packed else len(stream.read(_EXCESS)), packed)
             check_memory(expected, str(path))
             array = np.empty(sizes, np.uint8)
             got = _fill(stream, array)
-            more = len(stream.read(_COUNTED))  # at its end the CRC of a gzip file is verified
+            more = len(stream.read(_EXCESS))  # at its end the CRC of a gzip file is verified
             if got + more != expected:
-                raise _length(path, sizes, got + more, more == _COUNTED)
+                raise _length(path, sizes, got + more, more == _EXCESS)
     except GZIP_FAULTS as error:
         raise DataError(f"{path} is no intact gzip file ({error}), expected one: get the file anew") from error
     return torch.from_numpy(array)
@@ -157,7 +157,7 @@ def _first(folder: Path, name: str) -> Path | None:
 
 
 def _needed(path: Path, dimensions: int) -> int:
-    """Bytes of memory for a file as its header has it, labels as int64; 0 if it is none: that is said later."""
+    """Return the bytes of memory that a file needs by its header, labels as int64; 0 for no IDX file, refused later."""
     try:
         with open_unpacked(path) as stream:
             return math.prod(_sizes(path, stream, dimensions)) * (1 if dimensions > 1 else 9)
@@ -166,7 +166,7 @@ def _needed(path: Path, dimensions: int) -> int:
 
 
 def _possible(path: Path, dimensions: int) -> tuple[int, bool]:
-    """Bytes that a file can hold at most after its header, and whether it is packed; if not, it holds so many."""
+    """Return the bytes that a file can hold after its header, at most if it is packed, and whether it is packed."""
     with open_regular(path) as stream:
         size, packed = os.fstat(stream.fileno()).st_size, is_gzip(stream)
     return (size * DEFLATED if packed else size - _header(dimensions)), packed
@@ -194,16 +194,16 @@ def _sizes(path: Path, stream: BufferedIOBase, dimensions: int) -> tuple[int, ..
 
 
 def _fill(stream: BufferedIOBase, array: np.ndarray) -> int:
-    """Read until an array is full, or the stream ends; the number of bytes."""
+    """Read until an array is full or the stream ends, and return the number of bytes."""
     view, got = array.reshape(-1).data, 0
-    while got < len(view) and (count := stream.readinto(view[got : got + _COUNTED])):
+    while got < len(view) and (count := stream.readinto(view[got : got + _EXCESS])):
         got += count
     return got
 
 
 def _length(path: Path, sizes: Sequence[int], got: int, at_least: bool) -> DataError:
     return DataError(
-        f"{path} has {'at least ' if at_least and got >= _COUNTED else ''}{got} bytes after its header, expected "
+        f"{path} has {'at least ' if at_least and got >= _EXCESS else ''}{got} bytes after its header, expected "
         f"{_by(sizes)} = {math.prod(sizes)}: it is truncated or altered, get it anew"
     )
 

@@ -1,4 +1,4 @@
-"""From a name or a path to a data set: where it is looked for, and when it is downloaded."""
+"""Loading of a data set by name or path: the folders in which it is looked for, the download, the checks."""
 
 import os
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def load(name: str, *, folder: Path | None = None, download: bool = True, progre
     Raises:
         DataError: If there is no such data set, or it is not found, damaged or inconsistent.
     """
-    with _said(name):
+    with _system_errors(name):
         if name in SOURCES:
             given, cache = _places(folder)
             return load_source(SOURCES[name], given=given, cache=cache, download=download, progress=progress)
@@ -59,11 +59,11 @@ def load(name: str, *, folder: Path | None = None, download: bool = True, progre
                 f"'{name}' is neither a known data set nor an existing folder, expected one of "
                 f"{', '.join(NAMES)} or a path: check the spelling"
             )
-        if near := _near(path):
-            raise DataError(near)
+        if hint := _misplaced(path):
+            raise DataError(hint)
         files = find_idx(path)
-        own = Idx().read(path.resolve().name, files) if files else read_image_folder(path, progress=progress)
-        return replace(own, notes=(*own.notes, *remarks(own)))
+        dataset = Idx().read(path.resolve().name, files) if files else read_image_folder(path, progress=progress)
+        return replace(dataset, notes=(*dataset.notes, *remarks(dataset)))
 
 
 def load_source(source: Source, *, given: Path | None, cache: Path, download: bool, progress: bool) -> Dataset:
@@ -82,7 +82,7 @@ def load_source(source: Source, *, given: Path | None, cache: Path, download: bo
     Raises:
         DataError: If it is not found, damaged or inconsistent.
     """
-    with _said(source.name):
+    with _system_errors(source.name):
         if source.files and given is not None and not given.is_dir():
             raise DataError(f"the data folder {given} is not a folder, expected an existing one: correct its path")
         paths = _locate(source, [place for place in (given, cache) if place is not None])
@@ -95,8 +95,8 @@ def load_source(source: Source, *, given: Path | None, cache: Path, download: bo
                     raise _not_found(source, given, cache)
                 paths = [fetch(file, cache / source.name, progress=progress) for file in source.files]
             except DataError as error:
-                near = [_pickled(source, folder) for folder in (given, given / source.name)] if given else []
-                raise DataError("; ".join([str(error), *filter(None, near)])) from error
+                hints = [_pickled(source, folder) for folder in (given, given / source.name)] if given else []
+                raise DataError("; ".join([str(error), *filter(None, hints)])) from error
         verified = all(file.sha256 and not path.is_dir() for file, path in zip(source.files, paths, strict=True))
         keep = cache / source.name / f"decoded-{source.files[0].sha256}" if source.files and verified else None
         data = source.read(source.name, paths, keep=keep, progress=progress)
@@ -108,12 +108,12 @@ def load_source(source: Source, *, given: Path | None, cache: Path, download: bo
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where a data set of the table is, without a look into its files.
+    """Place of a data set of the table on this machine.
 
     Attributes:
         name: Its name.
         paths: Its files, or the folder that they unpack to; none if it is not here.
-        bytes: What it takes on the disk; if it is not here, what would be downloaded.
+        bytes: Size on the disk; if it is not here, size of the download.
         remedy: How to get it, if it is not here; empty if it is.
     """
 
@@ -131,7 +131,7 @@ def locate(name: str, folder: Path | None = None) -> Location:
         folder: Where it is looked for first; None is what ``FALIGN_DATA`` names.
 
     Returns:
-        Where it is, or how to get it. Folders that cannot be read count as empty.
+        Its place, or how to get it. Folders that cannot be read count as empty.
     """
     source, (given, cache) = SOURCES[name], _places(folder)
     if not source.files:
@@ -163,7 +163,7 @@ def _in_scikit_learn(name: str) -> Location:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what cannot be read does not count."""
+    """Return the bytes of a file, or of all files below a folder; files that cannot be read do not count."""
     files = (Path(root, name) for root, _, names in os.walk(path) for name in names) if path.is_dir() else (path,)
     total = 0
     for file in files:
@@ -173,7 +173,7 @@ def _size(path: Path) -> int:
 
 
 def _places(folder: Path | None) -> tuple[Path | None, Path]:
-    """The folder of the user, if any, and the cache."""
+    """Return the user's folder of data sets, if any, and the cache."""
     named = folder or os.environ.get("FALIGN_DATA") or None
     return None if named is None else _expanded(named), Path(pooch.os_cache("falign"))
 
@@ -188,8 +188,8 @@ def _expanded(path: str | Path) -> Path:
 
 
 @contextmanager
-def _said(what: str) -> Iterator[None]:
-    """Have what the system refuses while a data set is looked for and read end in one sentence."""
+def _system_errors(what: str) -> Iterator[None]:
+    """Turn errors of the system while a data set is looked for and read into a ``DataError``."""
     try:
         yield
     except OSError as error:
@@ -206,14 +206,13 @@ def _downloadable(source: Source) -> bool:
 
 
 def _locate(source: Source, places: list[Path]) -> list[Path] | None:
-    """The files of a data set in the first place that holds all of them."""
+    """Return the files of a data set in the first place that holds all of them."""
     verifiable = all(file.sha256 for file in source.files)
     for place in places:
         for folder in (place / source.name, place):
             if not verifiable and folder.name != source.name:
                 continue  # without a checksum only the folder's name tells one set of IDX files from another
-            found = [file.find(folder) for file in source.files]
-            paths = [path for path in found if path is not None]
+            paths = [path for file in source.files if (path := file.find(folder)) is not None]
             if len(paths) == len(source.files):
                 return paths
     return None
@@ -226,8 +225,8 @@ def _not_found(source: Source, given: Path | None, cache: Path) -> DataError:
     return DataError(f"{source.name} is not in {' and '.join(places)}, expected {files}: put them there, {remedy}")
 
 
-def _near(folder: Path) -> str | None:
-    """What a folder holds if it was meant by a name of the table."""
+def _misplaced(folder: Path) -> str | None:
+    """Describe the folder of a data set of the table that was given by its path; None for other folders."""
     for source in SOURCES.values():
         if not source.marks:
             continue
@@ -244,8 +243,8 @@ def _near(folder: Path) -> str | None:
                     f"{folder} holds {name}, expected images by class: load it by the name {source.name}, from this "
                     f"folder (--data {folder})"
                 )
-        if near := _pickled(source, folder):
-            return near
+        if hint := _pickled(source, folder):
+            return hint
     return None
 
 

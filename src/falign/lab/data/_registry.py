@@ -1,4 +1,4 @@
-"""The table of data sets known by name."""
+"""Table of the data sets known by name: their files, checksums, mirrors and readers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, p
 
 @runtime_checkable
 class Reader(Protocol):
-    """What turns the files of a data set into a value."""
+    """Function that reads the files of a data set."""
 
     def __call__(self, name: str, paths: Sequence[Path], *, keep: Path | None, progress: bool) -> Dataset:
         """Read the files.
@@ -76,7 +76,7 @@ class Source:
     Attributes:
         name: The name.
         files: The files it consists of; none if it is part of an installed package.
-        read: What reads them.
+        read: Function that reads them.
         marks: Files by which the folder that it unpacks to is known, whatever its name.
         pickled: Names of the same images in a form that is never read: unpickling a file can run any code.
     """
