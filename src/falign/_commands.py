@@ -91,7 +91,7 @@ def train(
         data: Folder that holds the data sets; what is not there is downloaded.
         out: The run folder.
         resume: Go on with the run in this folder; of its options only --epochs may be raised.
-        trust: RunFolder the code that the configuration of --resume names, though the run did not begin with it here.
+        trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
     """
     if resume is None and trust:
