@@ -1,8 +1,8 @@
-"""The door of the public functions: what they are given becomes what their annotations say, or is refused.
+"""Decorators that make arguments what the annotations say: ``public``, ``recording`` and ``typed``.
 
-Functions that are ``public`` or ``typed`` take arrays and lists for tensors, and NumPy's numbers for numbers.
-What is of another type, shape, number format or device, or not finite, ends in a sentence that names the argument. The
-door is passed once: public functions that call each other pay nothing for it.
+A decorated function takes arrays and lists for tensors, and NumPy's numbers for numbers. Arguments of another type,
+shape, number format or device, and numbers that are not finite, are refused in a sentence that names the argument.
+This is done for the outermost call alone: decorated functions that call each other pay nothing for it.
 """
 
 import inspect
@@ -27,50 +27,48 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 _FLOATS = (torch.float32, torch.float64)
 _NO_ANSWER = (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError)  # pyright: ignore
 _LONGEST = 10**7
-"""Entries of a sequence that is looked at one by one."""
+"""Most entries of a sequence; looking at so many one by one takes seconds."""
 
 _depth: ContextVar[int] = ContextVar("depth", default=0)
-
-
-def outermost() -> bool:
-    """Whether a public function was called from outside, not by another one."""
-    return _depth.get() == 1
+"""How many decorated functions are being called, each by the one before."""
 
 
 def public(called: Called) -> Called:
-    """Make a function take what its annotations say and refuse the rest: other types, shapes, and what is not finite.
+    """Decorate a function, or a class, whose arguments must be of the annotated types and shapes and be finite.
 
-    Of a class, what makes its instances. A function that then finds nan says so in a warning.
-
-    Raises:
-        ValueError: by what it returns, with a sentence that names the argument.
+    The decorated function raises a ValueError that names the argument, and warns if its result holds nan.
     """
-    return _at_the_door(called, True, tells=True)
+    return _decorated(called, True, warns=True)
 
 
 def recording(called: Called) -> Called:
-    """As ``public`` for a function that says itself where its results hold nan."""
-    return _at_the_door(called, True, tells=False)
+    """Decorate as ``public`` does, without the warning: for functions that themselves say where a result is nan."""
+    return _decorated(called, True, warns=False)
 
 
 def typed(called: Called) -> Called:
-    """As ``public`` for types and number formats alone: of what looks at shapes and values itself, or reads results."""
-    return _at_the_door(called, False, tells=False)
+    """Decorate as ``public`` does, for types and number formats alone: the function checks shapes and values itself."""
+    return _decorated(called, False, warns=False)
 
 
-def _at_the_door(called: Called, strict: bool, *, tells: bool) -> Called:
+def outermost() -> bool:
+    """Whether the decorated function that asks was called from outside, not by another decorated one."""
+    return _depth.get() == 1
+
+
+def _decorated(called: Called, strict: bool, *, warns: bool) -> Called:
     if isinstance(called, type):
         setattr(called, "__init__", _guarded(called.__init__, strict, False))  # noqa: B010
         return cast(Called, called)
-    return cast(Called, _guarded(called, strict, tells))
+    return cast(Called, _guarded(called, strict, warns))
 
 
-def _guarded(called: Callable[..., Any], strict: bool, tells: bool) -> Callable[..., Any]:
+def _guarded(called: Callable[..., Any], strict: bool, warns: bool) -> Callable[..., Any]:
     signature = inspect.signature(called)
 
     @cache
     def hints() -> dict[str, Any]:
-        return get_type_hints(called)
+        return get_type_hints(called)  # at the first call: an annotation may name what is defined further down
 
     @wraps(called)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -82,74 +80,73 @@ def _guarded(called: Callable[..., Any], strict: bool, tells: bool) -> Callable[
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:
-                return called(*args, **kwargs)  # which says what is missing or too many
-            _enter(bound.arguments, hints(), strict)
+                return called(*args, **kwargs)  # Python's own message says what is missing or too many
+            _coerce(bound.arguments, hints(), strict)
             try:
-                found = called(*bound.args, **bound.kwargs)
+                result = called(*bound.args, **bound.kwargs)
             except _NO_ANSWER as error:
                 why = str(error).partition("\n")[0]
                 raise ValueError(
                     f"{called.__name__} finds no answer ({why}): numbers among its arguments are too large, too small "
                     "or too much alike"
                 ) from None
-            if tells:
-                _tell_of_nan(called.__name__, found)
-            return found
+            if warns:
+                _warn_of_nan(called.__name__, result)
+            return result
         finally:
             _depth.reset(token)
 
     return guarded
 
 
-def _tell_of_nan(name: str, found: Any) -> None:
-    """Warn of what finite numbers do not have for an answer."""
-    if any(bool(part.isnan().any()) for part in _tensors(found)):
-        warnings.warn(f"{name} found nan: for what it was given there is no number in its format", stacklevel=4)
+def _warn_of_nan(name: str, result: Any) -> None:
+    if any(bool(part.isnan().any()) for part in _tensors(result)):
+        warnings.warn(f"{name} found nan: for these arguments the result is no number in their format", stacklevel=4)
 
 
-def _tensors(found: Any) -> Iterator[Tensor]:
-    """The floating point tensors of a result, in tuples, dictionaries and its own attributes."""
-    if isinstance(found, Tensor):
-        yield from (found,) if found.is_floating_point() else ()
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """Iterate over the floating point tensors of a result, in tuples, dictionaries and attributes of dataclasses."""
+    if isinstance(result, Tensor):
+        yield from (result,) if result.is_floating_point() else ()
         return
-    held = vars(found) if is_dataclass(found) else found
-    for part in held.values() if isinstance(held, dict) else held if isinstance(held, tuple) else ():
+    parts = vars(result) if is_dataclass(result) else result
+    for part in parts.values() if isinstance(parts, dict) else parts if isinstance(parts, tuple) else ():
         if isinstance(part, (Tensor, tuple)):
             yield from _tensors(part)
 
 
-class _Held(NamedTuple):
-    """A tensor among the arguments and what is expected of it."""
+class _Given(NamedTuple):
+    """A tensor among the arguments, with its annotation."""
 
     name: str
     tensor: Tensor
     hint: Any
 
 
-def _enter(arguments: dict[str, Any], hints: Mapping[str, Any], strict: bool) -> None:
-    """Put what is expected in the place of what came."""
-    held: list[_Held] = []
-    look = _Look(held, strict)
+def _coerce(arguments: dict[str, Any], hints: Mapping[str, Any], strict: bool) -> None:
+    """Replace the arguments, in their dictionary, by what their annotations say."""
+    given: list[_Given] = []
+    coercion = _Coercion(given, strict)
     for name, value in arguments.items():
         if name in hints:
-            arguments[name] = look.fitted(name, value, hints[name])
+            arguments[name] = coercion.coerced(name, value, hints[name])
     if strict:
-        floating = {one.name: one.tensor for one in held if one.tensor.is_floating_point()}
+        floating = {name: tensor for name, tensor, _ in given if tensor.is_floating_point()}
         floating.pop("times", None)  # times to record at may have any format
         check_same_format(**floating)
-        _shapes_fit(held)
+        _check_axes(given)
 
 
-def _shapes_fit(held: list[_Held]) -> None:
-    """Refuse axes of one name that have different sizes."""
-    with jaxtyped("context"):  # type: ignore[arg-type]
-        for one in held:
-            if not isinstance(one.tensor, one.hint):
-                others = [f"{o.name} {list(o.tensor.shape)} as [{_axes(o.hint)}]" for o in held if o is not one]
+def _check_axes(given: list[_Given]) -> None:
+    """Refuse axes that have one name in the annotations and different sizes."""
+    with jaxtyped("context"):  # type: ignore[arg-type]  # within it jaxtyping remembers the sizes of axes
+        for name, tensor, hint in given:
+            if not isinstance(tensor, hint):
+                others = [f"{other} {list(t.shape)} as [{_axes(h)}]" for other, t, h in given if other != name]
                 beside = f", beside {', '.join(others)}" if others else ""
                 raise ValueError(
-                    f"{one.name} has shape {list(one.tensor.shape)}, expected [{_axes(one.hint)}]{beside}: axes of one "
-                    "name have one size"
+                    f"{name} has shape {list(tensor.shape)}, expected [{_axes(hint)}]{beside}: axes of one name have "
+                    "one size"
                 )
 
 
@@ -157,18 +154,14 @@ def _axes(hint: Any) -> str:
     return hint.dim_str.strip()
 
 
-class _Look:
-    """A look at each argument; what tensors there are is noted on the way."""
+class _Coercion:
+    """Coerces one argument after the other, and keeps the tensors among them for what is asked of all together."""
 
-    def __init__(self, held: list[_Held], strict: bool) -> None:
-        self._held, self._strict = held, strict
+    def __init__(self, given: list[_Given], strict: bool) -> None:
+        self._given, self._strict = given, strict
 
-    def fitted(self, name: str, value: Any, hint: Any) -> Any:
-        """The value as the annotation has it.
-
-        Raises:
-            ValueError: it cannot be.
-        """
+    def coerced(self, name: str, value: Any, hint: Any) -> Any:
+        """Coerce a value to an annotation; see ``falign._validation`` for what tensors and numbers may be."""
         origin = get_origin(hint)
         if hint in (Any, object) or isinstance(hint, TypeVar):
             return value
@@ -188,7 +181,7 @@ class _Look:
         if hint is float:
             return self._number(name, value)
         if hint is SupportsIndex:
-            return value  # which their function looks at itself
+            return value  # seeds, which the function checks itself
         if hint is int:
             return whole_number(name, value)
         if hint is bool:
@@ -205,27 +198,27 @@ class _Look:
         if value is None and types.NoneType in members:
             return None
         if Tensor in members:
-            return value  # ``Numbers``, which their function looks at itself
+            return value  # ``Numbers``, which the function converts itself
         if torch.device in members:
             return _device(name, value)
         wanted = [member for member in members if member is not types.NoneType]
         if set(wanted) == {float, int}:
             wanted = [int] if isinstance(value, (int, np.integer)) else [float]
-        if len(wanted) > 1:  # one of a single value, or several of them
+        if len(wanted) > 1:  # of a number or a sequence of them, try the one that it looks like
             single = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
             wanted = [one for one in wanted if (one in (int, float, SupportsIndex)) == single] or wanted
         for member in wanted[:-1]:
             try:
-                return self.fitted(name, value, member)
+                return self.coerced(name, value, member)
             except ValueError:
                 continue
-        return self.fitted(name, value, wanted[-1])
+        return self.coerced(name, value, wanted[-1])
 
     def _several(self, name: str, value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
         if issubclass(origin, Mapping):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{name} is {describe(value)}, expected names with their values")
-            return {key: self.fitted(f"{name}[{key!r}]", one, inner[1]) for key, one in value.items()}
+            return {key: self.coerced(f"{name}[{key!r}]", one, inner[1]) for key, one in value.items()}
         if (
             not isinstance(value, Iterable)
             or isinstance(value, (str, bytes, Mapping))
@@ -235,25 +228,26 @@ class _Look:
         if isinstance(value, Set) and origin is not Collection:
             raise ValueError(f"{name} is a set, which has no order: expected a sequence, such as a list")
         sized = isinstance(value, Sized) and len(value) > _LONGEST
-        found = [] if sized else list(islice(value, _LONGEST + 1))
-        if sized or len(found) > _LONGEST:
+        entries = [] if sized else list(islice(value, _LONGEST + 1))  # an iterator may never end
+        if sized or len(entries) > _LONGEST:
             raise ValueError(f"{name} has more than {_LONGEST} entries, expected fewer")
-        if isinstance(value, Tensor) and all(one.numel() == 1 for one in found):
-            found = value.tolist()
-        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else (inner[0],) * len(found)
-        if len(kinds) != len(found):
-            raise ValueError(f"{name} has {len(found)} entries, expected {len(kinds)}")
-        fitted = [self.fitted(f"{name}[{place}]", *pair) for place, pair in enumerate(zip(found, kinds, strict=True))]
-        return tuple(fitted) if origin is tuple else fitted
+        if isinstance(value, Tensor) and all(entry.numel() == 1 for entry in entries):
+            entries = value.tolist()
+        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else (inner[0],) * len(entries)
+        if len(kinds) != len(entries):
+            raise ValueError(f"{name} has {len(entries)} entries, expected {len(kinds)}")
+        pairs = enumerate(zip(entries, kinds, strict=True))
+        coerced = [self.coerced(f"{name}[{place}]", entry, kind) for place, (entry, kind) in pairs]
+        return tuple(coerced) if origin is tuple else coerced
 
     def _named(self, name: str, value: Any, kind: Any) -> Any:
-        """A named tuple with every field looked at."""
+        """Coerce every field of a named tuple, then have it check itself if it can."""
         hints = _hints_of(kind)
-        parts = {field: self.fitted(f"{name}.{field}", getattr(value, field), hints[field]) for field in kind._fields}
-        found = value._replace(**parts)
-        if self._strict and hasattr(found, "fits"):
-            found.fits(name)
-        return found
+        parts = {field: self.coerced(f"{name}.{field}", getattr(value, field), hints[field]) for field in kind._fields}
+        coerced = value._replace(**parts)
+        if self._strict and hasattr(coerced, "check"):
+            coerced.check(name)
+        return coerced
 
     def _instance(self, name: str, value: Any, kind: Any) -> Any:
         if kind is Callable or getattr(kind, "__name__", "") == "Callable":
@@ -261,10 +255,10 @@ class _Look:
                 raise ValueError(f"{name} is {describe(value)}, expected a function")
         elif not isinstance(value, kind):
             article = "an" if kind.__name__[0] in "AEIOU" else "a"
-            told_kind = {str: "a text", torch.dtype: "a torch.dtype, such as torch.float64"}.get(
+            expected = {str: "a text", torch.dtype: "a torch.dtype, such as torch.float64"}.get(
                 kind, f"{article} {kind.__name__} ({kind.__module__})"
             )
-            raise ValueError(f"{name} is {describe(value)}, expected {told_kind}")
+            raise ValueError(f"{name} is {describe(value)}, expected {expected}")
         return value
 
     def _number(self, name: str, value: Any) -> float:
@@ -277,22 +271,22 @@ class _Look:
             raise ValueError(f"{name} is {describe(value)}, expected a number that float64 holds") from None
 
     def _tensor(self, name: str, value: Any, hint: Any) -> Tensor:
-        found, plain = dense_tensor(name, value)
+        tensor, plain = dense_tensor(name, value)
         wanted = {"float64": _FLOATS}.get(hint.dtypes[-1]) if "float64" in hint.dtypes else None
         dtypes = wanted or [getattr(torch, kind) for kind in hint.dtypes if hasattr(torch, kind)]
-        if plain and found.dtype not in dtypes and wanted and found.dtype in (torch.int64, torch.uint8):
-            found = found.double()
-        if found.dtype not in dtypes:
+        if plain and tensor.dtype not in dtypes and wanted and tensor.dtype in (torch.int64, torch.uint8):
+            tensor = tensor.double()  # plain numbers such as [1, 2] are meant as floating point; an array of int is not
+        if tensor.dtype not in dtypes:
             expected = (
                 "float32 or float64, such as .double() gives" if wanted else f"{hint.__name__.split('[')[0]} numbers"
             )
-            raise ValueError(f"{name} is in {str(found.dtype).removeprefix('torch.')}, expected {expected}")
-        if self._strict and not found.numel():
-            raise ValueError(f"{name} has shape {list(found.shape)}, expected at least one number")
+            raise ValueError(f"{name} is in {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
+        if self._strict and not tensor.numel():
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, expected at least one number")
         if self._strict and wanted:
-            check_finite(name, found)
-        self._held.append(_Held(name, found, hint))
-        return found
+            check_finite(name, tensor)
+        self._given.append(_Given(name, tensor, hint))
+        return tensor
 
 
 @cache
@@ -302,10 +296,10 @@ def _hints_of(kind: Any) -> dict[str, Any]:
 
 def _device(name: str, value: Any) -> torch.device:
     try:
-        found = torch.device(value)
-        torch.empty(1, device=found)
-    except Exception:  # which error says that a device is not there differs from one kind of device to the next
+        device = torch.device(value)
+        torch.empty(1, device=device)
+    except Exception:  # each kind of device has an error of its own for one that is not there
         raise ValueError(f"{name} is {describe(value)}, expected a device of this machine, such as 'cpu'") from None
-    if found.type == "meta":
+    if device.type == "meta":
         raise ValueError(f"{name} is 'meta', which holds no numbers: expected a device such as 'cpu'")
-    return found
+    return device

@@ -1,4 +1,8 @@
-"""The conservation law of learning without weight transport, in deep fully connected networks, many at once.
+"""The conservation law of learning without weight transport, simulated in deep fully connected networks.
+
+For a hidden neuron k with weights w_k and bias b_k into it, ``C_k = ½ |w_k|² + ½ b_k² - V_k`` is constant in gradient
+flow, whatever the data and the loss; V_k, the alignment term, is ``⟨B[:, k], W[:, k]⟩`` under feedback alignment. So a
+neuron whose incoming weights grow becomes aligned with its feedback by as much.
 
 ``draw`` a start, train it by ``gradient_descent`` (steps, for which the law is an exact identity) or ``gradient_flow``,
 and try what follows from the law: ``conservation``, ``alignment_bound``, ``lasting_alignment``, ``decay_equilibrium``.

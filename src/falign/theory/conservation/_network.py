@@ -1,4 +1,8 @@
-"""Deep fully connected networks, many at once, with the backward pass of every rule written out."""
+"""Deep fully connected networks, a block of runs at once, with the backward pass of every rule written out.
+
+The backward pass is written out, not left to autograd, so that the theory is a check of the rules of ``falign.convert``
+that shares no code with them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +17,7 @@ from falign._validation import check_floating, describe, named, non_negative, po
 from falign.theory._coerce import public, typed
 from falign.theory.conservation._rules import FeedbackRule, rule
 
-# Activations that are activations, ``φ(z) = φ'(z) z``: those under which the conservation law holds.
+# Activations with ``φ(z) = φ'(z) z``, homogeneous of degree one: the conservation law holds for these alone.
 
 
 @typed
@@ -22,10 +26,10 @@ class Activation:
     """An activation φ, elementwise.
 
     Attributes:
-        name: What the table calls it.
+        name: Its key in ``ACTIVATIONS``.
         value: z -> φ(z).
         slope: z -> φ'(z), with ``slope(z) z = value(z)`` everywhere if the law is to hold.
-        smooth: Whether φ' is continuous: gradient flow is then an ordinary differential equation.
+        smooth: Whether φ' is continuous, so that gradient flow can be integrated with long steps.
     """
 
     name: str
@@ -61,7 +65,7 @@ def activation(name: str) -> Activation:
     return named("activation", name, ACTIVATIONS)
 
 
-# Losses as means over the batch, and the error ``∂L/∂f`` that the output hands back.
+# Losses, means over the batch, and the error ``∂L/∂f`` at the output.
 
 
 @typed
@@ -70,7 +74,7 @@ class Loss:
     """A loss of the outputs f [runs n k] and targets y [n k].
 
     Attributes:
-        name: What the table calls it.
+        name: Its key in ``LOSSES``.
         value: (f, y) -> the loss of each point, [runs n].
         slope: (f, y) -> its derivative in f, [runs n k].
     """
@@ -81,12 +85,12 @@ class Loss:
 
     @public
     def mean(self, f: Float[Tensor, "runs n k"], y: Float[Tensor, "*#runs n k"]) -> Float[Tensor, " runs"]:
-        """The loss ``L``, a mean over the points."""
+        """Return the loss ``L``, a mean over the points."""
         return self.value(f, y).mean(-1)
 
     @public
     def error(self, f: Float[Tensor, "runs n k"], y: Float[Tensor, "*#runs n k"]) -> Float[Tensor, "runs n k"]:
-        """``δ = ∂L/∂f``, the 1/n of the mean included."""
+        """Return ``δ = ∂L/∂f``, the 1/n of the mean included."""
         return self.slope(f, y) / f.shape[-2]
 
 
@@ -118,75 +122,20 @@ def loss(name: str) -> Loss:
     return named("loss", name, LOSSES)
 
 
-# Refusals of layers that do not fit each other, and of data and batches that do not fit a network.
-
-
-def check_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
-    """Refuse weights [runs out in] that are no chain, and biases of other shapes.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    shapes, biases = [tuple(part.shape) for part in W], [tuple(part.shape) for part in b]
-    chained = bool(shapes) and all(len(shape) == 3 for shape in shapes)
-    chained = chained and all(one[:2] == (other[0], other[2]) for one, other in pairwise(shapes))
-    if not chained or (biases and biases != [shape[:2] for shape in shapes]):
-        raise ValueError(f"weights {shapes} and biases {biases} are no network: expected [runs out in] and [runs out]")
-
-
-def check_inputs(W: Tensor, X: Tensor) -> None:
-    """Refuse inputs of another shape or type than the first layer's.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    check_floating(inputs=X)
-    if X.ndim not in (2, 3) or X.shape[-1] != W.shape[-1] or (X.ndim == 3 and len(X) not in (1, len(W))):
-        raise ValueError(
-            f"inputs have shape {tuple(X.shape)}, the network wants (points, {W.shape[-1]}) for all of its "
-            f"{len(W)} runs or for each"
-        )
-    if X.dtype != W.dtype:
-        raise ValueError(f"inputs are {X.dtype}, the weights {W.dtype}: pass X.to(W.dtype)")
-
-
-def check_targets(f: Tensor, y: Tensor) -> None:
-    """Refuse targets of another shape than the outputs.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    check_floating(targets=y)
-    if y.ndim not in (2, 3) or y.shape[-2:] != f.shape[-2:] or (y.ndim == 3 and len(y) not in (1, len(f))):
-        raise ValueError(f"targets have shape {tuple(y.shape)}, the outputs {tuple(f.shape)}: one row a point")
-
-
-def count_steps(steps: int | Tensor, n: int) -> int:
-    """Count steps, given their number or, as a tensor [steps batch], the indices of each batch's points among n.
-
-    Raises:
-        ValueError: the number is not whole or negative, or an index is not whole or out of range.
-    """
-    if not isinstance(steps, Tensor):
-        return step_count(steps)
-    indices = not steps.is_floating_point() and not steps.is_complex() and steps.dtype != torch.bool
-    if steps.ndim != 2 or not indices or (steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < n):
-        raise ValueError(f"batches of shape {tuple(steps.shape)} must be [steps batch] whole numbers below {n}")
-    return len(steps)
-
+# Networks and how they learn.
 
 Points = Float[Tensor, "*#runs n _"]
 """Inputs, or targets, of all runs alike [n d] or of each [runs n d]."""
 
 
 class State(NamedTuple):
-    """Weights, biases and feedback of a block of runs; velocities and gradients have the same form.
+    """Weights, biases and feedback of a block of runs; their velocities and gradients are States as well.
 
     Attributes:
         W: W_1, …, W_L [runs out in].
         b: Their biases [runs out]; empty where there are none.
-        B: Feedback as the rule stores it, that of layer l at place l: of W_{l+1}'s shape for l = 1, …, L - 1, or
-            [runs outputs neurons] for a direct rule.
+        B: Feedback as the rule stores it, of hidden layers 1, …, L - 1: that of layer l has W_{l+1}'s shape, or is
+            [runs outputs neurons] under a direct rule.
     """
 
     W: tuple[Float[Tensor, "runs _ _"], ...]
@@ -194,16 +143,12 @@ class State(NamedTuple):
     B: tuple[Float[Tensor, "runs _ _"], ...] = ()
 
     def map(self, change: Callable[..., Tensor], *others: "State") -> "State":
-        """``change`` of every tensor and of those in its place in the others."""
+        """Apply ``change`` to every tensor, together with those in its place in the other States."""
         places = zip(self, *others, strict=True)
         return State(*(tuple(change(*tensors) for tensors in zip(*parts, strict=True)) for parts in places))
 
-    def fits(self, name: str) -> None:
-        """Refuse weights that are no chain, and biases or feedback of other numbers of runs or other number formats.
-
-        Raises:
-            ValueError: a layer does not fit the others.
-        """
+    def check(self, name: str) -> None:
+        """Refuse weights that are no chain, and tensors of different numbers of runs, number formats or devices."""
         check_layers(self.W, self.b)
         first, parts = self.W[0], (*self.W, *self.b, *self.B)
         if any(
@@ -215,25 +160,28 @@ class State(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """L."""
+        """L, the number of layers."""
         return len(self.W)
 
 
 @typed
 @dataclass(frozen=True, kw_only=True)
 class Dynamics:
-    """How a network learns: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; in steps, η times that.
+    """How a network learns: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; a step is η times that.
+
+    ĝ_l is the gradient as the rule computes it.
 
     Attributes:
         activation: φ of the hidden layers.
-        rule: How the error returns.
-        loss: Of the output.
+        rule: The rule by which the error returns.
+        loss: The loss of the output.
         rates: r_l, one number or one a layer.
-        decays: λ_l, one number or one a layer; of weights and biases, and of learned feedback.
-        tracking: ρ of ``adafa``, whose α a step is ηρ.
+        decays: λ_l of weights, biases and learned feedback, one number or one a layer.
+        tracking: ρ, the rate at which the feedback of ``adafa`` follows the weights; its α a step is ηρ.
 
     Raises:
-        ValueError: a rate is not positive, a decay or ρ is negative, or activation, rule or loss is only a name.
+        ValueError: a rate is not positive, a decay or ρ is negative, or activation, rule or loss is a name and not
+            what ``activation(name)``, ``rule(name)`` or ``loss(name)`` returns.
     """
 
     activation: Activation = field(default_factory=lambda: activation("relu"))
@@ -261,29 +209,31 @@ class Dynamics:
 
     @public
     def of_layers(self, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(r_1, …, r_L), (λ_1, …, λ_L).
+        """Return (r_1, …, r_L) and (λ_1, …, λ_L).
 
         Raises:
-            ValueError: there are as many rates or decays as there are no layers.
+            ValueError: the number of rates or decays is not the number of layers.
         """
-        found = []
-        for name, value in (("rates", self.rates), ("decays", self.decays)):
-            given = value if isinstance(value, tuple) else (value,) * state.depth
-            if len(given) != state.depth:
-                raise ValueError(f"{len(given)} {name} for {state.depth} layers: pass one number, or one a layer")
-            found.append(given)
-        return found[0], found[1]
+        return self._a_layer("rates", self.rates, state.depth), self._a_layer("decays", self.decays, state.depth)
+
+    @staticmethod
+    def _a_layer(name: str, value: float | tuple[float, ...], depth: int) -> tuple[float, ...]:
+        if not isinstance(value, tuple):
+            return (value,) * depth
+        if len(value) != depth:
+            raise ValueError(f"{len(value)} {name} for {depth} layers: pass one number, or one a layer")
+        return value
 
 
 @public
 def output(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, "runs n k"]:
-    """The outputs f at the inputs."""
+    """Return the outputs f at the inputs."""
     return _forward(state, dynamics, X)[1][-1]
 
 
 @public
 def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, " runs"]:
-    """The mean loss, without any penalty."""
+    """Return the mean loss of every run, without weight decay."""
     f = output(state, dynamics, X)
     check_targets(f, y)
     return dynamics.loss.mean(f, y)
@@ -291,17 +241,20 @@ def loss_of(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Ten
 
 @public
 def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: bool = False) -> State:
-    """``ĝ_l = δ_lᵀ h_{l-1}`` of all layers, ``δ_l = φ'(z_l) ⊙ (δ_{l+1} M_{l+1})`` or, direct, ``φ'(z_l) ⊙ (δ_L D_l)``.
+    """Return the gradients ``ĝ_l = δ_lᵀ h_{l-1}`` as the rule computes them, or the loss's own.
+
+    ``δ_l = φ'(z_l) ⊙ (δ_{l+1} M_{l+1})`` with the feedback matrix M of the layer above; under a direct rule
+    ``δ_l = φ'(z_l) ⊙ (δ_L M_l)`` with the error of the output.
 
     Args:
         state: The network.
         dynamics: Its activation, rule and loss.
         X: Inputs of the batch.
         y: Targets.
-        true: The loss's own gradient, M = W.
+        true: Return the loss's own gradients, those of backpropagation (M = W).
 
     Returns:
-        Gradients in the place of W and b; no feedback.
+        Gradients in the place of W and b; B is empty.
     """
     inputs, sums = _forward(state, dynamics, X)
     check_targets(sums[-1], y)
@@ -318,7 +271,7 @@ def gradients(state: State, dynamics: Dynamics, X: Points, y: Points, *, true: b
 
 
 def feedback_matrices(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
-    """M of hidden layers 1, …, L - 1: what carries an error to each."""
+    """Return M of hidden layers 1, …, L - 1: the matrix that takes the error to each of them."""
     if dynamics.rule.direct:
         return stored_feedback(state, dynamics)
     pairs = zip(stored_feedback(state, dynamics), state.W[1:], strict=True)
@@ -326,7 +279,7 @@ def feedback_matrices(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
 
 
 def stored_feedback(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
-    """B as the rule stores it, for hidden layers 1, …, L - 1; W where the rule stores none.
+    """Return B of hidden layers 1, …, L - 1 as the rule stores it; W of a rule that stores none.
 
     Raises:
         ValueError: the state has no such feedback.
@@ -334,36 +287,37 @@ def stored_feedback(state: State, dynamics: Dynamics) -> tuple[Tensor, ...]:
     if dynamics.rule.init_feedback is None and not state.B:
         return state.W[1:]
     top = state.W[-1].shape[-2]
-    wanted = [(top, W.shape[-1]) if dynamics.rule.direct else tuple(W.shape[-2:]) for W in state.W[1:]]
-    if (found := [tuple(B.shape[-2:]) for B in state.B]) != wanted:
+    expected = [(top, W.shape[-1]) if dynamics.rule.direct else tuple(W.shape[-2:]) for W in state.W[1:]]
+    if (shapes := [tuple(B.shape[-2:]) for B in state.B]) != expected:
         raise ValueError(
-            f"feedback has shapes {found}, {dynamics.rule.name!r} wants {wanted}: draw the state with the same dynamics"
+            f"feedback has shapes {shapes}, {dynamics.rule.name!r} wants {expected}: draw the state with the same "
+            "dynamics"
         )
     return state.B
 
 
 @public
 def velocity(state: State, dynamics: Dynamics, X: Points, y: Points) -> State:
-    """Ẇ, ḃ and Ḃ of gradient flow."""
+    """Return Ẇ, ḃ and Ḃ of gradient flow."""
     rates, decays = dynamics.of_layers(state)
-    taken = gradients(state, dynamics, X, y)
-    W = tuple(-r * (g + k * w) for r, k, g, w in zip(rates, decays, taken.W, state.W, strict=True))
-    b = tuple(-r * (g + k * w) for r, k, g, w in zip(rates, decays, taken.b, state.b, strict=False))
-    pulls = [r * k for r, k in zip(rates, decays, strict=True)]
-    return State(W=W, b=b, B=_feedback_motion(state, dynamics, W, pulls))
+    descent = gradients(state, dynamics, X, y)
+    W = tuple(-r * (g + k * w) for r, k, g, w in zip(rates, decays, descent.W, state.W, strict=True))
+    b = tuple(-r * (g + k * w) for r, k, g, w in zip(rates, decays, descent.b, state.b, strict=False))
+    decay_rates = [r * k for r, k in zip(rates, decays, strict=True)]
+    return State(W=W, b=b, B=_feedback_velocity(state, dynamics, W, decay_rates))
 
 
-def _feedback_motion(
-    state: State, dynamics: Dynamics, dW: tuple[Tensor, ...], pulls: list[float]
+def _feedback_velocity(
+    state: State, dynamics: Dynamics, dW: tuple[Tensor, ...], decay_rates: list[float]
 ) -> tuple[Tensor, ...]:
     if dynamics.rule.direct:
         return tuple(torch.zeros_like(B) for B in state.B)
-    parts = zip(state.B, state.W[1:], dW[1:], pulls[1:], strict=False)
-    return tuple(dynamics.rule.motion(B, W, change, pull, dynamics.tracking) for B, W, change, pull in parts)
+    layers = zip(state.B, state.W[1:], dW[1:], decay_rates[1:], strict=False)  # B is empty if the rule stores none
+    return tuple(dynamics.rule.motion(B, W, dW, decay, dynamics.tracking) for B, W, dW, decay in layers)
 
 
 def _forward(state: State, dynamics: Dynamics, X: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs h_0, …, h_{L-1} of the layers and their sums z_1, …, z_L."""
+    """Return the inputs h_0, …, h_{L-1} of the layers and the sums z_1, …, z_L."""
     check_layers(state.W, state.b)
     check_inputs(state.W[0], X)
     inputs, sums = [X.expand(state.W[0].shape[0], *X.shape[-2:])], []
@@ -373,3 +327,48 @@ def _forward(state: State, dynamics: Dynamics, X: Tensor) -> tuple[list[Tensor],
         if layer < state.depth - 1:
             inputs.append(dynamics.activation.value(sums[-1]))
     return inputs, sums
+
+
+# Checks that layers fit each other, and data and batches a network.
+
+
+def check_layers(W: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    """Refuse weights [runs out in] that are no chain, and biases of other shapes."""
+    shapes, biases = [tuple(part.shape) for part in W], [tuple(part.shape) for part in b]
+    chained = bool(shapes) and all(len(shape) == 3 for shape in shapes)
+    chained = chained and all(one[:2] == (other[0], other[2]) for one, other in pairwise(shapes))
+    if not chained or (biases and biases != [shape[:2] for shape in shapes]):
+        raise ValueError(f"weights {shapes} and biases {biases} are no network: expected [runs out in] and [runs out]")
+
+
+def check_inputs(W: Tensor, X: Tensor) -> None:
+    """Refuse inputs of another shape or type than the first layer W takes."""
+    check_floating(inputs=X)
+    if X.ndim not in (2, 3) or X.shape[-1] != W.shape[-1] or (X.ndim == 3 and len(X) not in (1, len(W))):
+        raise ValueError(
+            f"inputs have shape {tuple(X.shape)}, the network wants (points, {W.shape[-1]}) for all of its "
+            f"{len(W)} runs or for each"
+        )
+    if X.dtype != W.dtype:
+        raise ValueError(f"inputs are {X.dtype}, the weights {W.dtype}: pass X.to(W.dtype)")
+
+
+def check_targets(f: Tensor, y: Tensor) -> None:
+    """Refuse targets y of another shape than the outputs f."""
+    check_floating(targets=y)
+    if y.ndim not in (2, 3) or y.shape[-2:] != f.shape[-2:] or (y.ndim == 3 and len(y) not in (1, len(f))):
+        raise ValueError(f"targets have shape {tuple(y.shape)}, the outputs {tuple(f.shape)}: one row a point")
+
+
+def count_steps(steps: int | Tensor, n: int) -> int:
+    """Count steps, given their number or, as a tensor [steps batch], the indices of each batch's points among n.
+
+    Raises:
+        ValueError: the number is not whole or negative, or an index is not whole or out of range.
+    """
+    if not isinstance(steps, Tensor):
+        return step_count(steps)
+    indices = not steps.is_floating_point() and not steps.is_complex() and steps.dtype != torch.bool
+    if steps.ndim != 2 or not indices or (steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < n):
+        raise ValueError(f"batches of shape {tuple(steps.shape)} must be [steps batch] whole numbers below {n}")
+    return len(steps)

@@ -1,4 +1,4 @@
-"""Initial weights and feedback, one run a seed, and schemes that align neurons for ever or start them against it."""
+"""Initial weights and feedback, one run a seed; schemes that make neurons aligned for ever, or start them opposed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,12 +23,12 @@ def draw(
     bias: bool = True,
     scale: float = 1.0,
 ) -> State:
-    """The generic start: W_l and B_l with independent normal entries of variance 1/inputs, biases zero, in float64.
+    """Draw a start: W_l and B_l with independent normal entries of variance 1/inputs, biases zero, in float64.
 
     Args:
-        widths: d, neurons of each hidden layer, outputs.
+        widths: Numbers of inputs, of neurons of each hidden layer, and of outputs.
         seeds: One run each.
-        dynamics: Its rule says what is stored as feedback.
+        dynamics: Its rule makes the feedback from the draw.
         bias: Whether there are biases.
         scale: Factor of all weights.
 
@@ -48,17 +48,17 @@ def draw(
 
     shapes = [(out, into) for into, out in pairwise(widths)]
     feedback = [(widths[-1], into) if dynamics.rule.direct else (out, into) for out, into in shapes[1:]]
-    kept = dynamics.rule.init_feedback
+    init_feedback = dynamics.rule.init_feedback
     return State(
         W=tuple(scale * normal(f"W{place}", *shape) for place, shape in enumerate(shapes, 1)),
         b=tuple(torch.zeros(len(seeds), out, dtype=torch.float64) for out, _ in shapes) if bias else (),
-        B=tuple(kept(normal(f"B{k}", *shape)) for k, shape in enumerate(feedback, 2)) if kept else (),
+        B=tuple(init_feedback(normal(f"B{k}", *shape)) for k, shape in enumerate(feedback, 2)) if init_feedback else (),
     )
 
 
 @public
 def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
-    """Every neuron aligned for ever: ``W_{l+1} = |W_{l+1}| ⊙ sign(M)``, then ``½ |w_k|² + ½ b_k² ≤ share V_k``.
+    """Make every neuron aligned for ever: ``W_{l+1} = |W_{l+1}| ⊙ sign(M)``, then ``½ |w_k|² + ½ b_k² ≤ share V_k``.
 
     From the output down, the weights into each neuron are scaled where they exceed the bound, so C_k ≤ 0. Of a
     direct rule only the last hidden layer is under the law.
@@ -95,7 +95,7 @@ def dominant(state: State, dynamics: Dynamics, share: float = 1.0) -> State:
 
 @public
 def small(state: State, size: float) -> State:
-    """All weights but the output's scaled by ``size``, the output's zero: C is 0 to order ``size``.
+    """Scale all weights by ``size`` and set the output's to zero: C is 0 to order ``size``.
 
     In the last hidden layer ``C_k = ½ size² |w_k|²``. Alignment is then what the incoming weights gained.
 
@@ -111,7 +111,7 @@ def small(state: State, size: float) -> State:
 
 @public
 def anti(state: State, dynamics: Dynamics) -> State:
-    """``W_{l+1} = -M``: every neuron under the law starts against its feedback, and the loss may rise at first."""
+    """Set ``W_{l+1} = -M``: every neuron under the law starts opposed to its feedback; the loss may rise at first."""
     matrices, W = feedback_matrices(state, dynamics), list(state.W)
     for layer in lawful(state, dynamics):
         W[layer + 1] = -matrices[layer]
