@@ -1,4 +1,4 @@
-"""Hang a rule on a model, look at it, take it off."""
+"""Attach a rule to a model, look at it, take it off."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from falign.rules import Rule
 
 
 class ConversionError(ValueError):
-    """A model, or what was asked of it, does not admit a rule; the message lists every reason."""
+    """Raised where a model cannot be converted as asked; the message lists every reason, one a line."""
 
 
 def convert(
@@ -76,7 +76,7 @@ def convert(
         plan.problems.append(str(error))
     if plan.problems:
         raise ConversionError("the model cannot be converted:\n" + "\n".join(f"- {line}" for line in plan.problems))
-    plan.hang(seed)
+    plan.attach(seed)
     return model
 
 
@@ -90,7 +90,20 @@ def check(
     example: Any = None,
     output: Outputs = None,
 ) -> list[str]:
-    """Everything that would keep ``convert`` with the same arguments from converting the model; empty when fine."""
+    """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
+
+    Args:
+        model: as for ``convert``, as are the others.
+        rule: see there.
+        feedback: see there.
+        scale: see there.
+        skip: see there.
+        example: see there.
+        output: see there.
+
+    Returns:
+        A sentence a problem, with what came, what was expected and what to do.
+    """
     return Plan(model, rule, feedback, scale, skip, example, output).problems
 
 
@@ -123,7 +136,7 @@ def revert(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def backprop(model: nn.Module) -> Iterator[nn.Module]:
-    """Within this context forward passes of the model are backpropagated truly, on the same weights.
+    """Backpropagate forward passes of the model truly within this context, on the same weights.
 
     What counts is where the forward runs: a loss of a forward from within has the true gradient wherever its
     ``backward`` is called, also where activation checkpointing recomputes a part (of the latest forward). Feedback
@@ -138,7 +151,7 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
-    """Within this context forward passes of the model know their targets; rules that need none take no notice.
+    """Give forward passes of the model their targets within this context; rules that need none take no notice.
 
     Args:
         model: a converted model.
@@ -155,7 +168,7 @@ def targets(model: nn.Module, target: Tensor) -> Iterator[nn.Module]:
 
 @contextmanager
 def _holding(model: nn.Module, attribute: str, value: object) -> Iterator[None]:
-    """Set an attribute of the state that this thread's forward passes see."""
+    """Set an attribute of the state that this thread's forward passes see, and put it back afterwards."""
     states = [wiring.state for wiring in converted(model)]
     before = [getattr(state, attribute) for state in states]
     for state in states:
@@ -168,9 +181,11 @@ def _holding(model: nn.Module, attribute: str, value: object) -> Iterator[None]:
 
 
 def feedback_state(model: nn.Module) -> dict[str, Tensor]:
-    """{layer name: B} of a converted model, as copies; further state of a rule is under "layer name.key".
+    """Copy the feedback of a converted model.
 
-    For random signs B is the magnitude |B₀|, for uniform signs the number c.
+    Returns:
+        {layer name: B}; for random signs B is the magnitude |B₀|, for uniform signs the number c. Further state of a
+        rule is under "layer name.key".
 
     Raises:
         ValueError: the model is not converted.
@@ -226,6 +241,6 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             if part.B is None:
                 part.unshare(here[name])
             part.matrix.copy_(state[name])
-            part.deviations = []  # what is loaded is no longer of the size that was drawn
+            part.deviations = []  # no longer of the size that was drawn, so no state_dict may rescale it
             for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):
                 getattr(part, key).copy_(state[f"{name}.{key}"])

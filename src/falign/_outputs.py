@@ -22,29 +22,30 @@ NESTED = (
 
 
 def pick(result: Any, output: Output) -> Tensor:
-    """The tensor that carries the error, out of what the model returned.
+    """Pick the tensor that carries the error out of what the model returned.
 
     Raises:
         TypeError: it is no floating-point tensor, or the model returns a structure and ``output`` does not say which.
     """
     if output is None:
-        chosen, how = result, "pass output= (a key, an index, or a function of what the model returns)"
+        chosen, advice = result, "pass output= (a key, an index, or a function of what the model returns)"
     elif callable(output):
         try:
-            chosen, how = output(result), "output= must return one"
+            chosen, advice = output(result), "output= must return one"
         except Exception as error:
-            chosen, how = None, f"output= raised {type(error).__name__}: {error}"
+            chosen, advice = None, f"output= raised {type(error).__name__}: {error}"
     elif isinstance(result, Tensor):
-        chosen, how = None, f"it is no structure, leave output={describe(output)} out"
+        chosen, advice = None, f"it is no structure, leave output={describe(output)} out"
     else:
         try:
             chosen = result[output]
         except (KeyError, IndexError, TypeError):
             chosen = getattr(result, output, None) if isinstance(output, str) else None
-        how = f"output={describe(output)} does not pick one"
+        advice = f"output={describe(output)} does not pick one"
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
         raise TypeError(
-            f"a direct rule needs the tensor where the error begins, the model returned {type(result).__name__}: {how}"
+            f"a direct rule needs the tensor where the error begins, the model returned {type(result).__name__}: "
+            f"{advice}"
         )
     if chosen is not result and substitute(result, chosen, chosen.new_empty(0)) is result:
         raise TypeError(
@@ -55,7 +56,7 @@ def pick(result: Any, output: Output) -> Tensor:
 
 
 def substitute(structure: Any, old: Tensor, new: Tensor) -> Any:
-    """The structure with ``new`` wherever it held ``old``; itself where it does not hold it.
+    """Copy a structure with ``new`` wherever it held ``old``; where it does not hold it, give the structure itself.
 
     It looks into mappings, lists, tuples, named tuples and dataclasses.
     """
@@ -131,7 +132,7 @@ def as_output(rule: str, target: Tensor | None, output: Tensor) -> tuple[Tensor,
 
 
 def fits(cut: Cut, number: int, output: Tensor) -> bool:
-    """Whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
+    """Tell whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
     x, (rows, columns) = cut.x, cut.feedback[number].shape
     if cut.channels[number]:
         return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]

@@ -25,7 +25,14 @@ FeedbackChoice = str | Family | Mapping[str, Tensor] | None
 
 
 class Plan:
-    """A conversion before it is carried out: which layers, which shapes of B, and every problem."""
+    """A conversion before it is carried out: which layers, which shapes of B, and every problem.
+
+    The steps of ``__init__`` have this order because each needs what those before it found: the rule, without which
+    nothing is known; the survey of the modules, which runs nothing; the run on the example, only of a model whose
+    layers have shapes and weights; the shapes of B, read off that run under a direct rule; scale and family last, as
+    given tensors are compared with these shapes. Whatever would fail after a problem is left out, so that ``check``
+    lists causes and not their consequences.
+    """
 
     def __init__(
         self,
@@ -45,11 +52,11 @@ class Plan:
         self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
         self.skip: tuple[str, ...] = ()
         self.gains: dict[tuple[int, str], float] = {}
-        found = self._rule(rule)
+        chosen = self._rule(rule)
         self._refuse_wrapped()
-        if found is None or self.problems:
+        if chosen is None or self.problems:
             return
-        self.rule = found
+        self.rule = chosen
         if not isinstance(skip, (str, Collection, Iterator, type(None))) or isinstance(skip, (Tensor, range)):
             self.problems.append(f"skip is a {type(skip).__name__}, expected names of layers or parameters")
             return
@@ -75,7 +82,7 @@ class Plan:
         result = survey.run(example) if example is not None and self.layers else None
         if self.rule.wiring == "direct" and not self.problems:
             if example is None:
-                example, result = self._guess()
+                example, result = self._make_example()
             self._direct_shapes(result, example)
         else:
             self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
@@ -90,7 +97,11 @@ class Plan:
         if isinstance(rule, str) and rule in ALL_RULES:
             return ALL_RULES[rule]()
         if isinstance(rule, type) and issubclass(rule, Rule) and hasattr(rule, "name"):
-            return rule()
+            try:
+                return rule()
+            except TypeError as error:
+                self.problems.append(f"rule {rule.name!r} cannot be made without options ({error}): pass an instance")
+                return None
         self.problems.append(
             f"unknown rule {describe(rule)}: choose one of {', '.join(ALL_RULES)}, or pass a falign.Rule"
         )
@@ -168,11 +179,11 @@ class Plan:
         return dict(given)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a layer's feedback from the first output that delivers to it."""
+        """Give the shape of a layer's feedback from the first output that delivers to it."""
         return next(iter(self.shapes[name].values()))[0]
 
-    def _guess(self) -> tuple[Any, Any]:
-        """An example for a model that begins with a linear layer, and its result; nothing where it does not run."""
+    def _make_example(self) -> tuple[Any, Any]:
+        """Make an example for a model of linear layers, and its result; neither where the model does not run on it."""
         if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
             return None, None
         first = next(iter(self.weights.values()))
@@ -217,12 +228,15 @@ class Plan:
                 self._direct_shape(number, name, tuple(tensor.shape))
 
     def _end(self, end: End, tensor: Tensor) -> End:
-        """Where an output's error is taken, and which layers it reaches."""
+        """Find where an output's error is taken, and which layers it reaches."""
         watch = self.survey.watch
         assert watch is not None
         reached = None
         if len(self.ends) > 1:
             reached = frozenset(name for name in watch.upstream(tensor) if name in self.kinds)
+        # At the output of the last layer, if only operations without parameters follow it (a softmax): there the error
+        # is that of the logits. A layer that ran twice, or behind which the shape changes, does not tell which of its
+        # outputs that is.
         layers = {name.removeprefix("layer ") for name in watch.sources(tensor)}
         last = layers.pop() if len(layers) == 1 else ""
         single = last in watch.outputs and watch.order.count(last) == 1 and watch.outputs[last].shape == tensor.shape
@@ -266,8 +280,13 @@ class Plan:
         else:
             self.shapes.setdefault(name, {})[number] = shapes.pop()  # pyright: ignore[reportArgumentType]
 
-    def hang(self, seed: int) -> None:
-        """Draw every B, then hang the hooks: a failure while drawing leaves the model as it was."""
+    def attach(self, seed: int) -> None:
+        """Draw every B, then attach feedback and hooks to the layers: a failing draw leaves the model as it was.
+
+        The order of the hooks matters: the root's check of new modules comes before everything else, the start of a run
+        before the layers' hooks, each delivery before what other hooks do to a layer's output, and the end of a run
+        after all of them.
+        """
         wiring = Wiring(self.rule, seed, self.ends, self.skip, newcomers)
         layers = [name for name in self.layers if name in self.shapes]
         parts: dict[str, Feedback] = {}
@@ -279,7 +298,7 @@ class Plan:
         if not parts:
             return
         for layer in self.survey.spared:
-            layer.__dict__[SPARED] = True
+            layer.__dict__[SPARED] = True  # so that compiled forwards, which survey nothing, know it from a newcomer
         if self.rule.wiring == "direct":
             self.model.register_forward_pre_hook(wiring.start)
         for name in layers:
@@ -302,19 +321,19 @@ class Plan:
         if self.rule.learned:
             watch_optimizers()
         # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
-        own = [
+        buffers = [
             f"{name}.{key}"
             for name, part in self.model.named_modules(remove_duplicate=False)
             if isinstance(part, (Feedback, SharedSequence))
             for key, _ in part.named_buffers(recurse=False)
         ]
-        setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *own])
-        forget_compiled_code()
+        setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])
+        forget_compiled_code()  # made before there were hooks
 
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
         layer, weight, kind = self.layers[name], self.weights[name], self.kinds[name]
 
-        def stored(number: int) -> Tensor:
+        def initial(number: int) -> Tensor:
             shape, _ = self.shapes[name][number]
             deviation = self._deviation(number, name, shape)
 
@@ -327,8 +346,8 @@ class Plan:
                 return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
 
             matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
-            own = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
-            if own and not (torch.isfinite(matrix).all() and matrix.any()):
+            is_drawn = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
+            if is_drawn and not (torch.isfinite(matrix).all() and matrix.any()):
                 raise ValueError(
                     f"feedback of layer {name!r}: {weight.dtype} cannot hold numbers of size {deviation:.3g}; give "
                     "another scale="
@@ -342,17 +361,17 @@ class Plan:
                 if tied and name not in self.given and kind is self.kinds[other]:
                     assert part.B is not None
                     return Feedback(wiring, name, kind.name, channels, part.B)
-        part = Feedback(wiring, name, kind.name, channels, stored(first))
+        part = Feedback(wiring, name, kind.name, channels, initial(first))
         part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
         for number, (_, axis) in further:
             part.others[number] = f"B{number}", axis
-            part.register_buffer(f"B{number}", stored(number), persistent=False)
+            part.register_buffer(f"B{number}", initial(number), persistent=False)
         return part
 
     def _deviation(self, number: int, name: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of the entries of a layer's B: what was asked for, or the default (docs/scales.md).
+        """Give the standard deviation of the entries of a layer's B: as asked for, or the default (docs/scales.md).
 
         By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
         """
@@ -361,15 +380,13 @@ class Plan:
         fan_in = max(shape[1], 1) if direct else layer_fan_in
         if self.scale is not None:
             return self.scale / sqrt(fan_in)
-        carried = float(self.weights[name].double().square().mean().sqrt()) * sqrt(
-            layer_fan_in
-        )  # the layer's own gain, by W
+        own_gain = float(self.weights[name].double().square().mean().sqrt()) * sqrt(layer_fan_in)  # rms(W) √fan_in
         if direct:
-            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * carried), 2.0) / sqrt(fan_in)
-        return self.rule.size * _rounded(carried, sqrt(2)) / sqrt(fan_in)
+            return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * own_gain), 2.0) / sqrt(fan_in)
+        return self.rule.size * _rounded(own_gain, sqrt(2)) / sqrt(fan_in)
 
     def _gains(self, example: Any) -> dict[tuple[int, str], float]:
-        """{(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.
+        """Measure {(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.
 
         Of one random error, on the example; empty where the model does not run with gradients.
         """
@@ -389,27 +406,27 @@ class Plan:
 
         handles = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
         handles += [layer.register_forward_hook(keep(name)) for name, layer in self.layers.items()]
-        found: dict[tuple[int, str], float] = {}
+        gains: dict[tuple[int, str], float] = {}
         try:
             with without_trace(self.model, gradients=True):
                 result = call(self.model, detached(example))
                 for number, end in enumerate(self.ends):
                     at = pick(result, end.output) if end.layer is None else outputs[end.layer]
                     random = generator(0, "", "an error to measure by")
-                    drawn = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
-                    error = drawn.to(at.device, at.dtype)
-                    carried = torch.autograd.grad(
+                    error = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
+                    error = error.to(at.device, at.dtype)
+                    propagated = torch.autograd.grad(
                         at, list(inputs.values()), error, retain_graph=True, allow_unused=True
                     )
-                    for name, here in zip(inputs, carried, strict=True):
-                        if here is not None:
-                            found[number, name] = float(here.double().norm() / error.double().norm())
-        except Exception:
+                    for name, error_here in zip(inputs, propagated, strict=True):
+                        if error_here is not None:
+                            gains[number, name] = float(error_here.double().norm() / error.double().norm())
+        except Exception:  # a model without gradients, or one that runs only so: then the layers' own gains must do
             return {}
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return gains
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
@@ -423,7 +440,7 @@ class Plan:
 
 
 def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool) -> tuple[tuple[int, int], int] | None:
-    """(shape of B, axis of the shared channels or 0); None where x and the output do not have the batch first."""
+    """Give (shape of B, axis of the shared channels or 0); None where x and the output do not have the batch first."""
     if channel_first and len(x) == len(out) > 2 and x[0] == out[0] and x[2:] == out[2:]:
         return (out[1], x[1]), 1
     if not channel_first and len(out) > 2 and x[:-1] == out[:-1]:
@@ -436,17 +453,17 @@ def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool)
 
 
 def _rounded(gain: float, step: float) -> float:
-    """The nearest of PyTorch's own gain, 1/√3, times whole powers of ``step``; that gain itself where there is none.
+    """Round to PyTorch's own gain, 1/√3, times a whole power of ``step``; to that gain itself where there is none.
 
-    Rounded, the number hangs neither on the draw of the weights nor on the device or dtype that measured it: a network
-    that is built anew, to go on from a checkpoint, gets the same B.
+    Rounded, the number depends neither on the draw of the weights nor on the device or dtype that measured it: a
+    network that is built anew, to go on from a checkpoint, gets the same B.
     """
-    usual = 3**-0.5
-    return usual * step ** round(log(gain / usual, step)) if 0 < gain < inf else usual
+    default = 3**-0.5
+    return default * step ** round(log(gain / default, step)) if 0 < gain < inf else default
 
 
 def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
-    """A sentence for every layer of a converted model that came after ``convert`` and does not take its rule."""
+    """Name, in a sentence each, layers of a converted model that came after ``convert`` and do not take its rule."""
     survey = Survey(model, skip)
     problems = [line for line in survey.problems if not line.startswith("skip names")]
     return problems + [

@@ -1,4 +1,4 @@
-"""What depends on the process: random generators, the order of sums, and what ``torch.compile`` would hide."""
+"""Keep to itself what a process shares: random generators, the order of sums, and the code that Dynamo compiled."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def preserve_generators(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Within it the global generators of PyTorch, Python and NumPy start from a seed; afterwards they are put back.
+    """Start the global generators of PyTorch, Python and NumPy from a seed, and put them back afterwards.
 
     Args:
         seed: From 0 to below 2⁶⁴.
@@ -45,13 +45,13 @@ def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
 
 
 def generator_states() -> dict[str, Any]:
-    """Where Python's and NumPy's global generators are, as JSON can hold it."""
+    """Read the states of Python's and NumPy's global generators, as JSON can hold them."""
     name, key, *rest = np.random.get_state()  # noqa: NPY002
     return {"python": random.getstate(), "numpy": [name, np.asarray(key).tolist(), *rest]}
 
 
 def restore_generator_states(state: Mapping[str, Any]) -> None:
-    """Put Python's and NumPy's global generators where ``drawn`` found them.
+    """Put Python's and NumPy's global generators into states that ``generator_states`` read.
 
     Raises:
         ValueError, TypeError, KeyError: This is no such state.
@@ -64,19 +64,19 @@ def restore_generator_states(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     others = [device for device in devices if device.type in GENERATOR_MODULES]
     with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
         try:
             yield
         finally:
-            random.setstate(own)
+            random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Within it the same computation on a CUDA device gives the same numbers every time, to the bit.
+    """Make the same computation on a CUDA device give the same numbers every time, to the bit.
 
     Convolutions' gradients, among others, are summed in any order unless PyTorch is told not to. Where it has no other
     algorithm it warns of the operation and goes on. The CPU needs nothing.
@@ -105,25 +105,27 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 class DrawOnCPU(TorchDispatchMode):
-    """Within it everything random is drawn by the CPU's generator and then moved: one seed, one model on any device."""
+    """Draw everything random by the CPU's generator and then move it: one seed, one model on any device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; one that draws, on copies of its arguments on the CPU."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        there = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), kwargs.get("device"))
+        device = next(
+            (a.device for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), kwargs.get("device")
+        )
         kwargs = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
         twins, named = tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), (args, kwargs))
         drawn = func(*twins, **named)
         if func._schema.is_mutable:  # in place: the first argument is what is drawn
             return args[0].copy_(drawn)
-        return drawn.to(there)
+        return drawn.to(device)
 
 
 @contextmanager
 def force_eager() -> Iterator[None]:
-    """Run what is compiled uncompiled, or hooks and modes that are hung on it now would see nothing."""
+    """Run compiled code uncompiled: hooks and modes that are attached now would see nothing of it."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
         yield
         return
@@ -131,17 +133,15 @@ def force_eager() -> Iterator[None]:
         yield
 
 
-# Keep ``torch.compile`` from running code of a plain model in the place of a converted one.
-#
 # Dynamo shares compiled code between the instances of a class and, by default, does not look at hooks when it decides
 # whether the code fits (``torch._dynamo.config.skip_nnmodule_hook_guards``). Code of a plain model would so run for a
-# converted one, whose rule hangs on hooks: backpropagation, without a word. Here hooks are looked at.
+# converted one, whose rule is in its hooks: backpropagation, without a word. So that option is switched off.
 
 _CONFIG = "torch._dynamo.config"
 
 
 class _OnImport(MetaPathFinder):
-    """Sets the option as soon as Dynamo is imported: importing it here would cost every program a second or two."""
+    """Set the option as soon as Dynamo is imported: importing it here would cost every program a second or two."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _CONFIG:
@@ -160,7 +160,7 @@ class _OnImport(MetaPathFinder):
 
 
 def look_at_hooks() -> None:
-    """Have Dynamo look at the hooks of modules before it runs compiled code; code compiled before is forgotten."""
+    """Make Dynamo check the hooks of modules before it runs compiled code; code compiled before is forgotten."""
     config: Any = sys.modules.get(_CONFIG)
     if config is None:
         if not any(isinstance(finder, _OnImport) for finder in sys.meta_path):

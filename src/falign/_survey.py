@@ -1,4 +1,4 @@
-"""What a rule would find in a model: the layers that take it, and everything that stands in its way."""
+"""Survey of a model before a rule: the layers that take it, and everything that stands in its way."""
 
 import warnings
 from collections import Counter
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._preserve import preserve_generators
 from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of, replaced_method
 
-# Follow what every tensor of a pass is made of: parameters, activity of layers, errors, feedback.
+# Labels say of every tensor in a pass what it is made of: parameters, activity of layers, errors, feedback.
 
 #: Marks beside the names of parameters and layers; no name of a module holds a blank.
 ACTIVITY, ERROR, FEEDBACK = "an activity", "an error", "a feedback"
@@ -28,12 +28,12 @@ Made = frozenset[str]
 
 
 def is_weight(made: Made) -> bool:
-    """Whether a tensor is made of parameters, and of nothing else but constants."""
+    """Tell whether a tensor is made of parameters, and of nothing else but constants."""
     return bool(made) and not made & _MARKS
 
 
 class Labels(TorchDispatchMode):
-    """Labels every tensor with what it is made of, by its memory: views, casts and scalings keep the label.
+    """Label every tensor with what it is made of, by its memory: views, casts and scalings keep the label.
 
     Labels are those of whole storages. What an operation writes takes the labels of its operands; feedback swallows
     the weights that it is mixed with (c · sign(W) is feedback), unless an activity or an error is among them.
@@ -64,7 +64,7 @@ class Labels(TorchDispatchMode):
             self._made[place] = made
 
     def made_of(self, tensor: Any) -> Made:
-        """What a tensor is made of; nothing, if of constants."""
+        """Look up what a tensor is made of: nothing, if of constants."""
         place = _place(tensor) if isinstance(tensor, Tensor) else None
         if place is None:
             return frozenset()
@@ -77,7 +77,7 @@ class Labels(TorchDispatchMode):
         return made
 
     def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
-        """Look at an operation that has run; for the classes below."""
+        """Look at an operation that has run; here nothing, for subclasses."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -99,7 +99,7 @@ class Labels(TorchDispatchMode):
 
 
 def _place(tensor: Tensor) -> int | None:
-    """The address of a tensor's memory, of a subclass that of the first tensor in it; None where it has none."""
+    """Give the address of a tensor's memory, of a subclass that of the first tensor in it; None where it has none."""
     while hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         tensor = getattr(tensor, names[0])
@@ -112,9 +112,9 @@ def _place(tensor: Tensor) -> int | None:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """First byte, and the one behind the last, of a tensor within its storage."""
+    """Give the first byte, and the one behind the last, of a tensor within its storage."""
     if hasattr(tensor, "__tensor_flatten__"):
-        return 0, 1 << 62
+        return 0, 1 << 62  # all of it
     start = int(tensor.storage_offset()) * tensor.element_size()
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + int(extent) * tensor.element_size()
@@ -133,9 +133,9 @@ _PRODUCTS = frozenset(
 
 
 class Watch(Labels):
-    """Finds products with a parameter outside the layer that owns it: they would be plain backpropagation.
+    """Look for products with a parameter outside the layer that owns it: they would be plain backpropagation.
 
-    It also finds which layers an output is made of.
+    It also sees which layers an output is made of.
 
     Args:
         model: the model that runs while this mode is entered.
@@ -156,7 +156,7 @@ class Watch(Labels):
         super().__init__(model.named_parameters())
         self._depth = 0
         self._silent = {name for name, parameter in model.named_parameters() if any(parameter is p for p in explained)}
-        self._found: dict[str, str] = {}
+        self._products: dict[str, str] = {}
         self._reaching: dict[str, Made] = {}
         self.order: list[str] = []
         self.outputs: dict[str, Tensor] = {}
@@ -195,20 +195,20 @@ class Watch(Labels):
             handle.remove()
 
     def sources(self, tensor: Any) -> Made:
-        """The layers and parameters that a tensor is directly made of."""
+        """Name the layers and parameters that a tensor is directly made of."""
         return self.made_of(tensor) - _MARKS
 
     def upstream(self, tensor: Any) -> Made:
-        """The names of all layers that a tensor is made of, directly or by way of others."""
+        """Name all layers that a tensor is made of, directly or by way of others."""
         direct = {name.removeprefix("layer ") for name in self.made_of(tensor) if name.startswith("layer ")}
         return frozenset(direct).union(*(self._reaching.get(name, ()) for name in direct))
 
     def problems(self) -> list[str]:
-        """A sentence for every parameter that was found."""
+        """Say, in a sentence each, which parameters were multiplied outside their layer."""
         return [
             f"parameter {name!r} is multiplied by {operation} outside its layer: the error would return through it by "
             "backpropagation; call the layer itself, or name the layer in skip="
-            for name, operation in self._found.items()
+            for name, operation in self._products.items()
         ]
 
     def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
@@ -217,10 +217,10 @@ class Watch(Labels):
             for _, made in operands:
                 if is_weight(made) and not made <= self._silent:
                     for name in made:
-                        self._found.setdefault(name, func.overloadpacket.__name__)
+                        self._products.setdefault(name, func.overloadpacket.__name__)
 
 
-#: Layers whose parameters scale and shift what passes; autograd carries the error through them exactly.
+#: Layers whose parameters scale and shift what passes: no weight transport, so autograd carries the error exactly.
 _NORMALISATIONS = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU,
 )  # fmt: skip
@@ -234,7 +234,7 @@ _REFUSED: dict[type[nn.Module], str] = {
 
 
 class Survey:
-    """The layers of a model that take a rule, by name, and why the others do not.
+    """Find the layers of a model that take a rule, by name, and say why the others do not.
 
     Attributes:
         layers: name -> layer, in the model's order.
@@ -283,17 +283,17 @@ class Survey:
             self._explained += module.parameters()
             self.spared += [part for part in module.modules() if isinstance(part, _BASES)]
             return
-        own = dict(module.named_parameters(recurse=False))
+        parameters = dict(module.named_parameters(recurse=False))
         if kind_of(module) is None:
-            named = {key for key in own if f"{name}.{key}".lstrip(".") in self._skip}
-            self._explained += [own.pop(key) for key in named]
-        if any(isinstance(parameter, UninitializedParameter) for parameter in own.values()):
+            named = {key for key in parameters if f"{name}.{key}".lstrip(".") in self._skip}
+            self._explained += [parameters.pop(key) for key in named]
+        if any(isinstance(parameter, UninitializedParameter) for parameter in parameters.values()):
             self.lazy = True
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
         elif (kind := kind_of(module)) is not None:
             self._take(name, module, kind, seen)
         elif isinstance(module, _BASES):
-            self._explained += own.values()
+            self._explained += parameters.values()
             self._refuse(
                 name, module,
                 f"has a {replaced_method(module)} of its own, so its map is not known: use the plain layer, or name it "
@@ -313,9 +313,9 @@ class Survey:
                 name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)"
             )
         else:
-            if any(max(parameter.shape, default=1) < parameter.numel() for parameter in own.values()):
-                self._explained += own.values()
-                listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in own.items())
+            if any(max(parameter.shape, default=1) < parameter.numel() for parameter in parameters.values()):
+                self._explained += parameters.values()
+                listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in parameters.items())
                 self._refuse(
                     name, module,
                     f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear "
@@ -328,10 +328,10 @@ class Survey:
             self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
 
     def _take(self, name: str, module: Layer, kind: Kind, seen: set[int]) -> None:
-        """A layer of a known kind, if its weight is real, has numbers, and is made without products."""
+        """Take a layer of a known kind; note a problem where its weight is complex, on meta, or made by products."""
         self.layers[name], self.kinds[name] = module, kind
-        own = module._modules.get("feedback", module.__dict__.get("feedback"))
-        if own is not None and not getattr(own, "is_feedback", False):
+        attribute = module._modules.get("feedback", module.__dict__.get("feedback"))
+        if attribute is not None and not getattr(attribute, "is_feedback", False):
             self._refuse(name, module, "has an attribute feedback of its own, which falign needs: rename it")
         if any(parameter.is_meta for parameter in module.parameters()):
             self._refuse(
@@ -399,7 +399,7 @@ class Survey:
         return result
 
     def run_doubled(self, example: Any) -> Any:
-        """What the model returns on the example with every sample twice; None where that cannot be tried."""
+        """Run the model on the example with every sample twice; None where that cannot be tried."""
         leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
         if not leaves:
             return None
@@ -429,20 +429,20 @@ _BASES = tuple(base for kind in KINDS.values() for base in kind.types)
 
 
 def _has_torch_forward(module: nn.Module) -> bool:
-    """Whether the forward of a module is that of the torch class that it is of."""
+    """Tell whether the forward of a module is that of the torch class that it is of."""
     concrete = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
     return type(module).forward is concrete.forward and "forward" not in module.__dict__
 
 
 def _has_matrices(module: nn.Module) -> bool:
-    """Whether a part of a layer has matrices of its own beside the parameters that torch itself keeps there."""
+    """Tell whether a part of a layer has matrices beside the parameters that torch itself keeps there."""
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         return False
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def _in_containers(model: nn.Module, registered: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of linear maps that a module keeps in plain lists, tuples, dicts or sets."""
+    """Find (name, layer) of linear maps that a module keeps in plain lists, tuples, dicts or sets."""
     for name, module in model.named_modules():
         for key, value in list(module.__dict__.items()):
             if key.startswith("_") or not isinstance(value, (list, tuple, dict, set)):
@@ -463,7 +463,7 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
 
 @contextmanager
 def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Run without gradients (or with); modes, buffers and random generators are afterwards as they were."""
+    """Run without gradients (or with), and put modes, buffers and random generators back afterwards."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -482,12 +482,12 @@ def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None
 
 
 def detached(example: Any) -> Any:
-    """The example with fresh tensors in place of its own: what runs may ask for gradients at them."""
+    """Copy an example, its tensors detached: what runs may ask for gradients at them."""
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example)
 
 
 def call(model: nn.Module, example: Any) -> Any:
-    """The model on an example: a tuple is positional arguments, a dict keyword arguments, anything else the input."""
+    """Run a model: a tuple is positional arguments, a dict keyword arguments, anything else the input."""
     if isinstance(example, dict):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)

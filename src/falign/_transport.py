@@ -1,4 +1,4 @@
-"""Which parameters carried the error in a backward pass: weight transport, seen where it happens."""
+"""Find the parameters that carried the error in a backward pass: weight transport, seen where it happens."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -68,9 +68,9 @@ def transport(
 
 @contextmanager
 def uncompiled_passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
-    """Run passes of a copy as they are: not compiled, with gradients, generators put back."""
+    """Run passes of a copy uncompiled and with gradients, and put the generators back afterwards."""
     for wiring in wirings(twin):
-        wiring.lenient = True  # what carries the error is listed
+        wiring.lenient = True  # what carries the error is to be listed, and not refused
     known = targets(twin, target) if target is not None and wirings(twin) else nullcontext()
     with force_eager(), preserve_generators(twin), torch.enable_grad(), known:
         yield
@@ -87,11 +87,11 @@ def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> T
             torch.autograd.backward(loss, seed)
     finally:
         watch.remove()
-    return watch.found(parameter.grad for parameter in twin.parameters())
+    return watch.transported(parameter.grad for parameter in twin.parameters())
 
 
 def compute_loss(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
-    """What the function makes of what the model returns for a batch.
+    """Compute the loss of a batch.
 
     Raises:
         TypeError: the function is none.
@@ -103,7 +103,7 @@ def compute_loss(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any
 
 
 def run_model(model: nn.Module, x: Any) -> Any:
-    """What the model returns for a batch.
+    """Run a model on a batch.
 
     Raises:
         ValueError: it does not run on it; what this package refuses on the way is passed on as it is.
@@ -122,7 +122,7 @@ def run_model(model: nn.Module, x: Any) -> Any:
 
 
 def check_loss(loss: Any) -> Tensor:
-    """The loss, if it is one finite number that has a gradient.
+    """Give the loss, if it is one finite number that has a gradient.
 
     Raises:
         ValueError: it is not.
@@ -136,7 +136,7 @@ def check_loss(loss: Any) -> Tensor:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy; activations that modules keep as attributes go along detached.
+    """Copy a model deeply; activations that modules keep as attributes go along detached.
 
     Raises:
         ValueError: something in the model cannot be copied.
@@ -157,7 +157,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def gradients_aside(model: nn.Module) -> Iterator[None]:
-    """Put the gradients of a model aside, which is to be copied and looked at, and back afterwards."""
+    """Put the gradients of a model aside, so that a copy has none, and back afterwards."""
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in gradients:
         parameter.grad = None
@@ -173,7 +173,7 @@ _MODULE = frozenset(nn.Module().__dict__)
 
 
 class _Backward(Labels):
-    """Looks at a pass forward and back for operations in which a weight meets an error."""
+    """Look at a pass forward and back for operations in which a weight meets an error."""
 
     def __init__(self, twin: nn.Module, x: Any) -> None:
         parts = [part for part in twin.modules() if isinstance(part, Feedback)]
@@ -199,7 +199,7 @@ class _Backward(Labels):
         for handle in self._handles:
             handle.remove()
 
-    def found(self, gradients: Iterator[Tensor | None]) -> Transported:
+    def transported(self, gradients: Iterator[Tensor | None]) -> Transported:
         """Say what carried the error; a sum that is the gradient of a parameter carried it nowhere."""
         for gradient in gradients:
             if gradient is not None and gradient.layout is torch.strided:
@@ -293,5 +293,5 @@ _ELEMENTWISE = frozenset(
 
 
 def _normalises(name: str) -> bool:
-    """Whether it is the backward of a normalisation, whose parameters scale and shift."""
+    """Tell whether an operation is the backward of a normalisation, whose parameters scale and shift."""
     return "norm" in name and "backward" in name

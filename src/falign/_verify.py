@@ -27,7 +27,7 @@ from falign.layers import KINDS, Layer
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One parameter: how far its gradient is from the definition's, and how it lies to the true gradient.
+    """Comparison of one parameter's gradient with the definition's, and with the true one.
 
     Attributes:
         parameter: its name.
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What ``verify`` found; true where all gradients are as defined and no weight carried an error. Prints as a table.
+    """Result of ``verify``: true where all gradients are as defined and no weight carried an error. Prints as a table.
 
     Attributes:
         rule: the rule's name.
@@ -80,7 +80,7 @@ class Verification:
 def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target: Tensor | None = None) -> Verification:
     """Compare this batch's gradients with the rule's definition, layer by layer.
 
-    The definition is computed without the delivery that ``convert`` hangs on the model. Layerwise rules: every layer
+    The definition is computed without the delivery that ``convert`` attaches to the model. Layerwise rules: every layer
     computes ``W·cut(x) + (B·x - cut(B·x))`` with the layer's own forward, so that autograd itself transposes the
     layer's map with B in its place. Direct rules: the gradient of ``⟨e, f⟩ + Σ_l ⟨e B_l, x_l⟩`` over all cut inputs,
     with e and B_l held fixed. Copies of the model are used; the model, its gradients, its buffers and the random
@@ -110,10 +110,10 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
         with gradients_aside(model):
             twin = plain_copy(model)
             with uncompiled_passes(twin, target):
-                carried.append(make(twin))
+                results.append(make(twin))
         return {name: parameter.grad for name, parameter in twin.named_parameters()}
 
-    carried: list[Any] = []
+    results: list[Any] = []
     taken = gradients(lambda twin: run_backward(twin, x, loss_fn))
     defined = gradients(lambda twin: _define(twin, x, loss_fn))
     true = gradients(lambda twin: _backprop(twin, x, loss_fn))
@@ -136,7 +136,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     tolerance = {8: 1e-9, 4: 1e-4}.get(shortest, 5e-2)
     transported = Transported(
         (name, how)
-        for name, how in carried[0].items()
+        for name, how in results[0].items()
         if rule.wiring != "none" and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
     )
     return Verification(rule=rule.name, tolerance=tolerance, rows=rows, transported=transported)
@@ -158,7 +158,7 @@ def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
 
 
 def _like(layer: Layer) -> Any:
-    """A layer of the same kind and options, without weight, bias, hooks and parametrizations."""
+    """Make a layer of the same kind and options, without weight, bias, hooks and parametrizations."""
     base = next(base for kind in KINDS.values() for base in kind.types if isinstance(layer, base))
     empty = nn.Module()
     plain = base.__new__(base)
@@ -170,26 +170,31 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
     parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in feedbacks(twin).items()]
     learned = converted(twin)[0].rule.learned
     revert(twin)
-    keep: list[Tensor | None] = [None]
+    kept: list[Tensor | None] = [None]  # the input of the layer that runs, for the hook behind it: layers do not nest
     for layer, part in parts:
-        carrier = _like(layer)
+        feedback_layer = _like(layer)
         if learned:
             layer.feedback = part  # without its hooks, and a parameter of the model as before
 
         def before(layer: Layer, args: tuple) -> tuple:
-            keep[0] = args[0]
+            kept[0] = args[0]
             return (args[0].detach(), *args[1:])
 
         def after(
-            layer: Layer, args: tuple, kwargs: dict[str, Any], y: Tensor, part: Any = part, carrier: nn.Module = carrier
+            layer: Layer,
+            args: tuple,
+            kwargs: dict[str, Any],
+            y: Tensor,
+            part: Any = part,
+            feedback_layer: nn.Module = feedback_layer,
         ) -> Tensor:
             part.wiring.rule.feedback_inputs(part, layer.weight, advance=part.training and not in_backward())
-            carrier.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
-            through = carrier(keep[0], *args[1:], **kwargs)
+            feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
+            through = feedback_layer(kept[0], *args[1:], **kwargs)
             y = y + (through - through.detach())
             if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place
-                carrier.__dict__["weight"] = part.B
-                through = carrier(args[0], *args[1:], **kwargs)
+                feedback_layer.__dict__["weight"] = part.B
+                through = feedback_layer(args[0], *args[1:], **kwargs)
                 y = y + (through - through.detach())
             return y
 

@@ -18,7 +18,23 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "LowRank",
+    "Normal",
+    "Orthogonal",
+    "Shared",
+    "Sparse",
+    "Uniform",
+    "draw",
+    "family",
+    "faults_of",
+    "generator",
+]
+
 Family = Callable[[tuple[int, int], Generator], Tensor]
+"""((rows, columns), generator) -> a matrix of that shape, entries of mean zero and variance one."""
 
 
 #: What is drawn does not depend on the default device and dtype of the process.
@@ -44,7 +60,7 @@ def _plain_defaults() -> Iterator[None]:
 
 
 def generator(seed: int, name: str, purpose: str) -> Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """Make a CPU generator that depends on nothing but its arguments."""
     digest = sha256(f"{seed}\0{name}\0{purpose}".encode()).digest()
     return Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -151,7 +167,7 @@ class Shared:
         return max(self._ROOM, size // 16)
 
     def start(self, seed: int, name: str, size: int) -> int:
-        """Where the layer ``name`` with ``size`` entries begins to read."""
+        """Give the entry at which the layer ``name`` with ``size`` entries begins to read."""
         return int(torch.randint(self._room(size), (), generator=generator(seed, name, "shared start"), device="cpu"))
 
     def sequence(self, seed: int, largest: int) -> Float[Tensor, " length"]:
@@ -174,7 +190,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
 
 
 def family(text: str) -> Family:
-    """The family that a text names.
+    """Make the family that a text names.
 
     Args:
         text: ``normal``, ``uniform``, ``orthogonal``, ``shared``, ``low-rank(RANK)``, ``sparse(ENTRIES)``; the number
@@ -217,19 +233,19 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
     rows = shape[0]
     columns = torch.Size(shape[1:]).numel()
     with _plain_defaults():
-        drawn = family((rows, columns), generator(seed, name, f"feedback {family}"))
-    if not isinstance(drawn, Tensor) or tuple(drawn.shape) != (rows, columns):
-        got = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        matrix = family((rows, columns), generator(seed, name, f"feedback {family}"))
+    if not isinstance(matrix, Tensor) or tuple(matrix.shape) != (rows, columns):
+        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
         raise ValueError(
             f"feedback of layer {name!r}: the family returned {got}, expected a tensor ({rows}, {columns})"
         )
-    if faults := faults_of(drawn, torch.float32):
+    if faults := faults_of(matrix, torch.float32):
         raise ValueError(f"feedback of layer {name!r}: what the family returned {faults[0]}")
-    return (drawn.to(**_PLAIN) * deviation).reshape(shape).contiguous()
+    return (matrix.to(**_PLAIN) * deviation).reshape(shape).contiguous()
 
 
 def faults_of(values: Tensor, dtype: torch.dtype) -> list[str]:
-    """What keeps numbers from being feedback of a dtype, as sentences without their subject."""
+    """List what keeps numbers from being feedback of a dtype, as sentences without their subject."""
     if values.is_meta or values.layout is not torch.strided:
         return [
             f"is {'on the meta device' if values.is_meta else 'sparse'}, expected a dense tensor with numbers in it"

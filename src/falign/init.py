@@ -35,7 +35,7 @@ __all__ = ["SCHEMES", "aligned_forever", "anti", "dominant", "generic", "small"]
 
 
 def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor, " neurons"]]:
-    """{layer: of each neuron whether the weights as they are now guarantee ``⟨B, w_out⟩ ≥ 0`` at all times}.
+    """Tell of each neuron whether the weights as they are now guarantee ``⟨B, w_out⟩ ≥ 0`` at all times.
 
     In gradient flow, weights and biases all of one rate: where C ≤ 0, or where the feedback has the weights' signs.
     Steps of size η raise C by ½η²|∇|² each. Where feedback moves by itself (adafa) the weights cannot tell: False.
@@ -45,7 +45,8 @@ def aligned_forever(model: nn.Module, *, example: Any) -> dict[str, Bool[Tensor,
         example: An input of it.
 
     Returns:
-        The layers under the law whose neurons feed another linear layer or convolution, in running order.
+        {layer: a truth value a neuron}, of the layers under the law whose neurons feed another linear layer or
+        convolution, in running order.
 
     Raises:
         ValueError: The model is not converted or does not run, or no neuron is under the law.
@@ -64,7 +65,7 @@ def _stays_aligned(balance: Balance) -> Bool[Tensor, " neurons"]:
 
 
 def _lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followed]:
-    """{layer: the law of its neurons} where one holds and speaks of alignment, and what the example showed."""
+    """Find {layer: the law of its neurons} where one holds and is about alignment, and what the example showed."""
     converted(model)
     inner = unwrapped(model)
     followed = follow(inner, example)
@@ -84,7 +85,7 @@ def _lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followe
 
 
 def _is_about_alignment(balance: Balance) -> bool:
-    """Whether the law is about the alignment ⟨B, W⟩: not before a batch normalisation, after which |w| stays by itself.
+    """Tell whether the law is about the alignment ⟨B, W⟩: not before a batch normalisation, as |w| stays by itself.
 
     Nor where B is a function of W of which no integral is known.
     """
@@ -93,13 +94,13 @@ def _is_about_alignment(balance: Balance) -> bool:
 
 
 def _has_weight_signs(target: Downstream) -> bool:
-    """Whether the error of a target returns with the signs of its weights."""
+    """Tell whether the error of a target returns with the signs of its weights."""
     return target.kind is LawKind.WEIGHTS or (target.part is not None and target.part.wiring.rule.magnitudes)
 
 
 # The schemes: each draws the weights anew from a seed, then bends them to what the law asks.
 
-_Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def generic(model: _Model, *, example: Any = None, seed: int = 0) -> _Model:
@@ -158,8 +159,8 @@ def dominant(model: _Model, *, example: Any, seed: int = 0, share: float = 0.5) 
         for name, balance in reversed(balances.items()):
             for target in balance.targets:
                 _align(target)
-            room = share * balance.outgoing() / balance.incoming().clamp_min(torch.finfo(torch.float64).tiny)
-            _scale(unwrapped(model).get_submodule(name), balance, room.clamp(0, 1).sqrt())
+            allowed = share * balance.outgoing() / balance.incoming().clamp_min(torch.finfo(torch.float64).tiny)
+            _scale(unwrapped(model).get_submodule(name), balance, allowed.clamp(0, 1).sqrt())
     return model
 
 
@@ -258,12 +259,12 @@ def _scale(layer: nn.Module, balance: Balance, factor: Float[Tensor, " neurons"]
     """Multiply the weights and the bias into each neuron by its factor."""
     weight, kind = balance.weight, kind_of(layer)
     if kind is None:
-        spread = factor
+        factors = factor
     else:  # the transpose of the sum over a neuron's incoming weights, for any kind of layer
         place = torch.zeros_like(weight, dtype=factor.dtype).requires_grad_()
         with torch.enable_grad():
-            (spread,) = torch.autograd.grad(kind.incoming(place, layer), place, factor)
-    weight.mul_(spread.to(weight.dtype))
+            (factors,) = torch.autograd.grad(kind.incoming(place, layer), place, factor)
+    weight.mul_(factors.to(weight.dtype))
     if balance.bias is not None:
         balance.bias.mul_(factor.to(balance.bias.dtype))
 

@@ -1,4 +1,4 @@
-"""How an error crosses each kind of layer: one table, one entry a kind.
+"""Kinds of layers, and the way in which an error crosses each: one table, one entry a kind.
 
 A layer kind maps its input linearly (bias aside) with a weight ``W``. Carrying an error from its output to its
 input is that linear map, transposed, taken with the feedback ``B`` in place of ``W``. With ``B = W`` it is what
@@ -14,27 +14,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# How an error crosses a convolution, of every dimension, plain or transposed, with every way of padding.
+__all__ = [
+    "CONVOLUTION",
+    "KINDS",
+    "LINEAR",
+    "LOOKUPS",
+    "ConvSpec",
+    "Kind",
+    "Layer",
+    "kind_of",
+    "replaced_method",
+    "weight_of",
+]
 
-Pads = tuple[tuple[int, int], ...]
+# The convolution, of every dimension, plain or transposed, with every way of padding.
+
+_Pads = tuple[tuple[int, int], ...]
 
 
 class ConvSpec(NamedTuple):
-    """What a convolution needs beside its tensors, read off the layer at each forward."""
+    """Options of a convolution, read off the layer at each forward."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     transposed: bool
     groups: int
-    pads: Pads
+    pads: _Pads
     mode: str
 
 
 def _conv_spec(layer: Any) -> ConvSpec:
     """Split the layer's padding into what the convolution does itself and what is padded before it."""
     dims = len(layer.kernel_size)
-    pads: Pads = ((0, 0),) * dims
+    pads: _Pads = ((0, 0),) * dims
     padding = layer.padding
     if isinstance(padding, str):
         totals = [
@@ -52,7 +65,7 @@ def _conv_spec(layer: Any) -> ConvSpec:
 
 
 def _padding_source(size: int, low: int, high: int, mode: str, device: torch.device) -> Tensor:
-    """Which input position each padded position copies (``size`` where it copies none: zeros)."""
+    """Give, for each padded position, the input position that it copies; ``size`` where it copies none (zeros)."""
     position = torch.arange(-low, size + high, device=device)
     if mode == "circular":
         return position % size
@@ -123,19 +136,19 @@ def _backward(error: Tensor, feedback: Tensor, x: Tensor, how: ConvSpec, which: 
 def _conv_error(
     error: Float[Tensor, "..."], feedback: Float[Tensor, "..."], x: Float[Tensor, "..."], how: ConvSpec
 ) -> Float[Tensor, "..."]:
-    """The gradient with respect to the input, of x's shape, with B for the weight."""
+    """Compute the gradient with respect to the input, of x's shape, with B for the weight."""
     return _backward(error, feedback, x, how, 0)
 
 
 def _conv_gradient(
     error: Float[Tensor, "..."], feedback: Float[Tensor, "..."], x: Float[Tensor, "..."], how: ConvSpec
 ) -> Float[Tensor, "..."]:
-    """The gradient with respect to the weight."""
+    """Compute the gradient with respect to the weight."""
     return _backward(error, feedback, x, how, 1)
 
 
 def _conv_fan_in(layer: Any) -> float:
-    """To how many inputs an element of the error is carried (on average, where a transposed one strides)."""
+    """Count the inputs to which an element of the error is carried (on average, where a transposed one strides)."""
     if layer.transposed:
         return layer.in_channels / layer.groups * prod(layer.kernel_size) / prod(layer.stride)
     return layer.in_channels / layer.groups * prod(layer.kernel_size)
@@ -194,7 +207,7 @@ def _linear_outgoing(product: Float[Tensor, "out in"], layer: Layer) -> Float[Te
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of layer.
+    """One kind of layer: its map as autograd has it, transposed and differentiated.
 
     Attributes:
         name: the key in ``KINDS``.
@@ -259,7 +272,7 @@ _MAPS = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl"
 
 
 def kind_of(layer: nn.Module) -> Kind | None:
-    """The kind of a layer that can take feedback, or None.
+    """Give the kind of a layer that can take feedback, or None.
 
     A layer with a forward of its own, by subclass or on the instance, is not the linear map that the table transposes.
     """
@@ -270,7 +283,7 @@ def kind_of(layer: nn.Module) -> Kind | None:
 
 
 def replaced_method(layer: nn.Module) -> str | None:
-    """The method of a layer of a known kind that is not its class's own: another map; None where there is none."""
+    """Name the method of a layer of a known kind that is not its class's own: another map; None where there is none."""
     for kind in KINDS.values():
         for base in kind.types:
             if isinstance(layer, base):
@@ -283,7 +296,7 @@ def _replaced(layer: nn.Module, base: type[nn.Module], name: str) -> bool:
 
 
 def weight_of(layer: Layer) -> Tensor:
-    """The weight, read in evaluation mode: in training a parametrization may change its state when it is read."""
+    """Read the weight in evaluation mode: in training a parametrization may change its state when it is read."""
     modes = [(module, module.training) for module in layer.modules()]
     try:
         return layer.eval().weight.detach()
