@@ -425,6 +425,8 @@ def test_a_package_that_is_missing_or_broken_is_named() -> None:
         "matplotlib": "compare a",
     }
     Store(folder=Path("results")).open(create=True)
+    Path("a").mkdir()
+    Path("a/config.json").touch()
     lines = [f"{package}={line}" for package, line in words.items()]
     done = subprocess.run([sys.executable, "-c", LACKING, *lines], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -497,6 +499,8 @@ LIGHT = [
     *(["compare", "a", "--out", "a.pdf"], ["reproduce", "--preset", "large"], ["status", "--out="], ["doctor", "x"]),
     *(["reproduce", "--workers", "many"], ["reproduce", "--workers", "0"], ["reproduce", "--memory", "-1"]),
     *(["reproduce", "--device", "gpu"], ["reproduce", "--data", "nothing"], ["reproduce", "--cpus-per-run", "2"]),
+    *([*TRAIN, "--epochs", "-1"], [*TRAIN, "--momentum", "2"], [*TRAIN, "--ridge-schedule", "cutoff"]),
+    *(["train", "--resume", "nowhere"], ["train", "--resume", "nowhere", "--out", "a"], ["compare", "nowhere"]),
     *(["reproduce", "--ray", "local", "--workers", "2"], ["reproduce", "--ray", "local", "--cpus-per-run", "0"]),
 ]
 """Words that ask for help, or that are a mistake which can be seen before anything is done."""

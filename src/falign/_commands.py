@@ -99,6 +99,10 @@ def train(
     if resume is not None and (out is not None or force):
         raise ConfigError(f"--resume goes on in {resume}: leave out {'--out' if out is not None else '--force'}")
     from falign.lab._run_folder import RunFolder
+    from falign.lab._validate import check_options
+
+    if resume is None:
+        check_options(config)
     from falign.lab._train import resume as go_on
     from falign.lab._train import train as begin
     from falign.lab._trust import RECORDED, ask
@@ -134,13 +138,17 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
     falign compare runs/digits-* --out digits.png
 
     Args:
-        runs: RunFolder folders that falign train wrote.
+        runs: Run folders that falign train wrote.
         out: The picture, a PNG file.
     """
     if not runs:
         raise ConfigError("no run folders given: give one or more that falign train wrote")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
+    from falign.lab._run_folder import RunFolder
+
+    for folder in runs:
+        RunFolder(folder).require()
     from falign.lab import _compare as comparison
     from falign.lab._compare import comparison_figure
     from falign.lab._files import atomic_write

@@ -9,9 +9,10 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from falign.lab import _compare, _run_folder
+from falign.lab import _compare, _tables
 from falign.lab._pictures import draw, figures
-from falign.lab._run_folder import PICTURES, RunFolder, Tables
+from falign.lab._run_folder import PICTURES, RunFolder
+from falign.lab._tables import Tables
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
 
@@ -60,9 +61,9 @@ def measured(layers: int, points: int, *, law: bool = False) -> Tables:
         }
     )
     return Tables(
-        records=_run_folder.record_table(rows),
-        alignment=_run_folder.alignment_table(long),
-        neurons=neurons if layers > 1 and points else _run_folder.neuron_table(None),
+        records=_tables.record_table(rows),
+        alignment=_tables.alignment_table(long),
+        neurons=neurons if layers > 1 and points else _tables.neuron_table(None),
         law=found if law else None,
     )
 

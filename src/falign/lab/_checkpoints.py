@@ -33,13 +33,14 @@ from safetensors.torch import save as serialised
 from torch import Tensor
 
 from falign._preserve import GENERATOR_MODULES, generator_states, restore_generator_states
-from falign.lab import _files, _run_folder
+from falign.lab import _files, _tables
 from falign.lab._files import RunError, TooLarge, Unreadable, WriteError, read_bounded
 from falign.lab._learner import Learner, optimizer_slots
 from falign.lab._memory import available
 from falign.lab._packing import JSON_LIMIT, axes_by_stride, pack, table_to_tensor, tensor_to_table, unpack, with_layout
 from falign.lab._python_state import storable_attributes
-from falign.lab._run_folder import RunFolder, Tables, checkpoint_name
+from falign.lab._run_folder import RunFolder, checkpoint_name
+from falign.lab._tables import Tables
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 
@@ -89,13 +90,13 @@ class TrainingState:
     far_level: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list)
     layer_rows: list[dict[str, Any]] = field(default_factory=list)
-    neurons: pl.DataFrame = field(default_factory=lambda: _run_folder.neuron_table(None))
+    neurons: pl.DataFrame = field(default_factory=lambda: _tables.neuron_table(None))
 
     def tables(self, law: pl.DataFrame | None = None) -> Tables:
         """Return the measurements, and what the conservation law says of each neuron, as tables."""
         return Tables(
-            records=_run_folder.record_table(self.records),
-            alignment=_run_folder.alignment_table(self.layer_rows),
+            records=_tables.record_table(self.records),
+            alignment=_tables.alignment_table(self.layer_rows),
             neurons=self.neurons,
             law=law,
         )
@@ -280,7 +281,7 @@ def _training_state(numbers: Any, tensors: dict[str, Tensor]) -> TrainingState:
         if not (whole if kind is int else whole or (isinstance(value, float) and isfinite(value))):
             raise ValueError(f"{name} is {str(value)[:60]}")
     records, alignment, neurons = (tensor_to_table(tensors[f"table.{name}"]) for name in _TABLES)
-    _run_folder.check_records(records)
+    _tables.check_records(records)
     state = TrainingState(
         **{name: numbers[name] for name in _NUMBERS}, records=records.to_dicts(), layer_rows=alignment.to_dicts()
     )

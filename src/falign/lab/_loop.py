@@ -15,9 +15,10 @@ from falign.lab._checkpoints import TrainingState
 from falign.lab._divergence import FINAL_FACTOR, RUNAWAY_FACTOR, RUNAWAY_STEPS, Diverged, is_finite
 from falign.lab._files import WriteError
 from falign.lab._progress import TrainingProgress
-from falign.lab._run_folder import NETWORK_COLUMNS, RunFolder, finite_or_none, layer_rows, neuron_table
+from falign.lab._run_folder import RunFolder
 from falign.lab._setup import Setup
 from falign.lab._signals import GracefulStop
+from falign.lab._tables import NETWORK_COLUMNS, finite_or_none, layer_rows, neuron_table
 from falign.measure import Alignment
 from falign.measure._monitor import write, writer
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from falign.lab._run_folder import parquet
+from falign.lab._tables import parquet
 
 JSON_LIMIT = 100_000_000
 """So many letters of JSON a safetensors file may have, its tensors' names among them."""

@@ -15,7 +15,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from falign.lab._run_folder import RunFolder, Tables
+from falign.lab._run_folder import RunFolder
+from falign.lab._tables import Tables
 from falign.lab._text import plain
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png

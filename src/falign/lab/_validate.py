@@ -1,4 +1,8 @@
-"""Checking a configuration, and filling in the defaults that depend on other options."""
+"""Checks of a configuration, and the defaults that depend on other options.
+
+What needs PyTorch (rules, devices, data) is imported where it is asked: :func:`check_options` needs none of it, so that
+a wrong option is refused at once.
+"""
 
 import re
 from collections.abc import Callable
@@ -10,12 +14,8 @@ from numbers import Real
 from operator import index
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from falign.feedback import family
-from falign.lab._own_models import as_config_error, rule_class
 from falign.lab.config import (
     LEARNING_RATES,
     MOMENTUM,
@@ -30,27 +30,48 @@ from falign.lab.config import (
     TrainConfig,
     option,
 )
-from falign.lab.data import NAMES
-from falign.rules import ALL_RULES, Rule
+
+if TYPE_CHECKING:
+    from falign.rules import Rule
+
+
+_LENGTH = 60
+"""Letters of a value that a message shows."""
+_RANK = 5
+"""Digits that the number of a family of feedback may have."""
+_TINY, _LARGE = 1.2e-38, 3.4e38
+"""Smallest and largest positive normal number of float32, rounded."""
+_LARGEST = 10**12
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "scale": (_TINY, _LARGE, f"a positive number, from {_TINY} to {_LARGE}"),
+    "adafa_rate": (0, 1, "a number from 0 (fa) to 1 (bp)"),
+    "learning_rate": (_TINY, inf, f"a positive number, of at least {_TINY}"),
+    "rate_decay": (_TINY, 1, f"a number above 0, of at least {_TINY}, at most 1"),
+    "momentum": (0, 1 - 1e-7, "a number from 0 to below 1, at most 0.9999999"),
+    "weight_decay": (0, inf, "a number of at least 0"),
+    "batch_size": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
+    "epochs": (0, _LARGEST, f"at least 0 and at most {_LARGEST:,}"),
+    "ridge": (0, inf, "a number of at least 0"),
+    "ridge_steps": (1e-100, inf, "a positive number, of at least 1e-100"),
+    "seed": (-(2**63), 2**64 - 1, "a whole number from -2^63 to 2^64 - 1"),
+    "measure_every": (0, _LARGEST, f"at least 0 and at most {_LARGEST:,}"),
+    "probe_size": (2, _LARGEST, f"at least 2 and at most {_LARGEST:,}"),
+}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The same configuration, checked, with the defaults that depend on other options filled in.
+    """Check a configuration and fill in the defaults that depend on other options.
 
     Args:
         config: A configuration as it was given.
 
     Returns:
-        A configuration that says everything; completing it again changes nothing.
+        A configuration that says everything; resolving it again changes nothing.
 
     Raises:
         ConfigError: An option is impossible, contradicts another one, or would have no effect.
     """
-    config = _of_their_kinds(config)
-    _check_choices(config)
-    _check_numbers(config)
-    _check_idle(config)
-    config = _check_rule(config)
+    config = _resolve_rule(check_options(config))
     return replace(
         config,
         dataset=resolve_dataset(config.dataset),
@@ -58,13 +79,32 @@ def resolve(config: TrainConfig) -> TrainConfig:
         learning_rate=_or(config.learning_rate, LEARNING_RATES[config.optimizer]),
         momentum=_or(config.momentum, MOMENTUM) if config.optimizer == "sgd" else None,
         weight_decay=_or(config.weight_decay, WEIGHT_DECAYS[config.optimizer]),
-        device=_found_device(config),
+        device=_resolve_device(config),
     )
 
 
-def _of_their_kinds(config: TrainConfig) -> TrainConfig:
-    """The same configuration in Python's own types: NumPy's numbers are numbers, texts and truth values are none."""
-    kinds, found = get_type_hints(TrainConfig), {}
+def check_options(config: TrainConfig) -> TrainConfig:
+    """Check all that can be checked without rules, devices and data.
+
+    Args:
+        config: A configuration as it was given.
+
+    Returns:
+        The same configuration in Python's own types.
+
+    Raises:
+        ConfigError: An option is of another type, out of range, contradicts another one, or would have no effect.
+    """
+    config = _convert_types(config)
+    _check_choices(config)
+    _check_ranges(config)
+    _check_effects(config)
+    return config
+
+
+def _convert_types(config: TrainConfig) -> TrainConfig:
+    """Convert to Python's own types; NumPy's numbers are numbers, but texts and truth values are not."""
+    kinds, converted = get_type_hints(TrainConfig), {}
     for part in fields(config):
         value, kind = getattr(config, part.name), kinds[part.name]
         needed = part.default is not None  # what is None by default may be None
@@ -74,10 +114,10 @@ def _of_their_kinds(config: TrainConfig) -> TrainConfig:
         if convert is None or (value is None and not needed):
             continue
         try:
-            found[part.name] = convert(value)
+            converted[part.name] = convert(value)
         except (TypeError, ValueError, OverflowError):
-            raise ConfigError(f"{option(part.name)} is {_shown(value)}, expected {words}") from None
-    return replace(config, **found)
+            raise ConfigError(f"{option(part.name)} is {_shorten(value)}, expected {words}") from None
+    return replace(config, **converted)
 
 
 def _whole(value: Any) -> int:
@@ -119,11 +159,11 @@ _KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _shown(value: object) -> str:
-    """A value as it stands in a message."""
+def _shorten(value: object) -> str:
+    """Return a value as it stands in a message."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes out no number of more than 4300 digits
+    except ValueError:  # Python does not print numbers of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
 
@@ -140,14 +180,14 @@ def _check_choices(config: TrainConfig) -> None:
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value not in get_args(allowed) and not (value is None and getattr(TrainConfig, name) is None):
-            raise ConfigError(f"{option(name)} is {_shown(value)}, expected one of {', '.join(get_args(allowed))}")
+            raise ConfigError(f"{option(name)} is {_shorten(value)}, expected one of {', '.join(get_args(allowed))}")
 
 
-def _check_numbers(config: TrainConfig) -> None:
+def _check_ranges(config: TrainConfig) -> None:
     for name, (low, high, words) in _RANGES.items():
         value = getattr(config, name)
         if value is not None and not (low <= value <= high and isfinite(value)):
-            raise ConfigError(f"{option(name)} is {_shown(value)}, expected {words}")
+            raise ConfigError(f"{option(name)} is {_shorten(value)}, expected {words}")
     rate = _or(config.learning_rate, LEARNING_RATES[config.optimizer])
     if rate * config.ridge > _LARGE:
         raise ConfigError(
@@ -155,14 +195,14 @@ def _check_numbers(config: TrainConfig) -> None:
         )
 
 
-def _check_idle(config: TrainConfig) -> None:
-    """Refuse what would have no effect: whoever gave it expects one."""
-    idle = (
+def _check_effects(config: TrainConfig) -> None:
+    """Refuse options that would have no effect: whoever gave one expects it to have."""
+    ineffective = (
         ("momentum", config.optimizer != "sgd", f"for sgd, the optimizer is {config.optimizer}"),
         ("activation", not _has_activation(config), f"for mlp and lenet, the model is {config.model}"),
         ("ridge_steps", config.ridge_schedule == "constant", "for schedules other than constant"),
     )
-    for name, without_effect, why in idle:
+    for name, without_effect, why in ineffective:
         if getattr(config, name) is not None and without_effect:
             raise ConfigError(f"{option(name)} is {why}: leave it out")
     schedule = f"--ridge-schedule {config.ridge_schedule}"
@@ -184,14 +224,24 @@ def _has_activation(config: TrainConfig) -> bool:
     return config.model.startswith("mlp:") or config.model == "lenet"
 
 
-def _check_rule(config: TrainConfig) -> TrainConfig:
-    """The same configuration, with options of the rule in fields of their own where there are such (``adafa_rate``)."""
+def _resolve_rule(config: TrainConfig) -> TrainConfig:
+    """Check rule and feedback, and move options of the rule to fields of their own, where there are such.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: There is no such rule or feedback, or an option is not for it.
+    """
+    from falign.feedback import family
+    from falign.rules import ALL_RULES
+
     for name in ALL_RULES:
         for part in fields(ALL_RULES[name]) if name != config.rule else ():
             if getattr(config, f"{name}_{part.name}", None) is not None:
                 raise ConfigError(f"{option(f'{name}_{part.name}')} is for rule {name}, the rule is {config.rule}")
     if len(config.feedback or "") > _LENGTH or any(len(n) > _RANK for n in re.findall(r"\d+", config.feedback or "")):
-        raise ConfigError(f"--feedback is {_shown(config.feedback)}, expected a number below {10**_RANK:,}")
+        raise ConfigError(f"--feedback is {_shorten(config.feedback)}, expected a number below {10**_RANK:,}")
     options = _rule_options(config)
     rule = make_rule(config)
     try:
@@ -209,11 +259,13 @@ def _check_rule(config: TrainConfig) -> TrainConfig:
 
 
 def _rule_options(config: TrainConfig) -> dict[str, Any]:
-    """{field of the rule: value} of what was given, by ``--rule-option`` or by an option of its own (``--adafa-rate``).
+    """Return {field of the rule: value} of the options given by ``--rule-option`` or by ``--adafa-rate`` and the like.
 
     Raises:
         ConfigError: The rule has no such option, it is given twice, or its value is of another kind.
     """
+    from falign.lab._own_models import as_config_error, rule_class
+
     rule = rule_class(config.rule)
     with as_config_error(f"the options of --rule {config.rule} cannot be read"):
         hints = get_type_hints(rule)
@@ -223,7 +275,7 @@ def _rule_options(config: TrainConfig) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or name not in kinds:
             takes = ", ".join(f"{name}=…" for name in kinds) or "none: leave it out"
-            raise ConfigError(f"--rule-option is {_shown(text)}, but the options of rule {config.rule} are {takes}")
+            raise ConfigError(f"--rule-option is {_shorten(text)}, but the options of rule {config.rule} are {takes}")
         if name in given:
             raise ConfigError(f"--rule-option {name} is given twice: leave one of them out")
         given[name] = _value(name, value, kinds[name])
@@ -237,10 +289,10 @@ def _rule_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
-    """A text of the command line as a value of a field's type.
+    """Convert a text of the command line to a field's type.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is no such value.
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     allowed = [value for each in kinds for value in (get_args(each) if get_origin(each) is Literal else (each,))]
@@ -257,15 +309,18 @@ def _value(name: str, text: str, kind: Any) -> Any:
                 return each(text)
     expectations = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "none"}
     expected = (expectations.get(each, "a text" if isinstance(each, type) else str(each)) for each in allowed)
-    raise ConfigError(f"--rule-option {name} is {_shown(text)}, expected {' or '.join(expected)}")
+    raise ConfigError(f"--rule-option {name} is {_shorten(text)}, expected {' or '.join(expected)}")
 
 
-def make_rule(config: TrainConfig) -> Rule:
-    """The ``falign.Rule`` with the options given for it.
+def make_rule(config: TrainConfig) -> "Rule":
+    """Make the rule with the options given for it.
 
     Raises:
         ConfigError: It does not take them.
     """
+    from falign.lab._own_models import as_config_error, rule_class
+    from falign.rules import ALL_RULES
+
     make, options = rule_class(config.rule), _rule_options(config)
     if config.rule not in ALL_RULES:
         with as_config_error(f"--rule {config.rule} cannot be made"):
@@ -276,7 +331,9 @@ def make_rule(config: TrainConfig) -> Rule:
         raise ConfigError(str(error)) from None
 
 
-def _found_device(config: TrainConfig) -> str:
+def _resolve_device(config: TrainConfig) -> str:
+    import torch
+
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -284,7 +341,7 @@ def _found_device(config: TrainConfig) -> str:
     except (RuntimeError, ValueError, OverflowError):
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
-        raise ConfigError(f"--device is {_shown(config.device)}, expected auto, cpu, cuda, cuda:N or mps")
+        raise ConfigError(f"--device is {_shorten(config.device)}, expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = f"PyTorch sees {torch.cuda.device_count()} CUDA devices here"
         raise ConfigError(f"--device is {config.device}, but {seen}: use --device cpu")
@@ -295,32 +352,10 @@ def _found_device(config: TrainConfig) -> str:
     return config.device
 
 
-_LENGTH = 60
-"""So many letters of a value are shown."""
-_RANK = 5
-"""So many digits the number of a family of feedback may have."""
-_TINY, _LARGE = 1.2e-38, 3.4e38
-"""What float32 holds."""
-_MOST = 10**12
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "scale": (_TINY, _LARGE, f"a positive number, from {_TINY} to {_LARGE}"),
-    "adafa_rate": (0, 1, "a number from 0 (fa) to 1 (bp)"),
-    "learning_rate": (_TINY, inf, f"a positive number, of at least {_TINY}"),
-    "rate_decay": (_TINY, 1, f"a number above 0, of at least {_TINY}, at most 1"),
-    "momentum": (0, 1 - 1e-7, "a number from 0 to below 1, at most 0.9999999"),
-    "weight_decay": (0, inf, "a number of at least 0"),
-    "batch_size": (1, _MOST, f"at least 1 and at most {_MOST:,}"),
-    "epochs": (0, _MOST, f"at least 0 and at most {_MOST:,}"),
-    "ridge": (0, inf, "a number of at least 0"),
-    "ridge_steps": (1e-100, inf, "a positive number, of at least 1e-100"),
-    "seed": (-(2**63), 2**64 - 1, "a whole number from -2^63 to 2^64 - 1"),
-    "measure_every": (0, _MOST, f"at least 0 and at most {_MOST:,}"),
-    "probe_size": (2, _MOST, f"at least 2 and at most {_MOST:,}"),
-}
-
-
 def resolve_dataset(dataset: str) -> str:
-    """The name of a data set as it is, the path of a folder in full, so that a run finds it from anywhere."""
+    """Return the name of a data set as it is, and the path of a folder in full: a run shall find it from anywhere."""
+    from falign.lab.data import NAMES
+
     try:
         path = Path(dataset).expanduser()
         return str(path.resolve()) if dataset and dataset not in NAMES and path.is_dir() else dataset
