@@ -663,12 +663,12 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         law.gradient_flow,
         lambda: _law(**_xy(), times=torch.tensor([0.0, 0.01]).double(), names=["loss"], tolerance=1e-5, longest=2000),
     ),
-    "law.conservation": (law.conservation, lambda: {"course": law_trajectory(), "tolerance": 1e-9}),
-    "law.alignment_bound": (law.alignment_bound, lambda: {"course": law_trajectory()}),
-    "law.lasting_alignment": (law.lasting_alignment, lambda: {"course": aligned_trajectory()}),
+    "law.conservation": (law.conservation, lambda: {"trajectory": law_trajectory(), "tolerance": 1e-9}),
+    "law.alignment_bound": (law.alignment_bound, lambda: {"trajectory": law_trajectory()}),
+    "law.lasting_alignment": (law.lasting_alignment, lambda: {"trajectory": aligned_trajectory()}),
     "law.decay_equilibrium": (
         law.decay_equilibrium,
-        lambda: {"course": law_trajectory(decay=0.1), "tolerance": 1e-3, "still": 1e-3},
+        lambda: {"trajectory": law_trajectory(decay=0.1), "tolerance": 1e-3, "still": 1e-3},
     ),
     # dominance
     "dom.split": (
@@ -696,14 +696,14 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     ),
     "dom.convergence": (
         dom.convergence,
-        lambda: {"course": law_trajectory(), "exponent": 1.0, "kappa": 0.1, "mu": 0.1},
+        lambda: {"trajectory": law_trajectory(), "exponent": 1.0, "kappa": 0.1, "mu": 0.1},
     ),
     "dom.least_product": (dom.least_product, lambda: {"B": numbers(3, 4), "W": numbers(3, 4, seed=1)}),
     "dom.neuron_descent": (
         dom.neuron_descent,
         lambda: {"state": single(), "dynamics": dynamics(), **_xy(1)},
     ),
-    "dom.lasting_descent": (dom.lasting_descent, lambda: {"course": law_trajectory(1)}),
+    "dom.lasting_descent": (dom.lasting_descent, lambda: {"trajectory": law_trajectory(1)}),
     "dom.squared_loss_rate": (
         dom.squared_loss_rate,
         lambda: {"state": single(), "dynamics": dynamics(), "X": numbers(6, 4)},

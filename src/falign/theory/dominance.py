@@ -1,7 +1,8 @@
-"""Alignment dominance: how the hidden layers' part in the descent of the loss stands to the last layer's own.
+"""Alignment dominance: the hidden layers' part in the descent of the loss, against that of the last layer.
 
-It works on plain tensors, so on what ``falign.measure`` finds on real networks as on the courses of
-``falign.theory.conservation``.
+The last layer always learns by its true gradient, so the loss falls as long as the hidden layers do not raise it by
+more than the last one lowers it. The functions take plain tensors: those that ``falign.measure`` gives for real
+networks, or the trajectories of ``falign.theory.conservation``.
 """
 
 from dataclasses import dataclass
@@ -48,10 +49,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """``-dL/dt = Σ_l ⟨g_l, f_l⟩ = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``, g the true gradient, f what the rule takes.
+    """The descent ``-dL/dt = Σ_l ⟨g_l, f_l⟩ = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``, layer by layer.
+
+    g is the true gradient, f the one that the rule takes in its place.
 
     Attributes:
-        alignment: cos∠(g_l, f_l), 0 where one of them is.
+        alignment: cos∠(g_l, f_l); 0 where g_l or f_l is 0.
         gradient: |g_l|.
         update: |f_l|.
         descent: Their product, ⟨g_l, f_l⟩.
@@ -79,7 +82,7 @@ def split(
     gradient_norm: Float[Tensor, "*times layers"],
     taken_norm: Float[Tensor, "*times layers"],
 ) -> Split:
-    """The split of ⟨g_l, f_l⟩, |g_l| and |f_l|, as ``Trajectory`` and ``falign.measure.alignment`` have them.
+    """Split the descent, from ⟨g_l, f_l⟩, |g_l| and |f_l| as a trajectory or ``falign.measure.alignment`` gives them.
 
     Args:
         descent: ⟨g_l, f_l⟩, the output layer last.
@@ -87,7 +90,7 @@ def split(
         taken_norm: |f_l|.
 
     Raises:
-        ValueError: the three have not the same shape.
+        ValueError: the three differ in shape.
 
     Source: after Robertson and Koyejo 2024 (ICML), whose summary names the three components; the formula is ours.
     """
@@ -99,7 +102,7 @@ def split(
 
 @public
 def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*runs"]:
-    """``κ = 1 + min_t D(t)``: the largest with ``Σ_{l<L} ⟨g_l, f_l⟩ ≥ -(1 - κ) |g_L|²`` at every recorded time.
+    """Return ``κ = 1 + min_t D(t)``: the largest with ``Σ_{l<L} ⟨g_l, f_l⟩ ≥ -(1 - κ) |g_L|²`` at every recorded time.
 
     Then ``dL/dt ≤ -κ |g_L|²``. Alignment dominance holds where κ > 0; above 1 the hidden layers help throughout.
 
@@ -113,7 +116,7 @@ def largest_kappa(dominance: Float[Tensor, "*runs times"]) -> Float[Tensor, "*ru
     return 1 + dominance.amin(-1)
 
 
-# How fast the loss must fall, given how far alignment dominates and how the gradient is bounded below by the loss.
+# The rate at which the loss must fall, by how far alignment dominates and a bound on the gradient by the loss.
 
 _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
@@ -127,7 +130,7 @@ def predicted_loss(
     mu: Float[Tensor, " runs"],
     exponent: float = 1.0,
 ) -> Float[Tensor, "runs times"]:
-    """What the loss is at most under ``dL/dt ≤ -κ |g_L|²`` and ``|g_L|² ≥ μ Lᵃ``.
+    """Return the largest loss possible under ``dL/dt ≤ -κ |g_L|²`` and ``|g_L|² ≥ μ Lᵃ``.
 
     a = 1: ``L(t) = L₀ exp(-κμt)``. a > 1: ``L(t) = (L₀^{1-a} + (a - 1) κμt)^{-1/(a-1)}``, which for a = 2 falls as
     1/t. Equality holds where both premises are equalities.
@@ -168,7 +171,7 @@ def predicted_loss(
 def lojasiewicz_constant(
     loss: Float[Tensor, "*runs times"], gradient_norm: Float[Tensor, "*runs times"], exponent: float = 1.0
 ) -> Float[Tensor, "*runs"]:
-    """``μ = min_t |g_L|²/Lᵃ``: the largest constant of ``|g_L|² ≥ μ Lᵃ`` along a course.
+    """Return ``μ = min_t |g_L|²/Lᵃ``: the largest constant of ``|g_L|² ≥ μ Lᵃ`` along a trajectory.
 
     Args:
         loss: L, less its infimum where that is not 0.
@@ -187,7 +190,7 @@ def lojasiewicz_constant(
 
 @public
 def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Tensor, " times"]) -> tuple[float, float]:
-    """(a, its standard error): the slope of ``log |g_L|²`` against ``log L``, least squares.
+    """Estimate (a, its standard error): the slope of ``log |g_L|²`` against ``log L``, least squares.
 
     Raises:
         ValueError: fewer than three times with a positive loss and gradient, all at the same loss, or not as many of
@@ -210,13 +213,13 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
 
 @public
 def convergence(
-    course: Trajectory, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
+    trajectory: Trajectory, *, exponent: float = 1.0, kappa: float | None = None, mu: float | None = None
 ) -> TheoremCheck:
     """Check ``L(t) ≤`` the predicted loss along a run, given κ and μ or with those measured along it.
 
     Args:
-        course: With ``loss``, ``dominance`` and ``gradient_norm`` recorded, without decay. The theorem is of gradient
-            flow; steps add ``½ η² |f|²`` times a curvature, so they must be small.
+        trajectory: With ``loss``, ``dominance`` and ``gradient_norm`` recorded, without decay. The theorem is of
+            gradient flow; steps add ``½ η² |f|²`` times a curvature, so they must be small.
         exponent: a of ``|g_L|² ≥ μ Lᵃ``.
         kappa: κ; None takes each run's largest.
         mu: μ; None takes each run's largest.
@@ -233,14 +236,14 @@ def convergence(
     for name, given in (("kappa", kappa), ("mu", mu)):
         if given is not None and not is_number(given):
             raise ValueError(f"{name} is {describe(given)}, expected a number, or None")
-    rates, _ = course.dynamics.of_layers(course.start)
-    loss, dominance, gradient = course["loss"], course["dominance"], course["gradient_norm"][..., -1]
-    own_kappa, own_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)
-    used_kappa = own_kappa if kappa is None else torch.full_like(own_kappa, kappa)
-    used_mu = own_mu if mu is None else torch.full_like(own_mu, mu)
+    rates, _ = trajectory.dynamics.of_layers(trajectory.start)
+    loss, dominance, gradient = trajectory["loss"], trajectory["dominance"], trajectory["gradient_norm"][..., -1]
+    measured_kappa, measured_mu = largest_kappa(dominance), lojasiewicz_constant(loss, gradient, exponent)
+    used_kappa = measured_kappa if kappa is None else torch.full_like(measured_kappa, kappa)
+    used_mu = measured_mu if mu is None else torch.full_like(measured_mu, mu)
     bound = predicted_loss(
         loss[:, 0],
-        course.times,
+        trajectory.times,
         kappa=rates[-1] * used_kappa.clamp(min=0),
         mu=used_mu.clamp(min=0),
         exponent=exponent,
@@ -250,46 +253,46 @@ def convergence(
         source=_SOURCE,
         reading=f"D = Σ_(l<L) ⟨g_l, f_l⟩/|g_L|², κ = 1 + min D, |g_L|² ≥ μ L^{exponent:g}, at the recorded times",
         assumptions=(
-            _reached("alignment dominance", "Σ_(l<L) ⟨g_l, f_l⟩ ≥ -(1 - κ)|g_L|² with κ > 0", own_kappa, kappa),
-            _reached("gradient inequality", f"|g_L|² ≥ μ L^{exponent:g} with μ > 0", own_mu, mu),
-            no_decay(course),
-            small_steps(course),
+            _reached("alignment dominance", "Σ_(l<L) ⟨g_l, f_l⟩ ≥ -(1 - κ)|g_L|² with κ > 0", measured_kappa, kappa),
+            _reached("gradient inequality", f"|g_L|² ≥ μ L^{exponent:g} with μ > 0", measured_mu, mu),
+            _no_decay(trajectory),
+            _small_steps(trajectory),
         ),
         bound=bound,
         measured=loss,
-        scale=loss[:, 0] * (1.0 if course.rate else 1e6),
+        scale=loss[:, 0] * (1.0 if trajectory.rate else 1e6),
         constants={"kappa": float(used_kappa.min()), "mu": float(used_mu.min())},
         series={"dominance": dominance},
     )
 
 
-def no_decay(course: Trajectory) -> Assumption:
-    """That λ = 0: decay can raise a loss that does not count it."""
-    decay = max(course.dynamics.of_layers(course.start)[1])
+def _no_decay(trajectory: Trajectory) -> Assumption:
+    """Check that λ = 0: decay can raise a loss that does not include it."""
+    decay = max(trajectory.dynamics.of_layers(trajectory.start)[1])
     return Assumption(name="no decay", statement="λ = 0", measured=decay, needed=0.0, holds=decay == 0)
 
 
-def small_steps(course: Trajectory) -> Assumption:
-    """That time is continuous; of steps, how small they must be is left open."""
-    return Assumption(name="small steps", statement="η → 0", measured=course.rate, holds=None if course.rate else True)
+def _small_steps(trajectory: Trajectory) -> Assumption:
+    """State that time is continuous; the theorem does not say how small steps must be, so they leave it open."""
+    return Assumption(
+        name="small steps", statement="η → 0", measured=trajectory.rate, holds=None if trajectory.rate else True
+    )
 
 
-def _reached(name: str, statement: str, own: Float[Tensor, " runs"], needed: float | None) -> Assumption:
-    least = float(own.min())
+def _reached(name: str, statement: str, measured: Float[Tensor, " runs"], needed: float | None) -> Assumption:
+    least = float(measured.min())
     limit = 0.0 if needed is None else needed
     return Assumption(name=name, statement=statement, measured=least, needed=limit, holds=least >= limit and least > 0)
 
 
-# Two layers and one output: descent for any loss once every neuron is aligned, and what several outputs change.
-
-_SCALAR_SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
+# Two layers and one output: descent under any loss once every neuron is aligned; a counterexample with two outputs.
 
 
 @public
 def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Float[Tensor, "runs neurons"]:
-    """``v_k m_k |u_k|²``, ``u_k = E[ℓ'(f) φ'(z_k) (x, 1)]``: what each hidden neuron adds to ``-dL/dt``.
+    """Return ``v_k m_k |u_k|²``, ``u_k = E[ℓ'(f) φ'(z_k) (x, 1)]``: the part of each hidden neuron in ``-dL/dt``.
 
-    v are the output weights and m the feedback that carries the error: ``-dL/dt = |∇_v L|² + Σ_k v_k m_k |u_k|²``
+    v are the output weights and m the feedback weights: ``-dL/dt = |∇_v L|² + Σ_k v_k m_k |u_k|²``
     (with the output bias in v).
 
     Args:
@@ -314,29 +317,29 @@ def neuron_descent(state: State, dynamics: Dynamics, X: Points, y: Points) -> Fl
 
 
 @public
-def lasting_descent(course: Trajectory) -> TheoremCheck:
+def lasting_descent(trajectory: Trajectory) -> TheoremCheck:
     """Check that the loss never rises when every neuron is aligned for ever, whatever the loss function.
 
     ``C_k(0) ≤ 0`` for all k gives ``v_k b_k ≥ 0`` at all times, so ``dL/dt ≤ -|∇_v L|²``. The series are the loss and
-    what it was at the time recorded before.
+    that of the recorded time before.
 
     Args:
-        course: Of fa, two layers and one output, with ``loss`` recorded. The theorem is of gradient flow; steps must
-            be small enough.
+        trajectory: Of fa, two layers and one output, with ``loss`` recorded. The theorem is of gradient flow; steps
+            must be small enough.
 
     Raises:
-        ValueError: there are more layers or outputs, or one time was recorded only.
+        ValueError: there are more layers or outputs, or only one time was recorded.
 
     Source: derived.
     """
-    _two_layers(course.start)
-    aligned = aligned_forever(course.start, course.dynamics)
-    loss = course["loss"]
+    _two_layers(trajectory.start)
+    aligned = aligned_forever(trajectory.start, trajectory.dynamics)
+    loss = trajectory["loss"]
     if loss.shape[1] < 2:
         raise ValueError(f"{loss.shape[1]} time was recorded: descent is seen between two")
     return TheoremCheck(
         name="Descent with one output",
-        source=_SCALAR_SOURCE,
+        source=_SOURCE,
         reading="two layers, one output: L(t) ≤ L at the time recorded before",
         assumptions=(
             Assumption(
@@ -346,19 +349,19 @@ def lasting_descent(course: Trajectory) -> TheoremCheck:
                 needed=1.0,
                 holds=bool(aligned.all()),
             ),
-            homogeneous_activation(course),
-            no_decay(course),
-            small_steps(course),
+            homogeneous_activation(trajectory),
+            _no_decay(trajectory),
+            _small_steps(trajectory),
         ),
         bound=loss[:, :-1],
         measured=loss[:, 1:],
-        scale=loss[:, 0] * (1.0 if course.rate else 1e6),
+        scale=loss[:, 0] * (1.0 if trajectory.rate else 1e6),
     )
 
 
 @public
 def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tensor, " runs"]:
-    """``(2/n)(λ_min(G) + λ_min(H))``: under the squared loss ``dL/dt = -eᵀ(G + H)e/n² ≤ -rate · L`` at this state.
+    """Return ``rate = (2/n)(λ_min(G) + λ_min(H))``: under the squared loss ``dL/dt = -eᵀ(G + H)e/n² ≤ -rate · L``.
 
     ``G_ij = h_i·h_j (+ 1)`` and ``H_ij = Σ_k v_k m_k φ'_ki φ'_kj (x_i·x_j (+ 1))``, 1 for the biases, ``L = |e|²/2n``.
     Where every ``v_k m_k ≥ 0`` H is positive semidefinite, and G alone gives exponential decay if the features are
@@ -388,12 +391,13 @@ def squared_loss_rate(state: State, dynamics: Dynamics, X: Points) -> Float[Tens
 def least_product(
     B: Float[Tensor, "outputs neurons"], W: Float[Tensor, "outputs neurons"]
 ) -> Float[Tensor, " neurons"]:
-    """``min over |δ| = 1 of (W[:, k]·δ)(B[:, k]·δ) = ½ (⟨B, W⟩ - |B||W|)``: negative unless the columns are parallel.
+    """Return ``min over |δ| = 1 of (W[:, k]·δ)(B[:, k]·δ) = ½ (⟨B, W⟩ - |B||W|)`` for every neuron k.
 
-    It is why a positive ⟨B[:, k], W[:, k]⟩ guarantees descent with one output only.
+    It is negative unless the columns are parallel, which is why a positive ⟨B[:, k], W[:, k]⟩ guarantees descent with
+    one output only.
 
     Raises:
-        ValueError: the two have not the same shape.
+        ValueError: the two differ in shape.
 
     Source: derived.
     """
@@ -402,7 +406,7 @@ def least_product(
 
 
 def rising_example() -> tuple[State, Dynamics, Tensor, Tensor]:
-    """A linear network with two outputs, aligned for ever (C = -0.98), whose loss rises at first.
+    """Construct a linear network with two outputs, aligned for ever (C = -0.98), whose loss rises at first.
 
     One neuron, h = 0.2 x; w_out = (1, 0), B = (1, 2), x = 1 and the error δ = (1, -1): ``⟨B, w_out⟩ = 1``, but
     ``(w_out·δ)(B·δ) = -1``, so ``-dL/dt = |δ|²h² - x² = -0.92``.

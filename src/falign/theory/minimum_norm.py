@@ -1,4 +1,4 @@
-"""Two-layer linear feedback alignment from a zero first layer ends at the interpolant of least norm."""
+"""Least norm: feedback alignment of two linear layers from a zero first one ends at the interpolant of least norm."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -24,15 +24,17 @@ from falign.feedback import generator
 from falign.theory._coerce import public, recording
 from falign.theory.statement import Assumption, TheoremCheck
 
+__all__ = ["least_norm", "minimum_norm"]
+
 
 @public
 def least_norm(X: Numbers, Y: Numbers) -> Float[Tensor, "k d"]:
-    """``(X⁺Y)ᵀ``: of all maps M with ``X Mᵀ = Y`` the one of least Frobenius norm, its rows in the span of the inputs.
+    """Return ``(X⁺Y)ᵀ``: of all maps M with ``X Mᵀ = Y`` the one of least Frobenius norm.
 
-    In float64, on the CPU.
+    Its rows lie in the span of the inputs. In float64, on the CPU.
 
     Args:
-        X: Inputs [n d], n ≤ d and independent if Y is to be met exactly.
+        X: Inputs [n d]; Y is met exactly if they are independent (n ≤ d).
         Y: Targets [n k].
 
     Raises:
@@ -65,31 +67,34 @@ def minimum_norm(
         Y: Targets [n k].
         hidden: Width, at least k.
         sizes: s, increasing from 0 or above: the axis of the series.
-        seeds: Of R, W_2(0) and the feedback B; one run each. R, B and W_2(0) are normal with variance 1/inputs, and
-            W_2(0) a tenth of that.
+        seeds: Of R, W_2(0) and the feedback B; one run each. Their entries are normal with variance 1/inputs, those of
+            W_2(0) times 0.1.
         steps: Most steps of full-batch descent of the mean ½|f - y|²; it ends earlier when all runs have converged or
             are no longer finite, which the series then show.
-        rate: η; None for a tenth of n/|X|², X's largest singular value.
-        converged: What the error may be of |Y|.
+        rate: η; None for a tenth of n/|X|², |X| the largest singular value.
+        converged: Error |f - Y| at which a run counts as converged, as a share of |Y|.
 
     Returns:
-        The check; ``series``: "relative deviation" of the least-norm map, "size" s. ``constants``: slope of its
-        logarithm against log s over the sizes above 0 that are below 0.1, where there are two.
+        The check; ``series``: "relative deviation" from the least-norm map, "size" s. ``constants``: "slope" of the
+        logarithm of the deviation against log s over the sizes in (0, 0.1], if there are at least two.
 
     Raises:
-        ValueError: X or Y is no table of finite numbers, or all zeros; or a size, seed, width, rate or number of
-            steps makes no run.
+        ValueError: X or Y is no table of finite numbers, or is all zeros; or a size, seed, width, rate or number of
+            steps is out of range.
 
     Source: version 1 of Robertson and Koyejo 2024 (ICML LLW workshop 2023) states it; the bound is derived here.
     """
     X, Y = _tables(X, Y)
-    for name, found in (("inputs", X), ("targets", Y)):
-        check_squarable(name, found)
-        if not found.any():
+    for name, table in (("inputs", X), ("targets", Y)):
+        check_squarable(name, table)
+        if not table.any():
             raise ValueError(f"the {name} are all 0: there is nothing to learn")
     k, n, d = Y.shape[1], *X.shape
-    sizes, seeds = _runs(sizes, seeds, hidden, k)
-    _course(steps, rate, converged)
+    sizes, seeds = _checked(sizes, seeds, hidden, k)
+    step_count(steps, least=1)
+    if rate is not None:
+        positive("rate", rate)
+    non_negative("converged", converged)
     size = torch.tensor(sizes, dtype=torch.float64)
     values = torch.linalg.svdvals(X)
     rate = n / float(values[0]) ** 2 / 10 if rate is None else rate
@@ -136,7 +141,7 @@ def _tables(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor]:
     return X, Y
 
 
-def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> tuple[list[float], list[int]]:
+def _checked(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> tuple[list[float], list[int]]:
     sizes, seeds = as_list("sizes", sizes), as_list("seeds", seeds)
     fits = all(is_number(size) and size >= 0 for size in sizes) and is_whole(hidden) and hidden >= k
     if not sizes or not seeds or not fits or sorted(set(sizes)) != sizes:
@@ -147,15 +152,8 @@ def _runs(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) -> 
     return sizes, seeds
 
 
-def _course(steps: int, rate: float | None, converged: float) -> None:
-    step_count(steps, least=1)
-    if rate is not None:
-        positive("rate", rate)
-    non_negative("converged", converged)
-
-
 def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:
-    """Spectral norms; nan where a run diverged."""
+    """Return spectral norms; nan where a run diverged."""
     finite = W.isfinite().all(-1).all(-1)
     return torch.linalg.matrix_norm(W.where(finite[..., None, None], 0.0), 2).where(finite, torch.nan)
 
@@ -173,15 +171,15 @@ def _normal(seeds: Sequence[int], purpose: str, rows: int, columns: int) -> Floa
 def _train(
     X: Tensor, Y: Tensor, W_1: Tensor, W_2: Tensor, B: Tensor, rate: float, steps: int, converged: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """W_1, W_2 and |f - Y| [runs sizes] at the end."""
+    """Train, and return W_1, W_2 and |f - Y| [runs sizes] at the end."""
     W_2 = W_2.expand(*W_1.shape[:2], *W_2.shape[2:]).clone()
     enough = converged * Y.norm()
     error = X @ W_1.mT @ W_2.mT - Y
     for step in range(steps):
         if step % 100 == 0 and _ended(error, enough):
             break
-        share = rate / len(X) * error.mT
-        W_1, W_2 = W_1 - B.mT @ (share @ X), W_2 - share @ (X @ W_1.mT)
+        scaled_error = rate / len(X) * error.mT
+        W_1, W_2 = W_1 - B.mT @ (scaled_error @ X), W_2 - scaled_error @ (X @ W_1.mT)
         error = X @ W_1.mT @ W_2.mT - Y
     return W_1, W_2, error.flatten(2).norm(dim=2)
 
@@ -193,10 +191,10 @@ def _ended(error: Tensor, enough: Tensor) -> bool:
 
 
 def _slope(size: Tensor, relative: Tensor) -> dict[str, float]:
-    """Slope of the logarithm of the mean deviation against that of the size, where the size is small."""
-    seen = (size > 0) & (size <= 0.1)
-    if int(seen.sum()) < 2:
+    """Fit the slope of the logarithm of the mean deviation against that of the size, where the size is small."""
+    small = (size > 0) & (size <= 0.1)
+    if int(small.sum()) < 2:
         return {}
-    x, y = size[seen].log(), relative.mean(0)[seen].log()
+    x, y = size[small].log(), relative.mean(0)[small].log()
     x = x - x.mean()
     return {"slope": float((x @ y) / (x @ x))}

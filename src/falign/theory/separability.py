@@ -1,4 +1,4 @@
-"""Tests of a data set for the conditions under which theorems promise convergence."""
+"""Conditions on a data set under which theorems promise convergence: separable classes, independent inputs."""
 
 from dataclasses import dataclass
 from math import inf
@@ -11,19 +11,30 @@ from torch import Tensor
 from falign._validation import Numbers, check_squarable, class_labels, feature_table
 from falign.theory._coerce import public
 
+__all__ = [
+    "FullRankGram",
+    "LinearMargin",
+    "OrthogonalSeparability",
+    "full_rank_gram",
+    "linear_margin",
+    "orthogonal_separability",
+]
+
 _PIECE = 1024
+"""Rows of the products of all pairs of inputs that are made at a time."""
+
 _SUMS = 1e4
 """Weight of the two sums of coefficients in the least-squares problem with a bias: its relative error is 1e-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMargin:
-    """Whether hyperplanes tell the classes apart.
+    """Margins of hyperplanes that separate each class from the rest.
 
     Attributes:
         classes: The labels, in order.
-        margins: Of each class against the rest (of two classes one number): the largest least distance of a point to a
-            hyperplane that has the class on one side, in units of the inputs; 0 where none has.
+        margins: Of each class against the rest (of two classes one number): the largest distance that a hyperplane with
+            the class on one side has from its nearest point, in units of the inputs; 0 if there is no such hyperplane.
         bias: Whether the hyperplanes may miss the origin.
     """
 
@@ -33,17 +44,19 @@ class LinearMargin:
 
     @property
     def holds(self) -> bool:
-        """Every class can be told from the rest."""
+        """Whether every class can be separated from the rest."""
         return min(self.margins) > 0
 
     def __str__(self) -> str:
-        told = sum(margin > 0 for margin in self.margins)
-        return f"linear margin: {told} of {len(self.margins)} splits separable, least margin {min(self.margins):.4g}"
+        separable = sum(margin > 0 for margin in self.margins)
+        return (
+            f"linear margin: {separable} of {len(self.margins)} splits separable, least margin {min(self.margins):.4g}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrthogonalSeparability:
-    """Whether ``x_i·x_j > 0`` exactly for inputs of the same class.
+    """Inner products of the inputs, which should be positive exactly within a class: ``x_i·x_j > 0``.
 
     Attributes:
         least_within: The smallest ``x_i·x_j`` of two inputs of one class, i = j included.
@@ -55,7 +68,7 @@ class OrthogonalSeparability:
 
     @property
     def holds(self) -> bool:
-        """``min within > 0 ≥ max between``."""
+        """Whether ``min within > 0 ≥ max between``."""
         return self.least_within > 0 >= self.largest_between
 
     def __str__(self) -> str:
@@ -64,11 +77,11 @@ class OrthogonalSeparability:
 
 @dataclass(frozen=True, kw_only=True)
 class FullRankGram:
-    """Whether the inputs are linearly independent.
+    """Spectrum of the inputs' Gram matrix XXᵀ, of full rank if they are linearly independent.
 
     Attributes:
-        points: n.
-        rank: Of the n × n matrix XXᵀ, singular values below n·ε of the largest counted as 0.
+        points: n, the number of inputs.
+        rank: Rank of the n × n matrix XXᵀ, where singular values of X below n·ε of the largest count as 0.
         smallest: λ_min(XXᵀ), 0 where the rank is below n.
         condition: λ_max/λ_min, infinite where the rank is below n.
     """
@@ -80,7 +93,7 @@ class FullRankGram:
 
     @property
     def holds(self) -> bool:
-        """The rank is n."""
+        """Whether the rank is n."""
         return self.rank == self.points
 
     def __str__(self) -> str:
@@ -89,7 +102,7 @@ class FullRankGram:
 
 @public
 def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMargin:
-    """The largest margin ``max_{|w|=1} min_i s_i (w·x_i + c)`` of each class (s = 1) against the rest (s = -1).
+    """Compute the largest margin ``max_{|w|=1} min_i s_i (w·x_i + c)`` of each class (s = 1) against the rest (s = -1).
 
     It is half the distance of the two classes' convex hulls; without bias (c = 0) the distance of the hull of s_i x_i
     from the origin. The nearest points are found by non-negative least squares, and the margin is the one that their
@@ -101,7 +114,7 @@ def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMa
         bias: Whether the hyperplane may miss the origin.
 
     Raises:
-        ValueError: shapes do not fit, a number is not finite or real, a label not whole, or there is one class only.
+        ValueError: shapes do not fit, a number is not finite or real, a label is not whole, or there is only one class.
 
     Source: Robertson and Koyejo 2024 (ICML) speak of data separability; the definition is the textbook's.
     """
@@ -114,7 +127,7 @@ def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMa
 
 
 def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
-    """The least-squares problem ``min over α ≥ 0 of |Σ_i α_i s_i x_i|² + m² |1 - sums of α|²``, and its hyperplane.
+    """Solve ``min over α ≥ 0 of |Σ_i α_i s_i x_i|² + m² |1 - sums of α|²`` and measure the margin of its hyperplane.
 
     With one sum its minimum lies on the ray through the hull's nearest point for every m; with two, one a class, it
     does for large m, to a relative 1/m².
@@ -134,7 +147,7 @@ def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
 
 @public
 def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparability:
-    """The worst products of inputs within and between classes; n² of them, in pieces.
+    """Find the worst inner products of inputs within and between classes, of all n², made in pieces.
 
     Args:
         X: Inputs [n d], flattened: a tensor, an array or lists.
@@ -148,8 +161,8 @@ def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparabili
     X, labels, _ = _checked(X, labels)
     check_squarable("inputs", X)
     within, between = inf, -inf
-    for rows, own in zip(X.split(_PIECE), labels.split(_PIECE), strict=True):
-        products, same = rows @ X.mT, own[:, None] == labels
+    for rows, row_labels in zip(X.split(_PIECE), labels.split(_PIECE), strict=True):
+        products, same = rows @ X.mT, row_labels[:, None] == labels
         within = min(within, float(products.masked_fill(~same, inf).min()))
         between = max(between, float(products.masked_fill(same, -inf).max()))
     return OrthogonalSeparability(least_within=within, largest_between=between)
@@ -157,7 +170,7 @@ def orthogonal_separability(X: Numbers, labels: Numbers) -> OrthogonalSeparabili
 
 @public
 def full_rank_gram(X: Numbers) -> FullRankGram:
-    """The spectrum of XXᵀ, from the singular values of X.
+    """Compute the spectrum of XXᵀ, from the singular values of X.
 
     Args:
         X: Inputs [n d], flattened: a tensor, an array or lists.
@@ -182,7 +195,7 @@ def full_rank_gram(X: Numbers) -> FullRankGram:
 
 
 def _checked(X: Numbers, labels: Numbers) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Inputs, labels and the classes."""
+    """Convert and check inputs and labels, and list the classes."""
     X = feature_table("inputs", X)
     labels = class_labels(labels, len(X))
     classes: tuple[int, ...] = tuple(labels.unique().tolist())

@@ -1,4 +1,4 @@
-"""What checking a theorem gives: its assumptions as measured, its bound beside what happened, and a verdict."""
+"""The check of a theorem on a block of runs: its assumptions as measured, its bound beside the runs, and a verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+__all__ = ["Assumption", "TheoremCheck"]
+
 _ROUNDING = 1e-12
-"""A bound may be missed by that much of ``scale``: rounding of the error itself."""
+"""A bound still counts as held if it is missed by this share of ``scale``, the rounding of ``measured``."""
 
 _RESOLVED = 1e-9
-"""Slack is read only where the bound is above that much of ``scale``, so that rounding does not decide it."""
+"""Slack is computed only where the bound is above this share of ``scale``; below, rounding would decide it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,10 @@ class Assumption:
     Attributes:
         name: A few words.
         statement: The condition, as a formula.
-        measured: What it is here; of a block of runs the worst.
-        needed: What it must reach; None where the paper names a constant without its value.
-        holds: Whether it does; None where the paper's constant has no value, ``measured`` then being that constant
-            as this run implies it.
+        measured: The measured number; of a block of runs the worst one.
+        needed: The number that it must reach; None if the paper names a constant without giving its value.
+        holds: Whether it does; None if the paper's constant has no value, where ``measured`` is the constant that this
+            run implies.
     """
 
     name: str
@@ -41,17 +43,17 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True)
 class TheoremCheck:
-    """A theorem tried on a block of runs.
+    """A theorem checked on a block of runs.
 
     Attributes:
         name: The theorem's number or name.
         source: Paper and place.
-        reading: How the printed statement was read where it leaves a choice.
+        reading: Interpretation of the printed statement where it leaves a choice.
         assumptions: All of them, held or not.
         bound: The bound [runs times].
-        measured: What it bounds [runs times].
+        measured: The quantity that is bounded [runs times].
         relation: Whether ``measured`` is claimed to be at most or at least ``bound``.
-        scale: What rounding is relative to [runs]: |y| for errors, 1 for cosines.
+        scale: Size that rounding is relative to [runs]: |y| for errors, 1 for cosines.
         share_needed: Share of the runs in which the bound must hold at all times: 1 - δ.
         constants: Further numbers measured, by name.
         series: Further series [runs times], by name.
@@ -71,7 +73,7 @@ class TheoremCheck:
 
     @property
     def margin(self) -> Float[Tensor, "runs times"]:
-        """How far the claim is from failing, in the units of ``measured``; negative where it does fail."""
+        """Distance of the claim from failing, in the units of ``measured``; negative where it fails."""
         margin = self.bound - self.measured
         return margin if self.relation == "at most" else -margin
 
@@ -100,7 +102,7 @@ class TheoremCheck:
 
     @property
     def verdict(self) -> Literal["holds", "fails", "assumption fails"]:
-        """``assumption fails`` goes first: the theorem then says nothing, whatever the inequality did."""
+        """The verdict; ``assumption fails`` comes first, for the theorem then says nothing about the inequality."""
         if self.failing:
             return "assumption fails"
         return "holds" if self.share >= self.share_needed else "fails"

@@ -1,4 +1,4 @@
-"""What follows from the law, tried on a course: conservation, lasting alignment, the equilibrium of decay."""
+"""Checks of the law and of its consequences on a trajectory: alignment that lasts, the equilibrium of weight decay."""
 
 from math import inf
 
@@ -16,30 +16,30 @@ _SOURCE = "derived; after Robertson and Koyejo 2024 (ICML)"
 
 
 @recording
-def conservation(course: Trajectory, tolerance: float | None = None) -> TheoremCheck:
+def conservation(trajectory: Trajectory, tolerance: float | None = None) -> TheoremCheck:
     """Check ``max_k |C_k(t) - C_k(0) - expected_k(t)| ≤ tolerance · max_k,t (|P_k| + |V_k|)`` at every recorded time.
 
     The expected change is that of the exact identity: ``½ Σ η² |ĝ_k|²`` in steps, 0 in flow, and what decay and
     moving feedback add. ``series["drift"]`` is the largest |C(t) - C(0)| itself.
 
     Args:
-        course: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
-        tolerance: None for 1e-10 in steps and 1e-6 in flow, whose integration has an error of its own.
+        trajectory: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
+        tolerance: None is 1e-10 for steps, and 1e-6 for flow, whose integration has an error of its own.
 
     Raises:
         ValueError: the tolerance is not positive.
 
     Source: derived; the law of Robertson and Koyejo 2024 (ICML) in continuous time.
     """
-    tolerance = (1e-10 if course.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
-    drift = course["invariant"] - course["invariant"][:, :1]
-    scale = (course["incoming"].abs() + course["alignment_term"].abs()).flatten(1).amax(1)
-    residual = (drift - course["expected_change"]).abs().amax(-1)
+    tolerance = (1e-10 if trajectory.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
+    drift = trajectory["invariant"] - trajectory["invariant"][:, :1]
+    scale = (trajectory["incoming"].abs() + trajectory["alignment_term"].abs()).flatten(1).amax(1)
+    residual = (drift - trajectory["expected_change"]).abs().amax(-1)
     return TheoremCheck(
         name="Conservation law",
         source=_SOURCE,
-        reading=f"{course.dynamics.rule.name}; C = ½|w|² + ½b² - V less its expected change; in units of the tolerance",
-        assumptions=(homogeneous_activation(course),),
+        reading=f"{trajectory.dynamics.rule.name}; C = ½|w|² + ½b² - V less its expected change, in tolerances",
+        assumptions=(homogeneous_activation(trajectory),),
         bound=torch.ones_like(residual),
         measured=residual / (tolerance * scale)[:, None],
         scale=torch.ones_like(scale),
@@ -49,30 +49,30 @@ def conservation(course: Trajectory, tolerance: float | None = None) -> TheoremC
 
 
 @recording
-def alignment_bound(course: Trajectory) -> TheoremCheck:
+def alignment_bound(trajectory: Trajectory) -> TheoremCheck:
     """Check ``V_k(t) ≥ (r_{l+1}/r_l) (-C_k(0) - expected_k(t))`` for every neuron: alignment from initial values alone.
 
-    For fa in flow without decay, ``⟨B, w_out⟩ ≥ -C_k(0)``; in steps ``-C_k(0) - ½ Σ η² |ĝ_k|²``. It is what is left
-    of the law when the growth of ``½ |w_in|²`` is not known. The series are of the neuron with the least margin.
+    For fa in flow without decay, ``⟨B, w_out⟩ ≥ -C_k(0)``; in steps ``-C_k(0) - ½ Σ η² |ĝ_k|²``. That follows from the
+    law as ``½ |w_in|²`` cannot be negative. The series are, at each time, of the neuron with the least margin.
 
     Args:
-        course: With ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
+        trajectory: With ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
 
     Source: derived from the law.
     """
-    ratio = rate_ratio(course.start, course.dynamics)
-    bound = -(course["invariant"][:, :1] + course["expected_change"]) / ratio
+    ratio = rate_ratio(trajectory.start, trajectory.dynamics)
+    bound = -(trajectory["invariant"][:, :1] + trajectory["expected_change"]) / ratio
     return _worst_neuron(
         "Alignment lower bound",
-        course,
+        trajectory,
         bound,
-        course["alignment_term"],
+        trajectory["alignment_term"],
         "V_k ≥ -(C_k(0) + expected change), the worst neuron",
     )
 
 
 @recording
-def lasting_alignment(course: Trajectory) -> TheoremCheck:
+def lasting_alignment(trajectory: Trajectory) -> TheoremCheck:
     """Check that neurons with C_k(0) ≤ 0 stay aligned: ``V_k(t) ≥ (r_{l+1}/r_l) (½ |w_k|² + ½ b_k² - expected_k(t))``.
 
     In gradient flow without decay the expected change is 0. With decay λ, the same everywhere, it is negative: C_k
@@ -80,24 +80,24 @@ def lasting_alignment(course: Trajectory) -> TheoremCheck:
     keep the bound without it; their share is ``constants["share with a margin"]``.
 
     Args:
-        course: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
+        trajectory: With ``incoming``, ``alignment_term``, ``invariant`` and ``expected_change`` recorded.
 
     Raises:
         ValueError: no neuron of a run is aligned for ever.
 
     Source: derived from the law.
     """
-    initial = course["invariant"][:, 0]
+    initial = trajectory["invariant"][:, 0]
     aligned = initial <= 0
     if not aligned.any(-1).all():
         raise ValueError("a run has no neuron with C(0) ≤ 0, so nothing lasts: start from dominant(state, dynamics)")
-    gained = course["expected_change"].clamp(min=0)
-    bound = (course["incoming"] - gained) / rate_ratio(course.start, course.dynamics)
-    margin = torch.where(aligned[:, None], course["alignment_term"] - bound, inf)
-    kept = (course["expected_change"].amax(1) <= -initial)[aligned]
+    gained = trajectory["expected_change"].clamp(min=0)
+    bound = (trajectory["incoming"] - gained) / rate_ratio(trajectory.start, trajectory.dynamics)
+    margin = torch.where(aligned[:, None], trajectory["alignment_term"] - bound, inf)
+    kept = (trajectory["expected_change"].amax(1) <= -initial)[aligned]
     return _worst_neuron(
         "Lasting alignment",
-        course,
+        trajectory,
         bound,
         bound + margin,
         "neurons with C_k(0) ≤ 0: V_k ≥ ½|w|² + ½b² less what steps gain, the worst neuron",
@@ -106,40 +106,40 @@ def lasting_alignment(course: Trajectory) -> TheoremCheck:
 
 
 @recording
-def decay_equilibrium(course: Trajectory, tolerance: float = 1e-3, still: float = 1e-3) -> TheoremCheck:
+def decay_equilibrium(trajectory: Trajectory, tolerance: float = 1e-3, still: float = 1e-3) -> TheoremCheck:
     """Check ``⟨B, w_out⟩ = |w_in|² + b²`` per neuron at the end of a run with the same decay λ everywhere.
 
-    ``Ċ = -λ (|w|² + b² - ⟨B, w_out⟩)`` vanishes where C rests, so every neuron ends with non-negative alignment. Steps
+    ``Ċ = -λ (|w|² + b² - ⟨B, w_out⟩)`` is 0 where C is at rest, so every neuron ends with non-negative alignment. Steps
     add ½ η |velocity|² to Ċ: nothing at a fixed point, but relus that are pushed back to their kink from both sides
     keep a velocity, and the difference is then O(η).
 
     Args:
-        course: Of fa, C at rest between the last two recorded times, with ``incoming``, ``invariant`` and
+        trajectory: Of fa, C at rest between the last two recorded times, with ``incoming``, ``invariant`` and
             ``alignment`` recorded.
-        tolerance: What the difference may be of the largest ``|w_in|² + b²`` of the run.
-        still: What |ΔC| between those two times may be of λΔt times the same.
+        tolerance: Largest difference allowed, as a share of the largest ``|w_in|² + b²`` of the run.
+        still: Largest |ΔC| between those two times that counts as rest, as a share of λΔt times the same.
 
     Raises:
-        ValueError: one time was recorded only, or a tolerance is not positive.
+        ValueError: only one time was recorded, or a tolerance is not positive.
 
     Source: derived from the law.
     """
-    if len(course.times) < 2:
-        raise ValueError(f"{len(course.times)} time was recorded: rest is seen between the last two")
+    if len(trajectory.times) < 2:
+        raise ValueError(f"{len(trajectory.times)} time was recorded: rest is seen between the last two")
     tolerance, still = positive("tolerance", tolerance), positive("still", still)
-    rates, decays = course.dynamics.of_layers(course.start)
-    square, aligned = 2 * course["incoming"][:, -1], course["alignment"][:, -1]
+    rates, decays = trajectory.dynamics.of_layers(trajectory.start)
+    square, aligned = 2 * trajectory["incoming"][:, -1], trajectory["alignment"][:, -1]
     scale = square.amax(-1)
-    change = (course["invariant"][:, -1] - course["invariant"][:, -2]).abs().amax(-1) / scale
-    decay, span = min(decays), float(course.times[-1] - course.times[-2])
-    moved = float(change.max()) / max(decay * span, 1e-300)
-    fixed = course.dynamics.rule.name in ("fa", "dfa")
+    change = (trajectory["invariant"][:, -1] - trajectory["invariant"][:, -2]).abs().amax(-1) / scale
+    decay, span = min(decays), float(trajectory.times[-1] - trajectory.times[-2])
+    moved = float(change.max()) / max(decay * span, 1e-300)  # without decay there is no rest: a huge number
+    fixed = trajectory.dynamics.rule.name in ("fa", "dfa")
     return TheoremCheck(
         name="Equilibrium of decay",
         source=_SOURCE,
         reading="largest difference over the neurons, in units of the largest |w_in|² + b²",
         assumptions=(
-            homogeneous_activation(course),
+            homogeneous_activation(trajectory),
             Assumption(
                 name="one decay",
                 statement="λ_l = λ > 0 and the same rate for all layers; measured the smallest λ",
@@ -169,36 +169,36 @@ def decay_equilibrium(course: Trajectory, tolerance: float = 1e-3, still: float 
 
 def _worst_neuron(
     name: str,
-    course: Trajectory,
+    trajectory: Trajectory,
     bound: Float[Tensor, "runs times neurons"],
     measured: Float[Tensor, "runs times neurons"],
     reading: str,
     constants: dict[str, float] | None = None,
 ) -> TheoremCheck:
-    """A bound on every neuron, of which the check shows, at each time, the one nearest to it."""
+    """Make a check of a bound on every neuron that shows, at each time, the neuron nearest to its bound."""
     worst = (measured - bound).argmin(-1, keepdim=True)
     return TheoremCheck(
         name=name,
         source=_SOURCE,
-        reading=f"{course.dynamics.rule.name}; {reading}",
-        assumptions=(homogeneous_activation(course),),
+        reading=f"{trajectory.dynamics.rule.name}; {reading}",
+        assumptions=(homogeneous_activation(trajectory),),
         bound=bound.gather(-1, worst).squeeze(-1),
         measured=measured.gather(-1, worst).squeeze(-1),
         relation="at least",
-        scale=_allowance(course) * torch.where(measured.isfinite(), measured.abs(), 0.0).flatten(1).amax(1),
+        scale=_allowance(trajectory) * torch.where(measured.isfinite(), measured.abs(), 0.0).flatten(1).amax(1),
         constants=constants or {},
     )
 
 
-def _allowance(course: Trajectory) -> float:
-    """How much the rounding of many steps, or the error of an integration, is above the rounding of one number."""
-    return 1e2 if course.rate else 1e6
+def _allowance(trajectory: Trajectory) -> float:
+    """Factor by which rounding over many steps, or the error of integration, exceeds the rounding of one number."""
+    return 1e2 if trajectory.rate else 1e6
 
 
-def homogeneous_activation(course: Trajectory) -> Assumption:
-    """That ``φ(z) = φ'(z) z``, without which there is no law, on a grid around 0."""
+def homogeneous_activation(trajectory: Trajectory) -> Assumption:
+    """Measure on a grid around 0 whether ``φ(z) = φ'(z) z``, without which there is no law."""
     z = torch.linspace(-3, 3, 61, dtype=torch.float64)
-    activation = course.dynamics.activation
+    activation = trajectory.dynamics.activation
     error = float((activation.value(z) - activation.slope(z) * z).abs().max())
     return Assumption(
         name="activation",
