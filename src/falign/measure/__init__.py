@@ -1,4 +1,4 @@
-"""How well what a rule does agrees with the true gradient, and the law that says why."""
+"""Measurements of a model that learns by a rule: its errors beside the true gradient, and the law that says why."""
 
 from falign.measure._alignment import alignment, gradient_angles
 from falign.measure._angles import angle

@@ -1,4 +1,4 @@
-"""How well the errors that a rule delivers agree with the true ones, layer by layer."""
+"""Measure how well the errors that a rule delivers agree with the true ones, layer by layer."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -16,15 +16,13 @@ from falign.measure._angles import Products, products
 from falign.measure._passes import Loss, Passes, linear_maps, rule_and_true_gradients, trainable
 from falign.measure._report import Alignment, LayerAlignment
 
-# A layer's feedback beside its weight, neuron by neuron.
-
 _PIECE = 1 << 16
 """Elements at a time, in whole rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """B beside W.
+    """A layer's feedback B beside its weight W, neuron by neuron.
 
     Attributes:
         whole: ⟨B, W⟩, |B|², |W|².
@@ -39,7 +37,7 @@ class Weights:
     cosines: Float[Tensor, " in"]
 
     def row(self) -> dict[str, Any]:
-        """The columns of a layer's row."""
+        """Give the columns of a layer's row."""
         return {
             "weight_angle": self.whole.angle,
             "norm_ratio": (self.whole.one / self.whole.other) ** 0.5 if self.whole.other > 0 else None,
@@ -78,23 +76,21 @@ def compare_weights(feedback: Tensor, weight: Tensor, layer: Layer) -> Weights:
 
 
 def _pieces(feedback: Tensor, weight: Tensor, *, whole: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both by rows, so few that a piece stays in the cache and its sums lose nothing; channels belong together."""
+    """Split both into pieces of whole rows."""
+    # So few that a piece stays in the cache and its sums lose nothing; a convolution's channels belong together.
     if weight.dtype.itemsize < 4:
         feedback, weight = feedback.float(), weight.float()
     rows = len(weight) if whole else max(1, _PIECE // max(1, weight.shape[1:].numel()))
     yield from zip(feedback.split(rows), weight.split(rows), strict=True)
 
 
-# What an optimizer does to a layer's parameters, beside the true gradient.
-
-
 def own_parameters(name: str, layer: Layer, known: Mapping[str, Tensor]) -> list[str]:
-    """Full names of those of a layer's parameters that are known."""
+    """List the full names of those of a layer's parameters that are known."""
     return [full for key, _ in layer.named_parameters() if (full := f"{name}.{key}".lstrip(".")) in known]
 
 
 def sum_products(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
-    """Products of the named tensors of two dicts, together."""
+    """Add up the products of the named tensors of two dicts."""
     total = Products()
     for name in names:
         total = total + products(taken[name], true[name])
@@ -104,7 +100,7 @@ def sum_products(names: list[str], taken: Mapping[str, Tensor], true: Mapping[st
 def displacement_columns(
     model: nn.Module, layer: str, steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
 ) -> dict[str, float | None]:
-    """The columns of a layer's row that compare its displacement with its true gradient.
+    """Give the columns of a layer's row that compare its displacement with its true gradient.
 
     Args:
         model: The model.
@@ -112,41 +108,42 @@ def displacement_columns(
         steps: {parameter: -Δθ}.
         true: {parameter: true gradient}.
     """
-    own = own_parameters(layer, model.get_submodule(layer), steps)
-    if not own:
+    names = own_parameters(layer, model.get_submodule(layer), steps)
+    if not names:
         return {}
-    found = sum_products(own, steps, true)
-    return {"displacement_angle": found.angle, "displacement_norm": found.one**0.5}
+    step_by_gradient = sum_products(names, steps, true)
+    return {"displacement_angle": step_by_gradient.angle, "displacement_norm": step_by_gradient.one**0.5}
 
 
 def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what the optimizer moves of a model.
+    """Map names to those parameters of a model that the optimizer moves.
 
     Raises:
         TypeError: It is no optimizer.
-        ValueError: That is nothing.
+        ValueError: It moves none of them.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    held = {name: parameter for name, parameter in trainable(model).items() if id(parameter) in ids}
-    if not held:
+    moved = {name: parameter for name, parameter in trainable(model).items() if id(parameter) in ids}
+    if not moved:
         raise ValueError(
             f"the optimizer ({type(optimizer).__name__}) holds none of the model's trainable parameters: make it from "
             "model.parameters() of the model that is measured"
         )
-    return held
+    return moved
 
 
 def twin_step(
     optimizer: torch.optim.Optimizer, moved: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """{parameter: -Δθ} of the step that the optimizer would make with these gradients."""
+    """Compute {parameter: -Δθ} of the step that the optimizer would make with these gradients, by a copy of it."""
     twins: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             twins[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-    twin = copy.deepcopy(optimizer, dict(twins))  # its state and options, over twins of the parameters
+    # By the memo of deepcopy the copy has the optimizer's state and options over the twins of the parameters.
+    twin = copy.deepcopy(optimizer, dict(twins))
     for name, parameter in moved.items():
         twins[id(parameter)].grad = gradients[name]
     try:
@@ -160,26 +157,32 @@ def twin_step(
 
 
 class PendingRecord:
-    """A record whose displacement is still to come."""
+    """A measurement whose displacement is still to come: the optimizer makes its step after it.
+
+    Attributes:
+        step: Number of the step.
+        report: What was measured; with the displacement once ``compare`` was called.
+        before: The parameters that the optimizer moves, as they were before its step.
+    """
 
     def __init__(
         self,
         step: int,
-        found: Alignment,
+        report: Alignment,
         rows: list[dict[str, Any]],
         true: dict[str, Tensor],
         before: dict[str, Tensor],
     ) -> None:
-        self.step, self.found, self._rows, self._true, self.before = step, found, rows, true, before
+        self.step, self.report, self._rows, self._true, self.before = step, report, rows, true, before
 
     def compare(self, model: nn.Module, steps: dict[str, Tensor]) -> None:
-        """Put the displacement's columns into the rows."""
+        """Put the displacement's columns into the rows and the report."""
         layers = []
-        for layer, row in zip(self.found.layers, self._rows, strict=True):
+        for layer, row in zip(self.report.layers, self._rows, strict=True):
             columns = displacement_columns(model, layer.layer, steps, self._true)
             row.update(columns)
             layers.append(replace(layer, **columns))
-        self.found = replace(self.found, layers=tuple(layers))
+        self.report = replace(self.report, layers=tuple(layers))
 
 
 def alignment(
@@ -213,29 +216,35 @@ def alignment(
     converted(model)
     moved = {} if optimizer is None else trained_parameters(model, optimizer)
     passes = rule_and_true_gradients(model, loss_fn, x, y)
-    found = _summarised(model, passes)
+    report = _summarised(model, passes)
     if optimizer is None:
-        return found
+        return report
     steps = twin_step(optimizer, moved, passes.taken)
-    layers = (replace(row, **displacement_columns(model, row.layer, steps, passes.true)) for row in found.layers)
-    return replace(found, layers=tuple(layers))
+    layers = (replace(row, **displacement_columns(model, row.layer, steps, passes.true)) for row in report.layers)
+    return replace(report, layers=tuple(layers))
 
 
 def measure_alignment(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
-    """``alignment`` of a converted, unwrapped model, and {parameter: true gradient}."""
+    """Measure as ``alignment`` does, of a converted, unwrapped model; give {parameter: true gradient} as well."""
     passes = rule_and_true_gradients(model, loss_fn, x, y)
     return _summarised(model, passes), passes.true
 
 
 def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str, float]:
-    """{layer: degrees between the gradient that it takes and its true gradient}, 90 where one is zero.
+    """Measure the angle between the gradient that each layer takes and its true gradient.
 
-    Layers without a trainable parameter are left out. Arguments and errors are those of ``alignment``.
+    Args:
+        model: A converted model; this and the others are as for ``alignment``, which raises the same errors.
+        loss_fn: (model output, y) -> scalar.
+        x: Inputs of one batch of at least two samples.
+        y: Its targets.
+
+    Returns:
+        {layer: degrees}, 90 where one of the two is zero; layers without a trainable parameter are left out.
     """
-    found = alignment(model, loss_fn, x, y).layers
     return {
         row.layer: 90.0 if row.gradient_angle is None else row.gradient_angle
-        for row in found
+        for row in alignment(model, loss_fn, x, y).layers
         if row.gradient_norm is not None
     }
 
@@ -243,29 +252,29 @@ def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str
 def _summarised(model: nn.Module, passes: Passes) -> Alignment:
     maps = linear_maps(model)
     order = [*passes.order, *(name for name in maps if name not in passes.order)]
-    own = {name: own_parameters(name, maps[name], passes.true) for name in order}
+    names_of = {name: own_parameters(name, maps[name], passes.true) for name in order}
     parts = feedbacks(model)
     weights = {
         name: compared
         for name in passes.delivered
         if name in parts and (compared := _weights(parts[name], maps[name])) is not None
     }
-    slopes = {name: sum_products(names, passes.taken, passes.true) for name, names in own.items()}
+    slopes = {name: sum_products(names, passes.taken, passes.true) for name, names in names_of.items()}
     rows = tuple(
         LayerAlignment(
             layer=name,
             kind=_kind(maps[name]),
-            **_spread("delivered", passes.delivered.get(name)),
-            **_spread("received", passes.received.get(name)),
-            **_slopes(slopes[name] if own[name] else None),
+            **_mean_and_deviation("delivered", passes.delivered.get(name)),
+            **_mean_and_deviation("received", passes.received.get(name)),
+            **_slopes(slopes[name] if names_of[name] else None),
             **(weights[name].row() if name in weights else {}),
             effective_rank=passes.ranks.get(name),
         )
         for name in order
     )
-    inside = {parameter for names in own.values() for parameter in names}
+    inside = {parameter for names in names_of.values() for parameter in names}
     rest = sum_products([name for name in passes.true if name not in inside], passes.taken, passes.true)
-    descent = sum(found.inner for found in slopes.values()) + rest.inner
+    descent = sum(slope.inner for slope in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
     return Alignment(
         rule=" + ".join(dict.fromkeys(wiring.rule.name for wiring in converted(model))),
@@ -274,8 +283,8 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         other=rest.inner,
         dominance=(descent - last.inner) / last.other if last.other > 0 else None,
         layers=rows,
-        neurons={name: found.neurons for name, found in weights.items()},
-        neuron_cosines={name: found.cosines for name, found in weights.items()},
+        neurons={name: compared.neurons for name, compared in weights.items()},
+        neuron_cosines={name: compared.cosines for name, compared in weights.items()},
     )
 
 
@@ -291,7 +300,7 @@ def _weights(part: Feedback, layer: Layer) -> Weights | None:
     return compare_weights(matrix, weight, layer) if matrix.shape == weight.shape else None
 
 
-def _spread(side: str, angles: Tensor | None) -> dict[str, float | None]:
+def _mean_and_deviation(side: str, angles: Tensor | None) -> dict[str, float | None]:
     if angles is None:
         return {}
     angles = angles[~angles.isnan()]
@@ -309,7 +318,7 @@ class _Slopes(NamedTuple):
     descent: float
 
 
-def _slopes(found: Products | None) -> dict[str, float | None]:
-    if found is None:
+def _slopes(slope: Products | None) -> dict[str, float | None]:
+    if slope is None:
         return {}
-    return _Slopes(found.angle, found.cosine, found.other**0.5, found.one**0.5, found.inner)._asdict()
+    return _Slopes(slope.angle, slope.cosine, slope.other**0.5, slope.one**0.5, slope.inner)._asdict()

@@ -38,14 +38,14 @@ class Products(NamedTuple):
 
 
 def products(one: Tensor, other: Tensor) -> Products:
-    """Inner product and squared norms of two tensors of one size, summed piece by piece in float64."""
+    """Compute inner product and squared norms of two tensors of one size, summed piece by piece in float64."""
     a, b = (tensor.detach().reshape(-1) for tensor in (one, other))
     if a.dtype.itemsize < 4:
         a, b = a.float(), b.float()
-    found = _products(a, b)
-    if a.dtype != torch.float64 and min(found.one, found.other) < _TINY:
+    sums = _products(a, b)
+    if a.dtype != torch.float64 and min(sums.one, sums.other) < _TINY:
         return _products(a.double(), b.double())  # squares that float32 may have lost
-    return found
+    return sums
 
 
 def _products(a: Float[Tensor, " size"], b: Float[Tensor, " size"]) -> Products:
@@ -55,7 +55,14 @@ def _products(a: Float[Tensor, " size"], b: Float[Tensor, " size"]) -> Products:
 
 
 def angle(one: Tensor, other: Tensor) -> float:
-    """The angle between two tensors as vectors, in degrees; 90 where one is zero.
+    """Measure the angle between two tensors as vectors.
+
+    Args:
+        one: A tensor of any shape.
+        other: One of the same shape and device.
+
+    Returns:
+        Degrees, from 0 to 180; 90 where one is zero.
 
     Raises:
         TypeError: they are no floating-point tensors.
@@ -70,12 +77,12 @@ def angle(one: Tensor, other: Tensor) -> float:
             f"an angle is between tensors of one shape and device, got {tuple(one.shape)} on {one.device} and "
             f"{tuple(other.shape)} on {other.device}"
         )
-    found = products(one, other).angle
-    return 90.0 if found is None else found
+    degrees_between = products(one, other).angle
+    return 90.0 if degrees_between is None else degrees_between
 
 
 def sample_angles(one: Float[Tensor, "batch ..."], other: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-    """∠(one_n, other_n) of every sample n in degrees, to 0.05° where the errors are float32.
+    """Measure ∠(one_n, other_n) of every sample n in degrees, to 0.05° where the errors are float32.
 
     Samples of which one error is zero have no angle: nan.
     """
@@ -90,7 +97,7 @@ def sample_angles(one: Float[Tensor, "batch ..."], other: Float[Tensor, "batch .
 
 
 def _cosines(a: Float[Tensor, "batch size"], b: Float[Tensor, "batch size"]) -> Float[Tensor, " batch"] | None:
-    """Cosines, nan where there is none; None where float32 is too short for a norm."""
+    """Compute cosines, nan where there is none; None where float32 is too short for a norm."""
     sizes = [torch.linalg.vector_norm(error, dim=1).double() for error in (a, b)]
     if a.dtype != torch.float64 and any(bool((size < _TINY).any()) for size in sizes):
         return None
@@ -102,7 +109,7 @@ def _cosines(a: Float[Tensor, "batch size"], b: Float[Tensor, "batch size"]) -> 
 
 
 def effective_rank(error: Float[Tensor, "batch ..."]) -> float | None:
-    """``(Σσ²)² / Σσ⁴`` of the matrix (samples, elements), σ its singular values: how many directions share the power.
+    """Count the directions that share the power: ``(Σσ²)² / Σσ⁴``, σ the singular values of (samples, elements).
 
     It is 1 if all samples have the same direction and at most min(samples, elements); also known as the participation
     ratio. Of a large batch the first 64 samples are taken. None where the error is zero.

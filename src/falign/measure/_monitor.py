@@ -20,12 +20,10 @@ from falign.measure._report import Alignment, LayerAlignment, frame
 if TYPE_CHECKING:
     import polars as pl
 
-# Alignment as TensorBoard scalars and histograms.
-
 
 @runtime_checkable
 class Writer(Protocol):
-    """What is asked of a TensorBoard writer, such as ``torch.utils.tensorboard.SummaryWriter``."""
+    """A TensorBoard writer, such as ``torch.utils.tensorboard.SummaryWriter``."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Write one number."""
@@ -51,7 +49,7 @@ SCALARS = {
 
 
 def writer(folder: str | Path, *, begin: int | None = None) -> Any:
-    """A writer into a folder that ``tensorboard --logdir`` opens.
+    """Make a writer into a folder that ``tensorboard --logdir`` opens.
 
     Args:
         folder: Where to.
@@ -67,15 +65,15 @@ def writer(folder: str | Path, *, begin: int | None = None) -> Any:
     return SummaryWriter(str(folder), purge_step=begin)
 
 
-def write(to: Writer, step: int, found: Alignment) -> None:
+def write(to: Writer, step: int, report: Alignment) -> None:
     """Write one measurement at a step."""
-    network = {"loss": found.loss, "descent -dL_dt": found.descent, "dominance D": found.dominance}
+    network = {"loss": report.loss, "descent -dL_dt": report.descent, "dominance D": report.dominance}
     for name, value in network.items():
         if value is not None:
             to.add_scalar(f"network/{name}", value, step)
-    for row in found.layers:
+    for row in report.layers:
         write_row(to, step, row)
-    for name, cosines in found.neuron_cosines.items():
+    for name, cosines in report.neuron_cosines.items():
         to.add_histogram(f"alignment of neurons/{name}", cosines, step)
 
 
@@ -92,7 +90,7 @@ _MONITORS: WeakKeyDictionary[Wiring, ReferenceType["Monitor"]] = WeakKeyDictiona
 
 
 class Monitor:
-    """Measures the alignment of a model every so many steps of any training loop.
+    """Measure the alignment of a model every so many steps of any training loop.
 
     ::
 
@@ -139,7 +137,7 @@ class Monitor:
             raise ValueError(f"every is {describe(every)}, expected a whole number of steps from 1 on")
         if any(wiring in _MONITORS and _MONITORS[wiring]() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
-        self._held = {} if optimizer is None else trained_parameters(self._model, optimizer)
+        self._moved = {} if optimizer is None else trained_parameters(self._model, optimizer)
         self._owns = isinstance(tensorboard, (str, Path))
         self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
@@ -170,17 +168,17 @@ class Monitor:
         if now % self.every:
             return None
         self._finish()
-        found, true = measure_alignment(self._model, loss_fn, x, y)
-        network = {"step": now, "loss": found.loss, "dominance": found.dominance, "total_descent": found.descent}
-        rows = [network | row for row in found.rows()]
+        report, true = measure_alignment(self._model, loss_fn, x, y)
+        network = {"step": now, "loss": report.loss, "dominance": report.dominance, "total_descent": report.descent}
+        rows = [network | row for row in report.rows()]
         self.records += rows
-        self._waiting = PendingRecord(now, found, rows, true, {n: p.detach().clone() for n, p in self._held.items()})
-        if not self._held:
+        self._waiting = PendingRecord(now, report, rows, true, {n: p.detach().clone() for n, p in self._moved.items()})
+        if not self._moved:
             self._finish()
-        return found
+        return report
 
     def to_polars(self) -> "pl.DataFrame":
-        """The records, a row a measured step and layer.
+        """Give the records as a table, a row a measured step and layer.
 
         Raises:
             ImportError: polars is not installed.
@@ -207,7 +205,7 @@ class Monitor:
             unfinished.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Count and records, for a run that is to be resumed."""
+        """Give count and records, for a run that is to be resumed."""
         return {"count": self.count, "records": [dict(record) for record in self.records]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,25 +232,25 @@ class Monitor:
         self.close()
 
     def _stepped(self) -> None:
-        """The optimizer has made a step."""
+        """Complete the waiting record: the optimizer has made its step."""
         waiting = self._waiting
         if waiting is None:
             return
-        steps = {name: before - self._held[name].detach() for name, before in waiting.before.items()}
+        steps = {name: before - self._moved[name].detach() for name, before in waiting.before.items()}
         waiting.compare(self._model, steps)
         self._finish()
 
     def _finish(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and self._writer is not None:
-            write(self._writer, waiting.step, waiting.found)
+            write(self._writer, waiting.step, waiting.report)
 
 
 def _telling(monitor: "ReferenceType[Monitor]") -> Callable[..., None]:
-    """A post-hook of the optimizer's step that keeps no monitor alive."""
+    """Make a post-hook of the optimizer's step that keeps no monitor alive."""
 
     def stepped(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        if (found := monitor()) is not None:
-            found._stepped()
+        if (alive := monitor()) is not None:
+            alive._stepped()
 
     return stepped

@@ -21,9 +21,9 @@ from falign.measure._angles import effective_rank, sample_angles
 
 
 def one_forward_suffices(model: nn.Module) -> bool:
-    """Whether one forward serves both ways.
+    """Tell whether one forward serves both ways.
 
-    All errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
+    Then all errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
     stands between the layer's input and the layer: the delivery carries errors past it.
     """
     layers = [model.get_submodule(name) for name in feedbacks(model)]
@@ -36,9 +36,6 @@ def one_forward_suffices(model: nn.Module) -> bool:
 
 def _before(layer: nn.Module) -> Iterable[Any]:
     return layer._forward_pre_hooks.values()
-
-
-# What a measurement asks of a batch and its loss.
 
 
 def check_batch(x: Any) -> None:
@@ -55,7 +52,7 @@ def check_batch(x: Any) -> None:
 
 
 def check_loss(loss: Any, model: nn.Module) -> Tensor:
-    """The loss, if it is a finite real scalar that depends on the weights; else ``ValueError``."""
+    """Give the loss, if it is a finite real scalar that depends on the weights; else raise ``ValueError``."""
     if not isinstance(loss, Tensor):
         raise ValueError(f"loss_fn returned a {type(loss).__name__}, expected a scalar tensor: loss_fn(output, y)")
     if loss.numel() != 1:
@@ -72,10 +69,8 @@ def check_loss(loss: Any, model: nn.Module) -> Tensor:
 
 
 Loss = Callable[[Any, Any], Tensor]
-
-
 Place = tuple[Literal["delivered", "received"], str, int]
-"""Where an error is seen: handed to a layer's input or arriving at its output, the layer, which of its calls."""
+"""Place where an error is seen: handed to a layer's input or arriving at its output, the layer, which of its calls."""
 See = Callable[[Place, Tensor], None]
 Forward = Callable[[], Any]
 Walked = tuple[float, tuple[str, ...], dict[str, Tensor], dict[str, Tensor]]
@@ -84,7 +79,7 @@ Walked = tuple[float, tuple[str, ...], dict[str, Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passes:
-    """What was found on both ways.
+    """Gradients, and angles of the errors, of a batch that was walked back on both ways.
 
     Attributes:
         loss: The loss.
@@ -107,12 +102,12 @@ class Passes:
 
 
 def linear_maps(model: nn.Module) -> dict[str, Layer]:
-    """{name: layer} of a model's linear maps and convolutions, converted or not."""
+    """Map names to the linear maps and convolutions of a model, converted or not."""
     return {name: layer for name, layer in model.named_modules() if kind_of(layer) is not None}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what a gradient trains, feedback left out."""
+    """Map names to the parameters that a gradient trains, feedback left out."""
     learned = {
         id(parameter) for part in model.modules() if isinstance(part, Feedback) for parameter in part.parameters()
     }
@@ -146,11 +141,11 @@ def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> 
 
     def compare(place: Place, true: Tensor) -> None:
         side, layer, _ = place
-        own = errors.pop(place, None)
-        if own is None:
+        error = errors.pop(place, None)  # freed at once: those of all layers together are as large as a forward's graph
+        if error is None:
             return
-        angles[side][layer].append(sample_angles(own, true))
-        if side == "delivered" and layer not in ranks and (rank := effective_rank(own)) is not None:
+        angles[side][layer].append(sample_angles(error, true))
+        if side == "delivered" and layer not in ranks and (rank := effective_rank(error)) is not None:
             ranks[layer] = rank
 
     if not callable(loss_fn):
@@ -159,31 +154,33 @@ def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> 
     def judged(output: Any) -> Any:
         return loss_fn(output, y)
 
-    walk = _once if one_forward_suffices(model) else _twice
+    walk = _one_forward if one_forward_suffices(model) else _two_forwards
     with force_eager(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
         loss, order, taken, true = walk(model, lambda: compute_loss(model, x, judged), errors.__setitem__, compare)
     order = tuple(name for name in order if name in angles["received"])
     delivered, received = (
-        {name: torch.cat(found[name]) for name in order if name in found} for found in angles.values()
+        {name: torch.cat(of_layer[name]) for name in order if name in of_layer} for of_layer in angles.values()
     )
     return Passes(loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks)
 
 
-def _once(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
-    """One forward, walked back by the rule and then truly."""
+def _one_forward(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """Run forward once, and walk back by the rule and then truly."""
     parameters = trainable(model)
-    with preserve_state(model), true_errors(model) as way, _seen(model, lambda *error: see[0](*error)) as order:
-        see = [keep]
+
+    def see(place: Place, error: Tensor) -> None:
+        (compare if way.true else keep)(place, error)
+
+    with preserve_state(model), true_errors(model) as way, _seen(model, see) as order:
         loss = check_loss(forward(), model)
         taken = _gradients(loss, parameters, retain_graph=True)
         way.true = True
-        see[0] = compare
         true = _gradients(loss, parameters)
     return float(loss.detach()), tuple(order), taken, true
 
 
-def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
-    """A forward by the rule and a true one, from the same random numbers."""
+def _two_forwards(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:
+    """Run forward by the rule and truly, from the same random numbers."""
     parameters = trainable(model)
     with preserve_state(model), _seen(model, keep) as order:
         loss = check_loss(forward(), model)
@@ -194,8 +191,8 @@ def _twice(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walke
 
 
 def _gradients(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain_graph: bool = False) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, tuple(parameters.values()), retain_graph=retain_graph, materialize_grads=True)
-    return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found, strict=True)}
+    slopes = torch.autograd.grad(loss, tuple(parameters.values()), retain_graph=retain_graph, materialize_grads=True)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, slopes, strict=True)}
 
 
 @contextmanager
@@ -224,9 +221,9 @@ def _seen(model: nn.Module, see: See) -> Iterator[dict[str, int]]:
             calls[name] = calls.get(name, 0) + 1
             if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
                 return None
-            own = args[0].view_as(args[0])  # through it passes this layer's share of the error, and no other's
-            show("delivered", name, own)
-            return (own, *args[1:])
+            x = args[0].view_as(args[0])  # through it passes this layer's share of the error, and no other's
+            show("delivered", name, x)
+            return (x, *args[1:])
 
         return before
 

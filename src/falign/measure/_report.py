@@ -1,4 +1,4 @@
-"""What measuring the alignment of a model gives: a row a layer, and the whole network."""
+"""Result of measuring the alignment of a model: a row a layer, and the whole network."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -21,9 +21,10 @@ class LayerAlignment:
         layer: Its name.
         kind: "linear" or "convolution".
         delivered_angle: Mean over samples of the angle between the error that the layer hands to x and the true error
-            at x, which is before the mask of the activation below. None where x wants no error.
+            at x, before it is multiplied by the derivative of the activation below. None where x wants no error.
         delivered_angle_sd: Standard deviation over samples.
-        received_angle: The same of the error at z, behind the mask of the activation above: what the layer learns from.
+        received_angle: The same of the error at z, behind the derivative of the activation above: what the layer learns
+            from.
         received_angle_sd: Standard deviation over samples.
         gradient_angle: ∠(f, g).
         cosine: cos∠(f, g).
@@ -64,7 +65,7 @@ class LayerAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """How the errors of one batch agree with the true ones; prints as a table.
+    """Agreement of the errors of one batch with the true ones; prints as a table.
 
     Attributes:
         rule: The rule's name; of several in one model all.
@@ -92,11 +93,11 @@ class Alignment:
     neuron_cosines: dict[str, Tensor] = field(repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dict a layer."""
+        """Give the rows as dicts, one a layer."""
         return [asdict(layer) for layer in self.layers]
 
     def to_polars(self) -> "pl.DataFrame":
-        """A row a layer.
+        """Give the rows as a table, one a layer.
 
         Raises:
             ImportError: polars is not installed.
@@ -112,11 +113,11 @@ class Alignment:
         table = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in self.layers)]
         kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
         lines = aligned([list(line) for line in zip(*kept, strict=True)], left=(0,))
-        return "\n".join([head, *lines, "degrees, mean ± standard deviation over samples; before, behind: the mask"])
+        return "\n".join([head, *lines, _LEGEND])
 
 
 def aligned(table: list[list[str]], *, left: Collection[int]) -> list[str]:
-    """Lines of a table for the terminal; the columns named are flush left, the others flush right."""
+    """Lay out the lines of a table for the terminal; the columns named are flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
@@ -128,7 +129,7 @@ def aligned(table: list[list[str]], *, left: Collection[int]) -> list[str]:
 
 
 def frame(rows: list[dict[str, Any]]) -> "pl.DataFrame":
-    """Rows as a polars table; a column in which some values are lacking keeps its type.
+    """Make a polars table of rows; a column in which some values are lacking keeps its type.
 
     Raises:
         ImportError: polars is not installed.
@@ -150,6 +151,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
+_LEGEND = "angles in degrees, mean ± standard deviation over samples; before, behind: the derivative of the activation"
 _COLUMNS = (
     ("layer", lambda row: row.layer),
     ("error before", lambda row: _angle(row.delivered_angle, row.delivered_angle_sd)),

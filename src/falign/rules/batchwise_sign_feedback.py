@@ -41,7 +41,7 @@ class BatchwiseRandomSignFeedback(Rule):
         return draw().abs()
 
     def state(self) -> dict[str, Tensor]:
-        """How many training passes there were."""
+        """Count of the training passes so far."""
         return {"passes": torch.zeros((), dtype=torch.int64, device="cpu")}
 
     def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:

@@ -55,12 +55,12 @@ class LawKind(Enum):
 
     @property
     def motion(self) -> str:
-        """How the feedback moves."""
+        """Motion of the feedback, in words."""
         return self.value[1]
 
     @property
     def order(self) -> str:
-        """What its motion adds to the drift."""
+        """Order of what its motion adds to the drift."""
         return self.value[2]
 
 
