@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Paper, Picture, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Paper, Picture, Setting, Task, grid
 
 START = time.perf_counter() - time.process_time()
 """About when this process began: what was imported so far has kept it busy."""
@@ -48,13 +48,13 @@ def decay(task: Task) -> Outcome:
     return Outcome(records={"step": steps.tolist(), **dict(zip(names, curves.tolist(), strict=True))})
 
 
-def begins_at_one(table: pl.DataFrame) -> Reading:
+def begins_at_one(table: pl.DataFrame) -> Evidence:
     """The mean of the first step."""
     mean = float(table.filter(pl.col("step") == 0)["loss"].mean())  # pyright: ignore
-    return Reading(checks=(Check(label="loss", measured=mean, low=0.99, high=1.01),))
+    return Evidence(checks=(Check(label="loss", measured=mean, low=0.99, high=1.01),))
 
 
-def falls(table: pl.DataFrame) -> Reading:
+def falls(table: pl.DataFrame) -> Evidence:
     """How the mean falls at each rate."""
     means = table.group_by("rate", "step").agg(pl.col("loss").mean()).sort("rate", "step")
     last = means.filter(pl.col("step") == STEPS - 1)
@@ -62,7 +62,7 @@ def falls(table: pl.DataFrame) -> Reading:
         Check(label=f"rate {rate}", measured=loss, high=math.exp(-rate * (STEPS - 1)) + 0.01)
         for rate, loss in last.select("rate", "loss").rows()
     ]
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def curves(table: pl.DataFrame) -> pl.DataFrame:
@@ -82,7 +82,9 @@ def draw(data: pl.DataFrame):
 
 def claim(name: str, read, scope: pl.Expr | None = None) -> Claim:
     """A claim of the paper below."""
-    return Claim(name=name, statement=name, place="here", how="mean", because="noise", read=read, scope=scope)
+    return Claim(
+        name=name, statement=name, reference="here", method="mean", tolerance_reason="noise", read=read, scope=scope
+    )
 
 
 def paper(runs: int) -> Paper:

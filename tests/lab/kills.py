@@ -401,9 +401,10 @@ def _draw_nothing() -> None:
     from falign.lab import _ending
 
     _ending.draw = lambda *_: None
-    for name, paper in papers.PAPERS.items():
-        plain = tuple(replace(experiment, pictures=()) for experiment in paper.experiments)
-        papers.PAPERS[name] = replace(paper, experiments=plain)
+    papers.PAPERS = {
+        name: replace(paper, experiments=tuple(replace(each, pictures=()) for each in paper.experiments))
+        for name, paper in papers.PAPERS.items()
+    }
 
 
 def _fetch(address: str, checksum: str, path: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from falign.lab.experiment import PRESETS, Claim, Experiment, Setting, Task
 from falign.lab.experiment._execution import compute
 from falign.lab.experiment._results import Results, judge
-from falign.lab.report._figures import Drawn, drawn
+from falign.lab.report._figures import RenderedFigure, render
 from falign.papers import PAPERS
 
 Smoke = Callable[[str], Mapping[str, Results]]
@@ -57,7 +57,7 @@ def test_all_runs_are_done_and_all_pictures_drawn(paper: str, experiment: Experi
     found = smoke(paper)[experiment.name]
     assert found.count("done") == len(experiment.tasks("smoke"))
     for picture in experiment.pictures:
-        assert isinstance(drawn(picture, found.table, "x"), Drawn)
+        assert isinstance(render(picture, found.table, "x"), RenderedFigure)
 
 
 @pytest.mark.parametrize(("paper", "experiment", "claim"), CLAIMS)

@@ -59,7 +59,7 @@ def test_claims_that_hold_already_at_the_smallest_size(results: Mapping[str, Res
 
 def test_every_statement_of_the_abstract_is_a_claim() -> None:
     """Rates in continuous and discrete time, both orders, and that the start alone makes the difference."""
-    stated = {claim.name for _, claim in CLAIMS if claim.place.startswith("Abstract")}
+    stated = {claim.name for _, claim in CLAIMS if claim.reference.startswith("Abstract")}
     assert stated >= {
         "guaranteed-flow",
         "guaranteed-steps",

@@ -23,7 +23,7 @@ from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degree
 from falign.lab._run_folder import RunFolder
 from falign.lab._text import plain_cell
 from falign.lab.config import TrainConfig
-from falign.lab.report.style import COLOURS, HOUSE, panels
+from falign.lab.report.style import COLOURS, RC_PARAMS, panels
 
 _LISTED = 6
 """Up to so many angles are listed one by one."""
@@ -194,7 +194,7 @@ _MANY = matplotlib.colormaps["turbo"]
 """Colours of more runs than the house has inks."""
 
 
-@matplotlib.rc_context(HOUSE)
+@matplotlib.rc_context(RC_PARAMS)
 def comparison_figure(runs: Sequence[RunData]) -> Figure:
     """Test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
 

@@ -20,7 +20,7 @@ from falign.lab._tables import Tables
 from falign.lab._text import plain
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
-from falign.lab.report.style import AXIS, COLOURS, HOUSE, INK, expected, legend, logarithmic, panels, sequence
+from falign.lab.report.style import AXIS, COLOURS, INK, RC_PARAMS, expected, legend, logarithmic, panels, sequence
 from falign.lab.report.style import law as diagonal
 
 __all__ = ["draw", "figures"]
@@ -66,7 +66,7 @@ def literal(text: str) -> str:
 
 @cache
 def _glyphs() -> frozenset[int]:
-    return frozenset(get_font(findfont(HOUSE["font.family"][0])).get_charmap())
+    return frozenset(get_font(findfont(RC_PARAMS["font.family"][0])).get_charmap())
 
 
 def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: float = 1.0) -> Line:
@@ -391,7 +391,7 @@ def draw(run: RunFolder, tables: Tables, config: TrainConfig) -> None:
     Raises:
         WriteError: A picture cannot be written.
     """
-    with matplotlib.rc_context(HOUSE):
+    with matplotlib.rc_context(RC_PARAMS):
         for name, figure in figures(tables, config).items():
             run.write(name, png(figure))
 

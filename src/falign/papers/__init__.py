@@ -1,10 +1,36 @@
-"""The papers that established the field, each as experiments that are run and claims that are judged."""
+"""The papers that established the field, each as experiments that are run and claims that are judged.
+
+Nothing of a paper is imported before it is asked for: neither the paper, nor those of its experiments that are not run.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
 from falign.lab.experiment import Paper
-from falign.papers.garg2022 import GARG2022
-from falign.papers.girotti2021 import GIROTTI2021
-from falign.papers.robertson2024 import ROBERTSON2024
-from falign.papers.song2021 import SONG2021
 
-PAPERS: dict[str, Paper] = {paper.name: paper for paper in (SONG2021, GIROTTI2021, GARG2022, ROBERTSON2024)}
+__all__ = ["PAPERS"]
+
+_WHERE = {
+    "song2021": "falign.papers.song2021:SONG2021",
+    "girotti2021": "falign.papers.girotti2021:GIROTTI2021",
+    "garg2022": "falign.papers.garg2022:GARG2022",
+    "robertson2024": "falign.papers.robertson2024:ROBERTSON2024",
+}
+
+
+class _Papers(Mapping[str, Paper]):
+    """Papers that are imported when they are asked for."""
+
+    def __getitem__(self, name: str) -> Paper:
+        module, _, value = _WHERE[name].partition(":")
+        return getattr(import_module(module), value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_WHERE)
+
+    def __len__(self) -> int:
+        return len(_WHERE)
+
+
+PAPERS: Mapping[str, Paper] = _Papers()
 """Name on the command line -> paper."""

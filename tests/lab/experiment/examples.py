@@ -17,7 +17,7 @@ from rich.console import Console
 
 import falign
 from falign.lab.data import DataError
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Paper, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Paper, Setting, Task, grid
 from falign.lab.experiment._local import local
 from falign.lab.experiment._reproduce import Selection, reproduce
 from falign.lab.experiment._store import Store
@@ -106,22 +106,22 @@ def too_few(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
     return [decay(task) for task in tasks][:-1]
 
 
-def read_steps(table: pl.DataFrame) -> Reading:
+def read_steps(table: pl.DataFrame) -> Evidence:
     rows = table.filter(pl.col("step") == 0)
     error = (rows["x"] - (1 + rows["seed"]) * (1 - rows["rate"])).abs().max()
-    return Reading(checks=(Check(label="first step", measured=float(error), high=1e-12),))  # pyright: ignore
+    return Evidence(checks=(Check(label="first step", measured=float(error), high=1e-12),))  # pyright: ignore
 
 
-def read_impossible(table: pl.DataFrame) -> Reading:
-    return Reading(checks=(Check(label="x", measured=float(table.height), high=-1.0),))
+def read_impossible(table: pl.DataFrame) -> Evidence:
+    return Evidence(checks=(Check(label="x", measured=float(table.height), high=-1.0),))
 
 
 CLAIM = Claim(
     name="first-step",
     statement="The first step is as written.",
-    place="here",
-    how="largest error",
-    because="rounding",
+    reference="here",
+    method="largest error",
+    tolerance_reason="rounding",
     read=read_steps,
 )
 WRONG = replace(CLAIM, name="impossible", statement="A count is negative.", read=read_impossible)

@@ -12,7 +12,7 @@ import pytest
 from examples import CLAIM, WRONG, experiment, paper
 
 from falign.lab.config import ConfigError
-from falign.lab.experiment import PRESETS, Check, Missing, Reading, Task, grid
+from falign.lab.experiment import PRESETS, Check, Evidence, Missing, Task, grid
 from falign.lab.experiment._reproduce import choose, select
 from falign.lab.experiment._results import Results, judge
 from falign.lab.experiment._store import Store
@@ -68,11 +68,11 @@ def test_a_check_holds_in_its_interval_ends_included(value: float, holds: bool) 
 
 def test_a_reading_needs_a_check() -> None:
     with pytest.raises(ValueError, match="raise Missing"):
-        Reading(checks=())
+        Evidence(checks=())
 
 
-def raising(error: Exception) -> Callable[[pl.DataFrame], Reading]:
-    def read(table: pl.DataFrame) -> Reading:
+def raising(error: Exception) -> Callable[[pl.DataFrame], Evidence]:
+    def read(table: pl.DataFrame) -> Evidence:
         raise error
 
     return read
@@ -87,7 +87,7 @@ def test_verdicts() -> None:
     lacking = replace(results, table=table.clear(), runs=pl.DataFrame([run | {"status": "missing"}]))
     assert judge(CLAIM, lacking).message == "no run is done"
     missing = judge(replace(CLAIM, read=raising(Missing("no run has p = 100"))), results)
-    assert (missing.verdict, missing.message, missing.reading) == ("not run", "no run has p = 100", None)
+    assert (missing.verdict, missing.message, missing.evidence) == ("not run", "no run has p = 100", None)
     broken = judge(replace(CLAIM, read=raising(KeyError("cosine"))), results)
     assert (broken.verdict, broken.message) == ("not run", "the claim cannot be read: KeyError: 'cosine'")
 
@@ -175,13 +175,13 @@ def test_a_preset_that_is_left_out_has_no_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "words"),
     [
-        (lambda: None, "TypeError: it gives a NoneType, expected a Reading"),
-        (lambda: 0.5, "TypeError: it gives a float, expected a Reading"),
-        (lambda: Reading(checks=(Check(label="x", measured=None),)), "TypeError"),  # pyright: ignore
-        (lambda: Reading(checks=(Check(label="x", measured="much"),)), "ValueError: could not convert"),  # pyright: ignore
-        (lambda: Reading(checks=(Check(label="x", measured=10**400),)), "OverflowError"),
-        (lambda: Reading(checks=(Check(label=3, measured=1.0),)), "TypeError"),  # pyright: ignore
-        (lambda: Reading(checks=("x",)), "TypeError"),  # pyright: ignore
+        (lambda: None, "TypeError: it gives a NoneType, expected Evidence"),
+        (lambda: 0.5, "TypeError: it gives a float, expected Evidence"),
+        (lambda: Evidence(checks=(Check(label="x", measured=None),)), "TypeError"),  # pyright: ignore
+        (lambda: Evidence(checks=(Check(label="x", measured="much"),)), "ValueError: could not convert"),  # pyright: ignore
+        (lambda: Evidence(checks=(Check(label="x", measured=10**400),)), "OverflowError"),
+        (lambda: Evidence(checks=(Check(label=3, measured=1.0),)), "TypeError"),  # pyright: ignore
+        (lambda: Evidence(checks=("x",)), "TypeError"),  # pyright: ignore
     ],
     ids=range(7),
 )

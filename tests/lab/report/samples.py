@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 
 from falign.lab.experiment import (
     Check,
-    Choice,
     Claim,
+    Evidence,
     Experiment,
+    Interpretation,
     Missing,
     Outcome,
     Paper,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -193,35 +193,42 @@ def cosine_of(table: pl.DataFrame, activation: str, ridge: float, p: int) -> np.
     return found["cosine"].to_numpy()
 
 
-def mean_follows_the_law(table: pl.DataFrame) -> Reading:
+def mean_follows_the_law(table: pl.DataFrame) -> Evidence:
     checks = []
     for p in WIDTHS:
         values = cosine_of(table, "identity", 0.0, p)
         error = 3 * float(values.std(ddof=1)) / math.sqrt(len(values))
         checks.append(Check(label=f"p = {p}", measured=float(values.mean()), low=10 / p - error, high=10 / p + error))
-    return Reading(checks=tuple(checks), note=f"{len(values)} runs a width.")
+    return Evidence(checks=tuple(checks), note=f"{len(values)} runs a width.")
 
 
 def grows_with_ridge(activation: str) -> object:
-    def read(table: pl.DataFrame) -> Reading:
+    def read(table: pl.DataFrame) -> Evidence:
         means = [cosine_of(table, activation, ridge, 400).mean() for ridge in RIDGES]
         pairs = zip(RIDGES, RIDGES[1:], np.diff(means), strict=False)
-        return Reading(
+        return Evidence(
             checks=tuple(Check(label=f"λ = {a:g} → {b:g}", measured=float(rise), low=0.0) for a, b, rise in pairs)
         )
 
     return read
 
 
-def claim(name: str, statement: str, read: object, place: str = "Figure 2", **words: str) -> Claim:
-    how = words.get("how", "Mean of the final cosine over the runs of a point.")
-    because = words.get("because", "Three standard errors of the mean on both sides.")
-    return Claim(name=name, statement=statement, place=place, how=how, because=because, read=read)  # pyright: ignore
+def claim(name: str, statement: str, read: object, reference: str = "Figure 2", **words: str) -> Claim:
+    method = words.get("method", "Mean of the final cosine over the runs of a point.")
+    reason = words.get("tolerance_reason", "Three standard errors of the mean on both sides.")
+    return Claim(
+        name=name,
+        statement=statement,
+        reference=reference,
+        method=method,
+        tolerance_reason=reason,
+        read=read,  # pyright: ignore
+    )
 
 
-def exact_zero(table: pl.DataFrame) -> Reading:
+def exact_zero(table: pl.DataFrame) -> Evidence:
     values = cosine_of(table, "tanh", 0.0, 400)
-    return Reading(checks=(Check(label="|mean cosine|", measured=abs(float(values.mean())), high=1e-5),))
+    return Evidence(checks=(Check(label="|mean cosine|", measured=abs(float(values.mean())), high=1e-5),))
 
 
 CLAIMS = (
@@ -236,7 +243,7 @@ CLAIMS = (
             f"ridge-{name}",
             f"Regularisation raises the alignment of {name} networks: at fixed width it grows with λ.",
             grows_with_ridge(name),
-            because="A rise is a positive difference; no size is stated.",
+            tolerance_reason="A rise is a positive difference; no size is stated.",
         )
         for name in ACTIVATIONS
     ),
@@ -245,19 +252,19 @@ CLAIMS = (
         "Wide networks with tanh do not align at all.",
         exact_zero,
         "This sample's own, made to fail",
-        because="Not at all, taken at its word: below any rounding error that matters.",
+        tolerance_reason="Not at all, taken at its word: below any rounding error that matters.",
     ),
     claim(
         "very-wide",
         "At p = 12800 the alignment of ReLU networks with λ = 3 is the same as at p = 200.",
-        lambda table: Reading(
+        lambda table: Evidence(
             checks=(Check(label="p = 12800", measured=float(cosine_of(table, "relu", 3.0, 12800).mean()), low=0.5),)
         ),
     ),
     claim(
         "hard-characters",
         'If a < b & c > d then "it\'s" kept: </script><b>not bold</b> {{ nor }} this.',
-        lambda _: Reading(checks=(Check(label="<i>x</i> & y", measured=1.0, low=0.5, high=1.5),), note="<u>&amp;</u>"),
+        lambda _: Evidence(checks=(Check(label="<i>x</i> & y", measured=1.0, low=0.5, high=1.5),), note="<u>&amp;</u>"),
     ),
 )
 
@@ -296,12 +303,12 @@ def paper_results(seeds: int = 3) -> PaperResults:
         venue="NeurIPS 2021",
         address="https://arxiv.org/abs/2106.06044",
         experiments=tuple(each.experiment for each in results),
-        choices=(
-            Choice(
+        interpretations=(
+            Interpretation(
                 "Which inputs are drawn? The paper does not say.",
                 "x ~ N(0, I/d), as in Propositions 3.3 and 4.5. With N(0, I) the loss falls d times as fast.",
             ),
-            Choice(
+            Interpretation(
                 "Does the ridge shrink β by (1 − λ) or by (1 − ηλ) a step?",
                 "By (1 − ηλ), the plain gradient step on λ|β|²/2; the other reading contradicts S_λ ∝ 1/η.",
             ),

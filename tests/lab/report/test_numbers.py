@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from falign.lab.experiment import Check
 from falign.lab.report import style
 from falign.lab.report._figures import inline, png
-from falign.lab.report._numbers import digits_of, duration, interval, portable, shown
-from falign.lab.report._page import PALETTE, contrast, on_dark, tracks
-from falign.lab.report.style import HOUSE
+from falign.lab.report._numbers import digits_of, duration, format_number, interval, portable
+from falign.lab.report._page import PALETTE, contrast, interval_bars, on_dark
+from falign.lab.report.style import RC_PARAMS
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -44,7 +44,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
     ],
 )
 def test_shown(value: float, text: str) -> None:
-    assert shown(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_interval(low: float, high: float, text: str) -> None:
 
 def test_a_number_just_outside_does_not_look_like_the_end() -> None:
     check = Check(label="", measured=0.61000004, low=0.5, high=0.61)
-    assert (shown(check.measured, digits_of(check)), interval(check)) == ("0.61000004", "[0.5, 0.61]")
+    assert (format_number(check.measured, digits_of(check)), interval(check)) == ("0.61000004", "[0.5, 0.61]")
 
 
 @given(finite, finite)
 def test_what_is_shown_tells_apart_what_differs(measured: float, end: float) -> None:
     check = Check(label="", measured=measured, high=end)
     digits = digits_of(check)
-    assert (shown(measured, digits) == shown(end, digits)) == (measured == end)
+    assert (format_number(measured, digits) == format_number(end, digits)) == (measured == end)
 
 
 @given(st.floats(-1e300, 1e300))
 def test_shown_is_near(value: float) -> None:
-    text = shown(value).replace("−", "-").replace(" × 10", "e")
+    text = format_number(value).replace("−", "-").replace(" × 10", "e")
     if text.lstrip("-").startswith("10") and any(digit in text for digit in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"):
         text = text.replace("10", "1e", 1)
     assert float(text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))) == pytest.approx(value, rel=1e-3)
@@ -106,7 +106,7 @@ def test_portable_keeps_what_json_has() -> None:
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9) | st.just(-math.inf), st.floats(1e-9, 1e9) | st.just(math.inf))
 def test_a_point_lies_in_its_track_as_the_number_does_in_its_interval(measured: float, low: float, wide: float) -> None:
     check = Check(label="", measured=measured, low=low, high=wide if low == -math.inf else low + wide)
-    (track,) = tracks([check])
+    (track,) = interval_bars([check])
     if track is None:
         assert check.low == -math.inf or not check.low < check.high
         return
@@ -119,13 +119,13 @@ def test_a_point_lies_in_its_track_as_the_number_does_in_its_interval(measured: 
 
 
 def test_tracks_of_open_intervals_share_a_scale() -> None:
-    near, far, below = tracks([Check(label="", measured=value, low=0.0) for value in (0.1, 0.5, -0.25)])
+    near, far, below = interval_bars([Check(label="", measured=value, low=0.0) for value in (0.1, 0.5, -0.25)])
     assert near is not None
     assert far is not None
     assert below is not None
     assert below.at < near.start < near.at < far.at
     assert (far.at - far.start) == pytest.approx(5 * (near.at - near.start))
-    assert tracks([Check(label="", measured=1.0), Check(label="", measured=math.nan, low=0.0)]) == [None, None]
+    assert interval_bars([Check(label="", measured=1.0), Check(label="", measured=math.nan, low=0.0)]) == [None, None]
 
 
 @pytest.mark.parametrize("dark", [0, 1])
@@ -217,7 +217,7 @@ def test_any_figure_can_live_in_a_page() -> None:
     panel = figure.add_subplot()
     panel.imshow([[0, 1], [2, 3]])
     panel.set_title("<b> $\\lambda^2$ & co")
-    with matplotlib.rc_context(HOUSE):
+    with matplotlib.rc_context(RC_PARAMS):
         first, second = inline(figure, "one", "A & B"), inline(figure, "two", "A & B")
     assert first.width == 288
     assert first.markup.startswith("<svg ")

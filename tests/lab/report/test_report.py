@@ -13,7 +13,7 @@ import pytest
 from samples import CLAIMS, alignment, claim, empty, paper_results, row_of_a_run
 
 from falign.lab._files import WriteError
-from falign.lab.experiment import Check, Experiment, Missing, Paper, Picture, Reading, Task
+from falign.lab.experiment import Check, Evidence, Experiment, Missing, Paper, Picture, Task
 from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.report import style, write_report
 
@@ -142,7 +142,7 @@ def test_page_and_json_have_the_same_numbers(sample: tuple[Page, dict, str]) -> 
         for told in experiment["claims"]:
             anchor = f"{experiment['anchor']}.{told['name']}"
             assert page.values.get(anchor, []) == [check["measured"] for check in told["checks"]]
-            for text in ("statement", "place", "how", "because", "note"):
+            for text in ("statement", "reference", "method", "tolerance_reason", "note"):
                 assert told[text] in page.texts[anchor]
             rows = page.tables.get(anchor, [])[1:]
             assert [row[1] for row in rows] == [check["label"] for check in told["checks"]]
@@ -244,10 +244,10 @@ def test_hard_characters_survive(tmp_path: Path) -> None:
     told = claim(
         "hard",
         hard,
-        lambda _: Reading(checks=(Check(label=hard, measured=1.0),), note=hard),
+        lambda _: Evidence(checks=(Check(label=hard, measured=1.0),), note=hard),
         hard,
-        how=hard,
-        because=hard,
+        method=hard,
+        tolerance_reason=hard,
     )
     picture = Picture(
         name="hard", caption=hard, data=lambda table: table.with_columns(text=pl.lit(hard)), draw=one_line
@@ -323,7 +323,7 @@ def test_numbers_that_json_has_not(tmp_path: Path) -> None:
     picture = Picture(
         name="odd", caption="Odd.", data=lambda _: pl.DataFrame({"y": [1.0, math.nan, math.inf, None]}), draw=one_line
     )
-    told = claim("odd", "Odd.", lambda _: Reading(checks=checks))
+    told = claim("odd", "Odd.", lambda _: Evidence(checks=checks))
     html, numbers = written(tmp_path, paper_of(results_of(claims=(told,), pictures=(picture,))))
     experiment = numbers["papers"][0]["experiments"][0]
     ends = [(each["measured"], each["low"], each["high"], each["holds"]) for each in experiment["claims"][0]["checks"]]

@@ -23,10 +23,11 @@ from falign.lab._provenance import block_provenance
 from falign.lab._signals import Stopped
 from falign.lab._text import plain
 from falign.lab.data import DataError
+from falign.lab.experiment._axes import call_cost, call_memory, call_run
 from falign.lab.experiment._run_file import Unfit, frame
 from falign.lab.experiment._specification import Experiment, Outcome, Setting, Task, nobody
 
-Run = Callable[[Sequence[Task], Setting], Sequence[Outcome]]
+Run = Callable[..., Outcome | Sequence[Outcome]]
 _LONGEST = 2000
 """Letters that are kept of a message."""
 
@@ -160,7 +161,7 @@ def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
     left, error, absent = None, None, False
     with _kept(tasks), deterministic(torch.device(setting.device)):
         try:
-            left = _all_left(tasks, run(tasks, setting))
+            left = _all_left(tasks, call_run(run, tasks, setting))
         except Stopped:
             raise
         except DataError as found:
@@ -272,7 +273,7 @@ def price(experiment: Experiment, task: Task) -> float:
     if experiment.cost is None:
         return 1.0
     try:
-        found = float(experiment.cost(task))
+        found = float(call_cost(experiment.cost, task))
     except Exception:  # all that depends on it is in which order runs are computed, and what is said of the time left
         return 1.0
     return found if isfinite(found) and found > 0 else 1.0
@@ -302,7 +303,7 @@ def needed(block: Block) -> int:
     if block.experiment.memory is None:
         return 0
     try:
-        found = block.experiment.memory(block.tasks)
+        found = call_memory(block.experiment.memory, block.tasks)
         number = int(found)
     except Exception as error:
         raise Unknown(f"how much memory it needs cannot be told: {type(error).__name__}: {said(error)}") from None

@@ -22,7 +22,7 @@ from falign.lab.experiment._execution import Executor
 from falign.lab.experiment._leases import Owner, running
 from falign.lab.experiment._local import local
 from falign.lab.experiment._progress import Progress, Tally, duration
-from falign.lab.experiment._results import PaperResults, Results, judge
+from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
 from falign.lab.experiment._specification import PRESETS, Experiment, Paper, Setting
@@ -59,19 +59,21 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     Raises:
         ConfigError: A name is not known.
     """
-    known = {experiment.name for paper in papers.values() for experiment in paper.experiments}
+    known = {name for paper in papers.values() for name in paper.names}
     for name in names:
         if name not in papers and name not in known:
             listed = ", ".join([*papers, *sorted(known)]) or "none"
             raise ConfigError(f"NAME is {name!r}, expected a paper or an experiment: {listed}")
     chosen = tuple(
-        experiment
+        paper.experiment(name)
         for paper in papers.values()
-        for experiment in paper.experiments
-        if not names or paper.name in names or experiment.name in names
+        for name in paper.names
+        if not names or paper.name in names or name in names
     )
-    concerned = tuple(paper for paper in papers.values() if any(each in chosen for each in paper.experiments))
-    return Selection(papers=concerned, experiments=chosen)
+    asked = {experiment.name for experiment in chosen}
+    return Selection(
+        papers=tuple(paper for paper in papers.values() if not asked.isdisjoint(paper.names)), experiments=chosen
+    )
 
 
 def choose(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
@@ -135,7 +137,7 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
     table = _table("experiment", "runs", "done", "time", "claims", "other")
     verdicts = Counter()
     for result in results:
-        judged = Counter(judge(claim, result).verdict for claim in result.experiment.claims)
+        judged = Counter(verdict.verdict for verdict in result.verdicts)
         verdicts += judged
         missing = result.runs.filter(pl.col("status") == "missing")["key"]
         at_work = sum(key in claimed for key in missing)

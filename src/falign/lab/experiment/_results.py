@@ -1,16 +1,17 @@
-"""What an experiment has left so far, and what its claims come to."""
+"""Records that an experiment has left so far, and the verdicts on its claims."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import polars as pl
 
-from falign.lab.experiment._specification import RESERVED, Check, Claim, Experiment, Missing, Paper, Reading
+from falign.lab.experiment._specification import RESERVED, Check, Claim, Evidence, Experiment, Missing, Paper
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Results:
-    """What is there of an experiment at a preset.
+    """Runs and records of an experiment that are there at a preset.
 
     Args:
         experiment: The experiment.
@@ -29,6 +30,11 @@ class Results:
     provenance: tuple[dict, ...]
     others: int = 0
 
+    @cached_property
+    def verdicts(self) -> tuple["Verdict", ...]:
+        """Its claims, judged once: terminal, page and JSON file tell the same verdicts."""
+        return tuple(judge(claim, self) for claim in self.experiment.claims)
+
     def count(self, status: str) -> int:
         """Number of runs that have a status."""
         return self.runs.filter(pl.col("status") == status).height
@@ -36,7 +42,7 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaperResults:
-    """What is there of a paper at a preset, experiment by experiment."""
+    """Results of a paper at a preset, experiment by experiment."""
 
     paper: Paper
     preset: str
@@ -50,13 +56,13 @@ class Verdict:
     Args:
         claim: The claim.
         verdict: Whether it holds.
-        reading: What was measured; None if not run.
+        evidence: What was measured; None if not run.
         message: Why it could not be read; None if it could.
     """
 
     claim: Claim
     verdict: Literal["holds", "fails", "not run"]
-    reading: Reading | None = None
+    evidence: Evidence | None = None
     message: str | None = None
 
 
@@ -75,16 +81,16 @@ def judge(claim: Claim, results: Results) -> Verdict:
     """
     try:
         lacking = _lacking(_within(results.runs, claim.scope))
-        reading = None if lacking else _sound(claim.read(_within(results.table, claim.scope)))
-        verdict = "holds" if reading is not None and reading.holds else "fails"
+        evidence = None if lacking else _sound(claim.read(_within(results.table, claim.scope)))
+        verdict = "holds" if evidence is not None and evidence.holds else "fails"
     except Missing as missing:
         return Verdict(claim=claim, verdict="not run", message=str(missing))
     except Exception as error:  # a fault of one claim, which must not take the others' verdicts with it
         message = f"the claim cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return Verdict(claim=claim, verdict="not run", message=message)
-    if reading is None:
+    if evidence is None:
         return Verdict(claim=claim, verdict="not run", message=lacking)
-    return Verdict(claim=claim, verdict=verdict, reading=reading)
+    return Verdict(claim=claim, verdict=verdict, evidence=evidence)
 
 
 def _within(table: pl.DataFrame, scope: pl.Expr | None) -> pl.DataFrame:
@@ -95,24 +101,24 @@ def _within(table: pl.DataFrame, scope: pl.Expr | None) -> pl.DataFrame:
     return table if inside.len() == table.height and inside.all(ignore_nulls=False) else table.filter(scope)
 
 
-def _sound(reading: object) -> Reading:
-    """What a claim has read, if it can be shown: claims may be anyone's.
+def _sound(evidence: object) -> Evidence:
+    """Evidence that can be shown: claims may be written by anyone.
 
     Raises:
-        TypeError: It is no reading, or holds what is no number or no text.
+        TypeError: It is no evidence, or holds what is no number or no text.
     """
-    if not isinstance(reading, Reading):
-        raise TypeError(f"it gives a {type(reading).__name__}, expected a Reading")
-    for check in reading.checks:
-        if not (isinstance(check, Check) and isinstance(check.label, str) and isinstance(reading.note, str)):
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"it gives a {type(evidence).__name__}, expected Evidence")
+    for check in evidence.checks:
+        if not (isinstance(check, Check) and isinstance(check.label, str) and isinstance(evidence.note, str)):
             raise TypeError("its checks or their labels are of another type")
         for value in (check.measured, check.low, check.high):
             float(value)
-    return reading
+    return evidence
 
 
 def _lacking(runs: pl.DataFrame) -> str | None:
-    """Which runs of a scope are lacking; None if all are done that have their data here."""
+    """A sentence on the runs of a scope that are lacking; None if all are done that have their data here."""
     point = [name for name in runs.columns if name not in RESERVED]
     absent = (pl.col("status") == "no data").all().over(point) if point else pl.col("status") == "no data"
     there = runs.filter(~absent)

@@ -1,4 +1,4 @@
-"""What an experiment is: frozen values that say what to run, and what is read off the runs."""
+"""Frozen values that say what an experiment runs, which figures and claims are read off it, and what a paper is."""
 
 import json
 import re
@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from importlib import import_module
 from itertools import product
 from math import inf, isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
 
 import polars as pl
-from matplotlib.figure import Figure
 
-# What is read off the table of an experiment: figures, and claims beside what was measured.
+from falign.lab.experiment._axes import mismatch
+
+if TYPE_CHECKING:  # drawing is for the report: a worker that computes runs never imports matplotlib
+    import matplotlib.figure
 
 
 class Missing(LookupError):  # noqa: N818  # it is an answer, not a fault
@@ -34,7 +38,7 @@ class Picture:
     name: str
     caption: str
     data: Callable[[pl.DataFrame], pl.DataFrame]
-    draw: Callable[[pl.DataFrame], Figure]
+    draw: Callable[[pl.DataFrame], "matplotlib.figure.Figure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,15 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What was measured for a claim, which holds if all its checks do.
+class Evidence:
+    """Measurements beside a claim, which holds if all its checks do.
 
     Args:
         checks: At least one.
         note: What else a reader should know, such as how many runs were read.
+
+    Raises:
+        ValueError: There is no check.
     """
 
     checks: tuple[Check, ...]
@@ -73,7 +80,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if not self.checks:
-            raise ValueError("a reading without a check judges nothing: raise Missing if the table lacks the runs")
+            raise ValueError("evidence without a check judges nothing: raise Missing if the table lacks the runs")
 
     @property
     def holds(self) -> bool:
@@ -81,16 +88,25 @@ class Reading:
         return all(check.holds for check in self.checks)
 
 
+Origin = Literal["paper", "theory", "beyond"]
+"""Where a statement comes from: the paper; derived from the theory that it is about; or neither."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a paper states, beside how it is measured.
+    """A statement, beside the way in which it is measured.
+
+    A report shows the paper's own claims apart from all others: a reader who asks whether a paper holds should not have
+    to read what was added to it.
 
     Args:
         name: A short name of letters, digits and hyphens.
-        statement: What the paper states.
-        place: Where it states it; or where else the statement comes from.
-        how: How the number is read off the table.
-        because: Why the interval is what it is: standard errors, a known scaling, a value of the paper.
+        statement: What is claimed.
+        origin: "paper" if the paper states it, in whatever words; "theory" if it was derived from what the paper is
+            about; "beyond" if it is neither, but measured to see how far the paper's statements go.
+        reference: Section, theorem or figure of the paper; or how the statement was come by.
+        method: How the number is read off the table.
+        tolerance_reason: Why the interval is what it is: standard errors, a known scaling, a value of the paper.
         read: Table of the runs -> what was measured; raises Missing if these runs cannot tell. It is only called
             when every run of the scope is done.
         scope: Of which points the claim is about, as an expression of their columns; None is all.
@@ -98,19 +114,25 @@ class Claim:
 
     name: str
     statement: str
-    place: str
-    how: str
-    because: str
-    read: Callable[[pl.DataFrame], Reading]
+    origin: Origin = "paper"
+    reference: str
+    method: str
+    tolerance_reason: str
+    read: Callable[[pl.DataFrame], Evidence]
     scope: pl.Expr | None = None
 
 
 @dataclass(frozen=True)
-class Choice:
-    """An ambiguity of a paper, the reading that was taken, and what depends on it."""
+class Interpretation:
+    """An ambiguity of a paper, and how it was resolved here.
+
+    Args:
+        question: What the paper leaves open.
+        answer: What was taken, and what depends on it.
+    """
 
     question: str
-    taken: str
+    answer: str
 
 
 Scalar = str | int | float | bool
@@ -217,13 +239,16 @@ class Experiment:
         revision: Raised whenever ``run`` would leave other numbers; older runs are then no longer read.
         grid: {preset: points}.
         seeds: {preset: number of seeds a point}; a preset that both leave out has no runs.
-        run: Computes a block of runs at once and gives their outcomes in the same order; a function of a module,
-            so that other processes can import it. A ``DataError`` says that a data set is not here.
+        run: A function of the grid's axes, each a keyword with a type; a function of a module, so that other processes
+            can import it. ``run(*, seed, setting, **axes) -> Outcome`` computes a run. ``run(*, seeds, setting, **axes)
+            -> list[Outcome]`` computes a block of runs at once and gives their outcomes in the same order: axes of
+            ``together`` are sequences, one value a run, the others are the same for all. See
+            :mod:`falign.lab.experiment._axes`. A ``DataError`` says that a data set is not here.
         together: Axes along which the runs of a block may differ, beside the seed; what differs along another
             axis comes into another block.
         at_most: Largest number of runs in a block.
-        memory: Bytes that a block needs.
-        cost: What a run costs, in any unit, for the estimate of the time left.
+        memory: Bytes that a block needs, of ``seeds`` and those axes that it names.
+        cost: What a run costs, in any unit, of those axes that it names; for the estimate of the time left.
         agreement: Largest difference between the records of a run computed in one block and in another, by any number
             of threads, on the same kind of machine, as :func:`falign.lab.experiment._run_file.difference` has it: 0 is
             to the bit.
@@ -240,11 +265,11 @@ class Experiment:
     revision: int
     grid: Mapping[str, Sequence[Point]]
     seeds: Mapping[str, int]
-    run: Callable[[Sequence[Task], Setting], Sequence[Outcome]]
+    run: Callable[..., Outcome | Sequence[Outcome]]
     together: tuple[str, ...] = ()
     at_most: int = 500
-    memory: Callable[[Sequence[Task]], int] | None = None
-    cost: Callable[[Task], float] | None = None
+    memory: Callable[..., int] | None = None
+    cost: Callable[..., float] | None = None
     agreement: float = 0.0
     pictures: tuple[Picture, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -261,6 +286,8 @@ class Experiment:
                 if len(found) > 1 and found != {int, float}:
                     listed = ", ".join(sorted(kind.__name__ for kind in found))
                     raise ValueError(f"the grid of {self.name} has {listed} on axis {axis!r}, expected one kind")
+            if (wrong := mismatch(self.run, points, self.together)) is not None:
+                raise ValueError(f"experiment {self.name!r}: {wrong}")
 
     def _check_axis(self, axis: str, value: Scalar) -> None:
         wrong = misnamed(axis) or ("it is a name of the store's own" if axis in RESERVED else None)
@@ -298,9 +325,38 @@ class Experiment:
                 yield task
 
 
+class LazyExperiments(Sequence[Experiment]):
+    """Experiments whose modules are imported when they are asked for.
+
+    To run one experiment nothing of the others is imported, nor what they need.
+
+    Args:
+        where: {full name: "module:VALUE"}, in the order of the paper.
+    """
+
+    def __init__(self, where: Mapping[str, str]) -> None:
+        self.where = dict(where)
+
+    def named(self, name: str) -> Experiment:
+        """The experiment of a name."""
+        module, _, value = self.where[name].partition(":")
+        return getattr(import_module(module), value)
+
+    @overload
+    def __getitem__(self, index: int) -> Experiment: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Experiment, ...]: ...
+    def __getitem__(self, index: int | slice) -> Experiment | tuple[Experiment, ...]:
+        names = list(self.where)[index]
+        return self.named(names) if isinstance(names, str) else tuple(self.named(name) for name in names)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A paper: its experiments, and how its ambiguities were read.
+    """A paper: its experiments, and how its ambiguities were resolved.
 
     Args:
         name: Name on the command line, such as "song2021".
@@ -309,7 +365,7 @@ class Paper:
         venue: Where and when it appeared.
         address: Where it can be read.
         experiments: What is reproduced; the name of each begins with the paper's.
-        choices: Ambiguities and the readings that were taken.
+        interpretations: Its ambiguities and what was taken.
     """
 
     name: str
@@ -317,8 +373,19 @@ class Paper:
     authors: str
     venue: str
     address: str
-    experiments: tuple[Experiment, ...]
-    choices: tuple[Choice, ...] = ()
+    experiments: Sequence[Experiment]
+    interpretations: tuple[Interpretation, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of its experiments, none of which is imported for it."""
+        if isinstance(self.experiments, LazyExperiments):
+            return tuple(self.experiments.where)
+        return tuple(experiment.name for experiment in self.experiments)
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of a full name."""
+        return self.experiments[self.names.index(name)]
 
 
 def grid(**axes: Scalar | Sequence[Scalar]) -> tuple[Point, ...]:

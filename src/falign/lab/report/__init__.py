@@ -3,16 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from falign.lab._files import atomic_write
-from falign.lab.experiment._results import PaperResults
-from falign.lab.report._content import compose, document
-from falign.lab.report._page import page
+
+if TYPE_CHECKING:
+    from falign.lab.experiment._results import PaperResults
 
 __all__ = ["write_report"]
 
 
-def write_report(out: Path, papers: Sequence[PaperResults]) -> tuple[Path, Path]:
+def write_report(out: Path, papers: "Sequence[PaperResults]") -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.json``, each whole or not at all.
 
     A claim that cannot be read or a picture that cannot be drawn is shown as such, with the reason; neither keeps
@@ -28,6 +29,10 @@ def write_report(out: Path, papers: Sequence[PaperResults]) -> tuple[Path, Path]
     Raises:
         WriteError: A file cannot be written; what was there before is still there.
     """
+    # not before it is needed: who imports an experiment, which names colours of the style, imports this package
+    from falign.lab.report._content import compose, document
+    from falign.lab.report._page import page
+
     report = compose(papers)
     out.mkdir(parents=True, exist_ok=True)
     html, numbers = out / "report.html", out / "report.json"

@@ -13,9 +13,9 @@ import polars as pl
 
 import falign
 from falign.lab.experiment import Check, Paper
-from falign.lab.experiment._results import PaperResults, Results, Verdict, judge
+from falign.lab.experiment._results import PaperResults, Results, Verdict
 from falign.lab.experiment._specification import RESERVED
-from falign.lab.report._figures import Drawn, NotDrawn, drawn
+from falign.lab.report._figures import MissingFigure, RenderedFigure, render
 from falign.lab.report._numbers import portable
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib")
@@ -66,7 +66,7 @@ class ExperimentPart:
     anchor: str
     results: Results
     verdicts: tuple[Verdict, ...]
-    figures: tuple[Drawn | NotDrawn, ...]
+    figures: tuple[RenderedFigure | MissingFigure, ...]
 
     @cached_property
     def tally(self) -> Tally:
@@ -215,9 +215,9 @@ def _experiment(results: Results, suffix: str) -> ExperimentPart:
     return ExperimentPart(
         anchor=anchor,
         results=results,
-        verdicts=tuple(judge(claim, results) for claim in experiment.claims),
+        verdicts=results.verdicts,
         figures=tuple(
-            drawn(picture, results.table, f"{anchor}.{picture.name}".replace(".", "-"))
+            render(picture, results.table, f"{anchor}.{picture.name}".replace(".", "-"))
             for picture in experiment.pictures
         ),
     )
@@ -270,7 +270,7 @@ def _paper_data(part: PaperPart) -> dict[str, Any]:
         "address": paper.address,
         "preset": part.preset,
         "summary": _tally(part.tally),
-        "choices": [{"question": choice.question, "taken": choice.taken} for choice in paper.choices],
+        "interpretations": [{"question": each.question, "answer": each.answer} for each in paper.interpretations],
         "experiments": [_experiment_data(each) for each in part.experiments],
     }
 
@@ -304,17 +304,18 @@ def _tally(tally: Tally) -> dict[str, Any]:
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:
-    claim, reading = verdict.claim, verdict.reading
+    claim, evidence = verdict.claim, verdict.evidence
     return {
         "name": claim.name,
         "statement": claim.statement,
-        "place": claim.place,
-        "how": claim.how,
-        "because": claim.because,
+        "origin": claim.origin,
+        "reference": claim.reference,
+        "method": claim.method,
+        "tolerance_reason": claim.tolerance_reason,
         "verdict": verdict.verdict,
         "message": verdict.message,
-        "note": "" if reading is None else reading.note,
-        "checks": [] if reading is None else [_check(check) for check in reading.checks],
+        "note": "" if evidence is None else evidence.note,
+        "checks": [] if evidence is None else [_check(check) for check in evidence.checks],
     }
 
 
@@ -328,9 +329,9 @@ def _check(check: Check) -> dict[str, Any]:
     }
 
 
-def _figure(figure: Drawn | NotDrawn) -> dict[str, Any]:
+def _figure(figure: RenderedFigure | MissingFigure) -> dict[str, Any]:
     shown = {"name": figure.picture.name, "caption": figure.picture.caption}
-    if isinstance(figure, NotDrawn):
+    if isinstance(figure, MissingFigure):
         return {**shown, "status": figure.status, "reason": figure.reason, "data": None}
     if figure.csv is None:
         reason = f"its data have {figure.data.height} rows, which are too many for this file"

@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from falign.lab.experiment import Missing, Picture
-from falign.lab.report.style import HOUSE
+from falign.lab.report.style import RC_PARAMS
 
 # A matplotlib figure as SVG that lives inside a page: no ids that clash, no addresses, colours of the page.
 
@@ -46,7 +46,7 @@ def inline(figure: Figure, prefix: str, label: str) -> Drawing:
     other widths does no harm. Colours become CSS variables, so that a figure follows the page into the dark.
 
     Args:
-        figure: The figure; drawn within ``style.HOUSE``.
+        figure: The figure; drawn within ``style.RC_PARAMS``.
         prefix: What no other figure's ids on the page begin with.
         label: What a screen reader says.
 
@@ -127,7 +127,7 @@ _CELLS = 500_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class RenderedFigure:
     """A picture that could be drawn; ``csv`` is None where its data are too many to be taken along."""
 
     picture: Picture
@@ -138,7 +138,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotDrawn:
+class MissingFigure:
     """A picture that could not: not run, or failed; and why."""
 
     picture: Picture
@@ -146,7 +146,7 @@ class NotDrawn:
     reason: str
 
 
-def drawn(picture: Picture, table: pl.DataFrame, prefix: str) -> Drawn | NotDrawn:
+def render(picture: Picture, table: pl.DataFrame, prefix: str) -> RenderedFigure | MissingFigure:
     """Draw a picture from the runs that were done.
 
     Args:
@@ -158,12 +158,12 @@ def drawn(picture: Picture, table: pl.DataFrame, prefix: str) -> Drawn | NotDraw
         The picture; whatever its functions raise is told as the reason why there is none.
     """
     if table.is_empty():
-        return NotDrawn(picture=picture, status="not run", reason="no run is done")
+        return MissingFigure(picture=picture, status="not run", reason="no run is done")
     try:
         data = picture.data(table)
         if data.is_empty():
-            return NotDrawn(picture=picture, status="not run", reason="the runs that it shows are not done")
-        with matplotlib.rc_context(HOUSE):
+            return MissingFigure(picture=picture, status="not run", reason="the runs that it shows are not done")
+        with matplotlib.rc_context(RC_PARAMS):
             figure = picture.draw(data)
             if (layout := figure.get_layout_engine()) is not None:
                 layout.execute(figure)  # once for both files: it takes half as long as drawing
@@ -171,11 +171,11 @@ def drawn(picture: Picture, table: pl.DataFrame, prefix: str) -> Drawn | NotDraw
             drawing = inline(figure, prefix, picture.caption)
             image = png(figure)
         csv = data.write_csv().encode() if data.height * data.width <= _CELLS else None
-        return Drawn(picture=picture, data=data, drawing=drawing, png=image, csv=csv)
+        return RenderedFigure(picture=picture, data=data, drawing=drawing, png=image, csv=csv)
     except Missing as missing:
-        return NotDrawn(picture=picture, status="not run", reason=str(missing))
+        return MissingFigure(picture=picture, status="not run", reason=str(missing))
     except Exception as error:  # a picture's functions are anyone's: the other pictures and the claims go on
-        return NotDrawn(picture=picture, status="failed", reason=f"{type(error).__name__}: {error}")
+        return MissingFigure(picture=picture, status="failed", reason=f"{type(error).__name__}: {error}")
 
 
 def png(figure: Figure) -> bytes:

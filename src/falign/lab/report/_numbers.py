@@ -17,7 +17,7 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def shown(value: float | int, digits: int = 4) -> str:
+def format_number(value: float | int, digits: int = 4) -> str:
     """A number in a few significant digits; whole numbers below a million keep all of theirs.
 
     Args:
@@ -52,7 +52,10 @@ def digits_of(check: Check) -> int:
     if not math.isfinite(check.measured):
         return _FEW
     for digits in range(_FEW, _MOST):
-        if all((shown(end, digits) == shown(check.measured, digits)) == (end == check.measured) for end in ends):
+        if all(
+            (format_number(end, digits) == format_number(check.measured, digits)) == (end == check.measured)
+            for end in ends
+        ):
             return digits
     return _MOST
 
@@ -60,7 +63,7 @@ def digits_of(check: Check) -> int:
 def interval(check: Check) -> str:
     """The interval of a check: "[0.58, 0.64]", "≥ 0.58", "≤ 0.64" or "any number"."""
     digits = digits_of(check)
-    low, high = shown(check.low, digits), shown(check.high, digits)
+    low, high = format_number(check.low, digits), format_number(check.high, digits)
     if math.isinf(check.low) and check.low < 0:
         return "any number" if check.high == math.inf else f"≤ {high}"
     return f"≥ {low}" if check.high == math.inf else f"[{low}, {high}]"

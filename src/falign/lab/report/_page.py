@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from falign.lab.experiment import Check
 from falign.lab.report._content import Report
-from falign.lab.report._figures import Drawn, variable
-from falign.lab.report._numbers import digits_of, duration, interval, shown
+from falign.lab.report._figures import RenderedFigure, variable
+from falign.lab.report._numbers import digits_of, duration, format_number, interval
 
 # A check as a small picture: where the number lies beside its interval.
 
@@ -23,7 +23,7 @@ _EDGE = 5.0
 
 
 @dataclass(frozen=True)
-class Track:
+class IntervalBar:
     """Positions in percent of the track's length.
 
     Args:
@@ -39,7 +39,7 @@ class Track:
     open: Literal["", "up", "down"]
 
 
-def tracks(checks: Sequence[Check]) -> list[Track | None]:
+def interval_bars(checks: Sequence[Check]) -> list[IntervalBar | None]:
     """Where the numbers of a claim lie beside their intervals.
 
     A closed interval takes the middle half of its track. An open one begins or ends at a third, and the farthest
@@ -53,20 +53,24 @@ def tracks(checks: Sequence[Check]) -> list[Track | None]:
     """
     off = [abs(check.measured - end) for check in checks if (end := _only_end(check)) is not None]
     farthest = max((distance for distance in off if math.isfinite(distance)), default=0.0) or 1.0
-    return [_track(check, farthest) for check in checks]
+    return [_interval_bar(check, farthest) for check in checks]
 
 
-def _track(check: Check, farthest: float) -> Track | None:
+def _interval_bar(check: Check, farthest: float) -> IntervalBar | None:
     low, high, measured = check.low, check.high, check.measured
     if not math.isfinite(measured) or not low < high:
         return None
     if (end := _only_end(check)) is not None:
         far = 50.0 * (measured - end) / farthest
         up = math.isfinite(low)
-        return Track(33.0, 100.0, _within(33.0 + far), "up") if up else Track(0.0, 67.0, _within(67.0 + far), "down")
+        return (
+            IntervalBar(33.0, 100.0, _within(33.0 + far), "up")
+            if up
+            else IntervalBar(0.0, 67.0, _within(67.0 + far), "down")
+        )
     if math.isinf(low):
         return None
-    return Track(25.0, 75.0, _within(25.0 + 50.0 * (measured - low) / (high - low)), "")
+    return IntervalBar(25.0, 75.0, _within(25.0 + 50.0 * (measured - low) / (high - low)), "")
 
 
 def _only_end(check: Check) -> float | None:
@@ -203,11 +207,11 @@ def _environment() -> Environment:
     )
     made.globals["style"] = Markup(_file("page.css"))
     made.globals["script"] = Markup(_file("page.js"))
-    made.globals["is_drawn"] = lambda figure: isinstance(figure, Drawn)
+    made.globals["is_drawn"] = lambda figure: isinstance(figure, RenderedFigure)
     made.filters.update(
-        shown=shown,
+        format_number=format_number,
         interval=interval,
-        tracks=tracks,
+        interval_bars=interval_bars,
         digits_of=digits_of,
         duration=duration,
         png=_png,
@@ -242,7 +246,7 @@ def _colours(report: Report) -> tuple[Markup, Markup]:
         for paper in report.papers
         for part in paper.experiments
         for figure in part.figures
-        if isinstance(figure, Drawn)
+        if isinstance(figure, RenderedFigure)
         for colour in figure.drawing.colours
     }
     light = {f"--{name}": pair[0] for name, pair in PALETTE.items()}

@@ -1,20 +1,18 @@
-"""How figures of papers are drawn: panels, colours of an ordered parameter, means with bands, laws, legends."""
+"""The house style of figures: panels and facets, colours of an ordered parameter, means with bands, laws, legends.
 
-import math
+matplotlib is imported by the functions that draw: who imports an experiment to run it does not wait for it.
+"""
+
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import polars as pl
-from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from falign.lab.report._numbers import power_of_ten, shown
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
 
 __all__ = [
     "AXIS",
@@ -34,8 +32,6 @@ __all__ = [
     "thinned",
 ]
 
-# The house style: inks, colours and the settings of matplotlib in which every picture is drawn.
-
 INK, AXIS, GRID = "#1c1f23", "#85898f", "#e4e5e3"
 """Text and laws; ticks and frames; grids."""
 COLOURS = ("#1f5fa8", "#c04a12", "#17795a", "#8a4a9c", "#8c6a00", "#5b6470")
@@ -43,14 +39,14 @@ COLOURS = ("#1f5fa8", "#c04a12", "#17795a", "#8a4a9c", "#8c6a00", "#5b6470")
 MARKERS = "osD^vP"
 """One a line, so that colour is not all that tells them apart."""
 
-HOUSE: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": AXIS,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -82,10 +78,9 @@ HOUSE: dict[Any, Any] = {
 """Settings of matplotlib in which the report draws every picture."""
 
 
-# Logarithmic axes, with numbers written without mathtext, which other fonts would pull apart.
-
-
-def logarithmic(axes: Axes, which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None) -> None:
+def logarithmic(
+    axes: "matplotlib.axes.Axes", which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None
+) -> None:
     """Scale axes by powers of ten.
 
     Args:
@@ -93,49 +88,21 @@ def logarithmic(axes: Axes, which: Literal["x", "y", "both"], ticks: Sequence[fl
         which: Which of its axes.
         ticks: Where to write numbers, such as the widths that were run; None is powers of ten.
     """
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    from falign.lab.report._ticks import Decades, Powers
+
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if which not in (name, "both"):
             continue
         axes.set(**{f"{name}scale": "log"})
         if ticks is None:
-            axis.set_major_locator(_Decades())
+            axis.set_major_locator(Decades())
         else:
             axis.set_ticks(list(ticks))
             axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(_Powers())
+        axis.set_major_formatter(Powers())
         axis.set_minor_formatter(NullFormatter())
-
-
-class _Decades(LogLocator):
-    """Powers of ten; where there are too few of them, also their double and fivefold."""
-
-    def __init__(self) -> None:
-        super().__init__(numticks=7)
-
-    def tick_values(self, vmin: Any, vmax: Any) -> Any:
-        """Where the ticks are."""
-        self.set_params(subs=(1.0, 2.0, 5.0) if vmin > 0 and max(vmin, vmax) < 50 * min(vmin, vmax) else (1.0,))
-        return super().tick_values(vmin, vmax)
-
-
-class _Powers(Formatter):
-    """Plain numbers where all ticks of an axis are handy, powers of ten where there are none else."""
-
-    def __call__(self, x: Any, pos: Any = None) -> str:
-        return shown(x, 3)
-
-    def format_ticks(self, values: Any) -> list[str]:
-        """The labels of all ticks together."""
-        ticks = [float(value) for value in values]
-        low, high = sorted(self.axis.get_view_interval())  # pyright: ignore
-        seen = [value for value in ticks if low <= value <= high]
-        if not all(_is_power(value) for value in ticks) or all(0.01 <= value <= 1000 for value in seen):
-            return [shown(value, 3) for value in ticks]
-        return ["1" if value == 1 else power_of_ten(round(math.log10(value))) for value in ticks]
-
-
-def _is_power(value: float) -> bool:
-    return value > 0 and math.isclose(value, 10 ** round(math.log10(value)))
 
 
 def panels(
@@ -148,7 +115,7 @@ def panels(
     share: Literal["none", "row", "all"] = "none",
     width: float | int = 9.0,
     height: float | int = 2.8,
-) -> tuple[Figure, list[Axes]]:
+) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
     """A figure of panels in the house style.
 
     Args:
@@ -164,7 +131,10 @@ def panels(
     Returns:
         The figure and its panels, row by row.
     """
-    with matplotlib.rc_context(HOUSE):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(RC_PARAMS):
         figure = Figure(figsize=(width, height * rows), layout="constrained")
         made = figure.subplots(rows, columns, sharey=share, squeeze=False)
     for panel, title in zip(made.flat, titles, strict=False):
@@ -179,7 +149,10 @@ def panels(
 
 def sequence(count: int) -> list[str]:
     """Colours of an ordered parameter, such as λ: from orange to indigo, each darker than the one before."""
-    shades = matplotlib.colormaps["plasma"]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    shades = colormaps["plasma"]
     return [to_hex(shades(0.62 - 0.57 * index / max(1, count - 1))) for index in range(count)]
 
 
@@ -189,7 +162,7 @@ def markers(count: int) -> list[str]:
 
 
 def band(
-    axes: Axes,
+    axes: "matplotlib.axes.Axes",
     x: ArrayLike,
     mean: ArrayLike,
     low: ArrayLike,
@@ -215,28 +188,30 @@ def band(
     axes.plot(x, mean, color=colour, label=label, marker=marker, linewidth=1.7, markersize=4.5)
 
 
-def law(axes: Axes, x: ArrayLike, y: ArrayLike, label: str) -> None:
+def law(axes: "matplotlib.axes.Axes", x: ArrayLike, y: ArrayLike, label: str) -> None:
     """What theory says, dashed and in ink."""
     axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2, label=label, zorder=3)
 
 
-def expected(axes: Axes, low: float | int, high: float | int, label: str) -> None:
+def expected(axes: "matplotlib.axes.Axes", low: float | int, high: float | int, label: str) -> None:
     """An interval in which values should lie, as a grey stripe."""
     axes.axhspan(low, high, color=AXIS, alpha=0.2, linewidth=0, label=label, zorder=0)
 
 
-def legend(figure: Figure, title: str = "", columns: int = 6) -> None:
+def legend(figure: "matplotlib.figure.Figure", title: str = "", columns: int = 6) -> None:
     """One legend under all panels, each label once, in the order in which the lines were drawn."""
-    found: dict[str, Any] = {}
+    from matplotlib import rc_context
+
+    handles: dict[str, Any] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    with matplotlib.rc_context(HOUSE):
+            handles.setdefault(label, handle)
+    with rc_context(RC_PARAMS):
         made = figure.legend(
-            list(found.values()),
-            list(found),
+            list(handles.values()),
+            list(handles),
             loc="outside lower center",
-            ncols=min(columns, max(1, len(found))),
+            ncols=min(columns, max(1, len(handles))),
             title=title or None,
         )
     made.get_title().set_color(INK)

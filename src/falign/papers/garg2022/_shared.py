@@ -11,7 +11,7 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.lab.data import DataError, load
-from falign.lab.experiment import Check, Outcome, Point, Reading, Setting, Task
+from falign.lab.experiment import Check, Evidence, Outcome, Point, Setting, Task
 from falign.lab.report.style import COLOURS, INK
 from falign.theory import factorisation
 from falign.theory.factorisation import State, Trajectory
@@ -134,10 +134,10 @@ def groups(table: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pl.Dat
         yield ", ".join(words), own
 
 
-def most(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Reading:
+def most(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Evidence:
     """The largest value of each group beside a limit."""
     rows = table.with_columns(value=value)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=f"{label}: most", measured=float(own["value"].to_numpy().max()), high=high)
             for label, own in groups(rows, by)

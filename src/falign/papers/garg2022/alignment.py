@@ -1,16 +1,19 @@
 """How forward and feedback matrices come closer, step by step: FA and FA*."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Scalar, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
 from falign.lab.experiment.statistics import final, mean, slope
 from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import drawn, groups, matrix, methods, most, outcomes, trained
 from falign.theory.two_layer import spaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of alignment, and how it is judged.
 
@@ -32,7 +35,7 @@ def _steps(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(*gains).filter(pl.col("step") < pl.col("steps"))
 
 
-def _closer(table: pl.DataFrame) -> Reading:
+def _closer(table: pl.DataFrame) -> Evidence:
     """What alignment and its cosine gain from start to end; at Z = 0 they are 0."""
     keys = [*_RUN, "seed"]
     finest = table.filter(pl.col("rate") == pl.col("rate").min()).sort("step")
@@ -50,19 +53,19 @@ def _closer(table: pl.DataFrame) -> Reading:
         checks.append(
             Check(label=f"{label}: least gain of tr(BZ)", measured=float(own["least"].to_numpy().min()), low=0.0)
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _monotone(table: pl.DataFrame) -> Reading:
+def _monotone(table: pl.DataFrame) -> Evidence:
     return most(_steps(table), -pl.col("alignment_gain"), _RUN, _TOLERANCE)
 
 
-def _exact_gain(table: pl.DataFrame) -> Reading:
+def _exact_gain(table: pl.DataFrame) -> Evidence:
     left = (pl.col("weighted_gain") - pl.col("rate") * pl.col("lyapunov")).abs()
     return most(_steps(table), left, _RUN, _ROUNDING)
 
 
-def _facilitates(table: pl.DataFrame) -> Reading:
+def _facilitates(table: pl.DataFrame) -> Evidence:
     """Least |BR|² so far, over ``(|W(0)| + |W(t)|) |BY|_*/(η(t + 1))``."""
     size = 1 + (1 + pl.col("gram_drift")).sqrt()
     bound = size * pl.col("nuclear") / (pl.col("rate") * pl.col("step"))
@@ -70,7 +73,7 @@ def _facilitates(table: pl.DataFrame) -> Reading:
     return most(table.with_columns(so_far=least).filter(pl.col("step") > 0), pl.col("so_far") / bound, _RUN, 1.0)
 
 
-def _drift(table: pl.DataFrame) -> Reading:
+def _drift(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=_RUN).with_columns(pl.col("rate").log(), drift=pl.col("gram_drift").log())
     kinds = list(groups(ends, ["data"]))
     checks = []
@@ -78,22 +81,22 @@ def _drift(table: pl.DataFrame) -> Reading:
         found = slope(own, "rate", "drift")
         width = 0.1 + found.half(len(kinds))
         checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=1 - width, high=1 + width))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _falls(table: pl.DataFrame) -> Reading:
+def _falls(table: pl.DataFrame) -> Evidence:
     begun = pl.col("lyapunov").first().over([*_RUN, "seed"], order_by="step")
     rows = _steps(table.with_columns(begun=begun))
     return most(rows, pl.col("lyapunov_gain") / pl.col("begun"), _RUN, 1e-12)
 
 
-def _wavers(table: pl.DataFrame) -> Reading:
+def _wavers(table: pl.DataFrame) -> Evidence:
     """Numbers of runs in which the error rises, and in which the cosine falls, in some step."""
     finest = _steps(table).filter(pl.col("rate") == pl.col("rate").min())
     runs = finest.group_by([*_KIND, "seed"]).agg(
         error=(pl.col("error_gain") > _VISIBLE).any(), cosine=(pl.col("cosine_gain") < -_VISIBLE).any()
     )
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=f"runs in which the {what}", measured=float(runs[name].to_numpy().sum()), low=1.0)
             for name, what in (("error", "error rises"), ("cosine", "cosine falls"))
@@ -106,74 +109,83 @@ CLAIMS = (
     Claim(
         name="matrices-come-closer",
         statement="The forward weight matrices and the random feedback matrices come closer during FA updates.",
-        place="Abstract; in what measure is not readable",
-        how="Cosine of Z and Bᵀ at the end less that at the start, 0 for Z = 0; and what tr(BZ) gains, least over the "
-        "draws. At the smallest η.",
-        because="Above 0 with 99 % confidence (Student's t over the draws, all together); tr(BZ) in every draw.",
+        reference="Abstract; in what measure is not readable",
+        method="Cosine of Z and Bᵀ at the end less that at the start, 0 for Z = 0; and what tr(BZ) gains, least over "
+        "the draws. At the smallest η.",
+        tolerance_reason="Above 0 with 99 % confidence (Student's t over the draws, all together); tr(BZ) in every "
+        "draw.",
         read=_closer,
     ),
     Claim(
         name="conserved",
         statement="FA conserves WWᵀ - BZ - (BZ)ᵀ but for η² Σ BR(BR)ᵀ: from zero BZ + (BZ)ᵀ = WWᵀ ⪰ 0 in the flow.",
-        place="Derived; it is what “rigorously derives this phenomenon” comes to here",
-        how="|C(t) - C(0) - η² Σ BR(BR)ᵀ| at every step; the most.",
-        because="At most 1e-10: rounding.",
+        origin="theory",
+        reference="Derived; it is what “rigorously derives this phenomenon” comes to here",
+        method="|C(t) - C(0) - η² Σ BR(BR)ᵀ| at every step; the most.",
+        tolerance_reason="At most 1e-10: rounding.",
         read=lambda table: most(table, pl.col("account"), _RUN, _ROUNDING),
         scope=_FA,
     ),
     Claim(
         name="feedback-error-falls",
         statement="From a zero start |BR|² never rises under FA, which makes it converge.",
-        place="Derived for the flow: V̇ = -2|BRWᵀ|² - |WᵀBR|² + tr(C BR(BR)ᵀ), C = 0",
-        how="Largest rise of |BR|² in a step, as a share of its start.",
-        because="At most 1e-12: rounding. Steps make C positive, of first order in η, which is not enough here.",
+        origin="theory",
+        reference="Derived for the flow: V̇ = -2|BRWᵀ|² - |WᵀBR|² + tr(C BR(BR)ᵀ), C = 0",
+        method="Largest rise of |BR|² in a step, as a share of its start.",
+        tolerance_reason="At most 1e-12: rounding. Steps make C positive, of first order in η, which is not enough "
+        "here.",
         read=_falls,
         scope=_FA & _ZERO,
     ),
     Claim(
         name="alignment-never-falls",
         statement="Under FA* from orthonormal rows of W alignment tr(BZ) never falls.",
-        place="Derived, for “rigorously derives this phenomenon” of the abstract: d tr(BZWWᵀ)/dt = |BR|², WWᵀ constant",
-        how="Largest fall of tr(BZ) in a step.",
-        because="At most 1e-8: in steps WWᵀ is constant up to first order in η only.",
+        origin="theory",
+        reference="Derived, for “rigorously derives this phenomenon” of the abstract: d tr(BZWWᵀ)/dt = |BR|², WWᵀ "
+        "constant",
+        method="Largest fall of tr(BZ) in a step.",
+        tolerance_reason="At most 1e-8: in steps WWᵀ is constant up to first order in η only.",
         read=_monotone,
         scope=_STAR,
     ),
     Claim(
         name="alignment-gains-what-is-fed-back",
         statement="Under FA* a step gains tr(BZWWᵀ) = tr(BYWᵀ) exactly η|BR|².",
-        place="Derived",
-        how="Largest difference of both over all steps.",
-        because="At most 1e-10: rounding.",
+        origin="theory",
+        reference="Derived",
+        method="Largest difference of both over all steps.",
+        tolerance_reason="At most 1e-10: rounding.",
         read=_exact_gain,
         scope=_STAR,
     ),
     Claim(
         name="alignment-facilitates-convergence",
         statement="That forward and feedback matrices come closer facilitates the convergence of FA*.",
-        place="Abstract; in this form derived: tr(BYWᵀ) grows by η|BR|² a step and is at most |W||BY|_*, so that "
+        reference="Abstract; in this form derived: tr(BYWᵀ) grows by η|BR|² a step and is at most |W||BY|_*, so that "
         "min |BR|² = O(1/t)",
-        how="min |BR|² of all steps so far over (|W(0)| + |W(t)|)|BY|_*/(ηt), |·|_* the sum of the singular values; "
+        method="min |BR|² of all steps so far over (|W(0)| + |W(t)|)|BY|_*/(ηt), |·|_* the sum of the singular values; "
         "the most over all steps.",
-        because="At most 1.",
+        tolerance_reason="At most 1.",
         read=_facilitates,
         scope=_STAR,
     ),
     Claim(
         name="gram-drift",
         statement="FA* conserves WWᵀ in the flow; steps make it drift to first order in η.",
-        place="Derived: a step adds η² BR(BR)ᵀ",
-        how="Slope of log |WWᵀ - I| at the end against log η for runs as long in η × steps; one a draw.",
-        because="1 ± 0.1. Half the 99 % interval over the draws (Student's t, all together) on top.",
+        origin="theory",
+        reference="Derived: a step adds η² BR(BR)ᵀ",
+        method="Slope of log |WWᵀ - I| at the end against log η for runs as long in η × steps; one a draw.",
+        tolerance_reason="1 ± 0.1. Half the 99 % interval over the draws (Student's t, all together) on top.",
         read=_drift,
         scope=_STAR,
     ),
     Claim(
         name="neither-error-nor-cosine-is-monotone",
         statement="Under FA* the error may rise and the cosine of Z and Bᵀ may fall: what never falls is tr(BZ) alone.",
-        place="Derived: no such law, and examples",
-        how=f"Runs in which a step raises |R|/|Y|, or lowers the cosine, by more than {_VISIBLE:g}; smallest η.",
-        because="At least one.",
+        origin="theory",
+        reference="Derived: no such law, and examples",
+        method=f"Runs in which a step raises |R|/|Y|, or lowers the cosine, by more than {_VISIBLE:g}; smallest η.",
+        tolerance_reason="At least one.",
         read=_wavers,
         scope=_STAR,
     ),
@@ -190,7 +202,7 @@ _DRAWN_METHODS = {
 }
 
 
-def alignment_by_time(data: pl.DataFrame) -> Figure:
+def alignment_by_time(data: pl.DataFrame) -> "Figure":
     """A row a matrix, a column a quantity."""
     sets = each_of(data, "data")
     titles = [f"{name}: {title}" if not column else title for name, _ in sets for column, title in _titles()]

@@ -1,20 +1,20 @@
 """Error against iteration where the inner dimension suffices: gradient descent, FA and FA*."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -24,6 +24,9 @@ from falign.lab.report.style import each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import begun, drawn, groups, matrix, methods, most, outcomes, trained
 from falign.theory import factorisation
 from falign.theory.two_layer import spaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of r ≥ rank(Y), and how it is judged.
 
@@ -35,7 +38,7 @@ _KIND = ["data", "method", "scale", "r"]
 _REACHED, _NEAR = 1e-6, 0.01
 
 
-def _ends(table: pl.DataFrame, high: float) -> Reading:
+def _ends(table: pl.DataFrame, high: float) -> Evidence:
     ends = final(table, by=_KIND)
     note = f"{table['seed'].n_unique()} draws a point, of all of them the median is {ends['error'].median():.1g}"
     return most(ends, pl.col("error"), _KIND, high, note)
@@ -47,7 +50,7 @@ def first_below(table: pl.DataFrame, error: float) -> pl.DataFrame:
     return table.group_by(keys).agg(step=pl.col("step").filter(pl.col("error") <= error).min()).sort(keys)
 
 
-def _slower(table: pl.DataFrame) -> Reading:
+def _slower(table: pl.DataFrame) -> Evidence:
     keys = ["data", "r", "seed"]
     steps = first_below(table, _NEAR)
     if steps["step"].has_nulls():
@@ -65,10 +68,10 @@ def _slower(table: pl.DataFrame) -> Reading:
                 low=found.above(len(kinds)),
             )
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _order(table: pl.DataFrame) -> Reading:
+def _order(table: pl.DataFrame) -> Evidence:
     """Slope of the logarithm of the largest gap to the flow against that of the step size."""
     keys = [*_KIND, "seed", "step"]
     flow = table.filter(pl.col("fine") == 0).select(*keys, limit="error")
@@ -81,7 +84,7 @@ def _order(table: pl.DataFrame) -> Reading:
         found = slope(own, "rate", "gap")
         width = 0.1 + found.half(len(kinds))
         checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=1 - width, high=1 + width))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 _HOW = "|ZW - Y|/|Y| at the end of a run; the most of all draws of B and of the start."
@@ -94,18 +97,20 @@ CLAIMS = (
     Claim(
         name="fa-reaches-the-optimum",
         statement="FA converges to the optimal solution when r ≥ rank(Y).",
-        place="Abstract. Its initialisation is not readable: taken is the zero start, from which this can be derived",
-        how=_HOW,
-        because=f"At most {_REACHED:g}, which stands for 0.",
+        reference="Abstract. Its initialisation is not readable: taken is the zero start, from which this can be "
+        "derived",
+        method=_HOW,
+        tolerance_reason=f"At most {_REACHED:g}, which stands for 0.",
         read=lambda table: _ends(table, _REACHED),
         scope=LONG & (_METHOD == "fa") & _ZERO,
     ),
     Claim(
         name="fa-reaches-it-from-random-starts",
         statement="FA converges to the optimal solution when r ≥ rank(Y), from a random start as well.",
-        place="Abstract, read for a start with small normal entries",
-        how=_HOW,
-        because=_SLOW + "What Z(0) has outside the columns of Y decays at the rate λ_min(WWᵀ) only, and a direction of "
+        reference="Abstract, read for a start with small normal entries",
+        method=_HOW,
+        tolerance_reason=_SLOW
+        + "What Z(0) has outside the columns of Y decays at the rate λ_min(WWᵀ) only, and a direction of "
         "W(0) against its feedback has to turn.",
         read=lambda table: _ends(table, _NEAR),
         scope=LONG & (_METHOD == "fa") & ~_ZERO,
@@ -114,40 +119,41 @@ CLAIMS = (
         name="fa-star-reaches-the-optimum",
         statement="FA* converges, which forward and feedback matrices coming closer makes easy; when r ≥ rank(Y), to "
         "the optimum.",
-        place="Abstract; that FA* has the best output layer for its hidden one is a choice",
-        how=_HOW,
-        because=_SLOW + "Its rate is set by the least singular value of BY.",
+        reference="Abstract; that FA* has the best output layer for its hidden one is a choice",
+        method=_HOW,
+        tolerance_reason=_SLOW + "Its rate is set by the least singular value of BY.",
         read=lambda table: _ends(table, _NEAR),
         scope=LONG & (_METHOD == "fa*"),
     ),
     Claim(
         name="gd-reaches-the-optimum",
         statement="Gradient descent solves the problem optimally: r ≥ rank(Y).",
-        place="Abstract",
-        how=_HOW,
-        because=_SLOW + "Where r > rank(Y), what the start has in the surplus directions decays slowly.",
+        reference="Abstract",
+        method=_HOW,
+        tolerance_reason=_SLOW + "Where r > rank(Y), what the start has in the surplus directions decays slowly.",
         read=lambda table: _ends(table, _NEAR),
         scope=LONG & (_METHOD == "gd"),
     ),
     Claim(
         name="slower-than-gradient-descent",
         statement="FA converges more slowly than gradient descent.",
-        place="As Bordelon and Pehlevan cite the paper; not in its abstract",
-        how=f"Recorded steps to an error of {_NEAR:g}|Y| over those of gradient descent, from the same random start at "
-        "the same η; logarithm of the ratio.",
-        because="Above 0 with 99 % confidence (Student's t over the draws, all together). The scale of B sets FA's "
-        "unit of time: N(0, 1/n) is a choice.",
+        reference="As Bordelon and Pehlevan cite the paper; not in its abstract",
+        method=f"Recorded steps to an error of {_NEAR:g}|Y| over those of gradient descent, from the same random start "
+        "at the same η; logarithm of the ratio.",
+        tolerance_reason="Above 0 with 99 % confidence (Student's t over the draws, all together). The scale of B sets "
+        "FA's unit of time: N(0, 1/n) is a choice.",
         read=_slower,
         scope=LONG & _METHOD.is_in(["fa", "gd"]) & ~_ZERO,
     ),
     Claim(
         name="steps-follow-the-flow",
         statement="In small steps all three methods follow their continuous forms, to first order in η.",
-        place="Derived",
-        how="Slope of the logarithm of the largest difference between the errors of steps and of gradient flow at the "
-        "same times, against log η; one a draw, η = 0.1 and 0.025.",
-        because="1 ± 0.1 for the next order, and half the 99 % interval over the draws (Student's t, all together) on "
-        "top.",
+        origin="theory",
+        reference="Derived",
+        method="Slope of the logarithm of the largest difference between the errors of steps and of gradient flow at "
+        "the same times, against log η; one a draw, η = 0.1 and 0.025.",
+        tolerance_reason="1 ± 0.1 for the next order, and half the 99 % interval over the draws (Student's t, all "
+        "together) on top.",
         read=_order,
         scope=~LONG,
     ),
@@ -160,7 +166,7 @@ _LEAST = 1e-16
 """Below it errors are rounding."""
 
 
-def errors_by_step(data: pl.DataFrame) -> Figure:
+def errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a matrix; above r = rank(Y), below more."""
     sets, surplus = each_of(data, "data"), ("r = rank(Y)", "r > rank(Y)")
     figure, axes = panels(

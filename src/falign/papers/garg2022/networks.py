@@ -1,19 +1,18 @@
 """The corollary: two-layer linear PyTorch networks on isotropic inputs are the factorisation."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import falign
 from falign.feedback import generator
 from falign.lab.data import load
-from falign.lab.experiment import Claim, Experiment, Outcome, Picture, Point, Reading, Scalar, Setting, Task
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
 from falign.lab.experiment.statistics import final
 from falign.lab.report.style import COLOURS, INK, each_of, law, legend, logarithmic, panels
 from falign.papers.garg2022._shared import matrix, most
@@ -21,6 +20,9 @@ from falign.theory import factorisation
 from falign.theory.factorisation import best_error, stationary_error
 from falign.theory.factorisation._network import from_network, isotropic
 from falign.theory.two_layer import spaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of two-layer linear networks, and how it is judged.
 
@@ -35,11 +37,11 @@ def _ends(table: pl.DataFrame) -> pl.DataFrame:
     return final(table, by=_KIND)
 
 
-def _reached(table: pl.DataFrame) -> Reading:
+def _reached(table: pl.DataFrame) -> Evidence:
     return most(_ends(table), pl.col("error"), _KIND, _REACHED)
 
 
-def _apart(table: pl.DataFrame, closed: str) -> Reading:
+def _apart(table: pl.DataFrame, closed: str) -> Evidence:
     return most(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
 
 
@@ -48,27 +50,28 @@ CLAIMS = (
         name="networks-reach-the-optimum",
         statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
         "when the hidden layer is as wide as the rank of what they learn.",
-        place="Abstract, corollary",
-        how="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
-        because=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run decides.",
+        reference="Abstract, corollary",
+        method="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
+        tolerance_reason=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run "
+        "decides.",
         read=_reached,
         scope=_FA & _ENOUGH,
     ),
     Claim(
         name="networks-end-above-the-optimum",
         statement="With a narrower hidden layer they end at Y(BY)⁺BY, above the optimum.",
-        place="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
-        how="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
-        because=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
+        reference="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
+        method="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
+        tolerance_reason=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
         read=lambda table: _apart(table, "stationary"),
         scope=_FA & ~_ENOUGH,
     ),
     Claim(
         name="backpropagation-reaches-the-best",
         statement="Backpropagation reaches the optimum of the hidden layer's rank.",
-        place="Abstract, “gradient descent solves this problem optimally”, and its corollary",
-        how="|W₂W₁ - Y| at the end over the least of that rank, less 1; the most of all networks.",
-        because=f"At most {_NEAR:g}, as for networks-end-above-the-optimum.",
+        reference="Abstract, “gradient descent solves this problem optimally”, and its corollary",
+        method="|W₂W₁ - Y| at the end over the least of that rank, less 1; the most of all networks.",
+        tolerance_reason=f"At most {_NEAR:g}, as for networks-end-above-the-optimum.",
         read=lambda table: _apart(table, "best"),
         scope=~_FA & ~_ENOUGH,
     ),
@@ -76,10 +79,11 @@ CLAIMS = (
         name="networks-are-the-factorisation",
         statement="On inputs that are isotropic on the training points each step of the network is a step of the "
         "factorisation, whitened images with their classes as labels included.",
-        place="Derived, for the corollary: only the covariances of inputs and labels enter a gradient",
-        how="Largest difference between the error |W₂W₁ - Y|/|Y| of the network and of the factorisation, over the "
+        origin="theory",
+        reference="Derived, for the corollary: only the covariances of inputs and labels enter a gradient",
+        method="Largest difference between the error |W₂W₁ - Y|/|Y| of the network and of the factorisation, over the "
         "whole training.",
-        because="At most 1e-10: rounding.",
+        tolerance_reason="At most 1e-10: rounding.",
         read=lambda table: most(table, (pl.col("error") - pl.col("predicted")).abs(), _KIND, 1e-10),
         scope=~_FRESH,
     ),
@@ -147,7 +151,7 @@ def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
 _METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
 
 
-def errors_by_step(data: pl.DataFrame) -> Figure:
+def errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
     sets = each_of(data, "inputs", ("isotropic", "fresh"))
     sets += [found for found in each_of(data, "inputs") if found[0] not in ("isotropic", "fresh")]

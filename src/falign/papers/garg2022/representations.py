@@ -1,19 +1,22 @@
 """Equal errors, representations that are almost orthogonal: ratio and overlap against m at fixed r."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task
 from falign.lab.experiment.statistics import mean, slope
 from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers.garg2022._shared import drawn, groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows, overlap, stationary_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of the representations that FA and gradient descent find, and how it is judged.
 
@@ -22,7 +25,7 @@ _EQUAL, _ORTHOGONAL = 1.05, 0.1
 _WITHIN = 0.01
 
 
-def _orthogonal(table: pl.DataFrame) -> Reading:
+def _orthogonal(table: pl.DataFrame) -> Evidence:
     widest = table.filter(pl.col("m") == pl.col("m").max())
     kinds = list(groups(widest, ["data", "m", "r"]))
     checks = []
@@ -31,21 +34,21 @@ def _orthogonal(table: pl.DataFrame) -> Reading:
             found = mean(own[name], of=f"{label}: {words}")
             half = found.half(2 * len(kinds))
             checks.append(Check(label=f"{label}: {words}", measured=found.value, high=high - half))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws")
 
 
-def _falls(table: pl.DataFrame) -> Reading:
+def _falls(table: pl.DataFrame) -> Evidence:
     found = slope(table.select("seed", pl.col("m").log(), pl.col("overlap").log()), "m", "overlap")
     width = 0.1 + found.half()
-    return Reading(checks=(Check(label="exponent of m", measured=found.value, low=-1 - width, high=-1 + width),))
+    return Evidence(checks=(Check(label="exponent of m", measured=found.value, low=-1 - width, high=-1 + width),))
 
 
-def _agree(table: pl.DataFrame) -> Reading:
+def _agree(table: pl.DataFrame) -> Evidence:
     """Most difference between trained and closed form, draw by draw."""
     keys = ["data", "m", "r", "seed"]
     closed, trained = (table.filter(own).select(*keys, "ratio", "overlap") for own in (_CLOSED, ~_CLOSED))
     both = trained.join(closed, on=keys, suffix="_closed")
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{label}: {name}, most",
@@ -63,29 +66,31 @@ CLAIMS = (
         name="almost-orthogonal",
         statement="The representations found by gradient descent and FA can be almost orthogonal even when their "
         "errors are approximately equal.",
-        place="Abstract; its matrices and its measure are not readable",
-        how="Mean ratio of the errors and mean overlap |P_FA P_GD|²/r of the row spaces of W, at the largest m; 1 is "
-        "the same representation, r/m what two at random have.",
-        because=f"At most {_EQUAL:g} and {_ORTHOGONAL:g}, by half the 99 % interval over the draws (Student's t, all "
-        "together).",
+        reference="Abstract; its matrices and its measure are not readable",
+        method="Mean ratio of the errors and mean overlap |P_FA P_GD|²/r of the row spaces of W, at the largest m; 1 "
+        "is the same representation, r/m what two at random have.",
+        tolerance_reason=f"At most {_EQUAL:g} and {_ORTHOGONAL:g}, by half the 99 % interval over the draws (Student's "
+        "t, all together).",
         read=_orthogonal,
         scope=_CLOSED,
     ),
     Claim(
         name="overlap-vanishes",
         statement="On a nearly flat spectrum the overlap is that of a random subspace: it vanishes as r/m.",
-        place="Derived: BY is nearly as random as B",
-        how="Slope of log overlap against log m, one a draw.",
-        because="-1 ± 0.1, and half the 99 % interval over the draws (Student's t) on top.",
+        origin="theory",
+        reference="Derived: BY is nearly as random as B",
+        method="Slope of log overlap against log m, one a draw.",
+        tolerance_reason="-1 ± 0.1, and half the 99 % interval over the draws (Student's t) on top.",
         read=_falls,
         scope=_CLOSED & (pl.col("data") == "flat"),
     ),
     Claim(
         name="trained-representations",
         statement="Trained networks have these errors and these representations.",
-        place="Derived",
-        how="Difference of ratio and overlap between training and closed form, draw by draw; the most.",
-        because=f"At most {_WITHIN:g}: gradient descent tells close singular values apart slowly.",
+        origin="theory",
+        reference="Derived",
+        method="Difference of ratio and overlap between training and closed form, draw by draw; the most.",
+        tolerance_reason=f"At most {_WITHIN:g}: gradient descent tells close singular values apart slowly.",
         read=_agree,
     ),
 )
@@ -94,7 +99,7 @@ CLAIMS = (
 # Picture of errors and overlap of representations against size.
 
 
-def ratio_and_overlap(data: pl.DataFrame) -> Figure:
+def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     """Ratio of errors on the left, overlap on the right."""
     figure, (left, right) = panels(
         2, titles=["FA's error / gradient descent's", "Overlap of representations"], xlabels=["size m"], height=3.4

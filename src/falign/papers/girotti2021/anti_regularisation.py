@@ -1,18 +1,21 @@
 """Implicit anti-regularisation: from an anti-aligned hidden weight a larger component is learned more slowly."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task
 from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import asymptotic_rate, critical_target, gradient_flow, learning_time, limit, modes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of implicit anti-regularisation, and how it is judged.
 
@@ -26,11 +29,11 @@ _SIDES = pl.col("target").is_in([0.19, 0.195])
 _TINY = float(np.finfo(float).tiny)
 
 
-def _falls(table: pl.DataFrame) -> Reading:
+def _falls(table: pl.DataFrame) -> Evidence:
     own = table.sort("target")
     steps = own["fitted"].diff().drop_nulls().to_numpy()
     times = own["learned"].diff().drop_nulls().to_numpy()
-    return Reading(
+    return Evidence(
         checks=(
             Check(label=f"least fall of the rate in {len(steps)} steps", measured=float(-steps.max()), low=_TINY),
             Check(label=f"least rise of the time in {len(times)} steps", measured=float(times.min()), low=_TINY),
@@ -38,30 +41,30 @@ def _falls(table: pl.DataFrame) -> Reading:
     )
 
 
-def _values(table: pl.DataFrame) -> Reading:
+def _values(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
         share = min(_RATES, key=lambda each: abs(row["target"] / CRITICAL - each))
         near = {"low": _RATES[share] - 5e-4, "high": _RATES[share] + 5e-4}
         checks.append(Check(label=f"λ = {share:g} λ_c: closed form", measured=row["rate"], **near))
         checks.append(Check(label="fitted over closed form", measured=row["fitted"] / row["rate"], low=0.99, high=1.01))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _sides(table: pl.DataFrame) -> Reading:
+def _sides(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
         sign = {"high": -_TINY} if row["target"] < CRITICAL else {"low": _TINY}
         checks.append(Check(label=f"λ = {row['target']:g}: θ_1 at the end", measured=row["hidden"], **sign))
-    return Reading(checks=tuple(checks), note=f"λ_c = {CRITICAL:.5f}")
+    return Evidence(checks=tuple(checks), note=f"λ_c = {CRITICAL:.5f}")
 
 
-def _vanishes(table: pl.DataFrame) -> Reading:
+def _vanishes(table: pl.DataFrame) -> Evidence:
     """ρ*² is a straight line in λ next to λ_c: where the one through the two largest components crosses zero."""
     near = table.sort("target").tail(2)
     (first, last), (low, high) = near["target"].to_list(), near["fitted"].pow(2).to_list()
     crossing = last + (last - first) * high / (low - high)
-    return Reading(checks=(Check(label="zero of ρ*²", measured=crossing, low=CRITICAL - 1e-3, high=CRITICAL + 1e-3),))
+    return Evidence(checks=(Check(label="zero of ρ*²", measured=crossing, low=CRITICAL - 1e-3, high=CRITICAL + 1e-3),))
 
 
 CLAIMS = (
@@ -69,18 +72,19 @@ CLAIMS = (
         name="slower-with-size",
         statement="Negligible components are learned before the principal ones: the larger the component below λ_c, "
         "the slower it is learned.",
-        place="Abstract: “implicit anti-regularization”; that θ_1 = -c, θ_2 = 0 shows it is derived",
-        how="Rate fitted to the flow, and time to 90 %, from each component below λ_c to the next.",
-        because="Every step has its sign.",
+        reference="Abstract: “implicit anti-regularization”; that θ_1 = -c, θ_2 = 0 shows it is derived",
+        method="Rate fitted to the flow, and time to 90 %, from each component below λ_c to the next.",
+        tolerance_reason="Every step has its sign.",
         read=_falls,
         scope=_BELOW,
     ),
     Claim(
         name="rates",
         statement="The rates are ρ* = mK + 3/2 θ_1*², at 0.2, 0.5, 0.9 and 0.99 λ_c: 0.880, 0.674, 0.279, 0.084.",
-        place="Derived",
-        how="The closed form; and the slope of ln|e| of the flow over it.",
-        because="Three digits; 1 ± 0.01 for the fit, to errors between 1e-4 and 1e-8 of the component.",
+        origin="theory",
+        reference="Derived",
+        method="The closed form; and the slope of ln|e| of the flow over it.",
+        tolerance_reason="Three digits; 1 ± 0.01 for the fit, to errors between 1e-4 and 1e-8 of the component.",
         read=_values,
         scope=_TABLE,
     ),
@@ -88,18 +92,20 @@ CLAIMS = (
         name="critical-size",
         statement="λ_c = c³/(3√3m) = 0.19245 parts them: for λ = 0.19 the hidden weight ends negative, for 0.195 "
         "positive.",
-        place="Derived",
-        how="θ_1 at the end of the flow.",
-        because="Its sign.",
+        origin="theory",
+        reference="Derived",
+        method="θ_1 at the end of the flow.",
+        tolerance_reason="Its sign.",
         read=_sides,
         scope=_SIDES,
     ),
     Claim(
         name="rate-vanishes",
         statement="The rate falls to zero at λ_c, as the square root of the distance.",
-        place="Derived: a stable and an unstable point meet",
-        how="Zero of the straight line through ρ*² of the two largest components below λ_c, fitted to the flow.",
-        because="λ_c ± 0.001, the next order.",
+        origin="theory",
+        reference="Derived: a stable and an unstable point meet",
+        method="Zero of the straight line through ρ*² of the two largest components below λ_c, fitted to the flow.",
+        tolerance_reason="λ_c ± 0.001, the next order.",
         read=_vanishes,
         scope=_BELOW,
     ),
@@ -109,7 +115,7 @@ CLAIMS = (
 # Picture of implicit anti-regularisation: rate, hidden weight and learning time against the component's size.
 
 
-def rates_and_limits(data: pl.DataFrame) -> Figure:
+def rates_and_limits(data: pl.DataFrame) -> "Figure":
     """Three panels over λ, those below λ_c in orange."""
     figure, (rate, hidden, time) = panels(
         3, titles=["Rate ρ*", "Hidden weight at the end", "Time to 90 %"], xlabels=["λ"], height=3.0
@@ -126,7 +132,7 @@ def rates_and_limits(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _critical(panel: Axes) -> None:
+def _critical(panel: "Axes") -> None:
     panel.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
     panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
 

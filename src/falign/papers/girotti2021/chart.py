@@ -1,15 +1,18 @@
 """The map of (K, λ): how long a component takes, and whether a larger one takes less time or more."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.figure import Figure
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.report.style import COLOURS, each_of, law, logarithmic, panels
 from falign.theory.deep_linear import critical_target, phase_diagram
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Picture of the maps: learning time over (K, λ), and how it changes with λ.
 
@@ -17,7 +20,7 @@ _BRANCHES = ("output", "aligned", "anti-aligned")
 _NAMES = {"output": "θ₁ = 0, θ₂ = K", "aligned": "θ₁ = √(-2K), θ₂ = 0", "anti-aligned": "θ₁ = -√(-2K), θ₂ = 0"}
 
 
-def maps(data: pl.DataFrame) -> Figure:
+def maps(data: pl.DataFrame) -> "Figure":
     """A column a branch of starts: time above, its slope in λ below."""
     figure, axes = panels(
         len(_BRANCHES),
@@ -96,8 +99,8 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("feedback") == 1).select("branch", "invariant", "target", "time", "slope")
 
 
-def _falls(table: pl.DataFrame) -> Reading:
-    return Reading(
+def _falls(table: pl.DataFrame) -> Evidence:
+    return Evidence(
         checks=tuple(
             Check(label=f"{branch}, m = {m:g}: share of {own.height} cells", measured=_share(own["slope"] < 0), low=1.0)
             for (branch, m), own in table.sort(_MAP).group_by(_MAP, maintain_order=True)
@@ -105,10 +108,10 @@ def _falls(table: pl.DataFrame) -> Reading:
     )
 
 
-def _turns(table: pl.DataFrame) -> Reading:
+def _turns(table: pl.DataFrame) -> Evidence:
     below = table.filter(pl.col("target") < pl.col("critical"))
     above = table.filter(pl.col("target") > _BOTTLENECK * pl.col("critical"))
-    return Reading(
+    return Evidence(
         checks=(
             Check(
                 label=f"rises for λ < λ_c: share of {below.height} cells", measured=_share(below["slope"] > 0), low=1.0
@@ -154,10 +157,10 @@ CHART = Experiment(
         Claim(
             name="chart-regularises",
             statement="Without a hidden weight against its feedback path the larger component is always learned first.",
-            place="Abstract: “initialization schemes where the components are approximately learned by decreasing "
+            reference="Abstract: “initialization schemes where the components are approximately learned by decreasing "
             "order”; which starts these are is derived",
-            how="Share of the cells of the map in which the learning time falls with λ, the start held.",
-            because="1: every cell.",
+            method="Share of the cells of the map in which the learning time falls with λ, the start held.",
+            tolerance_reason="1: every cell.",
             read=_falls,
             scope=pl.col("branch").is_in(["output", "aligned"]),
         ),
@@ -165,10 +168,10 @@ CHART = Experiment(
             name="chart-anti-regularises",
             statement="With a hidden weight against its feedback path the smaller component is learned first where λ < "
             "λ_c(K), the larger well above.",
-            place="Abstract: implicit anti-regularisation; the line λ_c(K) = (2/3)^(3/2) √m |K|^(3/2) is derived",
-            how="Share of the cells in which the learning time rises with λ, below the line, and falls, above twice "
+            reference="Abstract: implicit anti-regularisation; the line λ_c(K) = (2/3)^(3/2) √m |K|^(3/2) is derived",
+            method="Share of the cells in which the learning time rises with λ, below the line, and falls, above twice "
             "the line; between them is the bottleneck of the vanished fixed points.",
-            because="1: every cell.",
+            tolerance_reason="1: every cell.",
             read=_turns,
             scope=pl.col("branch") == "anti-aligned",
         ),

@@ -1,21 +1,21 @@
 """Convergence at a guaranteed rate, in continuous and in discrete time, tried on random starts at three depths."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.feedback import generator
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -34,6 +34,9 @@ from falign.theory.deep_linear import (
 )
 from falign.theory.deep_linear._theorems_modes import step_rates
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # What is stated of convergence, and how it is judged.
 
 _KIND = ["dynamics", "rule", "depth", "share"]
@@ -41,7 +44,7 @@ _POSITIVE = pl.col("start") == "positive"
 _FLOW = pl.col("dynamics") == "flow"
 
 
-def _held(table: pl.DataFrame) -> Reading:
+def _held(table: pl.DataFrame) -> Evidence:
     runs = table.unique([*_KIND, "start", "seed"], keep="first", maintain_order=True)
     checks = []
     for (dynamics, rule, depth, share), own in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
@@ -55,7 +58,7 @@ def _held(table: pl.DataFrame) -> Reading:
                 low=1.0,
             )
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 _ABSTRACT = (
@@ -67,29 +70,29 @@ CLAIMS = (
         name="guaranteed-flow",
         statement="In continuous time |e(t)| ≤ |e(0)| exp(-t ΠK_l) for every component all of whose invariants K_l are "
         "positive, at any depth.",
-        place=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
-        how="Share of random starts for which it holds at all times recorded.",
-        because="Every one.",
+        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
+        method="Share of random starts for which it holds at all times recorded.",
+        tolerance_reason="Every one.",
         read=_held,
         scope=_POSITIVE & _FLOW,
     ),
     Claim(
         name="guaranteed-steps",
         statement="In steps |e(t)| ≤ |e(0)| (1 - ηΠK_l)^t, with the invariants of the last step, at any depth.",
-        place=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
-        how="Share of random starts for which it holds at all steps, of those with ηρ̂ ≤ 1 along the path, ρ̂ the "
+        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
+        method="Share of random starts for which it holds at all steps, of those with ηρ̂ ≤ 1 along the path, ρ̂ the "
         "exact rate of a step.",
-        because="Every one.",
+        tolerance_reason="Every one.",
         read=_held,
         scope=_POSITIVE & ~_FLOW,
     ),
     Claim(
         name="converges-from-anywhere",
         statement="Components converge from any start, invariants of either sign, at any depth.",
-        place=_ABSTRACT + "in continuous time derived, in steps observed",
-        how="Share of random starts with at most a thousandth of the error left: in continuous time at the time "
+        reference=_ABSTRACT + "in continuous time derived, in steps observed",
+        method="Share of random starts with at most a thousandth of the error left: in continuous time at the time "
         "predicted for that, in 5000 steps of 0.99/ρ_max.",
-        because="Every one.",
+        tolerance_reason="Every one.",
         read=_held,
         scope=~_POSITIVE,
     ),
@@ -101,7 +104,7 @@ CLAIMS = (
 _DRAWN_KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
 
 
-def bounds(data: pl.DataFrame) -> Figure:
+def bounds(data: pl.DataFrame) -> "Figure":
     """A panel a rule and depth."""
     figure, axes = panels(
         len(_DRAWN_KINDS),

@@ -1,22 +1,21 @@
 """The time in which a component is learned against its size: power laws by depth, and what other starts do to them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -24,6 +23,10 @@ from falign.lab.experiment import (
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
 from falign.theory.deep_linear import critical_target, depth_slope, gradient_flow, learning_time
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of the time that a component takes, and how it is judged.
 
@@ -34,18 +37,18 @@ _FA = pl.col("rule") == "fa"
 _ZERO = _FA & (pl.col("scheme") == "zero")
 
 
-def _slopes(table: pl.DataFrame) -> Reading:
+def _slopes(table: pl.DataFrame) -> Evidence:
     checks = []
     for (depth,), own in table.sort("depth", "target").group_by(["depth"], maintain_order=True):
         found = float(np.polyfit(own["target"].log().to_numpy(), own["learned"].log().to_numpy(), 1)[0])
         law = depth_slope(int(str(depth)))
         checks.append(Check(label=f"{depth} layers: exponent of λ", measured=found, low=law - 1e-3, high=law + 1e-3))
-    return Reading(checks=tuple(checks), note=f"{table['target'].n_unique()} sizes from 0.01 to 30")
+    return Evidence(checks=tuple(checks), note=f"{table['target'].n_unique()} sizes from 0.01 to 30")
 
 
-def _constant(table: pl.DataFrame) -> Reading:
+def _constant(table: pl.DataFrame) -> Evidence:
     scaled = (table["learned"] * table["target"] ** (2 / 3)).to_numpy()
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=label, measured=float(value), low=CONSTANT - 1e-3, high=CONSTANT + 1e-3)
             for label, value in (("least", scaled.min()), ("most", scaled.max()))
@@ -60,24 +63,24 @@ def _small(table: pl.DataFrame, most: float) -> pl.DataFrame:
     return small
 
 
-def _simultaneous(table: pl.DataFrame) -> Reading:
+def _simultaneous(table: pl.DataFrame) -> Evidence:
     own = _small(table, 0.1)
     found = float(own["learned"].to_numpy().max() / own["learned"].to_numpy().min())
-    return Reading(checks=(Check(label="longest over shortest time", measured=found, high=1.02),))
+    return Evidence(checks=(Check(label="longest over shortest time", measured=found, high=1.02),))
 
 
-def _logarithmic(table: pl.DataFrame) -> Reading:
+def _logarithmic(table: pl.DataFrame) -> Evidence:
     own = _small(table, 0.1)
     found = float(np.polyfit(-own["target"].log().to_numpy(), own["learned"].to_numpy(), 1)[0])
-    return Reading(checks=(Check(label="time per unit of ln 1/λ", measured=found, low=1.4, high=1.6),))
+    return Evidence(checks=(Check(label="time per unit of ln 1/λ", measured=found, low=1.4, high=1.6),))
 
 
-def _turns(table: pl.DataFrame) -> Reading:
+def _turns(table: pl.DataFrame) -> Evidence:
     """Steps of the logarithm of the time between neighbouring sizes, below λ_c and above twice λ_c."""
     below = _small(table, _BELOW)["learned"].log().diff().drop_nulls().to_numpy()
     above = table.filter(pl.col("target") > 2 * _BELOW).sort("target")["learned"].log().diff().drop_nulls().to_numpy()
     tiny = float(np.finfo(float).tiny)
-    return Reading(
+    return Evidence(
         checks=(
             Check(label=f"least rise of {len(below)}, λ < λ_c", measured=float(below.min()), low=tiny),
             Check(label=f"least fall of {len(above)}, λ > 2λ_c", measured=float(-above.max()), low=tiny),
@@ -85,9 +88,9 @@ def _turns(table: pl.DataFrame) -> Reading:
     )
 
 
-def _exact(table: pl.DataFrame) -> Reading:
+def _exact(table: pl.DataFrame) -> Evidence:
     far = table.with_columns(far=(pl.col("learned") / pl.col("predicted") - 1).abs().fill_null(1.0))
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{rule}, {depth} layers, {scheme}: farthest of {own.height}",
@@ -101,11 +104,11 @@ def _exact(table: pl.DataFrame) -> Reading:
     )
 
 
-def _gradient(table: pl.DataFrame) -> Reading:
+def _gradient(table: pl.DataFrame) -> Evidence:
     """Slope of log time on log λ of gradient descent, where the start is small beside the component."""
     own = table.filter(pl.col("target") >= 0.1).sort("target")
     found = float(np.polyfit(own["target"].log().to_numpy(), own["learned"].log().to_numpy(), 1)[0])
-    return Reading(checks=(Check(label="exponent of λ", measured=found, high=-0.75),))
+    return Evidence(checks=(Check(label="exponent of λ", measured=found, high=-0.75),))
 
 
 CLAIMS = (
@@ -113,64 +116,69 @@ CLAIMS = (
         name="power-law",
         statement="From zero weights the time falls with the size of the component as a power, λ^(-(2^L-2)/(2^L-1)): "
         "-2/3, -6/7, -14/15 for two, three and four layers.",
-        place="Abstract: “approximately learned by decreasing order of importance”; the law is derived",
-        how="Slope of the logarithm of the time to 90 %, read off the flow, against log λ.",
-        because="The law ± 0.001.",
+        reference="Abstract: “approximately learned by decreasing order of importance”; the law is derived",
+        method="Slope of the logarithm of the time to 90 %, read off the flow, against log λ.",
+        tolerance_reason="The law ± 0.001.",
         read=_slopes,
         scope=_ZERO,
     ),
     Claim(
         name="constant",
         statement="Of two layers from zero weights the time to 90 % is 2.0107 (mλ)^(-2/3).",
-        place="Derived: closed form",
-        how="Time × λ^(2/3), least and most of all sizes.",
-        because="± 0.001.",
+        origin="theory",
+        reference="Derived: closed form",
+        method="Time × λ^(2/3), least and most of all sizes.",
+        tolerance_reason="± 0.001.",
         read=_constant,
         scope=_ZERO & (pl.col("depth") == 2),
     ),
     Claim(
         name="times-exact",
         statement="The times are those of the closed form and the quadrature, from every start and at every depth.",
-        place="Derived",
-        how="Time read off the flow over the predicted one; the farthest from 1. A time that is not reached counts as "
-        "1.",
-        because="0.001: the records lie so close that a straight line between two is right to that.",
+        origin="theory",
+        reference="Derived",
+        method="Time read off the flow over the predicted one; the farthest from 1. A time that is not reached counts "
+        "as 1.",
+        tolerance_reason="0.001: the records lie so close that a straight line between two is right to that.",
         read=_exact,
     ),
     Claim(
         name="turns-at-the-critical-size",
         statement="From the anti-aligned start the time rises with the component's size below λ_c and falls above.",
-        place="Abstract: negligible components before the principal ones; λ_c = c³/(3√3m) is derived",
-        how="Steps of the logarithm of the time between neighbouring sizes. Between λ_c and 2λ_c the bottleneck of the "
-        "vanished fixed points is left out.",
-        because="Every step has its sign.",
+        reference="Abstract: negligible components before the principal ones; λ_c = c³/(3√3m) is derived",
+        method="Steps of the logarithm of the time between neighbouring sizes. Between λ_c and 2λ_c the bottleneck of "
+        "the vanished fixed points is left out.",
+        tolerance_reason="Every step has its sign.",
         read=_turns,
         scope=_FA & (pl.col("scheme") == "anti-aligned"),
     ),
     Claim(
         name="simultaneous",
         statement="From a large output weight along its feedback, small components take the same time.",
-        place="Derived: neutral",
-        how="Longest over shortest time of the components up to 0.1, K = 1.",
-        because="At most 1.02, the next order in λ.",
+        origin="theory",
+        reference="Derived: neutral",
+        method="Longest over shortest time of the components up to 0.1, K = 1.",
+        tolerance_reason="At most 1.02, the next order in λ.",
         read=_simultaneous,
         scope=_FA & (pl.col("scheme") == "positive"),
     ),
     Claim(
         name="logarithmic",
         statement="From an output weight against its feedback the time rises with 3/2 ln(1/λ)/(m|K|) as λ falls.",
-        place="Derived",
-        how="Slope of the time against ln(1/λ) of the components up to 0.1, K = -1.",
-        because="1.5 ± 0.1, the next order in λ.",
+        origin="theory",
+        reference="Derived",
+        method="Slope of the time against ln(1/λ) of the components up to 0.1, K = -1.",
+        tolerance_reason="1.5 ± 0.1, the next order in λ.",
         read=_logarithmic,
         scope=_FA & (pl.col("scheme") == "negative"),
     ),
     Claim(
         name="gradient-parts-more",
         statement="Gradient descent parts the components more than feedback alignment of two layers does.",
-        place="Derived: ln(1/ε)/λ against λ^(-2/3)",
-        how="Slope of the logarithm of the time against log λ, from small weights, for components of 0.1 and more.",
-        because="Below -0.75: -1 but for the logarithm, where feedback alignment has -2/3.",
+        origin="theory",
+        reference="Derived: ln(1/ε)/λ against λ^(-2/3)",
+        method="Slope of the logarithm of the time against log λ, from small weights, for components of 0.1 and more.",
+        tolerance_reason="Below -0.75: -1 but for the logarithm, where feedback alignment has -2/3.",
         read=_gradient,
         scope=pl.col("rule") == "bp",
     ),
@@ -182,7 +190,7 @@ CLAIMS = (
 _SCHEMES = ("zero", "positive", "negative", "aligned", "anti-aligned")
 
 
-def times_by_size(data: pl.DataFrame) -> Figure:
+def times_by_size(data: pl.DataFrame) -> "Figure":
     """Zero start by depth on the left, starts of two layers and gradient descent on the right."""
     figure, (left, right) = panels(
         2,
@@ -210,7 +218,7 @@ def times_by_size(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _times(panel: Axes, own: pl.DataFrame, colour: str, marker: str, label: str) -> None:
+def _times(panel: "Axes", own: pl.DataFrame, colour: str, marker: str, label: str) -> None:
     line = own.sort("target")
     panel.plot(line["target"], line["predicted"], color=colour, linewidth=1.2)
     panel.plot(

@@ -1,24 +1,23 @@
 """The order of learning in PyTorch networks that falign trains, from starts that differ and nothing else."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.lab.data import load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -37,6 +36,10 @@ from falign.papers.girotti2021._linear_networks import (
 )
 from falign.papers.girotti2021._modes import TOLERANCE, crossing, orders
 from falign.theory.deep_linear import depth_slope, limit, matrix_gradient_descent, modes, network
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # How what is stated of the order of learning in networks is read off its runs.
 
@@ -67,7 +70,7 @@ def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(_named(values), own) for values, own in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
 
 
-def decreasing(table: pl.DataFrame, sign: int) -> Reading:
+def decreasing(table: pl.DataFrame, sign: int) -> Evidence:
     """Mean share of the pairs in order, above most for sign 1, below what is left for sign -1."""
     kinds, checks = _kinds(_orders(table)), []
     for label, own in kinds:
@@ -76,10 +79,10 @@ def decreasing(table: pl.DataFrame, sign: int) -> Reading:
         far = max(MOSTLY, 0.5 + half)
         end = {"low": far} if sign > 0 else {"high": 1 - far}
         checks.append(Check(label=label, measured=found.value, **end))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a kind")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a kind")
 
 
-def differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Reading:
+def differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Evidence:
     """Shares of the pairs in order, at one point of an axis less at another, paired by seed."""
     groups = list(_orders(table).group_by(["dataset", "task"], maintain_order=True))
     checks = []
@@ -88,10 +91,10 @@ def differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Reading:
         checks.append(
             Check(label=f"{dataset}, {task}: {high} less {low}", measured=found.value, low=found.above(len(groups)))
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def slopes(table: pl.DataFrame) -> Reading:
+def slopes(table: pl.DataFrame) -> Evidence:
     """Mean exponent of the time in λ over the seeds, beside that of the depth."""
     logs = modes_of(table).with_columns(pl.col("component").log(), pl.col("learned").log())
     kinds, checks = _kinds(logs), []
@@ -99,10 +102,10 @@ def slopes(table: pl.DataFrame) -> Reading:
         found = slope(own, "component", "learned")
         law, name = depth_slope(int(own["depth"][0])), f"{label}: exponent (standard error {found.error:.2g})"
         checks.append(Check(label=name, measured=found.value, low=law - 0.1, high=law + 0.1))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def gradient_slopes(table: pl.DataFrame) -> Reading:
+def gradient_slopes(table: pl.DataFrame) -> Evidence:
     """Differences of the slopes of log time on log λ, paired by seed."""
     keys = ["dataset", "task", "rule", "seed"]
     rows = [
@@ -116,7 +119,7 @@ def gradient_slopes(table: pl.DataFrame) -> Reading:
         checks.append(
             Check(label=f"{dataset}, {task}: bp less fa", measured=found.value, high=-found.above(len(groups)))
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _log_slope(own: pl.DataFrame) -> float:
@@ -124,7 +127,7 @@ def _log_slope(own: pl.DataFrame) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def waits(table: pl.DataFrame) -> Reading:
+def waits(table: pl.DataFrame) -> Evidence:
     """Mean over the components of the part of its time in which a component has not begun, by seed."""
     keys = ["dataset", "task", "rule", "seed"]
     runs = modes_of(table).group_by(keys).agg(wait=(pl.col("begun") / pl.col("learned")).mean()).sort(keys)
@@ -133,10 +136,10 @@ def waits(table: pl.DataFrame) -> Reading:
     for (dataset, task), own in groups:
         found = paired(own, "wait", axis="rule", low="fa", high="bp", by=["dataset", "task"])
         checks.append(Check(label=f"{dataset}, {task}: bp less fa", measured=found.value, low=found.above(len(groups))))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def leaves(table: pl.DataFrame) -> Reading:
+def leaves(table: pl.DataFrame) -> Evidence:
     """Rate at which the weights on unused inputs grow, fitted between rounding and the size at which others notice."""
     checks = []
     for label, own in _kinds(table.filter((pl.col("mode") == 0) & pl.col("outside").is_not_null())):
@@ -146,7 +149,7 @@ def leaves(table: pl.DataFrame) -> Reading:
             checks.append(Check(label=f"{label}: {kind}", measured=value / predicted, low=0.95, high=1.05))
     if not checks:
         raise Missing("every input direction is used by a component")
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _log_growth(run: pl.DataFrame) -> float:
@@ -160,9 +163,9 @@ def _growth(rate: float) -> float:
     return float(np.log1p(-rate * rest) / rate)
 
 
-def same(table: pl.DataFrame) -> Reading:
+def same(table: pl.DataFrame) -> Evidence:
     """Most difference between PyTorch's product of weights and the matrix dynamics' own."""
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{label}: most of {own['seed'].n_unique()}",
@@ -174,7 +177,7 @@ def same(table: pl.DataFrame) -> Reading:
     )
 
 
-def exactly(table: pl.DataFrame) -> Reading:
+def exactly(table: pl.DataFrame) -> Evidence:
     """Least and most share of the pairs in order, 1 from zero and 0 from anti-aligned weights."""
     checks = []
     for label, own in _kinds(_orders(table)):
@@ -182,7 +185,7 @@ def exactly(table: pl.DataFrame) -> Reading:
         found = own["in_order"].to_numpy()
         for kind, value in (("least", found.min()), ("most", found.max())):
             checks.append(Check(label=f"{label}: {kind}", measured=float(value), low=wanted, high=wanted))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 # What is stated of the order of learning in networks.
@@ -196,9 +199,9 @@ CLAIMS = (
     Claim(
         name="networks-regularise",
         statement="Trained from small weights, networks learn the components approximately in decreasing order.",
-        place="Abstract; that random weights and feedback do it, at depth 3 and for dfa too, is tried here",
-        how=_PAIRS,
-        because=f"At least {MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
+        reference="Abstract; that random weights and feedback do it, at depth 3 and for dfa too, is tried here",
+        method=_PAIRS,
+        tolerance_reason=f"At least {MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
         "neighbours of nearly the same size may change places, as random feedback carries them unequally.",
         read=lambda table: decreasing(table, 1),
         scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
@@ -207,27 +210,29 @@ CLAIMS = (
         name="networks-anti-regularise",
         statement="Trained from hidden weights against their feedback path, networks learn negligible components "
         "before principal ones.",
-        place="Abstract; that this is such a start is derived, and tried on random feedback here",
-        how=_PAIRS,
-        because=f"At most {1 - MOSTLY:.2g}, and below ½ by {_STUDENT}.",
+        reference="Abstract; that this is such a start is derived, and tried on random feedback here",
+        method=_PAIRS,
+        tolerance_reason=f"At most {1 - MOSTLY:.2g}, and below ½ by {_STUDENT}.",
         read=lambda table: decreasing(table, -1),
         scope=_FEEDBACK & _RANDOM & _AGAINST,
     ),
     Claim(
         name="networks-only-the-start-differs",
         statement="Which of the two it is depends on the initial weights alone.",
-        place="Abstract: “certain specific initializations imply …”, “we also provide initialization schemes where …”",
-        how="Difference of the shares between both starts, paired by seed: the same data, feedback and steps.",
-        because="Above 0 by " + _STUDENT + ".",
+        reference="Abstract: “certain specific initializations imply …”, “we also provide initialization schemes where "
+        "…”",
+        method="Difference of the shares between both starts, paired by seed: the same data, feedback and steps.",
+        tolerance_reason="Above 0 by " + _STUDENT + ".",
         read=lambda table: differs(table, "scheme", "anti-aligned", "small"),
         scope=(pl.col("rule") == "fa") & (pl.col("depth") == 2) & _RANDOM,
     ),
     Claim(
         name="networks-spectral",
         statement="With orthogonal feedback and zero or anti-aligned weights the order has no exception.",
-        place="Derived: the components are uncoupled",
-        how="Share of the pairs in order, least and most of the seeds.",
-        because="1 from zero, 0 from anti-aligned weights.",
+        origin="theory",
+        reference="Derived: the components are uncoupled",
+        method="Share of the pairs in order, least and most of the seeds.",
+        tolerance_reason="1 from zero, 0 from anti-aligned weights.",
         read=exactly,
         scope=pl.col("basis") == "spectral",
     ),
@@ -235,39 +240,43 @@ CLAIMS = (
         name="networks-power-law",
         statement="The times follow the powers of the spectral theory without its assumption: -2/3 of two layers, -6/7 "
         "of three.",
-        place="Derived for uncoupled components; tried on random weights and feedback here",
-        how="Slope of the logarithm of the time against log λ over the components, one a seed; their mean.",
-        because="± 0.1, for the coupling of the components by random feedback and for the size of the steps.",
+        origin="theory",
+        reference="Derived for uncoupled components; tried on random weights and feedback here",
+        method="Slope of the logarithm of the time against log λ over the components, one a seed; their mean.",
+        tolerance_reason="± 0.1, for the coupling of the components by random feedback and for the size of the steps.",
         read=slopes,
         scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
     ),
     Claim(
         name="networks-gradient-parts-more",
         statement="Gradient descent parts the components more than feedback alignment does.",
-        place="Derived: ln(1/ε)/λ against λ^(-2/3)",
-        how="Difference of the slopes of the logarithm of the time against log λ, two layers, paired by seed: the same "
-        "small weights.",
-        because="Below 0 by " + _STUDENT + ".",
+        origin="theory",
+        reference="Derived: ln(1/ε)/λ against λ^(-2/3)",
+        method="Difference of the slopes of the logarithm of the time against log λ, two layers, paired by seed: the "
+        "same small weights.",
+        tolerance_reason="Below 0 by " + _STUDENT + ".",
         read=gradient_slopes,
         scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
     ),
     Claim(
         name="networks-gradient",
         statement="Gradient descent from the same start is not anti-regularised.",
-        place="Derived: its error returns by the weights, which cannot be against themselves",
-        how="Difference of the shares between gradient descent and feedback alignment, paired by seed: the same "
+        origin="theory",
+        reference="Derived: its error returns by the weights, which cannot be against themselves",
+        method="Difference of the shares between gradient descent and feedback alignment, paired by seed: the same "
         "weights.",
-        because="Above 0 by " + _STUDENT + ".",
+        tolerance_reason="Above 0 by " + _STUDENT + ".",
         read=lambda table: differs(table, "rule", "fa", "bp"),
         scope=_RANDOM & _AGAINST,
     ),
     Claim(
         name="networks-no-staircase",
         statement="Gradient descent waits at a plateau before it learns a component, feedback alignment does not.",
-        place="Derived",
-        how="Time of the first 10 % of a component over that of 90 %, mean over the components; the difference, paired "
-        "by seed: the same small weights.",
-        because="Above 0 by " + _STUDENT + ".",
+        origin="theory",
+        reference="Derived",
+        method="Time of the first 10 % of a component over that of 90 %, mean over the components; the difference, "
+        "paired by seed: the same small weights.",
+        tolerance_reason="Above 0 by " + _STUDENT + ".",
         read=waits,
         scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
     ),
@@ -275,21 +284,23 @@ CLAIMS = (
         name="networks-rest-unstable",
         statement="Where an input direction is used by no component, the rest against the feedback does not last: what "
         "the weights have on that direction grows at the rate m|θ_2*|.",
-        place="Derived: e_ij' = -(mθ_2i + θ_1j²) e_ij next to a rest, and θ_1j = 0 there. Of single components the "
+        origin="theory",
+        reference="Derived: e_ij' = -(mθ_2i + θ_1j²) e_ij next to a rest, and θ_1j = 0 there. Of single components the "
         "rest is stable",
-        how="Slope of the logarithm of the largest |u_iᵀ W_2W_1 v| on unused directions v over time, from the exact "
+        method="Slope of the logarithm of the largest |u_iᵀ W_2W_1 v| on unused directions v over time, from the exact "
         "spectral start, where it grows out of rounding; over m|θ_2*| of the largest component.",
-        because="1 ± 0.05: other components grow beside it.",
+        tolerance_reason="1 ± 0.05: other components grow beside it.",
         read=leaves,
         scope=_FEEDBACK & _AGAINST & (pl.col("basis") == "spectral") & (pl.col("task") != "pixels"),
     ),
     Claim(
         name="networks-exact",
         statement="What falign trains is the dynamics that the theory is about.",
-        place="Derived",
-        how="Difference of the learned shares between the PyTorch network and the matrix dynamics on compressed data, "
-        "the most of all components over the first 100 steps.",
-        because="At most 1e-9: rounding.",
+        origin="theory",
+        reference="Derived",
+        method="Difference of the learned shares between the PyTorch network and the matrix dynamics on compressed "
+        "data, the most of all components over the first 100 steps.",
+        tolerance_reason="At most 1e-9: rounding.",
         read=same,
     ),
 )
@@ -323,7 +334,7 @@ def _of(data: pl.DataFrame, kind: tuple[str, int, str, str]) -> pl.DataFrame:
     )
 
 
-def courses(data: pl.DataFrame) -> Figure:
+def courses(data: pl.DataFrame) -> "Figure":
     """A column a rule and start, a row a problem; the larger the component, the darker."""
     problems = _problems(data)
     figure, axes = panels(
@@ -357,7 +368,7 @@ def courses(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def components(data: pl.DataFrame) -> Figure:
+def components(data: pl.DataFrame) -> "Figure":
     """A column a problem, a line a rule and start."""
     problems = _problems(data)
     figure, axes = panels(
@@ -387,7 +398,9 @@ def components(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _draw_points(panel: Axes, own: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False) -> None:
+def _draw_points(
+    panel: "Axes", own: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False
+) -> None:
     panel.plot(
         own["component"],
         own["learned"],

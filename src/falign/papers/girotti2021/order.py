@@ -1,18 +1,18 @@
 """The order in which components are learned, from six named starts, by feedback alignment and gradient descent."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
-from matplotlib.figure import Figure
 
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -21,6 +21,9 @@ from falign.lab.experiment import (
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, logarithmic_times, orders, paced
 from falign.theory.deep_linear import critical_target, gradient_flow, learning_time
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of the order of learning, and how it is judged.
 
@@ -43,9 +46,9 @@ def _label(values: Sequence[object]) -> str:
     return f"{rule}, {depth} layers, {scheme}"
 
 
-def _ordered(table: pl.DataFrame, low: float, high: float) -> Reading:
+def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
     found = orders(ends(table), by=_KIND)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{_label((row['rule'], row['depth'], row['scheme']))}: of {row['components']} components",
@@ -58,18 +61,18 @@ def _ordered(table: pl.DataFrame, low: float, high: float) -> Reading:
     )
 
 
-def _both(table: pl.DataFrame) -> Reading:
+def _both(table: pl.DataFrame) -> Evidence:
     zero, against = (
         float(orders(ends(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
         for name in ("zero", "anti-aligned")
     )
-    return Reading(checks=(Check(label="zero less anti-aligned", measured=zero - against, low=1.0),))
+    return Evidence(checks=(Check(label="zero less anti-aligned", measured=zero - against, low=1.0),))
 
 
-def _simultaneous(table: pl.DataFrame) -> Reading:
+def _simultaneous(table: pl.DataFrame) -> Evidence:
     """Learning times of components well below K^(3/2), relative to ln 10/(mK)."""
     small = ends(table).filter(pl.col("target") <= 0.1)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=f"λ = {row['target']:g}", measured=row["learned"] / _TEN, low=0.98, high=1.02)
             for row in small.sort("target").to_dicts()
@@ -81,14 +84,14 @@ _TEN = 2.302585092994046
 """ln 10."""
 
 
-def _no_staircase(table: pl.DataFrame) -> Reading:
+def _no_staircase(table: pl.DataFrame) -> Evidence:
     """Of all the time that a component takes, the part before its first tenth is there."""
     waits = ends(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
     checks = []
     for row in waits.sort("rule", "target", descending=[True, False]).to_dicts():
         own = {"high": 0.35} if row["rule"] == "fa" else {"low": 0.5}
         checks.append(Check(label=f"{row['rule']}, λ = {row['target']:g}", measured=row["wait"], **own))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 _PAIRS = (
@@ -100,10 +103,10 @@ CLAIMS = (
         name="regularises",
         statement="From some starts the components are learned approximately in decreasing order of importance: "
         "implicit regularisation.",
-        place="Abstract; that zero and small weights are such a start, at any depth, is derived",
-        how=_PAIRS,
-        because="1: every pair. “Approximately” is the power law of the times, which parts components less sharply "
-        "than gradient descent does: no-staircase.",
+        reference="Abstract; that zero and small weights are such a start, at any depth, is derived",
+        method=_PAIRS,
+        tolerance_reason="1: every pair. “Approximately” is the power law of the times, which parts components less "
+        "sharply than gradient descent does: no-staircase.",
         read=lambda table: _ordered(table, 1.0, 1.0),
         scope=_FEEDBACK & pl.col("scheme").is_in(["zero", "small"]),
     ),
@@ -111,20 +114,21 @@ CLAIMS = (
         name="anti-regularises",
         statement="From certain specific starts negligible components are learned before the principal ones: implicit "
         "anti-regularisation.",
-        place="Abstract; that the hidden weight anti-aligned with its feedback is such a start, for λ < λ_c, is "
+        reference="Abstract; that the hidden weight anti-aligned with its feedback is such a start, for λ < λ_c, is "
         "derived",
-        how=_PAIRS + " Of components below λ_c = 0.192.",
-        because="0: no pair.",
+        method=_PAIRS + " Of components below λ_c = 0.192.",
+        tolerance_reason="0: no pair.",
         read=lambda table: _ordered(table, 0.0, 0.0),
         scope=_AGAINST,
     ),
     Claim(
         name="only-the-start-differs",
         statement="Which of the two it is depends on the initialisation alone.",
-        place="Abstract: “certain specific initializations imply …”, “we also provide initialization schemes where …”",
-        how=_PAIRS
+        reference="Abstract: “certain specific initializations imply …”, “we also provide initialization schemes where "
+        "…”",
+        method=_PAIRS
         + " The same components, feedback and flow from zero weights, and from an anti-aligned hidden weight.",
-        because="1 from zero less 0 from the anti-aligned start.",
+        tolerance_reason="1 from zero less 0 from the anti-aligned start.",
         read=_both,
         scope=_SAME,
     ),
@@ -132,18 +136,20 @@ CLAIMS = (
         name="neutral",
         statement="From a large output weight along its feedback (θ_2 = K > 0, θ_1 = 0) all components are learned at "
         "the same time, ln 10/(mK).",
-        place="Derived: neither of the two that the abstract names",
-        how="Time of 90 % over ln 10/(mK), for components up to a tenth of K^(3/2).",
-        because="1 ± 0.02, the next order in λ.",
+        origin="theory",
+        reference="Derived: neither of the two that the abstract names",
+        method="Time of 90 % over ln 10/(mK), for components up to a tenth of K^(3/2).",
+        tolerance_reason="1 ± 0.02, the next order in λ.",
         read=_simultaneous,
         scope=(pl.col("rule") == "fa") & (pl.col("scheme") == "positive"),
     ),
     Claim(
         name="gradient-in-order",
         statement="Gradient descent learns larger components first from every one of the starts from which it learns.",
-        place="Derived: whatever anti-regularises is the feedback, not the start alone",
-        how=_PAIRS,
-        because="1: every pair.",
+        origin="theory",
+        reference="Derived: whatever anti-regularises is the feedback, not the start alone",
+        method=_PAIRS,
+        tolerance_reason="1: every pair.",
         read=lambda table: _ordered(table, 1.0, 1.0),
         scope=(pl.col("rule") == "bp") & (pl.col("scheme") != "zero"),
     ),
@@ -151,10 +157,11 @@ CLAIMS = (
         name="no-staircase",
         statement="Feedback alignment learns without waiting: no saddle at the origin, no plateaus as of gradient "
         "descent.",
-        place="Derived: θ_1' = mλ at the origin",
-        how="Time of the first 10 % over that of 90 %, from small weights.",
-        because="At most 0.35 for feedback alignment of two layers, for which it is 0.298 from zero; at least ½ for "
-        "gradient descent, for which it tends to 1 as the weights tend to 0.",
+        origin="theory",
+        reference="Derived: θ_1' = mλ at the origin",
+        method="Time of the first 10 % over that of 90 %, from small weights.",
+        tolerance_reason="At most 0.35 for feedback alignment of two layers, for which it is 0.298 from zero; at least "
+        "½ for gradient descent, for which it tends to 1 as the weights tend to 0.",
         read=_no_staircase,
         scope=_TWO & (pl.col("scheme") == "small"),
     ),
@@ -167,7 +174,7 @@ _SCHEMES = ("zero", "small", "positive", "negative", "aligned", "anti-aligned")
 _ROWS = (("fa", 2), ("dfa", 3), ("bp", 2))
 
 
-def courses(data: pl.DataFrame) -> Figure:
+def courses(data: pl.DataFrame) -> "Figure":
     """One line a component; the larger, the darker."""
     figure, axes = panels(
         len(_SCHEMES),

@@ -1,16 +1,19 @@
 """The phase portrait of a component: where its hidden weight goes, with K above and below its critical value."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is derived of the phase portrait, and how it is judged.
 
@@ -38,9 +41,9 @@ def ends(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("time") == pl.col("time").max())
 
 
-def _learned(table: pl.DataFrame) -> Reading:
+def _learned(table: pl.DataFrame) -> Evidence:
     found = ends(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"K = {share:+g} |K_c|: most of {own.height}",
@@ -52,7 +55,7 @@ def _learned(table: pl.DataFrame) -> Reading:
     )
 
 
-def _counted(table: pl.DataFrame) -> Reading:
+def _counted(table: pl.DataFrame) -> Evidence:
     """Distinct ends of the trajectories: stable fixed points that are reached."""
     checks = []
     for (share,), own in ends(table).sort("share").group_by(["share"], maintain_order=True):
@@ -60,58 +63,61 @@ def _counted(table: pl.DataFrame) -> Reading:
         wanted = 2.0 if float(str(share)) < -1 else 1.0
         reached = 1.0 + float((np.diff(places) > 0.1).sum())
         checks.append(Check(label=f"K = {share:+g} |K_c|", measured=reached, low=wanted, high=wanted))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _limits(table: pl.DataFrame) -> Reading:
+def _limits(table: pl.DataFrame) -> Evidence:
     far = ends(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
-    return Reading(
+    return Evidence(
         checks=(Check(label=f"farthest of {far.height}", measured=float(far["far"].to_numpy().max()), high=1e-3),)
     )
 
 
-def _parted(table: pl.DataFrame) -> Reading:
+def _parted(table: pl.DataFrame) -> Evidence:
     """Where each trajectory of K below K_c ends, beside which side of the unstable point it began on."""
     found, wrong = ends(table), 0
     for row in found.to_dicts():
         points = roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
         (unstable,) = points.filter(~pl.col("stable"))["hidden"].to_list()
         wrong += (row["start"] > unstable) != (row["hidden"] > 0)
-    return Reading(checks=(Check(label=f"of {found.height} on the other side", measured=float(wrong), high=0.0),))
+    return Evidence(checks=(Check(label=f"of {found.height} on the other side", measured=float(wrong), high=0.0),))
 
 
 CLAIMS = (
     Claim(
         name="always-learns",
         statement="In continuous time every component converges, and every fixed point has zero loss.",
-        place="Abstract: convergence guarantees for continuous dynamics; that it holds from every start is derived",
-        how="|e|/λ at the end of each trajectory; the most.",
-        because="At most 1e-4: the flow next to K_c is slow.",
+        reference="Abstract: convergence guarantees for continuous dynamics; that it holds from every start is derived",
+        method="|e|/λ at the end of each trajectory; the most.",
+        tolerance_reason="At most 1e-4: the flow next to K_c is slow.",
         read=_learned,
     ),
     Claim(
         name="fixed-points",
         statement="Above K_c = -3/2 (λ²/m)^(1/3) there is one stable fixed point, below there are two.",
-        place="Derived",
-        how="Number of places at which the trajectories end, more than 0.1 apart.",
-        because="Exact.",
+        origin="theory",
+        reference="Derived",
+        method="Number of places at which the trajectories end, more than 0.1 apart.",
+        tolerance_reason="Exact.",
         read=_counted,
     ),
     Claim(
         name="limits",
         statement="Each trajectory ends at the root of h(θ_1) that the cubic's closed form names.",
-        place="Derived",
-        how="|θ_1 - θ_1*| at the end; the most.",
-        because="At most 0.001: the flow next to K_c is slow.",
+        origin="theory",
+        reference="Derived",
+        method="|θ_1 - θ_1*| at the end; the most.",
+        tolerance_reason="At most 0.001: the flow next to K_c is slow.",
         read=_limits,
     ),
     Claim(
         name="unstable-point-parts",
         statement="Below K_c the unstable fixed point parts the starts: under it the hidden weight stays negative, "
         "against its feedback path.",
-        place="Derived: what makes a start anti-regularise",
-        how="Trajectories that end on the other side of 0 than their start lies of the unstable point.",
-        because="None.",
+        origin="theory",
+        reference="Derived: what makes a start anti-regularise",
+        method="Trajectories that end on the other side of 0 than their start lies of the unstable point.",
+        tolerance_reason="None.",
         read=_parted,
         scope=pl.col("share") < -1,
     ),
@@ -124,7 +130,7 @@ _MOST = 5
 """Columns: of more invariants, those that are nearest to K_c on both sides, and the outermost."""
 
 
-def portraits(data: pl.DataFrame) -> Figure:
+def portraits(data: pl.DataFrame) -> "Figure":
     """A column an invariant, the largest first."""
     shares = _shown(sorted(data["share"].unique().to_list(), reverse=True))
     figure, axes = panels(
@@ -153,7 +159,7 @@ def _shown(shares: list[float]) -> list[float]:
     return [share for share in shares if share in (*near, shares[0], shares[-1])]
 
 
-def _field(panel: Axes, field: pl.DataFrame, roots: pl.DataFrame) -> None:
+def _field(panel: "Axes", field: pl.DataFrame, roots: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
     panel.plot(field["hidden"], field["velocity"], color=INK, linewidth=1.3)
     panel.set_ylim(-5, 5)
@@ -162,7 +168,7 @@ def _field(panel: Axes, field: pl.DataFrame, roots: pl.DataFrame) -> None:
         panel.plot(own["hidden"], own["velocity"], "o", color=INK, markerfacecolor=face, markersize=6, zorder=4)
 
 
-def _trajectories(panel: Axes, paths: pl.DataFrame, roots: pl.DataFrame) -> None:
+def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> None:
     for stable, own in each_of(roots, "stable"):
         for place in own["hidden"]:
             panel.axhline(place, color=INK, linewidth=0.9, linestyle="-" if stable else ":")

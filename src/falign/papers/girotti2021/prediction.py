@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.feedback import Normal, draw, generator
 from falign.lab.data import Dataset, load
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Scalar, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers.girotti2021._linear_networks import converted, descend, drawn
 from falign.theory.deep_linear import predict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of the predicted loss curves, and how it is judged.
 
@@ -62,22 +65,22 @@ def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(_named(values), own) for values, own in runs.group_by(_KIND, maintain_order=True)]
 
 
-def _near(table: pl.DataFrame, column: str, most: float) -> Reading:
+def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
     runs = errors(table)
     checks = tuple(
         Check(label=f"{label}: most of {own.height}", measured=float(own[column].to_numpy().max()), high=most)
         for label, own in _kinds(runs)
     )
-    return Reading(checks=checks, note=f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first")
+    return Evidence(checks=checks, note=f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first")
 
 
-def _exact(table: pl.DataFrame) -> Reading:
+def _exact(table: pl.DataFrame) -> Evidence:
     whole = table.filter(pl.col("mode") == WHOLE)
     far = float((whole["exact"] / whole["trained"] - 1).abs().to_numpy().max())
-    return Reading(checks=(Check(label=f"most of {whole.height} records", measured=far, high=1e-9),))
+    return Evidence(checks=(Check(label=f"most of {whole.height} records", measured=far, high=1e-9),))
 
 
-def _passed(table: pl.DataFrame) -> Reading:
+def _passed(table: pl.DataFrame) -> Evidence:
     last = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == pl.col("steps")))
     first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
     runs = last.join(first, on=[*_KIND, "seed"])
@@ -86,7 +89,7 @@ def _passed(table: pl.DataFrame) -> Reading:
     for label, own in kinds:
         found = mean(own["less"], of=label)
         checks.append(Check(label=label, measured=found.value, low=found.above(len(kinds))))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 _LINES = pl.col("activation") == "linear"
@@ -97,19 +100,21 @@ CLAIMS = (
         name="prediction-linear",
         statement="The loss curve of a linear network is predicted from its initial weights, feedback and data, mode "
         "by mode, though nothing in it is in spectral form.",
-        place=_BEYOND,
-        how="Largest difference between predicted and trained loss, as a share of the initial loss; the most of all "
+        origin="beyond",
+        reference=_BEYOND,
+        method="Largest difference between predicted and trained loss, as a share of the initial loss; the most of all "
         "runs.",
-        because=f"At most {_LINEAR:g}.",
+        tolerance_reason=f"At most {_LINEAR:g}.",
         read=lambda table: _near(table, "far", _LINEAR),
         scope=_LINES,
     ),
     Claim(
         name="prediction-modes",
         statement="The part of the loss that is each component's is predicted.",
-        place=_BEYOND,
-        how="As for the whole; the most of all components and runs.",
-        because=f"At most {_LINEAR:g}.",
+        origin="beyond",
+        reference=_BEYOND,
+        method="As for the whole; the most of all components and runs.",
+        tolerance_reason=f"At most {_LINEAR:g}.",
         read=lambda table: _near(table, "mode", _LINEAR),
         scope=_LINES,
     ),
@@ -117,27 +122,30 @@ CLAIMS = (
         name="prediction-exact",
         statement="The matrix dynamics, at most as many points as inputs in place of all data, are the trained "
         "network.",
-        place="Derived",
-        how="Largest relative difference of their loss from that of the PyTorch network.",
-        because="At most 1e-9: rounding.",
+        origin="theory",
+        reference="Derived",
+        method="Largest relative difference of their loss from that of the PyTorch network.",
+        tolerance_reason="At most 1e-9: rounding.",
         read=_exact,
         scope=_LINES,
     ),
     Claim(
         name="prediction-relu",
         statement="The first epochs of a ReLU network are predicted as those of a linear one.",
-        place=_BEYOND,
-        how=f"As for linear networks, over the first {_EPOCHS} epochs of training in mini-batches.",
-        because=f"At most {_RELU:g}.",
+        origin="beyond",
+        reference=_BEYOND,
+        method=f"As for linear networks, over the first {_EPOCHS} epochs of training in mini-batches.",
+        tolerance_reason=f"At most {_RELU:g}.",
         read=lambda table: _near(table.filter(_EPOCH <= _EPOCHS), "far", _RELU),
         scope=~_LINES,
     ),
     Claim(
         name="prediction-relu-passed",
         statement="Later the ReLU network learns more than its prediction, what no linear map can.",
-        place="Derived: the prediction ends at the loss of the best linear map",
-        how="Predicted less trained loss at the last epoch, as a share of the initial loss; mean over the seeds.",
-        because="Above 0 by half the 99 % interval over the seeds (Student's t, all together).",
+        origin="theory",
+        reference="Derived: the prediction ends at the loss of the best linear map",
+        method="Predicted less trained loss at the last epoch, as a share of the initial loss; mean over the seeds.",
+        tolerance_reason="Above 0 by half the 99 % interval over the seeds (Student's t, all together).",
         read=_passed,
         scope=~_LINES,
     ),
@@ -152,7 +160,7 @@ _PREDICTED = (0, (4, 2.5))
 _DRAWN_KIND = ["dataset", "activation", "rule", "depth", "size"]
 
 
-def beside(data: pl.DataFrame) -> Figure:
+def beside(data: pl.DataFrame) -> "Figure":
     """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
     sets = each_of(data, "dataset")
     kinds = data.select(_DRAWN_KIND[1:]).unique().sort(pl.all()).rows()
@@ -180,7 +188,7 @@ def beside(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _lines(panel: Axes, own: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
+def _lines(panel: "Axes", own: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
     for colour, (mode, line) in zip(colours, each_of(own, "mode", modes), strict=False):
         label = "whole" if mode == WHOLE else f"component {mode + 1}"
         panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)

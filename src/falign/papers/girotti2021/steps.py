@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -36,6 +36,9 @@ from falign.theory.deep_linear import (
     stable_rate,
 )
 from falign.theory.statement import TheoremCheck
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of discrete dynamics, and how it is judged.
 
@@ -56,8 +59,8 @@ def _missing(table: pl.DataFrame) -> pl.DataFrame:
     return final(table, by=_RUN).with_columns(missing=(1 - pl.col("learned")).abs())
 
 
-def _converges(table: pl.DataFrame) -> Reading:
-    return Reading(
+def _converges(table: pl.DataFrame) -> Evidence:
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{scheme}, {depth} layers, η = {share:g} η_max: most of {own.height}",
@@ -69,9 +72,9 @@ def _converges(table: pl.DataFrame) -> Reading:
     )
 
 
-def _fails_to_converge(table: pl.DataFrame) -> Reading:
+def _fails_to_converge(table: pl.DataFrame) -> Evidence:
     ends = _missing(table).with_columns(still=pl.when(pl.col("diverged") >= 0).then(1.0).otherwise(pl.col("missing")))
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{depth} layers, η = {share:g} η_max: least of {own.height}",
@@ -84,9 +87,9 @@ def _fails_to_converge(table: pl.DataFrame) -> Reading:
     )
 
 
-def _universal(table: pl.DataFrame) -> Reading:
+def _universal(table: pl.DataFrame) -> Evidence:
     runs = final(table, by=_RUN).with_columns(half=pl.col("settling") / pl.col("share") / 2)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"λ = {target:g}",
@@ -99,7 +102,7 @@ def _universal(table: pl.DataFrame) -> Reading:
     )
 
 
-def _first_order(table: pl.DataFrame) -> Reading:
+def _first_order(table: pl.DataFrame) -> Evidence:
     slow = table.filter(pl.col("share") <= _SLOW)
     far = slow.with_columns(far=(pl.col("learned") - pl.col("flow")).abs())
     most = far.group_by(_RUN).agg(pl.col("far").max())
@@ -111,10 +114,10 @@ def _first_order(table: pl.DataFrame) -> Reading:
         checks.append(
             Check(label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=found, low=0.8, high=1.2)
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _drifts(table: pl.DataFrame) -> Reading:
+def _drifts(table: pl.DataFrame) -> Evidence:
     """Slope of the logarithm of the drift of K against log η, and whether it ever rose."""
     ends = final(table, by=_RUN)
     checks = []
@@ -123,12 +126,12 @@ def _drifts(table: pl.DataFrame) -> Reading:
         checks.append(
             Check(label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=found, low=0.8, high=1.2)
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _exact(table: pl.DataFrame) -> Reading:
+def _exact(table: pl.DataFrame) -> Evidence:
     runs = table.filter(pl.col("diverged") < 0)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=label, measured=float(runs[column].drop_nulls().to_numpy().max()), high=1e-12)
             for label, column in (("K_l(t) - K_l(0) + ½Σ(Δθ_l)²", "account_left"), ("e⁺ - e(1 - ηρ̂)", "recursion_left"))
@@ -145,18 +148,19 @@ CLAIMS = (
         name="steps-converge",
         statement="In steps every component converges, from every start tried, if the step size is below the largest "
         "stable one.",
-        place=_ABSTRACT + "the bound on the step size is not readable, η_max is ours",
-        how="What is missing of the component, |1 - θ_L…θ_1/λ|, at the end; the most.",
-        because=f"At most {_LEARNED:g}.",
+        reference=_ABSTRACT + "the bound on the step size is not readable, η_max is ours",
+        method="What is missing of the component, |1 - θ_L…θ_1/λ|, at the end; the most.",
+        tolerance_reason=f"At most {_LEARNED:g}.",
         read=_converges,
         scope=_BELOW,
     ),
     Claim(
         name="steps-diverge",
         statement="Beyond that step size they do not converge: η_max is sharp.",
-        place="Derived",
-        how="What is missing of the component at the end, from zero weights; the least.",
-        because=f"More than {_LEARNED:g}.",
+        origin="theory",
+        reference="Derived",
+        method="What is missing of the component at the end, from zero weights; the least.",
+        tolerance_reason=f"More than {_LEARNED:g}.",
         read=_fails_to_converge,
         scope=~_BELOW & (pl.col("scheme") == "zero"),
     ),
@@ -164,27 +168,29 @@ CLAIMS = (
         name="step-universal",
         statement="From zero weights η_max is 0.769 × 2/ρ*, whatever the component: the largest one limits the step "
         "size.",
-        place="Derived: by scaling; the number is measured",
-        how="η_max ρ*/2.",
-        because="± 0.001.",
+        origin="theory",
+        reference="Derived: by scaling; the number is measured",
+        method="η_max ρ*/2.",
+        tolerance_reason="± 0.001.",
         read=_universal,
         scope=_BELOW & (pl.col("scheme") == "zero") & (pl.col("depth") == 2),
     ),
     Claim(
         name="steps-follow-the-flow",
         statement="Steps follow the flow, to first order in their size.",
-        place=_ABSTRACT + "the order is Euler's",
-        how="Slope of the logarithm of the largest distance from the flow against log η, for η ≤ 0.1 η_max.",
-        because="1 ± 0.2, the next order.",
+        reference=_ABSTRACT + "the order is Euler's",
+        method="Slope of the logarithm of the largest distance from the flow against log η, for η ≤ 0.1 η_max.",
+        tolerance_reason="1 ± 0.2, the next order.",
         read=_first_order,
         scope=pl.col("share") <= _SLOW,
     ),
     Claim(
         name="invariant-drifts",
         statement="K = θ_2 - θ_1²/(2m) only falls, by an amount of first order in η: the flow conserves it.",
-        place="Derived",
-        how="Slope of the logarithm of K_1(0) - K_1(t) at the end against log η, for η ≤ 0.1 η_max.",
-        because="1 ± 0.2, the next order. A rise would have no logarithm.",
+        origin="theory",
+        reference="Derived",
+        method="Slope of the logarithm of K_1(0) - K_1(t) at the end against log η, for η ≤ 0.1 η_max.",
+        tolerance_reason="1 ± 0.2, the next order. A rise would have no logarithm.",
         read=_drifts,
         scope=pl.col("share") <= _SLOW,
     ),
@@ -192,9 +198,10 @@ CLAIMS = (
         name="steps-exact",
         statement="In steps K_l falls by exactly ½(Δθ_l)² each (of two layers K by ½mη²e²), and the error is "
         "multiplied by exactly 1 - ηρ̂ (of two layers 1 - ηρ - η²mθ_1e).",
-        place="Derived",
-        how="The most that is left of either identity over all steps, relative to the sizes of what is in it.",
-        because="At most 1e-12: rounding.",
+        origin="theory",
+        reference="Derived",
+        method="The most that is left of either identity over all steps, relative to the sizes of what is in it.",
+        tolerance_reason="At most 1e-12: rounding.",
         read=_exact,
         scope=_BELOW,
     ),
@@ -206,7 +213,7 @@ CLAIMS = (
 _MOST = 5
 
 
-def beside_the_flow(data: pl.DataFrame) -> Figure:
+def beside_the_flow(data: pl.DataFrame) -> "Figure":
     """Shares learned over time."""
     shares = sorted(data["share"].unique().to_list())
     wanted = [share for share in (0.1, 0.5, 0.9, 1.02, 1.1) if share in shares] or shares[-_MOST:]

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import isfinite, prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -21,6 +20,9 @@ from falign.lab.data import DataError, Dataset
 from falign.lab.experiment import Outcome, Point, Scalar, Setting
 from falign.lab.report.style import COLOURS, INK
 from falign.measure import alignment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Record = dict[str, Scalar | None]
 """What is measured at once, by column."""
@@ -239,7 +241,7 @@ LOOKS = {
 """Of every rule of the paper's experiments: the same in all pictures."""
 
 
-def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
+def points(axes: "Axes", data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
     """Means of a rule along an axis, with bars of a standard deviation."""
     colour, marker = LOOKS[rule]
     axes.errorbar(

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from math import atanh, tanh
+from typing import TYPE_CHECKING
 
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -25,6 +24,10 @@ from falign.lab.experiment import (
 from falign.lab.experiment.statistics import Estimate, mean, paired, summary
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
 from falign.papers.robertson2024._training import LOOKS, Record, course, points, start, with_classes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of multi-class tasks, and how it is judged.
 
@@ -87,7 +90,7 @@ def _extremes(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame, int, int]]:
     return found
 
 
-def _helps(table: pl.DataFrame) -> Reading:
+def _helps(table: pl.DataFrame) -> Evidence:
     checks = []
     cases = [
         (f"{name}, {most} classes, {words}", own.filter((pl.col("classes") == most) & kept))
@@ -101,10 +104,10 @@ def _helps(table: pl.DataFrame) -> Reading:
         value, low, high = interval(found.to_list(), len(cases))
         # the check is on the lower end of the interval: the mean would have to clear a bound that z bends
         checks.append(Check(label=f"{label}: lower end of {value:.3f} [{low:.3f}, {high:.3f}]", measured=low, low=1e-9))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds; one correlation a seed")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds; one correlation a seed")
 
 
-def _helps_more(table: pl.DataFrame) -> Reading:
+def _helps_more(table: pl.DataFrame) -> Evidence:
     found = []
     for name, own, least, most in _extremes(table):
         slopes = correlations(own)
@@ -113,7 +116,7 @@ def _helps_more(table: pl.DataFrame) -> Reading:
     return _above(found)
 
 
-def _grows(table: pl.DataFrame) -> Reading:
+def _grows(table: pl.DataFrame) -> Evidence:
     found = []
     for name, own, least, most in _extremes(table):
         for rule in own["rule"].unique().sort().to_list():
@@ -123,7 +126,7 @@ def _grows(table: pl.DataFrame) -> Reading:
     return _above(found)
 
 
-def _gap(table: pl.DataFrame) -> Reading:
+def _gap(table: pl.DataFrame) -> Evidence:
     keys = ["dataset", "classes", "seed"]
     found = []
     for name, own, least, most in _extremes(table):
@@ -136,7 +139,7 @@ def _gap(table: pl.DataFrame) -> Reading:
     return _above(found)
 
 
-def _misaligned(table: pl.DataFrame) -> Reading:
+def _misaligned(table: pl.DataFrame) -> Evidence:
     found = []
     for name, own, least, most in _extremes(table):
         for rule in RANDOM:
@@ -153,7 +156,7 @@ def dial(table: pl.DataFrame) -> pl.DataFrame:
     return found.filter(pl.col("rule").is_in(["fa", "adafa", "bp"])).with_columns(alpha=ends_of_dial)
 
 
-def _turned(table: pl.DataFrame, far: bool) -> Reading:
+def _turned(table: pl.DataFrame, far: bool) -> Evidence:
     found = []
     for (name,), own in dial(table).group_by(["dataset"], maintain_order=True):
         alphas = own.filter(pl.col("rule") == "adafa")["alpha"].unique().sort()
@@ -164,10 +167,10 @@ def _turned(table: pl.DataFrame, far: bool) -> Reading:
     return _above(found)
 
 
-def _above(found: Sequence[tuple[str, Estimate]]) -> Reading:
+def _above(found: Sequence[tuple[str, Estimate]]) -> Evidence:
     """All means above 0 with 99 % confidence together."""
     checks = (Check(label=label, measured=each.value, low=each.above(len(found))) for label, each in found)
-    return Reading(checks=tuple(checks), note=f"{found[0][1].runs} runs a point")
+    return Evidence(checks=tuple(checks), note=f"{found[0][1].runs} runs a point")
 
 
 _T = "Above 0 with 99 % confidence (Student's t over the seeds, all together)."
@@ -181,66 +184,70 @@ CLAIMS = (
         name="alignment-helps",
         statement="“Better alignment can enhance FA performance on complex multi-class tasks”: rules whose gradients "
         "are better aligned are more accurate.",
-        place="Abstract; the second hypothesis that the paper tests, by an index of papers (no numbers are readable)",
-        how=_COSINE
+        reference="Abstract; the second hypothesis that the paper tests, by an index of papers (no numbers are "
+        "readable)",
+        method=_COSINE
         + "Pearson's correlation with the test accuracy over the rules at the largest number of classes, one "
         "a seed; with backpropagation, whose cosine is 1 by definition, and without.",
-        because="The lower end of the 99 % interval of the mean over the seeds (Fisher's z, Student's t, all together) "
-        "is above 0. The rules are these, not a sample of rules.",
+        tolerance_reason="The lower end of the 99 % interval of the mean over the seeds (Fisher's z, Student's t, all "
+        "together) is above 0. The rules are these, not a sample of rules.",
         read=_helps,
     ),
     Claim(
         name="alignment-matters-more",
         statement="It is on tasks of many classes that alignment matters: accuracy gained per unit of cosine is larger "
         "there than with the fewest classes.",
-        place="Abstract (“complex multi-class tasks”); the comparison is ours",
-        how="Slope of accuracy against cosine over the rules (least squares), paired by seed.",
-        because=_T,
+        reference="Abstract (“complex multi-class tasks”); the comparison is ours",
+        method="Slope of accuracy against cosine over the rules (least squares), paired by seed.",
+        tolerance_reason=_T,
         read=_helps_more,
     ),
     Claim(
         name="alignment-dial",
         statement="Turned far, the dial between feedback alignment (α = 0) and backpropagation (α = 1), "
         "B ← (1-α)B + αW, raises alignment and accuracy.",
-        place="Abstract, as an intervention; that adaFA is this dial is a choice",
-        how=_COSINE
+        reference="Abstract, as an intervention; that adaFA is this dial is a choice",
+        method=_COSINE
         + "Cosine and test accuracy at the largest number of classes with the largest tracking rate against "
         "feedback alignment, paired by seed: the same weights, first feedback and batches.",
-        because=_T,
+        tolerance_reason=_T,
         read=lambda table: _turned(table, True),
     ),
     Claim(
         name="alignment-dial-little",
         statement="Turned a little, the dial B ← (1-α)B + αW raises alignment and accuracy too.",
-        place="Not in what is readable of the paper: whether every gain in alignment helps",
-        how="As for alignment-dial, with the smallest tracking rate.",
-        because=_T,
+        origin="beyond",
+        reference="Not in what is readable of the paper: whether every gain in alignment helps",
+        method="As for alignment-dial, with the smallest tracking rate.",
+        tolerance_reason=_T,
         read=lambda table: _turned(table, False),
     ),
     Claim(
         name="difficulty-grows",
         statement="Tasks of more classes are harder, for every rule.",
-        place="Implied by the sweep over random n-class subsets, which an index of papers names",
-        how="Test error at the largest number of classes less that at the smallest, paired by seed; equal numbers of "
-        "steps.",
-        because=_T,
+        reference="Implied by the sweep over random n-class subsets, which an index of papers names",
+        method="Test error at the largest number of classes less that at the smallest, paired by seed; equal numbers "
+        "of steps.",
+        tolerance_reason=_T,
         read=_grows,
     ),
     Claim(
         name="gap-grows",
         statement="The accuracy that random feedback (fa, dfa) lacks against backpropagation grows with the classes.",
-        place="Derived: with one output, aligned neurons descend; with several, ⟨B,W⟩ > 0 does not make every error "
-        "delivered agree with the true one",
-        how="Accuracy behind bp at the largest number of classes less that at the smallest, paired by seed.",
-        because=_T,
+        origin="theory",
+        reference="Derived: with one output, aligned neurons descend; with several, ⟨B,W⟩ > 0 does not make every "
+        "error delivered agree with the true one",
+        method="Accuracy behind bp at the largest number of classes less that at the smallest, paired by seed.",
+        tolerance_reason=_T,
         read=_gap,
     ),
     Claim(
         name="alignment-falls",
         statement="Gradients of random feedback (fa, dfa) are less aligned with more classes.",
-        place="Derived, as for gap-grows",
-        how=_COSINE + "At the smallest number of classes less that at the largest, paired by seed.",
-        because=_T,
+        origin="theory",
+        reference="Derived, as for gap-grows",
+        method=_COSINE + "At the smallest number of classes less that at the largest, paired by seed.",
+        tolerance_reason=_T,
         read=_misaligned,
     ),
 )
@@ -249,7 +256,7 @@ CLAIMS = (
 # Pictures of accuracy and alignment against the number of classes.
 
 
-def by_classes(data: pl.DataFrame) -> Figure:
+def by_classes(data: pl.DataFrame) -> "Figure":
     """Test accuracy, cosine and their correlation against the number of classes; a row a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -275,7 +282,7 @@ def by_classes(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _correlation(panel: Axes, data: pl.DataFrame) -> None:
+def _correlation(panel: "Axes", data: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
     for shift, (words, own) in zip((1.0, 1.04), each_of(data, "of"), strict=False):
         hollow = words != "all rules"
@@ -293,7 +300,7 @@ def _correlation(panel: Axes, data: pl.DataFrame) -> None:
     panel.set_ylabel("Pearson's r over the rules")
 
 
-def by_alignment(data: pl.DataFrame) -> Figure:
+def by_alignment(data: pl.DataFrame) -> "Figure":
     """Test accuracy against cosine at the largest number of classes, the dial as a line; a panel a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(

@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from math import ceil, inf
+from typing import TYPE_CHECKING
 
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -26,6 +24,10 @@ from falign.lab.experiment.statistics import mean, slope, summary
 from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
 from falign.papers.robertson2024._training import LOOKS, Record, Training, course, start, with_images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of the conservation law, and how it is judged.
 
@@ -70,7 +72,7 @@ def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
     return [(_named(values), own) for values, own in runs.sort(by).group_by(by, maintain_order=True)]
 
 
-def _identity(table: pl.DataFrame) -> Reading:
+def _identity(table: pl.DataFrame) -> Evidence:
     lawful = table.filter(pl.col("law").is_in(["exact", "accounted"]))
     if lawful.is_empty():
         raise Missing("no layer is under a law that is exact or accounted for")
@@ -82,10 +84,10 @@ def _identity(table: pl.DataFrame) -> Reading:
         )
         for label, own in _kinds(lawful, _KIND)
     )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _exponents(table: pl.DataFrame, low: float, high: float) -> Reading:
+def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
     """Slope of log drift against log η: within the bounds by half its interval, or around 1 with it on top."""
     logs = off_diagonal(table).with_columns(pl.col("rate").log(), pl.col("apart").log())
     kinds = _kinds(logs, _KIND)
@@ -94,20 +96,20 @@ def _exponents(table: pl.DataFrame, low: float, high: float) -> Reading:
         found = slope(own, "rate", "apart")
         half = found.half(len(kinds)) * (1 if low < 1 < high < inf else -1)
         checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=low - half, high=high + half))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
 
 
-def _near(table: pl.DataFrame) -> Reading:
+def _near(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table)
     kinds = _kinds(runs.filter(pl.col("rate") == pl.col("rate").min().over(_KIND)), _POINT)
     checks = []
     for label, own in kinds:
         found = mean(own["degrees"], of=label)
         checks.append(Check(label=f"{label}: degrees", measured=found.value, high=_NEAR - found.half(len(kinds))))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _momentum(table: pl.DataFrame) -> Reading:
+def _momentum(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table)
     keys = ["dataset", "rule", "model", "rate", "seed"]
     plain = runs.filter(pl.col("case") == "plain").select(*keys, than="apart")
@@ -119,10 +121,10 @@ def _momentum(table: pl.DataFrame) -> Reading:
         found = mean(own["ratio"], of=label)
         half = found.above(len(kinds))
         checks.append(Check(label=f"{label}: times, less 1", measured=found.value - 1, low=half, high=most - 1 - half))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _rests(table: pl.DataFrame) -> Reading:
+def _rests(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
     kinds = _kinds(runs, _POINT)
     checks = []
@@ -130,7 +132,7 @@ def _rests(table: pl.DataFrame) -> Reading:
         found = mean(own["ratio"], of=label)
         width = 0.1 + found.half(len(kinds))
         checks.append(Check(label=label, measured=found.value, low=1 - width, high=1 + width))
-    return Reading(checks=tuple(checks), note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons")
+    return Evidence(checks=tuple(checks), note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons")
 
 
 _LAW = (
@@ -149,46 +151,49 @@ CLAIMS = (
         name="conserved-to-rounding",
         statement="Each neuron conserves C = ½|w_in|² + ½b² - ⟨B, w_out⟩ but for what is known: the squares of the "
         "steps, decay, the feedback's own motion, the ε of batch normalization.",
-        place=_LAW + "The discrete identity, and the forms for other rules and layers, are derived",
-        how="Largest relative residual of all neurons, in float64: C(T) - C(0) less what the identity accounts for.",
-        because="At most 1e-10: rounding.",
+        reference=_LAW + "The discrete identity, and the forms for other rules and layers, are derived",
+        method="Largest relative residual of all neurons, in float64: C(T) - C(0) less what the identity accounts for.",
+        tolerance_reason="At most 1e-10: rounding.",
         read=_identity,
     ),
     Claim(
         name="on-the-diagonal",
         statement="Under plain descent the change of ½|W_l|² + ½|b_l|² of a layer is that of ⟨B, W_l+1⟩.",
-        place=_LAW + "Its layerwise form; the paper's figure is not readable",
-        how="Angle between the diagonal and the point that both changes make, sizes summed over the layers, at the "
+        reference=_LAW + "Its layerwise form; the paper's figure is not readable",
+        method="Angle between the diagonal and the point that both changes make, sizes summed over the layers, at the "
         "smallest rate.",
-        because=f"Below {_NEAR:g}°" + _BY_HALF + ": ½Ση²|g|², which is of first order in η, is left.",
+        tolerance_reason=f"Below {_NEAR:g}°" + _BY_HALF + ": ½Ση²|g|², which is of first order in η, is left.",
         read=_near,
         scope=_KEPT,
     ),
     Claim(
         name="on-the-diagonal-adafa",
         statement="Under plain descent the change of ½|W_l|² + ½|b_l|² is that of ⟨B, W_l+1⟩ for adaFA as well.",
-        place="A summary of the paper names adaFA among the rules that converge; that it is the tracking "
+        reference="A summary of the paper names adaFA among the rules that converge; that it is the tracking "
         "B ← (1-α)B + αW is a choice",
-        how="As for on-the-diagonal, adafa.",
-        because="As for on-the-diagonal. For moving feedback Ċ = -⟨Ḃ, W⟩, so that there is no reason why it should be.",
+        method="As for on-the-diagonal, adafa.",
+        tolerance_reason="As for on-the-diagonal. For moving feedback Ċ = -⟨Ḃ, W⟩, so that there is no reason why it "
+        "should be.",
         read=_near,
         scope=(pl.col("case") == "plain") & (pl.col("rule") == "adafa"),
     ),
     Claim(
         name="drift-of-first-order",
         statement="The law is that of gradient flow: what plain descent drifts from it is of first order in η.",
-        place="Derived: the drift is ½Ση²|g|²",
-        how=_DRIFT + "Feedback alignment.",
-        because="1 ± 0.1. " + _HALF,
+        origin="theory",
+        reference="Derived: the drift is ½Ση²|g|²",
+        method=_DRIFT + "Feedback alignment.",
+        tolerance_reason="1 ± 0.1. " + _HALF,
         read=lambda table: _exponents(table, 0.9, 1.1),
         scope=_KEPT & (pl.col("rule") == "fa"),
     ),
     Claim(
         name="drift-of-other-rules",
         statement="The drift vanishes with η for sign feedback, Kolen-Pollack and batch normalization as well.",
-        place="Derived: sign feedback drifts at changes of sign besides, Kolen-Pollack by a difference of squares",
-        how=_DRIFT,
-        because="Above ½, halfway between first order and none," + _BY_HALF + ".",
+        origin="theory",
+        reference="Derived: sign feedback drifts at changes of sign besides, Kolen-Pollack by a difference of squares",
+        method=_DRIFT,
+        tolerance_reason="Above ½, halfway between first order and none," + _BY_HALF + ".",
         read=lambda table: _exponents(table, 0.5, inf),
         scope=(_KEPT & (pl.col("rule") != "fa")) | (pl.col("case") == "batch norm"),
     ),
@@ -196,36 +201,40 @@ CLAIMS = (
         name="momentum-drifts-more",
         statement="Momentum drifts more than plain descent at the same effective rate η/(1-μ), up to (1+μ)/(1-μ) "
         "times.",
-        place="Derived: (1+μ)/(1-μ) times for gradients that change slowly, once for those that are noise",
-        how="Drift over that of plain descent, paired by seed: the same weights and batches.",
-        because=f"Between 1 and {(1 + MOMENTUM) / (1 - MOMENTUM):.0f}," + _BY_HALF + ".",
+        origin="theory",
+        reference="Derived: (1+μ)/(1-μ) times for gradients that change slowly, once for those that are noise",
+        method="Drift over that of plain descent, paired by seed: the same weights and batches.",
+        tolerance_reason=f"Between 1 and {(1 + MOMENTUM) / (1 - MOMENTUM):.0f}," + _BY_HALF + ".",
         read=_momentum,
         scope=pl.col("case").is_in(["plain", "momentum"]) & (pl.col("rule") == "fa"),
     ),
     Claim(
         name="momentum-vanishes",
         statement="With momentum the law still holds in the limit of small steps.",
-        place="Derived",
-        how=_DRIFT,
-        because="Above ½" + _BY_HALF + ".",
+        origin="theory",
+        reference="Derived",
+        method=_DRIFT,
+        tolerance_reason="Above ½" + _BY_HALF + ".",
         read=lambda table: _exponents(table, 0.5, inf),
         scope=pl.col("case") == "momentum",
     ),
     Claim(
         name="broken-at-any-rate",
         statement="With Adam, tanh, and around a shortcut the law does not hold, however small the steps.",
-        place="Derived",
-        how=_DRIFT,
-        because="Below ½" + _BY_HALF + ".",
+        origin="theory",
+        reference="Derived",
+        method=_DRIFT,
+        tolerance_reason="Below ½" + _BY_HALF + ".",
         read=lambda table: _exponents(table, -inf, 0.5),
         scope=pl.col("case").is_in(["Adam", "tanh", "residual"]),
     ),
     Claim(
         name="decay-aligns",
         statement="Weight decay drives ⟨B, w_out⟩ to |w_in|² + b²: in the end it aligns every neuron that is alive.",
-        place="Derived: at rest 0 = λ(⟨B, w_out⟩ - |w_in|² - b²)",
-        how="Σ⟨B, w_out⟩ over Σ(|w_in|² + b²) of all hidden neurons at the end of a training with decay.",
-        because="1 ± 0.1, for the noise of the batches and what is left of the start. " + _HALF,
+        origin="theory",
+        reference="Derived: at rest 0 = λ(⟨B, w_out⟩ - |w_in|² - b²)",
+        method="Σ⟨B, w_out⟩ over Σ(|w_in|² + b²) of all hidden neurons at the end of a training with decay.",
+        tolerance_reason="1 ± 0.1, for the noise of the batches and what is left of the start. " + _HALF,
         read=_rests,
         scope=pl.col("case") == "equilibrium",
     ),
@@ -250,8 +259,10 @@ def _convolutional(model: str) -> bool:
     return model.endswith((":pooled", ":normalised"))
 
 
-def diagonals(data: pl.DataFrame) -> Figure:
+def diagonals(data: pl.DataFrame) -> "Figure":
     """Change of ½|W|² + ½|b|² against that of ⟨B, W⟩: a panel a rule, then a panel a departure; in rows by data set."""
+    from matplotlib.lines import Line2D
+
     sets, kinds = each_of(data, "dataset"), _drawn_kinds(data)
     rows = ceil(len(kinds) / _COLUMNS)
     left_over = [""] * (rows * _COLUMNS - len(kinds))
@@ -282,7 +293,7 @@ def diagonals(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _draw_diagonal(panel: Axes, data: pl.DataFrame, colours: list[str]) -> None:
+def _draw_diagonal(panel: "Axes", data: pl.DataFrame, colours: list[str]) -> None:
     """One line a network and layer, from no change to the end of training."""
     low, high = 0.0, 0.0
     for (model, _, depth), layer in data.group_by(["model", "layer", "depth"], maintain_order=True):
@@ -293,7 +304,7 @@ def _draw_diagonal(panel: Axes, data: pl.DataFrame, colours: list[str]) -> None:
     law(panel, [low, high], [low, high], "the law")
 
 
-def drifts(data: pl.DataFrame) -> Figure:
+def drifts(data: pl.DataFrame) -> "Figure":
     """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -323,7 +334,7 @@ def drifts(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _drift(panel: Axes, data: pl.DataFrame, colour: str, model: str, label: str) -> None:
+def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: str) -> None:
     spread = data["sd"].fill_null(0)
     low = pl.select(pl.min_horizontal(spread, data["mean"] * 0.9)).to_series()
     panel.errorbar(

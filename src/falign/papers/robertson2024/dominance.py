@@ -1,11 +1,10 @@
 """Alignment dominance along training from four starts, and the loss that it predicts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,12 +13,12 @@ from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -30,6 +29,10 @@ from falign.lab.report.style import AXIS, COLOURS, INK, band, each_of, legend, l
 from falign.measure import Alignment, alignment
 from falign.papers.robertson2024._training import Record, Training, course, start, with_images
 from falign.theory.dominance import largest_kappa, lojasiewicz_constant, predicted_loss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What is stated of alignment dominance, and how it is judged.
 
@@ -76,33 +79,33 @@ def _by_point(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(", ".join(str(value) for value in values), own) for values, own in groups]
 
 
-def _never_rises(table: pl.DataFrame) -> Reading:
+def _never_rises(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, own in _by_point(predicted(table)):
         rises = own["rise"].drop_nulls().to_numpy() > 0
         checks.append(Check(label=f"{label}: share of {rises.size} steps", measured=float(rises.mean()), high=0.0))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _dominates(table: pl.DataFrame) -> Reading:
+def _dominates(table: pl.DataFrame) -> Evidence:
     checks = (
         Check(label=f"{label}: least D of all steps", measured=float(own["dominance"].to_numpy().min()), low=-1.0)
         for label, own in _by_point(table)
     )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _suffices(table: pl.DataFrame) -> Reading:
+def _suffices(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, own in _by_point(predicted(table)):
         rises = own.filter(pl.col("dominance") > -1)["rise"].drop_nulls().to_numpy() > 0
         if not rises.size:
             raise Missing(f"{label}: D is never above -1")
         checks.append(Check(label=f"{label}: share of {rises.size} steps", measured=float(rises.mean()), high=0.0))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _recovers(table: pl.DataFrame) -> Reading:
+def _recovers(table: pl.DataFrame) -> Evidence:
     groups = _by_point(table.sort("step"))
     checks = []
     for label, own in groups:
@@ -113,10 +116,10 @@ def _recovers(table: pl.DataFrame) -> Reading:
         for value, words in (("rise", "highest loss over the first, less 1"), ("fall", "1 less last loss over first")):
             found = mean(loss[value], of=f"{label}: {words}")
             checks.append(Check(label=f"{label}: {words}", measured=found.value, low=found.above(2 * len(groups))))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _integrates(table: pl.DataFrame) -> Reading:
+def _integrates(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, own in _by_point(predicted(table)):
         ends = own.group_by("seed").agg(
@@ -125,10 +128,10 @@ def _integrates(table: pl.DataFrame) -> Reading:
         )
         found: Estimate = mean(ends["ratio"], of=label)
         checks.append(Check(label=label, measured=found.value, low=0.9, high=1.1))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _bounds(table: pl.DataFrame) -> Reading:
+def _bounds(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, own in _by_point(predicted(table)):
         there = own.filter(pl.col("bound").is_not_null())
@@ -139,10 +142,10 @@ def _bounds(table: pl.DataFrame) -> Reading:
         checks.append(Check(label=f"{label}: most loss over bound, {runs}", measured=float(over.max()), high=1.001))
     if not checks:
         raise Missing("no run has κ > 0")
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _kept(table: pl.DataFrame) -> Reading:
+def _kept(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, own in _by_point(table):
         promised = own.filter(pl.col("step") == 0)["promised"].to_numpy().mean()
@@ -151,7 +154,7 @@ def _kept(table: pl.DataFrame) -> Reading:
             checks.append(Check(label=words, measured=float(own["broken"].to_numpy().max()), high=0.0))
     if not checks:
         raise Missing("no neuron is promised to stay aligned")
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 _ABSTRACT = "Abstract: “sufficient conditions for convergence based on the concept of alignment dominance”. "
@@ -160,63 +163,70 @@ CLAIMS = (
     Claim(
         name="dominance-suffices",
         statement="Where alignment dominates, D = Σ_(l<L) ⟨g_l, f_l⟩/|g_L|² > -1, the loss falls.",
-        place=_ABSTRACT + "The definition is a reconstruction",
-        how="Share of the steps with D > -1 before them that raise the loss; full batches, one step after the other.",
-        because="None: -dL/dt = (1 + D)|g_L|² in gradient flow. Steps that are not small can break it.",
+        reference=_ABSTRACT + "The definition is a reconstruction",
+        method="Share of the steps with D > -1 before them that raise the loss; full batches, one step after the "
+        "other.",
+        tolerance_reason="None: -dL/dt = (1 + D)|g_L|² in gradient flow. Steps that are not small can break it.",
         read=_suffices,
     ),
     Claim(
         name="dominance-bounds-the-loss",
         statement="Alignment dominance with κ and a gradient inequality |g_L|² ≥ μLᵃ bound the loss: "
         "L(t) ≤ L(0) exp(-κμt) for a = 1, L(0)/(1 + κμL(0)t) for a = 2.",
-        place=_ABSTRACT + "“Exponential or generalized decay” by a summary of the paper; the constants are measured",
-        how="Most loss over the lower of the two bounds, each run's own κ = 1 + min D and μ = min |g_L|²/Lᵃ; runs with "
-        "κ > 0.",
-        because="At most 1 in gradient flow; 0.001 for the curvature that a step meets.",
+        reference=_ABSTRACT
+        + "“Exponential or generalized decay” by a summary of the paper; the constants are measured",
+        method="Most loss over the lower of the two bounds, each run's own κ = 1 + min D and μ = min |g_L|²/Lᵃ; runs "
+        "with κ > 0.",
+        tolerance_reason="At most 1 in gradient flow; 0.001 for the curvature that a step meets.",
         read=_bounds,
     ),
     Claim(
         name="split-predicts-the-loss",
         statement="The decrease of the loss is the sum of the layers' alignment × gradient × feedback components.",
-        place="The components by a summary of the paper; the formula -dL/dt = Σ cos∠(g_l, f_l)|g_l||f_l| is derived",
-        how="Σ η Σ_l ⟨g_l, f_l⟩ over all steps, over the decrease of the loss; mean over the seeds.",
-        because="1 ± 0.1: exact in gradient flow, and of first order in η for steps; at half the rate the differences "
-        "are halved.",
+        reference="The components by a summary of the paper; the formula -dL/dt = Σ cos∠(g_l, f_l)|g_l||f_l| is "
+        "derived",
+        method="Σ η Σ_l ⟨g_l, f_l⟩ over all steps, over the decrease of the loss; mean over the seeds.",
+        tolerance_reason="1 ± 0.1: exact in gradient flow, and of first order in η for steps; at half the rate the "
+        "differences are halved.",
         read=_integrates,
     ),
     Claim(
         name="dominant-start-descends",
         statement="From the dominant start, where the law keeps every neuron aligned for ever, the loss never rises.",
-        place="Derived; “certain initialization schemes” by a summary of the paper",
-        how="Share of the steps that raise the loss.",
-        because="None.",
+        origin="theory",
+        reference="Derived; “certain initialization schemes” by a summary of the paper",
+        method="Share of the steps that raise the loss.",
+        tolerance_reason="None.",
         read=_never_rises,
         scope=pl.col("start") == "dominant",
     ),
     Claim(
         name="starts-dominate",
         statement="Alignment dominates throughout from the dominant and from the small start.",
-        place="Derived: C is at most, or nearly, 0 for every neuron, so that ⟨B, W⟩ is at least, or nearly, 0",
-        how="Least D of all steps and runs.",
-        because="Above -1.",
+        origin="theory",
+        reference="Derived: C is at most, or nearly, 0 for every neuron, so that ⟨B, W⟩ is at least, or nearly, 0",
+        method="Least D of all steps and runs.",
+        tolerance_reason="Above -1.",
         read=_dominates,
         scope=pl.col("start").is_in(["dominant", "small"]),
     ),
     Claim(
         name="anti-rises-and-recovers",
         statement="From W = -B the loss rises at first and recovers later.",
-        place="Derived, and seen in two-layer networks; not in what is readable of the paper",
-        how="Highest and last loss against the first; networks with one hidden layer.",
-        because="Above 0 with 99 % confidence (Student's t over the seeds, both together).",
+        origin="theory",
+        reference="Derived, and seen in two-layer networks; not in what is readable of the paper",
+        method="Highest and last loss against the first; networks with one hidden layer.",
+        tolerance_reason="Above 0 with 99 % confidence (Student's t over the seeds, both together).",
         read=_recovers,
         scope=(pl.col("start") == "anti") & ~_DEEP,
     ),
     Claim(
         name="anti-rises-deep",
         statement="From W = -B the loss rises at first and recovers later with two hidden layers as well.",
-        place="Not in the paper: how far the statement goes. Two reversals in a row are none for the first layer",
-        how="As for anti-rises-and-recovers.",
-        because="As for anti-rises-and-recovers.",
+        origin="beyond",
+        reference="Not in the paper: how far the statement goes. Two reversals in a row are none for the first layer",
+        method="As for anti-rises-and-recovers.",
+        tolerance_reason="As for anti-rises-and-recovers.",
         read=_recovers,
         scope=(pl.col("start") == "anti") & _DEEP,
     ),
@@ -224,10 +234,10 @@ CLAIMS = (
         name="aligned-for-ever",
         statement="The law maintains alignment: a neuron with ½|w_in|² + ½b² ≤ ⟨B, w_out⟩ at the start stays aligned, "
         "⟨B, w_out⟩ > 0.",
-        place="Abstract: a conservation law “linking changes in synaptic weights to implicit regularization that "
+        reference="Abstract: a conservation law “linking changes in synaptic weights to implicit regularization that "
         "maintains alignment”; the bound is derived",
-        how="Of the neurons that the start promises to stay aligned, the share that is not, at the worst step.",
-        because="None.",
+        method="Of the neurons that the start promises to stay aligned, the share that is not, at the worst step.",
+        tolerance_reason="None.",
         read=_kept,
     ),
 )
@@ -239,7 +249,7 @@ _STARTS = ("dominant", "small", "generic", "anti")
 _COLOUR: dict[str, str] = dict(zip(_STARTS, (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))
 
 
-def dominance_and_loss(data: pl.DataFrame) -> Figure:
+def dominance_and_loss(data: pl.DataFrame) -> "Figure":
     """D above, losses below, by step; a column a network and rule, a pair of rows a data set."""
     sets = each_of(data, "dataset")
     cases = sorted(data.select("rule", "model").unique().rows())
@@ -271,7 +281,7 @@ def dominance_and_loss(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _dominance(panel: Axes, data: pl.DataFrame) -> None:
+def _dominance(panel: "Axes", data: pl.DataFrame) -> None:
     for name, own in each_of(data, "start", _STARTS):
         spread = own["sd"].fill_null(0)
         band(
@@ -290,7 +300,7 @@ def _dominance(panel: Axes, data: pl.DataFrame) -> None:
     panel.minorticks_off()
 
 
-def _losses(panel: Axes, data: pl.DataFrame) -> None:
+def _losses(panel: "Axes", data: pl.DataFrame) -> None:
     for name, own in each_of(data, "start", _STARTS):
         colour = _COLOUR[name]
         for shown, style in (("bound", ":"), ("integrated", "--"), ("loss", "-")):

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from falign.feedback import generator
@@ -13,11 +13,11 @@ from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -28,13 +28,16 @@ from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic,
 from falign.papers.robertson2024._training import with_classes, with_images
 from falign.theory.minimum_norm import minimum_norm
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Picture of the deviation from the solution of least norm.
 
 _ZERO = 1e-5
 """Where s = 0 is drawn on the logarithmic axis."""
 
 
-def deviation_by_size(data: pl.DataFrame) -> Figure:
+def deviation_by_size(data: pl.DataFrame) -> "Figure":
     """Deviation against s; the points at s = 0 stand at the left of the axis."""
     figure, (axes,) = panels(
         1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4
@@ -113,8 +116,8 @@ def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
     return grid(dataset=dataset, size=_SIZES, **sizes)
 
 
-def _exact(table: pl.DataFrame) -> Reading:
-    return Reading(
+def _exact(table: pl.DataFrame) -> Evidence:
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{name}: most of {own.height} runs",
@@ -127,7 +130,7 @@ def _exact(table: pl.DataFrame) -> Reading:
     )
 
 
-def _proportional(table: pl.DataFrame) -> Reading:
+def _proportional(table: pl.DataFrame) -> Evidence:
     logs = table.with_columns(pl.col("size").log(), pl.col("deviation").log())
     found: list[tuple[str, Estimate]] = [
         (str(name), slope(own, "size", "deviation")) for (name,), own in logs.group_by(["dataset"], maintain_order=True)
@@ -136,7 +139,7 @@ def _proportional(table: pl.DataFrame) -> Reading:
     for name, each in found:
         width = 0.01 + each.half(len(found))
         checks.append(Check(label=f"{name}: exponent", measured=each.value, low=1 - width, high=1 + width))
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
@@ -178,20 +181,22 @@ MINIMUM_NORM = Experiment(
             name="minimum-norm",
             statement="Overparameterized two-layer linear networks trained by feedback alignment converge to "
             "minimum-norm solutions.",
-            place="Abstract of version 1",
-            how="|W - X⁺Y|/|X⁺Y|, W = (W₂W₁)ᵀ, once Y is fitted, W₁(0) = 0; the most of all runs.",
-            because="Rounding. With W₁(0) = 0 the rows of W₁ stay in the span of the inputs, so that the one solution "
-            "in that span is found exactly: derived here, the condition is not in what is readable of the paper.",
+            reference="Abstract of version 1",
+            method="|W - X⁺Y|/|X⁺Y|, W = (W₂W₁)ᵀ, once Y is fitted, W₁(0) = 0; the most of all runs.",
+            tolerance_reason="Rounding. With W₁(0) = 0 the rows of W₁ stay in the span of the inputs, so that the one "
+            "solution in that span is found exactly: derived here, the condition is not in what is readable of the "
+            "paper.",
             read=_exact,
             scope=pl.col("size") == 0,
         ),
         Claim(
             name="minimum-norm-proportional",
             statement="From another start the deviation is proportional to the first layer's initial weights.",
-            place="Derived here: what W₁(0) has outside the span of the inputs is never trained",
-            how="Slope of log deviation against log s for s ≤ 0.1, one a seed.",
-            because="1, the first order in s; 0.01 for the next order and half the 99 % interval over the seeds "
-            "(Student's t) on top.",
+            origin="theory",
+            reference="Derived here: what W₁(0) has outside the span of the inputs is never trained",
+            method="Slope of log deviation against log s for s ≤ 0.1, one a seed.",
+            tolerance_reason="1, the first order in s; 0.01 for the next order and half the 99 % interval over the "
+            "seeds (Student's t) on top.",
             read=_proportional,
             scope=_SMALL,
         ),

@@ -1,20 +1,19 @@
 """Training on labels of which some are wrong, until they are learned by heart."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Outcome,
     Picture,
     Point,
-    Reading,
     Scalar,
     Setting,
     Task,
@@ -23,6 +22,9 @@ from falign.lab.experiment import (
 from falign.lab.experiment.statistics import final, mean, paired, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
 from falign.papers.robertson2024._training import LOOKS, Record, course, start, with_images, with_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is stated of learning wrong labels by heart, and how it is judged.
 
@@ -37,9 +39,9 @@ def _by_rule(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(f"{name}, {rule}", own) for (name, rule), own in groups]
 
 
-def _interpolates(table: pl.DataFrame) -> Reading:
+def _interpolates(table: pl.DataFrame) -> Evidence:
     groups = _by_rule(final(table, by=_RUN))
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{label}: most of {own.height} runs",
@@ -51,26 +53,26 @@ def _interpolates(table: pl.DataFrame) -> Reading:
     )
 
 
-def _below_noise(table: pl.DataFrame) -> Reading:
+def _below_noise(table: pl.DataFrame) -> Evidence:
     groups = _by_rule(final(table, by=_RUN))
     checks = []
     for label, own in groups:
         found = mean(own["test_error"], of=label)
         checks.append(Check(label=label, measured=found.value, high=own["noise"][0] - found.half(len(groups))))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
 
 
-def _as_clean(table: pl.DataFrame) -> Reading:
+def _as_clean(table: pl.DataFrame) -> Evidence:
     groups = _by_rule(final(table, by=_RUN))
     noise = float(table["noise"].to_numpy().max())
     checks = []
     for label, own in groups:
         found = paired(own, "test_error", axis="noise", low=0.0, high=noise, by=["dataset", "rule"])
         checks.append(Check(label=label, measured=found.value, high=found.half(len(groups))))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
 
 
-def _no_worse(table: pl.DataFrame) -> Reading:
+def _no_worse(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=_RUN)
     found = [
         (
@@ -81,7 +83,7 @@ def _no_worse(table: pl.DataFrame) -> Reading:
         for rule in own["rule"].unique().sort().to_list()
         if rule != "bp"
     ]
-    return Reading(
+    return Evidence(
         checks=tuple(Check(label=label, measured=each.value, high=each.half(len(found))) for label, each in found)
     )
 
@@ -96,37 +98,39 @@ CLAIMS = (
     Claim(
         name="interpolates",
         statement="Each rule learns the training labels by heart, the wrong ones too.",
-        place=_INDEX,
-        how="Share of training labels, wrong ones included, that the network does not give at the end; the most of all "
-        "runs of a rule.",
-        because=f"At most {_FITTED:g}: a twentieth of the wrong labels.",
+        reference=_INDEX,
+        method="Share of training labels, wrong ones included, that the network does not give at the end; the most of "
+        "all runs of a rule.",
+        tolerance_reason=f"At most {_FITTED:g}: a twentieth of the wrong labels.",
         read=_interpolates,
         scope=_NOISY,
     ),
     Claim(
         name="benign",
         statement="It still generalises: on right test labels it errs less often than its training labels were wrong.",
-        place=_INDEX + ". “Benign” in the weakest sense, which is ours",
-        how="Test error at the end, on right labels.",
-        because="Below the share of wrong training labels by half the 99 % interval of the mean over the seeds "
-        "(Student's t, all together). The nearest neighbour's label would be wrong that often.",
+        reference=_INDEX + ". “Benign” in the weakest sense, which is ours",
+        method="Test error at the end, on right labels.",
+        tolerance_reason="Below the share of wrong training labels by half the 99 % interval of the mean over the "
+        "seeds (Student's t, all together). The nearest neighbour's label would be wrong that often.",
         read=_below_noise,
         scope=_NOISY,
     ),
     Claim(
         name="benign-strict",
         statement="Learning wrong labels by heart costs nothing: the test error is that of training on right labels.",
-        place=_INDEX + ". “Benign” in the strict sense of theory, where the excess error vanishes",
-        how="Test error at the end less that of the same network trained as long on right labels, paired by seed.",
-        because=_ZERO,
+        reference=_INDEX + ". “Benign” in the strict sense of theory, where the excess error vanishes",
+        method="Test error at the end less that of the same network trained as long on right labels, paired by seed.",
+        tolerance_reason=_ZERO,
         read=_as_clean,
     ),
     Claim(
         name="overfits-like-backpropagation",
         statement="Feedback alignment and sign feedback overfit no worse than backpropagation.",
-        place="Not in what is readable of the paper: whether the rule matters",
-        how="Test error at the end less backpropagation's, paired by seed: the same images, wrong labels and weights.",
-        because=_ZERO,
+        origin="beyond",
+        reference="Not in what is readable of the paper: whether the rule matters",
+        method="Test error at the end less backpropagation's, paired by seed: the same images, wrong labels and "
+        "weights.",
+        tolerance_reason=_ZERO,
         read=_no_worse,
         scope=_NOISY,
     ),
@@ -136,8 +140,10 @@ CLAIMS = (
 # Picture of training on wrong labels.
 
 
-def errors_and_norms(data: pl.DataFrame) -> Figure:
+def errors_and_norms(data: pl.DataFrame) -> "Figure":
     """Training error, test error and squared norm of the weights by epoch; a row a data set."""
+    from matplotlib.lines import Line2D
+
     sets = each_of(data, "dataset")
     figure, axes = panels(
         3,

@@ -11,12 +11,12 @@ import torch
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -60,10 +60,10 @@ def _differences(table: pl.DataFrame, where: pl.Expr) -> dict[int, Estimate]:
     return {p: mean(pairs.filter(pl.col("p") == p)["difference"], of=f"cosine at p = {p}") for p in widths}
 
 
-def _values(table: pl.DataFrame, norm: float) -> Reading:
+def _values(table: pl.DataFrame, norm: float) -> Evidence:
     if set(table.filter(pl.col("n") < pl.col("d")).select("n", "d").rows()) != {(10, 1000)}:
         raise Missing("the simulation's values are those of n = 10, d = 1000, and other sizes were run")
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=f"L = {L:g}, c_S = {c:g}, p = {p}", measured=found.value, low=value - 0.03, high=value + 0.03)
             for (L, c), value in EXPECTED.items()
@@ -72,14 +72,14 @@ def _values(table: pl.DataFrame, norm: float) -> Reading:
     )
 
 
-def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Reading:
+def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Evidence:
     """Mean final cosines above what chance gives."""
     found = {
         f"{label}, p = {p}": (p, each)
         for label, where in settings.items()
         for p, each in _cosines(table, where).items()
     }
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(label=label, measured=each.value, low=each.half(len(found)) + 3 / p**0.5)
             for label, (p, each) in found.items()
@@ -87,7 +87,7 @@ def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Reading:
     )
 
 
-def _flat(table: pl.DataFrame) -> Reading:
+def _flat(table: pl.DataFrame) -> Evidence:
     checks = []
     for L, c in EXPECTED:
         own = table.filter(_where(L, c)).with_columns(pl.col("p").log())
@@ -101,16 +101,16 @@ def _flat(table: pl.DataFrame) -> Reading:
                 high=allowed,
             )
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
-def _same(table: pl.DataFrame) -> Reading:
+def _same(table: pl.DataFrame) -> Evidence:
     found = {
         f"{schedule}, p = {p}": each
         for schedule in SUMMABLE
         for p, each in _differences(table, _where(2.0, 3.0, schedule)).items()
     }
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"{label}: less that of the cutoff",
@@ -123,7 +123,7 @@ def _same(table: pl.DataFrame) -> Reading:
     )
 
 
-def _endless(table: pl.DataFrame) -> Reading:
+def _endless(table: pl.DataFrame) -> Evidence:
     where = _where(2.0, 3.0, "constant")
     gains = _differences(table, where)
     checks = [
@@ -132,77 +132,82 @@ def _endless(table: pl.DataFrame) -> Reading:
     ]
     left = table.filter(where).group_by("p").agg(pl.col("error_left").min()).sort("p")
     checks += [Check(label=f"p = {p}: least |e|/|y| at the end", measured=least, low=1e-10) for p, least in left.rows()]
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 CLAIMS = (
     Claim(
         name="theorem-4-6",
         statement="With λ(t) = Lγ until T and 0 after it, cos∠(b, β(t)) ≥ c > 0 for all t > T_c.",
-        place="Theorem 4.6",
-        how="Mean cosine when the error has fallen to 10⁻¹⁰ |y|.",
-        because="Above 3/√p, three times what chance gives, by half the 99 % interval (Student's t, all together).",
+        reference="Theorem 4.6",
+        method="Mean cosine when the error has fallen to 10⁻¹⁰ |y|.",
+        tolerance_reason="Above 3/√p, three times what chance gives, by half the 99 % interval (Student's t, all "
+        "together).",
         read=lambda table: _above(table, {f"L = {L:g}, c_S = {c:g}": _where(L, c) for L, c in EXPECTED}),
     ),
     Claim(
         name="theorem-4-6-constant",
         statement="The constant c in the lower bound is independent of the network width p.",
-        place="Section 4.2, after theorem 4.6",
-        how="Slope of the final cosine against log p, one a seed.",
-        because="0 ± half the 99 % interval (Student's t over the seeds, all together), ± what a correction of 1/√p to "
-        "the narrowest makes.",
+        reference="Section 4.2, after theorem 4.6",
+        method="Slope of the final cosine against log p, one a seed.",
+        tolerance_reason="0 ± half the 99 % interval (Student's t over the seeds, all together), ± what a correction "
+        "of 1/√p to the narrowest makes.",
         read=_flat,
     ),
     Claim(
         name="theorem-4-6-values",
         statement="The cosines are 0.61 (L = 2, c_S = 3), 0.39 (5, 3) and 0.79 (5, 10).",
-        place="Not in the paper, which names no value: an independent simulation's, n = 10, d = 1000, η = 0.1",
-        how="Mean cosine when the error has fallen to 10⁻¹⁰ |y|, for targets of the mean size, |y| = √n.",
-        because="The simulation's values ± 0.03. It states neither its targets nor its number of draws; the constant "
-        "depends on |y|²/n, whose standard deviation over draws of n = 10 targets is 0.45.",
+        origin="beyond",
+        reference="Not in the paper, which names no value: an independent simulation's, n = 10, d = 1000, η = 0.1",
+        method="Mean cosine when the error has fallen to 10⁻¹⁰ |y|, for targets of the mean size, |y| = √n.",
+        tolerance_reason="The simulation's values ± 0.03. It states neither its targets nor its number of draws; the "
+        "constant depends on |y|²/n, whose standard deviation over draws of n = 10 targets is 0.45.",
         read=partial(_values, norm=1.0),
     ),
     Claim(
         name="theorem-4-6-values-larger",
         statement="The cosines are 0.61 (L = 2, c_S = 3), 0.39 (5, 3) and 0.79 (5, 10) for targets of |y| = 1.18√n.",
-        place="Not in the paper: whether one |y| explains all of the simulation's values",
-        how="As for theorem-4-6-values, every draw's targets scaled to |y| = 1.18√n, an ordinary draw's size.",
-        because="The simulation's values ± 0.03. The number 1.18 was fitted: this shows that one number explains "
-        "three values at every width, no more.",
+        origin="beyond",
+        reference="Not in the paper: whether one |y| explains all of the simulation's values",
+        method="As for theorem-4-6-values, every draw's targets scaled to |y| = 1.18√n, an ordinary draw's size.",
+        tolerance_reason="The simulation's values ± 0.03. The number 1.18 was fitted: this shows that one number "
+        "explains three values at every width, no more.",
         read=partial(_values, norm=NORM),
     ),
     Claim(
         name="other-schedules-align",
         statement="For other schedules such as inverse-squared decay or exponential decay, one could also obtain the "
         "same alignment result as long as the sum of λ(t) is less than S_λ.",
-        place="Section 4.2, remark on the cutoff schedule",
-        how="Mean final cosine, the first λ(t) and the sum being those of the cutoff schedule.",
-        because="As for theorem-4-6.",
+        reference="Section 4.2, remark on the cutoff schedule",
+        method="Mean final cosine, the first λ(t) and the sum being those of the cutoff schedule.",
+        tolerance_reason="As for theorem-4-6.",
         read=lambda table: _above(table, {name: _where(2.0, 3.0, name) for name in SUMMABLE}),
     ),
     Claim(
         name="other-schedules-same",
         statement="The cosine that the other summable schedules reach is that of the cutoff schedule.",
-        place="Not stated: whether “the same result” means the same constant",
-        how="Mean difference of final cosines, paired by seed.",
-        because="0 ± half the 99 % interval (Student's t over the seeds, all together).",
+        origin="beyond",
+        reference="Not stated: whether “the same result” means the same constant",
+        method="Mean difference of final cosines, paired by seed.",
+        tolerance_reason="0 ± half the 99 % interval (Student's t over the seeds, all together).",
         read=_same,
     ),
     Claim(
         name="no-cutoff",
         statement="Without a cutoff the ridge aligns further, and the error does not vanish.",
-        place="Derived here: constant λ has no fixed point; the paper's simulations use it, its theorem does not",
-        how="Cosine against that of the cutoff schedule after as many steps, paired by seed, and the error left.",
-        because="Above 0 with 99 % confidence; an error above the 10⁻¹⁰ |y| that the cutoff reaches.",
+        origin="theory",
+        reference="Derived here: constant λ has no fixed point; the paper's simulations use it, its theorem does not",
+        method="Cosine against that of the cutoff schedule after as many steps, paired by seed, and the error left.",
+        tolerance_reason="Above 0 with 99 % confidence; an error above the 10⁻¹⁰ |y| that the cutoff reaches.",
         read=_endless,
     ),
     Claim(
         name="large-sample",
         statement="Theorem 4.6 also holds for n > d.",
-        place="Section 4.2, “large sample scenario”",
-        how="Mean final cosine with n and d exchanged and the rate divided by n/d, γ and M being the extremes of the "
-        "d non-zero eigenvalues.",
-        because="As for theorem-4-6.",
+        reference="Section 4.2, “large sample scenario”",
+        method="Mean final cosine with n and d exchanged and the rate divided by n/d, γ and M being the extremes of "
+        "the d non-zero eigenvalues.",
+        tolerance_reason="As for theorem-4-6.",
         read=lambda table: _above(table, {"n > d": _where(2.0, 3.0, tall=True)}),
     ),
 )

@@ -5,7 +5,7 @@ from math import log
 
 import polars as pl
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import Estimate, slope, summary
 from falign.papers.song2021._drawing import distances
 from falign.papers.song2021._shared import DELTA, outcome, shares
@@ -74,8 +74,8 @@ def _theorem(name: str) -> pl.Expr:
     }[name]
 
 
-def _held(table: pl.DataFrame) -> Reading:
-    return Reading(
+def _held(table: pl.DataFrame) -> Evidence:
+    return Evidence(
         checks=shares(
             table,
             ["activation", "n", "d", "p", "strength"],
@@ -103,7 +103,7 @@ def _along(table: pl.DataFrame, activation: str, value: str, axis: str) -> Estim
     return slope(logs, axis, value)
 
 
-def _scaling(table: pl.DataFrame) -> Reading:
+def _scaling(table: pl.DataFrame) -> Evidence:
     moved = _distances(table)
     narrow, wide = min(moved["p"]), max(moved["p"])
     logarithm = 0.5 * log(log(wide) / log(narrow)) / log(wide / narrow)
@@ -120,7 +120,7 @@ def _scaling(table: pl.DataFrame) -> Reading:
                 ),
                 Check(label=f"{activation}, {name}: exponent of n", measured=in_n.value, high=1 + in_n.half(count)),
             ]
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
@@ -161,32 +161,33 @@ CONVERGENCE = Experiment(
         Claim(
             name="theorem-3-2",
             statement="|e(t+1)| ≤ (1 - ηγ/4)|e(t)| for all t, with probability at least 1 - δ.",
-            place="Theorem 3.2, equation 3.1",
-            how="Share of runs in which the inequality holds at every step, with γ = λ_min(Ḡ) of the run's inputs, "
+            reference="Theorem 3.2, equation 3.1",
+            method="Share of runs in which the inequality holds at every step, with γ = λ_min(Ḡ) of the run's inputs, "
             "among those that meet the assumptions.",
-            because=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, by the "
-            "binomial law. The paper's constants C1 and C2 have no value: the widths are what they are.",
+            tolerance_reason=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, "
+            "by the binomial law. The paper's constants C1 and C2 have no value: the widths are what they are.",
             read=_held,
             scope=_theorem("3.2"),
         ),
         Claim(
             name="theorem-3-2-parameters",
             statement="|w_r(t) - w_r(0)| ≤ c1 n√(log p)/(γ√p) and |β_r(t) - β_r(0)| ≤ c2 n/(γ√p).",
-            place="Theorem 3.2, equation 3.2",
-            how="Slope of the logarithm of the farthest neuron's distance against log p, one a seed; against log n, "
+            reference="Theorem 3.2, equation 3.2",
+            method="Slope of the logarithm of the farthest neuron's distance against log p, one a seed; against log n, "
             "the distance multiplied by γ.",
-            because="The bound's exponents are -½ in p and 1 in n. The farthest of p neurons goes √log p farther than "
-            "a typical one, a factor that the bound has for w_r and for β_r hides in c2: the slope that it has between "
-            "these widths is allowed, and half the 99 % interval over the seeds. A bound: less agrees with it.",
+            tolerance_reason="The bound's exponents are -½ in p and 1 in n. The farthest of p neurons goes √log p "
+            "farther than a typical one, a factor that the bound has for w_r and for β_r hides in c2: the slope that "
+            "it has between these widths is allowed, and half the 99 % interval over the seeds. A bound: less agrees "
+            "with it.",
             read=_scaling,
             scope=_theorem("3.2"),
         ),
         Claim(
             name="theorem-4-2",
             statement="With a summable ridge |e(t+1)| ≤ (1 - ηγ/4 - ηλ(t))|e(t)| + λ(t)|y|.",
-            place="Theorem 4.2, equation 4.2",
-            how="As for theorem 3.2, with λ(t) = 0.1 exp(-t/20).",
-            because="As for theorem 3.2; c̃_S has no value.",
+            reference="Theorem 4.2, equation 4.2",
+            method="As for theorem 3.2, with λ(t) = 0.1 exp(-t/20).",
+            tolerance_reason="As for theorem 3.2; c̃_S has no value.",
             read=_held,
             scope=_theorem("4.2"),
         ),
@@ -194,9 +195,9 @@ CONVERGENCE = Experiment(
             name="theorem-4-3",
             statement="For linear networks |e(t+1)| ≤ (1 - ηγ/2 - ηλ(t))|e(t)| + λ(t)|y|; for n > d on the column "
             "space of X.",
-            place="Theorem 4.3, equation 4.3, and “large sample scenario”",
-            how="As for theorem 3.2, with γ the smallest (for n > d: the smallest non-zero) eigenvalue of XXᵀ.",
-            because="As for theorem 3.2; c_S has no value.",
+            reference="Theorem 4.3, equation 4.3, and “large sample scenario”",
+            method="As for theorem 3.2, with γ the smallest (for n > d: the smallest non-zero) eigenvalue of XXᵀ.",
+            tolerance_reason="As for theorem 3.2; c_S has no value.",
             read=_held,
             scope=_theorem("4.3"),
         ),

@@ -11,12 +11,12 @@ import torch
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -73,17 +73,17 @@ def vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
     )
 
 
-def _vanishes(table: pl.DataFrame) -> Reading:
+def _vanishes(table: pl.DataFrame) -> Evidence:
     names = _activations(table)
     ends = {name: _ends(table, name).filter(pl.col("strength") == 0) for name in names}
-    return Reading(checks=tuple(vanishing(ends[name], name, len(names)) for name in names))
+    return Evidence(checks=tuple(vanishing(ends[name], name, len(names)) for name in names))
 
 
 def _growth(ends: pl.DataFrame, p: int, low: float, high: float) -> Estimate:
     return paired(ends.filter(pl.col("p") == p), "cosine", axis="strength", low=low, high=high, by=["p"])
 
 
-def _grows(table: pl.DataFrame) -> Reading:
+def _grows(table: pl.DataFrame) -> Evidence:
     checks, names = [], _activations(table)
     for name in names:
         ends = _ends(table, name)
@@ -105,7 +105,7 @@ def _grows(table: pl.DataFrame) -> Reading:
                 low=whole.above(len(names)),
             ),
         ]
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _shown(table: pl.DataFrame, activation: str) -> pl.DataFrame:
@@ -113,7 +113,7 @@ def _shown(table: pl.DataFrame, activation: str) -> pl.DataFrame:
     return table.filter((pl.col("activation") == activation) & (pl.col("p") == shown_width(table)))
 
 
-def _slower(table: pl.DataFrame, share: int) -> Reading:
+def _slower(table: pl.DataFrame, share: int) -> Evidence:
     found: list[tuple[str, bool, Estimate]] = []
     for name in _activations(table):
         records = _shown(table, name)
@@ -133,7 +133,7 @@ def _slower(table: pl.DataFrame, share: int) -> Reading:
             for high in strengths[1:]
         ]
     leading = sum(largest for _, largest, _ in found)
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=label,
@@ -145,7 +145,7 @@ def _slower(table: pl.DataFrame, share: int) -> Reading:
     )
 
 
-def _plateau(table: pl.DataFrame) -> Reading:
+def _plateau(table: pl.DataFrame) -> Evidence:
     checks = []
     for name in _activations(table):
         ends = final(_shown(table, name), by=_RUN)
@@ -155,52 +155,53 @@ def _plateau(table: pl.DataFrame) -> Reading:
             checks.append(
                 Check(label=f"{name}, λ = {strength:g}: final loss / λ", measured=measured, low=0.1, high=10.0)
             )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 VANISHES = Claim(
     name="alignment-vanishes",
     statement="For all three types of networks, as p increases, alignment vanishes if there is no regularization.",
-    place="Section 5, figure 2a-c; cos∠(b, β) = O(n/√p), section 4.1",
-    how="Mean final cosine at λ = 0, at the widest network against the narrowest.",
-    because="O(n/√p) is read as: between two widths the cosine shrinks at least by √(p_narrow/p_wide). On top half the "
-    "99 % interval of the difference, runs of one seed paired; below 0 no more than half that of the mean.",
+    reference="Section 5, figure 2a-c; cos∠(b, β) = O(n/√p), section 4.1",
+    method="Mean final cosine at λ = 0, at the widest network against the narrowest.",
+    tolerance_reason="O(n/√p) is read as: between two widths the cosine shrinks at least by √(p_narrow/p_wide). On top "
+    "half the 99 % interval of the difference, runs of one seed paired; below 0 no more than half that of the mean.",
     read=_vanishes,
 )
 GROWS = Claim(
     name="alignment-grows",
     statement="Alignment grows with the level of regularization λ for the same network.",
-    place="Section 5, figure 2a-c",
-    how="Mean differences of final cosines between values of λ, paired by seed, at every width.",
-    because="From no ridge to the largest it must rise with 99 % confidence (Student's t over the seeds), and between "
-    "no neighbours may it fall with 99 % confidence, over all neighbours and widths together (Bonferroni).",
+    reference="Section 5, figure 2a-c",
+    method="Mean differences of final cosines between values of λ, paired by seed, at every width.",
+    tolerance_reason="From no ridge to the largest it must rise with 99 % confidence (Student's t over the seeds), and "
+    "between no neighbours may it fall with 99 % confidence, over all neighbours and widths together (Bonferroni).",
     read=_grows,
 )
 SLOWER = Claim(
     name="loss-slower",
     statement="The training loss converges slower with larger regularization.",
-    place="Section 5, figure 2d-f",
-    how="Logarithm of the loss against λ = 0, paired by seed, at the step where the mean loss at λ = 0 first is a "
+    reference="Section 5, figure 2d-f",
+    method="Logarithm of the loss against λ = 0, paired by seed, at the step where the mean loss at λ = 0 first is a "
     "hundredth of what it was at the start.",
-    because="The largest λ must be behind with 99 % confidence (Student's t over the seeds, the activations together); "
-    "the smaller ones may not be ahead with 99 % confidence, all together.",
+    tolerance_reason="The largest λ must be behind with 99 % confidence (Student's t over the seeds, the activations "
+    "together); the smaller ones may not be ahead with 99 % confidence, all together.",
     read=partial(_slower, share=100),
 )
 EARLY = Claim(
     name="loss-slower-early",
     statement="The training loss converges slower with larger regularization from the beginning.",
-    place="Not stated: whether the loss falls slower from the beginning, or only once it nears its plateau",
-    how="As for loss-slower, where the mean loss at λ = 0 first is a tenth of what it was at the start.",
-    because="As for loss-slower. A ridge also shrinks the random output that the network starts with, which lowers the "
-    "loss.",
+    origin="beyond",
+    reference="Not stated: whether the loss falls slower from the beginning, or only once it nears its plateau",
+    method="As for loss-slower, where the mean loss at λ = 0 first is a tenth of what it was at the start.",
+    tolerance_reason="As for loss-slower. A ridge also shrinks the random output that the network starts with, which "
+    "lowers the loss.",
     read=partial(_slower, share=10),
 )
 PLATEAU = Claim(
     name="loss-of-order-lambda",
     statement="Due to the regularization, the loss converges to a positive number that is of the same order as λ.",
-    place="Section 5",
-    how="Mean loss at the end of the run, divided by λ.",
-    because="Of the same order is read as within a factor of 10.",
+    reference="Section 5",
+    method="Mean loss at the end of the run, divided by λ.",
+    tolerance_reason="Of the same order is read as within a factor of 10.",
     read=_plateau,
 )
 

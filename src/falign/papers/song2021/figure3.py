@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from falign.lab.data import load
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import Estimate, final, paired, summary
 from falign.papers.song2021._drawing import alignment_and_accuracy
 from falign.papers.song2021._shared import batch, outcomes, trained
@@ -36,7 +36,7 @@ def _compared(
     ]
 
 
-def _judged(table: pl.DataFrame, found: list[tuple[str, Estimate, bool]]) -> Reading:
+def _judged(table: pl.DataFrame, found: list[tuple[str, Estimate, bool]]) -> Evidence:
     """All differences above 0 (below, where they should fall) with 99 % confidence together."""
     checks = (
         Check(label=label, measured=each.value, high=-each.above(len(found)))
@@ -44,10 +44,10 @@ def _judged(table: pl.DataFrame, found: list[tuple[str, Estimate, bool]]) -> Rea
         else Check(label=label, measured=each.value, low=each.above(len(found)))
         for label, each, falls in found
     )
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
 
 
-def _aligns(table: pl.DataFrame) -> Reading:
+def _aligns(table: pl.DataFrame) -> Evidence:
     early = table.filter(pl.col("step") == (pl.col("epochs") / 4).round())
     cosines = _compared(table, "error_cosine", ((0.0, 0.1), (0.0, 0.3), (0.1, 0.3)))
     accuracies = [
@@ -57,11 +57,11 @@ def _aligns(table: pl.DataFrame) -> Reading:
     return _judged(table, [*cosines, *accuracies])  # pyright: ignore[reportArgumentType]  # three parts each
 
 
-def _fits(table: pl.DataFrame) -> Reading:
+def _fits(table: pl.DataFrame) -> Evidence:
     return _judged(table, _compared(table, "logarithm", ((0.0, 0.1), (0.0, 0.3)), falls=True))
 
 
-def _gains(table: pl.DataFrame) -> Reading:
+def _gains(table: pl.DataFrame) -> Evidence:
     return _judged(table, _compared(table, "accuracy", ((0.0, 0.1), (0.0, 0.3))))
 
 
@@ -70,37 +70,40 @@ CLAIMS = (
         name="images-align",
         statement="Both alignment and convergence are improved by adding regularization, and increasing λ can "
         "further facilitate alignment.",
-        place="Section 5, figure 3, left",
-        how="Mean cosine of the error signals at the end; figure 3 shows no loss, so that convergence is read off the "
-        "test accuracy after a quarter of the epochs. Differences between ridges are paired by seed; weights N(0, 1).",
-        because="Above 0 with 99 % confidence (Student's t over the seeds, all together).",
+        reference="Section 5, figure 3, left",
+        method="Mean cosine of the error signals at the end; figure 3 shows no loss, so that convergence is read off "
+        "the test accuracy after a quarter of the epochs. Differences between ridges are paired by seed; weights N(0, "
+        "1).",
+        tolerance_reason="Above 0 with 99 % confidence (Student's t over the seeds, all together).",
         read=_aligns,
         scope=pl.col("weights") == "standard",
     ),
     Claim(
         name="images-accuracy",
         statement="Increasing the regularization level facilitates alignment with a small gain in test accuracy.",
-        place="Section 5, figure 3, right",
-        how="Test accuracy at the end, differences paired by seed; weights N(0, 1).",
-        because="Above 0 with 99 % confidence (Student's t over the seeds, all together).",
+        reference="Section 5, figure 3, right",
+        method="Test accuracy at the end, differences paired by seed; weights N(0, 1).",
+        tolerance_reason="Above 0 with 99 % confidence (Student's t over the seeds, all together).",
         read=_gains,
         scope=pl.col("weights") == "standard",
     ),
     Claim(
         name="images-loss",
         statement="At the end of training the training loss is lower with a ridge.",
-        place="Not in the paper, which shows no loss: whether “convergence” could mean it",
-        how="Logarithm of the training loss at the end, differences paired by seed; weights N(0, 1).",
-        because="Below 0 with 99 % confidence (Student's t over the seeds, all together).",
+        origin="beyond",
+        reference="Not in the paper, which shows no loss: whether “convergence” could mean it",
+        method="Logarithm of the training loss at the end, differences paired by seed; weights N(0, 1).",
+        tolerance_reason="Below 0 with 99 % confidence (Student's t over the seeds, all together).",
         read=_fits,
         scope=pl.col("weights") == "standard",
     ),
     Claim(
         name="images-accuracy-scaled",
         statement="There is a gain in test accuracy also if the initial weights are N(0, 1/d).",
-        place="Not in the paper: how far figure 3, right, depends on the size of the initial weights",
-        how="As for images-accuracy, weights N(0, 1/d).",
-        because="As for images-accuracy.",
+        origin="beyond",
+        reference="Not in the paper: how far figure 3, right, depends on the size of the initial weights",
+        method="As for images-accuracy, weights N(0, 1/d).",
+        tolerance_reason="As for images-accuracy.",
         read=_gains,
         scope=pl.col("weights") == "scaled",
     ),

@@ -9,12 +9,12 @@ import torch
 from falign.lab.experiment import (
     Check,
     Claim,
+    Evidence,
     Experiment,
     Missing,
     Outcome,
     Picture,
     Point,
-    Reading,
     Setting,
     Task,
     grid,
@@ -87,7 +87,7 @@ def _points(sizes: Sequence[int], isometric: Sequence[int], constants: Sequence[
     )
 
 
-def _away(table: pl.DataFrame) -> Reading:
+def _away(table: pl.DataFrame) -> Evidence:
     own = table.filter(pl.col("proposition") == "3.3")
     checks: list[Check] = []
     for (name, n), rows in own.sort("activation", "n").group_by(["activation", "n"], maintain_order=True):
@@ -98,7 +98,7 @@ def _away(table: pl.DataFrame) -> Reading:
                 low=rows["limit"][0] / 2,
             )
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 def _frequency(table: pl.DataFrame) -> pl.DataFrame:
@@ -117,14 +117,14 @@ def _enough(frequencies: pl.DataFrame, n: int, epsilon: float) -> float:
     return min(enough)
 
 
-def _serves(table: pl.DataFrame, axis: str) -> Reading:
+def _serves(table: pl.DataFrame, axis: str) -> Evidence:
     frequencies = _frequency(table)
     n, epsilon = int(frequencies["n"].to_numpy().min()), float(frequencies["epsilon"].to_numpy().max())
     enough = _enough(frequencies, n, epsilon)
     fixed = pl.col("epsilon") == epsilon if axis == "n" else pl.col("n") == n
     others = frequencies.filter(fixed & (pl.col("constant") == enough)).sort(axis)
     others = others.filter((pl.col("n") != n) | (pl.col("epsilon") != epsilon))
-    return Reading(
+    return Evidence(
         checks=tuple(
             Check(
                 label=f"n = {row['n']}, ε = {row['epsilon']:g}, d = {row['d']}: share of {row['runs']} draws",
@@ -176,10 +176,10 @@ INPUTS = Experiment(
         Claim(
             name="proposition-3-3",
             statement="For x_i ~ N(0, I_d/d), ψ sigmoid or tanh and d = Ω(n), λ_min(Ḡ) ≥ γ > 0 with high probability.",
-            place="Proposition 3.3",
-            how=f"Least λ_min(Ḡ) of all draws at each n, d = {_RATIO:g}n.",
-            because="At least half of the limit for n → ∞, derived here from the Hermite coefficients of ψ; any "
-            "positive number that does not depend on n would do.",
+            reference="Proposition 3.3",
+            method=f"Least λ_min(Ḡ) of all draws at each n, d = {_RATIO:g}n.",
+            tolerance_reason="At least half of the limit for n → ∞, derived here from the Hermite coefficients of ψ; "
+            "any positive number that does not depend on n would do.",
             read=_away,
             scope=pl.col("proposition") == "3.3",
         ),
@@ -187,9 +187,9 @@ INPUTS = Experiment(
             name="proposition-4-5-n",
             statement="d = Ω((1/ε) log(n/δ) + (n/ε) log(1/ε)) makes X (1-ε, 4ε)-isometric with probability 1 - δ: as n "
             "grows.",
-            place="Proposition 4.5",
-            how="The least constant that is enough for the smallest n, tried at the larger ones; ε = 0.4.",
-            because="The least share of so many draws that does not contradict 0.9 at 99 % (binomial law).",
+            reference="Proposition 4.5",
+            method="The least constant that is enough for the smallest n, tried at the larger ones; ε = 0.4.",
+            tolerance_reason="The least share of so many draws that does not contradict 0.9 at 99 % (binomial law).",
             read=lambda table: _serves(table, "n"),
             scope=pl.col("proposition") == "4.5",
         ),
@@ -197,10 +197,10 @@ INPUTS = Experiment(
             name="proposition-4-5-epsilon",
             statement="d = Ω((1/ε) log(n/δ) + (n/ε) log(1/ε)) makes X (1-ε, 4ε)-isometric with probability 1 - δ: as ε "
             "falls.",
-            place="Proposition 4.5",
-            how="The least constant that is enough for ε = 0.4, tried at smaller ε.",
-            because="As for proposition-4-5-n. For n = 1 the only eigenvalue is χ²_d/d, of variance 2/d, so that d "
-            "must grow as 1/ε², faster than the printed condition: one constant cannot serve every ε.",
+            reference="Proposition 4.5",
+            method="The least constant that is enough for ε = 0.4, tried at smaller ε.",
+            tolerance_reason="As for proposition-4-5-n. For n = 1 the only eigenvalue is χ²_d/d, of variance 2/d, so "
+            "that d must grow as 1/ε², faster than the printed condition: one constant cannot serve every ε.",
             read=lambda table: _serves(table, "epsilon"),
             scope=pl.col("proposition") == "4.5",
         ),

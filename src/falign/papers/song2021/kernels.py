@@ -1,20 +1,23 @@
 """Section 3's account of convergence: G stays at Ḡ, H stays near 0, and the error is what infinite width predicts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Point, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
 from falign.lab.experiment.statistics import Estimate, least_share, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
 from falign.papers.song2021._shared import DELTA, batch, engine_bytes, outcomes
 from falign.theory.two_layer import Dual, Trajectory, activation, draw_reduced, spaced
 from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, predicted_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What section 3 states of the kernels along training, and how it is judged.
 
@@ -33,7 +36,7 @@ def _groups(table: pl.DataFrame, *columns: str) -> list[tuple[tuple, pl.DataFram
     return list(table.sort(columns).group_by(columns, maintain_order=True))
 
 
-def _feedback_kernel(table: pl.DataFrame) -> Reading:
+def _feedback_kernel(table: pl.DataFrame) -> Evidence:
     """Exponent of |H(0)|."""
     groups = _groups(table.filter((pl.col("step") == 0) & (pl.col("strength") == 0)), "activation")
     checks = []
@@ -43,10 +46,10 @@ def _feedback_kernel(table: pl.DataFrame) -> Reading:
         checks.append(
             Check(label=f"{name}: exponent of p in |H(0)|", measured=found.value, low=-0.5 - half, high=-0.5 + half)
         )
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
 
 
-def _constancy(table: pl.DataFrame) -> Reading:
+def _constancy(table: pl.DataFrame) -> Evidence:
     """Exponents of the largest changes of G and H."""
     groups = _groups(table.filter(pl.col("strength") == 0), "activation")
     checks = []
@@ -55,10 +58,10 @@ def _constancy(table: pl.DataFrame) -> Reading:
             found = _exponent(worst(own, column), column)
             label = f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|"
             checks.append(Check(label=label, measured=found.value, high=-0.5 + found.half(2 * len(groups))))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
 
 
-def _prediction(table: pl.DataFrame) -> Reading:
+def _prediction(table: pl.DataFrame) -> Evidence:
     """Exponent of the largest distance to the prediction."""
     groups = _groups(table, "activation", "strength")
     checks = []
@@ -67,10 +70,10 @@ def _prediction(table: pl.DataFrame) -> Reading:
         half = found.half(len(groups))
         label = f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|"
         checks.append(Check(label=label, measured=found.value, low=-0.5 - half, high=-0.5 + half))
-    return Reading(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
 
 
-def _contraction(table: pl.DataFrame) -> Reading:
+def _contraction(table: pl.DataFrame) -> Evidence:
     """Share of runs whose error falls as the theorem says between all recordings."""
     plain = table.filter((pl.col("strength") == 0) & (pl.col("step") > 0))
     unit = pl.col("rate") * pl.col("gamma")
@@ -85,46 +88,47 @@ def _contraction(table: pl.DataFrame) -> Reading:
                 low=least_share(own.height, 1 - DELTA),
             )
         )
-    return Reading(checks=tuple(checks))
+    return Evidence(checks=tuple(checks))
 
 
 CLAIMS = (
     Claim(
         name="feedback-kernel-vanishes",
         statement="H is close to 0 at initialization if the network is over-parameterized.",
-        place="Section 3, after the equation for e(t+1)",
-        how="Slope of log |H(0)|, the spectral norm, against log p: one a seed, and their mean.",
-        because="-½, the order of a mean of p independent matrices whose mean is 0; ± half of the slope's 99 % "
-        "interval by Student's t over the seeds, for both activations together (Bonferroni).",
+        reference="Section 3, after the equation for e(t+1)",
+        method="Slope of log |H(0)|, the spectral norm, against log p: one a seed, and their mean.",
+        tolerance_reason="-½, the order of a mean of p independent matrices whose mean is 0; ± half of the slope's 99 "
+        "% interval by Student's t over the seeds, for both activations together (Bonferroni).",
         read=_feedback_kernel,
     ),
     Claim(
         name="kernels-stay",
         statement="The entries of both matrices remain close to their initial values.",
-        place="Section 3, after the equation for e(t+1)",
-        how="Slope, as before, of the largest spectral norm of G(t) - G(0), and of H(t) - H(0), along runs without "
+        reference="Section 3, after the equation for e(t+1)",
+        method="Slope, as before, of the largest spectral norm of G(t) - G(0), and of H(t) - H(0), along runs without "
         "a ridge. No entry of a matrix is larger than that norm.",
-        because="At most -½, the rate at which single weights move in theorem 3.2, plus half of the slope's 99 % "
-        "interval. Less agrees with it: what b multiplies averages out over the neurons, which makes it -1.",
+        tolerance_reason="At most -½, the rate at which single weights move in theorem 3.2, plus half of the slope's "
+        "99 % interval. Less agrees with it: what b multiplies averages out over the neurons, which makes it -1.",
         read=_constancy,
     ),
     Claim(
         name="infinite-width",
         statement="The error follows e(t+1) = (I - ηḠ)e(t) up to 1/√p; with a ridge, "
         "e(t+1) = ((1 - ηλ)I - ηḠ)e(t) + ηλy.",
-        place="Section 3, G + H ≈ Ḡ made exact in the limit; the order and the ridge's term are derived here",
-        how="Slope, as before, of the largest |e(t) - e∞(t)|/|y| of a run, e∞ begun at the run's own e(0).",
-        because="-½: G(0) - Ḡ and H(0) are means of p independent matrices; ± half of the slope's 99 % interval.",
+        reference="Section 3, G + H ≈ Ḡ made exact in the limit; the order and the ridge's term are derived here",
+        method="Slope, as before, of the largest |e(t) - e∞(t)|/|y| of a run, e∞ begun at the run's own e(0).",
+        tolerance_reason="-½: G(0) - Ḡ and H(0) are means of p independent matrices; ± half of the slope's 99 % "
+        "interval.",
         read=_prediction,
     ),
     Claim(
         name="empirical-rate",
         statement="The error falls by at least the factor 1 - ηγ/4 a step.",
-        place="Theorem 3.2, equation 3.1; for ReLU, which its assumptions exclude, section 3's account",
-        how="Share of runs without a ridge in which it does so in the mean of every interval between recordings, "
+        reference="Theorem 3.2, equation 3.1; for ReLU, which its assumptions exclude, section 3's account",
+        method="Share of runs without a ridge in which it does so in the mean of every interval between recordings, "
         "γ = λ_min(Ḡ) of the run's inputs. Single steps are the matter of song2021.convergence.",
-        because=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, by the "
-        "binomial law.",
+        tolerance_reason=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, by "
+        "the binomial law.",
         read=_contraction,
     ),
 )
@@ -136,7 +140,7 @@ _SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
 """Column -> its name and its line."""
 
 
-def kernels_by_width(data: pl.DataFrame) -> Figure:
+def kernels_by_width(data: pl.DataFrame) -> "Figure":
     """|H(0)| and the largest change of G against the width; how far the error is from its prediction along training."""
     figure, (left, right) = panels(
         2,

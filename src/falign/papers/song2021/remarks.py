@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Experiment, Outcome, Picture, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Setting, Task, grid
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
@@ -48,18 +48,18 @@ def memory_dropout(tasks: Sequence[Task]) -> int:
     return 4 * masks + engine_bytes(tasks, "literal", torch.float32)
 
 
-def _helps(table: pl.DataFrame) -> Reading:
+def _helps(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=["activation", "p", "dropout"])
     low = min(ends["p"].to_list())
     gain = paired(ends.filter(pl.col("p") == low), "cosine", axis="dropout", low=0.0, high=_SHARE, by=["p"])
-    return Reading(
+    return Evidence(
         checks=(Check(label=f"p = {low}: cosine gained by dropout {_SHARE:g}", measured=gain.value, low=gain.above()),)
     )
 
 
-def _fails_wide(table: pl.DataFrame) -> Reading:
+def _fails_wide(table: pl.DataFrame) -> Evidence:
     ends = final(table.filter(pl.col("dropout") == _SHARE), by=["activation", "p"])
-    return Reading(checks=(vanishing(ends, f"dropout {_SHARE:g}", 1),))
+    return Evidence(checks=(vanishing(ends, f"dropout {_SHARE:g}", 1),))
 
 
 DROPOUT = Experiment(
@@ -98,18 +98,18 @@ DROPOUT = Experiment(
         Claim(
             name="dropout-helps",
             statement="Dropout as a form of regularization can also help the alignment.",
-            place="Section 5; no figure",
-            how="Final cosine with dropout ½ against none, paired by seed, at the narrowest network.",
-            because="Above 0 with 99 % confidence (Student's t over the seeds).",
+            reference="Section 5; no figure",
+            method="Final cosine with dropout ½ against none, paired by seed, at the narrowest network.",
+            tolerance_reason="Above 0 with 99 % confidence (Student's t over the seeds).",
             read=_helps,
         ),
         Claim(
             name="dropout-fails-wide",
             statement="Dropout fails to keep the alignment away from zero for networks with large hidden layer width.",
-            place="Section 5; no figure",
-            how="Mean final cosine of the widest network against the narrowest.",
-            because="It falls at least as 1/√p, the rate by which section 4.1 bounds alignment without regularization; "
-            "half the 99 % interval of the difference on top (Student's t, paired by seed).",
+            reference="Section 5; no figure",
+            method="Mean final cosine of the widest network against the narrowest.",
+            tolerance_reason="It falls at least as 1/√p, the rate by which section 4.1 bounds alignment without "
+            "regularization; half the 99 % interval of the difference on top (Student's t, paired by seed).",
             read=_fails_wide,
         ),
     ),

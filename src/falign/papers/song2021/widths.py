@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Experiment, Missing, Outcome, Picture, Reading, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Setting, Task, grid
 from falign.lab.experiment.statistics import final, mean, slope, summary
 from falign.papers.song2021._drawing import cosine_by_width, time_by_width
 from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
@@ -54,7 +54,7 @@ def _data(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _law(table: pl.DataFrame) -> Reading:
+def _law(table: pl.DataFrame) -> Evidence:
     gained = _gained(table)
     widths = sorted(gained["p"].unique().to_list())
     checks = []
@@ -63,7 +63,7 @@ def _law(table: pl.DataFrame) -> Reading:
         found = mean(runs["gained"] * p / runs["n"], of=f"cosine gained at p = {p}")
         width = found.half(len(widths)) + runs["n"][0] / p
         checks.append(Check(label=f"p = {p:.3g}", measured=found.value, low=1 - width, high=1 + width))
-    return Reading(
+    return Evidence(
         checks=tuple(checks),
         note=f"{gained['seed'].n_unique()} runs a width. The runs of one seed share inputs and normal numbers over the "
         "widths, so that the rows are far from independent.",
@@ -93,7 +93,7 @@ def _time_data(table: pl.DataFrame) -> pl.DataFrame:
     return summary(_times(table).filter(whole), "time", by=["p", "strength"])
 
 
-def _growth(table: pl.DataFrame) -> Reading:
+def _growth(table: pl.DataFrame) -> Evidence:
     times = _times(table)
     late = times.filter(pl.col("time").is_null())
     if not late.is_empty():
@@ -101,7 +101,7 @@ def _growth(table: pl.DataFrame) -> Reading:
     narrow, wide = times["p"].unique().sort()[[0, -1]]
     found = slope(times.with_columns(pl.col("p").log(), pl.col("time").log()), "p", "time")
     width = found.half() + 1 / narrow**0.5
-    return Reading(
+    return Evidence(
         checks=(
             Check(
                 label=f"exponent between p = {narrow:.3g} and {wide:.3g}",
@@ -147,10 +147,11 @@ WIDTHS = Experiment(
             name="n-over-p",
             statement="Without regularization cos∠(b, β) = O(n/√p); for linear networks the cosine that training adds "
             "is n/p, to leading order.",
-            place="Section 4.1; the sharper law is derived here: <b, β> grows by ½(|W(t)|² - |W(0)|²), n in the mean",
-            how="Mean of (<b, β(T)> - <b, β(0)>)/(|b||β(T)|), times p/n, at every width.",
-            because="1 ± half the 99 % interval (Student's t over the seeds, all widths together), ± n/p for the next "
-            "order of the expansion in n/p.",
+            reference="Section 4.1; the sharper law is derived here: <b, β> grows by ½(|W(t)|² - |W(0)|²), n in the "
+            "mean",
+            method="Mean of (<b, β(T)> - <b, β(0)>)/(|b||β(T)|), times p/n, at every width.",
+            tolerance_reason="1 ± half the 99 % interval (Student's t over the seeds, all widths together), ± n/p for "
+            "the next order of the expansion in n/p.",
             read=_law,
         ),
     ),
@@ -187,9 +188,10 @@ TIME = Experiment(
         Claim(
             name="time-sqrt-p",
             statement="With a constant ridge every width aligns in the end; the time it takes grows as √p.",
-            place="Derived here from the scalar reduction of section 6; the paper states no time",
-            how="Slope of log(steps until the cosine is 0.5) against log p, one a seed; λ = 30.",
-            because="½ ± half the 99 % interval over the seeds (Student's t), ± 1/√p of the narrowest.",
+            origin="theory",
+            reference="Derived here from the scalar reduction of section 6; the paper states no time",
+            method="Slope of log(steps until the cosine is 0.5) against log p, one a seed; λ = 30.",
+            tolerance_reason="½ ± half the 99 % interval over the seeds (Student's t), ± 1/√p of the narrowest.",
             read=_growth,
         ),
     ),
