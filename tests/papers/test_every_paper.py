@@ -1,5 +1,8 @@
 """What holds of the experiments of every paper, and of their runs at the smallest size."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +10,23 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from falign.lab.experiment import PRESETS, Claim, Experiment, Setting, Task
+from falign.lab.experiment import PRESETS, Claim, Experiment, LazyExperiments, Setting, Task
+from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._execution import compute
 from falign.lab.experiment._results import Results, judge
 from falign.lab.report._figures import RenderedFigure, render
 from falign.papers import PAPERS
+
+RUN_ONE = """
+import sys
+from importlib import import_module
+module, _, value = {where!r}.partition(":")
+run = getattr(import_module(module), value).run
+import falign.lab.experiment._execution, falign.lab.experiment._local
+papers = sorted(name for name in sys.modules if name.startswith("falign.papers."))
+print("matplotlib" in sys.modules, *papers)
+"""
+"""Imports what a worker does to compute an experiment."""
 
 Smoke = Callable[[str], Mapping[str, Results]]
 
@@ -52,6 +67,29 @@ def test_presets_change_sizes_and_repetitions_only(paper: str, experiment: Exper
         assert len(set(keys)) == len(keys)
 
 
+def test_the_registry_names_papers_and_experiments_as_they_name_themselves() -> None:
+    for name, paper in PAPERS.items():
+        assert paper.name == name
+        assert paper.names == tuple(experiment.name for experiment in paper.experiments)
+
+
+@pytest.mark.parametrize(
+    "name", ["song2021.figure2", "girotti2021.networks", "garg2022.ranks", "robertson2024.conservation"]
+)
+def test_a_worker_imports_neither_matplotlib_nor_other_experiments(name: str) -> None:
+    paper = PAPERS[name.partition(".")[0]]
+    assert isinstance(paper.experiments, LazyExperiments)
+    others = {where.partition(":")[0] for each, where in paper.experiments.where.items() if each != name}
+    code = RUN_ONE.format(where=paper.experiments.where[name])
+    clean = {key: value for key, value in os.environ.items() if key != "FALIGN_TYPECHECK"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
+    drawing, *modules = done.stdout.split()
+    assert drawing == "False"
+    assert paper.experiments.where[name].partition(":")[0] in modules
+    assert others.isdisjoint(modules)
+    assert not any(module.split(".")[2] in {*PAPERS} - {paper.name} for module in modules)
+
+
 @pytest.mark.parametrize(("paper", "experiment"), EXPERIMENTS)
 def test_all_runs_are_done_and_all_pictures_drawn(paper: str, experiment: Experiment, smoke: Smoke) -> None:
     found = smoke(paper)[experiment.name]
@@ -84,7 +122,7 @@ def test_no_claim_is_judged_on_a_part_of_its_runs(
 @pytest.mark.parametrize(("paper", "experiment"), EXPERIMENTS)
 def test_a_run_is_the_same_alone_and_in_its_block(paper: str, experiment: Experiment, smoke: Smoke) -> None:
     task = experiment.tasks("smoke")[-1]
-    (alone,) = experiment.run([task], Setting())
+    (alone,) = call_run(experiment.run, [task], Setting())
     table = smoke(paper)[experiment.name].table
     axes = [pl.col(axis) == value for axis, value in task.point.items()]
     together = table.filter(*axes, pl.col("seed") == task.seed)

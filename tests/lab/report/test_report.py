@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -117,9 +118,9 @@ def test_every_verdict_is_the_claims_own(sample: tuple[Page, dict, str]) -> None
             assert (told["verdict"], told["checks"]) == ("not run", [])
             assert told["message"] == "no run of relu with λ = 3 at p = 12800"
         else:
-            reading = truth.read(table)
-            assert told["verdict"] == ("holds" if reading.holds else "fails")
-            assert [check["measured"] for check in told["checks"]] == [check.measured for check in reading.checks]
+            evidence = truth.read(table)
+            assert told["verdict"] == ("holds" if evidence.holds else "fails")
+            assert [check["measured"] for check in told["checks"]] == [check.measured for check in evidence.checks]
         anchor = f"sample.figure2.{truth.name}"
         (shown,) = (attributes for _, attributes in page.elements if attributes.get("id") == anchor)
         assert shown["data-verdict"] == told["verdict"]
@@ -154,8 +155,39 @@ def test_page_and_json_have_the_same_numbers(sample: tuple[Page, dict, str]) -> 
         ("sample", numbers["summary"]),
         *((each["title"], each["summary"]) for each in numbers["papers"][0]["experiments"]),
     ]:
-        counts = [*tally["claims"].values(), *tally["runs"].values()]
-        assert [0 if cell == "·" else int(cell) for cell in summary[title][:7]] == counts
+        counts = [*tally["stated"].values(), *tally["derived"].values(), *tally["runs"].values()]
+        assert [0 if cell == "·" else int(cell) for cell in summary[title][:10]] == counts
+        for verdict, number in tally["claims"].items():
+            assert number == tally["stated"][verdict] + tally["derived"][verdict]
+
+
+@pytest.mark.parametrize("origins", [("paper", "theory", "beyond"), ("paper",), ("theory",)])
+def test_the_papers_claims_and_what_follows_are_two_tables(origins: tuple[Any, ...], tmp_path: Path) -> None:
+    claims = tuple(
+        replace(claim(name, name.upper(), lambda _: Evidence(checks=(Check(label="y", measured=1.0),))), origin=name)
+        for name in origins
+    )
+    html, numbers = written(tmp_path, paper_of(results_of(claims=claims)))
+    page, first = Page(html), numbers["papers"][0]["experiments"][0]
+    assert {each["name"]: each["origin"] for each in first["claims"]} == {name: name for name in origins}
+    stated, derived = (page.texts.get(f"sample.{kind}.table", "") for kind in ("stated", "derived"))
+    assert [name for name in origins if name.upper() in stated] == [name for name in origins if name == "paper"]
+    assert [name for name in origins if name.upper() in derived] == [name for name in origins if name != "paper"]
+    assert numbers["summary"]["stated"]["holds"] == origins.count("paper")
+    assert numbers["summary"]["derived"]["holds"] == len(origins) - origins.count("paper")
+
+
+def test_a_claim_is_judged_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def read(table: pl.DataFrame) -> Evidence:
+        calls.append(table.height)
+        return Evidence(checks=(Check(label="y", measured=1.0),))
+
+    results = results_of(claims=(claim("once", "Once.", read),))
+    assert [verdict.verdict for verdict in results.verdicts] == ["holds"]  # as the terminal shows it
+    written(tmp_path, paper_of(results))
+    assert calls == [2]
 
 
 def test_runs_that_did_not_end_are_counted_and_told(sample: tuple[Page, dict, str]) -> None:

@@ -1,4 +1,4 @@
-"""What a report says: for each paper its experiments, with verdicts, figures, and how their runs went."""
+"""The content of a report: of each paper its claims, judged, and its experiments with figures and runs."""
 
 import math
 import platform
@@ -19,27 +19,78 @@ from falign.lab.report._figures import MissingFigure, RenderedFigure, render
 from falign.lab.report._numbers import portable
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib")
+STATED, DERIVED = "The paper's claims", "What follows from the theory, and beyond"
+"""Titles of the two tables of claims."""
 _TOLD = 1000
 """So many runs of an experiment that diverged or failed are told one by one; the others are counted."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """How many claims and runs there are of each kind, and the seconds that the runs took, added up."""
+@dataclass(frozen=True)
+class ClaimCounts:
+    """Numbers of claims, by verdict."""
 
     holds: int = 0
     fails: int = 0
     not_run: int = 0
+
+    @property
+    def total(self) -> int:
+        """All claims."""
+        return self.holds + self.fails + self.not_run
+
+    def __add__(self, other: "ClaimCounts") -> "ClaimCounts":
+        return ClaimCounts(self.holds + other.holds, self.fails + other.fails, self.not_run + other.not_run)
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """Numbers of runs, by status, and the seconds that they took, added up."""
+
     done: int = 0
     diverged: int = 0
     failed: int = 0
     missing: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: "RunCounts") -> "RunCounts":
+        return RunCounts(
+            self.done + other.done,
+            self.diverged + other.diverged,
+            self.failed + other.failed,
+            self.missing + other.missing,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Claims and runs of an experiment, a paper or a report.
+
+    Args:
+        stated: Claims that the papers make themselves.
+        derived: Claims that follow from their theory, or go beyond it.
+        runs: Runs.
+    """
+
+    stated: ClaimCounts = ClaimCounts()
+    derived: ClaimCounts = ClaimCounts()
+    runs: RunCounts = RunCounts()
+
     @property
-    def claims(self) -> int:
+    def claims(self) -> ClaimCounts:
         """All claims."""
-        return self.holds + self.fails + self.not_run
+        return self.stated + self.derived
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            stated=self.stated + other.stated, derived=self.derived + other.derived, runs=self.runs + other.runs
+        )
+
+
+def count_verdicts(verdicts: Iterable[Verdict]) -> ClaimCounts:
+    """Claims by verdict."""
+    told = [verdict.verdict for verdict in verdicts]
+    return ClaimCounts(told.count("holds"), told.count("fails"), told.count("not run"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +120,16 @@ class ExperimentPart:
     figures: tuple[RenderedFigure | MissingFigure, ...]
 
     @cached_property
-    def tally(self) -> Tally:
+    def counts(self) -> Counts:
         """Its claims and runs, counted."""
-        judged = [verdict.verdict for verdict in self.verdicts]
-        return Tally(
-            holds=judged.count("holds"),
-            fails=judged.count("fails"),
-            not_run=judged.count("not run"),
-            **{status: self.results.count(status) for status in ("done", "diverged", "failed")},
-            missing=self.results.count("missing") + self.results.count("no data"),
-            seconds=float(self.results.runs["seconds"].sum() or 0.0),
+        return Counts(
+            stated=count_verdicts(each for each in self.verdicts if each.claim.origin == "paper"),
+            derived=count_verdicts(each for each in self.verdicts if each.claim.origin != "paper"),
+            runs=RunCounts(
+                **{status: self.results.count(status) for status in ("done", "diverged", "failed")},
+                missing=self.results.count("missing") + self.results.count("no data"),
+                seconds=float(self.results.runs["seconds"].sum() or 0.0),
+            ),
         )
 
     @property
@@ -120,9 +171,23 @@ class PaperPart:
     experiments: tuple[ExperimentPart, ...]
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> Counts:
         """Its claims and runs, counted."""
-        return total(part.tally for part in self.experiments)
+        return sum((part.counts for part in self.experiments), Counts())
+
+    @property
+    def stated(self) -> list[tuple[ExperimentPart, Verdict]]:
+        """The claims that the paper makes itself, with their experiments."""
+        return [each for each in self._judged if each[1].claim.origin == "paper"]
+
+    @property
+    def derived(self) -> list[tuple[ExperimentPart, Verdict]]:
+        """The claims that follow from its theory or go beyond it, with their experiments."""
+        return [each for each in self._judged if each[1].claim.origin != "paper"]
+
+    @property
+    def _judged(self) -> list[tuple[ExperimentPart, Verdict]]:
+        return [(part, verdict) for part in self.experiments for verdict in part.verdicts]
 
     @cached_property
     def provenance(self) -> dict[str, list[str]]:
@@ -151,9 +216,9 @@ class Report:
     papers: tuple[PaperPart, ...]
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> Counts:
         """All claims and runs, counted."""
-        return total(part.tally for part in self.papers)
+        return sum((part.counts for part in self.papers), Counts())
 
     @property
     def presets(self) -> list[str]:
@@ -161,15 +226,17 @@ class Report:
         return list(dict.fromkeys(part.preset for part in self.papers))
 
     @property
-    def failing(self) -> list[tuple[str, Verdict]]:
-        """The claims that fail, with their ids on the page."""
-        return [
-            (part.anchor_of(verdict), verdict)
-            for paper in self.papers
-            for part in paper.experiments
-            for verdict in part.verdicts
-            if verdict.verdict == "fails"
-        ]
+    def failing(self) -> dict[str, list[tuple[str, Verdict]]]:
+        """The claims that fail, with their ids on the page: those of the papers, and the others."""
+        return {
+            title: [
+                (part.anchor_of(verdict), verdict)
+                for paper in self.papers
+                for part, verdict in (paper.stated if title == STATED else paper.derived)
+                if verdict.verdict == "fails"
+            ]
+            for title in (STATED, DERIVED)
+        }
 
 
 def compose(papers: Sequence[PaperResults]) -> Report:
@@ -191,13 +258,6 @@ def compose(papers: Sequence[PaperResults]) -> Report:
         },
         papers=tuple(_paper(each, alone=names.count(each.paper.name) == 1) for each in papers),
     )
-
-
-def total(tallies: Iterable[Tally]) -> Tally:
-    """Tallies added up."""
-    counted = list(tallies)
-    sums = {name: sum(getattr(each, name) for each in counted) for name in Tally.__dataclass_fields__}
-    return Tally(**{**sums, "seconds": float(sums["seconds"])})
 
 
 def _paper(results: PaperResults, *, alone: bool) -> PaperPart:
@@ -255,7 +315,7 @@ def document(report: Report) -> dict[str, Any]:
         "written": report.when.isoformat(),
         "presets": report.presets,
         "versions": report.versions,
-        "summary": _tally(report.tally),
+        "summary": _summary(report.counts),
         "papers": [_paper_data(part) for part in report.papers],
     }
 
@@ -269,7 +329,7 @@ def _paper_data(part: PaperPart) -> dict[str, Any]:
         "venue": paper.venue,
         "address": paper.address,
         "preset": part.preset,
-        "summary": _tally(part.tally),
+        "summary": _summary(part.counts),
         "interpretations": [{"question": each.question, "answer": each.answer} for each in paper.interpretations],
         "experiments": [_experiment_data(each) for each in part.experiments],
     }
@@ -283,7 +343,7 @@ def _experiment_data(part: ExperimentPart) -> dict[str, Any]:
         "source": experiment.source,
         "revision": experiment.revision,
         "anchor": part.anchor,
-        "summary": _tally(part.tally),
+        "summary": _summary(part.counts),
         "claims": [_claim(verdict) for verdict in part.verdicts],
         "figures": [_figure(each) for each in part.figures],
         "unfinished": [
@@ -295,12 +355,19 @@ def _experiment_data(part: ExperimentPart) -> dict[str, Any]:
     }
 
 
-def _tally(tally: Tally) -> dict[str, Any]:
+def _summary(counts: Counts) -> dict[str, Any]:
+    runs = counts.runs
     return {
-        "claims": {"holds": tally.holds, "fails": tally.fails, "not run": tally.not_run},
-        "runs": {name: getattr(tally, name) for name in ("done", "diverged", "failed", "missing")},
-        "seconds": portable(tally.seconds),
+        "claims": _verdicts(counts.claims),
+        "stated": _verdicts(counts.stated),
+        "derived": _verdicts(counts.derived),
+        "runs": {"done": runs.done, "diverged": runs.diverged, "failed": runs.failed, "missing": runs.missing},
+        "seconds": portable(runs.seconds),
     }
+
+
+def _verdicts(claims: ClaimCounts) -> dict[str, int]:
+    return {"holds": claims.holds, "fails": claims.fails, "not run": claims.not_run}
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:

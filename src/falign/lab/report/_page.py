@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoesca
 from markupsafe import Markup
 
 from falign.lab.experiment import Check
-from falign.lab.report._content import Report
+from falign.lab.report._content import DERIVED, STATED, Report
 from falign.lab.report._figures import RenderedFigure, variable
 from falign.lab.report._numbers import digits_of, duration, format_number, interval
 
@@ -207,6 +207,7 @@ def _environment() -> Environment:
     )
     made.globals["style"] = Markup(_file("page.css"))
     made.globals["script"] = Markup(_file("page.js"))
+    made.globals["stated_title"], made.globals["derived_title"] = STATED, DERIVED
     made.globals["is_drawn"] = lambda figure: isinstance(figure, RenderedFigure)
     made.filters.update(
         format_number=format_number,

@@ -50,7 +50,7 @@
       // What holds no claim that is left would only stand in the way of those that are.
       for (const section of document.querySelectorAll("section.experiment, section.paper"))
         section.hidden = !everything && !section.querySelector("article.claim:not([hidden])");
-      for (const section of document.querySelectorAll("section.interpretations, section.provenance, details.unfinished"))
+      for (const section of document.querySelectorAll("section.statements, section.interpretations, section.provenance, details.unfinished"))
         section.hidden = !everything;
       for (const each of buttons) each.setAttribute("aria-pressed", String(each.dataset.kind === kind));
       const found = count ? `${count} of ${claims.length} claims` : "No claim matches.";

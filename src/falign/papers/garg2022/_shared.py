@@ -1,4 +1,4 @@
-"""From a block of runs that differ in their seeds to draws of B trained together, and back to each run's outcome."""
+"""Draws of B that are trained together, back to each run's outcome; matrices that are factored; looks of methods."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
@@ -10,32 +10,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.lab.data import DataError, load
-from falign.lab.experiment import Check, Evidence, Outcome, Point, Setting, Task
+from falign.lab.data import DataError
+from falign.lab.experiment import Check, Evidence, Outcome, Setting
 from falign.lab.report.style import COLOURS, INK
+from falign.papers._images import load_images
 from falign.theory import factorisation
 from falign.theory.factorisation import State, Trajectory
 
 
-def drawn(tasks: Sequence[Task], Y: Float[Tensor, "n m"]) -> Float[Tensor, "runs r n"]:
-    """B of every run, entries N(0, 1/n); r is the point's."""
-    seeds = [task.seed for task in tasks]
-    return factorisation.feedback(len(Y), int(tasks[0].point["r"]), seeds=seeds).to(Y)
+def sample_feedback(seeds: Sequence[int], Y: Float[Tensor, "n m"], r: int) -> Float[Tensor, "runs r n"]:
+    """B of every run, entries N(0, 1/n)."""
+    return factorisation.feedback(len(Y), r, seeds=seeds).to(Y)
 
 
-def begun(tasks: Sequence[Task], Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) -> State:
-    """Orthonormal rows of W for fa*; else entries N(0, scale²), scale the point's, where 0 is the zero start."""
-    seeds, scale = [task.seed for task in tasks], float(tasks[0].point["scale"])
-    if tasks[0].point["method"] == "fa*":
+def initial_state(
+    seeds: Sequence[int], Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"], *, method: str, scale: float
+) -> State:
+    """Orthonormal rows of W for fa*; else entries N(0, scale²), where 0 is the zero start."""
+    if method == "fa*":
         return factorisation.orthonormal(Y, B, seeds=seeds)
     return factorisation.normal(Y, B, seeds=seeds, scale=scale) if scale else factorisation.zero(Y, B)
 
 
-def trained(
-    tasks: Sequence[Task],
+def train(
+    seeds: Sequence[int],
     Y: Float[Tensor, "n m"],
     B: Float[Tensor, "runs r n"],
     *,
+    method: str,
+    scale: float,
     rate: float,
     at: Sequence[int],
     names: Sequence[str],
@@ -44,18 +47,19 @@ def trained(
     """Train the runs of a block in steps.
 
     Args:
-        tasks: The runs; their point has "method" and "scale".
-        Y: What they factor.
+        seeds: Of the runs.
+        Y: The matrix that they factor.
         B: Their feedback.
+        method: "fa", "fa*" or "gd".
+        scale: Of the start: see :func:`initial_state`.
         rate: η.
         at: Steps to record at; training ends with the last one.
         names: What is recorded.
         progress: Told now and then which share of the steps is done.
     """
-    method = str(tasks[0].point["method"])
-    here = begun(tasks, Y, B)
+    state = initial_state(seeds, Y, B, method=method, scale=scale)
     return factorisation.gradient_descent(
-        method, Y, B, here, rate=rate, steps=at[-1], names=names, at=at, progress=progress
+        method, Y, B, state, rate=rate, steps=at[-1], names=names, at=at, progress=progress
     )
 
 
@@ -87,7 +91,7 @@ def _known(values: Float[Tensor, " times"]) -> list[float | None]:
 # What the pictures of Garg and Vempala 2022 share: how methods are told apart.
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a method from a start is drawn."""
 
     label: str
@@ -96,26 +100,26 @@ class Look(NamedTuple):
 
 
 GD, ZERO, RANDOM, STAR = (
-    Look("GD", INK, "s"),
-    Look("FA, zero start", COLOURS[0], "o"),
-    Look("FA, random start", COLOURS[1], "^"),
-    Look("FA*", COLOURS[2], "D"),
+    Style("GD", INK, "s"),
+    Style("FA, zero start", COLOURS[0], "o"),
+    Style("FA, random start", COLOURS[1], "^"),
+    Style("FA*", COLOURS[2], "D"),
 )
-LOOKS = (GD, ZERO, RANDOM, STAR)
+STYLES = (GD, ZERO, RANDOM, STAR)
 """In the order of legends."""
 
 
-def look(method: str, scale: float) -> Look:
+def style_of(method: str, scale: float) -> Style:
     """Of a method from a start of that scale."""
     if method == "fa":
         return RANDOM if scale else ZERO
     return STAR if method == "fa*" else GD
 
 
-def methods(data: pl.DataFrame) -> list[tuple[Look, pl.DataFrame]]:
+def methods(data: pl.DataFrame) -> list[tuple[Style, pl.DataFrame]]:
     """Each method and start that is there, with its rows, in the order of legends."""
-    there = [(look(*key), data.filter(method=key[0], scale=key[1])) for key in _kinds(data)]
-    return sorted(there, key=lambda found: LOOKS.index(found[0]))
+    there = [(style_of(*key), data.filter(method=key[0], scale=key[1])) for key in _kinds(data)]
+    return sorted(there, key=lambda found: STYLES.index(found[0]))
 
 
 def _kinds(data: pl.DataFrame) -> list[tuple[str, float]]:
@@ -151,37 +155,37 @@ def most(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, no
 SYNTHETIC = ("power law", "gaussian")
 
 
-def matrix(point: Point, setting: Setting) -> Float[Tensor, "n m"]:
-    """The matrix of a point of a grid, in float64, scaled so that its largest singular value is 1.
+def matrix(data: str, n: int, m: int, setting: Setting, *, rank: int = 0) -> Float[Tensor, "n m"]:
+    """A matrix by its name, in float64, scaled so that its largest singular value is 1.
 
     "power law" is diagonal with ``σ_i = i^(-1/2)``: B and the starts are normal, so that in law nothing depends on the
     basis. "gaussian" has normal entries. Any other name is a data set: its first n training images as rows.
 
     Args:
-        point: Has "data", "n", "m" (of images the number of their pixels) and "rank": only the leading singular values
-            are kept; 0 keeps all.
+        data: Its name.
+        n: Rows.
+        m: Columns; of images the number of their pixels.
         setting: Where data sets are.
+        rank: So many of the leading singular values are kept; 0 keeps all.
 
     Raises:
         DataError: There are fewer images, or they have another number of pixels.
     """
-    name, n, m = str(point["data"]), int(point["n"]), int(point["m"])
-    if name == "power law":
-        found = torch.zeros(n, m, dtype=torch.float64)
-        found.diagonal().copy_(torch.arange(1, min(n, m) + 1, dtype=torch.float64) ** -0.5)
-    elif name == "gaussian":
-        found = torch.randn(n, m, generator=generator(0, name, f"{n} by {m}"), dtype=torch.float64)
+    if data == "power law":
+        whole = torch.zeros(n, m, dtype=torch.float64)
+        whole.diagonal().copy_(torch.arange(1, min(n, m) + 1, dtype=torch.float64) ** -0.5)
+    elif data == "gaussian":
+        whole = torch.randn(n, m, generator=generator(0, data, f"{n} by {m}"), dtype=torch.float64)
     else:
-        found = _images(name, n, m, setting)
-    return _leading(found, int(point["rank"]))
+        whole = _images(data, n, m, setting)
+    return _leading(whole, rank)
 
 
 def _images(name: str, n: int, m: int, setting: Setting) -> Float[Tensor, "n m"]:
-    data = load(name, folder=setting.data, progress=False)
-    found = data.train_images[:n].double().flatten(1)
-    if found.shape != (n, m):
-        raise DataError(f"{name} gives {tuple(found.shape)} images by pixels, expected {(n, m)}: change n and m")
-    return found
+    images = load_images(name, setting).train_images[:n].double().flatten(1)
+    if images.shape != (n, m):
+        raise DataError(f"{name} gives {tuple(images.shape)} images by pixels, expected {(n, m)}: change n and m")
+    return images
 
 
 def _leading(Y: Float[Tensor, "n m"], rank: int) -> Float[Tensor, "n m"]:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import final, mean, slope
 from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
-from falign.papers.garg2022._shared import drawn, groups, matrix, methods, most, outcomes, trained
+from falign.papers.garg2022._shared import groups, matrix, methods, most, outcomes, sample_feedback, train
 from falign.theory.two_layer import spaced
 
 if TYPE_CHECKING:
@@ -211,9 +211,15 @@ def alignment_by_time(data: pl.DataFrame) -> "Figure":
         for panel, shown in zip(axes[len(_DRAWN_METHODS) * row :], _DRAWN_METHODS, strict=False):
             own = whole.filter((pl.col("shown") == shown) & pl.col("median").is_not_null())
             timed = own.with_columns(time=pl.col("rate") * pl.col("step")).filter(pl.col("time") > 0).sort("time")
-            for look, runs in methods(timed):
+            for style, runs in methods(timed):
                 band(
-                    panel, runs["time"], runs["median"], runs["low"], runs["high"], label=look.label, colour=look.colour
+                    panel,
+                    runs["time"],
+                    runs["median"],
+                    runs["low"],
+                    runs["high"],
+                    label=style.label,
+                    colour=style.colour,
                 )
             logarithmic(panel, "x")
             if shown == "lyapunov":
@@ -235,12 +241,24 @@ _RECORDS = 50
 """Points of a line in the picture."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
     """Train the draws of a block together and record every step."""
-    point = tasks[0].point
-    Y = matrix(point, setting).to(setting.device)
-    B, at = drawn(tasks, Y), list(range(int(point["steps"]) + 1))
-    course = trained(tasks, Y, B, rate=float(point["rate"]), at=at, names=_NAMES, progress=setting.report)
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at = sample_feedback(seeds, Y, r), list(range(steps + 1))
+    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=_NAMES, progress=setting.report)
     columns = {name.replace(" ", "_"): course.values[name] for name in _NAMES}
     nuclear = torch.linalg.svdvals(B @ Y).sum(-1)[:, None].expand(-1, len(at))
     return outcomes(at, {**columns, "error": columns["error"] / Y.norm(), "nuclear": nuclear})
@@ -302,7 +320,7 @@ ALIGNMENT = Experiment(
     seeds={"smoke": 2, "quick": 12, "paper": 50},
     run=run,
     agreement=1e-7,
-    cost=lambda task: float(int(task.point["steps"])),
+    cost=lambda *, steps: float(steps),
     pictures=(
         Picture(
             name="alignment",

@@ -17,11 +17,19 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
 )
 from falign.lab.experiment.statistics import final, mean, slope
 from falign.lab.report.style import each_of, legend, logarithmic, panels
-from falign.papers.garg2022._shared import begun, drawn, groups, matrix, methods, most, outcomes, trained
+from falign.papers.garg2022._shared import (
+    groups,
+    initial_state,
+    matrix,
+    methods,
+    most,
+    outcomes,
+    sample_feedback,
+    train,
+)
 from falign.theory import factorisation
 from falign.theory.two_layer import spaced
 
@@ -181,12 +189,12 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
     for column, (_, whole) in enumerate(sets):
         for row, own in enumerate((pl.col("r") == pl.col("rank"), pl.col("r") > pl.col("rank"))):
             panel = axes[row * len(sets) + column]
-            for look, runs in methods(whole.filter(own & (pl.col("step") > 0))):
+            for style, runs in methods(whole.filter(own & (pl.col("step") > 0))):
                 steps, flow = (runs.filter(pl.col("fine") == fine).sort("step") for fine in (1, 0))
-                panel.plot(steps["step"], steps["median"], color=look.colour, label=look.label)
-                panel.plot(steps["step"], steps["most"], color=look.colour, linestyle=":", linewidth=1.2)
+                panel.plot(steps["step"], steps["median"], color=style.colour, label=style.label)
+                panel.plot(steps["step"], steps["most"], color=style.colour, linestyle=":", linewidth=1.2)
                 dots = {"marker": "o", "markersize": 3.5, "linestyle": "none", "markevery": 3}
-                panel.plot(flow["step"], flow["median"], color=look.colour, **dots)
+                panel.plot(flow["step"], flow["median"], color=style.colour, **dots)
             logarithmic(panel, "both")
             panel.set_ylim(_LEAST, 3)
     legend(figure)
@@ -197,19 +205,41 @@ _RECORDS = 50
 _KEYS = ["data", "method", "scale", "r", "rank", "fine", "step"]
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    fine: int,
+    steps: int,
+) -> list[Outcome]:
     """Train the draws of a block together: in steps of η/fine, or, where fine is 0, in continuous time."""
-    point = tasks[0].point
-    Y = matrix(point, setting).to(setting.device)
-    B, rate, fine = drawn(tasks, Y), float(point["rate"]), int(point["fine"])
-    at = spaced(int(point["steps"]), _RECORDS)
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at = sample_feedback(seeds, Y, r), spaced(steps, _RECORDS)
     if fine:
         finely = [fine * step for step in at]
-        course = trained(tasks, Y, B, rate=rate / fine, at=finely, names=["error"], progress=setting.report)
+        course = train(
+            seeds,
+            Y,
+            B,
+            method=method,
+            scale=scale,
+            rate=rate / fine,
+            at=finely,
+            names=["error"],
+            progress=setting.report,
+        )
     else:
         times = rate * torch.tensor(at, dtype=torch.float64)
-        method, here = str(point["method"]), begun(tasks, Y, B)
-        course = factorisation.gradient_flow(method, Y, B, here, times=times, names=["error"], progress=setting.report)
+        state = initial_state(seeds, Y, B, method=method, scale=scale)
+        course = factorisation.gradient_flow(method, Y, B, state, times=times, names=["error"], progress=setting.report)
     return outcomes(at, {"error": course.values["error"] / Y.norm()})
 
 
@@ -268,7 +298,7 @@ CONVERGENCE = Experiment(
     seeds={"smoke": 2, "quick": 10, "paper": 50},
     run=run,
     agreement=1e-10,
-    cost=lambda task: float(int(task.point["steps"]) * max(int(task.point["fine"]), 10)),
+    cost=lambda *, steps, fine: float(steps * max(fine, 10)),
     pictures=(
         Picture(
             name="convergence",

@@ -11,10 +11,10 @@ from torch.nn.functional import one_hot
 
 import falign
 from falign.feedback import generator
-from falign.lab.data import load
-from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import final
 from falign.lab.report.style import COLOURS, INK, each_of, law, legend, logarithmic, panels
+from falign.papers._images import load_images
 from falign.papers.garg2022._shared import matrix, most
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, stationary_error
@@ -108,38 +108,36 @@ class Problem(NamedTuple):
     batch: Callable[[], Batch]
 
 
-def problem(task: Task, setting: Setting) -> Problem:
-    """The problem of a run, by its point's "inputs", in float64.
+def problem(seed: int, inputs: str, setting: Setting, *, n: int, m: int, rank: int, points: int) -> Problem:
+    """The problem that inputs of a kind pose, in float64.
 
     "isotropic": fixed inputs with ``XᵀX = N I``, all in each batch. "fresh": normal inputs that are drawn anew for each
     batch, isotropic in the population. Both have labels ``Y x``, Y with ``σ_i = i^(-1/2)``. Any other name is a data
     set: its first N images less their mean, whitened along the leading m directions, with their classes as labels. The
     labels are not linear in the images, but what is not has no correlation with them, so that no gradient sees it.
     """
-    point, seed = task.point, task.seed
-    N, m = int(point["points"]), int(point["m"])
-    if point["inputs"] not in ("isotropic", "fresh"):
-        X, labels = _whitened(str(point["inputs"]), N, m, setting)
-        Y = labels.mT @ X / N
+    if inputs not in ("isotropic", "fresh"):
+        X, labels = _whitened(inputs, points, m, setting)
+        Y = labels.mT @ X / points
         scale = torch.linalg.matrix_norm(Y, 2)
         whole = X, labels / scale
         return Problem(Y / scale, lambda: whole)
-    Y = matrix({**point, "data": "power law"}, setting)
-    if point["inputs"] == "isotropic":
-        fixed = isotropic(N, m, seed=seed)
+    Y = matrix("power law", n, m, setting, rank=rank)
+    if inputs == "isotropic":
+        fixed = isotropic(points, m, seed=seed)
         whole = fixed, fixed @ Y.mT
         return Problem(Y, lambda: whole)
     random = generator(seed, "fresh", "inputs")
 
     def batch() -> Batch:
-        X = torch.randn(N, m, generator=random, dtype=torch.float64)
+        X = torch.randn(points, m, generator=random, dtype=torch.float64)
         return X, X @ Y.mT
 
     return Problem(Y, batch)
 
 
 def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
-    data = load(name, folder=setting.data, progress=False)
+    data = load_images(name, setting)
     images = data.train_images[:count].double().flatten(1)
     labels = one_hot(data.train_labels[:count], len(data.classes)).double()
     directions = torch.linalg.svd(images - images.mean(0), full_matrices=False).U[:, :m]
@@ -190,22 +188,30 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
 _RECORDS = 30
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the networks of a block one after the other, in float64."""
-    return [_outcome(task, problem(task, setting)) for task in setting.each(tasks)]
-
-
-def _outcome(task: Task, given: Problem) -> Outcome:
-    """Errors of the network along its training, beside what the factorisation predicts, and the closed forms."""
-    point, Y = task.point, given.Y
-    rate, at = float(point["rate"]), spaced(int(point["steps"]), _RECORDS)
-    network, method = _network(Y, int(point["r"]), task.seed), "fa"
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    inputs: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    points: int,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Errors of a network along its training, beside what the factorisation predicts, and the closed forms."""
+    given = problem(seed, inputs, setting, n=n, m=m, rank=rank, points=points)
+    Y, at = given.Y, spaced(steps, _RECORDS)
+    network = _network(Y, r, seed)
     first, second = (layer.weight for layer in network)
     B, start = from_network(first, second, network[1].get_buffer("feedback.B"))  # pyright: ignore
-    if point["method"] == "bp":
+    if method == "bp":
         falign.revert(network)
-        method = "gd"
-    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
+    simulated = "gd" if method == "bp" else method
+    course = factorisation.gradient_descent(simulated, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
     measured = _trained(network, given, rate, at)
     rests = {"stationary": float(stationary_error(Y, B)), "best": float(best_error(Y, B.shape[1]))}
     columns = {
@@ -294,7 +300,7 @@ NETWORKS = Experiment(
     run=run,
     agreement=1e-7,
     at_most=2,
-    cost=lambda task: float(int(task.point["steps"])),
+    cost=lambda *, steps: float(steps),
     pictures=(
         Picture(
             name="networks",

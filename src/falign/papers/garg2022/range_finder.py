@@ -8,7 +8,7 @@ import polars as pl
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, band, each_of, law, legend, panels, sequence
 from falign.papers.garg2022._shared import groups, matrix, most
@@ -142,16 +142,25 @@ _OVERSAMPLING = (0, 1, 2, 5, 10)
 _POWERS = (0, 1, 2)
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    share: float,
+    r: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
     """Range finders of the draws of a block together, and for each oversampling FA trained so wide and cut to r."""
-    point, seeds = tasks[0].point, [task.seed for task in tasks]
-    n, r, tail = int(point["n"]), int(point["r"]), float(point["share"])
-    Y = (flat_tail(r, n - r, tail) if tail else matrix({**point, "rank": 0}, setting)).to(setting.device)
+    Y = (flat_tail(r, n - r, share) if share else matrix(data, n, m, setting)).to(setting.device)
     B = factorisation.feedback(n, r + max(_OVERSAMPLING), seeds=seeds).to(Y)
     ratios = range_finder_ratios(Y, B, rank=r, oversampling=_OVERSAMPLING, power=_POWERS)
     trained = []
     for p in _OVERSAMPLING:
-        trained.append(_cut(B[:, : r + p], Y, point))
+        trained.append(_cut(B[:, : r + p], Y, r=r, rate=rate, steps=steps))
         setting.report(len(trained) / len(_OVERSAMPLING))
     kinds = list(product(range(len(_OVERSAMPLING)), range(len(_POWERS))))
     return [
@@ -163,13 +172,14 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
                 "trained": [None if q else float(trained[p][run]) for p, q in kinds],
             }
         )
-        for run in range(len(tasks))
+        for run in range(len(seeds))
     ]
 
 
-def _cut(B: Float[Tensor, "runs rows n"], Y: Float[Tensor, "n m"], point: Point) -> Float[Tensor, " runs"]:
+def _cut(
+    B: Float[Tensor, "runs rows n"], Y: Float[Tensor, "n m"], *, r: int, rate: float, steps: int
+) -> Float[Tensor, " runs"]:
     """``|Y - [ZW]_r|/optimum``: FA is trained from zero with as many hidden units as B has rows, and cut to rank r."""
-    steps, rate, r = int(point["steps"]), float(point["rate"]), int(point["r"])
     start = factorisation.zero(Y, B)
     course = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
     cut = optimum(course.end.Z @ course.end.W, r)
@@ -222,7 +232,7 @@ RANGE_FINDER = Experiment(
     seeds={"smoke": 5, "quick": 20, "paper": 200},
     run=run,
     agreement=1e-12,
-    memory=lambda tasks: 8 * 6 * (len(tasks) + 1) * int(tasks[0].point["n"]) * int(tasks[0].point["m"]),
+    memory=lambda *, seeds, n, m: 8 * 6 * (len(seeds) + 1) * n * m,
     pictures=(
         Picture(
             name="range-finder",

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, each_of, law, legend, logarithmic, panels
-from falign.papers.garg2022._shared import drawn, groups, matrix, methods, most, outcomes, trained
+from falign.papers.garg2022._shared import groups, matrix, methods, most, outcomes, sample_feedback, train
 from falign.theory.factorisation import best_error, stationary_error
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def errors_by_rank(data: pl.DataFrame) -> "Figure":
     )
     for column, (_, whole) in enumerate(sets):
         above, below = axes[column], axes[len(sets) + column]
-        for look, runs in methods(whole):
+        for style, runs in methods(whole):
             own = runs.sort("r")
             spread = [own["median"] - own["low"], own["high"] - own["median"]]
-            colour, marker = look.colour, look.marker
-            above.errorbar(own["r"], own["median"], spread, color=colour, marker=marker, ls="none", label=look.label)
+            colour, marker = style.colour, style.marker
+            above.errorbar(own["r"], own["median"], spread, color=colour, marker=marker, ls="none", label=style.label)
             below.plot(own["r"], own["ratio"], color=colour, marker=marker, linewidth=1.2)
-            fa = look.label.startswith("FA")
+            fa = style.label.startswith("FA")
             law(above, own["r"], own["stationary" if fa else "best"], "closed form")
         below.axhline(1, color=AXIS, linewidth=0.8)
         ticks = sorted(whole["r"].unique().to_list())
@@ -124,13 +124,24 @@ def errors_by_rank(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the draws of a block together; what is kept is the end beside the closed forms."""
-    point = tasks[0].point
-    Y = matrix(point, setting).to(setting.device)
-    B, at = drawn(tasks, Y), [int(point["steps"])]
-    rate, names = float(point["rate"]), ["error", "distance"]
-    course = trained(tasks, Y, B, rate=rate, at=at, names=names, progress=setting.report)
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train the draws of a block together, and record the end beside the closed forms."""
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at, names = sample_feedback(seeds, Y, r), [steps], ["error", "distance"]
+    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=names, progress=setting.report)
     columns = {
         "error": course.values["error"],
         "distance": course.values["distance"],
@@ -193,7 +204,7 @@ RANKS = Experiment(
     seeds={"smoke": 3, "quick": 10, "paper": 100},
     run=run,
     agreement=1e-7,
-    cost=lambda task: float(int(task.point["steps"]) * (3 if task.point["method"] == "gd" else 1)),
+    cost=lambda *, steps, method: float(steps * (3 if method == "gd" else 1)),
     pictures=(
         Picture(
             name="ranks",

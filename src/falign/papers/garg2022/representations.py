@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import mean, slope
 from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
-from falign.papers.garg2022._shared import drawn, groups, matrix
+from falign.papers.garg2022._shared import groups, matrix, sample_feedback
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows, overlap, stationary_error
 
@@ -139,31 +139,35 @@ _SCALE = 0.02
 """Of the entries of gradient descent's start."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *, seeds: Sequence[int], setting: Setting, data: str, m: int, r: int, found: str, rate: float, steps: int
+) -> list[Outcome]:
     """Errors and representations of the draws of a block together, from closed forms or from trainings."""
-    point = tasks[0].point
-    m, r = int(point["m"]), int(point["r"])
-    whole = flat_spectrum(m, r) if point["data"] == "flat" else matrix({**point, "n": m, "rank": 0}, setting)
+    whole = flat_spectrum(m, r) if data == "flat" else matrix(data, m, m, setting)
     Y = (whole / torch.linalg.matrix_norm(whole, 2)).to(setting.device)
-    B = drawn(tasks, Y)
-    if point["found"] == "trained":
-        ratio, shared = _trained(tasks, Y, B, setting)
+    B = sample_feedback(seeds, Y, r)
+    if found == "trained":
+        ratio, shared = _trained(seeds, Y, B, setting, rate=rate, steps=steps)
     else:
         ratio, shared = (
             stationary_error(Y, B) / best_error(Y, r),
             overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m)),
         )
     columns = {"ratio": ratio.tolist(), "overlap": shared.tolist()}
-    return [Outcome(records={name: [values[run]] for name, values in columns.items()}) for run in range(len(tasks))]
+    return [Outcome(records={name: [values[run]] for name, values in columns.items()}) for run in range(len(seeds))]
 
 
 def _trained(
-    tasks: Sequence[Task], Y: Float[Tensor, "m m"], B: Float[Tensor, "runs r m"], setting: Setting
+    seeds: Sequence[int],
+    Y: Float[Tensor, "m m"],
+    B: Float[Tensor, "runs r m"],
+    setting: Setting,
+    *,
+    rate: float,
+    steps: int,
 ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
     """FA from zero, gradient descent from a random start; at the end of both."""
-    point, seeds = tasks[0].point, [task.seed for task in tasks]
     starts = {"fa": factorisation.zero(Y, B), "gd": factorisation.normal(Y, B, seeds=seeds, scale=_SCALE)}
-    rate, steps = float(point["rate"]), int(point["steps"])
     ends = []
     for method, start in starts.items():
         ends.append(
@@ -207,8 +211,8 @@ REPRESENTATIONS = Experiment(
     seeds={"smoke": 3, "quick": 10, "paper": 100},
     run=run,
     agreement=1e-11,
-    memory=lambda tasks: 8 * 6 * (len(tasks) + 1) * int(tasks[0].point["m"]) ** 2,
-    cost=lambda task: float(int(task.point["m"]) ** 2 * (1 + int(task.point["steps"]) / 100)),
+    memory=lambda *, seeds, m: 8 * 6 * (len(seeds) + 1) * m**2,
+    cost=lambda *, m, steps: float(m**2 * (1 + steps / 100)),
     pictures=(
         Picture(
             name="representations",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import CONFIDENCE, least_share, slope
 from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
 from falign.papers.garg2022._shared import groups, most
@@ -185,36 +185,41 @@ _SHOWN = 200
 """Quantiles that a distribution is drawn with."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """The runs of a block one after the other; each has many draws of B, a record a draw."""
-    return [_outcome(task, setting) for task in setting.each(tasks)]
-
-
-def _outcome(task: Task, setting: Setting) -> Outcome:
-    point, count, few = task.point, int(task.point["draws"]), int(task.point["trained"])
-    r, tail, share = int(point["r"]), int(point["tail"]), float(point["share"])
-    Y = (last_direction(r, float(point["epsilon"])) if tail == 1 else flat_tail(r, tail, share)).to(setting.device)
-    seeds = [task.seed * count + index for index in range(count)]
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    r: int,
+    tail: int,
+    epsilon: float,
+    share: float,
+    draws: int,
+    trained: int,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Many draws of B, a record a draw; some of them are trained as well."""
+    Y = (last_direction(r, epsilon) if tail == 1 else flat_tail(r, tail, share)).to(setting.device)
+    seeds = [seed * draws + index for index in range(draws)]
     B, best = factorisation.feedback(len(Y), r, seeds=seeds).to(Y), float(best_error(Y, r))
     errors: dict[str, list[float]] = {
         "ratio": torch.cat([stationary_error(Y, part) for part in B.split(_AT_ONCE)]).tolist(),
         "estimate": [],
-        "fa": _trained("fa", task, Y, B[:few], seeds[:few]),
-        "gd": _trained("gd", task, Y, B[:few], seeds[:few]) if tail == 1 else [],
+        "fa": _trained("fa", Y, B[:trained], seeds[:trained], rate, steps),
+        "gd": _trained("gd", Y, B[:trained], seeds[:trained], rate, steps) if tail == 1 else [],
     }
     if tail > 1:
         energy = float(Y.diagonal()[r:].square().sum())
         errors["estimate"] = flat_tail_error(B[:, :, :r] * len(Y) ** 0.5, energy).tolist()
-    columns = {name: [value / best for value in found] for name, found in errors.items()}
-    gaps = {name: [*found, *[None] * (count - len(found))] for name, found in columns.items()}
-    return Outcome(records={"draw": list(range(count)), **gaps})
+    columns = {name: [value / best for value in values] for name, values in errors.items()}
+    gaps = {name: [*values, *[None] * (draws - len(values))] for name, values in columns.items()}
+    return Outcome(records={"draw": list(range(draws)), **gaps})
 
 
 def _trained(
-    method: str, task: Task, Y: Float[Tensor, "n n"], B: Float[Tensor, "runs r n"], seeds: Sequence[int]
+    method: str, Y: Float[Tensor, "n n"], B: Float[Tensor, "runs r n"], seeds: Sequence[int], rate: float, steps: int
 ) -> list[float]:
     """Errors at the end of a training: FA from zero; gradient descent from a random start, a quarter as long."""
-    rate, steps = float(task.point["rate"]), int(task.point["steps"])
     if method == "fa":
         start = factorisation.zero(Y, B)
     else:
@@ -267,7 +272,7 @@ SEPARATION = Experiment(
     run=run,
     agreement=1e-12,
     at_most=1,
-    cost=lambda task: float((int(task.point["r"]) + int(task.point["tail"])) * int(task.point["draws"])),
+    cost=lambda *, r, tail, draws: float((r + tail) * draws),
     pictures=(
         Picture(
             name="separation",

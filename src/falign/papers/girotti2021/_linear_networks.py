@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import falign
 from falign.feedback import Normal, Orthogonal, draw, generator
 from falign.lab.data import Dataset
-from falign.lab.experiment import Point
 
 
 def converted(W: Sequence[Tensor], B: Sequence[Tensor], rule: str, activation: str = "linear") -> nn.Sequential:
@@ -104,23 +103,26 @@ class Problem:
         return (self.U.mT @ product @ rest).abs().amax((-1, -2))
 
 
-def problem(point: Point, seed: int, images: Dataset | None) -> Problem:
-    """The problem of a point of a grid.
+def problem(images: Dataset | None, task: str, *, points: int, inputs: int, seed: int) -> Problem:
+    """The problem that a data set poses.
 
     Args:
-        point: Has "points" and "inputs", their number; and of images "task": "pixels", to paint an image from its
-            whitened principal components, or "classes", to tell its class.
-        seed: Of what is drawn: which of the images; without images a linear map and its inputs.
         images: The data set, or None for a random linear map.
+        task: Of images: "pixels", to paint an image from its whitened principal components, or "classes", to tell its
+            class.
+        points: How many.
+        inputs: How many each has.
+        seed: Of what is drawn: which of the images; without images a linear map and its inputs.
     """
-    count, inputs = int(point["points"]), int(point["inputs"])
     if images is None:
-        return _scaled(*_teacher(count, inputs, seed))
-    pixels, classes = drawn(images, count, seed)
-    return _scaled(_white(pixels, inputs), pixels if point["task"] == "pixels" else classes)
+        return _scaled(*_teacher(points, inputs, seed))
+    pixels, classes = sample_images(images, points, seed)
+    return _scaled(_white(pixels, inputs), pixels if task == "pixels" else classes)
 
 
-def drawn(images: Dataset, count: int, seed: int) -> tuple[Float[Tensor, "n pixels"], Float[Tensor, "n classes"]]:
+def sample_images(
+    images: Dataset, count: int, seed: int
+) -> tuple[Float[Tensor, "n pixels"], Float[Tensor, "n classes"]]:
     """Random training images and their classes, one-hot, both less their mean.
 
     Args:
@@ -162,40 +164,45 @@ SMALL = 1e-2
 """Size of small random weights, entries N(0, size²/inputs); PyTorch's own are of size 0.6."""
 
 
-def start(learned: Problem, point: Point, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and feedback of a point of a grid.
+def start(
+    learned: Problem, *, rule: str, depth: int, hidden: int, scheme: str, basis: str, seed: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and feedback with which a network begins.
 
     Feedback carries an error at its norm: entries N(0, 1/columns), or orthonormal rows where the start is spectral.
 
     Args:
         learned: What will be learned.
-        point: Has "rule", "depth", "hidden", "scheme" and "basis". Basis "spectral" is orthogonal feedback, with which
-            zero and anti-aligned weights are diagonal in the components' directions, and stay so; "random" is not.
+        rule: The rule.
+        depth: Number of layers.
+        hidden: Width of the hidden layers.
+        scheme: "zero", "small" or "anti-aligned" weights.
+        basis: "spectral" is orthogonal feedback, with which zero and anti-aligned weights are diagonal in the
+            components' directions, and stay so; "random" is not.
         seed: Of what is drawn.
 
     Returns:
         W_1, …, W_L and B_2, …, B_L, of dfa B_l [outputs, inputs of layer l]. Gradient descent has feedback too: its
         anti-aligned start is that of feedback alignment.
     """
-    hidden, depth = int(point["hidden"]), int(point["depth"])
     widths = [learned.X.shape[1], *[hidden] * (depth - 1), learned.Y.shape[1]]
-    family = Orthogonal() if point["basis"] == "spectral" else Normal()
+    family = Orthogonal() if basis == "spectral" else Normal()
     B = [
         draw(
             family,
-            (widths[-1] if point["rule"] == "dfa" else out, into),
+            (widths[-1] if rule == "dfa" else out, into),
             seed=seed,
             name=f"{place}",
             deviation=into**-0.5,
         )
         for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
     ]
-    B = [_orthonormal(part.double()) if point["basis"] == "spectral" else part.double() for part in B]
+    B = [_orthonormal(part.double()) if basis == "spectral" else part.double() for part in B]
     W = [torch.zeros(out, into, dtype=torch.float64) for into, out in pairwise(widths)]
-    if point["scheme"] == "small":
+    if scheme == "small":
         W = [_small(part, seed, place) for place, part in enumerate(W, 1)]
-    if point["scheme"] == "anti-aligned":
-        directions = path(B, direct=point["rule"] == "dfa") @ learned.U
+    if scheme == "anti-aligned":
+        directions = path(B, direct=rule == "dfa") @ learned.U
         W[0] = -AGAINST * directions / directions.norm(dim=0) @ learned.V.mT
     return W, B
 
@@ -208,8 +215,8 @@ def path(B: Sequence[Tensor], *, direct: bool) -> Tensor:
 
 
 def _small(weight: Tensor, seed: int, place: int) -> Tensor:
-    drawn = torch.randn(*weight.shape, generator=generator(seed, str(place), "weights")).double()
-    return SMALL / sqrt(weight.shape[1]) * drawn
+    sample = torch.randn(*weight.shape, generator=generator(seed, str(place), "weights")).double()
+    return SMALL / sqrt(weight.shape[1]) * sample
 
 
 def _orthonormal(B: Tensor) -> Tensor:

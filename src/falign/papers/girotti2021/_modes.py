@@ -1,4 +1,4 @@
-"""From a block of runs to batches of modes, one mode a run, and the times at which they are recorded."""
+"""Batches of modes, one mode a run, the times at which they are recorded, and the order in which they are learned."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,31 +12,31 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from falign.lab.experiment import Task
 from falign.theory.deep_linear import Modes, initialisation, modes
 
 
-def batches(tasks: Sequence[Task]) -> Iterator[tuple[list[int], Modes]]:
-    """The runs of a rule and depth together, each from the named start of its point, with unit feedback.
+def batches(
+    rule: Sequence[str], depth: Sequence[int], scheme: Sequence[str], size: Sequence[float], target: Sequence[float]
+) -> Iterator[tuple[list[int], Modes]]:
+    """Group the runs of a block by rule and depth, each from its named start, with unit feedback.
 
     Args:
-        tasks: Their points have "rule", "depth", "scheme", "size" and "target".
+        rule: Of every run.
+        depth: Of every run.
+        scheme: Names of the starts.
+        size: Of the starts.
+        target: λ of the components.
 
     Yields:
         Places of the runs in the block, and their modes [runs].
     """
-    for kind in dict.fromkeys((task.point["rule"], task.point["depth"]) for task in tasks):
-        places = [at for at, task in enumerate(tasks) if (task.point["rule"], task.point["depth"]) == kind]
-        yield places, started([tasks[at] for at in places])
-
-
-def started(tasks: Sequence[Task]) -> Modes:
-    """Runs of one rule and depth as modes [runs], see ``batches``."""
-    points = [task.point for task in tasks]
-    starts = [initialisation(str(point["scheme"])).start(float(point["size"]), int(point["depth"])) for point in points]
-    weights = torch.tensor([[float(weight) for weight in start] for start in starts], dtype=torch.float64).mT
-    target = torch.tensor([float(point["target"]) for point in points], dtype=torch.float64)
-    return modes(target, list(weights), rule=points[0]["rule"])  # pyright: ignore[reportArgumentType]  # it checks
+    kinds = list(zip(rule, depth, strict=True))
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, each in enumerate(kinds) if each == kind]
+        starts = [initialisation(scheme[place]).start(size[place], depth[place]) for place in places]
+        weights = torch.tensor([[float(weight) for weight in start] for start in starts], dtype=torch.float64).mT
+        targets = torch.tensor([target[place] for place in places], dtype=torch.float64)
+        yield places, modes(targets, list(weights), rule=kind[0])  # pyright: ignore[reportArgumentType]  # it checks
 
 
 def paced(begun: Modes, pace: Float[Tensor, "*modes"]) -> Modes:

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import asymptotic_rate, critical_target, gradient_flow, learning_time, limit, modes
@@ -139,14 +139,21 @@ def _critical(panel: "Axes") -> None:
 
 _FITTED = 1e-4, 1e-8
 """The rate is fitted to the errors between these shares of the component."""
-_NUMBERS = ("size", "feedback", "target")
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    size: Sequence[float],
+    feedback: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
     """Integrate all runs together, each in units of its own time, and fit their rates."""
-    size, m, target = (torch.tensor([float(task.point[name]) for task in tasks]).double() for name in _NUMBERS)
-    begun = modes(target, [-size, torch.zeros_like(size)], feedback=m)
-    moments = torch.linspace(0, 1, int(tasks[0].point["records"]), dtype=torch.float64)
+    sizes, m, targets = (torch.tensor(values).double() for values in (size, feedback, target))
+    begun = modes(targets, [-sizes, torch.zeros_like(sizes)], feedback=m)
+    moments = torch.linspace(0, 1, records, dtype=torch.float64)
     units = learning_time(begun, _FITTED[1])
     course = gradient_flow(paced(begun, units), times=moments, tolerance=1e-12)
     missing = (1 - course.share).abs()
@@ -158,7 +165,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
         "learned": learning_time(begun),
     }
     return [
-        Outcome(records={name: [float(values[at])] for name, values in columns.items()}) for at in range(len(tasks))
+        Outcome(records={name: [float(values[at])] for name, values in columns.items()}) for at in range(len(seeds))
     ]
 
 

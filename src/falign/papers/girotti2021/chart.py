@@ -1,13 +1,12 @@
 """The map of (K, λ): how long a component takes, and whether a larger one takes less time or more."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.report.style import COLOURS, each_of, law, logarithmic, panels
 from falign.theory.deep_linear import critical_target, phase_diagram
 
@@ -68,23 +67,17 @@ _BOTTLENECK = 2.0
 """From λ_c to so many times λ_c the time is that of passing by the fixed points that have just vanished."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Draw each map."""
-    return [_map(task) for task in setting.each(tasks)]
-
-
-def _map(task: Task) -> Outcome:
-    count, branch = int(task.point["cells"]), str(task.point["branch"])
-    middles = (np.arange(count) + 0.5) / count
+def run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
+    """Chart the learning times of a branch over K and λ."""
+    middles = (np.arange(cells) + 0.5) / cells
     invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
-    targets = np.geomspace(*_SIDES[1], count)
-    m = float(task.point["feedback"])
-    found = phase_diagram(invariants, targets, feedback=m, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
+    targets = np.geomspace(*_SIDES[1], cells)
+    found = phase_diagram(invariants, targets, feedback=feedback, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
     return Outcome(
         records={
-            "invariant": np.repeat(invariants, count).tolist(),
-            "target": np.tile(targets, count).tolist(),
-            "critical": found.critical.repeat_interleave(count).tolist(),
+            "invariant": np.repeat(invariants, cells).tolist(),
+            "target": np.tile(targets, cells).tolist(),
+            "critical": found.critical.repeat_interleave(cells).tolist(),
             "time": found.time.flatten().tolist(),
             "slope": found.slope.flatten().tolist(),
         }

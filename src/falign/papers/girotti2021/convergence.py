@@ -1,6 +1,5 @@
 """Convergence at a guaranteed rate, in continuous and in discrete time, tried on random starts at three depths."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -18,7 +17,6 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.report.style import INK, each_of, logarithmic, panels, sequence
@@ -135,16 +133,19 @@ _LEFT = 1e-3
 _RECORDS = 40
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Each run is a batch of random starts."""
-    return [_guaranteed(task) if task.point["start"] == "positive" else _reached(task) for task in setting.each(tasks)]
+def run(
+    *, seed: int, setting: Setting, rule: str, depth: int, start: str, dynamics: str, share: float, draws: int
+) -> Outcome:
+    """Follow a batch of random starts, in units in which ρ_max is 1, so that one step size fits all."""
+    begun = _sample_modes(seed, rule, depth, start, draws)
+    begun = paced(begun, sufficient_rate(begun))
+    return (_guaranteed if start == "positive" else _reached)(begun, dynamics, share)
 
 
-def _guaranteed(task: Task) -> Outcome:
-    """The error beside its bound; of steps only where they meet the theorem's condition on their size."""
-    begun, share = _begun(task), float(task.point["share"])
+def _guaranteed(begun: Modes, dynamics: str, share: float) -> Outcome:
+    """Errors beside their bound; of steps only where they meet the theorem's condition on their size."""
     steps = round(_LENGTH / (share or 1))
-    if task.point["dynamics"] == "flow":
+    if dynamics == "flow":
         course = gradient_flow(begun, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
         met = torch.ones_like(begun.target, dtype=torch.bool)
     else:
@@ -164,10 +165,9 @@ def _guaranteed(task: Task) -> Outcome:
     )
 
 
-def _reached(task: Task) -> Outcome:
-    """Whether all that matters of the error is gone: in the flow at the predicted time, in steps after very many."""
-    begun, share = _begun(task), float(task.point["share"])
-    if task.point["dynamics"] == "flow":
+def _reached(begun: Modes, dynamics: str, share: float) -> Outcome:
+    """Share of the starts whose error is gone: in the flow at the predicted time, in steps after very many."""
+    if dynamics == "flow":
         begun = paced(begun, learning_time(begun, _LEFT))
         error = gradient_flow(begun, times=[0.0, 1.0]).error
     else:
@@ -181,25 +181,18 @@ def _share(right: Tensor) -> float:
     return float(right.double().mean())
 
 
-def _begun(task: Task) -> Modes:
-    """In units in which ρ_max is 1, so that one step size fits all."""
-    begun = _drawn_modes(task.point, task.seed)
-    return paced(begun, sufficient_rate(begun))
-
-
-def _drawn_modes(point: Point, seed: int) -> Modes:
+def _sample_modes(seed: int, rule: str, depth: int, start: str, draws: int) -> Modes:
     """Sizes and feedback log-normal, weights normal; with positive invariants the upper weights are raised."""
-    depth, count = int(point["depth"]), int(point["draws"])
 
     def normal(purpose: str, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator(seed, f"convergence {depth}", purpose)).double()
 
-    feedback = (normal("feedback", depth - 1, count) / 2).exp()
-    weights = list(normal("weights", depth, count))
-    begun = modes(normal("target", count).exp(), weights, feedback=list(feedback), rule=point["rule"])  # pyright: ignore
-    if point["start"] == "any":
+    feedback = (normal("feedback", depth - 1, draws) / 2).exp()
+    weights = list(normal("weights", depth, draws))
+    begun = modes(normal("target", draws).exp(), weights, feedback=list(feedback), rule=rule)  # pyright: ignore
+    if start == "any":
         return begun
-    carriers, gaps = begun.carriers, normal("gaps", depth - 1, count).exp()
+    carriers, gaps = begun.carriers, normal("gaps", depth - 1, draws).exp()
     for layer in range(depth - 1):
         ratio = carriers[layer + 1] / carriers[layer]
         weights[layer + 1] = ratio * (weights[layer].square() / 2 + gaps[layer])

@@ -17,7 +17,6 @@ from falign.lab.experiment import (
     Picture,
     Point,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
@@ -236,18 +235,28 @@ _BEYOND = 1.02
 """The flow is recorded to so much of the predicted time, so that a prediction that is too early is seen."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
     """Integrate the runs of a rule and depth together, each in units of its predicted time, and read off the time."""
-    found: dict[int, Outcome] = {}
-    for places, started in batches(tasks):
+    outcomes: dict[int, Outcome] = {}
+    for places, started in batches(rule, depth, scheme, size, target):
         predicted = learning_time(started, TOLERANCE)
-        times = torch.linspace(0, _BEYOND, int(tasks[places[0]].point["records"]), dtype=torch.float64)
+        times = torch.linspace(0, _BEYOND, records, dtype=torch.float64)
         shares = gradient_flow(paced(started, predicted), times=times).share
         for column, place in enumerate(places):
             unit, share = float(predicted[column]), crossing(times, shares[:, column])
             learned = None if share is None else unit * share
-            found[place] = Outcome(records={"learned": [learned], "predicted": [unit]})
-    return [found[place] for place in range(len(tasks))]
+            outcomes[place] = Outcome(records={"learned": [learned], "predicted": [unit]})
+    return [outcomes[place] for place in range(len(seeds))]
 
 
 def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:

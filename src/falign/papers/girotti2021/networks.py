@@ -8,7 +8,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.data import load
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -20,10 +19,10 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
 )
 from falign.lab.experiment.statistics import mean, paired, slope
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
+from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import (
     AGAINST,
     Problem,
@@ -434,17 +433,28 @@ _COMPARED = 100
 """Steps over which the matrix dynamics are run beside the network."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
-    name = str(tasks[0].point["dataset"])
-    images = None if name == "teacher" else load(name, folder=setting.data, progress=False)
-    with one_thread():
-        return [_trained(problem(each.point, each.seed, images), each.point, each.seed) for each in setting.each(tasks)]
-
-
-def _trained(learned: Problem, point: Point, seed: int) -> Outcome:
-    W, B = start(learned, point, seed)
-    rate, steps, rule = float(point["rate"]), int(point["steps"]), str(point["rule"])
+@one_thread()
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    task: str,
+    rule: str,
+    depth: int,
+    scheme: str,
+    basis: str,
+    points: int,
+    inputs: int,
+    hidden: int,
+    rate: float,
+    steps: int,
+    records: int,
+) -> Outcome:
+    """Train a network in float64 on the CPU, beside the matrix dynamics over its first steps."""
+    images = None if dataset == "teacher" else load_images(dataset, setting)
+    learned = problem(images, task, points=points, inputs=inputs, seed=seed)
+    W, B = start(learned, rule=rule, depth=depth, hidden=hidden, scheme=scheme, basis=basis, seed=seed)
     model = converted(W, B, rule)
     everything = [slice(None)] * steps
     maps = [product(each) for each in descend(model, learned.X, learned.Y, rate, everything)]
@@ -465,7 +475,7 @@ def _trained(learned: Problem, point: Point, seed: int) -> Outcome:
     )
     apart = float((learned.shares(course["map"][0]) - shares[: compared + 1]).abs().max())
     outside = learned.outside(products) if len(learned.λ) < learned.X.shape[1] else None
-    return _outcome(learned, rate, shares, outside, records=int(point["records"]), apart=apart)
+    return _outcome(learned, rate, shares, outside, records=records, apart=apart)
 
 
 def _outcome(
@@ -551,7 +561,7 @@ NETWORKS = Experiment(
     run=run,
     together=("rule", "depth", "scheme", "basis", "steps"),
     at_most=4,
-    cost=lambda task: float(int(task.point["steps"])),
+    cost=lambda *, steps: float(steps),
     pictures=(
         Picture(
             name="networks",

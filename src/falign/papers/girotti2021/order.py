@@ -15,7 +15,6 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
@@ -210,16 +209,26 @@ _SPAN = 1e-3, 5.0
 _NEVER = 100.0
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
     """Integrate the runs of a rule and depth together, each in units of the time that it takes."""
-    found: dict[int, Outcome] = {}
-    for places, started in batches(tasks):
+    outcomes: dict[int, Outcome] = {}
+    for places, started in batches(rule, depth, scheme, size, target):
         units = learning_time(started, TOLERANCE).nan_to_num(posinf=_NEVER)
-        moments = logarithmic_times(*_SPAN, int(tasks[places[0]].point["records"]))
+        moments = logarithmic_times(*_SPAN, records)
         shares = gradient_flow(paced(started, units), times=moments).share
         for column, place in enumerate(places):
             own, times = shares[:, column], units[column] * moments
-            found[place] = Outcome(
+            outcomes[place] = Outcome(
                 records={
                     "time": times.tolist(),
                     "share": own.tolist(),
@@ -227,7 +236,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
                     "begun": [crossing(times, own, 1 - TOLERANCE)] * len(times),
                 }
             )
-    return [found[place] for place in range(len(tasks))]
+    return [outcomes[place] for place in range(len(seeds))]
 
 
 def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
 
@@ -183,25 +183,21 @@ _SHOWN, _LONG = 12.0, 60.0
 """Time that is drawn, and by which the slowest of the trajectories has come to rest."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Integrate each trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
-    return [_trajectory(task) for task in setting.each(tasks)]
-
-
-def _trajectory(task: Task) -> Outcome:
-    target, start, share, m = (float(task.point[name]) for name in ("target", "start", "share", "feedback"))
-    invariant = share * abs(float(critical_invariant(target, m)))
-    begun = modes(target, [start, invariant + start**2 / (2 * m)], feedback=m)
-    count = int(task.point["records"])
-    times = torch.tensor([*(_SHOWN * k / (count - 2) for k in range(count - 1)), _LONG], dtype=torch.float64)
+def run(
+    *, seed: int, setting: Setting, target: float, feedback: float, share: float, start: float, records: int
+) -> Outcome:
+    """Integrate a trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
+    invariant = share * abs(float(critical_invariant(target, feedback)))
+    begun = modes(target, [start, invariant + start**2 / (2 * feedback)], feedback=feedback)
+    times = torch.tensor([*(_SHOWN * k / (records - 2) for k in range(records - 1)), _LONG], dtype=torch.float64)
     course = gradient_flow(begun, times=times)
     return Outcome(
         records={
             "time": times.tolist(),
             "hidden": course.weights[:, 0].tolist(),
             "error": course.error.tolist(),
-            "invariant": [invariant] * count,
-            "limit": [float(limit(begun))] * count,
+            "invariant": [invariant] * records,
+            "limit": [float(limit(begun))] * records,
         }
     )
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from falign.feedback import Normal, draw, generator
-from falign.lab.data import Dataset, load
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, Task
+from falign.lab.data import Dataset
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
-from falign.papers.girotti2021._linear_networks import converted, descend, drawn
+from falign.papers._images import load_images
+from falign.papers.girotti2021._linear_networks import converted, descend, sample_images
 from falign.theory.deep_linear import predict
 
 if TYPE_CHECKING:
@@ -206,40 +207,49 @@ _KINDS: tuple[tuple[str, str, int, float], ...] = (
 """Activation, rule, depth, and size of the weights in PyTorch's own."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
-    images = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_outcome(images, task.point, task.seed) for task in setting.each(tasks)]
-
-
-def _outcome(images: Dataset, point: Point, seed: int) -> Outcome:
-    X, Y = _data(images, int(point["points"]), seed)
-    W, B = _start(point, [X.shape[1], *[int(point["hidden"])] * (int(point["depth"]) - 1), Y.shape[1]], seed)
-    activation, rate, steps = str(point["activation"]), float(point["rate"]), int(point["steps"])
-    at = sorted({round(steps * k / int(point["records"])) for k in range(int(point["records"]) + 1)})
-    found = predict(
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    activation: str,
+    rule: str,
+    depth: int,
+    size: float,
+    points: int,
+    hidden: int,
+    rate: float,
+    steps: int,
+    batch: int,
+    records: int,
+) -> Outcome:
+    """Train a network in float64 on the CPU, beside its predicted loss."""
+    X, Y = _data(load_images(dataset, setting), points, seed)
+    W, B = _start([X.shape[1], *[hidden] * (depth - 1), Y.shape[1]], direct=rule == "dfa", size=size, seed=seed)
+    at = sorted({round(steps * k / records) for k in range(records + 1)})
+    prediction = predict(
         W,
         B,
         X,
         Y,
-        rule=point["rule"],  # pyright: ignore[reportArgumentType]  # it checks
+        rule=rule,  # pyright: ignore[reportArgumentType]  # it checks
         rate=rate,
         steps=steps,
         at=at,
         activation=activation,  # pyright: ignore[reportArgumentType]  # it checks
         exact=activation == "linear",
     )
-    least = _least(X, Y, found.outputs)
-    model, kept, trained = converted(W, B, str(point["rule"]), activation), set(at), []
-    for step, each in enumerate(descend(model, X, Y, rate, _batches(len(X), int(point["batch"]), steps, seed))):
+    least = _least(X, Y, prediction.outputs)
+    model, kept, trained = converted(W, B, rule, activation), set(at), []
+    for step, each in enumerate(descend(model, X, Y, rate, _batches(len(X), batch, steps, seed))):
         if step in kept:
-            trained.append(_losses(each, X, Y, found.outputs, least))
+            trained.append(_losses(each, X, Y, prediction.outputs, least))
     losses = torch.stack(trained)
     if not losses.isfinite().all():
         return Outcome(records={}, diverged="the loss was not finite: lower the rate")
-    predicted = torch.cat([found.loss[:, None], found.mode_losses], 1)
-    exact = found.exact.loss if found.exact is not None else None
-    return Outcome(records=_records(at, found.target, losses, predicted, exact))
+    predicted = torch.cat([prediction.loss[:, None], prediction.mode_losses], 1)
+    exact = prediction.exact.loss if prediction.exact is not None else None
+    return Outcome(records=_records(at, prediction.target, losses, predicted, exact))
 
 
 def _records(at: list[int], target: Tensor, trained: Tensor, predicted: Tensor, exact: Tensor | None) -> dict:
@@ -272,12 +282,12 @@ def _least(X: Tensor, Y: Tensor, outputs: Tensor) -> Tensor:
 
 def _data(images: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pixels, the largest eigenvalue of Σ_xx being 1, and classes, both less their mean."""
-    pixels, classes = drawn(images, count, seed)
+    pixels, classes = sample_images(images, count, seed)
     return pixels * (sqrt(len(pixels)) / torch.linalg.matrix_norm(pixels, 2)), classes
 
 
-def _start(point: Point, widths: list[int], seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights as PyTorch draws them, U(-1, 1)/√inputs, times the point's size; feedback N(0, 1/columns)."""
+def _start(widths: list[int], *, direct: bool, size: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights as PyTorch draws them, U(-1, 1)/√inputs, times a size; feedback N(0, 1/columns)."""
     W = [
         (2 * torch.rand(out, into, generator=generator(seed, str(place), "weights")).double() - 1) / sqrt(into)
         for place, (into, out) in enumerate(pairwise(widths), 1)
@@ -285,14 +295,14 @@ def _start(point: Point, widths: list[int], seed: int) -> tuple[list[Tensor], li
     B = [
         draw(
             Normal(),
-            (widths[-1] if point["rule"] == "dfa" else out, into),
+            (widths[-1] if direct else out, into),
             seed=seed,
             name=f"{place}",
             deviation=into**-0.5,
         )
         for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
     ]
-    return [float(point["size"]) * part for part in W], [part.double() for part in B]
+    return [size * part for part in W], [part.double() for part in B]
 
 
 def _batches(points: int, batch: int, steps: int, seed: int) -> list[Tensor | slice]:
@@ -350,7 +360,7 @@ PREDICTION = Experiment(
     agreement=1e-12,
     together=("activation", "rule", "depth", "size", "steps", "batch"),
     at_most=3,
-    cost=lambda task: float(int(task.point["steps"]) * int(task.point["batch"])),
+    cost=lambda *, steps, batch: float(steps * batch),
     pictures=(
         Picture(
             name="prediction",

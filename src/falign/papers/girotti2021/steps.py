@@ -20,7 +20,6 @@ from falign.lab.experiment import (
     Picture,
     Point,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import final
@@ -245,12 +244,23 @@ _TOLERATED = 1e-12
 _STARTS = (("zero", 1.0, 2), ("positive", 1.0, 2), ("anti-aligned", 1.0, 2), ("zero", 1.0, 3))
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    share: Sequence[float],
+    steps: int,
+) -> list[Outcome]:
     """Runs of a depth together, each in units of its own step size, so that every step is one unit of time."""
-    found: dict[int, Outcome] = {}
-    for places, begun in batches(tasks):
-        shares = torch.tensor([float(tasks[place].point["share"]) for place in places], dtype=torch.float64)
-        rates, steps = shares * _stable(begun), int(tasks[places[0]].point["steps"])
+    outcomes: dict[int, Outcome] = {}
+    for places, begun in batches(rule, depth, scheme, size, target):
+        shares = torch.tensor([share[place] for place in places], dtype=torch.float64)
+        rates = shares * _stable(begun)
         paced_ = paced(begun, rates)
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # beyond the stable rate is what some runs are about
@@ -270,7 +280,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
             count = int(course.error[:, column].isfinite().sum())
             records = {name: values[:count, column].tolist() for name, values in columns.items()}
             records |= {name: [_relative(check, column)] * count for name, check in left.items()}
-            found[place] = Outcome(
+            outcomes[place] = Outcome(
                 records={
                     "step": list(range(count)),
                     "time": (rates[column] * course.times[:count]).tolist(),
@@ -279,7 +289,7 @@ def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
                     **records,
                 }
             )
-    return [found[place] for place in range(len(tasks))]
+    return [outcomes[place] for place in range(len(seeds))]
 
 
 def _stable(begun: Modes) -> Tensor:

@@ -17,7 +17,7 @@ from falign.lab._learner import Learner, make_learner
 from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 from falign.lab.data import DataError, Dataset
-from falign.lab.experiment import Outcome, Point, Scalar, Setting
+from falign.lab.experiment import Outcome, Scalar, Setting
 from falign.lab.report.style import COLOURS, INK
 from falign.measure import alignment
 
@@ -74,13 +74,28 @@ class Training:
         return sum(layer.cosine or 0.0 for layer in hidden) / len(hidden)
 
 
-def start(data: Dataset, point: Point, seed: int, setting: Setting, **options: Scalar | None) -> Training:
-    """Build the network of a point of a grid, convert it and make its optimizer.
+def start_training(
+    data: Dataset,
+    seed: int,
+    setting: Setting,
+    *,
+    dataset: str,
+    model: str,
+    rule: str,
+    rate: float,
+    batch: int,
+    **options: Scalar | None,
+) -> Training:
+    """Build a network, convert it and make its optimizer.
 
     Args:
         data: What it learns.
-        point: Has "dataset", "model", "rule", "rate" and "batch". "mlp:128-128" has hidden layers only.
         seed: Of weights, feedback and batches.
+        dataset: Name of the data set that the data were cut from.
+        model: "mlp:128-128" has hidden layers only.
+        rule: The rule.
+        rate: Learning rate.
+        batch: Images in a batch.
         setting: Where it is computed.
         options: Further fields of ``TrainConfig``; the optimizer is gradient descent, without momentum, by default.
 
@@ -90,11 +105,11 @@ def start(data: Dataset, point: Point, seed: int, setting: Setting, **options: S
     plain = {"momentum": 0.0} if options.get("optimizer", "sgd") == "sgd" else {}
     config = resolve(
         TrainConfig(
-            dataset=str(point["dataset"]),
-            model=_sized(str(point["model"]), data),
-            rule=str(point["rule"]),
-            learning_rate=float(point["rate"]),
-            batch_size=int(point["batch"]),
+            dataset=dataset,
+            model=_sized(model, data),
+            rule=rule,
+            learning_rate=rate,
+            batch_size=batch,
             seed=seed,
             device=setting.device,
             **(plain | options),  # pyright: ignore[reportArgumentType]  # fields by name
@@ -224,17 +239,17 @@ def with_noise(data: Dataset, share: float, seed: int) -> Dataset:
 # What the pictures of Robertson and Koyejo 2024 share: how rules are told apart, and points with error bars.
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a rule is drawn."""
 
     colour: str
     marker: str
 
 
-LOOKS = {
-    "bp": Look(INK, "s"),
+STYLES = {
+    "bp": Style(INK, "s"),
     **{
-        rule: Look(colour, marker)
+        rule: Style(colour, marker)
         for rule, colour, marker in zip(("fa", "dfa", "usf", "frsf", "kp", "adafa"), COLOURS, "oDv^PX", strict=True)
     },
 }
@@ -243,7 +258,7 @@ LOOKS = {
 
 def points(axes: "Axes", data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
     """Means of a rule along an axis, with bars of a standard deviation."""
-    colour, marker = LOOKS[rule]
+    colour, marker = STYLES[rule]
     axes.errorbar(
         data[x],
         data["mean"],

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -18,12 +17,12 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, mean, paired, summary
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
-from falign.papers.robertson2024._training import LOOKS, Record, course, points, start, with_classes
+from falign.papers._images import load_images
+from falign.papers.robertson2024._training import STYLES, Record, course, points, start_training, with_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -270,7 +269,7 @@ def by_classes(data: pl.DataFrame) -> "Figure":
     for row, (_, own) in enumerate(sets):
         left, middle, right = axes[3 * row : 3 * row + 3]
         for panel, shown in ((left, "accuracy"), (middle, "cosine")):
-            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(LOOKS)):
+            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
                 points(panel, runs.sort("classes"), "classes", str(rule))
         middle.set_ylabel("cos∠(taken, true gradient)")
         _correlation(right, own.filter(pl.col("shown") == "correlation").sort("classes"))
@@ -314,8 +313,8 @@ def by_alignment(data: pl.DataFrame) -> "Figure":
     for panel, (_, own) in zip(axes, sets, strict=True):
         turned = own.filter(pl.col("alpha").is_not_null()).sort("alpha")
         panel.plot(turned["cosine"], turned["accuracy"], color=AXIS, linewidth=1.2, label="the dial α", zorder=1)
-        for row in own.sort(pl.col("rule").replace_strict({rule: k for k, rule in enumerate(LOOKS)})).to_dicts():
-            colour, marker = LOOKS[row["rule"]]
+        for row in own.sort(pl.col("rule").replace_strict({rule: k for k, rule in enumerate(STYLES)})).to_dicts():
+            colour, marker = STYLES[row["rule"]]
             panel.errorbar(
                 row["cosine"],
                 row["accuracy"],
@@ -335,7 +334,7 @@ def by_alignment(data: pl.DataFrame) -> "Figure":
                 xytext=(4, -11),
                 textcoords="offset points",
                 fontsize=8,
-                color=LOOKS["adafa"].colour,
+                color=STYLES["adafa"].colour,
             )
     legend(figure, columns=4)
     return figure
@@ -349,23 +348,34 @@ DIAL = (0.001, 0.1)
 _RECORDS = 10
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the runs of a block one after the other; the images are loaded once."""
-    data = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_trained(data, task, setting) for task in setting.each(tasks)]
-
-
-def _trained(data: Dataset, task: Task, setting: Setting) -> Outcome:
-    point, steps = task.point, int(task.point["steps"])
-    part = with_classes(data, int(point["classes"]), task.seed)
-    training = start(
-        part,
-        point,
-        task.seed,
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    model: str,
+    rule: str,
+    tracking: float,
+    classes: int,
+    scale: float,
+    rate: float,
+    momentum: float,
+    batch: int,
+    steps: int,
+) -> Outcome:
+    """Train a network on some of the classes; alignment along the way, accuracy at the end."""
+    training = start_training(
+        with_classes(load_images(dataset, setting), classes, seed),
+        seed,
         setting,
-        adafa_rate=float(point["tracking"]) or None,
-        momentum=float(point["momentum"]),
-        scale=None if point["rule"] == "bp" else float(point["scale"]),
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate,
+        batch=batch,
+        adafa_rate=tracking or None,
+        momentum=momentum,
+        scale=None if rule == "bp" else scale,
     )
     learner = training.learner
 
@@ -451,7 +461,7 @@ CLASSES = Experiment(
     agreement=1e-4,
     together=("rule", "tracking", "classes"),
     at_most=20,
-    cost=lambda task: float(int(task.point["steps"])),
+    cost=lambda *, steps: float(steps),
     pictures=(
         Picture(
             name="classes",

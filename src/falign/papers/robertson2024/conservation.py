@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -18,12 +17,12 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
 )
 from falign.lab.experiment.statistics import mean, slope, summary
 from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
-from falign.papers.robertson2024._training import LOOKS, Record, Training, course, start, with_images
+from falign.papers._images import load_images
+from falign.papers.robertson2024._training import STYLES, Record, Training, course, start_training, with_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -322,7 +321,7 @@ def drifts(data: pl.DataFrame) -> "Figure":
         for case, rule in _drawn_kinds(own):
             for model, runs in each_of(own.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
                 plain = case == "plain"
-                colour = LOOKS[rule].colour if plain else _COLOUR[case]
+                colour = STYLES[rule].colour if plain else _COLOUR[case]
                 _drift(left if plain else right, runs.sort("rate"), colour, str(model), rule if plain else case)
         base = own["mean"].to_numpy().min() / 3
         for panel in (left, right):
@@ -371,20 +370,35 @@ _TIME = 8.0
 """Length of a training in η × steps."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the runs of a block one after the other, in float64; the images are loaded once."""
-    data = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_trained(data, task, setting) for task in setting.each(tasks)]
-
-
-def _trained(data: Dataset, task: Task, setting: Setting) -> Outcome:
-    point, steps = task.point, int(task.point["steps"])
-    case, rate = str(point["case"]), float(point["rate"])
-    options = {"dtype": "float64", "scale": float(point["scale"]), **_CASES[case]}
-    if point["rule"] == "adafa":
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    images: int,
+    model: str,
+    case: str,
+    rule: str,
+    scale: float,
+    rate: float,
+    batch: int,
+    steps: int,
+) -> Outcome:
+    """Train a network in float64, and record both sides of the law on the way."""
+    options = {"dtype": "float64", "scale": scale, **_CASES[case]}
+    if rule == "adafa":
         options["adafa_rate"] = _TRACKING * rate
-    part = with_images(data, int(point["images"]), task.seed)
-    training = start(part, {**point, "rate": rate * _RATES.get(case, 1.0)}, task.seed, setting, **options)
+    training = start_training(
+        with_images(load_images(dataset, setting), images, seed),
+        seed,
+        setting,
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate * _RATES.get(case, 1.0),
+        batch=batch,
+        **options,
+    )
     law = ConservationLaw(training.learner.model, training.learner.optimizer, example=training.x[:2])
     at = [round(steps * k / _RECORDS) for k in range(1, _RECORDS + 1)]
     return course(training, at, lambda done: list(_rows(training, law)))
@@ -474,7 +488,7 @@ CONSERVATION = Experiment(
     agreement=1e-9,
     together=("case", "rule", "model", "rate", "steps", "batch"),
     at_most=8,
-    cost=lambda task: float(int(task.point["steps"])),
+    cost=lambda *, steps: float(steps),
     pictures=(
         Picture(
             name="conservation",

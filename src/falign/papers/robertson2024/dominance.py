@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from falign import init
-from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -21,13 +20,13 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, mean, summary
 from falign.lab.report.style import AXIS, COLOURS, INK, band, each_of, legend, logarithmic, panels
 from falign.measure import Alignment, alignment
-from falign.papers.robertson2024._training import Record, Training, course, start, with_images
+from falign.papers._images import load_images
+from falign.papers.robertson2024._training import Record, Training, course, start_training, with_images
 from falign.theory.dominance import largest_kappa, lojasiewicz_constant, predicted_loss
 
 if TYPE_CHECKING:
@@ -315,24 +314,38 @@ STARTS = {"fa": ("dominant", "small", "generic", "anti"), "usf": ("dominant", "s
 """Of each rule; feedback with the weights' own signs has no name against it."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the runs of a block one after the other; the images are loaded once."""
-    data = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_trained(data, task, setting) for task in setting.each(tasks)]
-
-
-def _trained(data: Dataset, task: Task, setting: Setting) -> Outcome:
-    point, steps = task.point, int(task.point["steps"])
-    part = with_images(data, int(point["images"]), task.seed)
-    whole = {**point, "batch": int(point["images"])}
-    training = start(part, whole, task.seed, setting, scale=float(point["scale"]))
-    model = training.learner.model
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    images: int,
+    model: str,
+    rule: str,
+    start: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Train a network from a named start in full-batch steps, and record alignment and loss at every step."""
+    training = start_training(
+        with_images(load_images(dataset, setting), images, seed),
+        seed,
+        setting,
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate,
+        batch=images,
+        scale=scale,
+    )
+    network = training.learner.model
     x, y = training.train.take(slice(None))
-    init.SCHEMES[str(point["start"])](model, example=x[:2], seed=task.seed)
-    bound = init.aligned_forever(model, example=x[:2])
+    init.SCHEMES[start](network, example=x[:2], seed=seed)
+    bound = init.aligned_forever(network, example=x[:2])
 
     def measure(done: int) -> list[Record]:
-        found = alignment(model, cross_entropy, x, y)
+        found = alignment(network, cross_entropy, x, y)
         return [
             {
                 "loss": found.loss,
@@ -394,7 +407,7 @@ DOMINANCE = Experiment(
     agreement=1e-4,
     together=("model", "rule", "start"),
     at_most=8,
-    cost=lambda task: float(int(task.point["steps"]) * int(task.point["images"])),
+    cost=lambda *, steps, images: float(steps * images),
     pictures=(
         Picture(
             name="dominance",

@@ -1,6 +1,5 @@
 """Two-layer linear networks with more weights than data: which of all solutions feedback alignment finds."""
 
-from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.lab.data import Dataset, load
+from falign.lab.data import Dataset
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -20,11 +19,11 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
+from falign.papers._images import load_images
 from falign.papers.robertson2024._training import with_classes, with_images
 from falign.theory.minimum_norm import minimum_norm
 
@@ -67,22 +66,32 @@ _FITTED = 1e-13
 """|f - Y|/|Y| at which a run ends."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the networks of a block one after the other, in float64 on the CPU; images are loaded once."""
-    name = str(tasks[0].point["dataset"])
-    images = None if name == "gaussian" else load(name, folder=setting.data, progress=False)
-    return [_outcome(task, images) for task in setting.each(tasks)]
-
-
-def _outcome(task: Task, images: Dataset | None) -> Outcome:
-    point = task.point
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    size: float,
+    n: int,
+    d: int,
+    outputs: int,
+    p: int,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Train a network in float64 on the CPU until it fits, and measure how far it is from the least-norm solution."""
+    if dataset == "gaussian":
+        X, Y = _gaussian(n, d, outputs, seed)
+    else:
+        X, Y = _one_image_a_class(load_images(dataset, setting), n, seed)
     check = minimum_norm(
-        *_data(task, images),
-        hidden=int(point["p"]),
-        sizes=[float(point["size"])],
-        seeds=[task.seed],
-        steps=int(point["steps"]),
-        rate=float(point["rate"]),
+        X * (n**0.5 / torch.linalg.matrix_norm(X, 2)),  # the largest singular value is √n
+        Y,
+        hidden=p,
+        sizes=[size],
+        seeds=[seed],
+        steps=steps,
+        rate=rate,
         converged=_FITTED,
     )
     deviation = float(check.series["relative deviation"])
@@ -92,24 +101,20 @@ def _outcome(task: Task, images: Dataset | None) -> Outcome:
     return Outcome(records={"deviation": [deviation], "residual": [fitted], "bounded": [bool(check.held)]})
 
 
-def _data(task: Task, images: Dataset | None) -> tuple[Tensor, Tensor]:
-    """Inputs (n, d), of largest singular value √n, and targets (n, outputs).
+def _gaussian(n: int, d: int, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs (n, d) and targets (n, outputs), all independent normal numbers."""
+    random = generator(seed, "", "data")
+    X, Y = (torch.randn(n, size, generator=random, dtype=torch.float64) for size in (d, outputs))
+    return X, Y
 
-    They are independent normal numbers; or an image of each of n classes, less the mean of all training images, and
-    these classes.
-    """
-    n = int(task.point["n"])
-    if images is None:
-        random = generator(task.seed, "", "data")
-        sizes = (int(task.point["d"]), int(task.point["outputs"]))
-        X, Y = (torch.randn(n, size, generator=random, dtype=torch.float64) for size in sizes)
-    else:
-        part = with_classes(images, n, task.seed)
-        mixed = with_images(part, len(part.train_labels), task.seed)
-        first = (mixed.train_labels == torch.arange(n)[:, None]).int().argmax(1)
-        X = (mixed.train_images[first] - images.train_images.double().mean(0)).flatten(1)
-        Y = torch.eye(n, dtype=torch.float64)
-    return X * (n**0.5 / torch.linalg.matrix_norm(X, 2)), Y
+
+def _one_image_a_class(images: Dataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """An image of each of n classes, less the mean of all training images, and these classes."""
+    part = with_classes(images, n, seed)
+    mixed = with_images(part, len(part.train_labels), seed)
+    first = (mixed.train_labels == torch.arange(n)[:, None]).int().argmax(1)
+    X = (mixed.train_images[first] - images.train_images.double().mean(0)).flatten(1)
+    return X, torch.eye(n, dtype=torch.float64)
 
 
 def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
@@ -166,7 +171,7 @@ MINIMUM_NORM = Experiment(
     run=run,
     agreement=1e-9,
     together=("size",),
-    cost=lambda task: float(int(task.point["p"])),
+    cost=lambda *, p: float(p),
     pictures=(
         Picture(
             name="minimum-norm",

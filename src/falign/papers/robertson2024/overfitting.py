@@ -1,11 +1,9 @@
 """Training on labels of which some are wrong, until they are learned by heart."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.data import Dataset, load
 from falign.lab.experiment import (
     Check,
     Claim,
@@ -16,12 +14,12 @@ from falign.lab.experiment import (
     Point,
     Scalar,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import final, mean, paired, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
-from falign.papers.robertson2024._training import LOOKS, Record, course, start, with_images, with_noise
+from falign.papers._images import load_images
+from falign.papers.robertson2024._training import STYLES, Record, course, start_training, with_images, with_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,13 +154,13 @@ def errors_and_norms(data: pl.DataFrame) -> "Figure":
     noise = float(data["noise"].to_numpy().max())
     for row, (_, own) in enumerate(sets):
         for panel, shown in zip(axes[3 * row :], ("train_error", "test_error", "norm"), strict=False):
-            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(LOOKS)):
+            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
                 clean = runs.filter(pl.col("noise") == 0).sort("epoch")
-                panel.plot(clean["epoch"], clean["mean"], color=LOOKS[rule].colour, linestyle=":", linewidth=1.4)
+                panel.plot(clean["epoch"], clean["mean"], color=STYLES[rule].colour, linestyle=":", linewidth=1.4)
                 noisy = runs.filter(pl.col("noise") > 0).sort("epoch")
                 spread = noisy["sd"].fill_null(0)
                 low, high = noisy["mean"] - spread, noisy["mean"] + spread
-                band(panel, noisy["epoch"], noisy["mean"], low, high, label=rule, colour=LOOKS[rule].colour)
+                band(panel, noisy["epoch"], noisy["mean"], low, high, label=rule, colour=STYLES[rule].colour)
             if shown != "norm":
                 panel.axhline(noise, color=AXIS, linewidth=0.9, linestyle="--")
                 panel.set_ylim(0, 2 * noise)
@@ -185,22 +183,33 @@ _RECORDS = 20
 _SHOWN = ("train_error", "test_error", "norm")
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train the runs of a block one after the other; the images are loaded once."""
-    data = load(str(tasks[0].point["dataset"]), folder=setting.data, progress=False)
-    return [_trained(data, task, setting) for task in setting.each(tasks)]
-
-
-def _trained(data: Dataset, task: Task, setting: Setting) -> Outcome:
-    point, epochs = task.point, int(task.point["epochs"])
-    part = with_noise(with_images(data, int(point["images"]), task.seed), float(point["noise"]), task.seed)
-    training = start(
-        part,
-        point,
-        task.seed,
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    images: int,
+    noise: float,
+    model: str,
+    rule: str,
+    scale: float,
+    rate: float,
+    momentum: float,
+    batch: int,
+    epochs: int,
+) -> Outcome:
+    """Train a network on labels of which some are wrong, and record its errors on the way."""
+    training = start_training(
+        with_noise(with_images(load_images(dataset, setting), images, seed), noise, seed),
+        seed,
         setting,
-        momentum=float(point["momentum"]),
-        scale=None if point["rule"] == "bp" else float(point["scale"]),
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate,
+        batch=batch,
+        momentum=momentum,
+        scale=None if rule == "bp" else scale,
     )
     learner, steps = training.learner, training.steps_of_epoch()
     weights = [learner.model.get_parameter(f"{name}.weight") for name in learner.layers]
@@ -254,7 +263,7 @@ OVERFITTING = Experiment(
     agreement=1e-4,
     together=("rule", "noise"),
     at_most=8,
-    cost=lambda task: float(int(task.point["epochs"]) * int(task.point["images"])),
+    cost=lambda *, epochs, images: float(epochs * images),
     pictures=(
         Picture(
             name="overfitting",

@@ -1,6 +1,8 @@
-"""From a block of runs to a simulator's batch, and back to the outcome of each run."""
+"""A simulator's batch of the runs of a block, theorems as experiments, and the sizes of figure 2."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from warnings import catch_warnings, simplefilter
 
@@ -8,46 +10,82 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.experiment import Check, Missing, Outcome, Task
+from falign.lab.experiment import Check, Missing, Outcome
 from falign.lab.experiment.statistics import least_share
 from falign.theory.two_layer import Engine, Penalty, Trajectory, bytes_needed, simulate
 from falign.theory.two_layer.theorems import TheoremCheck
 
-Row = tuple[int, int]
-"""Seed and width: what a row of a batch stands for; its columns are the ridges."""
+
+@dataclass(frozen=True)
+class Batch:
+    """A simulator's batch: rows are seeds, of a width each, columns are ridges; it holds all runs of a block once.
+
+    Simulators compute every row with every column, which costs no more than the runs that were asked for: the runs of
+    a grid are such a product.
+
+    Args:
+        seeds: Of every run.
+        p: Width of every run, or of all of them.
+        strength: Ridge λ of every run, constant in time, or of all of them.
+    """
+
+    seeds: Sequence[int]
+    p: int | Sequence[int]
+    strength: float | Sequence[float]
+
+    @cached_property
+    def places(self) -> list[tuple[tuple[int, int], Penalty]]:
+        """Row (seed, width) and column of every run."""
+        count = len(self.seeds)
+        widths = [self.p] * count if isinstance(self.p, int) else self.p
+        ridges = self.strength if isinstance(self.strength, Sequence) else [self.strength] * count
+        rows = zip(self.seeds, widths, strict=True)
+        return list(zip(rows, map(Penalty, ridges), strict=True))
+
+    @cached_property
+    def rows(self) -> list[tuple[int, int]]:
+        """Seed and width of every row."""
+        return sorted({row for row, _ in self.places})
+
+    @cached_property
+    def penalties(self) -> list[Penalty]:
+        """The ridge of every column."""
+        return list(dict.fromkeys(penalty for _, penalty in self.places))
+
+    @property
+    def row_seeds(self) -> list[int]:
+        """The seed of every row."""
+        return [seed for seed, _ in self.rows]
+
+    def bytes_needed(self, engine: str, *, n: int, d: int, dtype: torch.dtype) -> int:
+        """Bytes that an engine needs for it: see :func:`falign.theory.two_layer.bytes_needed`."""
+        return bytes_needed(
+            engine=engine,
+            n=n,
+            d=d,
+            p=max(p for _, p in self.rows),
+            seeds=len(self.rows),
+            penalties=len(self.penalties),
+            dtype=dtype,
+        )
+
+    def outcomes(self, trajectory: Trajectory, unit: str = "step") -> list[Outcome]:
+        """One outcome a run, with a record at every recorded step until it diverged.
+
+        Args:
+            trajectory: Of this batch.
+            unit: What its steps are, for the message.
+        """
+        steps = trajectory.steps.tolist()
+        outcomes = []
+        for row, penalty in self.places:
+            place = self.rows.index(row), self.penalties.index(penalty)
+            values = {name: column[place] for name, column in trajectory.values.items()}
+            outcomes.append(_outcome(values, steps, int(trajectory.diverged[place]), unit))
+        return outcomes
 
 
-def row_of(task: Task) -> Row:
-    """The row of a run: its seed and its point's "p"."""
-    return task.seed, int(task.point["p"])
-
-
-def penalty_of(task: Task) -> Penalty:
-    """The ridge of a run: its point's "strength", constant in time."""
-    return Penalty(float(task.point["strength"]))
-
-
-def batch(tasks: Sequence[Task]) -> tuple[list[Row], list[Penalty]]:
-    """Rows and columns of the batch that holds all runs of a block, each once."""
-    return sorted({row_of(task) for task in tasks}), list(dict.fromkeys(penalty_of(task) for task in tasks))
-
-
-def engine_bytes(tasks: Sequence[Task], engine: str, dtype: torch.dtype) -> int:
-    """Bytes that an engine needs for a block: see ``bytes_needed``; sizes are the point's "n" and "d"."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    return bytes_needed(
-        engine=engine,
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=max(p for _, p in rows),
-        seeds=len(rows),
-        penalties=len(penalties),
-        dtype=dtype,
-    )
-
-
-def trained(
+def simulate_quietly(
     engine: Engine,
     at: Sequence[int],
     names: Collection[str] | None = None,
@@ -58,27 +96,6 @@ def trained(
     with catch_warnings():
         simplefilter("ignore", UserWarning)
         return simulate(engine, at, names, progress=progress)
-
-
-def outcomes(tasks: Sequence[Task], trajectory: Trajectory, unit: str = "step") -> list[Outcome]:
-    """What each run of a block left.
-
-    Args:
-        tasks: The runs, in any order.
-        trajectory: Of their batch, rows and columns as ``batch`` gives them.
-        unit: What its steps are, for the message.
-
-    Returns:
-        One outcome a run, with a record at every recorded step until it diverged.
-    """
-    rows, penalties = batch(tasks)
-    steps = trajectory.steps.tolist()
-    found = []
-    for task in tasks:
-        at = rows.index(row_of(task)), penalties.index(penalty_of(task))
-        values = {name: column[at] for name, column in trajectory.values.items()}
-        found.append(_outcome(values, steps, int(trajectory.diverged[at]), unit))
-    return found
 
 
 def _outcome(values: dict[str, Tensor], steps: list[int], diverged: int, unit: str) -> Outcome:

@@ -18,7 +18,6 @@ from falign.lab.experiment import (
     Picture,
     Point,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, mean, slope, summary
@@ -213,32 +212,37 @@ CLAIMS = (
 )
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Try the theorem on each run by itself, with the run's own γ and M."""
-    return [_outcome(task) for task in setting.each(tasks)]
-
-
-def _outcome(task: Task) -> Outcome:
-    point = task.point
-    n, d = int(point["n"]), int(point["d"])
-    gram = sample([task.seed], n=n, d=d, p=int(point["p"]), inputs="scaled")
-    size = float(point["norm"]) * sqrt(n) / float(torch.cat([gram.y, gram.rest], 1).norm())
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    L: float,
+    c: float,
+    schedule: str,
+    p: int,
+    n: int,
+    d: int,
+    rate: float,
+    norm: float,
+) -> Outcome:
+    """Try the theorem with the run's own γ and M, its targets scaled to |y| = norm √n."""
+    gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
+    size = norm * sqrt(n) / float(torch.cat([gram.y, gram.rest], 1).norm())
     check = theorem_4_6(
         replace(gram, y=gram.y * size, rest=gram.rest * size),
         d=d,
-        rate=float(point["rate"]),
-        strength=float(point["L"]),
-        sum_constant=float(point["c"]),
-        schedule=str(point["schedule"]),
+        rate=rate,
+        strength=L,
+        sum_constant=c,
+        schedule=schedule,
         delta=DELTA,
     )
     return outcome(check)
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, n: int, d: int, p: int) -> int:
     """Bytes of a block: its runs are computed one after the other."""
-    point = tasks[0].point
-    return 4 * bytes_needed(engine="width-free", n=int(point["n"]), d=int(point["d"]), p=int(point["p"]))
+    return 4 * bytes_needed(engine="width-free", n=n, d=d, p=p)
 
 
 def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:

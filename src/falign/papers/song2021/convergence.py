@@ -5,7 +5,7 @@ from math import log
 
 import polars as pl
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, slope, summary
 from falign.papers.song2021._drawing import distances
 from falign.papers.song2021._shared import DELTA, outcome, shares
@@ -17,31 +17,38 @@ _ACTIVATIONS = ("tanh", "sigmoid")
 """The activations that the paper names for which the theorem's conditions hold."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Try a theorem on each run by itself, with the run's own γ."""
-    return [outcome(_check(task)) for task in setting.each(tasks)]
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    activation: str,
+    strength: float,
+    n: int,
+    d: int,
+    p: int,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Try a theorem with the run's own γ."""
+    return outcome(_check(seed, activation, strength, n=n, d=d, p=p, rate=rate, steps=steps))
 
 
-def _check(task: Task) -> TheoremCheck:
-    point = task.point
-    n, d, p, steps = (int(point[name]) for name in ("n", "d", "p", "steps"))
-    rate, strength = float(point["rate"]), float(point["strength"])
+def _check(
+    seed: int, activation: str, strength: float, *, n: int, d: int, p: int, rate: float, steps: int
+) -> TheoremCheck:
     penalty = Penalty(strength, "exponential", 20.0) if strength else Penalty()
-    if point["activation"] == "identity":
-        gram = sample([task.seed], n=n, d=d, p=p, inputs="scaled")
+    if activation == "identity":
+        gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
         return theorem_4_3(gram, d=d, rate=rate, steps=steps, penalties=[penalty], delta=DELTA, on_column_space=n > d)
-    activation = str(point["activation"])
-    start = draw([task.seed], n=n, d=d, p=p, activation=activation, inputs="scaled")
+    start = draw([seed], n=n, d=d, p=p, activation=activation, inputs="scaled")
     if strength:
         return theorem_4_2(start, activation=activation, rate=rate, steps=steps, penalties=[penalty], delta=DELTA)
     return theorem_3_2(start, activation=activation, rate=rate, steps=steps, delta=DELTA)
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, activation: str, n: int, d: int, p: int) -> int:
     """Bytes of a block: its runs are computed one after the other, in float64."""
-    point = tasks[0].point
-    n, d, p = (int(point[name]) for name in ("n", "d", "p"))
-    if point["activation"] == "identity":
+    if activation == "identity":
         return 2 * bytes_needed(engine="width-free", n=n, d=d, p=p)
     return 2 * (8 * p * d + bytes_needed(engine="dual", n=n, d=d, p=p))
 

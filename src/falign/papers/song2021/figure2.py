@@ -18,7 +18,6 @@ from falign.lab.experiment import (
     Picture,
     Point,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, final, mean, paired, summary
@@ -28,11 +27,9 @@ from falign.papers.song2021._shared import (
     STEPS,
     STRENGTHS,
     WIDTHS,
-    batch,
-    engine_bytes,
-    outcomes,
+    Batch,
     shown_width,
-    trained,
+    simulate_quietly,
 )
 from falign.theory.two_layer import Dual, WidthFree, draw_reduced, spaced
 
@@ -209,7 +206,7 @@ PLATEAU = Claim(
 _KEPT = ("loss", "cosine", "beta_norm")
 _NANOSECONDS = {"identity": 1.0, "relu": 0.05, "tanh": 0.065}
 """Of a step of a run, for n² numbers width-free and n² p in the dual form: measured at p from 200 to 12,800."""
-_DRAWN = 6.5
+_NANOSECONDS_DRAWN = 6.5
 """Nanoseconds for an entry of W."""
 
 
@@ -241,42 +238,48 @@ def points(
     )
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    activation: str,
+    inputs: str,
+    p: int,
+    strength: Sequence[float],
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
     """Train all networks of a block together: the linear ones width-free, the others in the dual form."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    activation, rate = str(point["activation"]), float(point["rate"])
-    linear = activation == "identity"
+    batch, linear = Batch(seeds, p, strength), activation == "identity"
     start = draw_reduced(
-        [seed for seed, _ in rows],
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=int(point["p"]),
+        batch.row_seeds,
+        n=n,
+        d=d,
+        p=p,
         activation=activation,
-        inputs=str(point["inputs"]),  # pyright: ignore[reportArgumentType]  # the grid holds the two names
+        inputs=inputs,  # pyright: ignore[reportArgumentType]  # the grid holds the two names
         dtype=torch.float64 if linear else torch.float32,
         device=setting.device,
     )
     if linear:
-        engine = WidthFree.from_start(start, rate=rate, penalties=penalties)
+        engine = WidthFree.from_start(start, rate=rate, penalties=batch.penalties)
     else:
-        engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
-    return outcomes(tasks, trained(engine, spaced(int(point["steps"]), 150), _KEPT, progress=setting.report))
+        engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
+    return batch.outcomes(simulate_quietly(engine, spaced(steps, 150), _KEPT, progress=setting.report))
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, seeds: Sequence[int], activation: str, p: int, strength: Sequence[float], n: int, d: int) -> int:
     """Bytes of a block."""
-    if tasks[0].point["activation"] == "identity":
-        return engine_bytes(tasks, "width-free", torch.float64)
-    return engine_bytes(tasks, "dual", torch.float32)
+    engine, dtype = ("width-free", torch.float64) if activation == "identity" else ("dual", torch.float32)
+    return Batch(seeds, p, strength).bytes_needed(engine, n=n, d=d, dtype=dtype)
 
 
-def cost(task: Task) -> float:
-    """What a run costs, in nanoseconds of a core: its steps, and the drawing of its weights."""
-    point = task.point
-    p, steps = int(point["p"]), int(point["n"]) ** 2 * int(point["steps"])
-    trained = _NANOSECONDS[str(point["activation"])] * steps * (1 if point["activation"] == "identity" else p)
-    return trained + _DRAWN * p * int(point["d"])
+def cost(*, activation: str, p: int, n: int, d: int, steps: int) -> float:
+    """Nanoseconds of a core that a run costs: its steps, and the drawing of its weights."""
+    width = 1 if activation == "identity" else p
+    return _NANOSECONDS[activation] * n**2 * steps * width + _NANOSECONDS_DRAWN * p * d
 
 
 def _data(table: pl.DataFrame) -> pl.DataFrame:

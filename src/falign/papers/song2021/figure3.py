@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from falign.lab.data import load
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, final, paired, summary
 from falign.papers.song2021._drawing import alignment_and_accuracy
-from falign.papers.song2021._shared import batch, outcomes, trained
+from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import Start, WeightSpace, bytes_needed, draw_weights
 from falign.theory.two_layer._trajectory import Trajectory
 
@@ -138,43 +138,50 @@ class _Judged:
         return {**self._engine.measure(_MEASURED), "accuracy": self._engine.accuracy(self._images, self._labels)}
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    dataset: str,
+    weights: str,
+    strength: Sequence[float],
+    p: int,
+    batch: int,
+    rate: float,
+    epochs: int,
+) -> list[Outcome]:
     """Train all networks of a block as one batched computation."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    images, labels, test_images, test_labels = _data(str(point["dataset"]), setting)
+    block = Batch(seeds, p, strength)
+    images, labels, test_images, test_labels = _data(dataset, setting)
     classes = int(labels.max()) + 1
     start = Start(
         X=images,
         y=torch.nn.functional.one_hot(labels, classes).to(images),
         **draw_weights(
-            [seed for seed, _ in rows],
-            p=int(point["p"]),
+            block.row_seeds,
+            p=p,
             d=images.shape[1],
             outputs=classes,
-            weights=str(point["weights"]),  # pyright: ignore[reportArgumentType]  # the grid holds the two names
+            weights=weights,  # pyright: ignore[reportArgumentType]  # the grid holds the two names
             dtype=images.dtype,
             device=images.device,
         ),
-        seeds=tuple(seed for seed, _ in rows),
+        seeds=tuple(block.row_seeds),
     )
-    size = int(point["batch"])
-    engine = WeightSpace(
-        start, activation="relu", rate=float(point["rate"]), penalties=penalties, loss="softmax", batch=size
-    )
-    steps = -(-len(images) // size)
-    epochs = sorted({round(int(point["epochs"]) * (k / 20) ** 2) for k in range(21)})
+    engine = WeightSpace(start, activation="relu", rate=rate, penalties=block.penalties, loss="softmax", batch=batch)
+    steps = -(-len(images) // batch)
+    recorded = sorted({round(epochs * (k / 20) ** 2) for k in range(21)})
     judged = _Judged(engine, test_images, test_labels)
-    trajectory = trained(judged, [epoch * steps for epoch in epochs], progress=setting.report)
-    return outcomes(tasks, _in_epochs(trajectory, steps), "epoch")
+    trajectory = simulate_quietly(judged, [epoch * steps for epoch in recorded], progress=setting.report)
+    return block.outcomes(_in_epochs(trajectory, steps), "epoch")
 
 
 def _data(name: str, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images as vectors, normalised by mean and standard deviation of all training pixels, and labels."""
-    found = load(name, folder=setting.data, progress=False)
-    train, test = (images.flatten(1).float() for images in (found.train_images, found.test_images))
+    data = load(name, folder=setting.data, progress=False)
+    train, test = (images.flatten(1).float() for images in (data.train_images, data.test_images))
     mean, sd = train.mean(), train.std()
-    moved = ((train - mean) / sd, found.train_labels.long(), (test - mean) / sd, found.test_labels.long())
+    moved = ((train - mean) / sd, data.train_labels.long(), (test - mean) / sd, data.test_labels.long())
     return tuple(tensor.to(setting.device) for tensor in moved)  # pyright: ignore[reportReturnType]  # four of them
 
 
@@ -184,22 +191,21 @@ def _in_epochs(trajectory: Trajectory, steps: int) -> Trajectory:
     return Trajectory(steps=trajectory.steps // steps, values=trajectory.values, diverged=diverged)
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, seeds: Sequence[int], dataset: str, strength: Sequence[float], p: int, batch: int) -> int:
     """Bytes of a block: the engine, the images twice more while they are loaded, the pieces that are measured."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    pixels, train, test = _IMAGES[str(point["dataset"])]
-    hidden = min(1 << 24, len(rows) * len(penalties) * int(point["p"]) * train)
+    block = Batch(seeds, p, strength)
+    pixels, train, test = _IMAGES[dataset]
+    hidden = min(1 << 24, len(block.rows) * len(block.penalties) * p * train)
     engine = bytes_needed(
         engine="literal",
         n=train,
         d=pixels,
-        p=int(point["p"]),
+        p=p,
         outputs=10,
         test=test,
-        batch=int(point["batch"]),
+        batch=batch,
         seeds=1,
-        penalties=len(rows) * len(penalties),
+        penalties=len(block.rows) * len(block.penalties),
         dtype=torch.float32,
     )
     return engine + 4 * (2 * pixels * (train + test) + 3 * hidden)
@@ -247,7 +253,7 @@ FIGURE3 = Experiment(
     agreement=1e-3,
     together=("strength",),
     memory=memory,
-    cost=lambda task: float(_IMAGES[str(task.point["dataset"])][0] * int(task.point["p"]) * int(task.point["epochs"])),
+    cost=lambda *, dataset, p, epochs: float(_IMAGES[dataset][0] * p * epochs),
     pictures=(
         Picture(
             name="figure-3",

@@ -16,13 +16,12 @@ from falign.lab.experiment import (
     Picture,
     Point,
     Setting,
-    Task,
     grid,
 )
 from falign.lab.experiment.statistics import least_share
 from falign.papers.song2021._drawing import eigenvalues_and_isometry
 from falign.papers.song2021._shared import DELTA
-from falign.theory.two_layer import activation
+from falign.theory.two_layer import activation as named_activation
 from falign.theory.two_layer._start import inputs_of
 from falign.theory.two_layer.kernels import hermite_coefficients, limiting_kernel
 from falign.theory.two_layer.theorems import is_isometric
@@ -31,32 +30,34 @@ _RATIO = 2.0
 """d/n for proposition 3.3."""
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Draw the inputs of each run and measure them."""
-    return [Outcome(records={name: [value] for name, value in _measured(task).items()}) for task in setting.each(tasks)]
-
-
-def memory(tasks: Sequence[Task]) -> int:
-    """Bytes of the largest draw: its inputs thrice, its kernel and its terms; draws are made one after the other."""
-    return max(
-        8 * int(task.point["n"]) * (3 * int(task.point["d"]) + 6 * int(task.point["n"]) + 4096) for task in tasks
-    )
-
-
-def _measured(task: Task) -> dict[str, float]:
-    point = task.point
-    X = inputs_of(task.seed, int(point["n"]), int(point["d"]), "scaled")
-    if point["proposition"] == "4.5":
-        epsilon = float(point["epsilon"])
-        return {"isometric": float(is_isometric(X, 1 - epsilon, 4 * epsilon))}
-    psi = activation(str(point["activation"]))
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    proposition: str,
+    activation: str,
+    n: int,
+    d: int,
+    epsilon: float,
+    constant: float,
+) -> Outcome:
+    """Draw inputs and measure of them what a proposition is about."""
+    X = inputs_of(seed, n, d, "scaled")
+    if proposition == "4.5":
+        return Outcome(records={"isometric": [float(is_isometric(X, 1 - epsilon, 4 * epsilon))]})
+    psi = named_activation(activation)
     smallest = float(torch.linalg.eigvalsh(limiting_kernel(X, psi))[0])
-    return {"smallest": smallest, "limit": _limit(psi.name, _RATIO)}
+    return Outcome(records={"smallest": [smallest], "limit": [_limit(psi.name, _RATIO)]})
+
+
+def memory(*, n: Sequence[int], d: Sequence[int]) -> int:
+    """Bytes of the largest draw: its inputs thrice, its kernel and its terms; draws are made one after the other."""
+    return max(8 * rows * (3 * columns + 6 * rows + 4096) for rows, columns in zip(n, d, strict=True))
 
 
 def _limit(name: str, ratio: float) -> float:
     """``λ_min(Ḡ) → a_1² (1 - √(n/d))² + Σ_{k≥2} a_k²`` for n → ∞, a_k the Hermite coefficients of ψ."""
-    squares = hermite_coefficients(activation(name).value, torch.ones(1), 192)[0].square()
+    squares = hermite_coefficients(named_activation(name).value, torch.ones(1), 192)[0].square()
     return float(squares[2:].sum()) + float(squares[1]) * max(0.0, 1 - sqrt(1 / ratio)) ** 2
 
 

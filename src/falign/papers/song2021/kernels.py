@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, least_share, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
-from falign.papers.song2021._shared import DELTA, batch, engine_bytes, outcomes
-from falign.theory.two_layer import Dual, Trajectory, activation, draw_reduced, spaced
+from falign.papers.song2021._shared import DELTA, Batch
+from falign.theory.two_layer import Dual, Trajectory, draw_reduced, spaced
+from falign.theory.two_layer import activation as named_activation
 from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, predicted_error
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
     )
     left.set_xlabel("width p")
     ends = data.filter(pl.col("shown").is_in(list(_SHOWN))).sort("p")
-    for colour, marker, (name, own) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
+    for colour, marker, (activated, own) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
         for column, (name, style) in _SHOWN.items():
             each = own.filter(pl.col("shown") == column)
             sd = each["sd"].fill_null(0)
@@ -162,7 +163,7 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
                 marker=marker,
                 linestyle=style,
                 capsize=2,
-                label=f"{NAMES[name]}: {name}",
+                label=f"{NAMES[activated]}: {name}",
             )
     first = ends.filter(pl.col("shown") == "H_norm").group_by("p").agg(pl.col("mean").max()).sort("p")
     law(left, first["p"], 1.6 * first["mean"][0] * (first["p"][0] / first["p"]).sqrt(), "∝ 1/√p")
@@ -185,33 +186,36 @@ _RATE = 0.1
 _RIDGE = 0.1
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    activation: str,
+    strength: Sequence[float],
+    p: int,
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
     """Train all seeds and ridges of a block, and record kernels and errors on the way."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    name, rate, steps = str(point["activation"]), float(point["rate"]), int(point["steps"])
-    start = draw_reduced(
-        [seed for seed, _ in rows],
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=int(point["p"]),
-        activation=name,
-        inputs="scaled",
-        device=setting.device,
-    )
-    engine = Dual(start, activation=name, rate=rate, penalties=penalties)
-    limit = limiting_kernel(start.X, activation(name)).unsqueeze(1)
+    batch = Batch(seeds, p, strength)
+    start = draw_reduced(batch.row_seeds, n=n, d=d, p=p, activation=activation, inputs="scaled", device=setting.device)
+    engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
+    limit = limiting_kernel(start.X, named_activation(activation)).unsqueeze(1)
     predicted = predicted_error(
         limit,
         engine.error(),
         start.y.unsqueeze(1),
         rate=rate,
-        strengths=torch.stack([penalty.values(steps) for penalty in penalties]).to(limit),
+        strengths=torch.stack([penalty.values(steps) for penalty in batch.penalties]).to(limit),
     )
     at = spaced(steps, min(_RECORDS, steps + 1))
     columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0], setting)
-    whole = torch.full((len(rows), len(penalties)), -1)  # a number that is not finite is refused with its record
-    return outcomes(tasks, Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
+    whole = torch.full(
+        (len(batch.rows), len(batch.penalties)), -1
+    )  # a number that is not finite is refused with its record
+    return batch.outcomes(Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
 
 
 def _followed(
@@ -253,13 +257,12 @@ def _norm(kernel: Float[Tensor, "*runs n n"]) -> Float[Tensor, "*runs"]:
     return torch.linalg.eigvalsh(kernel).abs().amax(-1)
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d: int, steps: int) -> int:
     """Bytes of a block: the engine's, and the arrays [n p] of all runs that its kernels are made of."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    n, p, runs = int(point["n"]), int(point["p"]), len(rows) * len(penalties)
-    engine = engine_bytes(tasks, "dual", torch.float64)
-    return engine + 8 * runs * n * (6 * p + int(point["steps"]) + 8 * n) + (128 << 20)
+    batch = Batch(seeds, p, strength)
+    engine = batch.bytes_needed("dual", n=n, d=d, dtype=torch.float64)
+    runs = len(batch.rows) * len(batch.penalties)
+    return engine + 8 * runs * n * (6 * p + steps + 8 * n) + (128 << 20)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
@@ -297,7 +300,7 @@ KERNELS = Experiment(
     together=("strength",),
     at_most=20,
     memory=memory,
-    cost=lambda task: float(int(task.point["p"]) * int(task.point["n"]) * int(task.point["steps"])),
+    cost=lambda *, p, n, steps: float(p * n * steps),
     pictures=(
         Picture(
             name="kernels",

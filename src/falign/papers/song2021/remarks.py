@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Setting, grid
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
-from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
+from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.papers.song2021.figure2 import vanishing
 from falign.theory.two_layer import WeightSpace, draw, spaced
 
@@ -19,33 +19,39 @@ _RATE = 5e-4
 """η: half of figure 2's for ReLU, as dropout doubles the second moments that bound a stable step."""
 
 
-def run_dropout(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
-    """Train with dropout on the hidden neurons, literally."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    activation = str(point["activation"])
+def run_dropout(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    activation: str,
+    p: int,
+    dropout: float,
+    strength: float,
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train with dropout on the hidden neurons, every weight in memory."""
+    batch = Batch(seeds, p, strength)
     start = draw(
-        [seed for seed, _ in rows],
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=int(point["p"]),
+        batch.row_seeds,
+        n=n,
+        d=d,
+        p=p,
         activation=activation,
         dtype=torch.float32,
         device=setting.device,
     )
-    engine = WeightSpace(
-        start, activation=activation, rate=float(point["rate"]), penalties=penalties, dropout=float(point["dropout"])
-    )
-    at = spaced(int(point["steps"]), 40)
-    return outcomes(tasks, trained(engine, at, ("loss", "cosine"), progress=setting.report))
+    engine = WeightSpace(start, activation=activation, rate=rate, penalties=batch.penalties, dropout=dropout)
+    return batch.outcomes(simulate_quietly(engine, spaced(steps, 40), ("loss", "cosine"), progress=setting.report))
 
 
-def memory_dropout(tasks: Sequence[Task]) -> int:
+def memory_dropout(*, seeds: Sequence[int], p: int, strength: float, n: int, d: int) -> int:
     """Bytes of a block: the engine, and three arrays of hidden activities for the masks."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
-    masks = 3 * len(rows) * len(penalties) * int(point["p"]) * int(point["n"])
-    return 4 * masks + engine_bytes(tasks, "literal", torch.float32)
+    batch = Batch(seeds, p, strength)
+    masks = 3 * len(batch.rows) * len(batch.penalties) * p * n
+    return 4 * masks + batch.bytes_needed("literal", n=n, d=d, dtype=torch.float32)
 
 
 def _helps(table: pl.DataFrame) -> Evidence:
@@ -82,7 +88,7 @@ DROPOUT = Experiment(
     agreement=1e-4,
     at_most=50,
     memory=memory_dropout,
-    cost=lambda task: float(int(task.point["p"]) * int(task.point["steps"])),
+    cost=lambda *, p, steps: float(p * steps),
     pictures=(
         Picture(
             name="dropout",

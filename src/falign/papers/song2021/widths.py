@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Setting, Task, grid
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Setting, grid
 from falign.lab.experiment.statistics import final, mean, slope, summary
 from falign.papers.song2021._drawing import cosine_by_width, time_by_width
-from falign.papers.song2021._shared import batch, engine_bytes, outcomes, trained
+from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import WidthFree, spaced
 
 _REACHED = 0.5
@@ -16,26 +16,36 @@ _REACHED = 0.5
 _RATE = 1e-4
 
 
-def run(tasks: Sequence[Task], setting: Setting) -> list[Outcome]:
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    p: Sequence[int],
+    strength: Sequence[float],
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+    records: int,
+) -> list[Outcome]:
     """Draw the Gram matrices of all widths and seeds of a block, and run them together."""
-    rows, penalties = batch(tasks)
-    point = tasks[0].point
+    batch = Batch(seeds, p, strength)
     engine = WidthFree.sample(
-        [seed for seed, _ in rows],
-        n=int(point["n"]),
-        d=int(point["d"]),
-        p=[p for _, p in rows],
-        rate=float(point["rate"]),
-        penalties=penalties,
+        batch.row_seeds,
+        n=n,
+        d=d,
+        p=[width for _, width in batch.rows],
+        rate=rate,
+        penalties=batch.penalties,
         device=setting.device,
     )
-    at = spaced(int(point["steps"]), int(point["records"]))
-    return outcomes(tasks, trained(engine, at, ("loss", "cosine", "b_dot_beta"), progress=setting.report))
+    names = ("loss", "cosine", "b_dot_beta")
+    return batch.outcomes(simulate_quietly(engine, spaced(steps, records), names, progress=setting.report))
 
 
-def memory(tasks: Sequence[Task]) -> int:
+def memory(*, seeds: Sequence[int], p: Sequence[int], strength: Sequence[float], n: int, d: int) -> int:
     """Bytes of a block."""
-    return engine_bytes(tasks, "width-free", torch.float64)
+    return Batch(seeds, p, strength).bytes_needed("width-free", n=n, d=d, dtype=torch.float64)
 
 
 def _gained(table: pl.DataFrame) -> pl.DataFrame:
