@@ -98,7 +98,7 @@ def choose(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
 # Tables in the terminal: what there is to reproduce, and how it stands.
 
 _WIDTH = 120
-_WORDS = ("experiment", "claims", "other")
+_WORDS = ("experiment", "paper's claims", "theory and beyond", "other")
 _VERDICTS = {"holds": "hold", "fails": "fail", "not run": "not run"}
 
 
@@ -134,11 +134,14 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
     claimed = running(store)
-    table = _table("experiment", "runs", "done", "time", "claims", "other")
-    verdicts = Counter()
+    table = _table("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
+    stated, derived = Counter(), Counter()
     for result in results:
-        judged = Counter(verdict.verdict for verdict in result.verdicts)
-        verdicts += judged
+        told = [
+            Counter(each.verdict for each in result.verdicts if (each.claim.origin == "paper") is of_paper)
+            for of_paper in (True, False)
+        ]
+        stated, derived = stated + told[0], derived + told[1]
         missing = result.runs.filter(pl.col("status") == "missing")["key"]
         at_work = sum(key in claimed for key in missing)
         others = {
@@ -152,7 +155,7 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
             str(result.runs.height),
             str(result.count("done")),
             duration(float(result.runs["seconds"].sum())),
-            _counted(judged) or "-",
+            *(_counted(each) or "-" for each in told),
             ", ".join(f"{number} {status}" for status, number in others.items() if number),
         )
     _print(table, console)
@@ -162,7 +165,9 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
         if others := result.others:
             which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
             print_plain(console, f"{result.experiment.name}: {which} left alone")
-    print_plain(console, f"claims: {_counted(verdicts) or 'none'}")
+    print_plain(console, f"the papers' claims: {_counted(stated) or 'none'}")
+    if derived:
+        print_plain(console, f"what follows from the theory, and beyond: {_counted(derived)}")
 
 
 def _first(result: Results, status: str, console: Console) -> None:

@@ -147,7 +147,7 @@ def course(training: Training, at: Iterable[int], measure: Callable[[int], list[
                 learner.step(*next(batches), done)
                 done += 1
             if not (is_finite(learner.model) and isfinite(training.loss())):
-                raise learner.fault(training.x, done)
+                raise learner.locate_fault(training.x, done)
             rows += [{"step": done, **record} for record in measure(done)]
     except Diverged as diverged:
         return outcome(rows, diverged=f"{diverged}: lower the rate")
