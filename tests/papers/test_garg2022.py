@@ -11,6 +11,7 @@ import torch
 
 from falign.lab.data import DataError, load
 from falign.lab.experiment import Experiment, Setting, Task
+from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers.garg2022 import GARG2022
 from falign.papers.garg2022._shared import groups, matrix, most
@@ -143,7 +144,7 @@ def test_quick_needs_no_download() -> None:
 )
 def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
     task = next(task for task in experiment.tasks("paper") if "fashion-mnist" in task.point.values())
-    (outcome,) = experiment.run([replace(task, point={**task.point, "steps": 40})], Setting(data=data_folder))
+    (outcome,) = call_run(experiment.run, [replace(task, point={**task.point, "steps": 40})], Setting(data=data_folder))
     assert outcome.diverged is None
     errors = outcome.records["error"]
     assert errors[-1] < 0.7
@@ -153,7 +154,7 @@ def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:rate .* is beyond")
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:
     task = ALIGNMENT.tasks("smoke")[0]
-    (outcome,) = ALIGNMENT.run([replace(task, point={**task.point, "rate": 50.0, "steps": 40})], Setting())
+    (outcome,) = call_run(ALIGNMENT.run, [replace(task, point={**task.point, "rate": 50.0, "steps": 40})], Setting())
     assert outcome.diverged is not None
     assert "lower the rate" in outcome.diverged
     errors = outcome.records["error"]
@@ -164,7 +165,7 @@ def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:
 @pytest.mark.filterwarnings("ignore:rate .* is beyond")
 def test_a_network_with_too_large_a_rate_is_recorded_as_diverged() -> None:
     task = NETWORKS.tasks("smoke")[0]
-    (outcome,) = NETWORKS.run([replace(task, point={**task.point, "rate": 50.0, "steps": 40})], Setting())
+    (outcome,) = call_run(NETWORKS.run, [replace(task, point={**task.point, "rate": 50.0, "steps": 40})], Setting())
     assert outcome.diverged is not None
     assert len(outcome.records["error"]) == len(outcome.records["step"]) < 30
 

@@ -11,6 +11,7 @@ import torch
 
 from falign.lab.data import Dataset, load
 from falign.lab.experiment import Experiment, Setting
+from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers.girotti2021 import GIROTTI2021 as PAPER
 from falign.papers.girotti2021._linear_networks import (
@@ -183,7 +184,7 @@ def test_quick_needs_no_download() -> None:
 def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
     task = next(task for task in experiment.tasks("paper") if "fashion-mnist" in task.point.values())
     point = {**task.point, "steps": 40, "hidden": 40}
-    (outcome,) = experiment.run([replace(task, point=point)], Setting(data=data_folder))
+    (outcome,) = call_run(experiment.run, [replace(task, point=point)], Setting(data=data_folder))
     assert outcome.diverged is None
     learned = outcome.records["share" if "share" in outcome.records else "trained"]
     assert learned[0] != learned[-1]
@@ -193,7 +194,7 @@ def test_on_real_images(experiment: Experiment, data_folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged(experiment: Experiment) -> None:
     task = next(task for task in experiment.tasks("smoke") if task.point["rule"] == "fa")
-    (outcome,) = experiment.run([replace(task, point={**task.point, "rate": 1e3, "steps": 120})], Setting())
+    (outcome,) = call_run(experiment.run, [replace(task, point={**task.point, "rate": 1e3, "steps": 120})], Setting())
     assert outcome.diverged is not None
     assert "lower the rate" in outcome.diverged
 

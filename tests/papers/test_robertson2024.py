@@ -12,6 +12,7 @@ from scipy import stats
 
 from falign.lab.data import DataError, Dataset, load
 from falign.lab.experiment import Setting
+from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.robertson2024._training import with_classes, with_images, with_noise
@@ -128,7 +129,7 @@ def test_classes_has_the_data_sets_and_numbers_of_classes_of_the_paper() -> None
 
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:
     task = CLASSES.tasks("smoke")[0]
-    (outcome,) = CLASSES.run([replace(task, point={**task.point, "rate": 1e6, "steps": 20})], Setting())
+    (outcome,) = call_run(CLASSES.run, [replace(task, point={**task.point, "rate": 1e6, "steps": 20})], Setting())
     assert outcome.diverged is not None
     assert "lower the rate" in outcome.diverged
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from falign.lab.experiment import Experiment, Setting
+from falign.lab.experiment._axes import call_memory
 from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.song2021.figure2 import FIGURE2
@@ -103,7 +104,8 @@ def test_a_run_does_not_depend_on_its_block(activation: str) -> None:
 def test_memory_grows_with_the_block(experiment: Experiment) -> None:
     tasks = experiment.tasks("paper")
     assert experiment.memory is not None
-    assert 0 < experiment.memory(tasks[:1]) < experiment.memory([*tasks[:1], replace(tasks[0], seed=1)])
+    one, two = ([*tasks[:1], *more] for more in ([], [replace(tasks[0], seed=1)]))
+    assert 0 < call_memory(experiment.memory, one) < call_memory(experiment.memory, two)
 
 
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:

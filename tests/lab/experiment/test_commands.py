@@ -78,7 +78,7 @@ def test_status_of_what_is_running_and_of_other_revisions(capsys: pytest.Capture
         owner.take([task.key for task in papers.PAPERS["toy"].experiments[0].tasks("quick")[:3]])
         code, said, _ = run(["status"], capsys)
     assert code == 0
-    assert rows(said)["toy.one"] == ["10", "0", "0.0", "s", "2", "not", "run", "3", "running,", "7", "missing"]
+    assert rows(said)["toy.one"] == ["10", "0", "0.0", "s", "2", "not", "run", "-", "3", "running,", "7", "missing"]
     assert "toy.one: 1 run of another revision is left alone" in said
 
 

@@ -11,6 +11,7 @@ from examples import do, experiment, notes, table
 
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _local, _progress
+from falign.lab.experiment._axes import call_cost
 from falign.lab.experiment._execution import GIB, Answer, Block, Finished, blocks, compute
 from falign.lab.experiment._progress import Tally
 from falign.lab.experiment._specification import Experiment, Setting, Task
@@ -135,7 +136,7 @@ def truth(experiment: Experiment, tasks: tuple[Task, ...], slow: float) -> float
     assert experiment.cost is not None
     factor = {"identity": 3.0, "relu": 1.0, "tanh": slow}[str(tasks[0].point["activation"])]
     wobble = 0.85 + 0.3 * int(tasks[0].key[:4], 16) / 0xFFFF
-    return 1.5 + wobble * factor * 1e-9 * sum(map(experiment.cost, tasks))
+    return 1.5 + wobble * factor * 1e-9 * sum(call_cost(experiment.cost, task) for task in tasks)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
