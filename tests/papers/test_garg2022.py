@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from falign.lab.data import DataError, load
-from falign.lab.experiment import Experiment, Setting, Task
+from falign.lab.experiment import Experiment, Setting
 from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers.garg2022 import GARG2022
@@ -174,9 +174,9 @@ def test_a_network_with_too_large_a_rate_is_recorded_as_diverged() -> None:
     ("data", "n", "m", "rank"), [("power law", 9, 7, 4), ("gaussian", 6, 8, 0), ("digits", 9, 64, 3)]
 )
 def test_matrices_have_largest_singular_value_1_and_their_rank(data: str, n: int, m: int, rank: int) -> None:
-    found = matrix({"data": data, "n": n, "m": m, "rank": rank}, Setting()).numpy()
-    values = np.linalg.svd(found, compute_uv=False)
-    assert found.shape == (n, m)
+    Y = matrix(data, n, m, Setting(), rank=rank).numpy()
+    values = np.linalg.svd(Y, compute_uv=False)
+    assert Y.shape == (n, m)
     assert values[0] == pytest.approx(1)
     assert int((values > 1e-10).sum()) == (rank or min(n, m))
     if data == "power law":
@@ -185,16 +185,15 @@ def test_matrices_have_largest_singular_value_1_and_their_rank(data: str, n: int
 
 def test_images_are_rows() -> None:
     images = load("digits", progress=False).train_images[:5].double().reshape(5, 64)
-    found = matrix({"data": "digits", "n": 5, "m": 64, "rank": 0}, Setting())
-    assert torch.allclose(found * torch.linalg.matrix_norm(images, 2), images, atol=1e-12)
+    Y = matrix("digits", 5, 64, Setting())
+    assert torch.allclose(Y * torch.linalg.matrix_norm(images, 2), images, atol=1e-12)
     with pytest.raises(DataError, match="expected \\(5, 32\\): change n and m"):
-        matrix({"data": "digits", "n": 5, "m": 32, "rank": 0}, Setting())
+        matrix("digits", 5, 32, Setting())
 
 
 @pytest.mark.parametrize("inputs", ["isotropic", "digits"])
 def test_fixed_inputs_are_isotropic_and_only_their_best_linear_map_counts(inputs: str) -> None:
-    point = {"inputs": inputs, "points": 80, "m": 12, "n": 10, "rank": 4}
-    given = problem(Task("garg2022.networks", 1, point, 3), Setting())
+    given = problem(3, inputs, Setting(), n=10, m=12, rank=4, points=80)
     x, y = given.batch()
     assert torch.allclose(x.mT @ x / 80, torch.eye(12, dtype=torch.float64), atol=1e-12)
     fitted = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0].T
@@ -206,8 +205,7 @@ def test_fixed_inputs_are_isotropic_and_only_their_best_linear_map_counts(inputs
 
 
 def test_fresh_inputs_are_new_in_every_batch_and_the_same_for_a_seed() -> None:
-    task = Task("garg2022.networks", 1, {"inputs": "fresh", "points": 50, "m": 6, "n": 5, "rank": 4}, 1)
-    once, again = problem(task, Setting()), problem(task, Setting())
+    once, again = (problem(1, "fresh", Setting(), n=5, m=6, rank=4, points=50) for _ in range(2))
     first, second = once.batch()[0], once.batch()[0]
     assert not torch.equal(first, second)
     assert torch.equal(first, again.batch()[0])
@@ -217,7 +215,8 @@ def test_fresh_inputs_are_new_in_every_batch_and_the_same_for_a_seed() -> None:
 
 def test_the_hidden_layer_is_wide_enough_where_it_is_said_to_be() -> None:
     for point in NETWORKS.grid["smoke"]:
-        given = problem(Task(NETWORKS.name, 1, point, 0), Setting())
+        sizes = {name: point[name] for name in ("n", "m", "rank", "points")}
+        given = problem(0, point["inputs"], Setting(), **sizes)  # pyright: ignore[reportArgumentType]  # of the grid
         assert int(torch.linalg.matrix_rank(given.Y)) == point["rank"]
 
 

@@ -221,12 +221,12 @@ def test_the_share_of_pairs_in_order_is_counted_one_by_one() -> None:
     assert orders(table, by=["kind"])["in_order"].to_list() == [0.0, 1.0]
 
 
-_POINT = {"points": 60, "inputs": 12, "hidden": 80, "rule": "fa", "depth": 2, "scheme": "small", "basis": "random"}
+_SIZES = {"points": 60, "inputs": 12}
 
 
 @pytest.mark.parametrize("task", ["map", "pixels", "classes"])
 def test_problems_are_white_and_diagonal(task: str, digits: Dataset) -> None:
-    learned = problem({**_POINT, "task": task}, 3, None if task == "map" else digits)
+    learned = problem(None if task == "map" else digits, task, seed=3, **_SIZES)
     X, Y = learned.X.numpy(), learned.Y.numpy()
     assert pytest.approx(np.eye(12), abs=1e-12) == X.T @ X / 60
     assert learned.λ[0] == pytest.approx(1.0)
@@ -240,9 +240,8 @@ def test_problems_are_white_and_diagonal(task: str, digits: Dataset) -> None:
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_a_spectral_start_is_diagonal_along_the_feedback_path(rule: str, depth: int, digits: Dataset) -> None:
-    learned = problem({**_POINT, "task": "pixels"}, 0, digits)
-    point = {**_POINT, "rule": rule, "depth": depth, "scheme": "anti-aligned", "basis": "spectral"}
-    W, B = start(learned, point, 0)
+    learned = problem(digits, "pixels", seed=0, **_SIZES)
+    W, B = start(learned, rule=rule, depth=depth, hidden=80, scheme="anti-aligned", basis="spectral", seed=0)
     for part in B:
         assert (part @ part.mT).numpy() == pytest.approx(np.eye(len(part)), abs=1e-12)
     directions = path(B, direct=rule == "dfa") @ learned.U
@@ -252,8 +251,8 @@ def test_a_spectral_start_is_diagonal_along_the_feedback_path(rule: str, depth: 
 
 @pytest.mark.parametrize("rule", ["fa", "dfa", "bp"])
 def test_networks_take_the_steps_of_their_rule(rule: str, digits: Dataset) -> None:
-    learned: Problem = problem({**_POINT, "task": "classes"}, 0, digits)
-    weights, feedback = start(learned, {**_POINT, "rule": rule, "depth": 3}, 1)
+    learned: Problem = problem(digits, "classes", seed=0, **_SIZES)
+    weights, feedback = start(learned, rule=rule, depth=3, hidden=80, scheme="small", basis="random", seed=1)
     W, B = [part.numpy() for part in weights], [part.numpy() for part in feedback]
     X, Y = learned.X.numpy(), learned.Y.numpy()
     trained = [

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from falign.lab.experiment import Experiment, Setting
-from falign.lab.experiment._axes import call_memory
+from falign.lab.experiment._axes import call_memory, call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.song2021.figure2 import FIGURE2
@@ -94,8 +94,8 @@ def test_a_run_does_not_depend_on_its_block(activation: str) -> None:
     block = [
         task for task in FIGURE2.tasks("smoke") if task.point["activation"] == activation and task.point["p"] == 80
     ]
-    alone = run_figure2([block[-1]], Setting())[0].records
-    together = run_figure2(block, Setting())[-1].records
+    alone = call_run(run_figure2, [block[-1]], Setting())[0].records
+    together = call_run(run_figure2, block, Setting())[-1].records
     assert alone["step"] == together["step"]
     assert alone["cosine"] == pytest.approx(together["cosine"], abs=1e-5)
 
@@ -110,7 +110,7 @@ def test_memory_grows_with_the_block(experiment: Experiment) -> None:
 
 def test_a_run_with_too_large_a_rate_is_recorded_as_diverged() -> None:
     task = next(task for task in FIGURE2.tasks("smoke") if task.point["activation"] == "relu")
-    outcome = run_figure2([replace(task, point={**task.point, "rate": 1.0, "steps": 400})], Setting())[0]
+    outcome = call_run(run_figure2, [replace(task, point={**task.point, "rate": 1.0, "steps": 400})], Setting())[0]
     assert outcome.diverged is not None
     assert "lower the rate" in outcome.diverged
     assert all(value is not None and abs(value) < float("inf") for value in outcome.records["loss"])  # pyright: ignore
@@ -124,7 +124,7 @@ def test_figure_3_on_real_images(name: str) -> None:
     base = next(task for task in FIGURE3.tasks("paper") if task.point["dataset"] == name)
     points = [{**base.point, "p": 40, "epochs": 2, "strength": strength} for strength in (0.0, 0.3)]
     tasks = [replace(base, point=point) for point in points]
-    for outcome in FIGURE3.run(tasks, Setting(data=Path(folder))):
+    for outcome in call_run(FIGURE3.run, tasks, Setting(data=Path(folder))):
         assert outcome.diverged is None
         assert outcome.records["step"] == [0, 1, 2]
         assert outcome.records["loss"][-1] < outcome.records["loss"][0]  # pyright: ignore
