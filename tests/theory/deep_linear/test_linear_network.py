@@ -158,7 +158,7 @@ def test_the_rate_named_where_weights_diverge_is_below_and_stable(θ, rate):
     state = spectral(X, Y, weights=[θ, 2 * θ], hidden=[7]).state
     with pytest.warns(UserWarning, match="the weights diverge; a run at") as caught:
         matrix_gradient_descent(state, X, Y, rate=rate, steps=400)
-    named = float(str(caught[0].message).split()[-3])
+    named = float(str(caught[0].message).split()[-4])
     assert named < rate
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -31,7 +31,7 @@ def test_from_zero_weights_the_largest_rate_is_one_share_of_the_local_one():
     np.testing.assert_allclose((stable_rate(other) * asymptotic_rate(other) / 2).numpy(), 0.769, atol=5e-4)
 
 
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("depth", [2, 3, 4, 5, 6])
 def test_at_any_depth_from_zero_it_is_one_share_for_the_depth(depth):
     mode = modes([0.2, 1.0], [0.0] * depth, feedback=0.8, variance=1.5)
     share = stable_rate(mode) * asymptotic_rate(mode) / 2

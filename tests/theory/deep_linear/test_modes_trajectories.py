@@ -7,11 +7,13 @@ import torch
 
 from falign.theory.deep_linear import (
     _flow,
+    asymptotic_rate,
     critical_target,
     gradient_descent,
     gradient_flow,
     limit,
     modes,
+    stable_rate,
     sufficient_rate,
     zero_init,
 )
@@ -47,7 +49,7 @@ def test_flow_is_that_of_a_solver_on_all_layers(rule, depth):
     for one in range(len(λ)):
         expected = modes_oracle.flow(rule, θ[:, one], m[:, one], λ[one], s[one], times)
         np.testing.assert_allclose(trajectory.weights[..., one].numpy(), expected, rtol=1e-8, atol=1e-9)
-    assert (trajectory.account == 0).all()
+    assert (trajectory.expected_change == 0).all()
     torch.testing.assert_close(trajectory.invariants, trajectory.invariants[:1].expand_as(trajectory.invariants))
 
 
@@ -60,12 +62,14 @@ def test_flow_from_zero_is_the_closed_form():
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_the_invariants_drift_by_exactly_the_account_of_the_steps(rule, depth):
+def test_the_invariants_drift_by_exactly_what_is_expected_of_the_steps(rule, depth):
     mode, *_ = _drawn(rule, depth, count=50)
     trajectory = gradient_descent(mode, rate=0.01, steps=2000)
-    torch.testing.assert_close(trajectory.invariants - trajectory.invariants[0], trajectory.account, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        trajectory.invariants - trajectory.invariants[0], trajectory.expected_change, rtol=0, atol=1e-12
+    )
     if rule != "bp":
-        assert (trajectory.account.diff(dim=0) <= 0).all()
+        assert (trajectory.expected_change.diff(dim=0) <= 0).all()
 
 
 def test_two_layers_k_falls_by_half_the_rate_squared_times_the_squared_errors():
@@ -182,6 +186,16 @@ def test_a_rate_beyond_the_stable_one_is_warned_of_with_the_value():
     gradient_descent(modes([0.1, 1.0], [0.0, 0.0]), rate=0.64, steps=2)
 
 
+def test_a_rate_below_the_linear_limit_that_makes_a_mode_diverge_is_warned_of_with_one_that_suffices():
+    mode = modes([0.3], [2.0, -1.0])
+    rate = 0.99 * float(2 / asymptotic_rate(mode))
+    assert float(stable_rate(mode)) < rate
+    with pytest.warns(UserWarning, match=r"1 of 1 modes .* needs less than .*, and [\d.]+ suffices"):
+        trajectory = gradient_descent(mode, rate=rate, steps=500)
+    assert trajectory.diverged.item() > 0
+    gradient_descent(mode, rate=float(sufficient_rate(mode)), steps=500)
+
+
 def test_shapes_and_types_are_those_given():
     mode = modes(torch.ones(2, 3, dtype=torch.float32), [torch.zeros(3, dtype=torch.float32)] * 2)
     assert mode.weights.dtype == torch.float32
@@ -194,7 +208,7 @@ def test_shapes_and_types_are_those_given():
         == trajectory.share.shape
         == (2, 2, 3)
     )
-    assert trajectory.invariants.shape == trajectory.account.shape == (2, 1, 2, 3)
+    assert trajectory.invariants.shape == trajectory.expected_change.shape == (2, 1, 2, 3)
     assert trajectory.diverged.shape == (2, 3)
     assert trajectory.weights.dtype == mode.weights.dtype
     scalar = gradient_descent(modes(1.0, [0.0, 0.0]), rate=0.1, steps=5)

@@ -1,18 +1,16 @@
 """Train by steps or by gradient flow, and record what is asked for by name."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
-import scipy
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import as_list, describe, positive, recording_steps, recording_times
+from falign._validation import describe, positive, recording_steps, recording_times
 from falign.theory._coerce import outermost, recording
+from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn_of_divergence
 from falign.theory.conservation import _law
 from falign.theory.conservation._network import Dynamics, Points, State, count_steps, gradients, loss_of, velocity
 
@@ -67,23 +65,8 @@ by its own. ``map`` W_L…W_1 [runs outputs inputs]: what a network with linear 
 """
 
 
-def measurements_named(names: Sequence[str]) -> dict[str, Measurement]:
-    """Those of ``MEASUREMENTS`` that are named.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    names = as_list("names", names)
-    for name in names:
-        if not isinstance(name, str) or (name not in MEASUREMENTS and name != EXPECTED_CHANGE):
-            raise ValueError(
-                f"unknown measurement {describe(name)}: choose from {', '.join(MEASUREMENTS)}, {EXPECTED_CHANGE}"
-            )
-    return {name: MEASUREMENTS[name] for name in names if name != EXPECTED_CHANGE}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class Trajectory(Recorded):
     """What a block of runs went through.
 
     Attributes:
@@ -100,19 +83,6 @@ class Trajectory:
     end: State
     rate: float
     times: Float[Tensor, " times"]
-    values: Mapping[str, Float[Tensor, "runs times ..."]]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The recorded values of that name.
-
-        Raises:
-            ValueError: it was not recorded.
-        """
-        if name not in self.values:
-            raise ValueError(
-                f"{describe(name)} was not recorded, only {', '.join(self.values)}: name it when the run is made"
-            )
-        return self.values[name]
 
 
 @recording
@@ -150,28 +120,32 @@ def gradient_descent(
         UserWarning: a run is no longer finite, with the step.
     """
     positive("rate", rate)
-    taken = measurements_named(names)
+    names = measurements_named(names, [*MEASUREMENTS, EXPECTED_CHANGE])
     _fitting(state, dynamics, X, y)
     count = count_steps(steps, X.shape[-2])
     at = recording_steps(count, at)
-    now, wanted = state, set(at)
-    expected = torch.zeros_like(_law.incoming(state, dynamics))
-    rows, sound = [], []
-    for step in range(at[-1] + 1):
-        if step in wanted:
-            sound.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
-            row = {name: take(now, dynamics, X, y) for name, take in taken.items()}
-            rows.append({**row, EXPECTED_CHANGE: expected} if EXPECTED_CHANGE in names else row)
-        if step < at[-1]:
+    now, taken, expected = state, 0, torch.zeros_like(_law.incoming(state, dynamics))
+    finite: list[Tensor] = []
+
+    def advance(count: int) -> None:
+        nonlocal now, taken, expected
+        for step in range(taken, taken + count):
             points = steps[step] if isinstance(steps, Tensor) else slice(None)
             moved, after = _step(now, dynamics, X[..., points, :], y[..., points, :], rate)
             if EXPECTED_CHANGE in names:
                 expected = expected + _law.expected_change(now, after, dynamics, rate, moved)
             now = after
-    if outermost():
-        _tell_of_divergence(torch.stack(sound, 1), at)
+        taken += count
+
+    def measure() -> dict[str, Tensor]:
+        finite.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
+        return _measured(names, now, expected, dynamics, X, y)
+
+    values = record(at, advance, measure)
+    if outermost():  # a public function that called this one says it itself, with a rate that would do
+        warn_of_divergence(torch.stack(finite, 1), at)
     times = rate * torch.tensor(at, dtype=torch.float64)
-    return Trajectory(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=_stacked(rows))
+    return Trajectory(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=values)
 
 
 @recording
@@ -208,7 +182,7 @@ def gradient_flow(
             float64, or the times do not increase from 0.
         RuntimeError: the integration stopped, as the weights diverge, or took too long.
     """
-    taken = measurements_named(names)
+    names = measurements_named(names, [*MEASUREMENTS, EXPECTED_CHANGE])
     _fitting(state, dynamics, X, y)
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
@@ -216,49 +190,42 @@ def gradient_flow(
     if positive("tolerance", tolerance) >= 1:
         raise ValueError(f"tolerance is {describe(tolerance)}, expected a relative error, below 1")
     positive("longest", longest)
-    expected = torch.zeros_like(_law.incoming(state, dynamics))
-    zero = state._replace(W=(*state.W, expected.unsqueeze(-1)))  # integrated along as one more matrix
+    # The expected change of C is integrated along, as one more matrix: at the times it is then as exact as the weights.
+    expected = torch.zeros_like(_law.incoming(state, dynamics)).unsqueeze(-1)
+    beginning = state._replace(W=(*state.W, expected))
 
-    calls = 0
+    def split(parts: Iterable[Tensor]) -> tuple[State, Tensor]:
+        following = iter(parts)
+        whole = beginning.map(lambda _: next(following))
+        return whole._replace(W=whole.W[:-1]), whole.W[-1][..., 0]
 
-    def slope(time: float, numbers: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls > longest:
-            raise RuntimeError(
-                f"gradient flow took {longest} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: allow more "
-                "(longest), a larger tolerance, or use gradient_descent with a small rate"
-            )
-        here = _without_expected(_restored(numbers, zero))
+    def motion(parts: tuple[Tensor, ...]) -> Iterable[Tensor]:
+        here, _ = split(parts)
         moves = velocity(here, dynamics, X, y)
         gain = _law.expected_rate(here, moves, dynamics)
-        return _flat(moves._replace(W=(*moves.W, gain.unsqueeze(-1))))
+        return (*moves.W, gain.unsqueeze(-1), *moves.b, *moves.B)
 
-    span, method = (0.0, float(times[-1])), "DOP853" if dynamics.activation.smooth else "RK45"
-    solved = scipy.integrate.solve_ivp(
-        slope, span, _flat(zero), method=method, t_eval=times.cpu().numpy(), rtol=tolerance, atol=tolerance / 100
+    states = integrate(
+        motion,
+        (*beginning.W, *beginning.b, *beginning.B),
+        times,
+        tolerance=tolerance,
+        longest=longest,
+        advice="allow more (longest), a larger tolerance, or use gradient_descent with a small rate",
+        diverging="weights",
+        # Of a kinked activation the right-hand side jumps: a high order would only make more steps fail.
+        method="DOP853" if dynamics.activation.smooth else "RK45",
     )
-    if not solved.success or len(solved.t) < len(times):
-        reached = solved.t[-1] if len(solved.t) else 0.0
-        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the weights diverge")
-    states = [_restored(column, zero) for column in solved.y.T]
-    rows = []
-    for here in states:
-        row = {name: take(_without_expected(here), dynamics, X, y) for name, take in taken.items()}
-        rows.append({**row, EXPECTED_CHANGE: here.W[-1][..., 0]} if EXPECTED_CHANGE in names else row)
-    end = _without_expected(states[-1])
-    return Trajectory(dynamics=dynamics, start=state, end=end, rate=0.0, times=times, values=_stacked(rows))
+    pairs = [split(parts) for parts in states]
+    values = stacked([_measured(names, here, change, dynamics, X, y) for here, change in pairs])
+    return Trajectory(dynamics=dynamics, start=state, end=pairs[-1][0], rate=0.0, times=times, values=values)
 
 
-def _tell_of_divergence(sound: Bool[Tensor, "runs times"], at: Sequence[int]) -> None:
-    """Warn of runs whose weights are no longer finite, with the recorded step from which on."""
-    if not sound.all():
-        first = at[int((~sound).any(0).int().argmax())]
-        warnings.warn(
-            f"{int((~sound).any(1).sum())} of {len(sound)} runs are no longer finite, the first at step {first}: their "
-            "numbers are nan or infinite from there; choose a smaller rate",
-            stacklevel=4,
-        )
+def _measured(
+    names: Sequence[str], state: State, expected: Tensor, dynamics: Dynamics, X: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    """What is asked for by name at a state."""
+    return {name: expected if name == EXPECTED_CHANGE else MEASUREMENTS[name](state, dynamics, X, y) for name in names}
 
 
 def _fitting(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> None:
@@ -279,22 +246,3 @@ def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -
     moves = velocity(state, dynamics, X, y)
     after = state.map(lambda value, change: value + rate * change, moves)
     return state, after._replace(B=state.B) if dynamics.rule.follows else after
-
-
-def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
-
-
-def _without_expected(state: State) -> State:
-    return state._replace(W=state.W[:-1])
-
-
-def _flat(state: State) -> np.ndarray:
-    return torch.cat([part.reshape(-1) for part in (*state.W, *state.b, *state.B)]).detach().cpu().numpy()
-
-
-def _restored(numbers: np.ndarray, like: State) -> State:
-    parts = (*like.W, *like.b, *like.B)
-    pieces = torch.from_numpy(np.array(numbers)).to(parts[0].device).split([part.numel() for part in parts])
-    shaped = iter([piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
-    return like.map(lambda part: next(shaped))

@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-import scipy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from falign.theory._coerce import public
+from falign.theory._simulate import solve
 from falign.theory.deep_linear._modes import Modes
 
 _EPSILON, _TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
@@ -374,53 +374,44 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
     least = sizes.masked_fill(sizes == 0, torch.inf).amin(0).nan_to_num(posinf=1.0)
     within, last = max(tolerance, _FINEST), float(times[-1])
     near = _NEAR * within * (least + end.abs())
-    trajectory = start.expand(len(times), -1).clone()
+    driving = start.expand(len(times), -1).clone()
     rows, x, now = torch.arange(len(start)), start, 0.0
     while True:
         arrived = (end[rows] - x).abs() <= 2 * near[rows]
         arrived |= (end[rows] - x) * (end[rows] - start[rows]) <= 0
-        _finish(path.take(rows[arrived]), times, trajectory, rows[arrived], x[arrived], end[rows[arrived]], now)
+        _finish(path.take(rows[arrived]), times, driving, rows[arrived], x[arrived], end[rows[arrived]], now)
         rows, x = rows[~arrived], x[~arrived]
         if not len(rows) or now >= last:
-            return path.weights(trajectory.T).permute(2, 0, 1)
-        due = (times >= now).nonzero()[:, 0]
-        leg = _Leg(path.take(rows), end[rows], near[rows], last)
-        solved = scipy.integrate.solve_ivp(
-            leg.velocity,
+            return path.weights(driving.T).permute(2, 0, 1)
+        due, part = (times >= now).nonzero()[:, 0], path.take(rows)
+        found = solve(
+            lambda _, x, part=part: _velocity(part, torch.from_numpy(x)).numpy(),
             (now, last),
             x.numpy(),
-            "DOP853",
             times[due].numpy(),
-            events=leg,
+            longest=_LONGEST,
+            advice="ask for earlier times or a larger tolerance",
+            method="DOP853",
+            events=_FirstArrival(end[rows], near[rows] * (end[rows] - part.start).sign()),
             rtol=within,
             atol=(within * least[rows]).numpy(),
         )
-        if not solved.success:
-            raise RuntimeError(f"gradient flow stopped after t = {max(solved.t, default=0.0):.4g} ({solved.message})")
-        if len(solved.t):
-            trajectory[due[: len(solved.t), None], rows] = torch.from_numpy(solved.y.T.copy())
-        if solved.status == 0:
-            return path.weights(trajectory.T).permute(2, 0, 1)
-        now, x = float(solved.t_events[0][0]), torch.from_numpy(solved.y_events[0][0].copy())
+        if not found.success:
+            raise RuntimeError(f"gradient flow stopped after t = {max(found.t, default=0.0):.4g} ({found.message})")
+        if len(found.t):
+            driving[due[: len(found.t), None], rows] = torch.from_numpy(found.y.T.copy())
+        if found.status == 0:
+            return path.weights(driving.T).permute(2, 0, 1)
+        now, x = float(found.t_events[0][0]), torch.from_numpy(found.y_events[0][0].copy())
 
 
-class _Leg:
-    """What the solver asks of modes that are under way; called, it crosses 0 where the first of them arrives."""
+class _FirstArrival:
+    """The event that crosses 0 where the first of some modes is within a margin of its limit; it ends a solution."""
 
     terminal = True
 
-    def __init__(self, path: ReducedOde, end: Tensor, near: Tensor, last: float):
-        self._path, self._end, self._last, self._calls = path, end, last, 0
-        self._margin = near * (end - path.start).sign()
-
-    def velocity(self, time: float, x: np.ndarray) -> np.ndarray:
-        self._calls += 1
-        if self._calls > _LONGEST:
-            raise RuntimeError(
-                f"gradient flow took {_LONGEST} evaluations to t = {time:.4g} of {self._last:.4g}: ask for earlier "
-                "times or a larger tolerance"
-            )
-        return _velocity(self._path, torch.from_numpy(x)).numpy()
+    def __init__(self, end: Tensor, margin: Tensor):
+        self._end, self._margin = end, margin
 
     def __call__(self, time: float, x: np.ndarray) -> float:
         return float(((self._end - torch.from_numpy(x)) / self._margin).min()) - 1
@@ -431,11 +422,9 @@ def _velocity(path: ReducedOde, x: Tensor) -> Float[Tensor, " modes"]:
     return (path.drive(here) * path.error(here))[:, 0]
 
 
-def _finish(
-    path: ReducedOde, times: Tensor, trajectory: Tensor, rows: Tensor, x: Tensor, end: Tensor, now: float
-) -> None:
-    """Into ``trajectory``, columns ``rows``: the approach from x to the limit, where x' is linear to the tolerance."""
+def _finish(path: ReducedOde, times: Tensor, driving: Tensor, rows: Tensor, x: Tensor, end: Tensor, now: float) -> None:
+    """Write to ``driving``, columns ``rows``, the approach from x to the limit, where x' is linear to the tolerance."""
     gap = x - end
     rate = torch.where(gap != 0, -_velocity(path, x) / gap, 0.0).clamp(min=0)
     late = (times >= now).nonzero()
-    trajectory[late, rows] = end + gap * torch.exp(-rate * (times[late] - now))
+    driving[late, rows] = end + gap * torch.exp(-rate * (times[late] - now))

@@ -1,11 +1,9 @@
 """Deep linear networks of any sizes, many at once: their weights and feedback, and the rate that they bear."""
 
-import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple, get_args
 
 import torch
@@ -28,9 +26,11 @@ from falign._validation import (
 from falign.feedback import generator
 from falign.theory import conservation
 from falign.theory._coerce import public, recording
+from falign.theory._simulate import warn
 from falign.theory.conservation import Dynamics, State, Trajectory, velocity
 from falign.theory.conservation._network import Points, check_inputs, feedback_matrices
-from falign.theory.deep_linear._modes import Rule
+from falign.theory.deep_linear._modes import Modes, Rule, modes
+from falign.theory.deep_linear._steps import sufficient_rate
 
 _ITERATIONS = 60
 """Of the power method; its last third is averaged."""
@@ -273,41 +273,94 @@ def _above_rounding(S: Float[Tensor, " values"], X: Float[Tensor, "n d"]) -> Boo
     return max(X.shape) * torch.finfo(X.dtype).eps * S[0] < S
 
 
+# The scalar chains that a network comes closest to: one for each component of the data.
+
+
+class Components(NamedTuple):
+    """The singular components of ``Σ_yx = Σ_i λ_i u_i v_iᵀ``, and how much their inputs vary.
+
+    Attributes:
+        outputs: U, complete: the u_i of components above rounding first [outputs outputs].
+        inputs: v_i in columns [d modes].
+        target: λ_i above rounding, falling [modes].
+        variance: ``s_i = v_iᵀ Σ_xx v_i`` [modes].
+    """
+
+    outputs: Float[Tensor, "outputs outputs"]
+    inputs: Float[Tensor, "d modes"]
+    target: Float[Tensor, " modes"]
+    variance: Float[Tensor, " modes"]
+
+
+def components(X: Float[Tensor, "n d"], Y: Float[Tensor, "n outputs"]) -> Components:
+    """The components of data."""
+    U, λ, V = torch.linalg.svd(covariances(X, Y)[1], full_matrices=True)
+    kept = int((λ > max(U.shape[0], V.shape[0]) * torch.finfo(λ.dtype).eps * λ[0]).sum())
+    inputs = V[:kept].mT
+    return Components(U, inputs, λ[:kept], (X @ inputs).square().mean(0))
+
+
+def scalar_chains(state: State, rule: Rule, found: Components) -> Modes:
+    """The scalar chain of each component: what the weights of one network are along the path that its error takes.
+
+    ``p_L = u_i``, ``p_l = B_{l+1}ᵀ p_{l+1}`` (dfa: ``D_lᵀ u_i``; bp: ``W_{l+1}ᵀ p_{l+1}``), ``r_l = p_l/|p_l|``,
+    ``θ_l = r_lᵀ W_l r_{l-1}`` with ``r_0 = v_i``, ``m_{l+1} = |p_l|/|p_{l+1}|`` (dfa: |p_l|).
+    """
+    dynamics, top = linear(rule), found.outputs[:, : len(found.target)]
+    paths = [top]
+    for matrix in reversed(feedback_matrices(state, dynamics)):
+        paths.insert(0, matrix[0].mT @ (top if dynamics.rule.direct else paths[0]))
+    lengths = [path.norm(dim=0) for path in paths]
+    tiny = torch.finfo(top.dtype).tiny
+    along = [path / length.clamp_min(tiny) for path, length in zip(paths, lengths, strict=True)]
+    below = [found.inputs, *along]
+    weights = [(r * (part[0] @ under)).sum(0) for r, part, under in zip(along, state.W, below, strict=False)]
+    if rule == "bp":
+        feedback = [1.0] * (len(weights) - 1)
+    elif dynamics.rule.direct:
+        feedback = lengths[:-1]
+    else:
+        feedback = [low / high for low, high in pairwise(lengths)]
+    return modes(found.target, weights, feedback=feedback, variance=found.variance, rule=rule)
+
+
 # Steps of linear networks, and what is said of their size where it was too large.
 
-_QUICK, _HALVINGS = 0.5, 40
-"""The share that warnings go by, and how often a rate that was too large is halved."""
+_QUICK = 0.5
+"""The share that warnings go by."""
 
 
-def warn_of_rate(
-    rate: float, ends: tuple[State, State], X: Float[Tensor, "n d"], Y: Points, rule: Rule, steps: int
-) -> None:
+def warn_of_rate(rate: float, ends: tuple[State, State], X: Float[Tensor, "n d"], Y: Points, rule: Rule) -> None:
     """Warn where steps were too large: weights that are not ``finite``, or a rate above ``local_rate`` at either end.
 
-    Where they are not, the rate that is named was tried: its run ends finite and below ``local_rate`` there.
+    Where they are not finite, the rate that is named is the one that suffices for the networks' scalar chains, from a
+    formula: exact for spectral networks, an estimate for others.
 
     Args:
         rate: η.
         ends: The networks at the start and at the end of their run.
         X: Inputs.
-        Y: Targets.
+        Y: Targets, of all networks or of each.
         rule: How the error returned.
-        steps: The number that were to be taken.
     """
     if not finite(ends[1]):
-        told = f"rate {rate:g} is too large: the weights diverge"
-        tried = min(rate, float(local_rate(ends[0], X, rule, share=_QUICK).min()))
-        for _ in range(_HALVINGS):
-            tried /= 2
-            ((_, end),) = deque(stepped(ends[0], linear(rule), X, Y, tried, steps), maxlen=1)
-            if finite(end) and tried <= float(local_rate(end, X, rule, share=_QUICK).min()):
-                told += f"; a run at {tried:.3g} ends stable"
-                break
-        warnings.warn(told, stacklevel=3)
+        stable = min(rate / 2, _sufficient_rate(ends[0], X, Y, rule))
+        stable = min(stable, float(local_rate(ends[0], X, rule, share=_QUICK).min()))
+        warn(f"rate {rate:g} is too large: the weights diverge; a run at {stable:.3g} should end stable")
         return
     for place, state in zip(("start", "end"), ends, strict=True):
         if rate > (largest := float(local_rate(state, X, rule, share=_QUICK).min())):
-            warnings.warn(f"rate {rate:g} is beyond {largest:.4g}, stable at the {place} of the run", stacklevel=3)
+            warn(f"rate {rate:g} is beyond {largest:.4g}, stable at the {place} of the run")
+
+
+def _sufficient_rate(state: State, X: Tensor, Y: Tensor, rule: Rule) -> float:
+    """The least rate that suffices for a scalar chain of any of the networks."""
+    least = inf
+    for run in range(len(state.W[0])):
+        one, found = state.map(lambda part, run=run: part[run : run + 1]), components(X, Y if Y.ndim == 2 else Y[run])
+        if len(found.target):
+            least = min(least, float(sufficient_rate(scalar_chains(one, rule, found)).min()))
+    return least
 
 
 def stepped(
@@ -351,8 +404,8 @@ def matrix_gradient_descent(
     """Full-batch steps ``W ← W + η Ẇ`` of linear networks, at a cost that does not grow with the number of points.
 
     ``falign.theory.conservation.gradient_descent`` on the ``compressed`` data. Warns where η is beyond ``local_rate``,
-    with its value, at the start or where the run ends, and where a run is no longer finite, with a rate at which it
-    ends stable.
+    with its value, at the start or where the run ends, and where a run is no longer finite, with the rate that
+    suffices for its scalar chains.
 
     Args:
         state: The networks, such as ``network`` makes.
@@ -372,7 +425,7 @@ def matrix_gradient_descent(
     trajectory = conservation.gradient_descent(
         state, linear(rule), few.X, few.Y, rate=rate, steps=steps, names=names, at=at
     )
-    warn_of_rate(rate, (state, trajectory.end), few.X, few.Y, rule, steps)
+    warn_of_rate(rate, (state, trajectory.end), few.X, few.Y, rule)
     return _with(trajectory, few.left)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -13,10 +12,20 @@ from falign._validation import Numbers, one_of, real_tensor, recording_times
 from falign.theory import conservation
 from falign.theory._coerce import public
 from falign.theory.conservation import State, Trajectory
-from falign.theory.conservation._network import Points, check_inputs, feedback_matrices, stored_feedback
+from falign.theory.conservation._network import Points, check_inputs, stored_feedback
 from falign.theory.deep_linear import _steps
-from falign.theory.deep_linear._modes import Modes, Rule, modes
-from falign.theory.deep_linear._network import Compressed, compressed, covariances, data, linear, network, warn_of_rate
+from falign.theory.deep_linear._modes import Modes, Rule
+from falign.theory.deep_linear._network import (
+    Components,
+    Compressed,
+    components,
+    compressed,
+    data,
+    linear,
+    network,
+    scalar_chains,
+    warn_of_rate,
+)
 
 # What a mode of a real linear network may be taken to be, and what that makes of its loss curve.
 
@@ -56,26 +65,20 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A linear network, its data in few points, their modes ``Σ_yx = Σ_i λ_i u_i v_iᵀ``, and how long to train.
+    """A linear network, its data in few points, their components ``Σ_yx = Σ_i λ_i u_i v_iᵀ``, and how long to train.
 
     Attributes:
         state: One network.
         rule: How the error returns.
         few: Its data.
-        outputs: U, complete: the modes first [outputs outputs].
-        inputs: v_i in columns [d modes].
-        target: λ_i above rounding [modes].
-        variance: ``s_i = v_iᵀ Σ_xx v_i`` [modes].
+        components: u_i, v_i and λ_i above rounding, and the variances s_i.
         training: The steps, or the times where gradient flow is recorded.
     """
 
     state: State
     rule: Rule
     few: Compressed
-    outputs: Float[Tensor, "outputs outputs"]
-    inputs: Float[Tensor, "d modes"]
-    target: Float[Tensor, " modes"]
-    variance: Float[Tensor, " modes"]
+    components: Components
     training: Steps | Float[Tensor, " times"]
 
     def trained(self, state: State, Y: Tensor) -> Trajectory:
@@ -90,10 +93,10 @@ class Problem:
 def matrices(problem: Problem) -> tuple[Tensor, Curves]:
     """The times, and the exact curves: those of the matrix dynamics. A mode's loss is ``½ E (u_iᵀ (y - f))²``."""
     trajectory = problem.trained(problem.state, problem.few.Y)
-    maps, modes_kept = trajectory["map"][0], len(problem.target)
-    missed = (problem.few.X @ maps.mT - problem.few.Y) @ problem.outputs
+    maps, modes_kept = trajectory["map"][0], len(problem.components.target)
+    missed = (problem.few.X @ maps.mT - problem.few.Y) @ problem.components.outputs
     curves = Curves(
-        products=(problem.outputs[:, :modes_kept] * (maps @ problem.inputs)).sum(-2),
+        products=(problem.components.outputs[:, :modes_kept] * (maps @ problem.components.inputs)).sum(-2),
         mode_losses=(missed.square().mean(-2) / 2)[:, :modes_kept],
         loss=trajectory["loss"][0] + problem.few.left,
     )
@@ -102,7 +105,7 @@ def matrices(problem: Problem) -> tuple[Tensor, Curves]:
 
 def outputs(problem: Problem) -> tuple[Tensor, Curves]:
     """The times, and the curves of networks that answer along one u_i each; all outputs, also those of no mode."""
-    state, U = problem.state, problem.outputs
+    state, U = problem.state, problem.components.outputs
     *shared, top = (part[0] for part in state.W)
     fed = [part[0] for part in state.B]
     first_fed = 0 if linear(problem.rule).rule.direct else len(fed) - 1  # what carries an error from the output
@@ -116,10 +119,10 @@ def outputs(problem: Problem) -> tuple[Tensor, Curves]:
     trajectory = problem.trained(start, targets := (problem.few.Y @ U).mT.unsqueeze(-1))
     if isinstance(problem.training, Steps):
         steps = problem.training
-        warn_of_rate(steps.rate, (start, trajectory.end), problem.few.X, targets, problem.rule, steps.count)
-    kept, rows = len(problem.target), trajectory["map"][:, :, 0].transpose(0, 1)
+        warn_of_rate(steps.rate, (start, trajectory.end), problem.few.X, targets, problem.rule)
+    kept, rows = len(problem.components.target), trajectory["map"][:, :, 0].transpose(0, 1)
     curves = Curves(
-        products=(rows[:, :kept] * problem.inputs.mT).sum(-1),
+        products=(rows[:, :kept] * problem.components.inputs.mT).sum(-1),
         mode_losses=trajectory["loss"].mT[:, :kept],
         loss=trajectory["loss"].sum(0) + problem.few.left,
     )
@@ -148,28 +151,8 @@ def chains(problem: Problem) -> tuple[Tensor, Curves]:
 
 
 def chains_of(problem: Problem) -> Modes:
-    """The scalar chain of each mode: what the weights are along the path that its error takes.
-
-    ``p_L = u_i``, ``p_l = B_{l+1}ᵀ p_{l+1}`` (dfa: ``D_lᵀ u_i``; bp: ``W_{l+1}ᵀ p_{l+1}``), ``r_l = p_l/|p_l|``,
-    ``θ_l = r_lᵀ W_l r_{l-1}`` with ``r_0 = v_i``, ``m_{l+1} = |p_l|/|p_{l+1}|`` (dfa: |p_l|).
-    """
-    state, dynamics = problem.state, linear(problem.rule)
-    top = problem.outputs[:, : len(problem.target)]
-    paths = [top]
-    for matrix in reversed(feedback_matrices(state, dynamics)):
-        paths.insert(0, matrix[0].mT @ (top if dynamics.rule.direct else paths[0]))
-    lengths = [path.norm(dim=0) for path in paths]
-    tiny = torch.finfo(top.dtype).tiny
-    along = [path / length.clamp_min(tiny) for path, length in zip(paths, lengths, strict=True)]
-    below = [problem.inputs, *along]
-    weights = [(r * (part[0] @ under)).sum(0) for r, part, under in zip(along, state.W, below, strict=False)]
-    if problem.rule == "bp":
-        feedback = [1.0] * (len(weights) - 1)
-    elif dynamics.rule.direct:
-        feedback = lengths[:-1]
-    else:
-        feedback = [low / high for low, high in pairwise(lengths)]
-    return modes(problem.target, weights, feedback=feedback, variance=problem.variance, rule=problem.rule)
+    """The scalar chain of each mode."""
+    return scalar_chains(problem.state, problem.rule, problem.components)
 
 
 DECOUPLINGS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outputs, "chains": chains}
@@ -368,10 +351,10 @@ def predict(
         chains=chains_of(problem),
         rate=rate or 0.0,
         times=when,
-        target=problem.target,
-        variance=problem.variance,
-        outputs=problem.outputs[:, : len(problem.target)],
-        inputs=problem.inputs,
+        target=problem.components.target,
+        variance=problem.components.variance,
+        outputs=problem.components.outputs[:, : len(problem.components.target)],
+        inputs=problem.components.inputs,
         floor=problem.few.left,
         products=curves.products,
         mode_losses=curves.mode_losses,
@@ -398,15 +381,4 @@ def _problem(
     if activation == "relu":
         state = relu_linearisation(state, inputs, rule)
     few = compressed(inputs, targets)
-    U, λ, V = torch.linalg.svd(covariances(few.X, few.Y)[1], full_matrices=True)
-    kept = int((λ > max(U.shape[0], V.shape[0]) * torch.finfo(λ.dtype).eps * λ[0]).sum())
-    return Problem(
-        state=state,
-        rule=rule,
-        few=few,
-        outputs=U,
-        inputs=V[:kept].mT,
-        target=λ[:kept],
-        variance=(few.X @ V[:kept].mT).square().mean(0),
-        training=training,
-    )
+    return Problem(state=state, rule=rule, few=few, components=components(few.X, few.Y), training=training)

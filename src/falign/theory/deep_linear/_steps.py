@@ -1,9 +1,7 @@
 """Scalar modes over time: by steps, exactly as a network takes them, or in gradient flow, all modes at once."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from falign._validation import Numbers, positive, recording_steps, step_count
 from falign.theory._coerce import recording, typed
+from falign.theory._simulate import record, warn
 from falign.theory.deep_linear._flow import first_passage, integrated, reduced_ode, settled
 from falign.theory.deep_linear._learning import learning_time
 from falign.theory.deep_linear._modes import Modes, finite, modes
@@ -86,8 +85,14 @@ class Recursion:
 
 # Step sizes with which modes converge: one that is safe, and the largest.
 
-_LOOKED_AT = 64
-"""Modes whose stable rate is looked up before a descent: those that the rate is most likely to be too large for."""
+_SHARE_FROM_ZERO = {
+    2: 0.7692882644723538,
+    3: 0.7557387028931246,
+    4: 0.7733835220324543,
+    5: 0.7625769432817798,
+    6: 0.7517066143539496,
+}
+"""depth -> ``η_max ρ*/2`` from zero weights, as ``_tried`` finds it: a number of the depth alone."""
 
 _FINENESS, _MOST = 16, 1e4
 """Rates tried at once, and the most that is tried as a multiple of the sufficient rate."""
@@ -138,33 +143,10 @@ def stable_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     return found.reshape(modes.target.shape).to(modes.target)
 
 
-def rates_too_large(modes: Modes, rate: float) -> str:
-    """A sentence on the modes for which η is beyond the stable rate; empty where it is not.
-
-    At most 64 modes are looked up, those with the largest ratio of η to the sufficient rate; from zero weights all.
-    """
-    flat = modes.flat().double()
-    ratio = rate / sufficient_rate(flat)
-    zero = (flat.weights == 0).all(0) & (flat.rule != "bp")
-    suspect = (ratio > 1) & ~zero
-    chosen = ratio.masked_fill(~suspect, 0.0).topk(min(_LOOKED_AT, int(suspect.sum()))).indices
-    chosen = torch.cat([chosen, (zero & (ratio > 1)).nonzero()[:, 0]])
-    if not len(chosen):
-        return ""
-    stable = stable_rate(flat.take(chosen)).nan_to_num(nan=torch.inf)
-    beyond = stable < rate
-    if not beyond.any():
-        return ""
-    least = int(stable.argmin())
-    return (
-        f"the rate {rate:g} is beyond what {int(beyond.sum())} of {len(ratio)} modes converge with: the one with "
-        f"λ = {float(flat.target[chosen[least]]):g} needs less than {float(stable[least]):.4g}"
-    )
-
-
-@cache
 def _share_from_zero(depth: int) -> float:
     """``η_max ρ*/2`` from zero weights."""
+    if depth in _SHARE_FROM_ZERO:
+        return _SHARE_FROM_ZERO[depth]
     mode = modes([1.0], [0.0] * depth)
     return float(_tried(mode, sufficient_rate(mode), _APART_FROM_ZERO) * settled(mode).decay_rate / 2)
 
@@ -241,7 +223,7 @@ class ModeTrajectory:
         times: Time of each record, η a step [times].
         weights: θ_1, …, θ_L [times layers *modes]; nan from where a mode diverged.
         diverged: First step at which a mode was not finite, -1 where it always was [*modes].
-        account: ``K_l - K_l(0)`` of steps, an exact identity: ``-½ Σ (Δθ_l)²``, of bp
+        expected_change: ``K_l - K_l(0)`` of steps by the exact identity ``-½ Σ (Δθ_l)²``, of bp
             ``½ Σ (Δθ_{l+1})² - ½ Σ (Δθ_l)²``; 0 in gradient flow [times layers-1 *modes].
     """
 
@@ -250,7 +232,7 @@ class ModeTrajectory:
     times: Float[Tensor, " times"]
     weights: Float[Tensor, "times layers *modes"]
     diverged: Int[Tensor, "*modes"]
-    account: Float[Tensor, "times layers-1 *modes"]
+    expected_change: Float[Tensor, "times layers-1 *modes"]
 
     @typed
     def at(self, place: int) -> Modes:
@@ -300,52 +282,81 @@ def gradient_descent(modes: Modes, *, rate: float, steps: int, at: Sequence[int]
         ValueError: η is not positive, steps is no whole number, or the recording steps are out of order or range.
 
     Warns:
-        UserWarning: η is beyond the stable rate of a mode, with that rate. From zero weights all modes are looked at,
-            else the 64 whose sufficient rate η exceeds most.
+        UserWarning: modes diverged, or have not converged and cannot at this rate (``η ≥ 2/ρ*``, from zero weights
+            η_max), with what the worst of them needs.
     """
     positive("rate", rate)
     step_count(steps, least=1)
     at = recording_steps(steps, at)
-    if warning := rates_too_large(modes, rate):
-        warnings.warn(warning, stacklevel=2)
     flat = modes.flat()
     firsts = range(0, max(flat.target.numel(), 1), _BLOCK)
-    blocks = [_walked(flat.take(slice(first, first + _BLOCK)), rate, at) for first in firsts]
-    weights, account, diverged = (np.concatenate(parts, -1) for parts in zip(*blocks, strict=True))
-    return _trajectory(modes, rate, rate * torch.tensor(at, dtype=torch.float64), weights, account, diverged)
+    blocks = [_stepped(flat.take(slice(first, first + _BLOCK)), rate, at) for first in firsts]
+    weights, expected, diverged = (torch.cat(parts, -1) for parts in zip(*blocks, strict=True))
+    times = rate * torch.tensor(at, dtype=torch.float64)
+    trajectory = _trajectory(modes, rate, times, weights, expected, diverged)
+    _warn_of_large_rate(trajectory)
+    return trajectory
 
 
-def _walked(modes: Modes, rate: float, at: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights and account of every record [records layers modes], and the step at which each mode was lost."""
+def _stepped(modes: Modes, rate: float, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and expected change of K at every record [records layers modes], and when each mode was lost."""
     rates = np.full(modes.target.shape, rate, dtype=modes.weights.numpy().dtype)
-    recursion, lost = Recursion(modes, rates), np.full(modes.target.shape, -1)
-    weights = np.empty((len(at), *modes.weights.shape), dtype=rates.dtype)
-    squares = np.empty_like(weights)
-    reached = 0
-    for place, step in enumerate(at):
+    recursion, lost, reached = Recursion(modes, rates), np.full(modes.target.shape, -1), 0
+
+    def advance(count: int) -> None:
+        nonlocal reached
         before = recursion.weights.copy()
-        recursion.take(step - reached)
+        recursion.take(count)
         newly = (lost < 0) & ~np.isfinite(recursion.weights).all(0)
-        if newly.any():  # those few once more, looking after every step
+        if newly.any():  # to look after every step costs more than all of them: only those that were lost go once more
             again = modes.at(torch.from_numpy(before)).take(torch.from_numpy(newly))
-            lost[newly] = reached + Recursion(again, rates[newly]).take_until_lost(step - reached)
-        weights[place] = np.where(lost < 0, recursion.weights, np.nan)
-        squares[place] = np.where(lost < 0, recursion.squares, np.nan)
-        reached = step
+            lost[newly] = reached + Recursion(again, rates[newly]).take_until_lost(count)
+        reached += count
+
+    def measure() -> dict[str, Tensor]:
+        parts = {"weights": recursion.weights, "squares": recursion.squares}
+        return {name: torch.from_numpy(np.where(lost < 0, part, np.nan)) for name, part in parts.items()}
+
+    values = record(at, advance, measure, axis=0)
+    squares = values["squares"]
     upper = squares[:, 1:] if modes.rule == "bp" else 0.0
-    return weights, (upper - squares[:, :-1]) / 2, lost
+    return values["weights"], (upper - squares[:, :-1]) / 2, torch.from_numpy(lost)
+
+
+def _warn_of_large_rate(trajectory: ModeTrajectory) -> None:
+    """Warn of modes that diverged, or that cannot stay at the limit of gradient flow and are at no other.
+
+    Near its limit a step multiplies a mode's error by ``1 - η ρ*``, so that it needs ``η < 2/ρ*``; from zero weights
+    the largest rate is a known share of that. Nothing is simulated to find out.
+    """
+    rate, flat = trajectory.rate, trajectory.modes.flat().double()
+    end, scale = settled(flat), torch.maximum(flat.target, flat.error.abs())
+    arrives = (flat.error != 0) & (end.error.abs() <= _SMALL * flat.error.abs()) & (end.decay_rate > 0)
+    zero = (flat.weights == 0).all(0) & (flat.rule != "bp")
+    share = torch.ones_like(flat.target).masked_fill(zero, _SHARE_FROM_ZERO.get(flat.depth, 1.0))
+    largest = (share * 2 / end.decay_rate).where(arrives, torch.inf)
+    learned = trajectory.error[-1].flatten().cpu().abs() <= _SMALL * scale
+    beyond = (largest < rate) & ~learned | (trajectory.diverged.flatten().cpu() >= 0)
+    if beyond.any():
+        largest = largest.clamp(max=rate).where(beyond, torch.inf)
+        worst = int(largest.argmin())
+        safe = float(sufficient_rate(flat.take(slice(worst, worst + 1))))
+        warn(
+            f"the rate {rate:g} is beyond what {int(beyond.sum())} of {len(beyond)} modes converge with: the one with "
+            f"λ = {float(flat.target[worst]):g} needs less than {float(largest[worst]):.4g}, and {safe:.4g} suffices"
+        )
 
 
 def _trajectory(
-    modes: Modes, rate: float, times: Tensor, weights: np.ndarray, account: np.ndarray, diverged: np.ndarray
+    modes: Modes, rate: float, times: Tensor, weights: Tensor, expected: Tensor, diverged: Tensor
 ) -> ModeTrajectory:
     """What was recorded of flat modes, in the shape and on the device of the modes given."""
-    shaped = [
-        torch.from_numpy(part).reshape((*part.shape[:-1], *modes.target.shape)).to(modes.target.device)
-        for part in (weights, account, diverged)
-    ]
+    weights, expected, diverged = (
+        part.reshape((*part.shape[:-1], *modes.target.shape)).to(modes.target.device)
+        for part in (weights, expected, diverged)
+    )
     return ModeTrajectory(
-        modes=modes, rate=float(rate), times=times, weights=shaped[0], account=shaped[1], diverged=shaped[2]
+        modes=modes, rate=float(rate), times=times, weights=weights, expected_change=expected, diverged=diverged
     )
 
 
@@ -373,6 +384,6 @@ def gradient_flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> 
     rates = torch.maximum(path.modes.decay_rate, settled(path.modes).decay_rate)
     for rows in rates.argsort().split(_GROUP):
         weights[..., rows] = integrated(path.take(rows), moments, tolerance / _GROUP**0.5)
-    weights = weights.to(flat.weights.dtype).numpy()
-    never = np.full(weights.shape[-1], -1)
-    return _trajectory(modes, 0.0, moments, weights, np.zeros_like(weights[:, :-1]), never)
+    weights = weights.to(flat.weights.dtype)
+    never = torch.full(weights.shape[-1:], -1)
+    return _trajectory(modes, 0.0, moments, weights, torch.zeros_like(weights[:, :-1]), never)

@@ -84,7 +84,7 @@ def matrix_conservation(
                     gained[place] = gained[place] - moved[layer + 1].mT @ moved[layer + 1]
             residuals.append(_largest(matrix_invariants(end, rule), first, gained))
             sizes.append(_size(end))
-        warn_of_rate(rate, (state, end), few.X, few.Y, rule, steps)
+        warn_of_rate(rate, (state, end), few.X, few.Y, rule)
         conditions, tolerance = (diverging(len(residuals) - 1, steps),), 1e-12
     elif times is not None and rate is None:
         when = real_tensor("times", times).double()
@@ -199,7 +199,7 @@ def two_layer_convergence(
             excess = max(excess, float(_excess(before, end, few.X, few.Y, covariance, rate).max()))
             seen.append(_seen(conservation.output(end, dynamics, few.X), few.Y, B))
             last = end
-        warn_of_rate(rate, (state, end), few.X, few.Y, "fa", steps)
+        warn_of_rate(rate, (state, end), few.X, few.Y, "fa")
         measured, κ = torch.stack(seen, 1), _alignment(last)
         factor = (1 - rate * κ.clamp(min=0) * s).clamp(min=0)
         bound = measured[:, :1] * factor[:, None] ** torch.arange(len(seen), device=factor.device)

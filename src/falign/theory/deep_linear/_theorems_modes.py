@@ -90,7 +90,7 @@ def error_recursion(trajectory: ModeTrajectory) -> TheoremCheck:
 
 @recording
 def conserved_invariants(trajectory: ModeTrajectory, tolerance: float | None = None) -> TheoremCheck:
-    """Check ``K_l(t) = K_l(0) + account_l(t)``: constant in flow; in steps the account is exact, ``-½ Σ (Δθ_l)²``.
+    """Check ``K_l(t) = K_l(0) + expected_l(t)``: constant in flow, in steps exactly changed by ``-½ Σ (Δθ_l)²``.
 
     Flow: ``(c_l/c_{l+1}) θ_{l+1}' = c_l Π_{j≤l} θ_j e = θ_l θ_l'``. Steps: the same, and ``-½ (Δθ_l)²`` of the square.
 
@@ -107,7 +107,7 @@ def conserved_invariants(trajectory: ModeTrajectory, tolerance: float | None = N
     found = trajectory.invariants
     usual = (1e-12 if trajectory.rate else 1e-8) * coarseness(found)
     tolerance = usual if tolerance is None else positive("tolerance", tolerance)
-    residual = rows((found - found[:1] - trajectory.account).abs().amax(1))
+    residual = rows((found - found[:1] - trajectory.expected_change).abs().amax(1))
     size = rows(found.abs().amax(1) + trajectory.weights.square().amax(1)).amax(1, keepdim=True)
     return identity("Conserved invariants", trajectory, residual, tolerance * size.expand_as(residual))
 

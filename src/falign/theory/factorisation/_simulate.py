@@ -1,18 +1,16 @@
 """Factorise by steps or by gradient flow, and record what is asked for by name."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import scipy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import as_list, describe, positive, recording_steps, recording_times, step_count
+from falign._validation import positive, recording_steps, recording_times, step_count
 from falign.theory._coerce import recording
+from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn
 from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
 from falign.theory.factorisation._problem import Start, State
@@ -96,25 +94,12 @@ fa*, is taken off; ``gram drift`` |WWᵀ - W(0)W(0)ᵀ|, ``growth`` η Σ |Ẇ|�
 Y(BY)⁺BY, ``overlap`` of the representation with the optimum's.
 """
 
-KEPT = {"account", "growth"}
+SUMMED = {"account", "growth"}
 """Names that need sums over all steps."""
 
 
-def known(names: Sequence[str]) -> dict[str, Measurement]:
-    """Those of ``MEASUREMENTS`` that are named.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    names = as_list("names", names)
-    for name in names:
-        if not isinstance(name, str) or name not in MEASUREMENTS:
-            raise ValueError(f"unknown measurement {describe(name)}: choose from {', '.join(MEASUREMENTS)}")
-    return {name: MEASUREMENTS[name] for name in names}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class Trajectory(Recorded):
     """What a block of runs went through.
 
     Attributes:
@@ -136,18 +121,7 @@ class Trajectory:
     end: State
     rate: float
     times: Float[Tensor, " times"]
-    values: Mapping[str, Float[Tensor, "runs times"]]
     diverged: Int[Tensor, " runs"]
-
-    def __getitem__(self, name: str) -> Float[Tensor, "runs times"]:
-        """The recorded values of that name.
-
-        Raises:
-            ValueError: it was not recorded.
-        """
-        if name not in self.values:
-            raise ValueError(f"{describe(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
-        return self.values[name]
 
 
 def _square(A: Tensor) -> Tensor:
@@ -162,20 +136,11 @@ def _trace(A: Tensor) -> Tensor:
     return A.diagonal(dim1=-1, dim2=-2).sum(-1)
 
 
-# Rows of measurements on the way, taken in the coordinates in which a block of runs stays.
-
-
-class Record:
-    """What a trajectory is made of, while it is on its way.
-
-    Attributes:
-        reference: What every state is compared with.
-        rows: What was measured so far, by name.
-    """
+class _Lens:
+    """Measures states of a run that is computed in its small coordinates, as they are in those of Y."""
 
     def __init__(self, method: Method, Y: Tensor, B: Tensor, start: State, small: Small, names: Sequence[str]) -> None:
-        self.Y, self.B, self.start, self.small, self.measurements = Y, B, start, small, known(names)
-        self.rows: list[dict[str, Tensor]] = []
+        self.Y, self.B, self.start, self.small, self.names = Y, B, start, small, names
         self.reference = Reference(
             method=method,
             Y=small.Y,
@@ -186,16 +151,18 @@ class Record:
             optimal_rows=self._optimal_rows,
         )
 
-    def add(self, state: State, gained: Tensor, growth: Tensor, sound: Tensor) -> None:
-        """Measure a state; of runs that are no longer ``sound``, nan."""
+    def measured(self, state: State, gained: Tensor, growth: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        """What is asked for by name at a state; nan of runs that are no longer ``finite``."""
         ref = self.reference
-        Z, W = (torch.where(sound[:, None, None], part, 0.0) for part in settled(ref.method, ref.Y, state))
+        # Zeros in place of lost runs: a decomposition would refuse the whole block for one nan.
+        Z, W = (torch.where(finite[:, None, None], part, 0.0) for part in settled(ref.method, ref.Y, state))
         at = Here(Z=Z, W=W, R=torch.baddbmm(ref.Y, Z, W, alpha=-1), gained=gained, growth=growth)
-        taken = {name: measure(at, ref) for name, measure in self.measurements.items()}
-        self.rows.append({name: torch.where(sound, value, torch.nan) for name, value in taken.items()})
+        return {name: torch.where(finite, MEASUREMENTS[name](at, ref), torch.nan) for name in self.names}
 
-    def trajectory(self, end: State, *, rate: float, times: Tensor, diverged: Tensor) -> Trajectory:
-        """The record, lifted to the coordinates of Y."""
+    def trajectory(
+        self, end: State, values: dict[str, Tensor], *, rate: float, times: Tensor, diverged: Tensor
+    ) -> Trajectory:
+        """The record, its states lifted to the coordinates of Y."""
         method = self.reference.method
         return Trajectory(
             method=method,
@@ -205,7 +172,7 @@ class Record:
             end=settled(method, self.Y, self.small.lifted(end)),
             rate=rate,
             times=times,
-            values={name: torch.stack([row[name] for row in self.rows], 1) for name in self.measurements},
+            values=values,
             diverged=diverged,
         )
 
@@ -215,8 +182,6 @@ class Record:
         return self.small.seen(optimal_rows(shared, self.B.shape[1]).expand(len(self.B), -1, -1))
 
 
-_LOOKS = 100
-"""How often it is told how far a trajectory is."""
 _LONGEST = 100_000
 """Most evaluations of a flow's velocity a run."""
 
@@ -258,37 +223,33 @@ def gradient_descent(
     """
     positive("rate", rate)
     step_count(steps)
-    at = recording_steps(steps, at)
-    known(names)
+    at, names = recording_steps(steps, at), measurements_named(names, MEASUREMENTS)
     how, Y, start = begun(method, Y, B, start)
     _warn_of_large_steps(method, Y, B, start, rate)
     small = reduced(how, Y, B, start)
-    record = Record(how, Y, B, start, small, names)
+    lens = _Lens(how, Y, B, start, small, names)
     now = State(*(part.clone() for part in small.start))
     R, move = torch.empty_like(small.Y, memory_format=torch.contiguous_format), State(*map(torch.zeros_like, now))
-    gained, growth = torch.zeros_like(record.reference.invariant), Y.new_zeros(len(B))
-    sound, lasted = torch.ones_like(growth, dtype=torch.bool), torch.zeros_like(growth, dtype=torch.int64)
-    keeps, wanted = bool(KEPT & set(names)), set(at)
-    piece = -(-at[-1] // _LOOKS) or 1
-    for step in range(at[-1] + 1):
-        if progress is not None and step and step % piece == 0:
-            progress(step / at[-1])
-        if step in wanted:
-            record.add(now, gained, growth, sound)
-        if step == at[-1]:
-            break
-        how.move(small.Y, small.B, now, R, move)
-        if keeps:
-            gained.add_(how.gain(*move), alpha=rate**2)
-            growth.add_(move.W.square().sum((1, 2)), alpha=rate)
-        now.W.add_(move.W, alpha=rate)
-        if how.free_output:
-            now.Z.add_(move.Z, alpha=rate)
-        sound.logical_and_((now.W.sum((1, 2)) + now.Z.sum((1, 2))).isfinite())
-        lasted.add_(sound)
+    gained, growth = torch.zeros_like(lens.reference.invariant), Y.new_zeros(len(B))
+    finite, lasted = torch.ones_like(growth, dtype=torch.bool), torch.zeros_like(growth, dtype=torch.int64)
+    keeps = bool(SUMMED & set(names))
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            how.move(small.Y, small.B, now, R, move)
+            if keeps:
+                gained.add_(how.gain(*move), alpha=rate**2)
+                growth.add_(move.W.square().sum((1, 2)), alpha=rate)
+            now.W.add_(move.W, alpha=rate)
+            if how.free_output:
+                now.Z.add_(move.Z, alpha=rate)
+            finite.logical_and_((now.W.sum((1, 2)) + now.Z.sum((1, 2))).isfinite())
+            lasted.add_(finite)
+
+    values = record(at, advance, lambda: lens.measured(now, gained, growth, finite), progress=progress)
     times = rate * torch.tensor(at, dtype=torch.float64)
-    diverged = torch.where(sound, -1, lasted + 1)
-    return record.trajectory(now, rate=rate, times=times, diverged=diverged)
+    diverged = torch.where(finite, -1, lasted + 1)
+    return lens.trajectory(now, values, rate=rate, times=times, diverged=diverged)
 
 
 @recording
@@ -320,7 +281,7 @@ def gradient_flow(
         ValueError: as ``gradient_descent``; Y is not in float64, or the times do not increase from 0.
         RuntimeError: the integration stopped, as the factors diverge, or took too long.
     """
-    known(names)
+    names = measurements_named(names, MEASUREMENTS)
     positive("tolerance", tolerance)
     times = recording_times(times)
     how, Y, start = begun(method, Y, B, start)
@@ -332,56 +293,46 @@ def gradient_flow(
         runs.append(_integrated(how, small, run, times, tolerance))
         if progress is not None:
             progress(len(runs) / len(B))
-    record = Record(how, Y, B, start, small, names)
-    still, sound = torch.zeros_like(record.reference.invariant), torch.ones(len(B), dtype=torch.bool, device=Y.device)
-    here = small.start
+    lens = _Lens(how, Y, B, start, small, names)
+    still, finite = torch.zeros_like(lens.reference.invariant), torch.ones(len(B), dtype=torch.bool, device=Y.device)
+    here, rows = small.start, []
     for moment in range(len(times)):
-        Z, W, growth = (torch.stack([run[part][moment] for run in runs]).to(Y) for part in range(3))
+        Z, W, growth = (torch.cat([run[moment][part] for run in runs]).to(Y) for part in range(3))
         here = State(Z, W)
-        record.add(here, still, growth, sound)
-    return record.trajectory(here, rate=0.0, times=times, diverged=torch.full((len(B),), -1, device=Y.device))
+        rows.append(lens.measured(here, still, growth, finite))
+    never = torch.full((len(B),), -1, device=Y.device)
+    return lens.trajectory(here, stacked(rows), rate=0.0, times=times, diverged=never)
 
 
 def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:
     limits = sufficient_rate(method, Y, B, start)
     beyond = int((rate > limits).sum())
     if beyond:
-        warnings.warn(
+        warn(
             f"rate {rate:.4g} is beyond {float(limits.min()):.4g}, up to which steps of {method} follow the flow, in "
-            f"{beyond} of {len(B)} runs: they may oscillate or diverge",
-            UserWarning,
-            stacklevel=3,
+            f"{beyond} of {len(B)} runs: they may oscillate or diverge"
         )
 
 
-def _integrated(
-    method: Method, small: Small, run: int, times: Tensor, tolerance: float
-) -> tuple[Float[Tensor, "times p r"], Float[Tensor, "times r q"], Float[Tensor, " times"]]:
-    """Z, W and ∫|Ẇ|² of one run at the times."""
+def _integrated(method: Method, small: Small, run: int, times: Tensor, tolerance: float) -> list[tuple[Tensor, ...]]:
+    """Z, W and ∫|Ẇ|² of one run at each of the times.
+
+    Alone, as adaptive steps of a block would be as short as the quickest of its runs needs.
+    """
     Y, B = small.Y[run : run + 1].cpu(), small.B[run : run + 1].cpu()
     start = State(*(part[run : run + 1].cpu() for part in small.start))
     R, out = torch.empty_like(Y), State(*map(torch.zeros_like, start))
-    sizes, calls = [start.Z.numel(), start.W.numel(), 1], 0
 
-    def slope(time: float, flat: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls > _LONGEST:
-            raise RuntimeError(
-                f"gradient flow took {_LONGEST} evaluations to t = {time:.4g} of {float(times[-1]):.4g}: ask for "
-                "earlier times, a larger tolerance, or use gradient_descent with a small rate"
-            )
-        Z, W, _ = torch.from_numpy(flat.copy()).split(sizes)
-        method.move(Y, B, State(Z.view_as(start.Z), W.view_as(start.W)), R, out)
-        return torch.cat([out.Z.flatten(), out.W.flatten(), out.W.square().sum()[None]]).numpy()
+    def velocity(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        method.move(Y, B, State(*parts[:2]), R, out)
+        return *out, out.W.square().sum()[None]
 
-    flat = torch.cat([start.Z.flatten(), start.W.flatten(), start.W.new_zeros(1)]).numpy()
-    span = (0.0, float(times[-1]))
-    solved = scipy.integrate.solve_ivp(
-        slope, span, flat, "DOP853", t_eval=times.numpy(), rtol=tolerance, atol=tolerance / 100
+    return integrate(
+        velocity,
+        (*start, start.W.new_zeros(1)),
+        times,
+        tolerance=tolerance,
+        longest=_LONGEST,
+        advice="ask for earlier times, a larger tolerance, or use gradient_descent with a small rate",
+        diverging="factors",
     )
-    if not solved.success or len(solved.t) < len(times):
-        reached = solved.t[-1] if len(solved.t) else 0.0
-        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solved.message}): the factors diverge")
-    Z, W, growth = torch.from_numpy(np.ascontiguousarray(solved.y.T)).split(sizes, 1)
-    return Z.view(-1, *start.Z.shape[1:]), W.view(-1, *start.W.shape[1:]), growth.flatten()

@@ -1,7 +1,6 @@
 """Advance an engine and record what it measures at chosen steps."""
 
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from falign._validation import check_recording, check_steps
 from falign.theory._coerce import outermost, public, recording
+from falign.theory._simulate import Recorded, measurements_named, record, warn_of_divergence
 
 # What the engines measure, from β, b and e.
 
@@ -24,29 +24,11 @@ def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[s
     Raises:
         ValueError: an engine knows no such measurement here, or none was asked for.
     """
-    if names is None:
-        return frozenset(known)
-    unknown = sorted(set(names) - set(known))
-    if unknown or not names:
-        what = f"unknown measurement {unknown[0]!r}" if unknown else "no measurement was named"
-        raise ValueError(f"{what}: choose from {', '.join(sorted(known))}")
-    return frozenset(names)
-
-
-def warn_of_divergence(measured: Float[Tensor, "runs times"], steps: Sequence[int]) -> None:
-    """Say that runs are no longer finite, and from which of the steps on.
-
-    Warns:
-        UserWarning: one is not.
-    """
-    lost = ~measured.isfinite()
-    if lost.any():
-        first = int(lost.any(0).int().argmax())
-        warnings.warn(
-            f"{int(lost.any(1).sum())} of {len(lost)} runs are no longer finite, the first at step {steps[first]}: "
-            "their numbers are nan from there; choose a smaller rate, or a weaker penalty",
-            stacklevel=4,
-        )
+    known = sorted(known)
+    wanted = frozenset(measurements_named(names, known))
+    if not wanted:
+        raise ValueError(f"no measurement was named: choose from {', '.join(known)}")
+    return wanted
 
 
 def told_of_divergence(
@@ -54,7 +36,8 @@ def told_of_divergence(
 ) -> dict[str, Float[Tensor, "seeds penalties"]]:
     """What an engine measured, said to be lost where it is; not to a function of ours, which says it itself."""
     if outermost():
-        warn_of_divergence(torch.stack([value.flatten() for value in found.values()]).sum(0).unsqueeze(1), [step])
+        finite = torch.stack([value.flatten() for value in found.values()]).isfinite().all(0)
+        warn_of_divergence(finite.unsqueeze(1), [step])
     return found
 
 
@@ -140,7 +123,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class Trajectory(Recorded):
     """What a block of runs measured on its way.
 
     Attributes:
@@ -150,12 +133,7 @@ class Trajectory:
     """
 
     steps: Int[Tensor, " times"]
-    values: Mapping[str, Float[Tensor, "seeds penalties times"]]
     diverged: Int[Tensor, "seeds penalties"]
-
-
-_LOOKS = 100
-"""How often at least it is told how far a simulation is."""
 
 
 @recording
@@ -185,28 +163,21 @@ def simulate(
         UserWarning: a run is no longer finite, with the step.
     """
     check_recording(engine.t, at)
-    columns: dict[str, list[Tensor]] = {}
-    failed: Tensor | None = None
-    diverged = torch.empty(0)
-    begun = engine.t
-    piece = -(-(at[-1] - begun) // _LOOKS) or 1
-    for step in at:
-        while engine.t < step:
-            engine.advance(min(piece, step - engine.t))
-            if progress is not None:
-                progress((engine.t - begun) / (at[-1] - begun))
+    diverged: Tensor | None = None
+
+    def measure() -> dict[str, Tensor]:
+        nonlocal diverged
         found = engine.measure() if names is None else engine.measure(names)
         measured = {name: value.detach().cpu() for name, value in found.items()}
-        whole = torch.stack([value.isfinite() for value in measured.values()]).all(0)
-        if failed is None:
-            failed = torch.zeros_like(whole)
-            diverged = torch.full(whole.shape, -1)
-        diverged = torch.where(~whole & ~failed, step, diverged)
-        failed = failed | ~whole
-        for name, value in measured.items():
-            columns.setdefault(name, []).append(value.masked_fill(failed, torch.nan))
-    values = {name: torch.stack(column, -1) for name, column in columns.items()}
-    warn_of_divergence(next(iter(values.values())).flatten(0, -2), at)
+        finite = torch.stack([value.isfinite() for value in measured.values()]).all(0)
+        before = torch.full(finite.shape, -1) if diverged is None else diverged
+        diverged = torch.where(~finite & (before < 0), engine.t, before)
+        # What comes after is no result, though an overflow may cancel and look like one.
+        return {name: value.masked_fill(diverged >= 0, torch.nan) for name, value in measured.items()}
+
+    values = record(at, engine.advance, measure, start=engine.t, axis=-1, progress=progress)
+    warn_of_divergence(next(iter(values.values())).isfinite().flatten(0, -2), at)
+    assert diverged is not None
     return Trajectory(steps=torch.tensor(list(at)), values=values, diverged=diverged)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from falign._validation import check_recording
 from falign.theory._coerce import public
+from falign.theory._simulate import Recorded, record
 from falign.theory.two_layer._activations import Activation
 from falign.theory.two_layer._dual import Dual
 
@@ -345,7 +346,7 @@ CLOSED_FORMS: dict[str, Callable[[Float[Tensor, "*runs n d"]], Float[Tensor, "*r
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelTrajectory:
+class KernelTrajectory(Recorded):
     """Extreme eigenvalues along a block of runs.
 
     Attributes:
@@ -354,7 +355,6 @@ class KernelTrajectory:
     """
 
     steps: Int[Tensor, " times"]
-    values: dict[str, Float[Tensor, "seeds penalties times"]]
 
 
 @public
@@ -381,11 +381,7 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 3.
     """
     check_recording(engine.t, at)
-    columns: list[dict[str, Tensor]] = []
-    for step in at:
-        engine.advance(step - engine.t)
-        columns.append(kernels_of_engine(engine).extremes())
-    values = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}
+    values = record(at, engine.advance, lambda: kernels_of_engine(engine).extremes(), start=engine.t, axis=-1)
     return KernelTrajectory(steps=torch.tensor(list(at)), values=values)
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from falign._validation import check_steps
 from falign.theory._coerce import typed
+from falign.theory._simulate import record, warn_of_divergence
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer._activations import activation as activation_named
 from falign.theory.two_layer._dual import Dual
 from falign.theory.two_layer._schedules import Penalty
 from falign.theory.two_layer._start import Start
-from falign.theory.two_layer._trajectory import Engine, warn_of_divergence
+from falign.theory.two_layer._trajectory import Engine
 from falign.theory.two_layer._width_free import Gram, WidthFree
 from falign.theory.two_layer.kernels import limiting_kernel
 from falign.theory.two_layer.theorems import _conditions
@@ -64,18 +65,18 @@ def follow(
     if engine.error().dtype != torch.float64:
         raise ValueError(f"theorems are checked in float64, got {engine.error().dtype}: draw the start in float64")
     every = max(1, steps // measurements)
-    norms = [engine.error().norm(dim=-1)]
     farthest: dict[str, Tensor] = {}
-    for t in range(1, steps + 1):
-        engine.advance(1)
-        norms.append(engine.error().norm(dim=-1))
-        if t % every == 0 or t == steps:
+
+    def measure() -> dict[str, Tensor]:
+        if engine.t and (engine.t % every == 0 or engine.t == steps):
             measured = engine.measure()
             for name in _FARTHEST & measured.keys():
                 now = measured[name].abs()
                 farthest[name] = torch.maximum(farthest.get(name, now), now)
-    error = torch.stack(norms, dim=-1)
-    warn_of_divergence(error.flatten(0, 1), range(steps + 1))
+        return {"error": engine.error().norm(dim=-1)}
+
+    error = record(range(steps + 1), engine.advance, measure, axis=-1)["error"]
+    warn_of_divergence(error.isfinite().flatten(0, 1), range(steps + 1))
     strengths = torch.stack([penalty.values(steps) for penalty in penalties]).to(error)
     return ErrorTrajectory(
         error=error.flatten(0, 1),

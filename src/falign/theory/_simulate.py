@@ -1,0 +1,205 @@
+"""One frame for all simulators: record by name at chosen steps or times, and say where a run is no longer finite.
+
+A simulator brings what only it knows: how it takes a step or what its velocity is, and what it measures. What all
+share is here, so that every trajectory has the same shape, the same refusals and the same warnings.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from falign._validation import as_list, describe
+
+_REPORTS = 100
+"""How often at least the progress of a simulation is reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Measurements of a block of runs on its way, by name.
+
+    Attributes:
+        values: name -> [runs times …].
+    """
+
+    values: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The recorded values of that name.
+
+        Raises:
+            ValueError: it was not recorded.
+        """
+        if name not in self.values:
+            raise ValueError(f"{describe(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
+        return self.values[name]
+
+
+def measurements_named(names: Collection[str] | None, known: Collection[str]) -> list[str]:
+    """The names of measurements, all that are known for None.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    names = list(known) if names is None else as_list("names", names)
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"unknown measurement {describe(name)}: choose from {', '.join(known)}")
+    return names
+
+
+def record(
+    at: Sequence[int],
+    advance: Callable[[int], object],
+    measure: Callable[[], Mapping[str, Tensor]],
+    *,
+    start: int = 0,
+    axis: int = 1,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """Advance a simulation to each of the steps and measure it there.
+
+    Args:
+        at: Steps to record at, increasing, the first at least ``start``.
+        advance: Takes that many more steps.
+        measure: name -> tensor, at the step reached.
+        start: Steps done before.
+        axis: Which axis of the result is that of the recorded steps.
+        progress: Told which share of the steps is done, about a hundred times and at each record.
+
+    Returns:
+        name -> the measured tensors, stacked along ``axis``.
+    """
+    reached, last, rows = start, at[-1], []
+    piece = last - start if progress is None else -(-(last - start) // _REPORTS)
+    for step in at:
+        while reached < step:
+            count = min(piece, step - reached)
+            advance(count)
+            reached += count
+            if progress is not None:
+                progress((reached - start) / (last - start))
+        rows.append(measure())
+    return stacked(rows, axis)
+
+
+def stacked(rows: Sequence[Mapping[str, Tensor]], axis: int = 1) -> dict[str, Tensor]:
+    """What was measured at each record, name by name."""
+    return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
+
+
+def integrate(
+    velocity: Callable[[tuple[Tensor, ...]], Iterable[Tensor]],
+    start: Sequence[Tensor],
+    times: Float[Tensor, " times"],
+    *,
+    tolerance: float,
+    longest: float,
+    advice: str,
+    diverging: str,
+    method: str = "DOP853",
+) -> list[tuple[Tensor, ...]]:
+    """Integrate ``x' = velocity(x)`` with adaptive steps, x being several tensors, and read it off at the times.
+
+    Args:
+        velocity: x -> x', part by part.
+        start: x at time 0, in float64.
+        times: Increasing from 0.
+        tolerance: Relative error of one step; the absolute one is a hundredth of it.
+        longest: Most evaluations of the velocity.
+        advice: How to need fewer, for the sentence that refuses more.
+        diverging: What grows without bound where the integration stops, such as "weights".
+        method: One of SciPy's ``solve_ivp``.
+
+    Returns:
+        The parts of x at each time.
+
+    Raises:
+        RuntimeError: the integration stopped or took too long.
+    """
+    sizes, device = [part.numel() for part in start], start[0].device
+
+    def parts(numbers: np.ndarray) -> tuple[Tensor, ...]:
+        split = torch.from_numpy(np.array(numbers)).to(device).split(sizes)
+        return tuple(piece.view_as(part) for piece, part in zip(split, start, strict=True))
+
+    def flat(parts: Iterable[Tensor]) -> np.ndarray:
+        return torch.cat([part.reshape(-1) for part in parts]).detach().cpu().numpy()
+
+    found = solve(
+        lambda _, numbers: flat(velocity(parts(numbers))),
+        (0.0, float(times[-1])),
+        flat(start),
+        times.cpu().numpy(),
+        longest=longest,
+        advice=advice,
+        method=method,
+        rtol=tolerance,
+        atol=tolerance / 100,
+    )
+    if not found.success or len(found.t) < len(times):
+        reached = found.t[-1] if len(found.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({found.message}): the {diverging} diverge")
+    return [parts(column) for column in found.y.T]
+
+
+def solve(
+    velocity: Callable[[float, np.ndarray], np.ndarray],
+    span: tuple[float, float],
+    start: np.ndarray,
+    at: np.ndarray,
+    *,
+    longest: float,
+    advice: str,
+    **options: Any,
+) -> Any:
+    """SciPy's solution of an initial value problem, in no more than so many evaluations.
+
+    Raises:
+        RuntimeError: it takes more.
+    """
+    calls = 0
+
+    def counted(time: float, numbers: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > longest:
+            raise RuntimeError(f"gradient flow took {longest} evaluations to t = {time:.4g} of {span[1]:.4g}: {advice}")
+        return velocity(time, numbers)
+
+    return scipy.integrate.solve_ivp(counted, span, start, t_eval=at, **options)
+
+
+def warn_of_divergence(finite: Bool[Tensor, "runs times"], steps: Sequence[int]) -> None:
+    """Say how many runs are no longer finite, and from which of the steps on.
+
+    Warns:
+        UserWarning: there is one.
+    """
+    lost = ~finite
+    if lost.any():
+        first = int(lost.any(0).int().argmax())
+        warn(
+            f"{int(lost.any(1).sum())} of {len(lost)} runs are no longer finite, the first at step {steps[first]}: "
+            "their numbers are nan or infinite from there; choose a smaller rate (or a weaker penalty)"
+        )
+
+
+def warn(text: str) -> None:
+    """Warn at the line outside this package that called it, however many functions of it lie between.
+
+    Warns:
+        UserWarning: always.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("falign."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
