@@ -33,7 +33,7 @@ def maps(what: Callable[[Tensor], Tensor], channels: int = 4) -> Between:
 
 VECTOR, IMAGE = torch.randn(6, 5), torch.randn(3, 2, 8, 8)
 
-GATES = {
+HOMOGENEOUS = {
     "relu": F.relu,
     "relu in place": lambda z: F.relu_(z),
     "leaky relu": lambda z: F.leaky_relu(z, 0.2),
@@ -59,7 +59,7 @@ GATES = {
 }
 
 
-@pytest.mark.parametrize("what", GATES.values(), ids=list(GATES))
+@pytest.mark.parametrize("what", HOMOGENEOUS.values(), ids=list(HOMOGENEOUS))
 def test_gates_keep_every_neuron(what):
     found = follow(between(what), VECTOR)
     assert found.reasons == {"second": "its output is an output of the model"}

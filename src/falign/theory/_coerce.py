@@ -246,7 +246,7 @@ class _Coercion:
         parts = {field: self.coerced(f"{name}.{field}", getattr(value, field), hints[field]) for field in kind._fields}
         coerced = value._replace(**parts)
         if self._strict and hasattr(coerced, "check"):
-            coerced.check(name)
+            coerced.check()
         return coerced
 
     def _instance(self, name: str, value: Any, kind: Any) -> Any:

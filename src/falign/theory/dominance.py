@@ -201,10 +201,10 @@ def lojasiewicz_exponent(loss: Float[Tensor, " times"], gradient_norm: Float[Ten
         raise ValueError(
             f"shapes are {tuple(loss.shape)} and {tuple(gradient_norm.shape)}: expected one a time of both"
         )
-    seen = (loss > 0) & (gradient_norm > 0)
-    x, y = loss[seen].double().log(), 2 * gradient_norm[seen].double().log()
+    usable = (loss > 0) & (gradient_norm > 0)
+    x, y = loss[usable].double().log(), 2 * gradient_norm[usable].double().log()
     if len(x) < 3 or float(x.max() - x.min()) == 0:
-        raise ValueError(f"an exponent wants three different positive losses, got {int(seen.sum())} of {len(loss)}")
+        raise ValueError(f"an exponent wants three different positive losses, got {int(usable.sum())} of {len(loss)}")
     x, y = x - x.mean(), y - y.mean()
     slope = (x @ y) / (x @ x)
     error = ((y - slope * x).square().sum() / (len(x) - 2) / (x @ x)).sqrt()

@@ -23,7 +23,7 @@ STRETCH = 16
 """Steps between two comparisons of the residual with rounding.
 
 The rounding of a whole training grows with its steps and would hide a single wrong gradient; that of 16 steps does
-not. A comparison costs as much as the account of several steps, so it is not made at every one.
+not. Made so seldom, the comparison costs little beside the account of the steps.
 """
 
 # Factors of the three terms of ``_rounding_bound``, each with room above the largest seen in correct trainings.
@@ -114,10 +114,10 @@ class Balance:
         """C as text."""
         text, bias = ("½|w|²", "½b²") if kind_of(self._layer) is not None else ("½γ²", "½β²")
         if self.bias is not None:
-            text += f" + {factor_text(self._bias_share)}{bias}"
-        pairs = zip(self.targets, self._shares, strict=True)
-        pairs = [(target, share) for target, share in pairs if target.kind is not LawKind.NORMALISED]
-        terms = Counter(factor_text(share) + target.text for target, share in pairs)
+            text += f" + {factor_text(self._bias_coefficient)}{bias}"
+        pairs = zip(self.targets, self._coefficients, strict=True)
+        pairs = [(target, coefficient) for target, coefficient in pairs if target.kind is not LawKind.NORMALISED]
+        terms = Counter(factor_text(coefficient) + target.text for target, coefficient in pairs)
         if len(terms) > 2:  # a residual network: too many terms for a line of the table
             forms = " + ".join(dict.fromkeys(target.kind.text.format(share="") for target, _ in pairs))
             return f"{text} - Σₜsₜ{forms} over {len(pairs)} layers"
@@ -127,32 +127,31 @@ class Balance:
 
     def begin(self, rates: Rates) -> None:
         """Make the weights and rates of now the start."""
-        self.decays = self._decaying(rates)
-        self._bias_share = 1.0 if self.bias is None else rates.ratio(self.weight, self.bias)
-        self._shares = [rates.ratio(self.weight, target.weight) for target in self.targets]
+        self.decays = self._current_decays(rates)
+        self._bias_coefficient = 1.0 if self.bias is None else rates.ratio(self.weight, self.bias)
+        self._coefficients = [rates.ratio(self.weight, target.weight) for target in self.targets]
         for target in self.targets:
             target.begin(rates)
-        self._start, self._size = self.incoming(), self._sized()
+        # P alone is kept as the start: the change of Σ s_t V_t is each layer's own ``progress``.
+        self._start, self._size = self.incoming(), self._current_size()
         self._accounted = torch.zeros_like(self._start)
         self._steps, self._worst = 0, self._accounted.new_zeros(2)
-        self._marked = (self.residual(), self._accounted)
+        self._stretch_start = (self.residual(), self._accounted)
 
     def incoming(self) -> Float[Tensor, " neurons"]:
         """P now."""
-        whole = 0.5 * incoming_sums(self._layer, self.weight, self.weight)
-        return (
-            whole
-            if self.bias is None
-            else whole + 0.5 * self._bias_share * incoming_sums(self._layer, self.bias, self.bias)
-        )
+        P = 0.5 * incoming_sums(self._layer, self.weight, self.weight)
+        if self.bias is not None:
+            P = P + 0.5 * self._bias_coefficient * incoming_sums(self._layer, self.bias, self.bias)
+        return P
 
     def outgoing(self) -> Float[Tensor, " neurons"]:
         """Σ s_t V_t now."""
-        return self._over_targets([target.term() for target in self.targets])
+        return self._weighted_sum([target.term() for target in self.targets])
 
     def changes(self) -> tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]:
         """Changes of P and of Σ s_t V_t since the start."""
-        moved = self._over_targets([target.term() - target.start for target in self.targets])
+        moved = self._weighted_sum([target.term() - target.start for target in self.targets])
         return self.incoming() - self._start, moved
 
     def residual(self) -> Float[Tensor, " neurons"]:
@@ -161,7 +160,7 @@ class Balance:
 
     def size(self) -> Float[Tensor, " neurons"]:
         """Size of the terms of C, the larger of now and the start: what a residual is compared with."""
-        return torch.maximum(self._size, self._sized()).clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.maximum(self._size, self._current_size()).clamp_min(torch.finfo(torch.float64).tiny)
 
     def worst(self) -> tuple[float, float]:
         """Largest move of the residual within ``STRETCH`` steps, and the bound of rounding there.
@@ -177,22 +176,22 @@ class Balance:
         if self._resting:  # a schedule may begin at rate 0: nothing has moved, and the ratios s are not known yet
             self.begin(rates)
             self._resting = not any(rates[parameter].rate for parameter in self.parameters)
-        self.decays |= self._decaying(rates)
+        self.decays |= self._current_decays(rates)
         self.frozen_steps = self.frozen_steps or self._lacks_gradients(rates)
-        if self._steps and self._steps % STRETCH == 0:
+        if self._steps and self._steps % STRETCH == 0:  # before the step: weights and account are of the same moment
             self._worst, residual = self._compared()
-            self._marked = (residual, self._accounted)
+            self._stretch_start = (residual, self._accounted)
         self._steps += 1
         reference = rates[self.weight].rate
-        gained = self._moved(self.weight, 1.0, reference, rates)
+        change = self._second_order(self.weight, 1.0, reference, rates)
         if self.bias is not None:
-            gained = gained + self._moved(self.bias, self._bias_share, reference, rates)
-        for target, share in zip(self.targets, self._shares, strict=True):
+            change = change + self._second_order(self.bias, self._bias_coefficient, reference, rates)
+        for target, coefficient in zip(self.targets, self._coefficients, strict=True):
             if target.kind is not LawKind.NORMALISED:
-                self._compare(share, rates[target.weight].rate, reference)
-            more = target.step(rates, reference, share)
-            gained = gained if more is None else gained + more
-        self._accounted = self._accounted + gained
+                self._compare_rates(coefficient, rates[target.weight].rate, reference)
+            more = target.step(rates, reference, coefficient)
+            change = change if more is None else change + more
+        self._accounted = self._accounted + change
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers that a resumed run needs."""
@@ -202,9 +201,9 @@ class Balance:
             "accounted": self._accounted,
             "steps": self._steps,
             "worst": self._worst,
-            "marked": list(self._marked),
-            "bias_share": self._bias_share,
-            "shares": list(self._shares),
+            "stretch_start": list(self._stretch_start),
+            "bias_coefficient": self._bias_coefficient,
+            "coefficients": list(self._coefficients),
             "rate_changes": list(self.rate_changes),
             "decays": sorted(self.decays),
             "frozen_steps": self.frozen_steps,
@@ -218,11 +217,13 @@ class Balance:
             state[key].to(self.weight.device, copy=True) for key in ("start", "size", "accounted")
         )
         self._steps = state["steps"]
-        self._worst, *marked = (part.to(self.weight.device, copy=True) for part in (state["worst"], *state["marked"]))
-        self._marked = tuple(marked)
-        self._bias_share, self._shares, self.rate_changes = (
-            state["bias_share"],
-            list(state["shares"]),
+        self._worst, *stretch_start = (
+            part.to(self.weight.device, copy=True) for part in (state["worst"], *state["stretch_start"])
+        )
+        self._stretch_start = tuple(stretch_start)
+        self._bias_coefficient, self._coefficients, self.rate_changes = (
+            state["bias_coefficient"],
+            list(state["coefficients"]),
             list(state["rate_changes"]),
         )
         self.decays, self.frozen_steps, self._resting = set(state["decays"]), state["frozen_steps"], state["resting"]
@@ -231,9 +232,9 @@ class Balance:
 
     def _compared(self) -> tuple[Tensor, Tensor]:
         """``worst``, the stretch that has not ended included, and the residual now."""
-        left, accounted = self._marked
+        left, accounted = self._stretch_start
         incoming = self.incoming()
-        size = torch.maximum(self._size, incoming + self._reach()).clamp_min(torch.finfo(torch.float64).tiny)
+        size = torch.maximum(self._size, incoming + self._outgoing_size()).clamp_min(torch.finfo(torch.float64).tiny)
         possible = _rounding_bound(
             updates=self._updates,
             passes=self._passes * max(target.rounding_growth for target in self.targets),
@@ -253,30 +254,33 @@ class Balance:
         """``√Σ(∂C/∂p · p)²`` over the weights p into and out of each neuron."""
         squares = incoming_sums(self._layer, self.weight.detach().square(), self.weight.detach().square())
         if self.bias is not None:
-            squares = squares + (self._bias_share * incoming_sums(self._layer, self.bias, self.bias)).square()
-        spreads = [target.spread() * share**2 for target, share in zip(self.targets, self._shares, strict=True)]
+            squares = squares + (self._bias_coefficient * incoming_sums(self._layer, self.bias, self.bias)).square()
+        spreads = [
+            target.spread() * coefficient**2
+            for target, coefficient in zip(self.targets, self._coefficients, strict=True)
+        ]
         return (squares + sum(spreads, torch.zeros_like(squares))).sqrt()
 
-    def _moved(self, parameter: Tensor, share: float, reference: float, rates: Rates) -> Tensor:
-        """Change of share · ½|p|² beyond the first-order term, for a parameter p of the source."""
+    def _second_order(self, parameter: Tensor, coefficient: float, reference: float, rates: Rates) -> Tensor:
+        """Change of coefficient · ½|p|² beyond the first-order term, for a parameter p of the source."""
         gradient, group = rates.gradient(parameter), rates[parameter]
         if gradient is None:
             return torch.zeros_like(self._accounted)
         step = descent_direction(parameter, gradient, group)
-        gained = 0.5 * share * group.rate**2 * incoming_sums(self._layer, step, step)
+        change = 0.5 * coefficient * group.rate**2 * incoming_sums(self._layer, step, step)
         if group.decay:
-            gained = gained - share * group.rate * group.decay * incoming_sums(self._layer, parameter, parameter)
-        if differ(share * group.rate, reference):
-            self._compare(share, group.rate, reference)
-            gained = gained - (share * group.rate - reference) * incoming_sums(self._layer, parameter, gradient)
-        return gained
+            change = change - coefficient * group.rate * group.decay * incoming_sums(self._layer, parameter, parameter)
+        if differ(coefficient * group.rate, reference):
+            self._compare_rates(coefficient, group.rate, reference)
+            change = change - (coefficient * group.rate - reference) * incoming_sums(self._layer, parameter, gradient)
+        return change
 
-    def _decaying(self, rates: Rates) -> set[float]:
+    def _current_decays(self, rates: Rates) -> set[float]:
         return {rates[parameter].decay for parameter in self.parameters} - {0.0}
 
-    def _compare(self, share: float, rate: float, reference: float) -> None:
+    def _compare_rates(self, coefficient: float, rate: float, reference: float) -> None:
         """Note why the first-order terms of two parameters do not cancel, where they do not."""
-        if differ(share * rate, reference):
+        if differ(coefficient * rate, reference):
             zero = "one of its learning rates is 0"
             why = "the ratio of the learning rates changed" if rate and reference else zero
             self.rate_changes += [why] if why not in self.rate_changes else []
@@ -297,17 +301,17 @@ class Balance:
             return True
         return self.bias is not None and frozen(self.bias) and bool(torch.any(self.bias != 0))
 
-    def _over_targets(self, values: list[Tensor]) -> Tensor:
-        pairs = zip(self._shares, values, strict=True)
-        return sum((share * value for share, value in pairs), torch.zeros_like(self._accounted))
+    def _weighted_sum(self, values: list[Tensor]) -> Tensor:
+        pairs = zip(self._coefficients, values, strict=True)
+        return sum((coefficient * value for coefficient, value in pairs), torch.zeros_like(self._accounted))
 
     def _residual(self, incoming: Tensor) -> Tensor:
-        progress = self._over_targets([target.progress() for target in self.targets])
+        progress = self._weighted_sum([target.progress() for target in self.targets])
         return incoming - self._start - progress - self._accounted
 
-    def _reach(self) -> Tensor:
+    def _outgoing_size(self) -> Tensor:
         """Size of the terms of Σ s_t V_t."""
-        return self._over_targets([target.size() for target in self.targets])
+        return self._weighted_sum([target.size() for target in self.targets])
 
-    def _sized(self) -> Tensor:
-        return self.incoming() + self._reach()
+    def _current_size(self) -> Tensor:
+        return self.incoming() + self._outgoing_size()

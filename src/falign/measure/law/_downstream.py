@@ -143,7 +143,7 @@ class Downstream:
         self._neurons = neurons
         self._one_to_one = columns.tolist() == list(range(neurons))  # as in most networks: nothing to sum
         # Kolen-Pollack's V is ⟨B, W⟩ - s ½|W|² with s the rate of B over that of W: B moves s times as far as W.
-        self._share = 1.0 if self.kind is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
+        self._learned_ratio = 1.0 if self.kind is not LawKind.LEARNED else rates.ratio(self.learned, self.weight)
         self._passes = self._counted()
         self.mixed_passes = torch.zeros((), dtype=torch.bool, device=self.weight.device)
         self.start = self.zeros()
@@ -164,7 +164,7 @@ class Downstream:
     @property
     def text(self) -> str:
         """V as text."""
-        return self.kind.text.format(share=factor_text(self._share))
+        return self.kind.text.format(share=factor_text(self._learned_ratio))
 
     @property
     def rounding_growth(self) -> float:
@@ -201,7 +201,7 @@ class Downstream:
     def begin(self, rates: Rates) -> None:
         """Make the weights and rates of now the start."""
         if self.kind is LawKind.LEARNED:
-            self._share = rates.ratio(self.learned, self.weight)
+            self._learned_ratio = rates.ratio(self.learned, self.weight)
         self.step_sum = self.zeros()
         self.start, self.expected_length = self.term(), self.length()
 
@@ -213,7 +213,7 @@ class Downstream:
         if self.kind is LawKind.WEIGHTS and half is not None:
             return half
         aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
-        return aligned if half is None else aligned - self._share * half
+        return aligned if half is None else aligned - self._learned_ratio * half
 
     def size(self) -> Float[Tensor, " neurons"]:
         """``|B[:, k]| |W[:, k]|``, of the order of the terms that V is the sum of."""
@@ -250,13 +250,13 @@ class Downstream:
             return self.term() - self.start + self.step_sum
         return self.step_sum + self.length() - self.expected_length
 
-    def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
+    def step(self, rates: Rates, reference: float, coefficient: float) -> Float[Tensor, " neurons"] | None:
         """Account for a step that is about to be made.
 
         Args:
             rates: Of the step.
             reference: Rate η of the source's weight in this step.
-            share: s, the coefficient of V in the law: the ratio of the rates η/η_W at the start.
+            coefficient: s, the coefficient of V in the law: the ratio of the rates η/η_W at the start.
 
         Returns:
             Change of C by weight decay, and by rates whose ratio is not s any more; None for none.
@@ -265,15 +265,17 @@ class Downstream:
         gradient, group = rates.gradient(self.weight), rates[self.weight]
         if gradient is None:
             return None
-        odd = differ(share * group.rate, reference)
+        odd = differ(coefficient * group.rate, reference)
         if self.kind is LawKind.STILL and not group.decay and not odd:
             return None
-        gained = self.zeros()
+        change = self.zeros()
         if odd:  # η⟨w, ∇w⟩ and s η_W⟨B, ∇W⟩ cancel for the rates of the start alone
-            gained = (share * group.rate - reference) * self.outgoing("⟨B,∇⟩", lambda: (self.feedback(), gradient))
+            change = (coefficient * group.rate - reference) * self.outgoing(
+                "⟨B,∇⟩", lambda: (self.feedback(), gradient)
+            )
         if group.decay:
             aligned = self.outgoing("⟨B,W⟩", lambda: (self.feedback(), self.weight))
-            gained = gained + share * group.rate * group.decay * aligned
+            change = change + coefficient * group.rate * group.decay * aligned
         if self.kind is LawKind.WEIGHTS:  # ½|W|² gains ⟨W, ΔW⟩ + ½|ΔW|², of which only the first is V's first order
             squared = self.outgoing(
                 f"|d|² {id(self.weight)}", lambda: _twice(descent_direction(self.weight, gradient, group))
@@ -285,7 +287,7 @@ class Downstream:
             self.expected_length = self.expected_length + self._sum(
                 self._lengthened(one, rates) for one in self.parameters
             )
-        return gained
+        return change
 
     def _lengthened(self, parameter: Tensor, rates: Rates) -> Tensor:
         """Change of ½|p|² in the step, for W and for a B that is trained."""
@@ -310,7 +312,7 @@ class Downstream:
             "start": self.start,
             "step_sum": self.step_sum,
             "expected_length": self.expected_length,
-            "share": self._share,
+            "learned_ratio": self._learned_ratio,
             "mixed_passes": self.mixed_passes,
         }
 
@@ -320,7 +322,7 @@ class Downstream:
             state[key].to(self.weight.device, copy=True)
             for key in ("start", "step_sum", "expected_length", "mixed_passes")
         )
-        self._share, self._passes = state["share"], None
+        self._learned_ratio, self._passes = state["learned_ratio"], None
 
     def _counted(self) -> Tensor | None:
         """Number of passes so far, for a rule that draws new feedback in each; else None."""
@@ -407,7 +409,7 @@ class DownstreamBatchNorm(Downstream):
             level = (mean + first.flatten().double()).square() / (variance + self._epsilon)
             self.level = torch.maximum(self.level, level.max())
 
-    def step(self, rates: Rates, reference: float, share: float) -> Float[Tensor, " neurons"] | None:
+    def step(self, rates: Rates, reference: float, coefficient: float) -> Float[Tensor, " neurons"] | None:
         """Change of C through ε; of several different batches behind one step it is not known."""
         variances, self._variances = self._variances, []
         gradient = rates.gradient(self.weight)

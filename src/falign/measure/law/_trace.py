@@ -1,4 +1,4 @@
-"""Which neurons of one layer are which inputs of another, found by running a model once with labelled activations."""
+"""Neurons followed from layer to layer: one run of a model with labelled activations shows whose input each is."""
 
 from collections import Counter
 from collections.abc import Callable

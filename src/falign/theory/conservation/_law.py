@@ -101,14 +101,14 @@ def expected_change(before: State, after: State, dynamics: Dynamics, rate: float
     """
     rates, decays = dynamics.of_layers(before)
     matrices = feedback_matrices(moved, dynamics)
-    gained = alignment_term(after, dynamics) - alignment_term(before, dynamics)
-    terms, propagated = [], []
+    dV = alignment_term(after, dynamics) - alignment_term(before, dynamics)
+    terms, first_order = [], []
     for k in lawful(before, dynamics):
         M, W, U = matrices[k], before.W[k + 1], after.W[k + 1] - before.W[k + 1]
         weighed = decays[k + 1] * (M * W).sum(-2) - 2 * decays[k] * _half_square(before, k)
         terms.append(_half_square(after, k, before) + rate * rates[k] * weighed)
-        propagated.append((M * U).sum(-2))
-    return _joined(terms) - rate_ratio(before, dynamics) * (gained - _joined(propagated))
+        first_order.append((M * U).sum(-2))
+    return _joined(terms) - rate_ratio(before, dynamics) * (dV - _joined(first_order))
 
 
 def expected_rate(state: State, motion: State, dynamics: Dynamics) -> Neurons:

@@ -147,16 +147,9 @@ class State(NamedTuple):
         places = zip(self, *others, strict=True)
         return State(*(tuple(change(*tensors) for tensors in zip(*parts, strict=True)) for parts in places))
 
-    def check(self, name: str) -> None:
-        """Refuse weights that are no chain, and tensors of different numbers of runs, number formats or devices."""
+    def check(self) -> None:
+        """Refuse weights and biases that are no chain; numbers of runs and formats are checked by the annotations."""
         check_layers(self.W, self.b)
-        first, parts = self.W[0], (*self.W, *self.b, *self.B)
-        if any(
-            part.ndim < 2 or len(part) != len(first) or (part.dtype, part.device) != (first.dtype, first.device)
-            for part in parts
-        ):
-            kinds = [f"{list(part.shape)} {part.dtype} on {part.device}" for part in parts]
-            raise ValueError(f"layers of {name} are {', '.join(kinds)}: expected one number of runs, format and device")
 
     @property
     def depth(self) -> int:

@@ -91,8 +91,8 @@ def lasting_alignment(trajectory: Trajectory) -> TheoremCheck:
     aligned = initial <= 0
     if not aligned.any(-1).all():
         raise ValueError("a run has no neuron with C(0) ≤ 0, so nothing lasts: start from dominant(state, dynamics)")
-    gained = trajectory["expected_change"].clamp(min=0)
-    bound = (trajectory["incoming"] - gained) / rate_ratio(trajectory.start, trajectory.dynamics)
+    rise = trajectory["expected_change"].clamp(min=0)
+    bound = (trajectory["incoming"] - rise) / rate_ratio(trajectory.start, trajectory.dynamics)
     margin = torch.where(aligned[:, None], trajectory["alignment_term"] - bound, inf)
     kept = (trajectory["expected_change"].amax(1) <= -initial)[aligned]
     return _worst_neuron(
