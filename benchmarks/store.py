@@ -114,14 +114,14 @@ def paper(runs: int) -> Paper:
 def put(folder: Path, runs: int, part: int, parts: int) -> None:
     """Write a part of the runs by the store's own writer."""
     from falign.lab._provenance import block_provenance
-    from falign.lab.experiment._run_file import Entry, frame
+    from falign.lab.experiment._run_file import StoredRun, records_frame
     from falign.lab.experiment._store import Store
 
     os.fsync = lambda descriptor: None
     store, origin = Store(folder=folder), block_provenance("cpu")
     for task in paper(runs).experiments[0].tasks("paper")[part::parts]:
         provenance = {**origin, "started": "2026-01-01T00:00:00+00:00"}
-        store.put(Entry.of(task, "done", seconds=0.01, provenance=provenance), frame(task, decay(task)))
+        store.put(StoredRun.of(task, "done", seconds=0.01, provenance=provenance), records_frame(task, decay(task)))
 
 
 def command(name: str, folder: Path, runs: int) -> None:

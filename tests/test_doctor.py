@@ -113,7 +113,7 @@ def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_what_killed_processes_left_and_what_living_ones_hold(capsys: pytest.CaptureFixture[str]) -> None:
     Store(folder=Path("results")).open(create=True)
-    for path in ("results/owners/1-a.lock", "results/toy.one/a.parquet.corrupt", "runs/a/.config.json.partial-12"):
+    for path in ("results/leases/1-a.lock", "results/toy.one/a.parquet.corrupt", "runs/a/.config.json.partial-12"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     for number in range(7):

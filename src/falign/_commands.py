@@ -241,22 +241,22 @@ def status(
         against: Folder of other results: compare the runs that are in both, at all presets.
     """
     from falign.lab.experiment import _agreement
-    from falign.lab.experiment._reproduce import choose, read, select, show
+    from falign.lab.experiment._reproduce import choose_preset, read_results, select, show_status
     from falign.lab.experiment._store import Store
     from falign.papers import PAPERS
 
     gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
     selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
-    chosen, note = choose(preset, store.counts(selection.experiments))
+    chosen, note = choose_preset(preset, store.counts(selection.experiments))
     if note:
         echo(note)
-    show(store, selection, read(store, selection, chosen), standard_console())
+    show_status(store, selection, read_results(store, selection, chosen), standard_console())
     if against is None:
         return 0
     other = Store(folder=against, repairs=False)
     other.open(create=False)
-    return _agreement.show(store, other, selection.experiments, standard_console())
+    return _agreement.show_agreements(store, other, selection.experiments, standard_console())
 
 
 @app.command
@@ -275,7 +275,7 @@ def report(
         out: Folder of the results, where the page is written.
     """
     from falign.lab._files import RunError
-    from falign.lab.experiment._reproduce import choose, read, select
+    from falign.lab.experiment._reproduce import choose_preset, read_results, select
     from falign.lab.experiment._store import Store
     from falign.lab.report import write_report
     from falign.papers import PAPERS
@@ -284,12 +284,12 @@ def report(
     selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
     store.open(create=False)
     counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
-    chosen, note = choose(preset, counts)
+    chosen, note = choose_preset(preset, counts)
     if any(counts.values()) and not counts[chosen]:
         raise RunError(f"{note}; the page was left as it is")
     if note:
         echo(note)
-    page, numbers = write_report(out, read(store, selection, chosen))
+    page, numbers = write_report(out, read_results(store, selection, chosen))
     echo(f"the page is {page}, the same as JSON {numbers}")
     return 0
 
@@ -310,13 +310,13 @@ def doctor(
         out: Folder of the results.
         json: Print the same for programs, and for reports of faults.
     """
-    from falign.lab._doctor import as_json, examine, show
+    from falign.lab._doctor import as_json, examine
 
     findings = examine(data=data, out=out)
     if json:
         echo(as_json(findings))
     else:
-        show(findings, standard_console())
+        show_status(findings, standard_console())
     return int(any(each.broken for each in findings))
 
 

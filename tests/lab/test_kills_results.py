@@ -49,17 +49,17 @@ WORDS = ["reproduce", *(each.name for each in EXPERIMENTS), "--preset", "smoke"]
 def read(folder: Path) -> list[Results]:
     """What a store holds; that it has to say something of it is an error."""
     said: list[str] = []
-    found = [Store(folder=folder, repairs=False, say=said.append).results(each, "smoke") for each in EXPERIMENTS]
+    found = [Store(folder=folder, repairs=False, log=said.append).results(each, "smoke") for each in EXPERIMENTS]
     assert not said, said
     return found
 
 
 def kept(folder: Path) -> dict[str, tuple[int, int]]:
     """{a run that is there: what would be other if it were written again}."""
-    store = Store(folder=folder, repairs=False, say=lambda _: None)
+    store = Store(folder=folder, repairs=False, log=lambda _: None)
     files = {}
     for tasks in (each.tasks("smoke") for each in EXPERIMENTS):
-        there = store.entries(tasks)
+        there = store.get_all(tasks)
         files |= {task.key: store.path(task).stat() for task in tasks if task.key in there}
     return {key: (found.st_ino, found.st_mtime_ns) for key, found in files.items()}
 

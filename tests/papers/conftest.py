@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from falign.lab.experiment import Setting
-from falign.lab.experiment._local import local
+from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._reproduce import reproduce, select
 from falign.lab.experiment._results import Results, judge
 from falign.lab.experiment._store import Store
@@ -33,7 +33,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[s
     def results(name: str) -> Mapping[str, Results]:
         out, console = tmp_path_factory.mktemp(name), Console(file=io.StringIO())
         jobs = select([name], PAPERS)
-        code = reproduce(jobs, "smoke", out=out, executor=local(1, Setting()), memory=2**31, console=console)
+        code = reproduce(jobs, "smoke", out=out, executor=local_executor(1, Setting()), memory=2**31, console=console)
         assert code == 0, console.file.getvalue()  # pyright: ignore
         assert (out / "report.html").stat().st_size > 10_000
         store = Store(folder=out)

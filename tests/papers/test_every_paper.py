@@ -138,7 +138,7 @@ def test_a_data_set_that_is_absent_is_said_to_be_and_never_replaced(
     monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
     point = next(point for point in experiment.grid["paper"] if point.get(axis) == "mnist")
     task = Task(experiment.name, experiment.revision, {**point, axis: "mnist-10k"}, 0)
-    answer = compute(experiment.run, [task], Setting(data=tmp_path))
-    assert answer.outcomes is None
-    assert answer.absent
-    assert "mnist-10k" in (answer.error or "")
+    result = compute(experiment.run, [task], Setting(data=tmp_path))
+    assert result.run_results is None
+    assert result.data_missing
+    assert "mnist-10k" in (result.error or "")

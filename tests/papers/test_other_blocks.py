@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from falign.lab.experiment import Experiment, Setting, Task
-from falign.lab.experiment._execution import GIB, Left, blocks, compute
-from falign.lab.experiment._run_file import difference
+from falign.lab.experiment._execution import GIB, RunResult, compute, make_blocks
+from falign.lab.experiment._run_file import relative_difference
 from falign.papers import PAPERS
 
 pytestmark = pytest.mark.unchecked  # many steps: checking annotations would take most of the time
@@ -28,11 +28,11 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def computed(experiment: Experiment, tasks: tuple[Task, ...], threads: int, folder: Path) -> tuple[Left, ...]:
+def computed(experiment: Experiment, tasks: tuple[Task, ...], threads: int, folder: Path) -> tuple[RunResult, ...]:
     torch.set_num_threads(threads)
-    answer = compute(experiment.run, tasks, Setting(data=folder))
-    assert answer.outcomes is not None, answer.error
-    return answer.outcomes
+    result = compute(experiment.run, tasks, Setting(data=folder))
+    assert result.run_results is not None, result.error
+    return result.run_results
 
 
 @pytest.mark.filterwarnings("ignore:rule 'kp' without:UserWarning")
@@ -43,7 +43,7 @@ def test_runs_of_another_block_agree_to_the_declared_digits(name: str, data_fold
     experiment = EXPERIMENTS[name]
     tasks = experiment.tasks("smoke")[: SIZES.get(name)]
     worst, compared = 0.0, 0
-    for block in blocks(experiment, tasks, memory=GIB, slots=1):
+    for block in make_blocks(experiment, tasks, memory=GIB, slots=1):
         whole = computed(experiment, block.tasks, 1, data_folder)
         some = random.Random(name).sample(range(len(block.tasks)), min(3, len(block.tasks)))
         alone = [computed(experiment, (block.tasks[place],), 1, data_folder)[0] for place in some]
@@ -54,7 +54,7 @@ def test_runs_of_another_block_agree_to_the_declared_digits(name: str, data_fold
             *zip(whole, parts, strict=False),
         ]:
             assert (one.status, one.message) == (other.status, other.message)
-            worst = max(worst, difference(one.records, other.records))
+            worst = max(worst, relative_difference(one.records, other.records))
             compared += 1
     assert compared >= min(2, len(tasks))
     assert worst <= experiment.agreement

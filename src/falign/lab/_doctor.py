@@ -238,7 +238,7 @@ def _leftovers(out: Path) -> Iterator[dict]:
             elif path.name.endswith(".lock") and not is_locked(path):
                 found[".lock"].append(path)
             elif path.name.endswith(".lock"):
-                busy.add(path.parent.parent if path.parent.name == "owners" else path.parent)
+                busy.add(path.parent.parent if path.parent.name == "leases" else path.parent)
     found[".partial"] = [path for path in found[".partial"] if busy.isdisjoint(path.parents)]
     for kind, paths in found.items():
         for path in paths[:_LISTED]:

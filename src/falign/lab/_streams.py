@@ -47,7 +47,7 @@ def replace_unencodable(stream: Any) -> None:
         stream.reconfigure(errors="replace")
 
 
-class Terminal:
+class TerminalStream:
     """A terminal's stream, silent once the terminal is gone: what ends a command then is the signal HUP, not its words.
 
     Args:
@@ -100,7 +100,7 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         replace_unencodable(stream)
         if isinstance(stream, TextIOWrapper) and stream.isatty():
-            setattr(sys, name, Terminal(stream))
+            setattr(sys, name, TerminalStream(stream))
 
 
 def flush(stream: Any) -> OSError | None:

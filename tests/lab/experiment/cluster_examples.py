@@ -112,7 +112,7 @@ def faulty() -> tuple[Experiment, Experiment]:
 @contextmanager
 def two_nodes() -> Iterator:
     """A cluster of two nodes, of one core each."""
-    _ray.switch()  # as if Ray was imported by the executor
+    _ray.set_ray_switches()  # as if Ray was imported by the executor
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECTS}

@@ -18,7 +18,7 @@ from rich.console import Console
 import falign
 from falign.lab.data import DataError
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Paper, Setting, Task, grid
-from falign.lab.experiment._local import local
+from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._reproduce import Selection, reproduce
 from falign.lab.experiment._store import Store
 
@@ -179,7 +179,7 @@ def do(selected: Experiment, out: Path, workers: int = 1, **options) -> tuple[in
         "smoke",
         out=out,
         **{
-            "executor": local(workers, Setting()),
+            "executor": local_executor(workers, Setting()),
             "memory": 2**30,
             "write_report": report,
             "console": Console(file=printed),

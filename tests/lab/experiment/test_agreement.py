@@ -15,9 +15,9 @@ from falign import papers
 from falign.cli import main
 from falign.lab.experiment import Outcome, Setting
 from falign.lab.experiment._agreement import compare
-from falign.lab.experiment._local import local
+from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._reproduce import Selection, reproduce
-from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
 from falign.papers.song2021.figure2 import FIGURE2
 
@@ -30,7 +30,9 @@ def filled(folder: Path, factor: float = 1.0, **others) -> Store:
         found = decay(task).records
         times = factor if task.seed == 2 else 1.0
         records = {**found, "x": [x * times for x in found["x"]]}  # pyright: ignore
-        store.put(Entry.of(task, others.get(f"s{task.seed}", "done")), frame(task, Outcome(records=records)))
+        store.put(
+            StoredRun.of(task, others.get(f"s{task.seed}", "done")), records_frame(task, Outcome(records=records))
+        )
     return store
 
 
@@ -83,7 +85,7 @@ def diverging(folder: Path, steps: Sequence[int]) -> Store:
     store = Store(folder=folder, repairs=False)
     store.open(create=True)
     for task in experiment().tasks("smoke"):
-        store.put(Entry.of(task, "diverged", message=f"not finite at step {steps[task.seed]}"), pl.DataFrame())
+        store.put(StoredRun.of(task, "diverged", message=f"not finite at step {steps[task.seed]}"), pl.DataFrame())
     return store
 
 
@@ -118,8 +120,8 @@ def test_runs_that_failed_when_they_were_computed_again_are_named(
 def test_whole_numbers_are_not_the_fractions_that_they_are_equal_to(tmp_path: Path) -> None:
     one, other = filled(tmp_path / "one"), filled(tmp_path / "other")
     task = experiment().tasks("smoke")[3]
-    one.put(Entry.of(task, "done"), pl.DataFrame({"x": [1, 2]}))
-    other.put(Entry.of(task, "done"), pl.DataFrame({"x": [1.0, 2.0]}))
+    one.put(StoredRun.of(task, "done"), pl.DataFrame({"x": [1, 2]}))
+    other.put(StoredRun.of(task, "done"), pl.DataFrame({"x": [1.0, 2.0]}))
     found = compare(one, other, experiment())
     assert (found.equal, found.beyond, found.worst) == (9, 1, (task, math.inf))
 
@@ -132,7 +134,7 @@ def computed(out: Path, at_most: int) -> Store:
         Selection(papers=(replace(whole, experiments=(chosen,)),), experiments=(chosen,)),
         "smoke",
         out=out,
-        executor=local(1, Setting()),
+        executor=local_executor(1, Setting()),
         memory=2**30,
         console=Console(file=io.StringIO()),
         write_report=report,

@@ -8,7 +8,7 @@ from examples import do, experiment, table
 
 from falign.lab._memory import GIB, available
 from falign.lab.experiment import Task
-from falign.lab.experiment._execution import Block, blocks, cost, refusal
+from falign.lab.experiment._execution import Block, block_cost, make_blocks, memory_refusal
 
 
 def sizes(cut: Sequence[Block]) -> list[int]:
@@ -17,7 +17,7 @@ def sizes(cut: Sequence[Block]) -> list[int]:
 
 def whole(**options) -> list[Block]:
     selected = experiment(**{"rates": (0.1, 0.2, 0.3), "seeds": 8, **options})
-    return blocks(selected, selected.tasks("smoke"), memory=GIB, slots=1)
+    return make_blocks(selected, selected.tasks("smoke"), memory=GIB, slots=1)
 
 
 def hundred_mib_a_run(tasks: Sequence[Task]) -> int:
@@ -45,20 +45,20 @@ def test_a_block_has_at_most_so_many_runs() -> None:
 def test_a_block_fits_the_memory() -> None:
     cut = whole(memory=hundred_mib_a_run)
     assert sizes(cut) == [6, 6, 6, 6]
-    assert all(refusal(block, GIB) is None for block in cut)
+    assert all(memory_refusal(block, GIB) is None for block in cut)
 
 
 def test_the_longest_come_first() -> None:
     cut = whole(together=(), cost=longer_with_rate)
     assert [block.tasks[0].point["rate"] for block in cut] == [0.3, 0.2, 0.1]
-    assert cost(cut[0]) == pytest.approx(8 * 0.3)
+    assert block_cost(cut[0]) == pytest.approx(8 * 0.3)
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(2, [12, 12]), (3, [12, 6, 6]), (4, [6] * 4), (100, [1] * 24)])
 def test_all_workers_have_work(slots: int, expected: list[int]) -> None:
     selected = experiment(rates=(0.1, 0.2, 0.3), seeds=8)
     tasks = selected.tasks("smoke")
-    cut = blocks(selected, tasks, memory=GIB, slots=slots)
+    cut = make_blocks(selected, tasks, memory=GIB, slots=slots)
     assert sizes(cut) == expected
     assert {task.key for block in cut for task in block.tasks} == {task.key for task in tasks}
 

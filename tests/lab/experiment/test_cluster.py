@@ -23,7 +23,7 @@ from falign.lab import _options
 from falign.lab.config import ConfigError
 from falign.lab.experiment import Setting, _ray
 from falign.lab.experiment._local import InThisProcess
-from falign.lab.experiment._ray import RayExecutor, Share
+from falign.lab.experiment._ray import RayExecutor, Resources
 from falign.lab.experiment._store import Store
 
 pytestmark = pytest.mark.xdist_group("cluster")  # what is made once for the module is made in one process
@@ -226,5 +226,5 @@ def test_a_gpu_that_ray_is_not_asked_for():
     ],
 )
 def test_room_of_a_node(cpus, gpus, room):
-    assert Share(cpus=cpus, gpus=gpus).room({"Resources": {"CPU": 8.0, "GPU": 2.0}}) == room
-    assert Share(cpus=cpus, gpus=gpus).room({"Resources": {}}) == 0
+    assert Resources(cpus=cpus, gpus=gpus).room({"Resources": {"CPU": 8.0, "GPU": 2.0}}) == room
+    assert Resources(cpus=cpus, gpus=gpus).room({"Resources": {}}) == 0

@@ -14,9 +14,9 @@ from rich.console import Console
 from falign import papers
 from falign.cli import main
 from falign.lab.experiment import grid
-from falign.lab.experiment._leases import Owner
-from falign.lab.experiment._reproduce import read, select, show, show_papers
-from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._leases import RunLeases
+from falign.lab.experiment._reproduce import read_results, select, show_papers, show_status
+from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
 
 
@@ -73,9 +73,9 @@ def test_status_of_what_is_running_and_of_other_revisions(capsys: pytest.Capture
     store = Store(folder=Path("results"))
     store.open(create=True)
     older = experiment(name="toy.one", revision=0).tasks("smoke")[0]
-    store.put(Entry.of(older, "done"), frame(older, examples.decay(older)))
-    with Owner(store) as owner:
-        owner.take([task.key for task in papers.PAPERS["toy"].experiments[0].tasks("quick")[:3]])
+    store.put(StoredRun.of(older, "done"), records_frame(older, examples.decay(older)))
+    with RunLeases(store) as leases:
+        leases.acquire([task.key for task in papers.PAPERS["toy"].experiments[0].tasks("quick")[:3]])
         code, said, _ = run(["status"], capsys)
     assert code == 0
     assert rows(said)["toy.one"] == ["10", "0", "0.0", "s", "2", "not", "run", "-", "3", "running,", "7", "missing"]
@@ -143,12 +143,12 @@ def test_a_narrow_terminal_cuts_no_word(width: int, tmp_path: Path) -> None:
     statuses = ("done", "diverged", "failed", "no data")
     for each in experiments:
         for number, task in enumerate(each.tasks("smoke")[:9]):
-            entry = Entry.of(task, statuses[number % 4], message="m", seconds=1999.0)  # pyright: ignore
-            store.put(entry, frame(task, examples.decay(task)))
+            entry = StoredRun.of(task, statuses[number % 4], message="m", seconds=1999.0)  # pyright: ignore
+            store.put(entry, records_frame(task, examples.decay(task)))
     selection = select([], {"toy": whole})
     printed = io.StringIO()
     console = Console(file=printed, force_terminal=True, width=width, color_system=None)
-    show(store, selection, read(store, selection, "smoke"), console)
+    show_status(store, selection, read_results(store, selection, "smoke"), console)
     show_papers({"toy": whole}, console)
     said = printed.getvalue()
     tables = [line for line in said.splitlines() if line.startswith(" ")]

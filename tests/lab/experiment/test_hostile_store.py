@@ -18,21 +18,31 @@ from falign import papers
 from falign.cli import main
 from falign.lab._files import BLANK, Unsealed, last_seal, seal, verify_seal
 from falign.lab.experiment import Task
-from falign.lab.experiment._run_file import FORMAT, LARGEST, Corrupt, Entry, Older, Shape, decode, encode, frame
+from falign.lab.experiment._run_file import (
+    FORMAT,
+    MAX_BYTES,
+    CorruptRun,
+    OlderFormat,
+    Shape,
+    StoredRun,
+    decode,
+    encode,
+    records_frame,
+)
 from falign.lab.experiment._store import Store
 from mutations import mutations
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
-WHOLE = encode(Entry.of(ONE, "done", provenance={"torch": "2"}), frame(ONE, decay(ONE)))
+WHOLE = encode(StoredRun.of(ONE, "done", provenance={"torch": "2"}), records_frame(ONE, decay(ONE)))
 VALUES = json.loads(pl.read_parquet_metadata(io.BytesIO(WHOLE))["falign"])
 
 
 def filled(folder: Path) -> tuple[Store, list[str]]:
     said: list[str] = []
-    store = Store(folder=folder, repairs=False, say=said.append)
+    store = Store(folder=folder, repairs=False, log=said.append)
     store.open(create=True)
     for task in experiment().tasks("smoke"):
-        store.put(Entry.of(task, "done"), frame(task, decay(task)))
+        store.put(StoredRun.of(task, "done"), records_frame(task, decay(task)))
     return store, said
 
 
@@ -58,7 +68,7 @@ RECORDS: dict[str, tuple[pl.DataFrame, str]] = {
 def test_records_that_no_run_leaves(kind: str, tmp_path: Path) -> None:
     store, said = filled(tmp_path)
     records, words = RECORDS[kind]
-    store.put(Entry.of(ONE, "done"), records)
+    store.put(StoredRun.of(ONE, "done"), records)
     results = store.results(experiment(), "smoke")
     assert (results.count("missing"), results.count("done")) == (1, 9)
     assert len(said) == 1
@@ -68,7 +78,7 @@ def test_records_that_no_run_leaves(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["__file__", "__run__", "place", "name", "kind", "x y", "Ünicode"])
 def test_columns_are_called_as_they_like(name: str, tmp_path: Path) -> None:
     store, said = filled(tmp_path)
-    store.put(Entry.of(ONE, "done"), pl.DataFrame({name: [1.5, 2.5]}))
+    store.put(StoredRun.of(ONE, "done"), pl.DataFrame({name: [1.5, 2.5]}))
     table = store.results(experiment(), "smoke").table
     assert table.filter(pl.col(name).is_not_null())[name].to_list() == [1.5, 2.5]
     assert (table.height, said) == (9 * 4 + 2, [])
@@ -90,7 +100,7 @@ def test_columns_are_called_as_they_like(name: str, tmp_path: Path) -> None:
 )
 def test_columns_that_differ_from_run_to_run(column: list, expected: list, tmp_path: Path) -> None:
     store, said = filled(tmp_path)
-    store.put(Entry.of(ONE, "done"), pl.DataFrame({"step": [0, 1], "x": column}))
+    store.put(StoredRun.of(ONE, "done"), pl.DataFrame({"step": [0, 1], "x": column}))
     table = store.results(experiment(), "smoke").table
     assert table.filter(rate=0.1, seed=0)["x"].to_list() == expected
     assert (
@@ -118,7 +128,7 @@ def test_records_other_than_the_metadata_say(records: pl.DataFrame, tmp_path: Pa
     assert (results.count("missing"), results.table.height) == (1, 36)
     assert len(said) == 1
     assert "is damaged (" in said[0]
-    repairing = Store(folder=tmp_path, say=said.append)
+    repairing = Store(folder=tmp_path, log=said.append)
     assert repairing.results(experiment(), "smoke").count("missing") == 1
     assert "it is set aside as" in said[1]
 
@@ -140,7 +150,7 @@ def test_more_records_than_a_run_leaves(
     monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment())})
     store, said = filled(tmp_path)
     changed = {**VALUES, "columns": columns, "rows": rows, "status": status}
-    store.path(ONE).write_bytes(file_of(changed, frame(ONE, decay(ONE))))
+    store.path(ONE).write_bytes(file_of(changed, records_frame(ONE, decay(ONE))))
     assert store.results(experiment(), "smoke").count("missing") == 1
     assert f"is damaged (its metadata is no entry: {words}" in said[0]
     assert main(["status", "--out", str(tmp_path)]) == 0
@@ -158,7 +168,7 @@ def test_a_folder_full_of_other_things(tmp_path: Path, capsys: pytest.CaptureFix
     store.path(tasks[2]).symlink_to(store.path(tasks[2]))
     store.path(tasks[3]).symlink_to(folder / "nothing")
     kept = tmp_path / "elsewhere"
-    kept.write_bytes(encode(Entry.of(tasks[4], "done"), frame(tasks[4], decay(tasks[4]))))
+    kept.write_bytes(encode(StoredRun.of(tasks[4], "done"), records_frame(tasks[4], decay(tasks[4]))))
     store.path(tasks[4]).symlink_to(kept)
     (folder / f".{tasks[0].key}.parquet.partial-123").write_text("PAR1")
     (folder / "notes.parquet").write_text("mine")
@@ -173,11 +183,11 @@ def test_a_folder_full_of_other_things(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert results.others == 0
     assert store.counts([experiment()])["smoke"] == 10
-    Store(folder=tmp_path, say=said.append).results(experiment(), "smoke")
+    Store(folder=tmp_path, log=said.append).results(experiment(), "smoke")
     assert sum("it is set aside as" in each for each in said) == 4
 
 
-@pytest.mark.parametrize("size", [LARGEST + 1, 2**35])
+@pytest.mark.parametrize("size", [MAX_BYTES + 1, 2**35])
 def test_a_file_that_has_grown_beyond_all_bounds(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,14 +195,14 @@ def test_a_file_that_has_grown_beyond_all_bounds(
     store, said = filled(tmp_path)
     with store.path(ONE).open("rb+") as stream:
         stream.truncate(size)
-    words = f"{store.path(ONE)} is damaged (it has {size:,} bytes, expected at most {LARGEST:,}): "
-    for attempt in (lambda: store.results(experiment(), "smoke").count("missing"), lambda: int(not store.entry(ONE))):
+    words = f"{store.path(ONE)} is damaged (it has {size:,} bytes, expected at most {MAX_BYTES:,}): "
+    for attempt in (lambda: store.results(experiment(), "smoke").count("missing"), lambda: int(not store.get(ONE))):
         assert attempt() == 1
         assert said.pop().startswith(words)
     monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment())})
     assert main(["status", "--out", str(tmp_path)]) == 0
     assert " ".join(words.split()[1:]) in " ".join(capsys.readouterr().err.split())
-    Store(folder=tmp_path, say=said.append).results(experiment(), "smoke")
+    Store(folder=tmp_path, log=said.append).results(experiment(), "smoke")
     assert said[0].startswith(f"{words}it is set aside as ")
 
 
@@ -201,8 +211,8 @@ def test_messages_that_no_encoding_holds(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(papers, "PAPERS", {"toy": paper(experiment(claims=(CLAIM,)))})
     store, _ = filled(tmp_path / "results")
     message = "OSError: M\udcfcller.png [/x] \x1b[31m :smile: <b>"
-    store.put(Entry.of(ONE, "failed", message=message, provenance={"git": "\udcff"}), pl.DataFrame())
-    assert store.entries(experiment().tasks("smoke"))[ONE.key] == store.entry(ONE)
+    store.put(StoredRun.of(ONE, "failed", message=message, provenance={"git": "\udcff"}), pl.DataFrame())
+    assert store.get_all(experiment().tasks("smoke"))[ONE.key] == store.get(ONE)
     assert main(["status"]) == 0
     said = capsys.readouterr().out
     assert "OSError: M\\udcfcller.png [/x] \\x1b[31m :smile: <b>" in said
@@ -231,11 +241,11 @@ def judged(content: bytes, store: Store) -> None:
     assert results.runs.height == 10
     try:
         entry, shape = decode(content)
-    except (Corrupt, Older) as error:
+    except (CorruptRun, OlderFormat) as error:
         if len(str(error).splitlines()) > 1:
             raise AssertionError("it is one sentence") from error
         return
-    assert isinstance(entry, Entry)
+    assert isinstance(entry, StoredRun)
     assert isinstance(shape, Shape)
     assert Task(entry.experiment, entry.revision, entry.point, entry.seed).key == entry.key
 
@@ -251,7 +261,7 @@ def test_whatever_the_metadata_hold(count: int, tmp_path: Path) -> None:
         values |= {} if leaves_out else {name: value}
         if leaves_out:
             del values[name]
-        judged(file_of(values, frame(ONE, decay(ONE))), store)
+        judged(file_of(values, records_frame(ONE, decay(ONE))), store)
 
     tried()
 
@@ -260,11 +270,13 @@ def test_whatever_the_metadata_hold(count: int, tmp_path: Path) -> None:
 def test_damaged_files_with_and_without_a_right_checksum(count: int, tmp_path: Path) -> None:
     store, _ = filled(tmp_path)
     for how, content in mutations(WHOLE, count):
-        with pytest.raises((Corrupt, Older)):
+        with pytest.raises((CorruptRun, OlderFormat)):
             print(how, decode(content))
     text = json.dumps({**VALUES, "checksum": BLANK}).encode()
     for _, changed in mutations(text, count):
-        judged(file_of(changed.decode(errors="replace").replace("\0", "") + BLANK, frame(ONE, decay(ONE))), store)
+        judged(
+            file_of(changed.decode(errors="replace").replace("\0", "") + BLANK, records_frame(ONE, decay(ONE))), store
+        )
     with pytest.raises(Unsealed):
         verify_seal(b"PAR1")
 
@@ -274,9 +286,9 @@ def test_text_that_looks_like_a_checksum_or_an_entry(tmp_path: Path) -> None:
     odd = [BLANK, '{"falign-run": 3, "checksum": "' + BLANK + '"}', "falign-sha256:" * 40]
     message = '"checksum": "' + BLANK + '"} {"falign-run": 3'
     provenance = {"a": {"falign-run": FORMAT, "checksum": BLANK}, BLANK: odd}
-    entry = Entry.of(ONE, "done", message=message, provenance=provenance)
+    entry = StoredRun.of(ONE, "done", message=message, provenance=provenance)
     store.put(entry, pl.DataFrame({"x": odd, **{f"c{n}": odd for n in range(20)}}))
-    assert store.entry(ONE) == entry
+    assert store.get(ONE) == entry
     table = store.results(experiment(), "smoke").table
     assert table.filter(rate=0.1, seed=0)["c7"].to_list() == odd
     assert said == []

@@ -17,7 +17,7 @@ from falign.lab.experiment import _catalogue as catalogues
 from falign.lab.experiment import _index as indices
 from falign.lab.experiment import _store as stores
 from falign.lab.experiment._results import Results
-from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
 from mutations import mutations
 
@@ -30,21 +30,21 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Indices of small stores, and of files as young as a test's."""
     monkeypatch.setattr(stores, "_FEW", 3)
     monkeypatch.setattr(indices, "_RACY", 0)
-    really = catalogues.content_of
+    really = catalogues.read_regular_file
 
     def noted(path: Path | str) -> object:
         READ.append(Path(path).stem)
         return really(path)
 
-    monkeypatch.setattr(catalogues, "content_of", noted)
+    monkeypatch.setattr(catalogues, "read_regular_file", noted)
 
 
 def filled(folder: Path, selected: Experiment, outcome: Callable = decay) -> Store:
-    store = Store(folder=folder, repairs=False, say=lambda _: None)
+    store = Store(folder=folder, repairs=False, log=lambda _: None)
     store.open(create=True)
     for number, task in enumerate(selected.tasks("paper")):
         origin = {"threads": 1 + number % 2, "started": f"at {number}"}
-        store.put(Entry.of(task, "done", seconds=0.5, provenance=origin), frame(task, outcome(task)))
+        store.put(StoredRun.of(task, "done", seconds=0.5, provenance=origin), records_frame(task, outcome(task)))
     time.sleep(0.02)  # longer than a tick of the file system's clock
     return store
 
@@ -78,7 +78,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     assert opened == set()
     assert same(first, second)
     assert first.table.height == 40 * 4
-    assert store.entries(selected.tasks("paper"))[selected.tasks("paper")[7].key] == store.entry(
+    assert store.get_all(selected.tasks("paper"))[selected.tasks("paper")[7].key] == store.get(
         selected.tasks("paper")[7]
     )
 
@@ -89,10 +89,10 @@ def test_changed_new_and_removed_files_are_noticed(tmp_path: Path) -> None:
     read(store, selected)
     tasks = selected.tasks("paper")
     store.path(tasks[3]).unlink()
-    store.put(Entry.of(tasks[5], "failed", message="later"), pl.DataFrame())
+    store.put(StoredRun.of(tasks[5], "failed", message="later"), pl.DataFrame())
     more = experiment(seeds=21)
     last = more.tasks("paper")[20]
-    store.put(Entry.of(last, "done"), frame(last, decay(last)))
+    store.put(StoredRun.of(last, "done"), records_frame(last, decay(last)))
     found, opened = read(store, more)
     assert opened == {tasks[5].key, last.key}
     status = dict(zip(found.runs["key"], found.runs["status"], strict=True))
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_found_beside_an_index(keeps_time: bool, tmp_path: Pat
         stream.write(content)
     if keeps_time:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    found = replace(store, say=said.append).results(selected, "paper")
+    found = replace(store, log=said.append).results(selected, "paper")
     assert found.count("missing") == 1
     assert len(said) == 1
     assert "its checksum is wrong" in said[0]
@@ -226,7 +226,7 @@ def put_some(folder: Path, part: int, parts: int) -> None:
     selected = experiment(seeds=120)
     store = Store(folder=folder)
     for task in selected.tasks("paper")[part::parts]:
-        store.put(Entry.of(task, "done", provenance={"part": part}), frame(task, decay(task)))
+        store.put(StoredRun.of(task, "done", provenance={"part": part}), records_frame(task, decay(task)))
 
 
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_eight_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     workers.set_forkserver_preload(["falign.lab.experiment._store"])
     selected = experiment(seeds=120)
     said: list[str] = []
-    store = Store(folder=tmp_path, repairs=False, say=said.append)
+    store = Store(folder=tmp_path, repairs=False, log=said.append)
     store.open(create=True)
     writers = [workers.Process(target=put_some, args=(tmp_path, part, 8)) for part in range(8)]
     for writer in writers:

@@ -13,8 +13,8 @@ import examples
 import pytest
 from examples import do, experiment, notes, start, started, table, wait_until
 
-from falign.lab.experiment._execution import Answer, Block, compute
-from falign.lab.experiment._local import Workers, local
+from falign.lab.experiment._execution import Block, BlockResult, compute
+from falign.lab.experiment._local import Workers, local_executor
 from falign.lab.experiment._specification import Setting
 from falign.lab.experiment._store import Store
 
@@ -60,10 +60,10 @@ def test_a_worker_that_was_killed_and_a_function_that_cannot_travel() -> None:
             worker.process.kill()
         killed = next(each for _ in range(9) for each in workers.wait())
         assert workers.wait() == []
-    assert "the runs cannot be sent to a worker" in (refused.answer.error or "")
-    assert not refused.answer.lost
-    assert killed.answer == Answer(
-        error="its worker process was killed by SIGKILL, perhaps for want of memory", lost=True
+    assert "the runs cannot be sent to a worker" in (refused.result.error or "")
+    assert not refused.result.worker_died
+    assert killed.result == BlockResult(
+        error="its worker process was killed by SIGKILL, perhaps for want of memory", worker_died=True
     )
 
 
@@ -91,17 +91,17 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict_on_the_runs(tmp_p
     ids=["too few", "not outcomes", "one raises", "key", "index"],
 )
 def test_every_fault_of_an_experiment_is_an_answer(function: Callable, words: str) -> None:
-    answer = compute(function, experiment().tasks("smoke"), Setting())
-    assert (answer.outcomes, answer.error, answer.lost) == (None, words, False)
+    result = compute(function, experiment().tasks("smoke"), Setting())
+    assert (result.run_results, result.error, result.worker_died) == (None, words, False)
 
 
 def test_one_worker_is_this_process() -> None:
     selected = experiment()
-    with local(1, Setting()) as here:
+    with local_executor(1, Setting()) as here:
         assert here.wait() == []
         here.submit(Block(experiment=selected, tasks=selected.tasks("smoke")))
         (finished,) = here.wait()
-        assert len(finished.answer.outcomes or ()) == 10
+        assert len(finished.result.run_results or ()) == 10
 
 
 def at_work(noted: Path) -> set[int]:
@@ -134,7 +134,7 @@ def test_interrupted_it_stops_at_once_and_says_how_to_go_on(
     assert "Traceback" not in said
     assert not any(alive(worker) for worker in at_work(noted) | workers_begun)
     assert len(list((out / "toy.decay").glob("*.parquet"))) >= 3 - workers
-    assert list((out / "owners").iterdir()) == []
+    assert list((out / "leases").iterdir()) == []
     assert not [path for path in out.rglob("*") if "partial" in path.name]
 
 
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_it_at_once(workers: int, tmp_path: Path) -> None:
     assert process.returncode == (-signal.SIGINT if workers == 1 else 128 + signal.SIGTERM)
     wait_until(lambda: not any(alive(worker) for worker in at_work(noted)), 10)
     assert do(experiment(seeds=2), out)[0] == 0
-    assert list((out / "owners").iterdir()) == []
+    assert list((out / "leases").iterdir()) == []
 
 
 def test_hangups_that_are_ignored_stay_ignored(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_signals_at_any_moment_lose_nothing_and_leave_nothing_behind(count: int,
     for turn in range(count):
         with started(out, noted, workers=1 + turn % 2, pause=0.002, seeds=150, at_most=5) as process:
             mine = f"{process.pid}-*.lock"
-            wait_until(lambda: list((out / "owners").glob(mine)) != [] or process.poll() is not None)  # noqa: B023
+            wait_until(lambda: list((out / "leases").glob(mine)) != [] or process.poll() is not None)  # noqa: B023
             time.sleep(draw.random() * 0.4)
             process.send_signal(numbers[turn % 3])
             said, _ = process.communicate(timeout=60)
@@ -193,7 +193,7 @@ def test_signals_at_any_moment_lose_nothing_and_leave_nothing_behind(count: int,
         kept = files
         assert not [path for path in out.rglob("*") if ".partial-" in path.name or ".corrupt" in path.name]
         if process.returncode > 0:
-            assert list((out / "owners").iterdir()) == []
+            assert list((out / "leases").iterdir()) == []
     assert do(selected, out)[0] == 0
     do(selected, tmp_path / "undisturbed")
     assert table(selected, out).equals(table(selected, tmp_path / "undisturbed"))

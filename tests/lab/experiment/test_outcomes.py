@@ -28,7 +28,7 @@ from falign.lab.data import DataError
 from falign.lab.experiment import Outcome, Setting, Task, _run_file
 from falign.lab.experiment._execution import compute
 from falign.lab.experiment._local import Workers
-from falign.lab.experiment._run_file import Unfit, difference, frame
+from falign.lab.experiment._run_file import InvalidOutcome, records_frame, relative_difference
 from falign.lab.experiment._store import Store
 
 TASK = experiment().tasks("smoke")[0]
@@ -165,8 +165,8 @@ def statuses(selected: Any, out: Path) -> dict[int, tuple[str, str]]:
 def test_a_bad_run_is_kept_as_failed_and_the_others_go_on(
     left: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_run_file, "MOST", 10**5)
-    monkeypatch.setattr(_run_file, "_LETTERS", 10**5)
+    monkeypatch.setattr(_run_file, "MAX_VALUES", 10**5)
+    monkeypatch.setattr(_run_file, "_MAX_LETTERS", 10**5)
     selected = experiment(one_bad(left), rates=(0.1,), seeds=5)
     code, said = do(selected, tmp_path)
     assert code == 1
@@ -201,7 +201,7 @@ COLUMNS: dict[str, tuple[Any, list]] = {
 
 @pytest.mark.parametrize(("values", "kept"), COLUMNS.values(), ids=COLUMNS)
 def test_columns_of_plain_scalars_are_kept_whatever_holds_them(values: Any, kept: list) -> None:
-    found = frame(TASK, outcome({"x": values}))["x"].to_list()
+    found = records_frame(TASK, outcome({"x": values}))["x"].to_list()
     assert found == kept
     assert [type(value) for value in found] == [type(value) for value in kept]
 
@@ -246,19 +246,19 @@ def test_whatever_an_experiment_leaves_can_be_kept_or_is_refused(count: int, tmp
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(NAMES, st.lists(ANYTHING, max_size=3) | ANYTHING, max_size=3) | ANYTHING, ANYTHING)
     def tried(records: Any, diverged: Any) -> None:
-        answer = compute(lambda tasks, setting: [outcome(records, diverged)], [TASK], Setting())
-        assert answer.outcomes is not None
-        (left,) = answer.outcomes
-        assert (left.status == "done") == (left.message is None)
-        if left.status == "failed":
-            assert left.message
-            left.message.encode()
+        result = compute(lambda tasks, setting: [outcome(records, diverged)], [TASK], Setting())
+        assert result.run_results is not None
+        (run_result,) = result.run_results
+        assert (run_result.status == "done") == (run_result.message is None)
+        if run_result.status == "failed":
+            assert run_result.message
+            run_result.message.encode()
             return
-        assert left.records.width == len(records)
+        assert run_result.records.width == len(records)
         for name, values in records.items():
-            kept = left.records[name].to_list()
+            kept = run_result.records[name].to_list()
             assert kept == [value.item() if isinstance(value, np.generic) else value for value in values][: len(kept)]
-            if left.status == "done":
+            if run_result.status == "done":
                 assert len(kept) == len(values)
                 assert all(math.isfinite(value) for value in kept if isinstance(value, float))
 
@@ -353,9 +353,9 @@ def test_workers_live_through_bad_runs(function: Callable, words: str, tmp_path:
     ],
 )
 def test_what_is_no_list_of_outcomes(left: Callable, words: str) -> None:
-    answer = compute(left, experiment().tasks("smoke"), Setting())
-    assert answer.outcomes is None
-    assert words in (answer.error or "")
+    result = compute(left, experiment().tasks("smoke"), Setting())
+    assert result.run_results is None
+    assert words in (result.error or "")
 
 
 def test_outcomes_may_come_from_a_generator(tmp_path: Path) -> None:
@@ -427,11 +427,11 @@ def test_a_grid_that_no_table_can_hold_is_refused_when_it_is_made(point: Any, wo
 
 def test_how_far_two_computations_of_a_run_are_apart() -> None:
     one = pl.DataFrame({"step": [0, 1], "x": [2.0, -4.0], "left": [1e-16, 0.0], "name": ["a", None], "y": [None, 1.0]})
-    assert difference(one, one.clone()) == 0.0
-    assert difference(one, one.with_columns(x=pl.Series([2.0, -4.0 - 4e-9]))) == pytest.approx(1e-9)
-    assert difference(one, one.with_columns(left=pl.Series([3e-16, 0.0]))) == pytest.approx(2e-10)
+    assert relative_difference(one, one.clone()) == 0.0
+    assert relative_difference(one, one.with_columns(x=pl.Series([2.0, -4.0 - 4e-9]))) == pytest.approx(1e-9)
+    assert relative_difference(one, one.with_columns(left=pl.Series([3e-16, 0.0]))) == pytest.approx(2e-10)
     for other in (one.head(1), one.drop("x"), one.with_columns(name=pl.lit("a")), one.with_columns(y=pl.lit(1.0))):
-        assert difference(one, other) == math.inf
+        assert relative_difference(one, other) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_how_far_two_computations_of_a_run_are_apart() -> None:
 )
 def test_the_furthest_and_the_nearest_numbers_are_told_apart(one: list, other: list, apart: float) -> None:
     ours, theirs = pl.DataFrame({"x": one}), pl.DataFrame({"x": other})
-    assert difference(ours, theirs) == difference(theirs, ours) == apart
+    assert relative_difference(ours, theirs) == relative_difference(theirs, ours) == apart
 
 
 def test_a_claim_that_wants_a_column_that_failed_runs_lack(tmp_path: Path) -> None:
@@ -462,5 +462,5 @@ def test_a_claim_that_wants_a_column_that_failed_runs_lack(tmp_path: Path) -> No
 
 
 def test_unfit_is_what_frame_raises() -> None:
-    with pytest.raises(Unfit, match="differ in length: x 2, y 1"):
-        frame(TASK, Outcome(records={"x": [1.0, 2.0], "y": [1.0]}))
+    with pytest.raises(InvalidOutcome, match="differ in length: x 2, y 1"):
+        records_frame(TASK, Outcome(records={"x": [1.0, 2.0], "y": [1.0]}))

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from falign.lab.experiment import _progress
 from falign.lab.experiment._execution import Block
-from falign.lab.experiment._local import local
-from falign.lab.experiment._progress import Tally, duration
+from falign.lab.experiment._local import local_executor
+from falign.lab.experiment._progress import RunCounts, duration
 from falign.lab.experiment._reproduce import Selection, reproduce
 from falign.lab.experiment._specification import Experiment, Setting
 from falign.lab.experiment._store import Store
@@ -99,7 +99,7 @@ def test_the_report_shows_whole_papers(tmp_path: Path) -> None:
         selection,
         "smoke",
         out=tmp_path,
-        executor=local(1, Setting()),
+        executor=local_executor(1, Setting()),
         memory=2**30,
         console=console,
         write_report=report,
@@ -146,14 +146,14 @@ def test_a_terminal_has_bars(tmp_path: Path) -> None:
 def test_the_estimate_counts_what_runs_cost() -> None:
     selected = experiment(rates=(1.0, 3.0), seeds=2, cost=lambda task: float(task.point["rate"]))
     tasks = selected.tasks("smoke")
-    tally = Tally(experiment=selected, total=4, left={task.key: task for task in tasks}, status={})
-    assert tally.estimate(1) is None
+    counts = RunCounts(experiment=selected, total=4, missing={task.key: task for task in tasks}, status={})
+    assert counts.estimate(1) is None
     block = Block(experiment=selected, tasks=tasks[:1])
-    tally.begin(block)
-    tally.settle(tasks[0], "done")
-    tally.end(block, 2.0)
-    assert tally.estimate(1) == pytest.approx(2.0 * 7)
-    assert tally.estimate(2) == pytest.approx(7.0)
+    counts.start(block)
+    counts.add(tasks[0], "done")
+    counts.end(block, 2.0)
+    assert counts.estimate(1) == pytest.approx(2.0 * 7)
+    assert counts.estimate(2) == pytest.approx(7.0)
 
 
 def test_durations() -> None:

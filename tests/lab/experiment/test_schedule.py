@@ -1,4 +1,4 @@
-"""What is done with an answer, whatever executor it comes from: kept, tried again, halved or given up."""
+"""What is done with a result, whatever executor it comes from: kept, tried again, halved or given up."""
 
 import heapq
 from collections import deque
@@ -12,27 +12,27 @@ from examples import do, experiment, notes, table
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _local, _progress
 from falign.lab.experiment._axes import call_cost
-from falign.lab.experiment._execution import GIB, Answer, Block, Finished, blocks, compute
-from falign.lab.experiment._progress import Tally
+from falign.lab.experiment._execution import GIB, Block, BlockResult, FinishedBlock, compute, make_blocks
+from falign.lab.experiment._progress import RunCounts
 from falign.lab.experiment._specification import Experiment, Setting, Task
 from falign.lab.experiment._store import Store
 from falign.papers.song2021 import SONG2021
 
-LOST = Answer(error="its worker died", lost=True)
+LOST = BlockResult(error="its worker died", worker_died=True)
 
 
 class Scripted:
     """An executor that answers as it is told, and notes what it was given.
 
     Args:
-        answer: Block, number of the call -> its answer; None computes it.
+        result: Block, number of the call -> its result; None computes it.
         slots: How many blocks it takes at once.
     """
 
-    def __init__(self, answer: Callable[[Block, int], Answer | None], slots: int = 1) -> None:
+    def __init__(self, result: Callable[[Block, int], BlockResult | None], slots: int = 1) -> None:
         self.slots = slots
         self.given: list[list[int]] = []
-        self._answer = answer
+        self._result = result
         self._blocks: deque[tuple[Block, int]] = deque()
 
     def submit(self, block: Block) -> None:
@@ -40,10 +40,10 @@ class Scripted:
         self._blocks.append((block, len(self.given)))
         self.given.append([task.seed for task in block.tasks])
 
-    def wait(self, timeout: float | None = None) -> list[Finished]:
+    def wait(self, timeout: float | None = None) -> list[FinishedBlock]:
         block, number = self._blocks.popleft()
-        answer = self._answer(block, number) or compute(block.experiment.run, block.tasks, Setting())
-        return [Finished(block=block, answer=answer)]
+        result = self._result(block, number) or compute(block.experiment.run, block.tasks, Setting())
+        return [FinishedBlock(block=block, result=result)]
 
     def __enter__(self) -> "Scripted":
         return self
@@ -57,7 +57,7 @@ def seeds(block: Block) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "given"),
+    ("result", "given"),
     [
         (lambda block, call: None, [[0, 1, 2, 3]]),
         (lambda block, call: LOST if call == 0 else None, [[0, 1, 2, 3], [0, 1, 2, 3]]),
@@ -66,14 +66,14 @@ def seeds(block: Block) -> set[int]:
             [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1], [2, 3]],
         ),
         (
-            lambda block, call: Answer(error="MemoryError") if len(block.tasks) > 2 else None,
+            lambda block, call: BlockResult(error="MemoryError") if len(block.tasks) > 2 else None,
             [[0, 1, 2, 3], [0, 1], [2, 3]],
         ),
     ],
     ids=["well", "lost once", "lost twice", "too large"],
 )
-def test_what_is_tried_again(answer: Callable, given: list, tmp_path: Path) -> None:
-    selected, executor = experiment(rates=(0.1,), seeds=4), Scripted(answer)
+def test_what_is_tried_again(result: Callable, given: list, tmp_path: Path) -> None:
+    selected, executor = experiment(rates=(0.1,), seeds=4), Scripted(result)
     assert do(selected, tmp_path / "out", executor=executor)[0] == 0
     assert executor.given == given
     do(selected, tmp_path / "undisturbed")
@@ -84,7 +84,9 @@ def test_what_is_tried_again(answer: Callable, given: list, tmp_path: Path) -> N
 def test_bad_runs_are_found_among_good_ones(lost: bool, tmp_path: Path) -> None:
     bad = {0, 5, 6}
     selected = experiment(rates=(0.1,), seeds=9)
-    executor = Scripted(lambda block, call: Answer(error="bad", lost=lost) if seeds(block) & bad else None, slots=3)
+    executor = Scripted(
+        lambda block, call: BlockResult(error="bad", worker_died=lost) if seeds(block) & bad else None, slots=3
+    )
     assert do(selected, tmp_path, executor=executor)[0] == 1
     runs = Store(folder=tmp_path).results(selected, "smoke").runs
     assert {row["seed"] for row in runs.to_dicts() if row["status"] == "failed"} == bad
@@ -122,11 +124,11 @@ def test_blocks_are_cut_once_it_is_known_that_they_would_take_long(tmp_path: Pat
     """What is computed is lost if the command is killed in the midst of a block."""
     selected = experiment(rates=(0.1, 0.2), seeds=4, together=())
 
-    def answer(block: Block, call: int) -> Answer:
+    def result(block: Block, call: int) -> BlockResult:
         found = compute(block.experiment.run, block.tasks, Setting())
-        return Answer(outcomes=found.outcomes, seconds=35.0 * len(block.tasks), provenance=found.provenance)
+        return BlockResult(run_results=found.run_results, seconds=35.0 * len(block.tasks), provenance=found.provenance)
 
-    executor = Scripted(answer)
+    executor = Scripted(result)
     assert do(selected, tmp_path, executor=executor)[0] == 0
     assert executor.given == [[0, 1, 2, 3], [0], [1], [2], [3]], "nothing is known of the first one"
 
@@ -146,32 +148,32 @@ def test_the_time_left_is_told_within_a_quarter(slots: int, slow: float) -> None
     """The paper's figure 2, 4,550 runs of 7 widths, in simulated time: after a fifth of it, and from then on."""
     selected = next(each for each in SONG2021.experiments if each.name == "song2021.figure2")
     tasks, now = selected.tasks("paper"), 0.0
-    tally = Tally(
-        experiment=selected, total=len(tasks), left={task.key: task for task in tasks}, status={}, clock=lambda: now
+    counts = RunCounts(
+        experiment=selected, total=len(tasks), missing={task.key: task for task in tasks}, status={}, clock=lambda: now
     )
-    assert tally.estimate(slots) is None
-    pending = deque(blocks(selected, tasks, memory=4 * GIB, slots=slots))
+    assert counts.estimate(slots) is None
+    pending = deque(make_blocks(selected, tasks, memory=4 * GIB, slots=slots))
     at_work: list[tuple[float, int, Block, float]] = []
     told: list[tuple[float, float]] = []
     number = 0
     while pending or at_work:
         while pending and len(at_work) < slots:
             block = pending.popleft()
-            if len(block.tasks) > 1 and (tally.seconds(block) or 0.0) > 60:
-                pending.extendleft(reversed(block.halves()))
+            if len(block.tasks) > 1 and (counts.seconds(block) or 0.0) > 60:
+                pending.extendleft(reversed(block.split()))
                 continue
-            tally.begin(block)
+            counts.start(block)
             number += 1
             heapq.heappush(at_work, (now + truth(selected, block.tasks, slow), number, block, now))
         now = min(now + 5.0, at_work[0][0])
         while at_work and at_work[0][0] <= now:
             _, _, block, begun = heapq.heappop(at_work)
-            tally.end(block, now - begun)
+            counts.end(block, now - begun)
             for task in block.tasks:
-                tally.settle(task, "done")
+                counts.add(task, "done")
         for end, _, block, begun in at_work:
-            tally.seen(block, (now - begun) / (end - begun))
-        estimate = tally.estimate(slots)
+            counts.report(block, (now - begun) / (end - begun))
+        estimate = counts.estimate(slots)
         if estimate is not None:
             told.append((now, estimate))
     assert told[-1] == (now, 0.0)
@@ -212,7 +214,7 @@ def test_what_cannot_be_shown_is_no_fault_of_a_run(tmp_path: Path) -> None:
     def watch(share: float) -> None:
         raise BrokenPipeError
 
-    with examples.local(1, Setting()) as executor:
+    with examples.local_executor(1, Setting()) as executor:
         executor.submit(Block(experiment=selected, tasks=selected.tasks("smoke"), watch=watch))
         (finished,) = executor.wait()
-    assert finished.answer.error is None
+    assert finished.result.error is None

@@ -13,7 +13,7 @@ from examples import CLAIM, WRONG, experiment, paper
 
 from falign.lab.config import ConfigError
 from falign.lab.experiment import PRESETS, Check, Evidence, Missing, Task, grid
-from falign.lab.experiment._reproduce import choose, select
+from falign.lab.experiment._reproduce import choose_preset, select
 from falign.lab.experiment._results import Results, judge
 from falign.lab.experiment._store import Store
 
@@ -120,7 +120,7 @@ def test_names_mean_papers_or_experiments() -> None:
     ],
 )
 def test_the_preset_that_is_shown(asked: str | None, counts: tuple[int, ...], expected: tuple[str, str]) -> None:
-    assert choose(asked, dict(zip(PRESETS, counts, strict=True))) == expected
+    assert choose_preset(asked, dict(zip(PRESETS, counts, strict=True))) == expected
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_preset_that_is_shown(asked: str | None, counts: tuple[int, ...], ex
         ({"grid": {"quick": iter(())}, "seeds": {"quick": 1}}, "its grid of preset quick is a tuple_iterator"),
         ({"name": "../elsewhere"}, "its name is that of a folder"),
         ({"name": ".index"}, "its name is that of a folder"),
-        ({"name": "owners"}, "its name is that of a folder"),
+        ({"name": "leases"}, "its name is that of a folder"),
         ({"name": ""}, "its name is that of a folder"),
         ({"revision": "1"}, "its revision is '1', expected a whole number"),
         ({"at_most": 0}, "at_most is 0, expected"),

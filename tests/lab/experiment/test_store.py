@@ -1,7 +1,6 @@
 """The store: one file a run, written whole, read into one table; damage is named and set aside."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -15,10 +14,18 @@ import pytest
 from examples import decay, do, experiment, table
 from filelock import FileLock
 
-from falign.lab._files import BLANK, RunError, WriteError, from_json, sealed, to_json
-from falign.lab.experiment import Outcome, Task
-from falign.lab.experiment._leases import Owner
-from falign.lab.experiment._run_file import FORMAT, Corrupt, Entry, Unfit, frame, read_run
+from falign.lab._files import RunError, WriteError, from_json, to_json
+from falign.lab.experiment import Outcome, Task, _run_file
+from falign.lab.experiment._leases import RunLeases
+from falign.lab.experiment._run_file import (
+    FORMAT,
+    CorruptRun,
+    InvalidOutcome,
+    StoredRun,
+    encode,
+    read_run,
+    records_frame,
+)
 from falign.lab.experiment._store import Store
 
 ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
@@ -26,7 +33,7 @@ ONE = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
 
 def made(folder: Path) -> tuple[Store, list[str]]:
     said: list[str] = []
-    store = Store(folder=folder, say=said.append)
+    store = Store(folder=folder, log=said.append)
     store.open(create=True)
     return store, said
 
@@ -34,16 +41,16 @@ def made(folder: Path) -> tuple[Store, list[str]]:
 def filled(folder: Path, **options) -> tuple[Store, list[str]]:
     store, said = made(folder)
     for task in experiment(**options).tasks("smoke"):
-        store.put(Entry.of(task, "done", seconds=0.5), frame(task, decay(task)))
+        store.put(StoredRun.of(task, "done", seconds=0.5), records_frame(task, decay(task)))
     return store, said
 
 
 def test_a_run_keeps_everything_about_it(tmp_path: Path) -> None:
     store, _ = made(tmp_path)
     origin = {"torch": "2", "git": {"commit": "abc", "changed": True}, "started": "2026-01-01T00:00:00+00:00"}
-    entry = Entry.of(ONE, "diverged", message="at step 3", seconds=1.5, provenance=origin)
-    store.put(entry, frame(ONE, decay(ONE)))
-    assert store.entry(ONE) == entry
+    entry = StoredRun.of(ONE, "diverged", message="at step 3", seconds=1.5, provenance=origin)
+    store.put(entry, records_frame(ONE, decay(ONE)))
+    assert store.get(ONE) == entry
     path = tmp_path / "toy.decay" / f"{ONE.key}.parquet"
     values = json.loads(pl.read_parquet_metadata(path)["falign"])
     assert {name: values[name] for name in ("falign-run", "point", "seed", "status", "provenance", "columns")} == {
@@ -78,7 +85,7 @@ def test_columns_of_different_types_become_one(tmp_path: Path) -> None:
     selected = experiment(rates=(0, 0.5), seeds=2)
     kept: list[dict] = [{"x": [1, 2], "y": [None, None]}, {"x": [0.5], "y": ["a"]}, {}, {"x": [], "z": []}]
     for task, records in zip(selected.tasks("smoke"), kept, strict=True):
-        store.put(Entry.of(task, "done"), frame(task, Outcome(records=records)))
+        store.put(StoredRun.of(task, "done"), records_frame(task, Outcome(records=records)))
     found = store.results(selected, "smoke").table
     assert found["rate"].dtype == pl.Float64
     assert found["x"].to_list() == [1.0, 2.0, 0.5]
@@ -92,7 +99,7 @@ def test_a_store_without_records(tmp_path: Path) -> None:
     assert store.results(selected, "smoke").table.is_empty()
     assert store.results(selected, "smoke").count("missing") == 10
     for task in selected.tasks("smoke"):
-        store.put(Entry.of(task, "done"), frame(task, Outcome(records={})))
+        store.put(StoredRun.of(task, "done"), records_frame(task, Outcome(records={})))
     results = store.results(selected, "smoke")
     assert results.table.is_empty()
     assert results.count("done") == 10
@@ -102,8 +109,8 @@ def test_a_store_without_records(tmp_path: Path) -> None:
 def test_only_runs_that_are_done_come_into_the_table(tmp_path: Path) -> None:
     store, _ = filled(tmp_path)
     first, second, third, *_ = experiment().tasks("smoke")
-    store.put(Entry.of(first, "diverged", message="at step 2"), frame(first, decay(first)))
-    store.put(Entry.of(second, "failed", message="ValueError: no"), pl.DataFrame())
+    store.put(StoredRun.of(first, "diverged", message="at step 2"), records_frame(first, decay(first)))
+    store.put(StoredRun.of(second, "failed", message="ValueError: no"), pl.DataFrame())
     store.path(third).unlink()
     results = store.results(experiment(), "smoke")
     assert set(results.table.filter(pl.col("rate") == 0.1)["seed"]) == {3, 4}
@@ -115,7 +122,7 @@ def test_the_distinct_origins(tmp_path: Path) -> None:
     store, _ = made(tmp_path)
     for number, task in enumerate(experiment().tasks("smoke")):
         origin = {"threads": 1 + number % 2, "started": str(number)}
-        store.put(Entry.of(task, "done", provenance=origin), pl.DataFrame())
+        store.put(StoredRun.of(task, "done", provenance=origin), pl.DataFrame())
     assert store.results(experiment(), "smoke").provenance == ({"threads": 1}, {"threads": 2})
 
 
@@ -156,10 +163,10 @@ def test_a_file_under_the_name_of_another_run_is_set_aside(tmp_path: Path) -> No
     store, said = filled(tmp_path)
     first, second, *_ = experiment().tasks("smoke")
     shutil.copy(store.path(first), store.path(second))
-    assert store.entry(second) is None
+    assert store.get(second) is None
     assert f"it holds the run {first.key} of toy.decay" in said[0]
     pl.DataFrame({"x": [1]}).write_parquet(store.path(first))
-    assert store.entry(first) is None
+    assert store.get(first) is None
     assert "it has no checksum" in said[1]
 
 
@@ -172,7 +179,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
-        with pytest.raises(Corrupt):
+        with pytest.raises(CorruptRun):
             read_run(path)
     assert said == []
 
@@ -190,28 +197,24 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 )
 def test_an_entry_must_be_of_the_run_that_its_key_says(change: dict, words: str, tmp_path: Path) -> None:
     store, said = made(tmp_path)
-    entry = Entry.of(ONE, "done")
+    entry = StoredRun.of(ONE, "done")
     for name, value in change.items():
         object.__setattr__(entry, name, value)  # what no entry would be made with
-    store.put(entry, frame(ONE, decay(ONE)))
-    assert store.entry(ONE) is None
+    store.put(entry, records_frame(ONE, decay(ONE)))
+    assert store.get(ONE) is None
     assert words.format(key=ONE.key) in said[0]
 
 
-def test_files_without_a_checksum_count_as_missing(tmp_path: Path) -> None:
+def test_files_of_an_older_format_count_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, said = filled(tmp_path)
     (tmp_path / "falign.json").write_bytes(to_json({"format": 1}))
     for number, task in enumerate(experiment().tasks("smoke")[:3]):
-        values = {"format": 1 + number % 2, **vars(Entry.of(task, "done"))}
-        metadata = {name: json.dumps(value) for name, value in values.items()}
-        if number % 2:
-            metadata["checksum"] = BLANK
-        stream = io.BytesIO()
-        pl.DataFrame({"x": [1.0]}).write_parquet(stream, metadata=metadata)
-        store.path(task).write_bytes(sealed(stream.getvalue()) if number % 2 else stream.getvalue())
+        with monkeypatch.context() as older:
+            older.setattr(_run_file, "FORMAT", 1 + number % 2)
+            store.path(task).write_bytes(encode(StoredRun.of(task, "done"), pl.DataFrame({"x": [1.0]})))
     assert store.results(experiment(), "smoke").count("missing") == 3
     assert said == ["toy.decay: 3 runs are of an older format: such runs count as missing"]
-    assert store.entry(ONE) is None
+    assert store.get(ONE) is None
     assert do(experiment(), tmp_path)[0] == 0
     assert store.results(experiment(), "smoke").count("done") == 10
     assert len(list((tmp_path / "toy.decay").iterdir())) == 10, "none was set aside"
@@ -224,7 +227,7 @@ def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
     path.with_name(f"{path.name}.corrupt").mkdir()
     for number, content in ((2, b"one"), (3, b"two")):
         path.write_bytes(content)
-        assert store.entry(ONE) is None
+        assert store.get(ONE) is None
         assert path.with_name(f"{path.name}.corrupt-{number}").read_bytes() == content
         assert f"it is set aside as {path.name}.corrupt-{number}," in said[-1]
 
@@ -279,7 +282,7 @@ def test_a_file_that_cannot_be_read_is_not_damaged(
 
     monkeypatch.setattr(os, "open", refused)
     words = rf"cannot read {store.path(ONE)}: {os.strerror(number)}; nothing was done to it"
-    for attempt in (lambda: store.entry(ONE), lambda: store.results(experiment(), "smoke")):
+    for attempt in (lambda: store.get(ONE), lambda: store.results(experiment(), "smoke")):
         with pytest.raises(RunError, match=words):
             attempt()
     assert (said, sorted(tmp_path.rglob("*"))) == ([], before)
@@ -288,7 +291,7 @@ def test_a_file_that_cannot_be_read_is_not_damaged(
 def test_a_store_that_is_only_read_is_not_changed(tmp_path: Path) -> None:
     filled(tmp_path)
     said: list[str] = []
-    store = Store(folder=tmp_path, repairs=False, say=said.append)
+    store = Store(folder=tmp_path, repairs=False, log=said.append)
     store.path(ONE).write_bytes(b"PAR1")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert store.results(experiment(), "smoke").count("missing") == 1
@@ -308,7 +311,7 @@ def test_a_file_where_a_folder_belongs(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"toy\.decay is a file"):
         do(experiment(), tmp_path)
     with pytest.raises(WriteError, match=r"cannot make the folder .*toy.decay: File exists"):
-        store.put(Entry.of(ONE, "done"), frame(ONE, decay(ONE)))
+        store.put(StoredRun.of(ONE, "done"), records_frame(ONE, decay(ONE)))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
@@ -358,10 +361,10 @@ def test_what_killed_processes_left_half_written_is_taken_away(tmp_path: Path) -
     store, _ = filled(tmp_path)
     partial = tmp_path / "toy.decay" / f".{ONE.key}.parquet.partial-123"
     partial.write_text("PAR1")
-    with Owner(store), Owner(store):
+    with RunLeases(store), RunLeases(store):
         assert not partial.exists()
         partial.write_text("PAR1")
-        with Owner(store):
+        with RunLeases(store):
             assert partial.exists(), "somebody else may be writing it"
 
 
@@ -377,13 +380,13 @@ def test_what_others_are_writing_below_a_store_is_not_taken_away(tmp_path: Path)
     ]
     ours = [
         f"toy.decay/.{key}.parquet.partial-{number}",
-        f"owners/.1-abc.json.partial-{number}",
+        f"leases/.1-abc.json.partial-{number}",
         f".index/.toy.decay.partial-{number}",
     ]
     for name in (*names, *ours):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("being written")
-    with Owner(store):
+    with RunLeases(store):
         assert [(tmp_path / name).exists() for name in names] == [True] * len(names)
         assert not any((tmp_path / name).exists() for name in ours)
 
@@ -424,13 +427,13 @@ def test_a_store_of_another_version(content: bytes, words: str, tmp_path: Path) 
     ids=str,
 )
 def test_records_that_are_not_fit_to_be_kept(records: dict, words: str) -> None:
-    with pytest.raises(Unfit, match=words):
-        frame(ONE, Outcome(records=records))
+    with pytest.raises(InvalidOutcome, match=words):
+        records_frame(ONE, Outcome(records=records))
 
 
 def test_records_of_a_diverged_run_end_before_the_numbers_do() -> None:
     outcome = Outcome(records={"step": [0, 1, 2], "x": [1.0, math.inf, 3.0]}, diverged="at step 1")
-    assert frame(ONE, outcome).to_dicts() == [{"step": 0, "x": 1.0}]
+    assert records_frame(ONE, outcome).to_dicts() == [{"step": 0, "x": 1.0}]
 
 
 def test_a_large_store_is_read_at_once(tmp_path: Path) -> None:

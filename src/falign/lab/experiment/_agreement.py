@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from falign.lab._text import print_plain
-from falign.lab.experiment._run_file import difference
+from falign.lab.experiment._run_file import relative_difference
 from falign.lab.experiment._specification import PRESETS, Experiment, Task
 from falign.lab.experiment._store import Store
 
@@ -70,17 +70,19 @@ def compare(one: Store, other: Store, experiment: Experiment) -> Agreement:
         RunError: A file cannot be read.
     """
     tasks = {task.key: task for preset in PRESETS for task in experiment.tasks(preset)}
-    there = {task.key: (status, words, records) for task, status, words, records in other.each(tuple(tasks.values()))}
+    there = {
+        task.key: (status, words, records) for task, status, words, records in other.iterate(tuple(tasks.values()))
+    }
     equal = within = diverged = 0
     beyond: list[tuple[Task, float]] = []
     failed: list[tuple[Task, Path]] = []
-    for task, status, message, records in one.each(tuple(tasks.values())):
+    for task, status, message, records in one.iterate(tuple(tasks.values())):
         theirs, words, others = there.get(task.key, ("", None, None))
         if status not in _COMPARED or theirs not in _COMPARED:
             if "failed" in (status, theirs) and (status in _COMPARED or theirs in _COMPARED):
                 failed.append((task, one.folder if status == "failed" else other.folder))
             continue
-        by = inf if records is None or others is None else difference(records, others)
+        by = inf if records is None or others is None else relative_difference(records, others)
         if status == theirs == "diverged" and message == words:
             diverged += 1
         elif by == 0:
@@ -100,7 +102,7 @@ def compare(one: Store, other: Store, experiment: Experiment) -> Agreement:
     )
 
 
-def show(one: Store, other: Store, experiments: Iterable[Experiment], console: Console) -> int:
+def show_agreements(one: Store, other: Store, experiments: Iterable[Experiment], console: Console) -> int:
     """Print how the runs of two stores compare.
 
     Returns:

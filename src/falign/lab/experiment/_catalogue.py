@@ -1,4 +1,4 @@
-"""Many runs at once, as columns: what their files hold, read, put together, selected without a loop over the runs."""
+"""Many runs at once, as tables: their files are read, concatenated and selected without a loop over the runs."""
 
 import io
 import json
@@ -16,26 +16,27 @@ import polars as pl
 
 from falign.lab._files import RunError
 from falign.lab.experiment._run_file import (
-    TYPES,
-    UNREADABLE,
-    WITHOUT_WAITING,
-    Corrupt,
-    Entry,
-    Older,
+    COLUMN_TYPES,
+    NONBLOCKING,
+    PARQUET_ERRORS,
+    CorruptRun,
+    OlderFormat,
     Status,
-    content_of,
+    StoredRun,
     decode,
+    read_regular_file,
 )
 from falign.lab.experiment._specification import Task
 
 SUFFIX = ".parquet"
 STAMP = ("size", "modified", "changed", "inode")
-"""What the system knows of a file. If none of it has changed, the file has not; what has just changed is no sign."""
-_NONE = (-1,) * len(STAMP)
-"""The stamp of what is no regular file."""
-_POSITIVE = 2**63 - 1
+"""Columns of a file's stamp, what the system knows of it. A file of the same stamp has not changed, unless it was
+read within a tick of the file system's clock after it was written: see ``_RACY`` in ``_index.py``."""
+_NO_STAMP = (-1,) * len(STAMP)
+"""Stamp of what is no regular file."""
+_INODE_MASK = 2**63 - 1
 """Some systems number files by all 64 bits; tables hold whole numbers with a sign."""
-RUNS = {
+RUN_COLUMNS = {
     "name": pl.String,
     **dict.fromkeys(STAMP, pl.Int64),
     "revision": pl.Int64,
@@ -44,15 +45,15 @@ RUNS = {
     "seconds": pl.Float64,
     "started": pl.String,
     "origin": pl.UInt32,
-    "kind": pl.UInt32,
+    "layout": pl.UInt32,
     "rows": pl.Int64,
 }
-"""Columns of ``Catalogue.runs``: a file and its stamp, then what it holds."""
-_LENGTH = 32 + len(SUFFIX)
-"""Of the name of a run's file."""
-PART = 100_000
-"""Records that are copied at once: memory that is given back is used again only if the pieces are small."""
-_AT_ONCE = 500
+"""Columns of ``Catalogue.runs``: a file and its stamp, then what the file says of the run."""
+_NAME_LENGTH = 32 + len(SUFFIX)
+"""Length of the name of a run's file."""
+CHUNK_ROWS = 100_000
+"""Records that are copied at once: freed memory is used again only if the pieces are small."""
+_BATCH = 500
 """Files whose records are decoded together: fewer cost time, more cost memory."""
 
 Columns = tuple[tuple[str, str], ...]
@@ -63,174 +64,175 @@ class Catalogue:
     """Runs of one experiment, and the records of some.
 
     Args:
-        runs: One row a run, of the columns ``RUNS``: ``origin`` is an index into ``origins``, ``kind`` one into
-            ``kinds``, null if the records were not read; ``started`` is JSON.
+        runs: One row a run, of the columns ``RUN_COLUMNS``: ``origin`` is an index into ``origins``, ``layout`` one
+            into ``layouts``, null if the records were not read; ``started`` is JSON.
         origins: Provenances without the time of the start, as JSON.
-        kinds: Columns and types of records, as in :class:`~falign.lab.experiment._run_file.Shape`.
-        records: One table a kind: its runs' records, in the order of ``runs``.
+        layouts: Columns and types of records, as in :class:`~falign.lab.experiment._run_file.Shape`; experiments may
+            leave other columns at other points.
+        records: One table a layout: its runs' records, in the order of ``runs``.
     """
 
     runs: pl.DataFrame
     origins: tuple[str, ...] = ()
-    kinds: tuple[Columns, ...] = ()
+    layouts: tuple[Columns, ...] = ()
     records: tuple[pl.DataFrame, ...] = ()
 
-    def take(self, places: np.ndarray) -> "Catalogue":
-        """Some of the runs in some order, with their records.
+    def select(self, indices: np.ndarray) -> "Catalogue":
+        """Select runs with their records, in the order of the indices.
 
         Args:
-            places: Indices of rows of ``runs``.
+            indices: Rows of ``runs``.
         """
-        if len(places) == self.runs.height and bool((places == np.arange(len(places))).all()):
+        if len(indices) == self.runs.height and bool((indices == np.arange(len(indices))).all()):
             return self
-        kind, rows = self._kind, self.runs["rows"].to_numpy()
-        taken = []
+        layout, heights = self._layout, self.runs["rows"].to_numpy()
+        records = []
         for number, frame in enumerate(self.records):
-            ours = kind == number
-            ends = np.cumsum(np.where(ours, rows, 0))
-            chosen = places[ours[places]]
-            taken.append(_ranges(frame, ends[chosen] - rows[chosen], rows[chosen]))
-        runs = self.runs[pl.Series(places, dtype=pl.UInt32)]
-        return Catalogue(runs=runs, origins=self.origins, kinds=self.kinds, records=tuple(taken))
+            has_layout = layout == number
+            ends = np.cumsum(np.where(has_layout, heights, 0))
+            selected = indices[has_layout[indices]]
+            records.append(_gather_ranges(frame, ends[selected] - heights[selected], heights[selected]))
+        runs = self.runs[pl.Series(indices, dtype=pl.UInt32)]
+        return Catalogue(runs=runs, origins=self.origins, layouts=self.layouts, records=tuple(records))
 
-    def entry(self, place: int, task: Task) -> Entry:
-        """The entry of a run.
+    def stored_run(self, row: int, task: Task) -> StoredRun:
+        """Everything about a run but its records.
 
         Args:
-            place: Its row.
+            row: Its row in ``runs``.
             task: The run.
         """
-        run = self.runs.row(place, named=True)
+        run = self.runs.row(row, named=True)
         started = {} if run["started"] is None else {"started": json.loads(run["started"])}
         status: Status = run["status"]
         origin = json.loads(self.origins[run["origin"]])
         details = {"message": run["message"], "seconds": run["seconds"], "provenance": {**origin, **started}}
-        return Entry.of(task, status, **details)
+        return StoredRun.of(task, status, **details)
 
-    def each(self) -> Iterator[pl.DataFrame | None]:
-        """The records of one run after the other; None where they were not read."""
-        at = [0] * len(self.kinds)
-        for kind, rows in self.runs.select("kind", "rows").iter_rows():
-            if kind is None:
+    def iterate_records(self) -> Iterator[pl.DataFrame | None]:
+        """Iterate over the records of each run; None where they were not read."""
+        starts = [0] * len(self.layouts)
+        for layout, height in self.runs.select("layout", "rows").iter_rows():
+            if layout is None:
                 yield None
             else:
-                yield self.records[kind].slice(at[kind], rows)
-                at[kind] += rows
+                yield self.records[layout].slice(starts[layout], height)
+                starts[layout] += height
 
-    def spread(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of the runs, repeated for each of their records, kind by kind."""
-        kind, rows = self._kind, self.runs["rows"].to_numpy()
-        return [np.repeat(values[kind == number], rows[kind == number]) for number in range(len(self.kinds))]
+    def repeat(self, values: np.ndarray) -> list[np.ndarray]:
+        """Repeat a value of each run for each of its records: one array a layout."""
+        layout, heights = self._layout, self.runs["rows"].to_numpy()
+        return [np.repeat(values[layout == number], heights[layout == number]) for number in range(len(self.layouts))]
 
     def rows(self) -> dict[str, int]:
-        """{key: row of ``runs``}."""
+        """Rows of the runs by key."""
         names = self.runs["name"].to_list()
         return dict(zip(names, range(len(names)), strict=True))
 
     @property
-    def _kind(self) -> np.ndarray:
-        """The kind of each run's records; the number of kinds where they were not read."""
-        return self.runs["kind"].fill_null(len(self.kinds)).to_numpy()
+    def _layout(self) -> np.ndarray:
+        """Layout of each run's records; the number of layouts where they were not read."""
+        return self.runs["layout"].fill_null(len(self.layouts)).to_numpy()
 
 
-EMPTY = Catalogue(runs=pl.DataFrame(schema=RUNS))
+EMPTY = Catalogue(runs=pl.DataFrame(schema=RUN_COLUMNS))
 
 
-def _ranges(frame: pl.DataFrame, starts: np.ndarray, lengths: np.ndarray) -> pl.DataFrame:
+def _gather_ranges(frame: pl.DataFrame, starts: np.ndarray, lengths: np.ndarray) -> pl.DataFrame:
     """Rows of a table, range after range."""
     before = np.cumsum(lengths) - lengths
-    places = np.repeat((starts - before).astype(np.int32), lengths) + np.arange(int(lengths.sum()), dtype=np.int32)
-    whole = len(places) == frame.height and bool((places == np.arange(frame.height)).all())
-    return frame if whole else frame[pl.Series(places, dtype=pl.UInt32)]
+    rows = np.repeat((starts - before).astype(np.int32), lengths) + np.arange(int(lengths.sum()), dtype=np.int32)
+    whole = len(rows) == frame.height and bool((rows == np.arange(frame.height)).all())
+    return frame if whole else frame[pl.Series(rows, dtype=pl.UInt32)]
 
 
-def together(parts: Sequence[Catalogue]) -> Catalogue:
-    """Catalogues of different runs, one after the other."""
+def concat(parts: Sequence[Catalogue]) -> Catalogue:
+    """Concatenate catalogues of different runs."""
     parts = [part for part in parts if part.runs.height]
     if len(parts) < 2:
         return parts[0] if parts else EMPTY
     origins: dict[str, int] = {}
-    kinds: dict[Columns, int] = {}
+    layouts: dict[Columns, int] = {}
     runs, records = [], {}
     for part in parts:
         origin = [origins.setdefault(each, len(origins)) for each in part.origins]
-        kind = [kinds.setdefault(each, len(kinds)) for each in part.kinds]
-        renumbered = [_renumbered(part.runs["origin"], origin), _renumbered(part.runs["kind"], kind)]
+        layout = [layouts.setdefault(each, len(layouts)) for each in part.layouts]
+        renumbered = [_renumber(part.runs["origin"], origin), _renumber(part.runs["layout"], layout)]
         runs.append(part.runs.with_columns(renumbered))
-        for number, frame in zip(kind, part.records, strict=True):
+        for number, frame in zip(layout, part.records, strict=True):
             records.setdefault(number, []).append(frame)
     return Catalogue(
         runs=pl.concat(runs),
         origins=tuple(origins),
-        kinds=tuple(kinds),
-        records=tuple(pl.concat(records[number]) for number in range(len(kinds))),
+        layouts=tuple(layouts),
+        records=tuple(pl.concat(records[number]) for number in range(len(layouts))),
     )
 
 
-def _renumbered(column: pl.Series, numbers: Sequence[int]) -> pl.Series:
+def _renumber(column: pl.Series, numbers: Sequence[int]) -> pl.Series:
     new = pl.Series(numbers, dtype=pl.UInt32)
     return (new.gather(column) if len(new) else column).alias(column.name)
 
 
-def keys_of(folder: Path) -> set[str]:
-    """Keys of the runs of which there is a file; see :func:`listed`."""
-    return {key for key, _ in _scanned(folder)}
+def stored_keys(folder: Path) -> set[str]:
+    """Keys of the runs that have a file; no file is opened."""
+    return {key for key, _ in _scan(folder)}
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """The files of a folder that have the name of a run.
+class RunFiles:
+    """Files of a folder that have the name of a run.
 
     Args:
         rows: {key: row of ``stamps``}.
-        stamps: What ``STAMP`` names, a row each; -1 for what is no regular file: it is never known unchanged.
+        stamps: One row a file, of the columns ``STAMP``; -1 for what is no regular file: it is always read.
     """
 
     rows: Mapping[str, int]
     stamps: np.ndarray
 
 
-def listed(folder: Path) -> Files:
-    """The files of a folder that have the name of a run, with their stamps; no file is opened.
+def list_run_files(folder: Path) -> RunFiles:
+    """List the files of a folder that have the name of a run, with their stamps; no file is opened.
 
     Args:
-        folder: The folder, there or not.
+        folder: The folder, which need not exist.
 
     Raises:
         RunError: The folder cannot be read, or is a file.
     """
     rows, stamps = {}, array("q")
-    for key, each in _scanned(folder):
+    for key, file in _scan(folder):
         rows[key] = len(rows)
-        stamps.extend(_stamp(each))
-    return Files(rows, np.frombuffer(stamps, dtype=np.int64).reshape(-1, len(STAMP)))
+        stamps.extend(_stamp(file))
+    return RunFiles(rows, np.frombuffer(stamps, dtype=np.int64).reshape(-1, len(STAMP)))
 
 
-def unchanged(kept: Catalogue, files: Files, revision: int) -> np.ndarray:
-    """Which runs are known whose files have not changed, in ascending order.
+def unchanged(indexed: Catalogue, files: RunFiles, revision: int) -> np.ndarray:
+    """Rows of the runs whose files have not changed since they were indexed, in ascending order.
 
     Args:
-        kept: What is known of them.
-        files: Their files now.
-        revision: The revision of which the records must be known too.
+        indexed: The index.
+        files: The files now.
+        revision: The revision of which runs count only if their records are indexed, too.
     """
-    runs = kept.runs
+    runs = indexed.runs
     if runs.is_empty() or not files.rows:
         return np.array([], dtype=int)
-    there = np.array([files.rows.get(key, -1) for key in runs["name"].to_list()])
-    known = runs.select(STAMP).to_numpy()
-    lacking = pl.col("kind").is_null() & (pl.col("status") == "done") & (pl.col("revision") == revision)
-    same = (known == files.stamps[there]).all(axis=1) & (there >= 0) & (known[:, 0] >= 0)
-    return np.flatnonzero(same & ~runs.select(lacking).to_series().to_numpy())
+    file_rows = np.array([files.rows.get(key, -1) for key in runs["name"].to_list()])
+    stamps = runs.select(STAMP).to_numpy()
+    without_records = pl.col("layout").is_null() & (pl.col("status") == "done") & (pl.col("revision") == revision)
+    same = (stamps == files.stamps[file_rows]).all(axis=1) & (file_rows >= 0) & (stamps[:, 0] >= 0)
+    return np.flatnonzero(same & ~runs.select(without_records).to_series().to_numpy())
 
 
-def _scanned(folder: Path) -> Iterator[tuple[str, os.DirEntry]]:
+def _scan(folder: Path) -> Iterator[tuple[str, os.DirEntry]]:
     try:
-        with _opened(folder) as place, os.scandir(place) as found:
-            for each in found:
-                name = each.name
-                if len(name) == _LENGTH and name.endswith(SUFFIX) and name.isascii():
-                    yield name[: -len(SUFFIX)], each
+        with _opened(folder) as opened, os.scandir(opened) as files:
+            for file in files:
+                name = file.name
+                if len(name) == _NAME_LENGTH and name.endswith(SUFFIX) and name.isascii():
+                    yield name[: -len(SUFFIX)], file
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -241,42 +243,43 @@ def _scanned(folder: Path) -> Iterator[tuple[str, os.DirEntry]]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[Path | int]:
-    """A folder, opened where the system can find files from there: it then need not go the whole path each time."""
+    """Open a folder where the system can look files up from there: it need not walk the whole path for each of them."""
     if os.scandir not in os.supports_fd:
         yield folder
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | WITHOUT_WAITING)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | NONBLOCKING)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _stamp(found: os.DirEntry) -> tuple[int, ...]:
+def _stamp(file: os.DirEntry) -> tuple[int, ...]:
     try:
-        known = found.stat(follow_symlinks=False)
-    except OSError:  # it has gone meanwhile
-        return _NONE
-    return _stamp_of(known) if stat.S_ISREG(known.st_mode) else _NONE
+        status = file.stat(follow_symlinks=False)
+    except OSError:  # it was deleted meanwhile
+        return _NO_STAMP
+    return _stamp_of(status) if stat.S_ISREG(status.st_mode) else _NO_STAMP
 
 
-def _stamp_of(known: os.stat_result) -> tuple[int, ...]:
-    return known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino & _POSITIVE
+def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & _INODE_MASK
 
 
-def read_all(
+def read_runs(
     folder: Path, names: Iterable[str], revision: int | None, ending: str = SUFFIX
-) -> tuple[Catalogue, dict[str, Corrupt | Older]]:
-    """Read files anew, each checked whole; decode the records of those that are done.
+) -> tuple[Catalogue, dict[str, CorruptRun | OlderFormat]]:
+    """Read files, each with its checksum verified, and decode the records of the runs that are done.
 
     Args:
         folder: The folder of an experiment.
         names: Keys of the runs.
         revision: The revision of which the records are wanted; None is any.
-        ending: How the names of their files go on.
+        ending: End of the names of their files.
 
     Returns:
-        What was read, in the order of the names, without files that are gone meanwhile; and {key: what is wrong}.
+        The runs in the order of the names, without files that were deleted meanwhile; and {key: reason} of the files
+        that hold no usable run.
 
     Raises:
         RunError: A file cannot be read, which says nothing about what it holds.
@@ -284,91 +287,95 @@ def read_all(
     reader = _Reader(folder, revision, ending)
     for name in names:
         reader.add(name)
-    return reader.done(), reader.wrong
+    return reader.finish(), reader.unusable
 
 
 class _Reader:
-    """Reads files one by one, and decodes their records some thousands at a time."""
+    """Reads files one by one, and decodes their records batch by batch."""
 
     def __init__(self, folder: Path, revision: int | None, ending: str) -> None:
         self._folder, self._revision, self._ending = folder, revision, ending
         self._parts: list[Catalogue] = []
-        self._begin()
-        self.wrong: dict[str, Corrupt | Older] = {}
+        self._begin_batch()
+        self.unusable: dict[str, CorruptRun | OlderFormat] = {}
 
-    def _begin(self) -> None:
+    def _begin_batch(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
         self._origins: dict[str, int] = {}
-        self._kinds: dict[Columns, list[tuple[str, int, bytes]]] = {}
+        self._layouts: dict[Columns, list[tuple[str, int, bytes]]] = {}
 
     def add(self, name: str) -> None:
         try:
-            content, known = content_of(os.path.join(self._folder, name + self._ending))
-            entry, shape = decode(content)
-            if (entry.key, entry.experiment) != (name, self._folder.name):
-                raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
+            content, status = read_regular_file(os.path.join(self._folder, name + self._ending))
+            run, shape = decode(content)
+            if (run.key, run.experiment) != (name, self._folder.name):
+                raise CorruptRun(f"it holds the run {run.key} of {run.experiment}")
         except FileNotFoundError:
             return
-        except (Corrupt, Older) as error:
-            self.wrong[name] = error
+        except (CorruptRun, OlderFormat) as error:
+            self.unusable[name] = error
             return
-        origin = dict(entry.provenance)
-        started = json.dumps(origin.pop("started")) if "started" in origin else None
-        number = self._origins.setdefault(json.dumps(origin, sort_keys=True), len(self._origins))
-        kind = None
-        if entry.status == "done" and self._revision in (None, entry.revision):
-            alike = self._kinds.setdefault(shape.columns, [])
-            alike.append((name, shape.rows, content))
-            kind = list(self._kinds).index(shape.columns)
-        found = (entry.revision, entry.status, entry.message, entry.seconds, started, number, kind, shape.rows)
-        self._rows.append((name, *_stamp_of(known), *found))
-        if len(self._rows) >= _AT_ONCE:
-            self._end()
+        provenance = dict(run.provenance)
+        started = json.dumps(provenance.pop("started")) if "started" in provenance else None
+        origin = self._origins.setdefault(json.dumps(provenance, sort_keys=True), len(self._origins))
+        layout = None
+        if run.status == "done" and self._revision in (None, run.revision):
+            self._layouts.setdefault(shape.columns, []).append((name, shape.rows, content))
+            layout = list(self._layouts).index(shape.columns)
+        values = (run.revision, run.status, run.message, run.seconds, started, origin, layout, shape.rows)
+        self._rows.append((name, *_stamp_of(status), *values))
+        if len(self._rows) >= _BATCH:
+            self._end_batch()
 
-    def done(self) -> Catalogue:
-        self._end()
-        return together(self._parts)
+    def finish(self) -> Catalogue:
+        self._end_batch()
+        return concat(self._parts)
 
-    def _end(self) -> None:
-        """Make a catalogue of what was read since the last one."""
+    def _end_batch(self) -> None:
+        """Make a catalogue of the runs that were read since the last one."""
         frames = []
-        for columns, files in self._kinds.items():
-            frame, wrong = _decoded(columns, files)
+        for columns, files in self._layouts.items():
+            frame, unusable = _decode_records(columns, files)
             frames.append(frame)
-            self.wrong.update(wrong)
-        rows = [row for row in self._rows if row[0] not in self.wrong]
+            self.unusable.update(unusable)
+        rows = [row for row in self._rows if row[0] not in self.unusable]
         self._parts.append(
             Catalogue(
-                runs=pl.DataFrame(rows, schema=RUNS, orient="row"),
+                runs=pl.DataFrame(rows, schema=RUN_COLUMNS, orient="row"),
                 origins=tuple(self._origins),
-                kinds=tuple(self._kinds),
+                layouts=tuple(self._layouts),
                 records=tuple(frames),
             )
         )
-        self._begin()
+        self._begin_batch()
 
 
-def _decoded(columns: Columns, files: Sequence[tuple[str, int, bytes]]) -> tuple[pl.DataFrame, dict[str, Corrupt]]:
-    """The records of files that should be alike, and {key: why} of those that are not what they say."""
-    schema = pl.Schema({name: TYPES[kind] for name, kind in columns})
-    filled = [(name, rows, content) for name, rows, content in files if rows and columns]
+def _decode_records(
+    columns: Columns, files: Sequence[tuple[str, int, bytes]]
+) -> tuple[pl.DataFrame, dict[str, CorruptRun]]:
+    """Decode the records of files of one layout at once; {key: reason} of those that hold others than they say.
+
+    A file whose checksum is right can hold such records only if it was not written by a store.
+    """
+    schema = pl.Schema({name: COLUMN_TYPES[kind] for name, kind in columns})
+    filled = [(name, height, content) for name, height, content in files if height and columns]
     if not filled:
         return pl.DataFrame(schema=schema), {}
     try:
         frame = pl.scan_parquet([io.BytesIO(content) for *_, content in filled]).collect().rechunk()
-        if frame.schema == schema and frame.height == sum(rows for _, rows, _ in filled):
+        if frame.schema == schema and frame.height == sum(height for _, height, _ in filled):
             return frame, {}
-    except UNREADABLE:
+    except PARQUET_ERRORS:
         pass
-    frames, wrong = [pl.DataFrame(schema=schema)], {}
-    for name, rows, content in filled:  # which of them is it?
+    frames, unusable = [pl.DataFrame(schema=schema)], {}
+    for name, height, content in filled:  # to find out which it is
         try:
             frame = pl.read_parquet(io.BytesIO(content))
-        except UNREADABLE as error:
-            wrong[name] = Corrupt((str(error).splitlines() or [type(error).__name__])[0])
+        except PARQUET_ERRORS as error:
+            unusable[name] = CorruptRun((str(error).splitlines() or [type(error).__name__])[0])
             continue
-        if frame.schema == schema and frame.height == rows:
+        if frame.schema == schema and frame.height == height:
             frames.append(frame)
         else:
-            wrong[name] = Corrupt("its records are not those that its metadata describe")
-    return pl.concat(frames), wrong
+            unusable[name] = CorruptRun("its records are not those that its metadata describe")
+    return pl.concat(frames), unusable

@@ -1,4 +1,4 @@
-"""Where blocks of runs are computed: what an executor takes, and what it gives back."""
+"""Blocks of runs: how the missing runs are cut into them, what computes one, and what an executor gives back."""
 
 import os
 import random
@@ -24,12 +24,12 @@ from falign.lab._signals import Stopped
 from falign.lab._text import plain
 from falign.lab.data import DataError
 from falign.lab.experiment._axes import call_cost, call_memory, call_run
-from falign.lab.experiment._run_file import Unfit, frame
+from falign.lab.experiment._run_file import InvalidOutcome, records_frame
 from falign.lab.experiment._specification import Experiment, Outcome, Setting, Task, nobody
 
-Run = Callable[..., Outcome | Sequence[Outcome]]
-_LONGEST = 2000
-"""Letters that are kept of a message."""
+RunFunction = Callable[..., Outcome | Sequence[Outcome]]
+_MAX_MESSAGE = 2000
+"""Characters that are kept of a message."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,29 +37,30 @@ class Block:
     """Runs that are computed in one call.
 
     Args:
-        experiment: Their experiment. It holds figures and claims, so it never travels: ``experiment.run`` does.
+        experiment: Their experiment. It holds figures and claims, so only ``experiment.run`` is sent to workers.
         tasks: The runs.
-        deaths: How many workers have died of it.
-        watch: Told which share of it is over, in the process that submitted it; an executor need not know.
+        worker_deaths: How many workers have died while they computed it.
+        on_progress: Called with the share of it that is over, in the process that submitted it; an executor may
+            leave that out.
     """
 
     experiment: Experiment
     tasks: tuple[Task, ...]
-    deaths: int = 0
-    watch: Callable[[float], None] = nobody
+    worker_deaths: int = 0
+    on_progress: Callable[[float], None] = nobody
 
-    def halves(self) -> tuple["Block", "Block"]:
-        """The block in two; it has at least two runs."""
+    def split(self) -> tuple["Block", "Block"]:
+        """Split the block, which has at least two runs, in two."""
         middle = len(self.tasks) // 2
         return replace(self, tasks=self.tasks[:middle]), replace(self, tasks=self.tasks[middle:])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Left:
-    """What a run left that is fit to be kept, or why it is not.
+class RunResult:
+    """Checked records of a run, or the reason why there are none.
 
     Args:
-        status: What became of the run.
+        status: How the run ended.
         message: How it diverged or failed; None if done.
         records: Its records; none if it failed.
     """
@@ -70,32 +71,32 @@ class Left:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What computing a block came to: plain values, so that any process can send it to any other.
+class BlockResult:
+    """Results of a block's runs, or the error that ended it: plain values that any process can send to any other.
 
     Args:
-        outcomes: What each run left, in the order of the runs; None if the block left nothing.
-        error: Why there are none: type and text of an exception, or how the worker died; None if there are.
-        absent: Whether the reason is that a data set is not here.
-        lost: Whether the worker died of it, or with it, so that it is worth another try.
-        seconds: How long it took.
-        provenance: See :func:`falign.lab._provenance.place`; empty if the worker died.
+        run_results: One a run, in the order of the runs; None if the block ended by an error.
+        error: Type and text of the exception, or how the worker died; None if there are results.
+        data_missing: Whether the error is that a data set is not on this machine.
+        worker_died: Whether the worker process died meanwhile, so that the block is worth another try.
+        seconds: Time that the block took.
+        provenance: Machine and versions, see :func:`falign.lab._provenance.place`; empty if the worker died.
     """
 
-    outcomes: tuple[Left, ...] | None = None
+    run_results: tuple[RunResult, ...] | None = None
     error: str | None = None
-    absent: bool = False
-    lost: bool = False
+    data_missing: bool = False
+    worker_died: bool = False
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Finished:
-    """A block that was submitted, and its answer."""
+class FinishedBlock:
+    """A submitted block with its result."""
 
     block: Block
-    answer: Answer
+    result: BlockResult
 
 
 @runtime_checkable
@@ -103,30 +104,29 @@ class Executor(Protocol):
     """Computes blocks somewhere, some at a time; a context manager that ends its workers when it is left.
 
     An executor reports what happened and decides nothing: what is tried again, split or given up is decided by
-    :mod:`falign.lab.experiment._reproduce`, the same for all executors. It is made with the
-    :class:`~falign.lab.experiment._specification.Setting` in which everything is computed. What it sends to a
-    worker is ``compute(block.experiment.run, block.tasks, setting)``, and what comes back is an ``Answer``;
-    only if no answer comes, because the worker died, it makes one itself: ``Answer(error="...", lost=True)``.
+    :mod:`falign.lab.experiment._schedule`, the same for all executors. A worker calls
+    ``compute(block.experiment.run, block.tasks, setting)``; if it dies, the executor itself makes the
+    ``BlockResult(error=..., worker_died=True)``.
     """
 
     @property
     def slots(self) -> int:
-        """How many blocks it can have at work at once; may change."""
+        """Number of blocks that it can compute at once; may change."""
         ...
 
     def submit(self, block: Block) -> None:
-        """Take a block; returns at once."""
+        """Take a block, without waiting for it."""
         ...
 
-    def wait(self, timeout: float | None = None) -> list[Finished]:
+    def wait(self, timeout: float | None = None) -> list[FinishedBlock]:
         """Wait until a submitted block is finished.
 
         Args:
             timeout: Seconds after which to return in any case; None waits as long as it takes.
 
         Returns:
-            All blocks that have finished since the last call, each once; none if the time was over, or if no
-            block is at work.
+            All blocks that have finished since the last call, each once; none after the timeout, or if no block is
+            being computed.
         """
         ...
 
@@ -139,86 +139,87 @@ class Executor(Protocol):
         ...
 
 
-def compute(run: Run, tasks: Sequence[Task], setting: Setting) -> Answer:
-    """Compute a block here and now; whatever the experiment raises or leaves becomes an answer.
+def compute(run: RunFunction, tasks: Sequence[Task], setting: Setting) -> BlockResult:
+    """Compute a block in this process; whatever the experiment raises or returns becomes its result.
 
-    What it changes in this process beside (folder, threads, default dtype and device, gradients, generators of random
-    numbers) is put back, and it begins with generators that depend on nothing but its runs.
+    Whatever it changes in this process (folder, threads, default dtype and device, gradients, generators of random
+    numbers) is put back, and it begins with global generators that depend on nothing but its runs: the numbers are the
+    same whichever process computes them, and whatever that process computed before.
 
     Args:
         run: The function of the experiment.
         tasks: The runs.
         setting: Device and data.
 
-    Returns:
-        The answer.
-
     Raises:
-        Stopped: A signal ends the command.
+        Stopped: A signal came.
     """
     origin = {**block_provenance(setting.device), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     start, process = perf_counter(), os.getpid()
-    left, error, absent = None, None, False
-    with _kept(tasks), deterministic(torch.device(setting.device)):
+    run_results, error, data_missing = None, None, False
+    with _process_state_restored(tasks), deterministic(torch.device(setting.device)):
         try:
-            left = _all_left(tasks, call_run(run, tasks, setting))
+            run_results = _run_results(tasks, call_run(run, tasks, setting))
         except Stopped:
             raise
-        except DataError as found:
-            error, absent = said(found), True
-        except Unfit as found:
-            error = str(found)
-        except BaseException as found:  # sys.exit() and the like: whatever an experiment raises is its result
-            error = f"{type(found).__name__}: {said(found)}".removesuffix(": ")
-        if os.getpid() != process:  # a copy of this process that the run has made, which must not answer as well
+        except DataError as exception:
+            error, data_missing = message_of(exception), True
+        except InvalidOutcome as exception:
+            error = str(exception)
+        except BaseException as exception:  # sys.exit() and the like: whatever an experiment raises is its result
+            error = f"{type(exception).__name__}: {message_of(exception)}".removesuffix(": ")
+        if os.getpid() != process:  # a copy of this process that the run has forked must not return a result, too
             os._exit(0)
-    return Answer(outcomes=left, error=error, absent=absent, seconds=perf_counter() - start, provenance=origin)
+    seconds = perf_counter() - start
+    return BlockResult(
+        run_results=run_results, error=error, data_missing=data_missing, seconds=seconds, provenance=origin
+    )
 
 
-def _all_left(tasks: Sequence[Task], outcomes: object) -> tuple[Left, ...]:
+def _run_results(tasks: Sequence[Task], outcomes: object) -> tuple[RunResult, ...]:
     if not isinstance(outcomes, Iterable):
-        raise Unfit(f"the runs left a {type(outcomes).__name__}, expected a list with an Outcome for each")
-    found = list(islice(outcomes, len(tasks) + 1))
-    if len(found) != len(tasks) or not all(isinstance(outcome, Outcome) for outcome in found):
-        count = len(found) if len(found) <= len(tasks) else f"more than {len(tasks)}"
-        raise Unfit(f"{count} outcomes came back for {len(tasks)} runs, expected an Outcome for each")
-    return tuple(_left(task, outcome) for task, outcome in zip(tasks, found, strict=True))
+        raise InvalidOutcome(f"the runs left a {type(outcomes).__name__}, expected a list with an Outcome for each")
+    outcomes = list(islice(outcomes, len(tasks) + 1))  # a generator may never end
+    if len(outcomes) != len(tasks) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
+        number = len(outcomes) if len(outcomes) <= len(tasks) else f"more than {len(tasks)}"
+        raise InvalidOutcome(f"{number} outcomes came back for {len(tasks)} runs, expected an Outcome for each")
+    return tuple(_run_result(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True))
 
 
-def _left(task: Task, outcome: Outcome) -> Left:
+def _run_result(task: Task, outcome: Outcome) -> RunResult:
     try:
-        records = frame(task, outcome)
-    except Unfit as error:
-        return Left(status="failed", message=said(error), records=pl.DataFrame())
+        records = records_frame(task, outcome)
+    except InvalidOutcome as error:
+        return RunResult(status="failed", message=message_of(error), records=pl.DataFrame())
     except Exception as error:  # records whose own methods raise, tensors that cannot be copied
-        message = f"what it left cannot be read: {type(error).__name__}: {said(error)}"
-        return Left(status="failed", message=message, records=pl.DataFrame())
+        message = f"what it left cannot be read: {type(error).__name__}: {message_of(error)}"
+        return RunResult(status="failed", message=message, records=pl.DataFrame())
     if outcome.diverged is None:
-        return Left(status="done", message=None, records=records)
-    return Left(status="diverged", message=said(outcome.diverged), records=records)
+        return RunResult(status="done", message=None, records=records)
+    return RunResult(status="diverged", message=message_of(outcome.diverged), records=records)
 
 
-def said(message: object) -> str:
-    """What a message or an exception says, as it can be kept and shown."""
+def message_of(message: object) -> str:
+    """Text of a message or an exception, short and without control characters, as the store keeps it."""
     try:
-        return plain(str(message)[:_LONGEST]).strip()[:_LONGEST]
+        return plain(str(message)[:_MAX_MESSAGE]).strip()[:_MAX_MESSAGE]
     except Exception:  # an exception of the experiment's own may fail even at this
         return "it has a message that cannot be shown"
 
 
 @contextmanager
-def _kept(tasks: Sequence[Task]) -> Iterator[None]:
-    """What a block changes in its process is put back, and what it draws without a seed depends on its runs alone."""
+def _process_state_restored(tasks: Sequence[Task]) -> Iterator[None]:
+    """Put back what a block changes in its process, and seed the global generators by its runs alone."""
     folder = None
     with suppress(OSError):
         folder = os.getcwd()
     threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
     grad, state, torch_state = torch.is_grad_enabled(), random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002  # the generator that is meant here is the global one
-    number = int(tasks[0].key[:8], 16)
-    random.seed(number)
-    np.random.seed(number)  # noqa: NPY002
-    torch.manual_seed(number)
+    seed = int(tasks[0].key[:8], 16)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
     try:
         yield
     finally:
@@ -228,17 +229,17 @@ def _kept(tasks: Sequence[Task]) -> Iterator[None]:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
-        if torch.get_default_device() != device:  # not otherwise: it costs time at every call of torch
+        if torch.get_default_device() != device:  # once a default is set, every call of torch takes longer
             torch.set_default_device(None if device.type == "cpu" else device)
         if folder is not None:
             with suppress(OSError):
                 os.chdir(folder)
 
 
-# Cutting the missing runs of an experiment into blocks that fit the memory and keep all workers at work.
+# Cutting the missing runs of an experiment into blocks that fit into memory and keep all workers busy.
 
 
-def blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots: int) -> list[Block]:
+def make_blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots: int) -> list[Block]:
     """Cut runs into blocks.
 
     Runs of a block have the same values on all axes that ``experiment.together`` does not name. A block has at
@@ -249,52 +250,52 @@ def blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, slots:
         experiment: The experiment.
         tasks: Its missing runs.
         memory: Bytes that a block may need.
-        slots: How many blocks can be at work at once.
+        slots: Number of blocks that can be computed at once.
 
     Returns:
-        The blocks, the longest first.
+        The blocks, the most expensive first: a long one that begins last would be waited for alone.
     """
-    alike: dict[tuple, list[Task]] = {}
+    groups: dict[tuple, list[Task]] = {}
     for task in tasks:
         fixed = tuple((axis, value) for axis, value in sorted(task.point.items()) if axis not in experiment.together)
-        alike.setdefault(fixed, []).append(task)
-    whole = [Block(experiment=experiment, tasks=tuple(group)) for group in alike.values()]
-    cut = [part for block in whole for part in _fitting(block, memory)]
-    return sorted(_spread(cut, slots), key=cost, reverse=True)
+        groups.setdefault(fixed, []).append(task)
+    whole = [Block(experiment=experiment, tasks=tuple(group)) for group in groups.values()]
+    fitting = [part for block in whole for part in _split_to_fit(block, memory)]
+    return sorted(_split_for_slots(fitting, slots), key=block_cost, reverse=True)
 
 
-def cost(block: Block) -> float:
-    """What a block costs, in the unit of its experiment."""
-    return sum(price(block.experiment, task) for task in block.tasks)
+def block_cost(block: Block) -> float:
+    """Cost of a block, in the unit of its experiment."""
+    return sum(run_cost(block.experiment, task) for task in block.tasks)
 
 
-def price(experiment: Experiment, task: Task) -> float:
-    """What a run costs, in the unit of its experiment; 1 if that has none, or if ``cost`` tells no such number."""
+def run_cost(experiment: Experiment, task: Task) -> float:
+    """Cost of a run, in the unit of its experiment; 1 if that has none, or if its ``cost`` gives no positive number."""
     if experiment.cost is None:
         return 1.0
     try:
-        found = float(call_cost(experiment.cost, task))
-    except Exception:  # all that depends on it is in which order runs are computed, and what is said of the time left
+        cost = float(call_cost(experiment.cost, task))
+    except Exception:  # nothing depends on it but the order of the runs and the estimate of the time left
         return 1.0
-    return found if isfinite(found) and found > 0 else 1.0
+    return cost if isfinite(cost) and cost > 0 else 1.0
 
 
-def refusal(block: Block, memory: int) -> str | None:
-    """Why a block cannot be computed: the memory it needs and what there is; None if it fits."""
+def memory_refusal(block: Block, memory: int) -> str | None:
+    """Reason why a block is not computed: the memory it needs and what there is; None if it fits."""
     try:
-        found = needed(block)
-    except Unknown as error:
+        needed = memory_needed(block)
+    except UnknownMemory as error:
         return str(error)
-    if found <= memory:
+    if needed <= memory:
         return None
-    return f"it needs {found / GIB:.3g} GiB of memory, but a block may have {memory / GIB:.3g}: raise --memory"
+    return f"it needs {needed / GIB:.3g} GiB of memory, but a block may have {memory / GIB:.3g}: raise --memory"
 
 
-class Unknown(ValueError):  # noqa: N818  # an answer of the experiment, which is recorded
-    """An experiment that does not tell how much memory a block needs: why."""
+class UnknownMemory(ValueError):  # noqa: N818  # a verdict on the experiment, which is recorded
+    """Reason why an experiment does not tell how much memory a block needs."""
 
 
-def needed(block: Block) -> int:
+def memory_needed(block: Block) -> int:
     """Bytes of memory that a block needs; 0 if its experiment does not say.
 
     Raises:
@@ -303,33 +304,37 @@ def needed(block: Block) -> int:
     if block.experiment.memory is None:
         return 0
     try:
-        found = call_memory(block.experiment.memory, block.tasks)
-        number = int(found)
+        answer = call_memory(block.experiment.memory, block.tasks)
+        needed = int(answer)
     except Exception as error:
-        raise Unknown(f"how much memory it needs cannot be told: {type(error).__name__}: {said(error)}") from None
-    if number < 0 or isinstance(found, (str, bytes)):
-        raise Unknown(f"how much memory it needs cannot be told: {said(found)[:80]} is no number of bytes")
-    return number
+        raise UnknownMemory(
+            f"how much memory it needs cannot be told: {type(error).__name__}: {message_of(error)}"
+        ) from None
+    if needed < 0 or isinstance(answer, (str, bytes)):
+        raise UnknownMemory(f"how much memory it needs cannot be told: {message_of(answer)[:80]} is no number of bytes")
+    return needed
 
 
-def _fitting(block: Block, memory: int) -> list[Block]:
-    """The block, halved until every part is small enough."""
-    if len(block.tasks) > 1 and (len(block.tasks) > block.experiment.at_most or refusal(block, memory) is not None):
-        return [part for half in block.halves() for part in _fitting(half, memory)]
+def _split_to_fit(block: Block, memory: int) -> list[Block]:
+    """Halve a block until every part is small enough."""
+    if len(block.tasks) > 1 and (
+        len(block.tasks) > block.experiment.at_most or memory_refusal(block, memory) is not None
+    ):
+        return [part for half in block.split() for part in _split_to_fit(half, memory)]
     return [block]
 
 
-def _spread(cut: Sequence[Block], slots: int) -> list[Block]:
-    """The blocks, the longest of them halved until there is one for each slot, or each is a single run."""
-    single = [block for block in cut if len(block.tasks) == 1]
-    order = count()
-    heap = [(-cost(block), next(order), block) for block in cut if len(block.tasks) > 1]
+def _split_for_slots(blocks: Sequence[Block], slots: int) -> list[Block]:
+    """Halve the most expensive blocks until there is one for each slot, or each is a single run."""
+    single = [block for block in blocks if len(block.tasks) == 1]
+    order = count()  # no two entries of the heap may be equal: blocks cannot be compared
+    heap = [(-block_cost(block), next(order), block) for block in blocks if len(block.tasks) > 1]
     heapify(heap)
     while heap and len(single) + len(heap) < slots:
         *_, longest = heappop(heap)
-        for half in longest.halves():
+        for half in longest.split():
             if len(half.tasks) == 1:
                 single.append(half)
             else:
-                heappush(heap, (-cost(half), next(order), half))
+                heappush(heap, (-block_cost(half), next(order), half))
     return [*single, *(block for *_, block in heap)]

@@ -1,9 +1,10 @@
-"""An index of the runs of an experiment, which can be thrown away: what was read of files that have not changed since.
+"""Index of the runs of an experiment, to be deleted at any time: the contents of files that have not changed since.
 
 ``OUT/.index/<experiment>``: tables as Parquet, one after the other, then a JSON text that says where each begins, its
 length in eight bytes, and a mark. The text ends with the checksum of the whole. The files of the runs stay the truth:
 each row holds the stamp of its file, and counts only as long as the file has that stamp. An index that is damaged, of
-another version, or of another experiment is none, and whoever writes last has written it.
+another version or of another experiment counts as none. Processes may write it at once: the last one wins, and as its
+rows are checked against the files, any of them will do.
 """
 
 import io
@@ -21,53 +22,55 @@ import polars as pl
 
 import falign
 from falign.lab._files import BLANK, Unsealed, last_seal, seal, verify_stream
-from falign.lab.experiment._catalogue import EMPTY, PART, RUNS, Catalogue
-from falign.lab.experiment._run_file import FORMAT, TYPES, UNREADABLE, WITHOUT_WAITING
+from falign.lab.experiment._catalogue import CHUNK_ROWS, EMPTY, RUN_COLUMNS, Catalogue
+from falign.lab.experiment._run_file import COLUMN_TYPES, FORMAT, NONBLOCKING, PARQUET_ERRORS
 
 FOLDER = ".index"
-_BOUND = {"index": 1, "falign": falign.__version__, "store": FORMAT}
-"""What an index must have been written by: it costs little to write it anew."""
+_BOUND = {"index": 2, "falign": falign.__version__, "store": FORMAT}
+"""Versions that an index must agree with: writing it anew costs little."""
 _END = b"falign-index"
 _LENGTH = 8
-_KINDS = 32
-"""Kinds of records that an index holds at most; runs of more are read from their files."""
+_MAX_LAYOUTS = 32
+"""Layouts of records that an index holds at most; runs of others are read from their files."""
 _RACY = 2_000_000_000
 """Nanoseconds by which a file must be older than the reading of it: one that changes right after it was read, within a
 tick of the file system's clock, keeps its stamp."""
-_BROKEN = (Unsealed, LookupError, TypeError, AttributeError, RecursionError, *UNREADABLE)
-"""What reading an index raises that is none."""
+_BROKEN = (Unsealed, LookupError, TypeError, AttributeError, RecursionError, *PARQUET_ERRORS)
+"""Errors of reading what is no index."""
 
 
 def load(store: Path, experiment: str) -> Catalogue:
-    """What an index holds; nothing if there is none that can be used.
+    """Read an index; it is empty if there is none that can be used.
 
     Args:
         store: The store's folder.
         experiment: Full name of the experiment.
     """
     with suppress(*_BROKEN):
-        descriptor = os.open(store / FOLDER / experiment, os.O_RDONLY | WITHOUT_WAITING)
+        descriptor = os.open(store / FOLDER / experiment, os.O_RDONLY | NONBLOCKING)
         with open(descriptor, "rb") as stream:
             return _read(stream, experiment)
     return EMPTY
 
 
-def save(store: Path, experiment: str, found: Catalogue, since: int) -> None:
-    """Write an index in the place of the one that is there; silently not where that cannot be done.
+def save(store: Path, experiment: str, runs: Catalogue, since: int) -> None:
+    """Write an index, in the place of one that is there; where that is impossible, nothing is written and nothing said.
 
     Args:
         store: The store's folder.
         experiment: Full name of the experiment.
-        found: What it shall hold.
-        since: When the reading of it began, in nanoseconds since the epoch.
+        runs: The runs that it shall hold.
+        since: Time when the reading of the runs began, in nanoseconds since the epoch.
     """
-    settled = (pl.max_horizontal("modified", "changed") < since - _RACY) & (pl.col("kind").fill_null(0) < _KINDS)
-    kept = found.take(found.runs.select(settled.arg_true()).to_series().to_numpy())
+    settled = (pl.max_horizontal("modified", "changed") < since - _RACY) & (
+        pl.col("layout").fill_null(0) < _MAX_LAYOUTS
+    )
+    indexed = runs.select(runs.runs.select(settled.arg_true()).to_series().to_numpy())
     partial = store / FOLDER / f".{experiment[:64]}.partial-{token_hex(8)}"
     try:
         partial.parent.mkdir(exist_ok=True)
         with partial.open("xb+") as stream:
-            _write(stream, experiment, kept)
+            _write(stream, experiment, indexed)
         os.replace(partial, store / FOLDER / experiment)
     except OSError:
         with suppress(OSError):
@@ -78,11 +81,11 @@ def _bound(experiment: str) -> dict[str, Any]:
     return {**_BOUND, "experiment": experiment}
 
 
-def _write(stream: BufferedIOBase, experiment: str, found: Catalogue) -> None:
-    """Write piece by piece, without waiting for the disk: what a power cut leaves has no right checksum."""
+def _write(stream: BufferedIOBase, experiment: str, indexed: Catalogue) -> None:
+    """Write piece by piece, without waiting for the disk: what a power cut leaves has a wrong checksum."""
     parts = []
-    for number, frame in enumerate((found.runs, *found.records[:_KINDS])):
-        for part in frame.iter_slices(PART):
+    for number, frame in enumerate((indexed.runs, *indexed.records[:_MAX_LAYOUTS])):
+        for part in frame.iter_slices(CHUNK_ROWS):
             parts.append((number, stream.tell()))
             piece = io.BytesIO()
             part.write_parquet(piece, compression="lz4", statistics=False)
@@ -90,8 +93,8 @@ def _write(stream: BufferedIOBase, experiment: str, found: Catalogue) -> None:
     values = {
         **_bound(experiment),
         "parts": parts,
-        "origins": found.origins,
-        "kinds": found.kinds[:_KINDS],
+        "origins": indexed.origins,
+        "layouts": indexed.layouts[:_MAX_LAYOUTS],
         "checksum": BLANK,
     }
     begin, text = stream.tell(), json.dumps(values).encode()
@@ -100,7 +103,7 @@ def _write(stream: BufferedIOBase, experiment: str, found: Catalogue) -> None:
 
 
 def _read(stream: BufferedIOBase, experiment: str) -> Catalogue:
-    """The content of an index, of which no bit has changed."""
+    """Read an index and verify its checksum."""
     tail = stream.seek(-_LENGTH - len(_END), io.SEEK_END)
     begin = tail - int.from_bytes(stream.read(_LENGTH), "little")
     if stream.read() != _END or begin < 0:
@@ -111,8 +114,8 @@ def _read(stream: BufferedIOBase, experiment: str) -> Catalogue:
     values = json.loads(text)
     if any(values[name] != value for name, value in _bound(experiment).items()):
         raise Unsealed("it is of another experiment or version")
-    kinds = tuple(tuple((name, kind) for name, kind in columns) for columns in values["kinds"])
-    schemas = [RUNS, *({name: TYPES[kind] for name, kind in columns} for columns in kinds)]
+    layouts = tuple(tuple((name, dtype) for name, dtype in columns) for columns in values["layouts"])
+    schemas = [RUN_COLUMNS, *({name: COLUMN_TYPES[dtype] for name, dtype in columns} for columns in layouts)]
     frames: list[list[pl.DataFrame]] = [[] for _ in schemas]
     stream.seek(0)
     for (number, start), (_, stop) in pairwise([*values["parts"], (0, begin)]):
@@ -121,7 +124,7 @@ def _read(stream: BufferedIOBase, experiment: str) -> Catalogue:
         pl.concat(parts) if parts else pl.DataFrame(schema=schema)
         for parts, schema in zip(frames, schemas, strict=True)
     )
-    found = Catalogue(runs=runs, origins=tuple(values["origins"]), kinds=kinds, records=tuple(records))
-    if [len(rows) for rows in found.spread(np.zeros(runs.height))] != [frame.height for frame in records]:
+    indexed = Catalogue(runs=runs, origins=tuple(values["origins"]), layouts=layouts, records=tuple(records))
+    if [len(rows) for rows in indexed.repeat(np.zeros(runs.height))] != [frame.height for frame in records]:
         raise Unsealed("its tables do not fit together")
-    return found
+    return indexed

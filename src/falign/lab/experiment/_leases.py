@@ -1,4 +1,9 @@
-"""Sharing a store: which process has taken which runs, and which of these processes still live."""
+"""Leases: how processes that share a store divide its missing runs, so that none is computed twice.
+
+Each process keeps two files in ``OUT/leases``: a lock that it holds as long as it lives, and a list of the runs that it
+has leased. The system itself frees the lock of a killed process, so no clock and no process number decides who is
+alive; what the dead have leased is free for the others.
+"""
 
 import os
 import re
@@ -28,25 +33,24 @@ from falign.lab.experiment import _index
 from falign.lab.experiment._store import MARKER_BYTES, Store
 
 _PATIENCE = 5.0
-"""Seconds to wait for one's own new lock, which another process may just be looking at."""
-_FOLDER = "owners"
+"""Seconds to wait for one's own new lock, which another process may just be trying."""
+FOLDER = "leases"
 _RUN = re.compile(r"\.[0-9a-f]{32}\.parquet\.partial-")
-"""How the name of a run's half-written file begins."""
-_PAGE = 600.0
-"""Seconds after which a page that is half written is nobody's: writing one takes no lock."""
+"""Beginning of the name of a run's half-written file."""
+_ABANDONED = 600.0
+"""Seconds after which nobody is writing a half-written report any more: writing one takes no lock."""
 
 
-class Owner:
-    """A process that takes runs of a store; a context manager.
+class RunLeases:
+    """Leases of this process on runs of a store; a context manager, which gives them back.
 
-    ``OUT/owners/<id>.lock`` is locked as long as the process lives: the system itself frees the lock of a killed
-    one, so no clock and no process number decides who is alive. ``OUT/owners/<id>.json`` lists the runs that the
-    process has taken, under a checksum. Both are read and changed only while :meth:`Store.alone` is held. Machines may
-    share a store on a network's file system if its locks (``flock``) reach from one machine to the other.
+    The list ``OUT/leases/<id>.json`` stands under a checksum. Lists and locks are read and changed only within
+    :meth:`Store.exclusive`. Machines may share a store on a network's file system if its locks (``flock``) reach from
+    one machine to the other.
 
-    A list that is damaged counts as empty. Its runs may then be computed twice, which costs time and nothing else: a
-    run's file is written whole, and both have the same numbers. To wait for its owner could last for days, and the
-    owner writes the list anew with its next block.
+    A damaged list counts as empty. Its runs may then be computed twice, which costs time and nothing else: a run's file
+    is written whole, and both have the same numbers. Waiting for the process that wrote the list could take days, and
+    with its next block it writes the list anew.
 
     Args:
         store: The store.
@@ -56,11 +60,11 @@ class Owner:
         self._store = store
         self._name = f"{os.getpid()}-{uuid4().hex[:12]}"
         self._lock = FileLock(self._file("lock"))
-        self._taken: set[str] = set()
+        self._keys: set[str] = set()
 
-    def __enter__(self) -> "Owner":
+    def __enter__(self) -> "RunLeases":
         folder = self._file("lock").parent
-        with self._store.alone():
+        with self._store.exclusive():
             try:
                 folder.mkdir(exist_ok=True)
                 self._lock.acquire(timeout=_PATIENCE)
@@ -68,7 +72,7 @@ class Owner:
                 raise unwritable(folder, error) from None
             try:
                 self._write()
-                if not _living(self._store, besides=self._name):
+                if not _living_leases(self._store, besides=self._name):
                     self._sweep()
             except OSError as error:
                 self._leave()
@@ -81,24 +85,25 @@ class Owner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give all runs back. That the folder has gone meanwhile is said by whatever wanted to write in it."""
+        """Give all runs back. If the folder is gone, the command has failed by that already."""
         try:
-            with self._store.alone():
+            with self._store.exclusive():
                 self._leave()
         except RunError:
             self._leave()
 
     def _sweep(self) -> None:
-        """Take away what killed processes left half-written: nobody else is at work, or only on a page just now.
+        """Delete what killed processes left half-written; no other process has leases on the store.
 
-        In other folders than the store's own only runs are ours: a training may be at work in one.
+        Other folders below the store's may be those of a training that is just writing there: in them only half-written
+        runs are deleted. A report may be being written in the store's own folder.
         """
         root = self._store.folder
-        whole = (root, root / _FOLDER, root / _index.FOLDER)
+        whole = (root, root / FOLDER, root / _index.FOLDER)
         for path in [path for folder in (root, *root.iterdir()) for path in leftovers(folder)]:
             with suppress(FileNotFoundError):
-                old = path.parent != root or time() - path.lstat().st_mtime > _PAGE
-                if old and (path.parent in whole or _RUN.match(path.name)):
+                abandoned = path.parent != root or time() - path.lstat().st_mtime > _ABANDONED
+                if abandoned and (path.parent in whole or _RUN.match(path.name)):
                     _remove(path)
 
     def _leave(self) -> None:
@@ -106,74 +111,79 @@ class Owner:
         self._lock.release()
         _remove(self._file("lock"))
 
-    def take(self, keys: Iterable[str]) -> set[str]:
-        """Take runs.
+    def acquire(self, keys: Iterable[str]) -> set[str]:
+        """Lease runs.
 
         Args:
-            keys: Those that are wanted.
+            keys: Keys of the wanted runs.
 
         Returns:
-            Those that are now this owner's: the ones that no other living process has taken.
+            Keys of the runs that are leased now: those that no other living process has leased.
         """
-        with self._store.alone():
-            granted = set(keys).difference(*_living(self._store, besides=self._name))
-            self._taken |= granted
+        with self._store.exclusive():
+            granted = set(keys).difference(*_living_leases(self._store, besides=self._name))
+            self._keys |= granted
             self._write()
         return granted
 
     def release(self, keys: Iterable[str]) -> None:
-        """Give runs back, be they finished or not."""
-        with self._store.alone():
-            self._taken -= set(keys)
+        """Give runs back, finished or not."""
+        with self._store.exclusive():
+            self._keys -= set(keys)
             self._write()
 
     def _write(self) -> None:
-        atomic_write(self._file("json"), to_json({"runs": sorted(self._taken)}))
+        atomic_write(self._file("json"), to_json({"runs": sorted(self._keys)}))
 
     def _file(self, kind: str) -> Path:
-        return self._store.folder / _FOLDER / f"{self._name}.{kind}"
+        return self._store.folder / FOLDER / f"{self._name}.{kind}"
 
 
-def taken(store: Store) -> set[str]:
-    """Keys of the runs that living processes have taken."""
-    with store.alone():
-        return set().union(*_living(store, besides=None))
+def leased_runs(store: Store) -> set[str]:
+    """Keys of the runs that living processes have leased; files of dead ones are deleted."""
+    with store.exclusive():
+        return set().union(*_living_leases(store, besides=None))
 
 
-def running(store: Store) -> set[str]:
-    """The same as :func:`taken`, found out by reading alone: nothing in the store is made, changed or deleted."""
+def leased_runs_read_only(store: Store) -> set[str]:
+    """Keys of the runs that living processes have leased, without making, changing or deleting anything."""
     if os.name != "posix":
-        return taken(store)
+        return leased_runs(store)
     return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if is_locked(path)))
 
 
 def _locks(store: Store) -> list[Path]:
-    """The locks that processes have left in a store: files, whatever else is there."""
+    """Lock files of living and dead processes; whatever else has such a name is passed over."""
     with suppress(OSError):
-        return [path for path in (store.folder / _FOLDER).glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
+        return [path for path in (store.folder / FOLDER).glob("*.lock") if stat.S_ISREG(path.lstat().st_mode)]
     return []
 
 
-def _living(store: Store, besides: str | None) -> list[set[str]]:
-    """The keys that each living owner has taken; what is left of dead ones is deleted."""
-    claims: list[set[str]] = []
+def _living_leases(store: Store, besides: str | None) -> list[set[str]]:
+    """Keys that each living process has leased; files of dead ones are deleted.
+
+    Args:
+        store: The store.
+        besides: Name of a process that is passed over, this one.
+    """
+    living: list[set[str]] = []
     for path in _locks(store):
         if path.stem == besides:
             continue
         lock, listed = FileLock(path), path.with_suffix(".json")
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # one that is not for us to open may be of another user's process
-            claims.append(_read(listed))
+        except (Timeout, OSError):  # a lock that must not be opened may be held by another user's process
+            living.append(_read(listed))
             continue
         _remove(listed)
         lock.release()
         _remove(path)
-    return claims
+    return living
 
 
 def _read(path: Path) -> set[str]:
-    """The keys that an owner lists; none if it has not yet said so, or if its list is damaged."""
+    """Keys on a list; none if it is not written yet, or damaged."""
     try:
         runs = from_json(read_bounded(path, MARKER_BYTES)).get("runs")
     except (Unreadable, Unsealed):
@@ -182,6 +192,6 @@ def _read(path: Path) -> set[str]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file; what cannot be deleted stays, and disturbs nothing."""
+    """Delete a file; one that cannot be deleted stays, which harms nothing."""
     with suppress(OSError):
         path.unlink()

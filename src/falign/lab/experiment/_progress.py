@@ -1,4 +1,4 @@
-"""What is shown while runs are computed: a bar for each experiment in a terminal, now and then a line elsewhere."""
+"""Progress of a reproduction: how many runs are there, how long the rest will take, and the bars that show it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,23 +6,22 @@ from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from falign.lab._text import print_plain
-from falign.lab.experiment._execution import Block, cost, price
+from falign.lab.experiment._execution import Block, block_cost, run_cost
 from falign.lab.experiment._specification import Experiment, Task
 
-# How the runs of an experiment stand while they are computed, and how long the rest will take.
-
 Kind = tuple[str, ...]
+"""Texts of a run's point, such as activation and rule: runs that have them in common take about equally long."""
 
 
 @dataclass(kw_only=True, eq=False)
-class _AtWork:
-    """A block that is being computed: when it first and last told which share of it was over, and which.
+class _RunningBlock:
+    """A block that is being computed, with its first and its last report: the time, and the share that was over.
 
-    What comes before the first report, such as the start of a worker and the loading of data, is no matter of its size.
+    The time before the first report, such as the start of a worker and the loading of data, tells nothing of how long
+    the rest will take.
     """
 
     block: Block
@@ -31,19 +30,19 @@ class _AtWork:
 
     @property
     def share(self) -> float:
-        """Which share of it is over."""
+        """Share of it that is over."""
         return self.last[1]
 
     @property
-    def learned(self) -> tuple[float, float]:
-        """Seconds, and the share of the block that took them."""
+    def measured(self) -> tuple[float, float]:
+        """Seconds between the two reports, and the share of the block that was computed between them."""
         first = self.first or self.last
         return self.last[0] - first[0], self.last[1] - first[1]
 
 
 @dataclass(kw_only=True, eq=False)
 class _Rate:
-    """Seconds that were spent, and what was done in them, in the unit of the experiment."""
+    """Seconds, and the cost of what was computed in them, in the unit of the experiment."""
 
     seconds: float = 0.0
     cost: float = 0.0
@@ -54,144 +53,146 @@ class _Rate:
 
 
 @dataclass(kw_only=True, eq=False)
-class Tally:
-    """The count of an experiment's runs; changes as they are computed.
+class RunCounts:
+    """Counts of an experiment's runs while they are computed, and an estimate of the time that is left.
 
-    How long runs take is learned from the blocks that have ended and from the share that is over of those at work:
-    seconds for a unit of cost, of each kind of run by itself. Runs are of one kind if their texts are the same, such
-    as activation and rule: what the numbers of a point do to the time is the matter of the experiment's ``cost``.
+    Seconds for a unit of cost are measured on the blocks that have ended, and on the part that is over of the running
+    ones, for each kind of run by itself. How the numbers of a point change the time is the matter of the experiment's
+    ``cost``.
 
     Args:
         experiment: The experiment.
         total: Number of its runs.
-        left: Runs that are not there yet, by key.
-        status: {status: number of runs} of those that are there.
-        clock: Tells the time in seconds.
+        missing: {key: run} of those that are not in the store yet.
+        status: {status: number of runs} of those that are.
+        clock: Current time in seconds.
     """
 
     experiment: Experiment
     total: int
-    left: dict[str, Task]
+    missing: dict[str, Task]
     status: dict[str, int]
     clock: Callable[[], float] = monotonic
     elsewhere: int = 0
-    """Runs that other processes have taken."""
-    _at_work: dict[tuple[Task, ...], _AtWork] = field(default_factory=dict)
+    """Number of the missing runs that other processes compute."""
+    _running: dict[tuple[Task, ...], _RunningBlock] = field(default_factory=dict)
     _ended: dict[Kind, _Rate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._left: dict[Kind, float] = {}
-        """What the runs that are left cost, those at work included."""
-        for task in self.left.values():
-            self._count(task, 1)
+        self._missing_cost: dict[Kind, float] = {}  # of the runs that are being computed, too
+        for task in self.missing.values():
+            self._add_cost(task, 1)
 
     @property
     def running(self) -> int:
-        """Runs that this process computes."""
-        return sum(len(tasks) for tasks in self._at_work)
+        """Number of runs that this process has given to its executor."""
+        return sum(len(tasks) for tasks in self._running)
 
-    def settle(self, task: Task, status: str) -> None:
-        """Count a run that is there now."""
-        if self.left.pop(task.key, None) is not None:
-            self._count(task, -1)
+    def add(self, task: Task, status: str) -> None:
+        """Count a run that is in the store now."""
+        if self.missing.pop(task.key, None) is not None:
+            self._add_cost(task, -1)
             self.status[status] = self.status.get(status, 0) + 1
 
-    def begin(self, block: Block) -> None:
-        """Count a block as at work."""
-        self._at_work[block.tasks] = _AtWork(block=block)
+    def start(self, block: Block) -> None:
+        """Count a block as running."""
+        self._running[block.tasks] = _RunningBlock(block=block)
 
-    def seen(self, block: Block, share: float) -> None:
-        """Note which share of a block at work is over."""
-        found = self._at_work.get(block.tasks)
-        if found is not None and share > found.share:  # which NaN is not
-            found.last = self.clock(), min(share, 1.0)
-            found.first = found.first or found.last
+    def report(self, block: Block, share: float) -> None:
+        """Note the share of a running block that is over."""
+        running = self._running.get(block.tasks)
+        if running is not None and share > running.share:  # which NaN is not
+            running.last = self.clock(), min(share, 1.0)
+            running.first = running.first or running.last
 
     def end(self, block: Block, seconds: float | None) -> None:
-        """Count a block as no longer at work, and learn from it how long such runs take.
+        """Count a block as no longer running, and learn from it how long such runs take.
 
         Args:
             block: The block.
-            seconds: How long it took; None if it left nothing, which tells nothing.
+            seconds: Time that it took; None if it failed, which tells nothing about the others.
         """
-        self._at_work.pop(block.tasks, None)
+        self._running.pop(block.tasks, None)
         if seconds is not None:
-            self._ended.setdefault(_kind(block.tasks[0]), _Rate()).add(seconds, cost(block))
+            self._ended.setdefault(_kind(block.tasks[0]), _Rate()).add(seconds, block_cost(block))
 
     def seconds(self, block: Block) -> float | None:
-        """How long a block should take; None as long as nothing is known."""
-        rates, all_together = self._rates()
-        rate = rates.get(_kind(block.tasks[0]), all_together)
-        return rate.seconds / rate.cost * cost(block) if rate.cost else None
+        """Estimated time of a block in seconds; None as long as nothing was measured."""
+        rates, average = self._rates()
+        rate = rates.get(_kind(block.tasks[0]), average)
+        return rate.seconds / rate.cost * block_cost(block) if rate.cost else None
 
     def estimate(self, slots: int) -> float | None:
-        """Seconds until the experiment's runs are there; None as long as nothing is known.
+        """Estimate the seconds until all runs of the experiment are there.
 
         Args:
-            slots: How many blocks are at work at once.
+            slots: Number of blocks that are computed at once.
+
+        Returns:
+            The time of all that is left, shared among the slots, but at least that of the longest running block; None
+            as long as nothing was measured.
         """
-        if not self.left:
+        if not self.missing:
             return 0.0
-        rates, all_together = self._rates()
-        if not all_together.cost:
+        rates, average = self._rates()
+        if not average.cost:
             return None
 
-        def seconds(kind: Kind, units: float) -> float:
-            rate = rates.get(kind, all_together)
-            return rate.seconds / rate.cost * units
+        def seconds(kind: Kind, cost: float) -> float:
+            rate = rates.get(kind, average)
+            return rate.seconds / rate.cost * cost
 
-        rest = dict(self._left)
+        rest = dict(self._missing_cost)
         longest = 0.0
-        for tasks, at_work in self._at_work.items():
-            kind, whole = _kind(tasks[0]), cost(at_work.block)
-            rest[kind] = rest.get(kind, 0.0) - at_work.share * whole
-            longest = max(longest, seconds(kind, (1 - at_work.share) * whole))
-        whole = sum(seconds(kind, max(units, 0.0)) for kind, units in rest.items())
+        for tasks, running in self._running.items():
+            kind, cost = _kind(tasks[0]), block_cost(running.block)
+            rest[kind] = rest.get(kind, 0.0) - running.share * cost
+            longest = max(longest, seconds(kind, (1 - running.share) * cost))
+        whole = sum(seconds(kind, max(cost, 0.0)) for kind, cost in rest.items())
         return max(whole / slots, longest)
 
     def _rates(self) -> tuple[dict[Kind, _Rate], _Rate]:
-        """Of each kind of which something is known, and of all together."""
+        """Rates of the kinds of which something was measured, and of all kinds together."""
         rates = {kind: _Rate(seconds=rate.seconds, cost=rate.cost) for kind, rate in self._ended.items()}
-        for tasks, at_work in self._at_work.items():
-            seconds, share = at_work.learned
+        for tasks, running in self._running.items():
+            seconds, share = running.measured
             if share:
-                rates.setdefault(_kind(tasks[0]), _Rate()).add(seconds, share * cost(at_work.block))
-        all_together = _Rate()
+                rates.setdefault(_kind(tasks[0]), _Rate()).add(seconds, share * block_cost(running.block))
+        average = _Rate()
         for rate in rates.values():
-            all_together.add(rate.seconds, rate.cost)
-        return rates, all_together
+            average.add(rate.seconds, rate.cost)
+        return rates, average
 
-    def _count(self, task: Task, sign: int) -> None:
+    def _add_cost(self, task: Task, sign: int) -> None:
         kind = _kind(task)
-        self._left[kind] = self._left.get(kind, 0.0) + sign * price(self.experiment, task)
+        self._missing_cost[kind] = self._missing_cost.get(kind, 0.0) + sign * run_cost(self.experiment, task)
 
     def __str__(self) -> str:
         """Such as "120 of 350 runs there (2 failed), 50 running, 180 left"."""
-        there = self.total - len(self.left)
+        there = self.total - len(self.missing)
         special = [f"{self.status[name]} {name}" for name in ("diverged", "failed", "no data") if self.status.get(name)]
         parts = [f"{there} of {self.total} runs there" + (f" ({', '.join(special)})" if special else "")]
         if self.running:
-            parts.append(f"{self.running} running{self._over()}")
+            parts.append(f"{self.running} running{self._percentage()}")
         if self.elsewhere:
             parts.append(f"{self.elsewhere} taken by other processes")
-        if rest := len(self.left) - self.running - self.elsewhere:
+        if rest := len(self.missing) - self.running - self.elsewhere:
             parts.append(f"{rest} left")
         return ", ".join(parts)
 
-    def _over(self) -> str:
-        """Which share of the runs at work is over, by what they cost; nothing as long as no block has told."""
-        whole = [(each.share, cost(each.block)) for each in self._at_work.values()]
-        over = sum(share * costs for share, costs in whole)
-        return f" ({100 * over / sum(costs for _, costs in whole):.0f} % done)" if over else ""
+    def _percentage(self) -> str:
+        """Share of the running blocks that is over, by their cost; empty as long as no block has reported."""
+        costs = [(running.share, block_cost(running.block)) for running in self._running.values()]
+        over = sum(share * cost for share, cost in costs)
+        return f" ({100 * over / sum(cost for _, cost in costs):.0f} % done)" if over else ""
 
 
 def _kind(task: Task) -> Kind:
-    """The texts of a run's point."""
     return tuple(value for _, value in sorted(task.point.items()) if isinstance(value, str))
 
 
 def duration(seconds: float | int) -> str:
-    """A time in the two largest units that matter: "0.4 s", "12 s", "3 min 20 s", "1 h 5 min"."""
+    """Format a time by its one or two largest units: "0.4 s", "12 s", "3 min 20 s", "1 h 5 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -207,25 +208,25 @@ _PAUSE = 10.0
 """Seconds between two lines of an experiment, without a terminal."""
 
 
-class Progress:
-    """The bars or lines of one reproduction; a context manager.
+class ProgressDisplay:
+    """Bars of the experiments in a terminal, lines now and then elsewhere; a context manager.
 
     Args:
-        console: Where to.
-        tallies: One an experiment; read at each update.
-        slots: Says how many blocks are at work at once.
+        console: Terminal, file or pipe to which it is written.
+        counts: One an experiment; read at each update.
+        slots: Gives the number of blocks that are computed at once.
     """
 
-    def __init__(self, console: Console, tallies: Sequence[Tally], slots: Callable[[], int]) -> None:
+    def __init__(self, console: Console, counts: Sequence[RunCounts], slots: Callable[[], int]) -> None:
         self._console = console
-        self._tallies = tallies
+        self._counts = counts
         self._slots = slots
         self._start = monotonic()
         self._next = self._start + _PAUSE
-        self._begun: set[str] = set()
-        self._next_begun = self._start
-        self._open = {tally.experiment.name for tally in tallies if tally.left}
-        self._bars = Bars(
+        self._started: set[str] = set()
+        self._next_started = self._start
+        self._unfinished = {each.experiment.name for each in counts if each.missing}
+        self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[state]}"),
@@ -235,14 +236,14 @@ class Progress:
             disable=not console.is_terminal,
         )
         self._rows: dict[str, TaskID] = {
-            tally.experiment.name: self._bars.add_task(tally.experiment.name, total=tally.total, state="")
-            for tally in tallies
-            if tally.left
+            each.experiment.name: self._bars.add_task(each.experiment.name, total=each.total, state="")
+            for each in counts
+            if each.missing
         }
 
-    def __enter__(self) -> "Progress":
-        for tally in self._tallies:
-            self.say(f"{tally.experiment.name}: {tally}")
+    def __enter__(self) -> "ProgressDisplay":
+        for each in self._counts:
+            self.log(f"{each.experiment.name}: {each}")
         self._bars.start()
         return self
 
@@ -251,38 +252,38 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print one line."""
         print_plain(self._console, text)
 
-    def begun(self, name: str, runs: int) -> None:
-        """Say that the first runs of an experiment are at work: a block may take long, and says nothing itself.
+    def started(self, name: str, runs: int) -> None:
+        """Print a line when the first runs of an experiment are started: a block may take long and report nothing.
 
         Args:
             name: The experiment.
-            runs: How many have begun.
+            runs: Number of runs that were started.
         """
-        if self._bars.disable and name not in self._begun and monotonic() >= self._next_begun:
-            self._begun.add(name)
-            self._next_begun = monotonic() + _PAUSE
-            self.say(f"{name}: {runs} {'run' if runs == 1 else 'runs'} begun")
+        if self._bars.disable and name not in self._started and monotonic() >= self._next_started:
+            self._started.add(name)
+            self._next_started = monotonic() + _PAUSE
+            self.log(f"{name}: {runs} {'run' if runs == 1 else 'runs'} begun")
 
     def update(self) -> None:
-        """Show how the runs stand: a finished experiment by a line at once, others by bars, or a line at times."""
-        for tally in self._tallies:
-            name = tally.experiment.name
+        """Show the counts: of a finished experiment by a line at once, of others by bars, or a line now and then."""
+        for counts in self._counts:
+            name = counts.experiment.name
             if name in self._rows:
-                state = f"{tally}{self._estimate(tally)}"
-                self._bars.update(self._rows[name], completed=tally.total - len(tally.left), state=state)
-            if name in self._open and not tally.left:
-                self._open.remove(name)
-                self.say(f"{name}: {tally}, after {duration(monotonic() - self._start)}")
+                state = f"{counts}{self._estimate(counts)}"
+                self._bars.update(self._rows[name], completed=counts.total - len(counts.missing), state=state)
+            if name in self._unfinished and not counts.missing:
+                self._unfinished.remove(name)
+                self.log(f"{name}: {counts}, after {duration(monotonic() - self._start)}")
         if self._bars.disable and monotonic() >= self._next:
             self._next = monotonic() + _PAUSE
-            for tally in self._tallies:
-                if tally.running or tally.elsewhere:
-                    self.say(f"{tally.experiment.name}: {tally}{self._estimate(tally)}")
+            for counts in self._counts:
+                if counts.running or counts.elsewhere:
+                    self.log(f"{counts.experiment.name}: {counts}{self._estimate(counts)}")
 
-    def _estimate(self, tally: Tally) -> str:
-        seconds = tally.estimate(max(1, self._slots()))
+    def _estimate(self, counts: RunCounts) -> str:
+        seconds = counts.estimate(max(1, self._slots()))
         return f", about {duration(seconds)}" if seconds else ""

@@ -24,7 +24,7 @@ import falign
 from falign.lab._files import RunError
 from falign.lab._options import check_ray_address, check_ray_share, host_and_port
 from falign.lab.config import ConfigError
-from falign.lab.experiment._execution import Answer, Block, Finished, compute, needed
+from falign.lab.experiment._execution import Block, BlockResult, FinishedBlock, compute, memory_needed
 from falign.lab.experiment._specification import Setting
 
 # What a block takes of a node of a Ray cluster, and how many blocks a node has room for.
@@ -34,7 +34,7 @@ Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Resources:
     """Cores and GPUs that a block takes.
 
     Ray gives out several whole ones, or a part of one in steps of 1/10000.
@@ -79,7 +79,7 @@ class Share:
         if block.experiment.memory is None or self.gpus:
             return None
         largest = max((_has(node, "memory") for node in nodes), default=0.0)
-        return min(needed(block), int(largest)) or None
+        return min(memory_needed(block), int(largest)) or None
 
     def refusal(self, nodes: Sequence[Node]) -> str:
         """That no node has room for a block, and what nodes there are."""
@@ -120,7 +120,7 @@ _LOOPBACK = "127.0.0.1"
 _OBJECTS = 2**28
 """Bytes of shared memory of a local cluster: records are small, and Ray would take 30 % of the memory."""
 _REACH, _JOIN, _ASK = 5.0, 20.0, 60.0
-"""Seconds to wait for an answer of the address, for joining, and for the nodes to tell their version."""
+"""Seconds to wait for an result of the address, for joining, and for the nodes to tell their version."""
 
 # Where nothing that Ray knows answers, ray.init tries for minutes and may end the process: another one tries first.
 _PROBE = """
@@ -136,7 +136,7 @@ ray.shutdown()
 """
 
 
-def switch(*, alone: bool = False) -> None:
+def set_ray_switches(*, alone: bool = False) -> None:
     """Set Ray's switches, where the user has not; Ray reads them when it is imported.
 
     Args:
@@ -156,7 +156,7 @@ def connect(address: str) -> None:
     Raises:
         ConfigError: There is no cluster at the address, or it does not take this process.
     """
-    switch(alone=address == "local")
+    set_ray_switches(alone=address == "local")
     if address != "local":
         _probe(address)
     import ray
@@ -211,15 +211,15 @@ def check_versions(nodes: Sequence[Node]) -> None:
     }
     here, others = _installed(), {}
     ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ASK)
-    for answer in ready:
+    for result in ready:
         try:
-            there = ray.get(answer)
+            there = ray.get(result)
         except importlib.metadata.PackageNotFoundError:
             there = "none"
         except ray.exceptions.RayError:  # the node has died since: it is found to be gone later on
             continue
         if there != here:
-            others[answers[answer]] = there
+            others[answers[result]] = there
     if others:
         listed = ", ".join(f"{node} has {version}" for node, version in sorted(others.items()))
         raise ConfigError(
@@ -299,7 +299,7 @@ class RayExecutor:
     """
 
     def __init__(self, address: str, setting: Setting, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0) -> None:
-        self._share = Share(cpus=cpus_per_run, gpus=gpus_per_run)
+        self._share = Resources(cpus=cpus_per_run, gpus=gpus_per_run)
         if gpus_per_run == 0 and torch.device(setting.device).type == "cuda":
             raise ConfigError(f"--device is {setting.device}, but Ray is asked for no GPU: add --gpus-per-run 1")
         check_ray_address(address)
@@ -326,14 +326,14 @@ class RayExecutor:
 
     def submit(self, block: Block) -> None:
         """Give a block to the cluster."""
-        # As bytes, so that what a worker cannot import is an answer like any other.
+        # As bytes, so that what a worker cannot import is an result like any other.
         payload = pickle.dumps((block.experiment.run, block.tasks, self._setting))
         memory = self._share.memory(block, self._nodes)
         with _cluster():
             task = self._work.options(memory=memory).remote(payload, self._share.threads)
         self._at_work[task] = block
 
-    def wait(self, timeout: float | None = None) -> list[Finished]:
+    def wait(self, timeout: float | None = None) -> list[FinishedBlock]:
         """Wait until a block is finished, or its worker has died.
 
         Args:
@@ -349,7 +349,7 @@ class RayExecutor:
         import ray
 
         end = math.inf if timeout is None else monotonic() + timeout
-        finished: list[Finished] = []
+        finished: list[FinishedBlock] = []
         while self._at_work and not finished:
             with _cluster():
                 patience = min(_LOOK, max(0.0, end - monotonic()))
@@ -392,32 +392,34 @@ class RayExecutor:
         self._work = None
         ray.shutdown()
 
-    def _collect(self, task: Any) -> Finished | None:
-        """The answer of a task that has ended; None if its block was given to another node."""
+    def _collect(self, task: Any) -> FinishedBlock | None:
+        """The result of a task that has ended; None if its block was given to another node."""
         import ray.exceptions
 
         block = self._at_work.pop(task)
         try:
-            answer: Answer = ray.get(task)
+            result: BlockResult = ray.get(task)
         except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
             self._nodes_died[block] += 1
             if self._nodes_died[block] < NODES:
                 self.submit(block)
                 return None
-            answer = Answer(error=f"{NODES} nodes of the cluster died of it, or with it", lost=True)
+            result = BlockResult(error=f"{NODES} nodes of the cluster died of it, or with it", worker_died=True)
         except ray.exceptions.RayTaskError as error:  # raised around the experiment, not by it
             cause = getattr(error, "cause", None) or error
-            answer = Answer(error=f"the worker failed: {type(cause).__name__}: {_line(cause)}")
+            result = BlockResult(error=f"the worker failed: {type(cause).__name__}: {_line(cause)}")
         except ray.exceptions.RayError as error:
-            answer = Answer(error=f"its worker process died, perhaps for want of memory ({_line(error)})", lost=True)
-        there = answer.provenance.get("falign", falign.__version__)
+            result = BlockResult(
+                error=f"its worker process died, perhaps for want of memory ({_line(error)})", worker_died=True
+            )
+        there = result.provenance.get("falign", falign.__version__)
         if there != falign.__version__:
             raise ClusterError(
                 f"a node that joined the Ray cluster has falign {there}, but here it is {falign.__version__}: install "
                 "the same version on it, and call again"
             )
         self._nodes_died.pop(block, None)
-        return Finished(block=block, answer=answer)
+        return FinishedBlock(block=block, result=result)
 
     def _look(self) -> None:
         """See which nodes are alive."""
@@ -430,13 +432,13 @@ class RayExecutor:
             self._roomy = self._looked
 
 
-def _work(payload: bytes, threads: int) -> Answer:
+def _work(payload: bytes, threads: int) -> BlockResult:
     """What a task does."""
     torch.set_num_threads(threads)
     try:
         run, tasks, setting = pickle.loads(payload)
     except Exception as error:  # a module that is not installed on the node, say
-        return Answer(error=f"the worker cannot read the block: {type(error).__name__}: {error}")
+        return BlockResult(error=f"the worker cannot read the block: {type(error).__name__}: {error}")
     return compute(run, tasks, setting)
 
 

@@ -19,9 +19,9 @@ from falign.lab._text import plain_cell, print_plain
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _store
 from falign.lab.experiment._execution import Executor
-from falign.lab.experiment._leases import Owner, running
-from falign.lab.experiment._local import local
-from falign.lab.experiment._progress import Progress, Tally, duration
+from falign.lab.experiment._leases import RunLeases, leased_runs_read_only
+from falign.lab.experiment._local import local_executor
+from falign.lab.experiment._progress import ProgressDisplay, RunCounts, duration
 from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
@@ -76,7 +76,7 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     )
 
 
-def choose(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
+def choose_preset(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
     """Choose which preset to show.
 
     Args:
@@ -122,7 +122,7 @@ def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
             print_plain(console, f"  {each.name}: {each.title} ({each.source})")
 
 
-def show(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
+def show_status(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
     """Print how experiments stand: a row each, what went wrong, and what their claims came to.
 
     Args:
@@ -133,7 +133,7 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
     """
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
-    claimed = running(store)
+    leased = leased_runs_read_only(store)
     table = _table("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
     stated, derived = Counter(), Counter()
     for result in results:
@@ -143,7 +143,7 @@ def show(store: Store, selection: Selection, papers: Sequence[PaperResults], con
         ]
         stated, derived = stated + told[0], derived + told[1]
         missing = result.runs.filter(pl.col("status") == "missing")["key"]
-        at_work = sum(key in claimed for key in missing)
+        at_work = sum(key in leased for key in missing)
         others = {
             "running": at_work,
             **{status: result.count(status) for status in ("diverged", "failed", "no data")},
@@ -243,26 +243,26 @@ def reproduce(
         RunError: The folder is not a store.
         WriteError: Something cannot be written.
     """
-    store = Store(folder=out, say=lambda text: print_plain(console, text))
+    store = Store(folder=out, log=lambda text: print_plain(console, text))
     _store.store_format(out)
     try:
         with ImmediateStop() as stop:
             _run(store, selection.experiments, preset, executor, memory, console, stop)
             store.check()
-            found = read(store, selection, preset)
-            show(store, selection, found, console)
+            found = read_results(store, selection, preset)
+            show_status(store, selection, found, console)
             pages = (write_report or _report())(out, found)
             store.check()
     except KeyboardInterrupt as interruption:
-        store.say(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
+        store.log(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
         return interruption.code if isinstance(interruption, Stopped) else 130
-    store.say(f"the page is {pages[0]}, the same as JSON {pages[1]}")
+    store.log(f"the page is {pages[0]}, the same as JSON {pages[1]}")
     chosen = {experiment.name for experiment in selection.experiments}
     results = [result for paper in found for result in paper.results if result.experiment.name in chosen]
     return int(any(result.count("failed") or result.count("missing") for result in results))
 
 
-def read(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:
+def read_results(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:
     """What a store holds of the papers of a selection, whole.
 
     Args:
@@ -288,38 +288,36 @@ def _run(
     stop: ImmediateStop,
 ) -> None:
     """Compute the runs that are missing."""
-    tallies, before = {}, {}
+    counts, failed_before = {}, {}
     for experiment in experiments:
         tasks = experiment.tasks(preset)
-        entries = store.entries(tasks)
-        failed = {key: entry for key, entry in entries.items() if entry.status in RETRIED}
-        left = {task.key: task for task in tasks if task.key not in entries or task.key in failed}
-        there = [entry.status for entry in entries.values() if entry.status not in RETRIED]
-        tallies[experiment.name] = Tally(
+        stored = store.get_all(tasks)
+        failed = {key: run for key, run in stored.items() if run.status in RETRIED}
+        counts[experiment.name] = RunCounts(
             experiment=experiment,
             total=len(tasks),
-            left=left,
-            status={status: there.count(status) for status in set(there)},
+            missing={task.key: task for task in tasks if task.key not in stored or task.key in failed},
+            status=Counter(run.status for run in stored.values() if run.status not in RETRIED),
         )
-        before.update(failed)
-    progress = Progress(console, list(tallies.values()), lambda: executor.slots)
-    if not any(tally.left for tally in tallies.values()):
+        failed_before.update(failed)
+    progress = ProgressDisplay(console, list(counts.values()), lambda: executor.slots)
+    if not any(each.missing for each in counts.values()):
         store.open(create=True)
-        with Owner(store):  # takes away what killed processes have left
+        with RunLeases(store):  # takes away what killed processes have left
             return  # an executor that is never entered need not be reachable
     with stop.deferred(), ExitStack() as stack:
         stack.enter_context(progress)
         with stop.immediate():
             stack.enter_context(executor)
         store.open(create=True)  # not before the executor has turned out to be reachable
-        owner = stack.enter_context(Owner(store))
+        leases = stack.enter_context(RunLeases(store))
         Schedule(
             store=store,
-            owner=owner,
+            leases=leases,
             executor=executor,
             memory=memory,
-            tallies=tallies,
-            before=before,
+            counts=counts,
+            failed_before=failed_before,
             progress=progress,
             stop=stop,
         ).run()
@@ -356,7 +354,7 @@ def make_executor(options: ExecutionOptions) -> Executor:
         raise ConfigError(
             f"--device is {options.device}, but PyTorch sees {devices} CUDA devices here: use --device cpu"
         )
-    return local(options.workers or 1, setting)
+    return local_executor(options.workers or 1, setting)
 
 
 def memory_limit(options: ExecutionOptions) -> int:

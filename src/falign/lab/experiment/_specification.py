@@ -148,7 +148,7 @@ _LONGEST = 200
 """Letters of a column's name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """A name of an experiment is the name of a folder."""
-_FOLDERS = ("owners",)
+_FOLDERS = ("leases",)
 """Folders of a store that hold no runs."""
 
 

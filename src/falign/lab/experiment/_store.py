@@ -1,4 +1,9 @@
-"""Where runs are kept: ``OUT/<experiment>/<key>.parquet``, one file a run, written whole or not at all."""
+"""Store of runs: ``OUT/<experiment>/<key>.parquet``, one file a run, written whole or not at all.
+
+The files are the only truth. Any of them may be damaged, by a power cut, a full disk or a bad copy: its checksum tells,
+the file is set aside under another name, and the run counts as missing and is computed again. What is kept beside them,
+the index (``_index.py``) and the leases (``_leases.py``), can be deleted at any time.
+"""
 
 import json
 import os
@@ -28,33 +33,42 @@ from falign.lab._files import (
 )
 from falign.lab._text import echo
 from falign.lab.experiment import _index
-from falign.lab.experiment._catalogue import EMPTY, SUFFIX, Catalogue, keys_of, listed, read_all, together, unchanged
+from falign.lab.experiment._catalogue import (
+    EMPTY,
+    SUFFIX,
+    Catalogue,
+    concat,
+    list_run_files,
+    read_runs,
+    stored_keys,
+    unchanged,
+)
 from falign.lab.experiment._results import Results
-from falign.lab.experiment._run_file import FORMAT, Corrupt, Entry, Older, Status, encode, read_run, series
+from falign.lab.experiment._run_file import FORMAT, CorruptRun, OlderFormat, Status, StoredRun, encode, read_run, series
 from falign.lab.experiment._specification import PRESETS, Experiment, Task
 
-# The marker of a store, ``OUT/falign.json``: what makes a folder one, and of which format it is.
+# The marker ``OUT/falign.json``: it makes a folder a store, and tells the format of its files.
 
 MARKER = "falign.json"
 MARKER_BYTES = 2**26
-"""Bytes of a marker, or of a list of runs: a file that is larger is something else."""
+"""Bytes of a marker or of a list of leases; a larger file is something else."""
 
 
 def store_format(folder: Path) -> int:
-    """The format of a store; 0 if there is none yet. Nothing is written.
+    """Read the format of a store; 0 if there is none yet. Nothing is written.
 
     Args:
-        folder: The store's folder, there or not.
+        folder: The store's folder; it need not exist.
 
     Raises:
-        RunError: The folder is not a store and cannot become one, or is one of a newer falign.
+        RunError: The folder holds something else, or a store of a newer falign.
     """
     marker = folder / MARKER
     try:
         if os.path.lexists(marker):
             return _read_marker(marker)
         if folder.exists() and not _empty(folder):
-            # Another process may have made the store since: its marker is there before anything else is.
+            # Another process may have made the store since the first look: its marker is there before anything else.
             if os.path.lexists(marker):
                 return _read_marker(marker)
             raise RunError(
@@ -67,10 +81,10 @@ def store_format(folder: Path) -> int:
 
 
 def make_store(folder: Path) -> None:
-    """Make a folder a store of the format that is written now.
+    """Make a folder a store of the current format.
 
     Args:
-        folder: Its folder; made if there is none.
+        folder: The folder; made if there is none.
 
     Raises:
         RunError: It cannot be made.
@@ -83,7 +97,7 @@ def make_store(folder: Path) -> None:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder has a marker, be it a damaged one: without it a store was deleted, and is no longer ours."""
+    """Whether a folder has a marker, even a damaged one: nothing is written in a store that has lost it."""
     return os.path.lexists(folder / MARKER)
 
 
@@ -94,17 +108,17 @@ def _empty(folder: Path) -> bool:
 
 def _read_marker(marker: Path) -> int:
     try:
-        found = from_json(read_bounded(marker, MARKER_BYTES)).get("format")
+        version = from_json(read_bounded(marker, MARKER_BYTES)).get("format")
     except (Unsealed, Unreadable) as error:
         raise _unreadable(marker, str(error)) from None
-    if type(found) is not int or found < 1:
+    if type(version) is not int or version < 1:
         raise _unreadable(marker, "it tells no format")
-    if found > FORMAT:
+    if version > FORMAT:
         raise RunError(
-            f"{marker.parent} was written by a newer falign (format {found}, this one knows {FORMAT}): "
+            f"{marker.parent} was written by a newer falign (format {version}, this one knows {FORMAT}): "
             "update falign, or give another folder with --out"
         )
-    return found
+    return version
 
 
 def _unreadable(marker: Path, why: str) -> RunError:
@@ -118,126 +132,127 @@ def _unusable(folder: Path, error: OSError) -> RunError:
 # From the runs of a store to the tables that figures and claims read.
 
 
-def results(
+def collect_results(
     experiment: Experiment,
     preset: str,
     tasks: Sequence[Task],
-    found: Catalogue,
-    places: np.ndarray,
+    stored: Catalogue,
+    positions: np.ndarray,
     others: int = 0,
 ) -> Results:
-    """Put together what is there of an experiment.
+    """Join the stored runs of an experiment with its points to the two tables of its results.
 
     Args:
         experiment: The experiment.
         preset: The preset.
         tasks: All its runs.
-        found: Those that are there, in the order of ``tasks``.
-        places: Which task each of them is.
-        others: Number of runs of other revisions.
+        stored: Those that are stored, in the order of ``tasks``.
+        positions: Index in ``tasks`` of each stored run.
+        others: Number of stored runs of other revisions.
 
     Returns:
         The results, both tables in the order of the tasks.
     """
     points = pl.DataFrame([*_points(tasks), series("seed", [task.seed for task in tasks])])
-    there = np.full(len(tasks), found.runs.height)  # of those that are not, a row of nulls
-    there[places] = np.arange(len(places))
-    told = found.runs.select("status", "message", "seconds")
-    kept = pl.concat([told, told.clear(1)])[pl.Series(there, dtype=pl.UInt32)]
+    rows = np.full(len(tasks), stored.runs.height)  # missing runs get the row after the last one, which is of nulls
+    rows[positions] = np.arange(len(positions))
+    endings = stored.runs.select("status", "message", "seconds")
+    endings = pl.concat([endings, endings.clear(1)])[pl.Series(rows, dtype=pl.UInt32)]
     runs = pl.DataFrame(
         [
             pl.Series("key", [task.key for task in tasks], dtype=pl.String),
             *points.get_columns(),
-            kept["status"].fill_null("missing"),
-            kept["message"],
-            kept["seconds"],
+            endings["status"].fill_null("missing"),
+            endings["message"],
+            endings["seconds"],
         ]
     )
     return Results(
         experiment=experiment,
         preset=preset,
-        table=_records(points, found, places.astype(np.uint32)),
+        table=_records_table(points, stored, positions.astype(np.uint32)),
         runs=runs,
-        provenance=tuple(origin for text in _origins(found) if (origin := json.loads(text))),
+        provenance=tuple(origin for text in _origins(stored) if (origin := json.loads(text))),
         others=others,
     )
 
 
-def _records(points: pl.DataFrame, found: Catalogue, places: np.ndarray) -> pl.DataFrame:
-    """The records of all runs beside their points and seeds.
+def _records_table(points: pl.DataFrame, stored: Catalogue, positions: np.ndarray) -> pl.DataFrame:
+    """Table of the records of all stored runs, beside their points and seeds.
 
     Args:
-        points: The point and seed of each task.
-        found: The runs that are there.
-        places: Which task each of them is.
+        points: Point and seed of each task.
+        stored: The stored runs.
+        positions: Index of the task of each.
     """
-    kinds = found.runs["kind"].drop_nulls().unique(maintain_order=True)
-    owners = found.spread(places)
-    frames = [found.records[kind] for kind in kinds]
+    layouts = stored.runs["layout"].drop_nulls().unique(maintain_order=True)
+    repeated = stored.repeat(positions)
+    frames = [stored.records[layout] for layout in layouts]
     if not any(frame.height for frame in frames):
         return points.clear()
-    owner = np.concatenate([owners[kind] for kind in kinds])
-    records = frames[0] if len(frames) == 1 else _united(frames)
-    if (owner[1:] < owner[:-1]).any():  # runs of several kinds take turns
-        order = np.argsort(owner, kind="stable")
-        owner, records = owner[order], records[pl.Series(order, dtype=pl.UInt32)]
-    same = [axis for axis in points.columns if points[axis].n_unique() == 1]
-    # A table may be large: what is the same in all rows is kept once, and the pieces that the records are in are not
-    # copied into one.
-    parts, at = [], 0
+    task_of_record = np.concatenate([repeated[layout] for layout in layouts])
+    records = frames[0] if len(frames) == 1 else _concat_layouts(frames)
+    if (task_of_record[1:] < task_of_record[:-1]).any():  # runs of several layouts alternate
+        order = np.argsort(task_of_record, kind="stable")
+        task_of_record, records = task_of_record[order], records[pl.Series(order, dtype=pl.UInt32)]
+    constant = [axis for axis in points.columns if points[axis].n_unique() == 1]
+    # The table may have millions of rows: a constant axis is a literal, and the chunks that the records are in are
+    # joined one by one instead of being copied into one.
+    parts, start = [], 0
     for length in records.to_series(0).chunk_lengths():
-        beside = points.drop(same)[pl.Series(owner[at : at + length])]
-        parts.append(pl.concat([beside, records.slice(at, length)], how="horizontal"))
-        at += length
-    whole = pl.concat(parts).with_columns(pl.lit(points[axis][0], points[axis].dtype).alias(axis) for axis in same)
+        beside = points.drop(constant)[pl.Series(task_of_record[start : start + length])]
+        parts.append(pl.concat([beside, records.slice(start, length)], how="horizontal"))
+        start += length
+    whole = pl.concat(parts).with_columns(pl.lit(points[axis][0], points[axis].dtype).alias(axis) for axis in constant)
     return whole.select(*points.columns, *records.columns)
 
 
-def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Tables one below the other, each column of a type that holds what all of them have.
+def _concat_layouts(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Concatenate tables of different columns, each column of a type that holds what all of them have.
 
-    Whole numbers beside others become such if each is equal to one; else, and where numbers are beside texts or truth
-    values, all become texts, which no claim takes for numbers.
+    polars takes whole numbers beside floats for floats, and truth values beside numbers for numbers. Here columns
+    become texts, which no claim takes for numbers, if a whole number would be rounded, or if truth values or texts are
+    beside something else.
     """
-    kinds: dict[str, set[Any]] = {}
+    types: dict[str, set[Any]] = {}
     for frame in frames:
-        for name, kind in frame.schema.items():
-            kinds.setdefault(name, set()).add(kind)
-    for name, found in kinds.items():
-        if {pl.Int64(), pl.Float64()} <= found and not all(_survives(frame[name]) for frame in frames if name in frame):
-            found.add(pl.String())
-    common = {name: _common(found - {pl.Null()}) for name, found in kinds.items()}
-    return pl.concat([frame.cast({name: common[name] for name in frame.columns}) for frame in frames], how="diagonal")
+        for name, dtype in frame.schema.items():
+            types.setdefault(name, set()).add(dtype)
+    texts = set()
+    for name, column_types in types.items():
+        column_types.discard(pl.Null())
+        numbers = column_types == {pl.Int64(), pl.Float64()}
+        exact = numbers and all(_is_exact_as_float(frame[name]) for frame in frames if name in frame)
+        if len(column_types) > 1 and not exact:
+            texts.add(name)
+    frames = [frame.cast({name: pl.String() for name in texts.intersection(frame.columns)}) for frame in frames]
+    return pl.concat(frames, how="diagonal_relaxed")
 
 
-def _common(kinds: set[Any]) -> Any:  # of types of polars, which cannot be checked as annotations
-    if len(kinds) < 2:
-        return next(iter(kinds), pl.Null())
-    return pl.Float64() if kinds == {pl.Int64(), pl.Float64()} else pl.String()
-
-
-def _survives(column: pl.Series) -> bool:
-    """Whether each number of a column, if it is one of whole numbers, is equal to a float."""
+def _is_exact_as_float(column: pl.Series) -> bool:
+    """Whether every whole number of a column is equal to a float; so are numbers of any other type."""
     if column.dtype != pl.Int64:
         return True
     return column.cast(pl.Float64).cast(pl.Int64, strict=False).equals(column, null_equal=True)
 
 
 def _points(tasks: Sequence[Task]) -> list[pl.Series]:
-    """One column an axis; null where a point lacks the axis."""
+    """Columns of the points, one an axis; null where a point lacks the axis."""
     axes = dict.fromkeys(axis for task in tasks for axis in task.point)
     return [series(axis, [task.point.get(axis) for task in tasks]) for axis in axes]
 
 
-def _origins(found: Catalogue) -> list[str]:
-    """The distinct provenances, in the order of the runs."""
-    return [found.origins[number] for number in found.runs["origin"].unique(maintain_order=True)]
+def _origins(stored: Catalogue) -> list[str]:
+    """Distinct provenances as JSON, in the order of the runs."""
+    return [stored.origins[number] for number in stored.runs["origin"].unique(maintain_order=True)]
 
+
+# The store itself.
 
 _FEW = 500
-"""Files that are read anew without an index being written, or asked: it takes some hundredths of a second."""
-_PART = 50
-"""In a large store an index is written when more than this part of the files has changed."""
+"""Files that are read anew without an index being read or written: it takes some hundredths of a second."""
+_FRACTION = 50
+"""The index of a large store is written when more than one in so many of its files was not in it."""
 
 
 def _to_standard_error(message: str) -> None:
@@ -250,20 +265,20 @@ class Store:
 
     Args:
         folder: The folder.
-        repairs: Whether damaged files are set aside under another name; without it reading a store changes nothing in
-            it but its index, which is written where many files had to be read.
-        say: Told what a person should know, such as a damaged file.
+        repairs: Whether damaged files are set aside under another name. If not, reading a store changes nothing in it
+            but its index, which is written where many files had to be read.
+        log: Called with what a person should know, such as a damaged file.
     """
 
     folder: Path
     repairs: bool = True
-    say: Callable[[str], None] = field(default=_to_standard_error, compare=False)
+    log: Callable[[str], None] = field(default=_to_standard_error, compare=False)
 
     def open(self, *, create: bool) -> None:
         """Make sure that the folder is a store.
 
         Args:
-            create: Whether to make it one if there is none, or an empty folder.
+            create: Whether to make it one if it does not exist or is empty.
 
         Raises:
             RunError: It is not one, or one of a newer falign, or cannot be made.
@@ -275,15 +290,15 @@ class Store:
             make_store(self.folder)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within this context no other process is in it; to be held shortly.
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes out of this context; to be held for milliseconds.
 
         Raises:
             RunError: The folder cannot be written.
         """
         lock = FileLock(self.folder / ".lock")
         try:
-            self.check()  # or the lock would make the folder
+            self.check()  # taking the lock would make the folder of a deleted store again
             lock.acquire()
         except OSError as error:
             raise unwritable(self.folder, error) from None
@@ -293,10 +308,10 @@ class Store:
             lock.release()
 
     def check(self) -> None:
-        """Make sure that nobody has deleted the store, be it that an empty folder has its name now.
+        """Make sure that nobody has deleted the store, even if a new folder has its name now.
 
         Raises:
-            WriteError: It is gone.
+            WriteError: It was deleted.
         """
         if not is_store(self.folder):
             raise WriteError(
@@ -304,42 +319,42 @@ class Store:
             )
 
     def path(self, task: Task) -> Path:
-        """The file of a run, there or not."""
+        """Path of the file of a run, which need not exist."""
         return self.folder / task.experiment / f"{task.key}{SUFFIX}"
 
-    def put(self, entry: Entry, records: pl.DataFrame) -> None:
-        """Keep a run, in the place of what was kept of it before.
+    def put(self, run: StoredRun, records: pl.DataFrame) -> None:
+        """Write the file of a run; one that is there is replaced.
 
         Raises:
             WriteError: It cannot be written.
         """
-        folder = self.folder / entry.experiment
+        folder = self.folder / run.experiment
         self.check()
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise WriteError(f"cannot make the folder {folder}: {error.strerror or error}") from None
-        atomic_write(folder / f"{entry.key}{SUFFIX}", encode(entry, records))
+        atomic_write(folder / f"{run.key}{SUFFIX}", encode(run, records))
 
-    def entry(self, task: Task) -> Entry | None:
-        """What is kept of a run; None if nothing is. A damaged file counts as nothing, and so does an older one.
+    def get(self, task: Task) -> StoredRun | None:
+        """Read a run without its records; None if it is missing, damaged or of an older format.
 
         Raises:
-            RunError: A file is there and cannot be read.
+            RunError: The file is there and cannot be read.
         """
         try:
-            entry, _ = read_run(self.path(task))
-            if (entry.key, entry.experiment) != (task.key, task.experiment):
-                raise Corrupt(f"it holds the run {entry.key} of {entry.experiment}")
-        except (FileNotFoundError, Older):
+            run, _ = read_run(self.path(task))
+            if (run.key, run.experiment) != (task.key, task.experiment):
+                raise CorruptRun(f"it holds the run {run.key} of {run.experiment}")
+        except (FileNotFoundError, OlderFormat):
             return None
-        except Corrupt as error:
-            self._damaged(self.path(task), error)
+        except CorruptRun as error:
+            self._set_aside(self.path(task), error)
             return None
-        return entry
+        return run
 
-    def entries(self, tasks: Sequence[Task]) -> dict[str, Entry]:
-        """{key: what is kept of the run}; damaged and older files are named and count as nothing.
+    def get_all(self, tasks: Sequence[Task]) -> dict[str, StoredRun]:
+        """Read runs without their records: {key: run} of those that are there; damaged and older files are named.
 
         Args:
             tasks: Runs of one experiment.
@@ -349,11 +364,11 @@ class Store:
         """
         if not tasks:
             return {}
-        found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
-        return {tasks[place].key: found.entry(row, tasks[place]) for row, place in enumerate(places)}
+        stored, positions, _ = self._load(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
+        return {tasks[i].key: stored.stored_run(row, tasks[i]) for row, i in enumerate(positions)}
 
-    def each(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Status, str | None, pl.DataFrame | None]]:
-        """Each run that is there, with its status and message, and its records if it is done.
+    def iterate(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Status, str | None, pl.DataFrame | None]]:
+        """Iterate over the runs that are there: task, status, message, and the records of those that are done.
 
         Args:
             tasks: Runs of one experiment.
@@ -362,22 +377,22 @@ class Store:
             RunError: A file is there and cannot be read.
         """
         if tasks:
-            found, places, _ = self._found(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
-            told = found.runs.select("status", "message").iter_rows()
-            for place, (status, message), records in zip(places, told, found.each(), strict=True):
-                yield tasks[place], status, message, records
+            stored, positions, _ = self._load(tasks[0].experiment, tasks[0].revision, [task.key for task in tasks])
+            endings = stored.runs.select("status", "message").iter_rows()
+            for i, (status, message), records in zip(positions, endings, stored.iterate_records(), strict=True):
+                yield tasks[i], status, message, records
 
     def counts(self, experiments: Iterable[Experiment]) -> dict[str, int]:
-        """{preset: how many of its runs have a file}; no file is opened."""
-        counted: dict[str, int] = dict.fromkeys(PRESETS, 0)
+        """Count the files of runs: {preset: number}; no file is opened."""
+        counts: dict[str, int] = dict.fromkeys(PRESETS, 0)
         for experiment in experiments:
-            there = keys_of(self.folder / experiment.name)
-            for preset in PRESETS if there else ():
-                counted[preset] += sum(task.key in there for task in experiment.tasks(preset))
-        return counted
+            stored = stored_keys(self.folder / experiment.name)
+            for preset in PRESETS if stored else ():
+                counts[preset] += sum(task.key in stored for task in experiment.tasks(preset))
+        return counts
 
     def results(self, experiment: Experiment, preset: str) -> Results:
-        """All that is there of an experiment.
+        """Read all that is there of an experiment.
 
         Args:
             experiment: The experiment.
@@ -391,15 +406,13 @@ class Store:
         """
         tasks = experiment.tasks(preset)
         keys = [task.key for task in tasks]
-        found, places, others = self._found(experiment.name, experiment.revision, keys, of=experiment)
-        return results(experiment, preset, tasks, found, places, others)
+        stored, positions, others = self._load(experiment.name, experiment.revision, keys, of=experiment)
+        return collect_results(experiment, preset, tasks, stored, positions, others)
 
-    def _found(
+    def _load(
         self, name: str, revision: int, keys: Sequence[str], *, of: Experiment | None = None
     ) -> tuple[Catalogue, np.ndarray, int]:
-        """What is there of runs.
-
-        What the index knows of files that have not changed is taken from it; the others are read.
+        """Load the runs that are there: unchanged files from the index, the others by reading them.
 
         Args:
             name: Full name of the experiment.
@@ -408,64 +421,68 @@ class Store:
             of: The experiment, if runs of other revisions are to be counted.
 
         Returns:
-            The runs that are there; to which of the keys each belongs, in ascending order; and the number of runs of
-            other revisions.
+            The runs that are there; index in ``keys`` of each, in ascending order; number of runs of other revisions.
         """
         folder, since = self.folder / name, time_ns()
-        files = listed(folder)
-        kept = _index.load(self.folder, name) if len(files.rows) > _FEW else EMPTY
-        kept = kept.take(unchanged(kept, files, revision))
-        known = kept.rows()
-        new = [key for key in keys if key in files.rows and key not in known]
+        files = list_run_files(folder)
+        indexed = _index.load(self.folder, name) if len(files.rows) > _FEW else EMPTY
+        indexed = indexed.select(unchanged(indexed, files, revision))
+        indexed_rows = indexed.rows()
+        new = [key for key in keys if key in files.rows and key not in indexed_rows]
+        # Files that belong to no preset: of other revisions, or left by grids that have changed since.
         foreign: set[str] = set()
         if of is not None and len(files.rows) > sum(key in files.rows for key in keys):
             foreign = files.rows.keys() - {task.key for preset in PRESETS for task in of.tasks(preset)}
-        elsewhere = [key for key in foreign if key not in known]
-        fresh, wrong = read_all(folder, new, revision)
-        found = together([kept, fresh, read_all(folder, elsewhere, revision)[0]])
-        if len(new) + len(elsewhere) > max(_FEW, len(files.rows) // _PART):
-            _index.save(self.folder, name, found, since)
-        self._tell(name, wrong)
-        rows = found.rows() if new or elsewhere else known
-        at = np.array([rows.get(key, -1) for key in keys], dtype=int)
-        others = [rows[key] for key in foreign if key in rows]
-        differing = int((found.runs["revision"].gather(others) != revision).sum()) if others else 0
-        return found.take(at[at >= 0]), np.flatnonzero(at >= 0), differing
+        new_foreign = [key for key in foreign if key not in indexed_rows]
+        fresh, unusable = read_runs(folder, new, revision)
+        stored = concat([indexed, fresh, read_runs(folder, new_foreign, revision)[0]])
+        if len(new) + len(new_foreign) > max(_FEW, len(files.rows) // _FRACTION):
+            _index.save(self.folder, name, stored, since)
+        self._handle_unusable(name, unusable)
+        rows = stored.rows() if new or new_foreign else indexed_rows
+        row_of_key = np.array([rows.get(key, -1) for key in keys], dtype=int)
+        foreign_rows = [rows[key] for key in foreign if key in rows]
+        others = int((stored.runs["revision"].gather(foreign_rows) != revision).sum()) if foreign_rows else 0
+        return stored.select(row_of_key[row_of_key >= 0]), np.flatnonzero(row_of_key >= 0), others
 
-    def _tell(self, experiment: str, wrong: Mapping[str, Corrupt | Older]) -> None:
-        """Say which files were no runs."""
-        older = sum(isinstance(error, Older) for error in wrong.values())
-        for key, error in wrong.items():
-            if isinstance(error, Corrupt):
-                self._damaged(self.folder / experiment / f"{key}{SUFFIX}", error)
+    def _handle_unusable(self, experiment: str, unusable: Mapping[str, CorruptRun | OlderFormat]) -> None:
+        """Set damaged files aside, and say how many are of an older format."""
+        older = sum(isinstance(error, OlderFormat) for error in unusable.values())
+        for key, error in unusable.items():
+            if isinstance(error, CorruptRun):
+                self._set_aside(self.folder / experiment / f"{key}{SUFFIX}", error)
         if older:
             which = "1 run is" if older == 1 else f"{older} runs are"
-            self.say(f"{experiment}: {which} of an older format: such runs count as missing")
+            self.log(f"{experiment}: {which} of an older format: such runs count as missing")
 
-    def _damaged(self, path: Path, why: Corrupt) -> None:
-        """Name a damaged file, and set it aside unless another process has put a good one there meanwhile."""
+    def _set_aside(self, path: Path, why: CorruptRun) -> None:
+        """Name a damaged file, and set it aside unless another process has written a good one there meanwhile.
+
+        Setting aside excludes other processes that set aside, but not those that write runs, which take no lock. So the
+        file is looked at again before it is moved, and once more after it was.
+        """
         if not self.repairs:
-            self.say(f"{path} is damaged ({why}): the run counts as missing, and falign reproduce computes it again")
+            self.log(f"{path} is damaged ({why}): the run counts as missing, and falign reproduce computes it again")
             return
-        with self.alone():
-            if not _spoilt(path):
+        with self.exclusive():
+            if not _is_corrupt(path):
                 return
             aside = unused_path(path.with_name(f"{path.name}.corrupt"))
             try:
                 os.replace(path, aside)
-                if not _spoilt(path, aside):  # runs are put without the lock: one came between the look and the move
-                    if os.path.lexists(path):  # and by now yet another
+                if not _is_corrupt(path, aside):  # a good file was written between the look and the move
+                    if os.path.lexists(path):  # and by now yet another one: they are the same
                         aside.unlink()
                     else:
                         os.replace(aside, path)
                     return
             except OSError as error:
                 raise unwritable(path.parent, error) from None
-        self.say(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")
+        self.log(f"{path} is damaged ({why}): it is set aside as {aside.name}, and the run counts as missing")
 
 
-def _spoilt(path: Path, now: Path | None = None) -> bool:
-    """Whether the file of a run is damaged, be it that it has another name now."""
+def _is_corrupt(path: Path, moved: Path | None = None) -> bool:
+    """Whether the file of a run is damaged, which may have been moved to another name in its folder."""
     key = path.name.removesuffix(SUFFIX)
-    _, wrong = read_all(path.parent, [key], None, (now or path).name.removeprefix(key))
-    return any(isinstance(error, Corrupt) for error in wrong.values())
+    _, unusable = read_runs(path.parent, [key], None, (moved or path).name.removeprefix(key))
+    return any(isinstance(error, CorruptRun) for error in unusable.values())

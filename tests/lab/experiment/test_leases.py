@@ -16,8 +16,8 @@ from rich.console import Console
 
 from falign.lab._files import RunError, WriteError, to_json
 from falign.lab.experiment import _progress
-from falign.lab.experiment._leases import Owner, running, taken
-from falign.lab.experiment._run_file import Entry, frame
+from falign.lab.experiment._leases import RunLeases, leased_runs, leased_runs_read_only
+from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
 from mutations import mutations
 
@@ -30,22 +30,22 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_run_has_one_owner(store: Store) -> None:
-    with Owner(store) as one, Owner(store) as two:
-        assert one.take(["a", "b"]) == {"a", "b"}
-        assert two.take(["b", "c"]) == {"c"}
-        assert one.take(["a"]) == {"a"}, "what is one's own may be taken again"
-        assert running(store) == taken(store) == {"a", "b", "c"}
+    with RunLeases(store) as one, RunLeases(store) as two:
+        assert one.acquire(["a", "b"]) == {"a", "b"}
+        assert two.acquire(["b", "c"]) == {"c"}
+        assert one.acquire(["a"]) == {"a"}, "what is one's own may be taken again"
+        assert leased_runs_read_only(store) == leased_runs(store) == {"a", "b", "c"}
         one.release(["b"])
-        assert two.take(["b"]) == {"b"}
-    assert running(store) == taken(store) == set()
-    assert list((store.folder / "owners").iterdir()) == []
+        assert two.acquire(["b"]) == {"b"}
+    assert leased_runs_read_only(store) == leased_runs(store) == set()
+    assert list((store.folder / "leases").iterdir()) == []
 
 
 def test_what_a_dead_process_had_taken_is_free(store: Store) -> None:
-    with Owner(store) as one:
+    with RunLeases(store) as one:
         code = (
             "import sys, time; from pathlib import Path; from filelock import FileLock;"
-            f"folder = Path({str(store.folder / 'owners')!r}); lock = FileLock(folder / 'other.lock'); lock.acquire();"
+            f"folder = Path({str(store.folder / 'leases')!r}); lock = FileLock(folder / 'other.lock'); lock.acquire();"
             "from falign.lab._files import to_json; (folder / 'other.json').write_bytes(to_json({'runs': ['a']}));"
             "print('ready', flush=True); time.sleep(100)"
         )
@@ -55,13 +55,13 @@ def test_what_a_dead_process_had_taken_is_free(store: Store) -> None:
         ) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == "ready\n"
-            assert one.take(["a", "b"]) == {"b"}
-            assert taken(store) == {"a", "b"}
+            assert one.acquire(["a", "b"]) == {"b"}
+            assert leased_runs(store) == {"a", "b"}
             other.kill()
-        assert running(store) == {"b"}
-        assert (store.folder / "owners" / "other.json").exists(), "it only looks"
-        assert one.take(["a"]) == {"a"}
-        assert len(list((store.folder / "owners").iterdir())) == 2
+        assert leased_runs_read_only(store) == {"b"}
+        assert (store.folder / "leases" / "other.json").exists(), "it only looks"
+        assert one.acquire(["a"]) == {"a"}
+        assert len(list((store.folder / "leases").iterdir())) == 2
 
 
 def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +118,14 @@ def test_a_run_that_another_process_has_just_finished_is_not_computed_again(
     noted, selected = tmp_path / "notes", experiment()
     monkeypatch.setenv("FALIGN_TEST_NOTES", str(noted))
     first = selected.tasks("smoke")[0]
-    take = Owner.take
+    acquire = RunLeases.acquire
 
-    def finished_meanwhile(self: Owner, keys) -> set[str]:
+    def finished_meanwhile(self: RunLeases, keys) -> set[str]:
         store = Store(folder=tmp_path / "out")
-        store.put(Entry.of(first, "done"), frame(first, decay(first)))
-        return take(self, keys)
+        store.put(StoredRun.of(first, "done"), records_frame(first, decay(first)))
+        return acquire(self, keys)
 
-    monkeypatch.setattr(Owner, "take", finished_meanwhile)
+    monkeypatch.setattr(RunLeases, "acquire", finished_meanwhile)
     assert do(selected, tmp_path / "out")[0] == 0
     assert sorted(notes(noted, "computed")) == sorted(task.key for task in selected.tasks("smoke")[1:])
 
@@ -134,22 +134,22 @@ def test_a_run_that_another_process_has_just_finished_is_not_computed_again(
 def test_a_damaged_list_of_a_living_owner_counts_as_empty(count: int, store: Store) -> None:
     """Then a run may be computed twice, to the same numbers; nobody waits for ever, and nothing ends raw."""
     whole = to_json({"runs": ["a", "b"]})
-    listed = store.folder / "owners" / "other.json"
-    with Owner(store) as owner, FileLock(listed.with_suffix(".lock")):
+    listed = store.folder / "leases" / "other.json"
+    with RunLeases(store) as leases, FileLock(listed.with_suffix(".lock")):
         listed.write_bytes(whole)
-        assert running(store) == taken(store) == {"a", "b"}
+        assert leased_runs_read_only(store) == leased_runs(store) == {"a", "b"}
         for how, damaged in mutations(whole, count):
             listed.write_bytes(damaged)
-            assert running(store) == set(), how
+            assert leased_runs_read_only(store) == set(), how
         others = (b"", b"[]", b"null", b"\xff\xfe", b"[" * 10**5, to_json({}), to_json({"runs": 3}))
         for content in (*others, to_json({"runs": {"a": 1}}), to_json({"runs": [1, None, ["a"]]})):
             listed.write_bytes(content)
-            assert running(store) == taken(store) == set()
+            assert leased_runs_read_only(store) == leased_runs(store) == set()
         os.truncate(listed, 2**35)
-        assert running(store) == taken(store) == set()
-        assert owner.take(["a"]) == {"a"}
+        assert leased_runs_read_only(store) == leased_runs(store) == set()
+        assert leases.acquire(["a"]) == {"a"}
         listed.write_bytes(whole)
-        assert owner.take(["b"]) == set(), "a list that is whole again counts again"
+        assert leases.acquire(["b"]) == set(), "a list that is whole again counts again"
 
 
 def as_folder(path: Path) -> None:
@@ -171,18 +171,18 @@ def test_whatever_else_is_among_the_owners_disturbs_nobody(make: Callable, tmp_p
     out = tmp_path / "out"
     store = Store(folder=out)
     store.open(create=True)
-    (out / "owners").mkdir()
-    make(out / "owners" / "odd.lock")
-    make(out / "owners" / "odd.json")
-    make(out / "owners" / "living.json")
-    with FileLock(out / "owners" / "living.lock"):
-        assert running(store) == taken(store) == set()
+    (out / "leases").mkdir()
+    make(out / "leases" / "odd.lock")
+    make(out / "leases" / "odd.json")
+    make(out / "leases" / "living.json")
+    with FileLock(out / "leases" / "living.lock"):
+        assert leased_runs_read_only(store) == leased_runs(store) == set()
         assert do(experiment(), out)[0] == 0
     assert len(table(experiment(), out)) == 40
 
 
 @pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("name", ["falign.json", ".lock", "owners", "toy.decay"])
+@pytest.mark.parametrize("name", ["falign.json", ".lock", "leases", "toy.decay"])
 def test_something_else_in_a_place_of_the_store_is_said_in_a_sentence(
     name: str, make: Callable, tmp_path: Path
 ) -> None:
@@ -197,7 +197,7 @@ def test_something_else_in_a_place_of_the_store_is_said_in_a_sentence(
         except RunError as error:
             said = str(error)
         assert "10 of 10 runs there" in said or str(out) in said
-    elif name in ("owners", "toy.decay") and make is as_folder:
+    elif name in ("leases", "toy.decay") and make is as_folder:
         assert do(experiment(), out)[0] == 0
     else:
         with pytest.raises(RunError, match=rf"{out}") as error:
@@ -269,7 +269,7 @@ def test_processes_started_at_once_on_one_folder_do_every_run_once(count: int, t
     assert [process.returncode for process in processes] == [0] * count, said
     selected = experiment(seeds=20, at_most=2)
     assert sorted(notes(noted, "computed")) == sorted(task.key for task in selected.tasks("smoke"))
-    assert list((out / "owners").iterdir()) == []
+    assert list((out / "leases").iterdir()) == []
     assert not list(out.rglob("*.corrupt*"))
     do(selected, tmp_path / "alone")
     assert table(selected, out).equals(table(selected, tmp_path / "alone"))
