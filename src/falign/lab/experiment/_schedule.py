@@ -11,11 +11,11 @@ from time import sleep
 
 import polars as pl
 
+from falign.lab._signals import ImmediateStop
 from falign.lab.experiment._execution import Block, BlockResult, Executor, FinishedBlock, make_blocks, memory_refusal
 from falign.lab.experiment._leases import RunLeases, leased_runs
 from falign.lab.experiment._progress import ProgressDisplay, RunCounts
 from falign.lab.experiment._run_file import RETRIED, StoredRun
-from falign.lab._signals import ImmediateStop
 from falign.lab.experiment._specification import Task
 from falign.lab.experiment._store import Store
 
