@@ -310,13 +310,13 @@ def doctor(
         out: Folder of the results.
         json: Print the same for programs, and for reports of faults.
     """
-    from falign.lab._doctor import as_json, examine
+    from falign.lab._doctor import as_json, examine, show
 
     findings = examine(data=data, out=out)
     if json:
         echo(as_json(findings))
     else:
-        show_status(findings, standard_console())
+        show(findings, standard_console())
     return int(any(each.broken for each in findings))
 
 

@@ -215,6 +215,6 @@ def test_what_cannot_be_shown_is_no_fault_of_a_run(tmp_path: Path) -> None:
         raise BrokenPipeError
 
     with examples.local_executor(1, Setting()) as executor:
-        executor.submit(Block(experiment=selected, tasks=selected.tasks("smoke"), watch=watch))
+        executor.submit(Block(experiment=selected, tasks=selected.tasks("smoke"), on_progress=watch))
         (finished,) = executor.wait()
     assert finished.result.error is None
