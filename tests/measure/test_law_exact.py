@@ -63,6 +63,13 @@ def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make):
     assert report.holds
 
 
+def test_the_former_name_of_conclusive_still_answers():
+    report = trained(built(mlp, "fa"), steps=3).report()
+    for each in (report, *report.laws):
+        with pytest.warns(DeprecationWarning, match="told is now called conclusive"):
+            assert each.told == each.conclusive
+
+
 def test_direct_targets_have_no_law():
     report = trained(built(mlp, "drtp"), steps=3).report()
     assert {row.status for row in report.laws} == {"none"}

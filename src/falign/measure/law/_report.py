@@ -1,5 +1,6 @@
 """The report of the conservation law after some steps: a row a layer, and the table that it prints as."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,12 @@ from falign.measure.law._laws import Law
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+def _renamed(report: "LawRow | LawReport") -> bool:
+    warnings.warn("told is now called conclusive", DeprecationWarning, stacklevel=3)
+    return report.conclusive
+
 
 _HEADS = (
     "layer", "feeds", "C of a neuron", "law", "drift", "residual", f"in {STRETCH}", "tolerance",
@@ -69,6 +76,11 @@ class LawRow:
         moved, residual = self.moved or 0.0, self.residual or 0.0
         return self.checked and (self.broken or moved > (self.tolerance or 0.0) or residual < moved / 10)
 
+    @property
+    def told(self) -> bool:
+        """Deprecated: the former name of ``conclusive``."""
+        return _renamed(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LawReport:
@@ -96,6 +108,11 @@ class LawReport:
     def conclusive(self) -> bool:
         """Whether weights moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
         return any(row.conclusive for row in self.laws)
+
+    @property
+    def told(self) -> bool:
+        """Deprecated: the former name of ``conclusive``."""
+        return _renamed(self)
 
     @property
     def holds(self) -> bool:
