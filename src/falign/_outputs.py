@@ -75,7 +75,7 @@ def _substituted(structure: Any, old: Tensor, new: Tensor) -> Any:
         parts = {f.name: _substituted(getattr(structure, f.name), old, new) for f in fields(structure) if f.init}
     else:
         return None
-    parts = {key: value for key, value in parts.items() if value is not None}
+    parts = {key: value for key, value in parts.items() if value is not None}  # only what has changed is copied
     if not parts:
         return None
     if isinstance(structure, (Mapping, list)):

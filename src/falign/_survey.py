@@ -83,10 +83,10 @@ class Labels(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         operands = [(tensor, self.made_of(tensor)) for tensor in inputs]
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs)  # first: an operation that raises has made nothing
         out = kwargs.get("out")  # what was in it is overwritten
         made: Made = frozenset().union(*(label for tensor, label in operands if tensor is not out))
-        if FEEDBACK in made:
+        if FEEDBACK in made:  # else sign(W) of a sign rule would be taken for the weight itself
             made = made & _MARKS if made & {ACTIVITY, ERROR} else frozenset((FEEDBACK,))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (place := _place(tensor)) is not None and place not in self._spans:
@@ -154,7 +154,7 @@ class Watch(Labels):
         inputs: Any,
     ) -> None:
         super().__init__(model.named_parameters())
-        self._depth = 0
+        self._depth = 0  # of calls of layers within layers: a product at depth 0 belongs to no layer
         self._silent = {name for name, parameter in model.named_parameters() if any(parameter is p for p in explained)}
         self._products: dict[str, str] = {}
         self._reaching: dict[str, Made] = {}
@@ -167,7 +167,7 @@ class Watch(Labels):
             for name, module in (*layers.items(), *(("", module) for module in spared))
             for handle in (
                 module.register_forward_pre_hook(self._enter(name)),
-                module.register_forward_hook(self._leave(name), always_call=True),
+                module.register_forward_hook(self._leave(name), always_call=True),  # or one that raises counts for ever
             )
         ]
 
@@ -377,7 +377,7 @@ class Survey:
             with without_trace(self.model), watch:
                 self.model.eval()
                 result = call(self.model, example)
-                if set(self.layers) - set(self.shapes) and any(modes.values()):
+                if set(self.layers) - set(self.shapes) and any(modes.values()):  # auxiliary heads
                     for module, mode in modes.items():
                         module.training = mode
                     call(self.model, example)
@@ -403,7 +403,7 @@ class Survey:
         leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
         if not leaves:
             return None
-        ((batch, _),) = Counter(leaf.shape[0] for leaf in leaves).most_common(1)
+        ((batch, _),) = Counter(leaf.shape[0] for leaf in leaves).most_common(1)  # a mask may have no batch axis
 
         def twice(leaf: Any) -> Any:
             return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.shape[:1] == (batch,) else leaf
@@ -465,7 +465,7 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
 def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     """Run without gradients (or with), and put modes, buffers and random generators back afterwards."""
     modes = {module: module.training for module in model.modules()}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}  # running statistics, counts
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         with torch.set_grad_enabled(gradients), preserve_generators(model), warnings.catch_warnings():

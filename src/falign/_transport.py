@@ -82,7 +82,7 @@ def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> T
     try:
         with watch:
             loss = check_loss(compute_loss(twin, x, loss_fn))
-            seed = torch.ones_like(loss)
+            seed = torch.ones_like(loss)  # given by hand, so that the error has a label from its first operation on
             watch.label(seed, frozenset((ERROR,)))
             torch.autograd.backward(loss, seed)
     finally:
@@ -201,6 +201,7 @@ class _Backward(Labels):
 
     def transported(self, gradients: Iterator[Tensor | None]) -> Transported:
         """Say what carried the error; a sum that is the gradient of a parameter carried it nowhere."""
+        # Such as the gradient of a bias in front of a scale γ, Σ γ ⊙ e.
         for gradient in gradients:
             if gradient is not None and gradient.layout is torch.strided:
                 self._sums.pop(gradient.untyped_storage().data_ptr(), None)
@@ -235,6 +236,8 @@ class _Backward(Labels):
         if name == "convolution_backward" and not args[-1][0]:  # only the weight's own gradient is asked for
             return
         weights = frozenset().union(*(made for _, made in operands if is_weight(made)))
+        # A weight meets an error by right in two places: behind a converted layer, where the gradient goes to that
+        # weight itself, and in a delivery, where what is taken for the weight is B.
         node = torch._C._current_autograd_node()
         if node is not None and (node in self._weights or node.name() in _DELIVERIES):
             return

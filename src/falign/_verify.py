@@ -122,6 +122,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
             "no gradient reached the copy of the model that is looked at: a forward that was replaced on the model "
             "keeps running the original; replace it in a subclass"
         )
+    # A gradient that is rounding alone has no relative error: it is judged by the whole network's.
     whole = sum(float(gradient.double().square().sum()) for gradient in defined.values() if gradient is not None)
     rows = tuple(
         Row(
@@ -191,7 +192,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             part.wiring.rule.feedback_inputs(part, layer.weight, advance=part.training and not in_backward())
             feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
             through = feedback_layer(kept[0], *args[1:], **kwargs)
-            y = y + (through - through.detach())
+            y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place
                 feedback_layer.__dict__["weight"] = part.B
                 through = feedback_layer(args[0], *args[1:], **kwargs)
@@ -216,7 +217,7 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
                 lambda layer, args, y, name=end.layer: at_layers.update({name: y}), prepend=True
             )
     result = run_model(twin, x)
-    run = wiring.state.runs.pop()
+    run = wiring.state.runs.pop()  # the hook that would have ended it was taken off above
     # The error at what the model returns, and not at what was made of it within: the loss sees it cut off.
     outputs = {number: pick(result, end.output) for number, end in enumerate(wiring.ends) if end.layer is None}
     alone = {number: output.detach().requires_grad_() for number, output in outputs.items()}

@@ -95,6 +95,7 @@ class Orthogonal:
         rows, columns = shape
         tall = _randn((max(shape), min(shape)), random)
         q, r = torch.linalg.qr(tall)
+        # The signs make Q a function of the draw alone (LAPACK's QR leaves them open), and so Haar distributed.
         q = q * r.diagonal().sign() * max(shape) ** 0.5
         return (q if rows >= columns else q.mT).contiguous()
 
@@ -232,7 +233,7 @@ def draw(family: Family, shape: tuple[int, ...], *, seed: int, name: str, deviat
     """
     rows = shape[0]
     columns = torch.Size(shape[1:]).numel()
-    with _plain_defaults():
+    with _plain_defaults():  # a user's family draws with the process's defaults
         matrix = family((rows, columns), generator(seed, name, f"feedback {family}"))
     if not isinstance(matrix, Tensor) or tuple(matrix.shape) != (rows, columns):
         got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__

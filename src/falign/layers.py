@@ -110,11 +110,11 @@ def _backward(error: Tensor, feedback: Tensor, x: Tensor, how: ConvSpec, which: 
     unbatched = x.dim() == dims + 1
     if unbatched:
         error, x = error.unsqueeze(0), x.unsqueeze(0)
-    x = x.to(error.dtype)
+    x = x.to(error.dtype)  # under autocast the error may be of a shorter type
     padded = any(low or high for low, high in how.pads)
     x_padded = _pad(x, how) if padded else x
     output_padding = (0,) * dims
-    if how.transposed:
+    if how.transposed:  # read off the error: output_size may have been given to the layer's call
         output_padding = tuple(
             out - ((size - 1) * s - 2 * p + d * (k - 1) + 1)
             for out, size, s, p, d, k in zip(

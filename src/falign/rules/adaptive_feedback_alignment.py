@@ -63,6 +63,7 @@ class AdaptiveFeedbackAlignment(Rule):
                         matrix.lerp_(weight, self.rate)
                         layer.remember("seen", now)
                 return (matrix,)
+            # Traced, transformed or on a GPU no number can be read without a wait: the move is made by arithmetic.
             moved = now != layer.get_buffer("seen")
             followed = torch.lerp(matrix, weight.to(matrix.dtype), moved.to(matrix.dtype) * self.rate)
             layer.remember("B", followed)

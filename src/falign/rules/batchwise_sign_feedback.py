@@ -53,7 +53,7 @@ class BatchwiseRandomSignFeedback(Rule):
             layer.remember("passes", passes)
         pool, weight = layer.matrix, weight.detach()
         if pool.device.type == "cpu" and plain_eager(pool, weight, recorded=True):
-            turn = int(passes) * _stride(size) % size
+            turn = int(passes) * _stride(size) % size  # as two slices: no index as large as the pool
             pool = pool.reshape(-1)  # not a view where the model is channels_last
             return pool[turn:], pool[:turn], weight
         return pool, passes * _stride(size) % size, weight

@@ -65,7 +65,7 @@ class DirectRandomTargetProjection(Rule):
             output = torch.softmax(output.float() if output.dtype.itemsize < 4 else output, axis)
         elif self.output == "sigmoid":
             output = torch.sigmoid(output)
-        counted = (error != 0).any(axis, keepdim=True)
+        counted = (error != 0).any(axis, keepdim=True)  # positions under ignore_index have no part in the fit
         difference = (output - target).to(output.dtype) * counted
         power = (difference * difference).sum()
         share = (error.to(output.dtype) * difference).sum() / power.clamp_min(torch.finfo(power.dtype).tiny)
