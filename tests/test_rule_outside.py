@@ -3,12 +3,16 @@
 The suites of every rule take it by ``cases.RULES``; here is what is not a suite of every rule.
 """
 
+import inspect
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from torch import nn
 
 import falign
 import outside_rule
-from cases import OUTSIDE, batch, build, loss_of
+from cases import OUTSIDE, batch, build, gradients, loss_of, relative
 from falign.cli import main
 from outside_rule import MixedFeedback
 
@@ -105,6 +109,28 @@ def test_initial_weights_take_it() -> None:
     before = model[0].weight.clone()
     falign.init.generic(model, seed=1)
     assert not torch.equal(model[0].weight, before)
+
+
+def test_the_example_of_the_documentation_is_a_rule() -> None:
+    source = inspect.cleandoc(falign.Rule.__doc__ or "").split("::\n", 1)[1].split("Class attributes:")[0]
+    names: dict[str, Any] = {"dataclass": dataclass, "ClassVar": ClassVar, "falign": falign}
+    exec(textwrap.dedent(source), names)
+    rule = names["HalvedFeedback"]
+    x, y = batch("mlp")
+    model, fixed = build("mlp", rule), build("mlp", "fa")
+    falign.load_feedback_state(fixed, {name: B / 2 for name, B in falign.feedback_state(model).items()})
+    assert relative(gradients(model, x, y), gradients(fixed, x, y)) < 1e-15
+    assert falign.verify(model, x, lambda output: loss_of(output, y))
+
+
+def test_a_rule_that_needs_options_is_given_as_an_instance() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Needy(MixedFeedback):
+        power: float
+
+    (problem,) = falign.check(build("mlp"), Needy)
+    assert "cannot be made without options" in problem
+    assert falign.check(build("mlp"), Needy(power=2.0)) == []
 
 
 def test_the_command_trains_by_it_with_its_own_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

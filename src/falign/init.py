@@ -225,7 +225,8 @@ def anti(model: _Model, *, example: Any, seed: int = 0) -> _Model:
     }
     if not targets:
         raise ValueError(
-            "no feedback is free of the weights' signs (backpropagation, usf, frsf, brsf): use another rule"
+            "no feedback is free of the weights' signs (so it is under backpropagation and sign-symmetric rules): use "
+            "another rule"
         )
     generic(model, seed=seed)
     with torch.no_grad():
