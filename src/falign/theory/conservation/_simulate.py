@@ -1,4 +1,4 @@
-"""Train by steps or by gradient flow, and record what is asked for by name."""
+"""Training of a block of networks by steps or by gradient flow, with measurements recorded by name."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from falign.theory._simulate import Recorded, integrate, measurements_named, rec
 from falign.theory.conservation import _law
 from falign.theory.conservation._network import Dynamics, Points, State, count_steps, gradients, loss_of, velocity
 
-# What can be recorded of a network on its way, by name, and the record.
+# Measurements of a network on its way.
 
 Measurement = Callable[[State, Dynamics, Tensor, Tensor], Tensor]
 
 
 def _descent(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Per layer [runs layers], biases included: what both gradients are and agree on, and D."""
+    """Measure the true gradient g and the rule's f, per layer [runs layers] with biases included, and D."""
     true, taken = gradients(state, dynamics, X, y, true=True), gradients(state, dynamics, X, y)
     rates = state.W[0].new_tensor(dynamics.of_layers(state)[0])
     descent, square = _dot(true, taken), _dot(true, true)
@@ -33,7 +33,7 @@ def _descent(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> dict[str
 
 
 def _dot(one: State, other: State) -> Float[Tensor, "runs layers"]:
-    """Inner products of two gradients, a layer's weights and bias together."""
+    """Return the inner products of two gradients, a layer's weights and bias together."""
     weights = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(one.W, other.W, strict=True)], -1)
     if not one.b:
         return weights
@@ -45,7 +45,7 @@ def _part(name: str) -> Measurement:
 
 
 EXPECTED_CHANGE = "expected_change"
-"""What the exact identity says that C has gained since the start [runs neurons]: kept on the way."""
+"""Name of the change of C since the start [runs neurons] by the exact identity, which is summed on the way."""
 
 MEASUREMENTS: dict[str, Measurement] = {
     "loss": loss_of,
@@ -56,26 +56,26 @@ MEASUREMENTS: dict[str, Measurement] = {
     "map": lambda state, dynamics, X, y: reduce(lambda below, W: W @ below, state.W),
     **{name: _part(name) for name in ("descent", "gradient_norm", "taken_norm", "dominance")},
 }
-"""name -> what it is at a state.
+"""name -> measurement at a state.
 
 ``loss`` and ``dominance`` D [runs]; ``incoming`` P, ``alignment_term`` V,
 ``invariant`` C and ``alignment`` ⟨M, W⟩ [runs neurons]; ``descent`` ⟨g_l, f_l⟩, ``gradient_norm`` |g_l| and
 ``taken_norm`` |f_l| [runs layers], of a layer's weights and bias. Where layers differ in rate, D weighs each
-by its own. ``map`` W_L…W_1 [runs outputs inputs]: what a network with linear activations and no biases computes.
+by its rate. ``map`` W_L…W_1 [runs outputs inputs]: what a network with linear activations and no biases computes.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory(Recorded):
-    """What a block of runs went through.
+    """Measurements of a block of runs along their training, read by name: ``trajectory["loss"]``.
 
     Attributes:
-        dynamics: How it learned.
-        start: Where from.
-        end: Where to.
+        dynamics: Rule, activation, loss, rates and decays.
+        start: The networks before training.
+        end: The networks after it.
         rate: η of the steps; 0 in gradient flow.
         times: Recorded times [times]; of steps, η times their number.
-        values: name -> [runs times …]: those asked for.
+        values: name -> [runs times …], the measurements that were asked for.
     """
 
     dynamics: Dynamics
@@ -97,31 +97,31 @@ def gradient_descent(
     names: Sequence[str],
     at: Sequence[int] | None = None,
 ) -> Trajectory:
-    """Steps ``W ← W + η Ẇ`` on batches, all runs on the same ones.
+    """Train by steps ``W ← W + η Ẇ`` on batches, all runs on the same ones.
 
-    Feedback that follows the weights (adafa) moves to them before each pass, with ``α = ηρ``, learned feedback (kp)
-    in the step, with the gradient and decay of W.
+    Feedback that follows the weights (adafa) moves towards them before each pass, with ``α = ηρ``; learned feedback
+    (kp) moves in the step, with the gradient and decay of W.
 
     Args:
-        state: Start.
+        state: The networks at the start.
         dynamics: Rule, activation, loss, layers' rates and decays.
         X: Inputs.
         y: Targets.
         rate: η.
-        steps: Their number, for full batches, or the points of each batch.
-        names: Of ``MEASUREMENTS``, taken on all points, and ``expected_change``.
+        steps: Number of steps on all points, or the indices of the points of each batch.
+        names: Measurements to record: keys of ``MEASUREMENTS``, taken on all points, and ``expected_change``.
         at: Steps to record at, increasing, the last at most ``steps``; None for about 100, evenly.
 
     Raises:
-        ValueError: η is not positive, a name is unknown, the data do not fit the network or hold what is no number, or
-            the batches or the recording steps are out of order or range.
+        ValueError: η is not positive, a name is unknown, the data do not fit the network or are not finite, or the
+            batches or the recording steps are out of order or range.
 
     Warns:
-        UserWarning: a run is no longer finite, with the step.
+        UserWarning: a run is no longer finite; the first recorded step from which on is named.
     """
     positive("rate", rate)
     names = measurements_named(names, [*MEASUREMENTS, EXPECTED_CHANGE])
-    _fitting(state, dynamics, X, y)
+    loss_of(state, dynamics, X, y)  # refuses data that do not fit the network
     count = count_steps(steps, X.shape[-2])
     at = recording_steps(count, at)
     now, taken, expected = state, 0, torch.zeros_like(_law.incoming(state, dynamics))
@@ -160,7 +160,7 @@ def gradient_flow(
     tolerance: float = 1e-9,
     longest: int = 20_000,
 ) -> Trajectory:
-    """Gradient flow on all points, integrated with adaptive steps, the expected change of C along with it.
+    """Train by gradient flow on all points, integrated with adaptive steps, the expected change of C along with it.
 
     Exact to the tolerance for linear networks. Under relu and the other activations with a kink the right-hand side
     jumps wherever a neuron switches at a point, which costs tens of evaluations each; where it is pushed back from
@@ -168,22 +168,22 @@ def gradient_flow(
     trouble.
 
     Args:
-        state: Start, in float64.
+        state: The networks at the start, in float64.
         dynamics: Rule, activation, loss, layers' rates and decays.
         X: Inputs.
         y: Targets.
-        times: Where to record, increasing from 0.
-        names: Of ``MEASUREMENTS``, and ``expected_change``.
+        times: Times to record at, increasing from 0.
+        names: Measurements to record: keys of ``MEASUREMENTS``, and ``expected_change``.
         tolerance: Relative error of one step; the absolute one is a hundredth of it.
         longest: Most evaluations of the velocity.
 
     Raises:
-        ValueError: a name is unknown, the data do not fit the network or hold what is no number, the state is not in
-            float64, or the times do not increase from 0.
-        RuntimeError: the integration stopped, as the weights diverge, or took too long.
+        ValueError: a name is unknown, the data do not fit the network or are not finite, the state is not in float64,
+            or the times do not increase from 0.
+        RuntimeError: the integration stopped because the weights diverge, or needed more than ``longest`` evaluations.
     """
     names = measurements_named(names, [*MEASUREMENTS, EXPECTED_CHANGE])
-    _fitting(state, dynamics, X, y)
+    loss_of(state, dynamics, X, y)  # refuses data that do not fit the network
     if state.W[0].dtype != torch.float64:
         raise ValueError(f"the state is in {state.W[0].dtype}: gradient flow is integrated in float64")
     times = recording_times(times)
@@ -224,24 +224,15 @@ def gradient_flow(
 def _measured(
     names: Sequence[str], state: State, expected: Tensor, dynamics: Dynamics, X: Tensor, y: Tensor
 ) -> dict[str, Tensor]:
-    """What is asked for by name at a state."""
+    """Measure at a state what was asked for by name."""
     return {name: expected if name == EXPECTED_CHANGE else MEASUREMENTS[name](state, dynamics, X, y) for name in names}
 
 
-def _fitting(state: State, dynamics: Dynamics, X: Tensor, y: Tensor) -> None:
-    """Refuse weights, inputs and targets that are not finite or do not fit."""
-    loss_of(state, dynamics, X, y)
-    parts = (*state.W, *state.b, *state.B)
-    if not all(bool(part.isfinite().all()) for part in (X, y, *parts)):
-        raise ValueError("inputs, targets, weights or feedback hold numbers that are not finite: clean them first")
-
-
 def _step(state: State, dynamics: Dynamics, X: Tensor, y: Tensor, rate: float) -> tuple[State, State]:
-    """The state with the feedback of the pass, and the one after the step."""
+    """Return the state with the feedback of the pass, and the state after the step."""
     if dynamics.rule.follows:
-        still = tuple(torch.zeros_like(W) for W in state.W)
-        pairs = zip(state.B, state.W[1:], still[1:], strict=True)
-        moved = (B + rate * dynamics.rule.motion(B, W, dW, 0.0, dynamics.tracking) for B, W, dW in pairs)
+        pairs = zip(state.B, state.W[1:], strict=True)  # the feedback moves before the weights do: their Ẇ is 0
+        moved = (B + rate * dynamics.rule.motion(B, W, torch.zeros_like(W), 0.0, dynamics.tracking) for B, W in pairs)
         state = state._replace(B=tuple(moved))
     moves = velocity(state, dynamics, X, y)
     after = state.map(lambda value, change: value + rate * change, moves)
