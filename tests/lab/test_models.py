@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import falign
-from falign.lab._models import ACTIVATIONS, Block, ResNet20, build
+from falign.lab._models import ACTIVATIONS, ResidualBlock, ResNet20, build
 from falign.lab.config import ConfigError
 
 
@@ -90,7 +90,7 @@ def test_resnet_20_has_the_layers_and_weights_of_the_paper() -> None:
 
 
 def test_the_shortcut_halves_by_leaving_out_pixels_and_widens_by_zeros() -> None:
-    block = Block(2, 4).eval()
+    block = ResidualBlock(2, 4).eval()
     nn.init.zeros_(block.conv2.weight)
     x = torch.rand(1, 2, 6, 6)
     expected = torch.zeros(1, 4, 3, 3)

@@ -1,4 +1,4 @@
-"""How a run ends: the tables, what the conservation law found, the pictures, the status; or what it failed with."""
+"""End of a run: its tables, the verdict of the conservation law, its pictures and its status; or how it failed."""
 
 import traceback
 from dataclasses import dataclass
@@ -19,104 +19,20 @@ from falign.lab._text import one_line, print_plain
 from falign.measure.law import ConservationLaw
 from falign.measure.law._balance import STRETCH
 
-# What the conservation law says of a run: a report, a table of every neuron, a verdict.
-
-_SCHEMA = {
-    "layer": pl.String,
-    "targets": pl.String,
-    "form": pl.String,
-    "status": pl.String,
-    "neuron": pl.Int64,
-    "weights": pl.Float64,
-    "alignment": pl.Float64,
-    "drift": pl.Float64,
-    "residual": pl.Float64,
-}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LawVerdict:
-    """What was found.
-
-    Attributes:
-        verdict: "holds", "too little moved" (to tell), "fails", "drift" (it is not exact here, and how far off was
-            measured), "none" (no neuron obeys it) or "not checked".
-        text: For the terminal, several lines.
-        table: A row a neuron; None where nothing was checked.
-        failure: What does not hold though it should, in a sentence; empty if nothing.
-    """
-
-    verdict: str
-    text: str
-    table: pl.DataFrame | None = None
-    failure: str = ""
-
-
-def judge_law(law: ConservationLaw, learner: Learner) -> LawVerdict:
-    """Read the law off after a training.
-
-    Args:
-        law: What watched it.
-        learner: What was trained.
-
-    Returns:
-        The judgement.
-    """
-    if not law.steps:
-        return LawVerdict(verdict="not checked", text="the conservation law was not checked: no step was made")
-    if not is_finite(learner.model):
-        return LawVerdict(verdict="not checked", text="the conservation law was not checked: the run diverged")
-    report = law.report()
-    if report.holds:
-        words = {each.status for each in law.laws}
-        exact = "holds" if report.conclusive else "too little moved"
-        verdict = exact if report.checked else "drift" if "drift" in words else "none"
-        return LawVerdict(verdict=verdict, text=str(report), table=_neurons(law))
-    worst = max((row for row in report.laws if row.broken), key=lambda row: row.leap or 0.0)
-    failure = (
-        f"the conservation law does not hold for layer {worst.layer!r}, off by {worst.leap:.1e} of its size within "
-        f"{STRETCH} steps, where rounding explains {worst.tolerance:.1e}: a gradient or an update was not the rule's"
-    )
-    return LawVerdict(verdict="fails", text=str(report), table=_neurons(law), failure=failure)
-
-
-def _neurons(law: ConservationLaw) -> pl.DataFrame:
-    changes, drift, residual = law.changes(), law.drift(), law.residual()
-    pieces = [
-        pl.DataFrame(
-            {
-                "layer": each.name,
-                "targets": ", ".join(each.targets),
-                "form": each.form,
-                "status": each.status,
-                "neuron": range(each.neurons),
-                "weights": changes[each.name][0].tolist(),
-                "alignment": changes[each.name][1].tolist(),
-                "drift": drift[each.name].tolist(),
-                "residual": residual[each.name].tolist(),
-            },
-            schema=_SCHEMA,
-        )
-        for each in law.laws
-        if each.name in changes
-    ]
-    return pl.concat(pieces) if pieces else pl.DataFrame(schema=_SCHEMA)
-
-
-_LINE, _TRACEBACK = 300, 1 << 20
-"""So many letters of an error's text and of its traceback are told."""
+_TRACEBACK = 1 << 20
+"""Letters of a traceback that are kept, the last ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutcome:
-    """How a run ended.
+    """End of a run, as the command reports it.
 
     Attributes:
-        run: Its folder.
+        run: Folder of the run.
         status: "done", "interrupted", "diverged" or "failed".
         step: Steps done; of a diverged run the step at which it diverged.
         message: One sentence.
-        failure: What the conservation law found wrong, in a sentence; empty if nothing.
+        failure: Sentence about a conservation law that does not hold though it should; empty if there is none.
         signal: The number of the signal that interrupted it.
     """
 
@@ -138,19 +54,19 @@ def end(
     message: str,
     **details: Any,
 ) -> TrainingOutcome:
-    """Write what there is at the end of a run, and print what the conservation law found if it was checked.
+    """Write tables, pictures and status of a run, and print the report of the conservation law if it was checked.
 
-    The status comes last: a run of which it says that it is done has everything.
+    The status comes last: a run whose status is "done" has everything.
 
     Args:
-        run: Where to.
-        learner: What was trained.
-        state: What was measured.
-        console: Where to print.
+        run: Folder of the run.
+        learner: The trained network.
+        state: How far the run is, with all measurements.
+        console: Console for the report of the conservation law.
         status: "done", "interrupted" or "diverged".
         step: Steps done.
         message: One sentence.
-        details: What else the status shall say.
+        details: Further entries of the status.
 
     Returns:
         The outcome.
@@ -158,26 +74,26 @@ def end(
     Raises:
         WriteError: Something cannot be written.
     """
-    found = None if learner.law is None else judge_law(learner.law, learner)
-    tables = state.tables(None if found is None else found.table)
+    law = None if learner.law is None else judge_law(learner.law, learner)
+    tables = state.tables(None if law is None else law.table)
     run.write_tables(tables)
-    if found is not None:
-        print_plain(console, found.text)
-        details["law"] = found.verdict
+    if law is not None:
+        print_plain(console, law.text)
+        details["law"] = law.verdict
     draw(run, tables, learner.config)
     run.write_status(status, step=step, epoch=state.epoch, message=message, **details)
     return TrainingOutcome(
-        run=run, status=status, step=step, message=message, failure="" if found is None else found.failure
+        run=run, status=status, step=step, message=message, failure="" if law is None else law.failure
     )
 
 
 def fail(run: RunFolder, state: TrainingState, error: BaseException) -> TrainingOutcome:
-    """Write what there is of a run that something in it has ended, most often the user's own model.
+    """Write traceback, tables and status of a run that an error has ended, most often one of the user's own model.
 
     Args:
-        run: Where to.
-        state: What was measured.
-        error: What was raised.
+        run: Folder of the run.
+        state: How far the run is, with all measurements.
+        error: The error.
 
     Returns:
         The outcome; its message names the step, the error and the file that holds the traceback.
@@ -201,7 +117,7 @@ def _place(error: BaseException, state: TrainingState) -> str:
 
 
 def _within(error: BaseException, file: str, function: str) -> bool:
-    return any((each.filename, each.name) == (file, function) for each in traceback.extract_tb(error.__traceback__))
+    return any((frame.filename, frame.name) == (file, function) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _describe(error: BaseException) -> str:
@@ -219,3 +135,87 @@ def _traceback(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))[-_TRACEBACK:]
     except Exception as another:
         return f"{type(error).__name__}, and its traceback cannot be written: {type(another).__name__}\n"
+
+
+# The verdict of the conservation law on a run: a report, and a table with a row for each neuron.
+
+_SCHEMA = {
+    "layer": pl.String,
+    "targets": pl.String,
+    "form": pl.String,
+    "status": pl.String,
+    "neuron": pl.Int64,
+    "weights": pl.Float64,
+    "alignment": pl.Float64,
+    "drift": pl.Float64,
+    "residual": pl.Float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LawVerdict:
+    """Verdict of the conservation law on a run.
+
+    Attributes:
+        verdict: "holds", "too little moved" (to tell), "fails", "drift" (it is not exact here, and was measured how far
+            off it is), "none" (no neuron obeys it) or "not checked".
+        text: Report for the terminal, several lines.
+        table: One row for each neuron; None where nothing was checked.
+        failure: Sentence about a layer whose law does not hold though it should; empty if there is none.
+    """
+
+    verdict: str
+    text: str
+    table: pl.DataFrame | None = None
+    failure: str = ""
+
+
+def judge_law(law: ConservationLaw, learner: Learner) -> LawVerdict:
+    """Judge the conservation law after a training.
+
+    Args:
+        law: The instrument that followed the training.
+        learner: The trained network.
+
+    Returns:
+        The verdict.
+    """
+    if not law.steps:
+        return LawVerdict(verdict="not checked", text="the conservation law was not checked: no step was made")
+    if not is_finite(learner.model):
+        return LawVerdict(verdict="not checked", text="the conservation law was not checked: the run diverged")
+    report = law.report()
+    if report.holds:
+        statuses = {layer.status for layer in law.laws}
+        exact = "holds" if report.conclusive else "too little moved"
+        verdict = exact if report.checked else "drift" if "drift" in statuses else "none"
+        return LawVerdict(verdict=verdict, text=str(report), table=_neurons(law))
+    worst = max((row for row in report.laws if row.broken), key=lambda row: row.leap or 0.0)
+    failure = (
+        f"the conservation law does not hold for layer {worst.layer!r}, off by {worst.leap:.1e} of its size within "
+        f"{STRETCH} steps, where rounding explains {worst.tolerance:.1e}: a gradient or an update was not the rule's"
+    )
+    return LawVerdict(verdict="fails", text=str(report), table=_neurons(law), failure=failure)
+
+
+def _neurons(law: ConservationLaw) -> pl.DataFrame:
+    changes, drift, residual = law.changes(), law.drift(), law.residual()
+    tables = [
+        pl.DataFrame(
+            {
+                "layer": layer.name,
+                "targets": ", ".join(layer.targets),
+                "form": layer.form,
+                "status": layer.status,
+                "neuron": range(layer.neurons),
+                "weights": changes[layer.name][0].tolist(),
+                "alignment": changes[layer.name][1].tolist(),
+                "drift": drift[layer.name].tolist(),
+                "residual": residual[layer.name].tolist(),
+            },
+            schema=_SCHEMA,
+        )
+        for layer in law.laws
+        if layer.name in changes
+    ]
+    return pl.concat(tables) if tables else pl.DataFrame(schema=_SCHEMA)

@@ -1,4 +1,4 @@
-"""A network that learns by a rule: its steps, its test, its alignment."""
+"""A network that learns by a rule: how it is made, its steps, its test, its alignment; optimizers and ridge."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
@@ -35,14 +35,285 @@ from falign.measure import Alignment, alignment
 from falign.measure.law import ConservationLaw
 from falign.theory.two_layer._schedules import SCHEDULES
 
+_TEST_BATCH, _TEST_BYTES = 1000, 16 << 20
+"""Images of one forward pass of a test: this many, or as many as fit into this many bytes, and at least one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Learner:
+    """A converted model with its optimizer.
+
+    Attributes:
+        config: The resolved configuration.
+        model: The network, converted.
+        optimizer: Optimizer of its parameters, learned feedback included.
+        layers: Names of the linear maps that have feedback or could have, in the order in which they run.
+        ridge: Penalty on the output layer's weights; None if there is none.
+        law: Instrument that checks the steps by the conservation law; None if it is not wanted.
+        attributes: Attributes of the model's modules, which checkpoints hold.
+        notes: Remarks on the model to print before the first step, a line each.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    layers: tuple[str, ...]
+    ridge: "Ridge | None"
+    law: ConservationLaw | None
+    attributes: Attributes = field(default_factory=lambda: Attributes(nn.Module()))
+    notes: tuple[str, ...] = ()
+
+    def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
+        """Learn from one batch.
+
+        Args:
+            x: Images, ``(batch, channels, height, width)``.
+            y: Labels, ``(batch,)``.
+            done: Steps done before this one.
+
+        Returns:
+            The batch's loss before the step, and the number of its images that were classified correctly.
+
+        Raises:
+            Diverged: The loss is not finite; then the step was not made.
+        """
+        with falign.targets(self.model, y), self._casting():
+            output = self.model(x)
+            loss = cross_entropy(output, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        correct = (output.detach().argmax(1) == y).sum()
+        value, count = torch.stack([loss.detach().double(), correct.double()]).tolist()  # one wait for the device
+        if value - value != 0:  # infinite or not a number
+            raise self.locate_fault(x, done)
+        if self.ridge is None:
+            self.optimizer.step()
+        else:
+            self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
+        return value, int(count)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = required(self.config.learning_rate) * self.config.rate_decay**epoch
+
+    def locate_fault(self, x: Tensor, done: int) -> Exception:
+        """Make the exception for numbers that are not finite; it names the layer in which they came up first."""
+        return locate(self.model, lambda: self._forward(x), steps=done)
+
+    def test(self, images: Images) -> tuple[float, float]:
+        """Compute mean loss and accuracy, a share from 0 to 1, over a set, in evaluation mode."""
+        self.model.eval()
+        loss, correct = 0.0, 0
+        try:
+            with torch.no_grad():
+                for x, y in images.pieces(self._test_batch(images)):
+                    output = self._forward(x)
+                    loss += cross_entropy(output.to(self.dtype), y, reduction="sum").item()
+                    correct += int((output.argmax(1) == y).sum())
+        finally:
+            self.model.train()
+        return loss / len(images), correct / len(images)
+
+    def alignment(self, x: Tensor, y: Tensor) -> Alignment:
+        """Measure rule and optimizer on a batch against its true gradient; nothing is left changed."""
+        with self.attributes.kept(), self._casting():
+            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+
+    def has_finite_loss(self, x: Tensor, y: Tensor) -> bool:
+        """Tell whether the loss of a batch is a finite number."""
+        with torch.no_grad(), falign.targets(self.model, y):
+            return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and images."""
+        return getattr(torch, self.config.dtype)
+
+    def _test_batch(self, images: Images) -> int:
+        return max(1, min(_TEST_BATCH, _TEST_BYTES // max(1, images.pixels[0].numel() * self.dtype.itemsize)))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with self._casting():
+            return self.model(x)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        return _casting(self.config)
+
+
+def _casting(config: TrainConfig) -> AbstractContextManager[object]:
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
+
+
+def make_learner(
+    config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()
+) -> Learner:
+    """Build the network, convert it, and make its optimizer.
+
+    A network of the user's own is made twice from the same seed: one of the two is tried on the example and thrown
+    away, and differences between them are noted.
+
+    Args:
+        config: The resolved configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes.
+        example: A few normalised images, on the training's device.
+        sizes: Sizes of the batches that will come.
+
+    Returns:
+        The learner before its first step.
+
+    Raises:
+        ConfigError: The network does not fit the data, or the rule not the network.
+    """
+    with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
+        model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
+        with preserve_state(model):
+            layers = _layers(config, model, example, classes)
+        _convert(config, model, example)
+        optimizer = make_optimizer(model, config)
+        ridge = None
+        if config.ridge:
+            ridge = Ridge(
+                model.get_parameter(f"{layers[-1]}.weight"),
+                strength=config.ridge,
+                schedule=config.ridge_schedule,
+                steps=config.ridge_steps,
+            )
+        law = _law(config, model, optimizer, example) if config.check_law else None
+    attributes.load({})  # modules may count their forward passes: the trials above do not count
+    return Learner(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        layers=layers,
+        ridge=ridge,
+        law=law,
+        attributes=attributes,
+        notes=notes,
+    )
+
+
+def _network(
+    config: TrainConfig, shape: Shape, classes: int, example: Tensor, *, single: bool
+) -> tuple[nn.Module, Attributes, tuple[str, ...]]:
+    """Return the network in training mode on its device, its attributes, and remarks on it."""
+    name = config.model
+
+    def placed(model: nn.Module) -> nn.Module:
+        with as_config_error(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
+            return model.to(example.device, example.dtype).train()
+
+    def built() -> nn.Module:
+        room = _room(config) if example.device.type == "cpu" else 4
+        with as_config_error(f"--model {name} cannot be made"):
+            return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
+
+    model = built()
+    if not is_own(name):
+        model = placed(model)
+        if single:
+            try_single_image(name, deepcopy(model), example)
+        return model, Attributes(model), ()
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        twin = built()
+    notes, tensors = [], {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if any(id(tensor) in tensors for tensor in (*twin.parameters(), *twin.buffers())):
+        notes.append(f"{name} returns the same weights at every call: --seed has no part in them, a copy is trained")
+        with as_config_error(f"--model {name} returns the same weights at every call, and they cannot be copied"):
+            model, twin = deepcopy(model), deepcopy(model)
+    model, twin = placed(model), placed(twin)
+    if unalike := differing_tensors(model, twin):
+        notes.append(
+            f"{name} draws {_listed(unalike)} by other generators than the global ones of torch, NumPy and Python: "
+            "another run with this seed begins with others"
+        )
+    package = name.partition(".")[0].partition(":")[0]
+    here, there = attribute_fingerprints(model, package), attribute_fingerprints(twin, package)
+    varying = [key for key in here if here[key] != there.get(key)]
+    with as_config_error(f"--model {name} does not run"):
+        changing = [
+            *try_training(name, twin, example.clone(), classes, single=single),
+            *(set(varying) - storable_attributes(model).keys()),
+        ]
+        reproducible = is_reproducible(name, twin, example, classes)
+    if changing:
+        notes.append(
+            f"{name} keeps {_listed(sorted(set(changing)))} in Python, where no checkpoint holds it: if its numbers "
+            "depend on it, --resume does not reach those of a run that was not interrupted (buffers are held)"
+        )
+    if not reproducible:
+        notes.append(
+            f"{name} does not give the same numbers again: they depend on something that neither --seed nor a "
+            "checkpoint holds, so another run with this seed, and --resume, may come to others"
+        )
+    return model, Attributes(model, varying), tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _room(config: TrainConfig) -> int:
+    """Return the bytes that a run needs for each weight: three times those of weight, gradient, feedback and optimizer.
+
+    Three times, because measuring and saving work on copies: a perceptron of 9 million weights in float32 needed 44 to
+    53 bytes for each.
+    """
+    feedback = make_rule(config).wiring == "layerwise" and config.feedback != "shared"
+    return 3 * (2 + feedback + optimizer_slots(config)) * getattr(torch, config.dtype).itemsize
+
+
+def optimizer_slots(config: TrainConfig) -> int:
+    """Return how many numbers the optimizer keeps for each weight."""
+    return 2 if config.optimizer != "sgd" else int(bool(config.momentum))
+
+
+def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
+    what = f"--model {config.model} with --rule {config.rule}"
+    with as_config_error(f"{what} cannot be converted"):
+        try:
+            falign.convert(
+                model,
+                make_rule(config),
+                seed=config.seed,
+                feedback=config.feedback,
+                scale=config.scale,
+                example=example,
+            )
+        except falign.ConversionError as error:  # its message lists every reason on a line of its own
+            raise ConfigError(f"{what}: {error}") from None
+
+
+def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> ConservationLaw:
+    try:
+        with _casting(config):  # the law's tolerance follows the type that the forward passes round to
+            return ConservationLaw(model, optimizer, example=example)
+    except ValueError as error:
+        raise ConfigError(f"--check-law: {error}") from None
+
+
+def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
+    output: list[object] = []
+    model.eval()
+    with as_config_error(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
+        order = running_order(model, lambda: output.append(model(example)))
+    model.train()
+    check_output(config.model, output[0], (len(example), classes), "in evaluation")
+    layers = tuple(name for name in order if kind_of(model.get_submodule(name)) is not None)
+    if not layers:
+        raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")
+    return layers
+
+
 # The optimizers of ``--optimizer``.
 
 
 class SGD(torch.optim.SGD):
-    """PyTorch's SGD, also where some parameters have their first gradient after the first step.
+    """PyTorch's SGD, also where some parameters get their first gradient after the first step.
 
-    Its fused step makes the momenta of all parameters at once or of none, and fails on a mixture. A momentum of zero is
-    what the late ones have.
+    PyTorch's fused step takes the momenta of all parameters or of none, and fails on a mixture; parameters that come
+    later begin with a momentum of zero.
     """
 
     def _init_group(self, group: Any, params: Any, grads: Any, momentum_buffer_list: Any) -> Any:
@@ -55,14 +326,14 @@ class SGD(torch.optim.SGD):
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a completed configuration, for all parameters of a model, learned feedback included.
+    """Make the optimizer of all parameters of a model, learned feedback included.
 
-    Where PyTorch can, it makes one pass over the parameters in place of several: on a CPU that is a quarter
-    of the time of Adam.
+    It is fused where PyTorch can fuse it, one pass over the parameters in place of several: on a CPU that takes a
+    quarter of the time for Adam.
 
     Args:
         model: The model, converted.
-        config: A completed configuration.
+        config: A resolved configuration.
 
     Returns:
         The optimizer.
@@ -77,16 +348,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def required(value: float | None) -> float:
-    """A number that a completed configuration has."""
-    assert value is not None, "the configuration is not completed"
+    """Return a number that a resolved configuration has."""
+    assert value is not None, "the configuration is not resolved"
     return value
 
 
-# Ridge on the output layer's weights: how strong it is at a step, and what it does.
+# The ridge penalty on the output layer's weights.
 
 
 class Ridge:
-    """``W(t+1) = (1 - ηλ(t)) W(t) - …``, whatever the optimizer puts in place of the dots.
+    """Ridge penalty ``W(t+1) = (1 - ηλ(t)) W(t) - …``, where the dots are the update of any optimizer.
 
     The penalty is taken from the weights before the step and apart from the gradient, so no momentum, no
     adaptive rate and no weight decay of the optimizer sees it. With plain SGD it equals adding ``λ(t) W`` to
@@ -111,7 +382,7 @@ class Ridge:
         """Make the optimizer's update and the ridge's, both from W(t).
 
         Args:
-            update: What makes the optimizer's step.
+            update: Makes the optimizer's step.
             t: Steps done before this one.
             rate: η, the learning rate of this step.
         """
@@ -121,273 +392,3 @@ class Ridge:
         if old is not None:
             with torch.no_grad():
                 self._weight.sub_(old, alpha=shrink)
-
-
-_AT_ONCE, _BYTES = 1000, 16 << 20
-"""Images of one forward pass of a test: so many, or as many as have so many bytes, and one at least."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Learner:
-    """A converted model with its optimizer.
-
-    Attributes:
-        config: The completed configuration.
-        model: The network, converted.
-        optimizer: Made from its parameters, learned feedback included.
-        layers: Names of the linear maps that have feedback or could have, in the order in which they run.
-        ridge: What shrinks the output layer's weights, if anything does.
-        law: What checks the steps by the conservation law, if it is wanted.
-        attributes: What the model keeps in Python.
-        notes: What is to be said of the model before its first step, a line each.
-    """
-
-    config: TrainConfig
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    layers: tuple[str, ...]
-    ridge: Ridge | None
-    law: ConservationLaw | None
-    attributes: Attributes = field(default_factory=lambda: Attributes(nn.Module()))
-    notes: tuple[str, ...] = ()
-
-    def step(self, x: Tensor, y: Tensor, done: int) -> tuple[float, int]:
-        """Learn from one batch.
-
-        Args:
-            x: Images, ``(batch, channels, height, width)``.
-            y: Labels, ``(batch,)``.
-            done: Steps done before this one.
-
-        Returns:
-            The batch's loss before the step, and how many of its images were right.
-
-        Raises:
-            Diverged: The loss is not finite; then the step was not made.
-        """
-        with falign.targets(self.model, y), self._casting():
-            output = self.model(x)
-            loss = cross_entropy(output, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        right = (output.detach().argmax(1) == y).sum()
-        value, count = torch.stack([loss.detach().double(), right.double()]).tolist()  # one wait for the device
-        if value - value != 0:  # infinite or not a number
-            raise self.locate_fault(x, done)
-        if self.ridge is None:
-            self.optimizer.step()
-        else:
-            self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
-        return value, int(count)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = required(self.config.learning_rate) * self.config.rate_decay**epoch
-
-    def locate_fault(self, x: Tensor, done: int) -> Exception:
-        """What to raise when something is not finite: it says which layer was the first."""
-        return locate(self.model, lambda: self._forward(x), steps=done)
-
-    def test(self, images: Images) -> tuple[float, float]:
-        """Mean loss and share of right answers over a set, in evaluation mode."""
-        self.model.eval()
-        loss, right = 0.0, 0
-        try:
-            with torch.no_grad():
-                for x, y in images.pieces(self._at_once(images)):
-                    output = self._forward(x)
-                    loss += cross_entropy(output.to(self.dtype), y, reduction="sum").item()
-                    right += int((output.argmax(1) == y).sum())
-        finally:
-            self.model.train()
-        return loss / len(images), right / len(images)
-
-    def alignment(self, x: Tensor, y: Tensor) -> Alignment:
-        """What the rule and the optimizer do with a batch, beside its true gradient; nothing is left changed."""
-        with self.attributes.kept(), self._casting():
-            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
-
-    def has_finite_loss(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the loss of a batch is a finite number."""
-        with torch.no_grad(), falign.targets(self.model, y):
-            return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights and images."""
-        return getattr(torch, self.config.dtype)
-
-    def _at_once(self, images: Images) -> int:
-        return max(1, min(_AT_ONCE, _BYTES // max(1, images.pixels[0].numel() * self.dtype.itemsize)))
-
-    def _forward(self, x: Tensor) -> Tensor:
-        with self._casting():
-            return self.model(x)
-
-    def _casting(self) -> AbstractContextManager[object]:
-        return _casting(self.config)
-
-
-def _casting(config: TrainConfig) -> AbstractContextManager[object]:
-    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast == "bf16")
-
-
-def make_learner(
-    config: TrainConfig, *, shape: Shape, classes: int, example: Tensor, sizes: Iterable[int] = ()
-) -> Learner:
-    """Build the network, convert it, and make its optimizer.
-
-    A network of the user's own is made twice from the same seed: one of the two is tried on the example and thrown
-    away, and where they differ that is noted.
-
-    Args:
-        config: The completed configuration.
-        shape: Channels, height and width of the images.
-        classes: Number of classes.
-        example: A few normalised images, on the training's device.
-        sizes: Of the batches that will come.
-
-    Returns:
-        The learner before its first step.
-
-    Raises:
-        ConfigError: The network does not fit the data, or the rule not the network.
-    """
-    with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
-        model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
-        with preserve_state(model):
-            layers = _layers(config, model, example, classes)
-        _convert(config, model, example)
-        optimizer = make_optimizer(model, config)
-        ridge = None
-        if config.ridge:
-            ridge = Ridge(
-                model.get_parameter(f"{layers[-1]}.weight"),
-                strength=config.ridge,
-                schedule=config.ridge_schedule,
-                steps=config.ridge_steps,
-            )
-        law = _law(config, model, optimizer, example) if config.check_law else None
-    attributes.load({})  # whatever the passes counted
-    return Learner(
-        config=config,
-        model=model,
-        optimizer=optimizer,
-        layers=layers,
-        ridge=ridge,
-        law=law,
-        attributes=attributes,
-        notes=notes,
-    )
-
-
-def _network(
-    config: TrainConfig, shape: Shape, classes: int, example: Tensor, *, single: bool
-) -> tuple[nn.Module, Attributes, tuple[str, ...]]:
-    """The network in training mode on its device, its attributes, and what is to be said of it."""
-    name = config.model
-
-    def placed(model: nn.Module) -> nn.Module:
-        with as_config_error(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
-            return model.to(example.device, example.dtype).train()
-
-    def built() -> nn.Module:
-        room = _room(config) if example.device.type == "cpu" else 4
-        with as_config_error(f"--model {name} cannot be made"):
-            return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
-
-    model = built()
-    if not is_own(name):
-        model = placed(model)
-        if single:
-            try_single_image(name, deepcopy(model), example)
-        return model, Attributes(model), ()
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        twin = built()
-    notes, kept = [], {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    if any(id(tensor) in kept for tensor in (*twin.parameters(), *twin.buffers())):
-        notes.append(f"{name} returns the same weights at every call: --seed has no part in them, a copy is trained")
-        with as_config_error(f"--model {name} returns the same weights at every call, and they cannot be copied"):
-            model, twin = deepcopy(model), deepcopy(model)
-    model, twin = placed(model), placed(twin)
-    if unalike := differing_tensors(model, twin):
-        notes.append(
-            f"{name} draws {_listed(unalike)} by other generators than the global ones of torch, NumPy and Python: "
-            "another run with this seed begins with others"
-        )
-    package = name.partition(".")[0].partition(":")[0]
-    here, there = attribute_fingerprints(model, package), attribute_fingerprints(twin, package)
-    loose = [key for key in here if here[key] != there.get(key)]
-    with as_config_error(f"--model {name} does not run"):
-        moved = [
-            *try_training(name, twin, example.clone(), classes, single=single),
-            *(set(loose) - storable_attributes(model).keys()),
-        ]
-        repeated = is_reproducible(name, twin, example, classes)
-    if moved:
-        notes.append(
-            f"{name} keeps {_listed(sorted(set(moved)))} in Python, where no checkpoint holds it: if its numbers "
-            "depend on it, --resume does not reach those of a run that was not interrupted (buffers are held)"
-        )
-    if not repeated:
-        notes.append(
-            f"{name} does not give the same numbers again: they depend on something that neither --seed nor a "
-            "checkpoint holds, so another run with this seed, and --resume, may come to others"
-        )
-    return model, Attributes(model, loose), tuple(notes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _room(config: TrainConfig) -> int:
-    """Bytes that a run needs for each weight: three times what weights, gradients, feedback and optimizer hold.
-
-    Measuring and saving work on copies; a perceptron of 9 million weights in float32 needed 44 to 53.
-    """
-    feedback = make_rule(config).wiring == "layerwise" and config.feedback != "shared"
-    return 3 * (2 + feedback + optimizer_slots(config)) * getattr(torch, config.dtype).itemsize
-
-
-def optimizer_slots(config: TrainConfig) -> int:
-    """So many numbers the optimizer keeps of each weight."""
-    return 2 if config.optimizer != "sgd" else int(bool(config.momentum))
-
-
-def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
-    what = f"--model {config.model} with --rule {config.rule}"
-    with as_config_error(f"{what} cannot be converted"):
-        try:
-            falign.convert(
-                model,
-                make_rule(config),
-                seed=config.seed,
-                feedback=config.feedback,
-                scale=config.scale,
-                example=example,
-            )
-        except falign.ConversionError as error:  # which lists every reason on a line
-            raise ConfigError(f"{what}: {error}") from None
-
-
-def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> ConservationLaw:
-    try:
-        with _casting(config):  # what the forward passes round to is what the residual is judged by
-            return ConservationLaw(model, optimizer, example=example)
-    except ValueError as error:
-        raise ConfigError(f"--check-law: {error}") from None
-
-
-def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
-    output: list[object] = []
-    model.eval()
-    with as_config_error(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
-        ran = running_order(model, lambda: output.append(model(example)))
-    model.train()
-    check_output(config.model, output[0], (len(example), classes), "in evaluation")
-    layers = tuple(name for name in ran if kind_of(model.get_submodule(name)) is not None)
-    if not layers:
-        raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")
-    return layers

@@ -32,16 +32,16 @@ _SHORT.maxstring = 60
 
 @contextmanager
 def as_config_error(what: str) -> Iterator[None]:
-    """Make one sentence of whatever goes wrong in code of the user's own; only Ctrl-C is let through.
+    """Turn any error of the user's own code into a ``ConfigError``; only Ctrl-C passes.
 
-    Raises:
-        ConfigError: Something went wrong: ``what``, a colon, and how.
+    Args:
+        what: Beginning of the sentence; a colon and the error follow.
     """
     try:
         yield
     except (ConfigError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # SystemExit too: a factory that exits has made no network
+    except BaseException as error:  # SystemExit, too: a factory that exits has made no network
         raise ConfigError(f"{what}: {_reason(error)}") from error
 
 
@@ -54,10 +54,10 @@ def _reason(error: BaseException) -> str:
 
 
 def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
-    """What ``package.module:factory`` returns, called with what it takes of ``shape`` and ``classes``.
+    """Call ``package.module:factory`` with those of the arguments ``shape`` and ``classes`` that it takes.
 
-    The working folder is the first place where modules are looked for, as ``python -m`` has it. Layers without a shape
-    get it from one pass. Working folder, module path and PyTorch's defaults are afterwards as they were.
+    Modules are looked for in the working folder first, as by ``python -m``. Layers without a shape get theirs from one
+    forward pass. Working folder, module path and PyTorch's defaults are afterwards as they were.
 
     Args:
         model: As it was given.
@@ -76,7 +76,7 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
             f"--model is {model!r}, expected mlp:SIZES, lenet, resnet20 or package.module:factory: "
             "see falign train --help"
         )
-    with _at_home():
+    with _process_state_kept():
         made = _called(model, shape, classes)
         if not isinstance(made, nn.Module):
             raise ConfigError(f"--model {model} returned a {type(made).__name__}, expected a torch.nn.Module")
@@ -86,7 +86,7 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def rule_class(rule: str) -> type[Rule]:
-    """The class that ``--rule`` names: one of falign's, or a subclass of ``falign.Rule`` as ``package.module:Rule``.
+    """Return the class that ``--rule`` names: one of falign's, or a subclass of ``falign.Rule`` as ``package.module:Rule``.
 
     Raises:
         ConfigError: There is no such rule.
@@ -98,15 +98,17 @@ def rule_class(rule: str) -> type[Rule]:
         raise ConfigError(
             f"--rule is {_SHORT.repr(rule)}, expected one of {', '.join(ALL_RULES)}, or package.module:Rule"
         )
-    with _at_home():
-        found = _imported("--rule", rule)
-    if not (isinstance(found, type) and issubclass(found, Rule) and isinstance(getattr(found, "name", None), str)):
-        raise ConfigError(f"--rule {rule} is {found!r:.60}, expected a subclass of falign.Rule with a name")
-    return found
+    with _process_state_kept():
+        imported = _import("--rule", rule)
+    if not (
+        isinstance(imported, type) and issubclass(imported, Rule) and isinstance(getattr(imported, "name", None), str)
+    ):
+        raise ConfigError(f"--rule {rule} is {imported!r:.60}, expected a subclass of falign.Rule with a name")
+    return imported
 
 
 def _called(model: str, shape: Shape, classes: int) -> object:
-    factory = _imported("--model", model)
+    factory = _import("--model", model)
     if not callable(factory):
         raise ConfigError(f"--model {model} is a {type(factory).__name__}, expected a function or class to call")
     known = {"shape": shape, "classes": classes}
@@ -118,21 +120,21 @@ def _called(model: str, shape: Shape, classes: int) -> object:
         raise ConfigError(
             f"--model {model} cannot be called with shape= and classes=, or without arguments: {one_line(error)}"
         ) from None
-    if inspect.isbuiltin(factory):  # sys.exit, os.abort: what they do cannot be undone
+    if inspect.isbuiltin(factory):  # os.abort, for example, would end the process without an exception
         raise ConfigError(f"--model {model} is a function of Python itself, expected one that makes a torch.nn.Module")
     with as_config_error(f"--model {model} failed"):
         return factory(**given)
 
 
-def _imported(option: str, named: str) -> object:
+def _import(option: str, named: str) -> object:
     module, _, path = named.partition(":")
-    # What an import draws must not move what the factory draws: only the first one of a process draws anything.
+    # An import may draw random numbers, but only the first one in a process does: the factory must not notice.
     with seeded(0), as_config_error(f"{option} {named} cannot be imported"):
         __import__(module)
-        found: object = sys.modules[module]
+        imported: object = sys.modules[module]
         for part in path.split("."):
-            found = getattr(found, part)
-    return found
+            imported = getattr(imported, part)
+    return imported
 
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -140,13 +142,13 @@ def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
 
 
 @contextmanager
-def _at_home() -> Iterator[None]:
-    """Let code run that may move what the process has: working folder, module path and PyTorch's defaults."""
+def _process_state_kept() -> Iterator[None]:
+    """Put working folder, module path and PyTorch's defaults back, which the user's code may change."""
     folder, path = Path.cwd(), list(sys.path)
     kind, device = torch.get_default_dtype(), torch.get_default_device()
     sys.path.insert(0, str(folder))
     try:
-        torch.set_default_dtype(torch.float32)  # the same seed means the same weights in every process
+        torch.set_default_dtype(torch.float32)  # another default would draw other weights from the same seed
         with torch.device("cpu"), torch.enable_grad():
             yield
     finally:
@@ -158,7 +160,7 @@ def _at_home() -> Iterator[None]:
 
 
 def _refuse(model: str, made: nn.Module) -> None:
-    """Raise where a network is of a kind that cannot be trained here."""
+    """Refuse a network of a kind that cannot be trained here."""
     if isinstance(made, torch.jit.ScriptModule):
         raise ConfigError(f"--model {model} returned a {type(made).__name__}, expected the plain module, not compiled")
     tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
@@ -171,7 +173,7 @@ def _refuse(model: str, made: nn.Module) -> None:
 
 def _materialise(model: str, made: nn.Module, shape: Shape) -> None:
     """Give layers that wait for their first input (``nn.LazyLinear``) their shapes and weights."""
-    for training in (False, True):  # some layers may run in training only
+    for training in (False, True):  # some layers run in training only
         if not _lazy(made):
             return
         kinds = [tensor.dtype for tensor in made.parameters() if not is_lazy(tensor) and tensor.is_floating_point()]
@@ -198,7 +200,7 @@ def _lazy(model: nn.Module) -> list[str]:
 
 
 def differing_tensors(one: nn.Module, other: nn.Module) -> list[str]:
-    """Names of the numbers in which two networks differ that were made from the same seed."""
+    """Name the parameters and buffers in which two networks differ."""
     here, there = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (one, other))
     return [name for name in {**here, **there} if not _equal(here.get(name), there.get(name))]
 
@@ -210,7 +212,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single: bool) -> list[str]:
-    """Train a network that is thrown away on a few images, so that what cannot work is known before a run begins.
+    """Train a network that is thrown away on a few images, to refuse at once what cannot be trained.
 
     Args:
         model: As it was given.
@@ -220,10 +222,10 @@ def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single
         single: Whether a batch of one image will come.
 
     Returns:
-        Names of what it keeps in Python that changes from pass to pass, and that no checkpoint holds.
+        Names of attributes that change from pass to pass and that no checkpoint can hold.
 
     Raises:
-        ConfigError: It cannot be trained, and why.
+        ConfigError: It cannot be trained; the message says why.
     """
     package = model.partition(".")[0].partition(":")[0]
     learns = [parameter.requires_grad for parameter in made.parameters()]
@@ -248,43 +250,43 @@ def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single
         raise ConfigError(f"--model {model} has sparse gradients, of {sparse[0]!r}: leave out sparse=True")
     if single:
         try_single_image(model, made, x)
-    moved = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
-    kept = storable_attributes(made)
-    for name in moved:
-        if name in kept and (letters := len(json.dumps(kept[name], default=lambda _: None))) > JSON_LIMIT:
+    changing = [name for name in seen[-1] if any(one.get(name) != seen[-1][name] for one in seen)]
+    storable = storable_attributes(made)
+    for name in changing:
+        if name in storable and (letters := len(json.dumps(storable[name], default=lambda _: None))) > JSON_LIMIT:
             raise ConfigError(
                 f"--model {model} keeps {letters:,} letters in {name!r}, and a checkpoint holds {JSON_LIMIT:,} of what "
                 "is no tensor: let it be a tensor or an array"
             )
-    return [name for name in moved if name not in kept]
+    return [name for name in changing if name not in storable]
 
 
 def is_reproducible(model: str, made: nn.Module, x: Tensor, classes: int) -> bool:
-    """Whether a network gives the same numbers again from the same seed and the same state, to the bit.
+    """Tell whether a network gives the same numbers again from the same seed and the same state, to the bit.
 
     Args:
         model: As it was given.
-        made: The network; nothing that a checkpoint holds is left changed.
+        made: The network; everything that a checkpoint holds is put back.
         x: Two images or more.
         classes: Number of classes.
 
     Raises:
-        ConfigError: It does not run, and why.
+        ConfigError: It does not run; the message says why.
     """
     try:
         state = deepcopy(made.state_dict())
-    except Exception:  # get_extra_state is anyone's: such a network is refused where checkpoints are tried
+    except Exception:  # code of the user, refused with its reason by _checkpoints.check_storable
         return True
-    attributes, found = Attributes(made), []
+    attributes, outputs = Attributes(made), []
     for training in (True, True, False, False):
         with preserve_state(made), attributes.kept(), seeded(0, [x.device]):
             with as_config_error(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
                 output = made.train(training)(x.clone())
             check_output(model, output, (len(x), classes), "in training" if training else "in evaluation")
-            found.append(output.detach().contiguous().view(torch.uint8))
+            outputs.append(output.detach().contiguous().view(torch.uint8))
         with as_config_error(f"--model {model} does not take back its own state_dict()"):
             made.load_state_dict(deepcopy(state))
-    return all(torch.equal(one, other) for one, other in zip(found[::2], found[1::2], strict=True))
+    return all(torch.equal(one, other) for one, other in zip(outputs[::2], outputs[1::2], strict=True))
 
 
 def try_single_image(model: str, made: nn.Module, x: Tensor) -> None:
@@ -296,7 +298,7 @@ def try_single_image(model: str, made: nn.Module, x: Tensor) -> None:
 
 
 def check_output(model: str, output: object, expected: tuple[int, int], when: str) -> None:
-    """Refuse an output that is not a number for each image and class."""
+    """Refuse an output that is not one number for each image and class."""
     number, classes = expected
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if came != expected:
