@@ -1,4 +1,4 @@
-"""Images as a network takes them, and the order in which training sees them."""
+"""Normalised images on the training's device, and the order in which a training sees them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from falign.feedback import generator
 from falign.lab.data import Dataset
 
 ROOM = 2 << 30
-"""Up to so many bytes of normalised images are held; beyond it each batch is normalised when it is taken."""
+"""Bytes of normalised images that are kept; larger sets are normalised batch by batch."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class Images:
         pixels: ``(n, channels, height, width)``, normalised, or as stored (uint8) where that takes too much
             room.
         labels: ``(n,)``.
-        mean: Of every channel of the training set, ``(channels, 1, 1)``.
+        mean: Mean of every channel of the training set, ``(channels, 1, 1)``.
         deviation: Standard deviation, likewise; 1 where a channel is constant.
     """
 
@@ -35,25 +35,25 @@ class Images:
         return len(self.labels)
 
     def take(self, index: Tensor | slice) -> tuple[Float[Tensor, "batch channels height width"], Tensor]:
-        """The images and labels at some positions, ``(x - mean) / deviation``."""
+        """Return images and labels at some positions; the images as ``(x - mean) / deviation``."""
         pixels = self.pixels[index] if isinstance(index, slice) else self.pixels.index_select(0, index)
         if not pixels.is_floating_point():
             pixels = _normalised(pixels, self.mean, self.deviation)
         return pixels, self.labels[index]
 
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in their order, ``size`` at a time."""
+        """Yield all images in their order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
 
 def prepare(data: Dataset, *, device: torch.device, dtype: torch.dtype, room: int = ROOM) -> tuple[Images, Images]:
-    """The training and the test set, normalised by mean and standard deviation of the training images.
+    """Normalise training and test set by mean and standard deviation of the training images, channel by channel.
 
     Args:
-        data: What was loaded.
-        device: Where the images go.
-        dtype: Of the normalised images.
+        data: The data set.
+        device: Device of the images.
+        dtype: Type of the normalised images.
         room: Bytes that the normalised images of both sets may take together.
 
     Returns:
@@ -62,11 +62,11 @@ def prepare(data: Dataset, *, device: torch.device, dtype: torch.dtype, room: in
     mean, deviation = data.mean_and_std()
     deviation = torch.where(deviation > 0, deviation, 1.0)
     mean, deviation = (part.to(device, dtype)[:, None, None] for part in (mean, deviation))
-    held = (data.train_images.numel() + data.test_images.numel()) * dtype.itemsize <= room
+    fits = (data.train_images.numel() + data.test_images.numel()) * dtype.itemsize <= room
 
     def images(pixels: Tensor, labels: Tensor) -> Images:
         pixels = pixels.to(device)
-        if held:
+        if fits:
             pixels = _normalised(pixels, mean, deviation)
         return Images(pixels=pixels, labels=labels.to(device), mean=mean, deviation=deviation)
 
@@ -78,10 +78,10 @@ def _normalised(pixels: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def order(seed: int, epoch: int, size: int) -> Int64[Tensor, " size"]:
-    """The order of the training images in an epoch; a resumed run repeats it."""
+    """Draw the order of the training images in an epoch; a resumed run draws the same."""
     return torch.randperm(size, generator=generator(seed, str(epoch), "batches"))
 
 
 def probe(seed: int, size: int, count: int) -> Int64[Tensor, " count"]:
-    """Which training images the angles are measured on, ``count`` of them or all there are."""
+    """Draw the ``count`` training images, or all there are, on which the angles are measured."""
     return torch.randperm(size, generator=generator(seed, "", "probe"))[:count]

@@ -10,7 +10,7 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available() -> int:
-    """Bytes of memory of this machine, of the container that this process is in, or of its limit (``ulimit -v``)."""
+    """Return the smallest of: memory of this machine, limit of its container, limit of this process, in bytes."""
     return min([_physical(), *_contained(), *_limited()])
 
 
@@ -20,13 +20,13 @@ def cores() -> int:
 
 
 def _physical() -> int:
-    if sys.platform == "win32":  # Windows refuses what it has not, at once
+    if sys.platform == "win32":  # Windows does not overcommit: an allocation fails at once
         return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _contained() -> list[int]:
-    """Limits of the control groups that the process is in, those above them and the container's, if any."""
+    """Return the limits of the control groups that the process is in, of those above them, and of the container."""
     first, second = (_GROUPS / "memory", "memory.limit_in_bytes"), (_GROUPS, "memory.max")  # by version
     places = {first, second}
     with suppress(OSError, ValueError):
@@ -36,15 +36,15 @@ def _contained() -> list[int]:
                 root, name = first if kinds else second
                 inside = root / path.strip("/")
                 places |= {(place, name) for place in (inside, *inside.parents) if place.is_relative_to(root)}
-    found = []
+    limits = []
     for place, name in places:
         with suppress(OSError, ValueError):  # "max", or there is no such file
-            found.append(int((place / name).read_text()))
-    return found
+            limits.append(int((place / name).read_text()))
+    return limits
 
 
 def _limited() -> list[int]:
-    """Limit of the process, if any."""
+    """Return the limit of the process (``ulimit -v``), if any."""
     if sys.platform == "win32":
         return []
     import resource

@@ -86,7 +86,7 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def rule_class(rule: str) -> type[Rule]:
-    """Return the class that ``--rule`` names: one of falign's, or a subclass of ``falign.Rule`` as ``package.module:Rule``.
+    """Return the class that ``--rule`` names: one of falign's, or as ``package.module:Rule`` one of the user's own.
 
     Raises:
         ConfigError: There is no such rule.

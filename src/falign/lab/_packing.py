@@ -1,4 +1,4 @@
-"""Nested states and tables as what a checkpoint holds: tensors, and beside them JSON."""
+"""Nested states and tables in the form of a checkpoint: tensors, and JSON beside them."""
 
 import io
 from collections import OrderedDict
@@ -12,21 +12,21 @@ from torch import Tensor
 from falign.lab._tables import parquet
 
 JSON_LIMIT = 100_000_000
-"""So many letters of JSON a safetensors file may have, its tensors' names among them."""
+"""Letters of JSON that safetensors reads, names of tensors included."""
 _PLAIN = (type(None), bool, int, float, str)
-"""What JSON holds as it is."""
+"""Types that JSON holds as they are."""
 
 
 def pack(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested state without its tensors, as JSON can hold it: everything but plain values says what it is.
+    """Convert a nested state to JSON, in which everything but plain values names its type; tensors are taken out.
 
     Args:
         state: Dicts, lists and tuples of tensors, numbers, texts and bytes.
-        prefix: What the names of its tensors begin with.
-        tensors: Where the tensors are put.
+        prefix: Beginning of the names of its tensors.
+        tensors: Dict that receives the tensors.
 
     Raises:
-        TypeError: There is something else in it.
+        TypeError: It holds a value of another type.
     """
     if isinstance(state, Tensor):
         name = f"{prefix}.{len(tensors)}"
@@ -45,10 +45,10 @@ def pack(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(state: Any, tensors: dict[str, Tensor]) -> Any:
-    """The nested state that ``packed`` was given.
+    """Restore the nested state that ``pack`` converted.
 
     Raises:
-        ValueError: ``packed`` made no such thing.
+        ValueError: ``pack`` gave no such JSON.
     """
     if type(state) in _PLAIN:
         return state
@@ -67,7 +67,7 @@ def unpack(state: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def axes_by_stride(tensor: Tensor) -> list[int] | None:
-    """The axes from the outermost to the innermost in memory; None where they are in order, or the memory has gaps.
+    """Return the axes from the outermost to the innermost in memory; None if in order or with gaps.
 
     Any memory format of a dense tensor (channels_last, the transpose of a matrix) is that of a permuted one.
     """
@@ -76,7 +76,7 @@ def axes_by_stride(tensor: Tensor) -> list[int] | None:
 
 
 def with_layout(tensor: Tensor, order: list[int] | None) -> Tensor:
-    """A contiguous tensor in the memory format that ``axes_by_stride`` told.
+    """Copy a contiguous tensor into the memory format that ``axes_by_stride`` returned.
 
     Raises:
         ValueError: The order is of another number of axes.
@@ -90,10 +90,10 @@ def with_layout(tensor: Tensor, order: list[int] | None) -> Tensor:
 
 
 def table_to_tensor(table: pl.DataFrame) -> UInt8[Tensor, " bytes"]:
-    """A table as the bytes of a Parquet file: the JSON of a safetensors file may not be long."""
+    """Write a table as the bytes of a Parquet file: as JSON it might exceed the bound of safetensors."""
     return torch.frombuffer(bytearray(parquet(table)), dtype=torch.uint8)
 
 
 def tensor_to_table(content: UInt8[Tensor, " bytes"]) -> pl.DataFrame:
-    """The table that ``as_tensor`` was given."""
+    """Read the table that ``table_to_tensor`` wrote."""
     return pl.read_parquet(io.BytesIO(content.numpy().tobytes()))

@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from."""
+"""Provenance of a run's numbers: versions, commits, code, machine, threads, data."""
 
 import hashlib
 import inspect
@@ -20,11 +20,11 @@ from falign.lab.data import Dataset
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib", "safetensors", "scikit-learn")
 _CODE = 64 << 20
-"""So many bytes of a file of code are read."""
+"""Bytes that a file of code may have."""
 
 
 def provenance(device: str, *code: str) -> dict[str, Any]:
-    """Versions, the commit of the working folder, the code of model and rule, machine, threads and time.
+    """Collect versions, the commit of the working folder, the code of model and rule, machine, threads and time.
 
     Args:
         device: The device that is trained on.
@@ -48,9 +48,9 @@ def provenance(device: str, *code: str) -> dict[str, Any]:
 
 
 def block_provenance(device: str) -> dict[str, Any]:
-    """Where a block of an experiment is computed: versions, the commit of falign itself, machine, device, threads.
+    """Collect versions, the commit of falign itself, machine, device and threads for a block of an experiment.
 
-    What costs time, such as asking git, is done once a process.
+    Slow parts, such as asking git, are done once a process.
 
     Args:
         device: The device that is computed on.
@@ -74,7 +74,7 @@ def _place(device: str) -> dict[str, Any]:
 
 
 def _source() -> dict[str, Any] | None:
-    """The commit of falign's source and whether its files differ from it; None where git does not keep them."""
+    """Return the commit of falign's source and whether its files differ from it; None outside of a repository."""
     folder = str(Path(falign.__file__).parent)
     if _git("-C", folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -83,7 +83,7 @@ def _source() -> dict[str, Any] | None:
 
 
 def _code(named: str) -> dict[str, str] | None:
-    """File -> SHA-256 of what importing an own model's factory, or an own rule, runs; None where there is none.
+    """Return {file: SHA-256} of the code that importing the user's own model or rule runs; None if there is none.
 
     The files of the module that is named, of the packages that it is in, and the one in which the factory or rule
     stands; not what these import in turn.
@@ -114,14 +114,19 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> dict[str, Any] | None:
-    """The commit of the working folder and whether files differ from it; None outside a repository."""
+    """Return the commit of the working folder and whether files differ from it; None outside of a repository."""
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return None if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        words = ["git", "-c", "core.fsmonitor=false", *arguments]  # else a repository may name a program to run
+        words = [
+            "git",
+            "-c",
+            "core.fsmonitor=false",
+            *arguments,
+        ]  # a repository may name a program as monitor, which git would run
         result = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
@@ -135,7 +140,7 @@ def _device_name(device: str) -> str:
 
 
 def fingerprint(data: Dataset) -> str:
-    """A checksum of all images and labels, so that a resumed run cannot go on with other data."""
+    """Compute a checksum of all images and labels, so that a resumed run cannot go on with other data."""
     digest = hashlib.sha256()
     for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
         digest.update(str(tuple(tensor.shape)).encode())

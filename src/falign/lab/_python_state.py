@@ -1,4 +1,8 @@
-"""What a model keeps in Python beside its tensors: what a checkpoint can hold of it, and what it cannot."""
+"""State of a model in attributes of its modules, in Python and not in parameters and buffers.
+
+A counter, a moving average in a list, a generator of its own: a run that goes on from a checkpoint comes to the same
+numbers only if such state is put back, too. It is stored without pickle, as nested lists of tensors, numbers and texts.
+"""
 
 import random
 import sys
@@ -18,37 +22,38 @@ from torch import Tensor, nn
 from falign._wiring import is_standard_attribute
 
 _DEPTH = 8
-"""So many levels within an attribute are looked at."""
+"""Levels of nested containers and objects that are looked at."""
 
 
 class Attributes:
-    """The attributes of a model's modules, as far as a file can hold them, from the moment at which this was made.
+    """Attributes of a model's modules, as far as a file can hold them, and how they were when this was made.
 
-    Held are None, numbers, texts, tensors without a history, generators of ``random``, ``numpy.random`` and torch,
-    and lists, tuples and dicts of these; and which parameters learn. What several places share they share afterwards.
+    A file can hold None, numbers, texts, tensors without a history, generators of ``random``, ``numpy.random``, torch,
+    and lists, tuples and dicts of these; and which parameters learn. An object that several attributes share stays
+    shared.
 
     Args:
         model: The model, before its first step.
-        loose: Names of attributes that differ from one making of the model to the next.
+        varying: Names of attributes that differ each time the model is made, so that they are always stored.
     """
 
-    def __init__(self, model: nn.Module, loose: Iterable[str] = ()) -> None:
+    def __init__(self, model: nn.Module, varying: Iterable[str] = ()) -> None:
         self._model = model
-        self._loose = frozenset(loose)
-        self._before = _Taken(model)
+        self._varying = frozenset(varying)
+        self._before = _Snapshot(model)
 
     def state(self) -> dict[str, Any]:
-        """{name: value} of what has changed, as lists of tensors, numbers and texts."""
-        before, now = self._before.values, _Taken(self._model)
+        """Return {name: value} of the attributes that have changed, encoded."""
+        before, now = self._before.values, _Snapshot(self._model)
         changed = {
             name: value
             for name, value in now.values.items()
-            if name in self._loose or name not in before or not _alike(value, before[name])
+            if name in self._varying or name not in before or not _alike(value, before[name])
         }
         return changed | {name: ["gone"] for name in before if name not in now.names}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave; what it does not name becomes what it was at first.
+        """Put back the attributes that ``state`` gave; the others become what they were when this was made.
 
         Raises:
             AttributeError, KeyError, TypeError, ValueError: This is the state of another model.
@@ -56,24 +61,24 @@ class Attributes:
         values, before = {**self._before.values, **state}, self._before
         registered = {_memory(tensor) for tensor in before.registered}
         self._put(values, before, registered)
-        now = _Taken(self._model).values
+        now = _Snapshot(self._model).values
         if not all(_alike(now[name], value) for name, value in values.items() if name in now):
-            # What had its memory with others in this model has its own in the one whose state it is.
+            # Views in this model share memory, but the stored tensors differ: they get memory of their own.
             shared = Counter(map(_memory, before.objects.values()))
             self._put(values, before, registered | {place for place, number in shared.items() if number > 1})
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Put everything back that changes within."""
-        before = _Taken(self._model)
+        """Put all attributes back that change within this context."""
+        before = _Snapshot(self._model)
         try:
             yield
         finally:
             self._put(before.values, before)
 
-    def _put(self, values: Mapping[str, Any], there: "_Taken", spared: Container[int | None] = ()) -> None:
-        """Give the attributes their values, in the objects that were taken, but for memory that is ``spared``."""
-        decoding = _Decoding(values, there.objects, spared)
+    def _put(self, values: Mapping[str, Any], snapshot: "_Snapshot", spared: Container[int | None] = ()) -> None:
+        """Set the attributes, in place in the objects of a snapshot, but for memory that is ``spared``."""
+        decoding = _Decoding(values, snapshot.objects, spared)
         for name, value in values.items():
             path, _, key = name.rpartition(".")
             if isinstance(value, list) and value[0] == "learns":
@@ -82,26 +87,28 @@ class Attributes:
                 vars(self._model.get_submodule(path)).pop(key, None)
             else:
                 vars(self._model.get_submodule(path))[key] = decoding.of(name)
-        for name in _Taken(self._model, without=there.names | values.keys()).values:  # what has come since
+        for name in _Snapshot(
+            self._model, without=snapshot.names | values.keys()
+        ).values:  # attributes that were added since
             path, _, key = name.rpartition(".")
             vars(self._model.get_submodule(path)).pop(key, None)
 
 
 def storable_attributes(model: nn.Module) -> dict[str, Any]:
-    """{name: value} of all attributes that a file can hold, as lists of tensors, numbers and texts."""
-    return _Taken(model).values
+    """Return {name: value} of all attributes that a file can hold, encoded."""
+    return _Snapshot(model).values
 
 
 def attribute_fingerprints(model: nn.Module, package: str) -> dict[str, Any]:
-    """{name: what tells a value from another} of all that a model, and the code that it is made of, keep in Python.
+    """Return {name: fingerprint} of the attributes of a model, and of variables of its classes and their modules.
 
     Args:
         model: The model.
-        package: Of the code of this package, classes and variables of modules count too.
+        package: Package of the user's code: variables of its classes and modules count.
     """
-    registered = _registered(model)
-    found = {
-        f"{path}.{key}".lstrip("."): _mark(value, set(registered), _DEPTH)
+    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    fingerprints = {
+        f"{path}.{key}".lstrip("."): _fingerprint(value, set(registered), _DEPTH)
         for path, module in _modules(model)
         for key, value in vars(module).items()
         if not is_standard_attribute(key)
@@ -117,8 +124,8 @@ def attribute_fingerprints(model: nn.Module, package: str) -> dict[str, Any]:
             if not (
                 key.startswith("__") or isinstance(value, (nn.Module, property, classmethod, staticmethod, *_CODE))
             ):
-                found[f"{place}:{key}"] = _mark(value, set(registered), _DEPTH)
-    return found
+                fingerprints[f"{place}:{key}"] = _fingerprint(value, set(registered), _DEPTH)
+    return fingerprints
 
 
 _CODE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, property, classmethod, staticmethod)
@@ -130,22 +137,18 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _registered(model: nn.Module) -> set[int]:
-    return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-
-
-class _Taken:
-    """The attributes of a model at one moment.
+class _Snapshot:
+    """Snapshot of the attributes of a model.
 
     Attributes:
-        values: {name: value} of those that a file can hold, as lists of tensors, numbers and texts.
-        names: Of all attributes.
-        objects: {(name, number): object} of what may be shared and may change.
+        values: {name: value} of those that a file can hold, encoded.
+        names: Names of all attributes.
+        objects: {(name, number): object} of the mutable objects, which attributes may share.
         registered: Parameters and buffers.
 
     Args:
         model: The model.
-        without: Names that are left out.
+        without: Names to leave out.
     """
 
     def __init__(self, model: nn.Module, without: Container[str] = ()) -> None:
@@ -170,27 +173,27 @@ class _Taken:
 
 
 class _Encoding:
-    """Values as lists of tensors, numbers and texts, the first of which says what it is.
+    """Encodes values as lists whose first element names the kind.
 
-    What may be shared has a number within the value that came to it first; the others have its name and number.
+    A mutable object gets a number within the attribute that is encoded first; the others refer to name and number.
     """
 
     def __init__(self, registered: Iterable[int] = ()) -> None:
-        self.objects: dict[tuple[str, int], Any] = {}  # which stay alive: the id of a passing object may come again
+        self.objects: dict[tuple[str, int], Any] = {}  # kept alive: ids of dead objects are used again
         self._registered = frozenset(registered)
         self._places: dict[int, tuple[str, int]] = {}
 
     def of(self, name: str, value: Any) -> Any:
-        """The value of a name.
+        """Encode the value of an attribute.
 
         Raises:
-            TypeError: It is nothing that a file can hold.
+            TypeError: A file cannot hold it.
         """
         known = len(self.objects)
         try:
             return self._encoded(name, value, known)
         except (TypeError, RecursionError):
-            while len(self.objects) > known:  # nobody can refer to a part of what is not held
+            while len(self.objects) > known:  # later attributes must not refer to parts of one that is not stored
                 del self._places[id(self.objects.popitem()[1])]
             raise
 
@@ -199,7 +202,7 @@ class _Encoding:
         if kind in (type(None), bool, int, float):
             return value
         if kind is str:
-            return ["text", f"={value}"]  # in a checkpoint some texts stand for tensors
+            return ["text", f"={value}"]  # the sign keeps it apart from texts by which a checkpoint names tensors
         if kind is tuple:
             return ["tuple", *(self._encoded(name, part, known) for part in value)]
         if isinstance(value, np.generic) and value.dtype.kind in "biuf":
@@ -229,24 +232,24 @@ class _Encoding:
         elif kind is np.ndarray and value.dtype.kind in "biuf":
             content = torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy())
             yield from ("array", number, value.dtype.str, content, *value.shape)
-        elif kind is Tensor and _bare(value) and id(value) not in self._registered:
+        elif kind is Tensor and _is_plain(value) and id(value) not in self._registered:
             yield from ("tensor", number, str(value.device), value.detach().clone())
         else:
             raise TypeError(f"a {kind.__name__}")
 
 
-def _bare(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory, and no more."""
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is plain numbers in memory, without gradient or special layout."""
     return tensor.layout is torch.strided and not tensor.requires_grad and not tensor.is_meta
 
 
 class _Decoding:
-    """The values that ``_Encoding`` was given, in the objects that were taken: others may share them.
+    """Decodes values in place, in the objects of a snapshot, which attributes may share.
 
     Args:
-        values: {name: what ``_Encoding`` gave}.
-        objects: {(name, number): what was taken}.
-        spared: Memory that is not written into, as ``_memory`` tells it.
+        values: {name: encoded value}.
+        objects: {(name, number): object of the snapshot}.
+        spared: Addresses of memory that is not written into: see ``_memory``.
     """
 
     def __init__(
@@ -260,9 +263,9 @@ class _Decoding:
         self._named: dict[str, Any] = {}
 
     def of(self, name: str) -> Any:
-        """The value of a name."""
+        """Decode the value of an attribute."""
         if name not in self._named:
-            self._named[name] = None  # whoever comes again meanwhile wants a part that is made already
+            self._named[name] = None  # a cycle that comes back here refers to a part, which exists already
             self._named[name] = self._decoded(name, self._values[name])
         return self._named[name]
 
@@ -283,70 +286,72 @@ class _Decoding:
             case "list" | "dict":
                 return self._filled(name, kind, parts)
         place = name, parts[0]
-        self._made[place] = self._moved(kind, self._objects.get(place), parts[1:])
+        self._made[place] = self._restored(kind, self._objects.get(place), parts[1:])
         return self._made[place]
 
     def _filled(self, name: str, kind: str, parts: list[Any]) -> list[Any] | dict[Any, Any]:
         number, *parts = parts
-        there = self._objects.get((name, number))
+        existing = self._objects.get((name, number))
         if kind == "list":
-            found = self._made[name, number] = there if type(there) is list else []
-            found[:] = [self._decoded(name, part) for part in parts]
-            return found
-        found = self._made[name, number] = there if type(there) is dict else {}
+            filled = self._made[name, number] = existing if type(existing) is list else []
+            filled[:] = [self._decoded(name, part) for part in parts]
+            return filled
+        mapping = self._made[name, number] = existing if type(existing) is dict else {}
         items = [(self._decoded(name, key), self._decoded(name, part)) for key, part in parts]
-        found.clear()
-        found.update(items)
-        return found
+        mapping.clear()
+        mapping.update(items)
+        return mapping
 
-    def _moved(self, kind: str, there: Any, parts: list[Any]) -> Any:
-        """An array, tensor or generator."""
+    def _restored(self, kind: str, existing: Any, parts: list[Any]) -> Any:
+        """Restore an array, a tensor or a generator, in the existing object where that is possible."""
         match kind:
             case "random":
-                found = there if type(there) is random.Random else random.Random()
-                found.setstate((parts[0], tuple(parts[1]), parts[2]))
-                return found
+                generator = existing if type(existing) is random.Random else random.Random()
+                generator.setstate((parts[0], tuple(parts[1]), parts[2]))
+                return generator
             case "numpy" | "legacy":
                 state = _Decoding({"": parts[0]}).of("")
                 wanted = np.random.Generator if kind == "numpy" else np.random.RandomState
                 bits = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}[state["bit_generator"]]
-                found = there if type(there) is wanted else wanted(bits())
-                if isinstance(found, np.random.Generator):
-                    found.bit_generator.state = state
+                generator = existing if type(existing) is wanted else wanted(bits())
+                if isinstance(generator, np.random.Generator):
+                    generator.bit_generator.state = state
                 else:
-                    found.set_state(state)
-                return found
+                    generator.set_state(state)
+                return generator
             case "torch":
-                found = there if isinstance(there, torch.Generator) else torch.Generator(parts[0])
-                found.set_state(torch.tensor(parts[1], dtype=torch.uint8))
-                return found
+                generator = existing if isinstance(existing, torch.Generator) else torch.Generator(parts[0])
+                generator.set_state(torch.tensor(parts[1], dtype=torch.uint8))
+                return generator
             case "array":
                 content = np.frombuffer(parts[1].numpy().tobytes(), np.dtype(parts[0])).reshape(parts[2:]).copy()
-                return self._copied(content, there)
+                return self._copied(content, existing)
             case "tensor":
-                return self._copied(parts[1].to(parts[0]).clone(), there)
+                return self._copied(parts[1].to(parts[0]).clone(), existing)
         raise ValueError(f"an attribute of the unknown kind {kind!r}")
 
-    def _copied(self, content: Any, there: Any) -> Any:
-        """A tensor or an array, in the one that is there if that can take it."""
-        if type(there) is not type(content) or (there.shape, there.dtype) != (content.shape, content.dtype):
+    def _copied(self, content: Any, existing: Any) -> Any:
+        """Copy a tensor or an array into the existing one if that can take it."""
+        if type(existing) is not type(content) or (existing.shape, existing.dtype) != (content.shape, content.dtype):
             return content
         if isinstance(content, np.ndarray):
-            equal = there.tobytes() == content.tobytes()
+            equal = existing.tobytes() == content.tobytes()
         else:
-            equal = there.device == content.device and torch.equal(there, content)
-        if equal or _memory(there) in self._spared:
-            return there if equal else content
+            equal = existing.device == content.device and torch.equal(existing, content)
+        if equal or _memory(existing) in self._spared:
+            return existing if equal else content
         try:
-            target = there if isinstance(there, np.ndarray) else there.data  # its version stays, as of a buffer
+            target = (
+                existing if isinstance(existing, np.ndarray) else existing.data
+            )  # .data: autograd must not count the write
             target[...] = content
-        except (RuntimeError, ValueError):  # memory that is not to be written, or of which several elements are one
+        except (RuntimeError, ValueError):  # read-only memory, or expanded tensors whose elements share it
             return content
-        return there
+        return existing
 
 
 def _memory(value: Any) -> int | None:
-    """Where a tensor or an array has its memory, whatever part of it."""
+    """Return the address of the memory of a tensor or an array, the same for all views of it."""
     while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
         value = value.base
     if isinstance(value, np.ndarray):
@@ -363,8 +368,8 @@ def _alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _mark(value: Any, seen: set[int], depth: int) -> Any:
-    """What tells a value from what it may become, by numbers and texts in tuples; ``seen``: what has no mark here."""
+def _fingerprint(value: Any, seen: set[int], depth: int) -> Any:
+    """Return nested tuples of numbers and texts that change when the value does; objects in ``seen`` count by type."""
     kind: type = type(value)
     if isinstance(value, (nn.Module, *_CODE)) or depth == 0 or id(value) in seen:
         return kind.__name__
@@ -373,7 +378,7 @@ def _mark(value: Any, seen: set[int], depth: int) -> Any:
     if hasattr(kind, "__length_hint__"):  # iterators of lists and ranges
         return kind.__name__, length_hint(value)
     if isinstance(value, Tensor):
-        if not _bare(value):  # made anew at every pass
+        if not _is_plain(value):  # such a tensor is made anew in every forward pass
             return kind.__name__, str(value.layout)
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return str(value.dtype), tuple(value.shape), sha256(content.numpy().tobytes()).hexdigest()
@@ -384,13 +389,13 @@ def _mark(value: Any, seen: set[int], depth: int) -> Any:
             return kind.__name__, repr(_Encoding().of("", value))
         except TypeError:
             return kind.__name__
-    seen.add(id(value))  # only of what stays alive meanwhile: the id of a passing object may come again
-    parts = [(name, _mark(part, seen, depth - 1)) for name, part in _parts(value)]
+    seen.add(id(value))  # only of objects that stay alive meanwhile: ids of dead ones are used again
+    parts = [(name, _fingerprint(part, seen, depth - 1)) for name, part in _parts(value)]
     return kind.__name__, *(sorted(parts, key=repr) if isinstance(value, (set, frozenset)) else parts)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What a container or an object holds."""
+    """List the named parts of a container or an object."""
     try:
         if isinstance(value, GeneratorType):
             frame = value.gi_frame
@@ -402,5 +407,5 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         slots = (base.__dict__.get("__slots__", ()) for base in type(value).__mro__)
         names = [name for part in slots for name in ((part,) if isinstance(part, str) else part)]
         return [*vars(value).items(), *((name, getattr(value, name)) for name in names if hasattr(value, name))]
-    except Exception:  # it is the user's code, or an object of C that shows nothing
+    except Exception:  # code of the user, or an object of C without attributes
         return []

@@ -1,6 +1,6 @@
-"""What falign needs of other packages, what of it is here, and how to get the rest.
+"""Packages that falign needs: which are installed, in which versions, and how to get the others.
 
-Needs nothing beside Python until it is asked, so that a missing package can be said without a traceback.
+Imports the standard library only, so that a missing package can be named without a traceback.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Packages that are imported by another name than they are installed by."""
 _OF_OTHER_EXTRAS = {"ray": "ray", "tensorboard": "tensorboard"}
 _SHOWN = ("", "lab", "ray", "tensorboard")
-"""Extras that a user may want; "" is what falign needs in any case."""
+"""Extras that a user may want; "" stands for the packages that falign needs in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Requirement:
 
 @cache
 def requirements() -> tuple[Requirement, ...]:
-    """What the installed falign asks for, that of each extra after its own; nothing where falign is not installed."""
+    """List the requirements of the installed falign, those of the extras last; none if falign is not installed."""
     try:
         from packaging.requirements import Requirement as Line
         from packaging.version import InvalidVersion
@@ -49,26 +49,26 @@ def requirements() -> tuple[Requirement, ...]:
         lines = [Line(text) for text in metadata.requires("falign") or ()]
     except (ImportError, metadata.PackageNotFoundError):
         return ()
-    found: dict[str, Requirement] = {}
+    by_name: dict[str, Requirement] = {}
     for extra in _SHOWN:
         for line in lines:
             name = line.name.lower()
             applies = line.marker is None or line.marker.evaluate({"extra": extra})
-            if not applies or name == "falign" or name in found:
+            if not applies or name == "falign" or name in by_name:
                 continue
             version = version_of(name)
             try:
                 fits = version is not None and line.specifier.contains(version, prereleases=True)
-            except InvalidVersion:  # of a build that names itself as it likes: nobody can say that it is too old
+            except InvalidVersion:  # a private build: it cannot be said to be too old
                 fits = True
-            found[name] = Requirement(
+            by_name[name] = Requirement(
                 package=name, extra=extra, wanted=str(line.specifier), found=version, fits=bool(fits)
             )
-    return tuple(found.values())
+    return tuple(by_name.values())
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None if there is none."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -76,15 +76,15 @@ def version_of(package: str) -> str | None:
 
 
 def install(extra: str) -> str:
-    """The command that installs, or brings up to date, what an extra needs."""
+    """Return the command that installs or upgrades the packages of an extra."""
     return f'pip install --upgrade "falign[{extra}]"' if extra else "pip install --upgrade falign"
 
 
 def lacking(error: BaseException) -> str | None:
-    """What to say of an error that comes from a package that is missing, too old or broken.
+    """Explain an error that comes from a package that is missing, too old or broken.
 
     Args:
-        error: What ended a command.
+        error: The error that ended a command.
 
     Returns:
         One sentence; None if falign's own code is at fault.
