@@ -372,9 +372,9 @@ def test_a_batch_of_one_image_is_refused_where_it_cannot_be_normalised(batch: in
     "source", ["import nothing_of_this_name", "raise SystemExit", "1 +", "while True: raise KeyError(3)"]
 )
 def test_imports_that_fail(source: str, tmp_path: Path) -> None:
-    (tmp_path / "networks_that_fail.py").write_text(source)
-    with pytest.raises(ConfigError, match="networks_that_fail:make cannot be imported: ") as caught:
-        build("networks_that_fail:make", shape=(1, 8, 8), classes=10, seed=0)
+    (tmp_path / "networks_that_cannot_be_imported.py").write_text(source)
+    with pytest.raises(ConfigError, match="networks_that_cannot_be_imported:make cannot be imported: ") as caught:
+        build("networks_that_cannot_be_imported:make", shape=(1, 8, 8), classes=10, seed=0)
     assert "\n" not in str(caught.value)
 
 

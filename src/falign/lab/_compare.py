@@ -1,4 +1,4 @@
-"""Several runs side by side in one table."""
+"""Comparison of several runs: one table for the terminal, one figure."""
 
 import os
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ from falign.lab.config import TrainConfig
 from falign.lab.report.style import COLOURS, RC_PARAMS, panels
 
 _LISTED = 6
-"""Up to so many angles are listed one by one."""
+"""Angles that are listed one by one; of more, the mean is."""
 _WIDTH = 26
-"""Longer words are folded."""
+"""Width of a column of texts; longer ones are folded."""
 _SHOWN = 60
-"""So many letters of a status are shown."""
+"""Letters of a status that are shown."""
 _WORDS = ("dataset", "model", "rule")
-"""Options that tell runs from each other."""
+"""Options that are columns, or the title if all runs share them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunData:
-    """What a run folder says.
+    """Content of a run folder.
 
     Attributes:
         name: The folder's name, or its path where two names are equal.
-        config: What was run.
-        records: What was measured.
-        status: How the run stands.
+        config: The configuration.
+        records: The table of records.
+        status: The status.
     """
 
     name: str
@@ -52,33 +52,33 @@ class RunData:
     status: dict[str, Any]
 
     def tested(self) -> pl.DataFrame:
-        """The points at which the test set was seen, with the mean angle of the layers before the last."""
+        """Select the records at which the test set was evaluated, with the mean angle of the layers before the last."""
         names = [name for name in self.records.columns if name.startswith("angle_")]
         mean = pl.mean_horizontal(names[:-1] or names) if names else pl.lit(None, pl.Float64)
         return self.records.filter(pl.col("test_loss").is_not_null()).with_columns(mean_angle=mean)
 
     def last_angles(self) -> dict[str, float | None]:
-        """{layer: the last angle of its gradient}, in the order in which they run."""
+        """Return {layer: last angle of its gradient}, in the order in which the layers run."""
         last = self.records.tail(1)
         names = [name for name in last.columns if name.startswith("angle_") and last.height]
         return {name.removeprefix("angle_"): last[name].item() for name in names}
 
     @property
     def diverged(self) -> bool:
-        """Whether it left the finite numbers or ran away."""
+        """Tell whether the run diverged."""
         return self.status.get("status") == "diverged"
 
     @property
     def dominance(self) -> float | None:
-        """The last that was measured."""
-        found = self.records["dominance"].drop_nulls()
-        return found[-1] if len(found) else None
+        """Last alignment dominance that was measured."""
+        measured = self.records["dominance"].drop_nulls()
+        return measured[-1] if len(measured) else None
 
     @property
     def law(self) -> str | None:
-        """What the conservation law came to, where it was checked."""
-        found = self.status.get("law")
-        return None if found is None else str(found)
+        """Verdict of the conservation law; None where it was not checked."""
+        verdict = self.status.get("law")
+        return None if verdict is None else str(verdict)
 
 
 def read(folders: Sequence[Path]) -> list[RunData]:
@@ -95,35 +95,35 @@ def read(folders: Sequence[Path]) -> list[RunData]:
     """
     if not folders:
         raise RunError("no run folders given: give one or more that falign train wrote")
-    found = []
+    runs = []
     for folder in folders:
-        run = RunFolder(folder)
-        config, _ = run.read_config()
-        records, status = run.read_records(), run.read_status()
+        run_folder = RunFolder(folder)
+        config, _ = run_folder.read_config()
+        records, status = run_folder.read_records(), run_folder.read_status()
         name = os.path.basename(os.path.realpath(folder))
-        found.append(RunData(name=name, config=config, records=records, status=status))
-    names = [record.name for record in found]
+        runs.append(RunData(name=name, config=config, records=records, status=status))
+    names = [run.name for run in runs]
     return [
-        record if names.count(record.name) == 1 else replace(record, name=str(folder))
-        for record, folder in zip(found, folders, strict=True)
+        run if names.count(run.name) == 1 else replace(run, name=str(folder))
+        for run, folder in zip(runs, folders, strict=True)
     ]
 
 
 def show(runs: Sequence[RunData], console: Console) -> None:
-    """Print the table, at its own width if the terminal is narrower: wrapped lines beat lost digits."""
-    made = table(runs)
-    natural = Measurement.get(console, console.options.update(width=1000), made).maximum
+    """Print the table; where the terminal is narrower, at the table's own width: wrapped lines lose no digits."""
+    contents = table(runs)
+    natural = Measurement.get(console, console.options.update(width=1000), contents).maximum
     console.width = max(console.width, natural)
-    console.print(made)
+    console.print(contents)
 
 
 def table(runs: Sequence[RunData]) -> Table:
-    """The runs as a table for the terminal, a run a row; what all of several runs share is its title.
+    """Make a table for the terminal, one row for each run; options that all runs share are its title.
 
     Accuracies are of the test set, in percent, and of no run that diverged; the loss is the last epoch's mean over
     the training images; angles are the last ones, layer by layer in degrees, or their mean over the layers before the
-    last, which always has its true gradient; D is the last alignment dominance; law is what the conservation law came
-    to.
+    last, which always has its true gradient; D is the last alignment dominance; law is the verdict of the
+    conservation law.
     """
     common = shared(runs)
     checked = any(run.law for run in runs)
@@ -149,14 +149,14 @@ def table(runs: Sequence[RunData]) -> Table:
 
 
 def _literal(text: str) -> Text:
-    """One line, in which nothing is a command to rich or to the terminal."""
+    """Escape a text to one line without markup or control characters."""
     return plain_cell(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def shared(runs: Sequence[RunData]) -> dict[str, str]:
-    """What several runs have in common."""
+    """Return {option: value} of the columns that several runs have in common."""
     values = {name: {str(getattr(run.config, name)) for run in runs} for name in _WORDS}
-    return {name: found.pop() for name, found in values.items() if len(runs) > 1 and len(found) == 1}
+    return {name: different.pop() for name, different in values.items() if len(runs) > 1 and len(different) == 1}
 
 
 def _figures(run: RunData) -> list[str]:
@@ -164,7 +164,7 @@ def _figures(run: RunData) -> list[str]:
     accuracy = tested["test_accuracy"].drop_nulls()
     losses = tested["train_loss"].drop_nulls()
     last = run.records.tail(1)
-    learned = len(accuracy) and not run.diverged  # what a network that ran away gets right is no accuracy
+    learned = len(accuracy) and not run.diverged  # the accuracy of a network that diverged is chance
     shown = [value for value in run.last_angles().values() if value is not None]
     if len(shown) > _LISTED:
         angle = f"mean {sum(shown[:-1]) / (len(shown) - 1):.0f}"
@@ -186,19 +186,19 @@ def _status(run: RunData) -> str:
     return f"diverged at step {run.status.get('step')}" if run.diverged else status
 
 
-# Several runs in one picture.
+# The figure.
 
 _NAMED = 6
-"""Up to so many layers are named."""
+"""Layers that are named on the axis."""
 _MANY = matplotlib.colormaps["turbo"]
-"""Colours of more runs than the house has inks."""
+"""Colours of more runs than the palette has."""
 
 
 @matplotlib.rc_context(RC_PARAMS)
 def comparison_figure(runs: Sequence[RunData]) -> Figure:
-    """Test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
+    """Draw test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
 
-    One line a run; the legend has the last panel.
+    One line for each run; the last panel is the legend.
     """
     titles = (
         "Test accuracy",
@@ -235,7 +235,7 @@ def comparison_figure(runs: Sequence[RunData]) -> Figure:
 
 
 def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[RunData, str, str]]) -> None:
-    """The last angle of every layer, in the order in which they run; names where all runs have the same few."""
+    """Draw the last angle of every layer in running order, with names where all runs have the same few layers."""
     shown: set[tuple[str, ...]] = set()
     for run, name, colour in labels:
         angles = {layer: angle for layer, angle in run.last_angles().items() if angle is not None}
@@ -249,7 +249,7 @@ def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[RunData, str, str]]) -
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
-    """What tells the runs apart in a picture: the rule, else rule and seed, else the folder."""
+    """Name the runs in the figure: by rule, else by rule and seed, else by folder."""
     for names in (
         [run.config.rule for run in runs],
         [f"{run.config.rule}, seed {run.config.seed}" for run in runs],
@@ -260,7 +260,7 @@ def _names(runs: Sequence[RunData]) -> list[str]:
 
 
 def _trained(target: Axes) -> None:
-    """Let the axis begin below the first epoch's end: the untrained start would press all lines together."""
+    """Fit the axis to the epochs from the first on: the accuracy before training would press all lines together."""
     values = [y for drawn in target.lines for x, y in drawn.get_xydata() if x >= 1]  # pyright: ignore
     if values:
         low, high = min(values), max(values)

@@ -1,4 +1,4 @@
-"""What is here and what is not: packages, machine, data, folders, what killed processes left. Nothing is changed."""
+"""Checks of the installation: packages, machine, data, folders, leftovers of killed processes. Nothing is changed."""
 
 import json
 import os
@@ -19,27 +19,27 @@ from falign.lab._requirements import install, lacking, requirements
 from falign.lab._text import plain_cell, print_plain
 
 _GIB = 2**30
-_MANY = 200_000
-"""So many files of a folder are counted, so that a home folder does not take minutes."""
+_MOST_FILES = 200_000
+"""Files of a folder that are counted: a home folder would take minutes."""
 _LISTED = 5
-"""So many leftovers of a kind are named."""
-_LEFT = {
+"""Leftovers of a kind that are named."""
+_LEFTOVERS = {
     ".partial": "half-written by a process that was killed: harmless, taken away by the next run there",
     ".corrupt": "damaged files that were set aside: harmless, delete them once you have looked at them",
     ".lock": "locks of processes that are gone: harmless, they hold nothing back",
 }
-_WHY = {"ray": "for --ray", "tensorboard": "for --tensorboard"}
-_IMPORTED = {"pillow": "PIL", "scikit-learn": "sklearn"}
+_OPTIONAL = {"ray": "for --ray", "tensorboard": "for --tensorboard"}
+_IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        topic: What it belongs to.
-        name: What it is.
-        text: What was found, and what to do if something is wrong.
+        topic: Group of checks that it belongs to.
+        name: Name of the package, device, data set or folder.
+        text: Its state, and what to do if something is wrong.
         broken: Whether something that falign needs is wrong.
     """
 
@@ -50,56 +50,57 @@ class Finding:
 
 
 def examine(*, data: Path | None, out: Path) -> list[Finding]:
-    """Look at everything that a command may need.
+    """Check everything that a command may need.
 
     Args:
         data: Folder of the data sets; None is what ``FALIGN_DATA`` names.
         out: Folder of the results.
 
     Returns:
-        What was found, topic by topic.
+        The findings, topic by topic.
     """
-    looks = {
+    checks = {
         "Packages": _packages,
         "Machine": _machine,
         "Data sets": lambda: _data(data),
         "Folders": lambda: _folders(data, out),
         "Left behind": lambda: _leftovers(out),
     }
-    return [Finding(topic=topic, **each) for topic, look in looks.items() for each in _seen(look)]
+    return [Finding(topic=topic, **values) for topic, check in checks.items() for values in _run_check(check)]
 
 
 def show(findings: list[Finding], console: Console) -> None:
-    """Print what was found, topic by topic; what is broken is marked and comes to a sentence at the end."""
-    for topic in dict.fromkeys(each.topic for each in findings):
+    """Print the findings, topic by topic; broken ones are marked, and named in a sentence at the end."""
+    for topic in dict.fromkeys(finding.topic for finding in findings):
         print_plain(console, topic)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(overflow="fold", max_width=console.width // 3)
         table.add_column(overflow="fold")
-        for each in findings:
-            if each.topic == topic:
-                table.add_row(plain_cell(f"{'!' if each.broken else ' '} {each.name}"), plain_cell(each.text))
+        for finding in findings:
+            if finding.topic == topic:
+                mark = "!" if finding.broken else " "
+                table.add_row(plain_cell(f"{mark} {finding.name}"), plain_cell(finding.text))
         console.print(table)
-    broken = [each.name for each in findings if each.broken]
+    broken = [finding.name for finding in findings if finding.broken]
     print_plain(console, f"broken: {', '.join(broken)}" if broken else "all that is needed is here")
 
 
 def as_json(findings: list[Finding]) -> str:
-    """The same for programs and for reports of faults."""
-    healthy = not any(each.broken for each in findings)
-    return json.dumps({"healthy": healthy, "findings": [asdict(each) for each in findings]}, indent=2)
+    """Return the findings as JSON, for programs and for bug reports."""
+    healthy = not any(finding.broken for finding in findings)
+    return json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2)
 
 
-def _seen(look: Callable[[], Iterator[dict]]) -> list[dict]:
-    """What a look finds; that it could not look is a finding too."""
-    found = []
+def _run_check(check: Callable[[], Iterator[dict]]) -> list[dict]:
+    """Collect the findings of a check; an error of the check itself is a finding, too."""
+    findings = []
     try:
-        for each in look():
-            found.append(each)
-    except Exception as error:  # whatever is broken here is what a person came to find out
+        for finding in check():
+            findings.append(finding)
+    except Exception as error:  # the command is there to find what is broken
         text = lacking(error) or f"cannot be looked at: {type(error).__name__}: {error}"
-        found.append({"name": "error", "text": text, "broken": True})
-    return found
+        findings.append({"name": "error", "text": text, "broken": True})
+    return findings
 
 
 def _packages() -> Iterator[dict]:
@@ -107,27 +108,31 @@ def _packages() -> Iterator[dict]:
 
     yield {"name": "falign", "text": f"{falign.__version__}, {Path(falign.__file__).parent}"}
     yield {"name": "python", "text": f"{platform.python_version()}, {sys.executable}"}
-    wanted = requirements()
-    if not wanted:
+    needed = requirements()
+    if not needed:
         yield {"name": "versions", "text": f"falign is not installed, so nothing can be checked: {install('lab')}"}
-    for each in wanted:
-        if each.found is None:
-            why = f", only needed {_WHY[each.extra]}" if each.extra in _WHY else ""
-            yield {"name": each.package, "text": f"missing{why}: {each.remedy}", "broken": not why}
-        elif not each.fits:
-            text = f"{each.found}, expected {each.wanted}: {each.remedy}"
-            yield {"name": each.package, "text": text, "broken": True}
-        elif each.extra in _WHY or (fault := _fault(each.package)) is None:
-            yield {"name": each.package, "text": each.found}
+    for requirement in needed:
+        if requirement.found is None:
+            why = f", only needed {_OPTIONAL[requirement.extra]}" if requirement.extra in _OPTIONAL else ""
+            yield {"name": requirement.package, "text": f"missing{why}: {requirement.remedy}", "broken": not why}
+        elif not requirement.fits:
+            text = f"{requirement.found}, expected {requirement.wanted}: {requirement.remedy}"
+            yield {"name": requirement.package, "text": text, "broken": True}
+        elif requirement.extra in _OPTIONAL or (fault := _fault(requirement.package)) is None:
+            yield {"name": requirement.package, "text": requirement.found}
         else:
-            yield {"name": each.package, "text": f"{each.found} {fault}: {each.remedy}", "broken": True}
+            yield {
+                "name": requirement.package,
+                "text": f"{requirement.found} {fault}: {requirement.remedy}",
+                "broken": True,
+            }
 
 
 def _fault(package: str) -> str | None:
-    """Why an installed package cannot be imported; None if it can."""
+    """Describe why an installed package cannot be imported; None if it can."""
     try:
-        import_module(_IMPORTED.get(package, package))
-    except Exception as error:  # packages that do not fit each other end in errors of all kinds
+        import_module(_IMPORT_NAMES.get(package, package))
+    except Exception as error:  # packages that do not fit together raise errors of all kinds
         return f"cannot be imported ({type(error).__name__}: {error})"
     return None
 
@@ -141,12 +146,12 @@ def _machine() -> Iterator[dict]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield {"name": "cores", "text": f"{usable} of {os.cpu_count()}"}
     yield {"name": "memory", "text": f"{available() / _GIB:.1f} GiB"}
-    said = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
-    yield {"name": "threads", "text": ", ".join([f"PyTorch computes with {torch.get_num_threads()}", *said])}
+    settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
+    yield {"name": "threads", "text": ", ".join([f"PyTorch computes with {torch.get_num_threads()}", *settings])}
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(number):
-        seen = torch.cuda.get_device_properties(index)
-        yield {"name": f"cuda:{index}", "text": f"{seen.name}, {seen.total_memory / _GIB:.1f} GiB"}
+        properties = torch.cuda.get_device_properties(index)
+        yield {"name": f"cuda:{index}", "text": f"{properties.name}, {properties.total_memory / _GIB:.1f} GiB"}
     if not number:
         built = "" if torch.version.cuda else ", and this PyTorch was built without it"
         yield {"name": "cuda", "text": f"no device{built}"}
@@ -161,9 +166,9 @@ def _data(folder: Path | None) -> Iterator[dict]:
     from falign.lab.data._loading import NAMES, locate
 
     for name in NAMES:
-        found = locate(name, folder)
-        where = found.paths[0] if len(found.paths) == 1 else found.paths[0].parent if found.paths else None
-        yield {"name": name, "text": found.remedy if where is None else f"{where}, {_bytes(found.bytes)}"}
+        location = locate(name, folder)
+        path = location.paths[0] if len(location.paths) == 1 else location.paths[0].parent if location.paths else None
+        yield {"name": name, "text": location.remedy if path is None else f"{path}, {_bytes(location.bytes)}"}
 
 
 def _folders(data: Path | None, out: Path) -> Iterator[dict]:
@@ -185,13 +190,13 @@ def _folders(data: Path | None, out: Path) -> Iterator[dict]:
     except RunError as error:
         yield {"name": "results", "text": str(error), "broken": True}
     else:
-        found = _writable("results", out)
-        yield found if version else {**found, "text": f"{found['text']}, no results yet"}
+        results = _writable("results", out)
+        yield results if version else {**results, "text": f"{results['text']}, no results yet"}
     yield _writable("runs", Path("runs"))
 
 
 def _writable(name: str, folder: Path) -> dict:
-    """A folder that falign writes into, or will make: its size, and the room beside it."""
+    """Check a folder that falign writes into, or will make: its size, and the free space of its disk."""
     place = next((each for each in (folder, *folder.absolute().parents) if os.path.lexists(each)), Path("/"))
     text = f"{folder}, " + (_measured(folder) if folder.is_dir() else "not there yet")
     if not place.is_dir():
@@ -209,13 +214,13 @@ def _measured(folder: Path) -> str:
         number += 1
         with suppress(OSError):
             total += os.lstat(path).st_size
-    more = "more than " if number >= _MANY else ""
+    more = "more than " if number >= _MOST_FILES else ""
     return f"{more}{number:,} {'file' if number == 1 else 'files'}, {more}{_bytes(total)}"
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """The first files below a folder; links are not followed."""
-    left = _MANY
+    """List the first files below a folder; links are not followed."""
+    left = _MOST_FILES
     for parent, _, names in os.walk(folder):
         for name in names[:left]:
             yield os.path.join(parent, name)
@@ -227,26 +232,26 @@ def _files(folder: Path) -> Iterator[str]:
 def _leftovers(out: Path) -> Iterator[dict]:
     import pooch
 
-    found: dict[str, list[Path]] = {kind: [] for kind in _LEFT}
-    busy: set[Path] = set()
+    leftovers: dict[str, list[Path]] = {kind: [] for kind in _LEFTOVERS}
+    in_use: set[Path] = set()
     for folder in (out, Path("runs"), Path(pooch.os_cache("falign"))):
         for path in map(Path, _files(folder)):
             if any(part.startswith(".") and ".partial-" in part for part in path.relative_to(folder).parts):
-                found[".partial"].append(path)
+                leftovers[".partial"].append(path)
             elif ".corrupt" in path.name:
-                found[".corrupt"].append(path)
+                leftovers[".corrupt"].append(path)
             elif path.name.endswith(".lock") and not is_locked(path):
-                found[".lock"].append(path)
+                leftovers[".lock"].append(path)
             elif path.name.endswith(".lock"):
-                busy.add(path.parent.parent if path.parent.name == "leases" else path.parent)
-    found[".partial"] = [path for path in found[".partial"] if busy.isdisjoint(path.parents)]
-    for kind, paths in found.items():
+                in_use.add(path.parent.parent if path.parent.name == "leases" else path.parent)
+    leftovers[".partial"] = [path for path in leftovers[".partial"] if in_use.isdisjoint(path.parents)]
+    for kind, paths in leftovers.items():
         for path in paths[:_LISTED]:
             yield {"name": kind, "text": str(path)}
         if paths:
             more = f"and {len(paths) - _LISTED} more; " if len(paths) > _LISTED else ""
-            yield {"name": "", "text": f"{more}{_LEFT[kind]}"}
-    if not any(found.values()):
+            yield {"name": "", "text": f"{more}{_LEFTOVERS[kind]}"}
+    if not any(leftovers.values()):
         yield {"name": "nothing", "text": "no half-written file, no damaged one, no lock of a process that is gone"}
 
 

@@ -1,4 +1,4 @@
-"""The pictures of one run, each a function of its tables."""
+"""Pictures of one run, each a function of its tables, and the lines and axes that the comparison of runs draws, too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,25 +25,64 @@ from falign.lab.report.style import law as diagonal
 
 __all__ = ["draw", "figures"]
 
-# Lines against the epoch: one a column, one a layer, and names where they end.
+
+def draw(run: RunFolder, tables: Tables, config: TrainConfig) -> None:
+    """Write the pictures of a run.
+
+    Args:
+        run: Folder of the run.
+        tables: Tables of the run.
+        config: Configuration of the run, for the titles.
+
+    Raises:
+        WriteError: A picture cannot be written.
+    """
+    with matplotlib.rc_context(RC_PARAMS):
+        for name, figure in figures(tables, config).items():
+            run.write(name, png(figure))
+
+
+def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
+    """Make the figures of a run; a layer has the same colour in all of them.
+
+    Args:
+        tables: Tables of the run.
+        config: Configuration of the run, for the titles.
+
+    Returns:
+        {file name: figure}, not yet drawn; that of the conservation law only where it was checked.
+    """
+    about = literal(f"{config.rule} · {config.dataset} · {config.model}")
+    records, alignment, colours = tables.records, tables.alignment, layer_colours(tables.records)
+    pictures = {
+        "loss.png": loss(records, about),
+        "accuracy.png": accuracy(records, about),
+        "angles.png": angles(records, alignment, colours, about),
+        "neurons.png": neurons(tables.neurons, colours, about),
+        "dominance.png": dominance(records, alignment, colours, about),
+    }
+    return pictures if tables.law is None else pictures | {"law.png": law(tables.law, colours, about)}
+
+
+# Lines against the epoch, their names and their axes.
 
 TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
-"""Of a figure of several panels."""
+"""Style of the title of a figure of several panels."""
 NAMED = 8
-"""Up to so many layers are named one by one."""
+"""Layers that are named one by one; of more, a colour bar is drawn."""
 _LETTERS = 13
-"""So many letters fit into an inch."""
+"""Letters of a legend that fit into an inch."""
 _MARKED = 12
-"""Up to so many points are marked, so that a single one can be seen."""
+"""Points of a line that get markers, so that a single point can be seen."""
 _FAR = 1e100
-"""What is further from 0 is drawn here: an axis to the largest number there is has no room for its own margins."""
+"""Values are clipped to this: matplotlib cannot add margins to an axis up to the largest float."""
 _NOTHING = "\u200b"
-"""A letter without width: what begins with an underscore stands in no legend."""
+"""A letter without width: matplotlib leaves labels that begin with an underscore out of legends."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a picture; points without a value are left out."""
+    """Label, points and colour of one line; points without a value are left out."""
 
     label: str
     x: Sequence[float]
@@ -52,10 +91,10 @@ class Line:
 
 
 def literal(text: str) -> str:
-    """A text that matplotlib draws as it stands: no formula, no letter without glyph, and in legends too.
+    """Escape a text so that matplotlib draws it as it stands: no formula, no missing glyph, and in legends, too.
 
     Args:
-        text: A name of anyone's: of a folder, a layer, a data set.
+        text: A name that the user gave to a folder, a layer or a data set.
     """
     known = _glyphs()
     shown = "".join(
@@ -70,19 +109,19 @@ def _glyphs() -> frozenset[int]:
 
 
 def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: float = 1.0) -> Line:
-    """One column against the epoch."""
-    kept = table.select("epoch", column).drop_nulls()
-    return Line(label, kept["epoch"].to_list(), (kept[column].clip(-_FAR, _FAR) * factor).to_list(), colour)
+    """Take one column of a table against the epoch."""
+    points = table.select("epoch", column).drop_nulls()
+    return Line(label, points["epoch"].to_list(), (points[column].clip(-_FAR, _FAR) * factor).to_list(), colour)
 
 
 def layer_colours(records: pl.DataFrame) -> dict[str, str]:
-    """{layer: its colour}, darker from the first layer to the last."""
+    """Return {layer: colour}, darker from the first layer to the last."""
     names = [name.removeprefix("angle_") for name in records.columns if name.startswith("angle_")]
     return dict(zip(names, sequence(len(names)), strict=True))
 
 
 def by_layer(alignment: pl.DataFrame, column: str, colours: dict[str, str]) -> list[Line]:
-    """One column of the table of alignments, a line a layer; layers that have no value are left out."""
+    """Take one column of the table of the alignment, one line for each layer that has values."""
     lines = [line(alignment.filter(layer=name), column, name, colour) for name, colour in colours.items()]
     return [each for each in lines if each.y]
 
@@ -97,14 +136,14 @@ def plot(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def decades(axes: Axes) -> None:
-    """Scale the vertical axis by powers of ten, unless nothing that is drawn is above 0: a loss can be exactly that."""
+    """Scale the vertical axis by powers of ten, unless nothing drawn is above 0: a loss can be exactly 0."""
     drawn = [float(value) for each in axes.get_lines() for value in each.get_ydata()]  # pyright: ignore
     if not drawn or max(drawn) > 0:
         logarithmic(axes, "y")
 
 
 def degrees(*panels: Axes) -> None:
-    """Scale axes of angles alike: from 0 to a right angle, which is marked, or beyond if there is anything."""
+    """Scale axes of angles alike: from 0 to 95 degrees, or beyond if needed, with a line at the right angle."""
     drawn = [float(value) for axes in panels for each in axes.get_lines() for value in each.get_ydata()]  # pyright: ignore
     high = max(95.0, *(value + 5 for value in drawn), 0.0)
     for axes in panels:
@@ -114,7 +153,7 @@ def degrees(*panels: Axes) -> None:
 
 
 def key(figure: Figure, colours: dict[str, str]) -> None:
-    """Say under the panels which colour is which layer; where there are many, from which to which they go."""
+    """Draw the legend of the layers below the panels; for many layers a colour bar from the first to the last."""
     if len(colours) <= NAMED:
         widest = max(map(len, colours), default=0) + 6
         legend(figure, columns=max(1, int(_LETTERS * figure.get_figwidth()) // widest))
@@ -127,13 +166,13 @@ def key(figure: Figure, colours: dict[str, str]) -> None:
 
 def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
     """Write every line's label at its right end, moved up where two would overlap."""
-    ends = sorted((each for each in lines if each.y), key=lambda each: each.y[-1])
+    from_below = sorted((line for line in lines if line.y), key=lambda line: line.y[-1])
     low, high = axes.get_ylim()
-    free = (high - low) * 0.065
+    spacing = (high - low) * 0.065
     next_height = low
-    for each in ends:
+    for each in from_below:
         height = max(each.y[-1], next_height)
-        next_height = height + free
+        next_height = height + spacing
         axes.annotate(
             literal(each.label),
             (each.x[-1], height),
@@ -144,17 +183,17 @@ def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
         )
 
 
-# The angle between what a rule gives to each layer and what backpropagation would give.
+# Angles to the true gradient.
 
 
 def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
-    """Angles of the gradients, and of the errors as they are delivered, a line a layer.
+    """Draw the angles of gradients and delivered errors to the true ones, one line for each layer.
 
     Args:
-        records: What was measured; of every layer the angle of its gradient.
-        alignment: What was measured of every layer.
-        colours: Of the layers.
-        about: The run in a few words.
+        records: Table of records, with the angle of every layer's gradient.
+        alignment: Table of the alignment.
+        colours: {layer: colour}.
+        about: The run in a few words, for the title.
 
     Returns:
         The left panel: ∠(f, g) of the gradient f taken and the true one g. The right one: the error that a layer hands
@@ -181,22 +220,22 @@ def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, st
     return figure
 
 
-# Loss and accuracy of the training and the test set against the epoch.
+# Loss and accuracy of training and test set.
 
 
 def loss(records: pl.DataFrame, about: str) -> Figure:
-    """Mean cross-entropy, on a logarithmic axis: losses fall by orders of magnitude."""
-    figure = _both(records, "loss", f"Loss — {about}", 1.0, "cross-entropy")
+    """Draw the mean cross-entropy, on a logarithmic axis: losses fall by orders of magnitude."""
+    figure = _training_and_test(records, "loss", f"Loss — {about}", 1.0, "cross-entropy")
     decades(figure.axes[0])
     return figure
 
 
 def accuracy(records: pl.DataFrame, about: str) -> Figure:
-    """Share of right answers."""
-    return _both(records, "accuracy", f"Accuracy — {about}", 100.0, "right answers, %")
+    """Draw the accuracy in percent."""
+    return _training_and_test(records, "accuracy", f"Accuracy — {about}", 100.0, "right answers, %")
 
 
-def _both(records: pl.DataFrame, what: str, title: str, factor: float, ylabel: str) -> Figure:
+def _training_and_test(records: pl.DataFrame, what: str, title: str, factor: float, ylabel: str) -> Figure:
     figure, (axes,) = panels(1, titles=[title], ylabels=[ylabel], width=7, height=4.2)
     lines = [
         line(records, f"train_{what}", "training (mean over the epoch)", AXIS, factor),
@@ -207,17 +246,17 @@ def _both(records: pl.DataFrame, what: str, title: str, factor: float, ylabel: s
     return figure
 
 
-# Why the loss falls: alignment dominance, and the three factors of what every layer adds to the descent.
+# Alignment dominance, and the three factors of what every layer adds to the descent of the loss.
 
 
 def dominance(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
-    """D along the training, and the split of ``-dL/dt = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``.
+    """Draw D along the training, and the factors of ``-dL/dt = Σ_l cos∠(g_l, f_l) |g_l| |f_l|``.
 
     Args:
-        records: What was measured; its column ``dominance`` is D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|².
-        alignment: What was measured of every layer: ``cosine``, ``gradient_norm``, ``taken_norm``.
-        colours: Of the layers.
-        about: The run in a few words.
+        records: Table of records; its column ``dominance`` is D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|².
+        alignment: Table of the alignment: ``cosine``, ``gradient_norm``, ``taken_norm``.
+        colours: {layer: colour}.
+        about: The run in a few words, for the title.
 
     Returns:
         Four panels: D with the line -1, below which the loss rises; the cosines; |g| and |f| on one logarithmic scale.
@@ -246,7 +285,7 @@ def dominance(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str,
 
 
 def against_minus_one(axes: Axes, lines: Sequence[Line]) -> None:
-    """Draw courses of D, and where the loss would rise; far values are pressed together."""
+    """Draw D against the epoch, with the region below -1 where the loss rises; a wide range is drawn as symlog."""
     plot(axes, lines)
     values = [value for each in lines for value in each.y]
     low, high = min([-1.0, *values]), max([1.0, *values])
@@ -262,22 +301,22 @@ def against_minus_one(axes: Axes, lines: Sequence[Line]) -> None:
     axes.text(0.02, 0.03, "the loss rises", transform=axes.transAxes, color=INK, fontsize=8.5)
 
 
-# The conservation law as a diagonal: what every neuron's alignment gained against what its weights gained.
+# The conservation law as a diagonal: the change of every neuron's alignment against that of its weights.
 
 _MARKERS = {"exact": "o", "accounted": "o", "drift": "^", "none": "x"}
-"""Of a law's status."""
+"""{status of a law: marker}."""
 
 
 def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
-    """A point a neuron: Δ⟨B, w_out⟩ against Δ(½|w_in|² + ½b²); neurons that keep the law are on the diagonal.
+    """Draw Δ⟨B, w_out⟩ of every neuron against Δ(½|w_in|² + ½b²); neurons that keep the law are on the diagonal.
 
-    What moves a neuron off it and is accounted for (decay, feedback that moves) is put back by a ring.
+    A ring shows where a neuron would be without terms that the law accounts for, such as decay or moving feedback.
 
     Args:
         table: ``layer``, ``targets``, ``status``, ``neuron``; ``weights`` and ``alignment``, both changes since the
             beginning; ``residual``, what of their difference is not accounted for.
-        colours: Of the layers.
-        about: The run in a few words.
+        colours: {layer: colour}.
+        about: The run in a few words, for the title.
 
     Returns:
         One panel with equal axes.
@@ -291,14 +330,14 @@ def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
         height=6.2,
     )
     layers = table["layer"].unique(maintain_order=True).to_list()
-    if not colours.keys() >= set(layers):  # batch norm has a law of its own
+    if not colours.keys() >= set(layers):  # batch norm has laws, but no angles, so no colour yet
         colours = dict(zip(layers, sequence(len(layers)), strict=True))
     for name in layers:
-        own = table.filter(layer=name)
-        status = own["status"][0]
+        neurons_of_layer = table.filter(layer=name)
+        status = neurons_of_layer["status"][0]
         axes.scatter(
-            own["weights"],
-            own["alignment"],
+            neurons_of_layer["weights"],
+            neurons_of_layer["alignment"],
             s=14,
             color=colours[name],
             alpha=0.75,
@@ -307,9 +346,16 @@ def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
             label=literal(f"{name}, {status}"),
         )
         if status == "accounted":
-            kept = own["weights"] - own["residual"]
-            axes.scatter(own["weights"], kept, s=22, facecolors="none", edgecolors=colours[name], linewidths=0.8)
-    low, high = _ends(table)
+            conserved = neurons_of_layer["weights"] - neurons_of_layer["residual"]
+            axes.scatter(
+                neurons_of_layer["weights"],
+                conserved,
+                s=22,
+                facecolors="none",
+                edgecolors=colours[name],
+                linewidths=0.8,
+            )
+    low, high = _limits(table)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     diagonal(axes, [low, high], [low, high], "conserved")
     if len(layers) > NAMED:
@@ -325,24 +371,24 @@ def _explain(axes: Axes, statuses: list[str]) -> None:
     axes.legend(handles=handles, loc="upper left")
 
 
-def _ends(table: pl.DataFrame) -> tuple[float, float]:
+def _limits(table: pl.DataFrame) -> tuple[float, float]:
     values = [0.0, *table["weights"].to_list(), *table["alignment"].to_list()]
     low, high = min(values), max(values)
-    room = 0.05 * (high - low) or 1.0
-    return low - room, high + room
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
-# How well the weights of every single neuron agree with its feedback.
+# Alignment of the weights of every neuron with its feedback.
 
 
 def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
-    """Per-neuron alignment, sorted, a curve a layer; in the legend the share of neurons that are aligned.
+    """Draw the alignment of every neuron, sorted, one curve for each layer; the legend has the share of aligned ones.
 
     Args:
         table: ``layer``, ``neuron`` and ``cosine``: cos∠(B[:, k], W[:, k]) of the weights of a layer that neuron k, at
             its input, feeds, and of those that feed the error back to it.
-        colours: Of the layers.
-        about: The run in a few words.
+        colours: {layer: colour}.
+        about: The run in a few words, for the title.
 
     Returns:
         The figure. Layers whose feedback has another shape, as under direct rules, have no curve.
@@ -378,41 +424,3 @@ def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
     else:
         axes.text(50, 0.1, "this rule has no feedback of the shape of a layer's weights", ha="center")
     return figure
-
-
-def draw(run: RunFolder, tables: Tables, config: TrainConfig) -> None:
-    """Write the pictures of a run.
-
-    Args:
-        run: Where to.
-        tables: What was measured.
-        config: What was run; the titles say it.
-
-    Raises:
-        WriteError: A picture cannot be written.
-    """
-    with matplotlib.rc_context(RC_PARAMS):
-        for name, figure in figures(tables, config).items():
-            run.write(name, png(figure))
-
-
-def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
-    """{file name: figure} of the pictures, in all of which a layer has the same colour.
-
-    Args:
-        tables: What was measured.
-        config: What was run.
-
-    Returns:
-        The figures, not yet drawn; that of the conservation law only where it was checked.
-    """
-    about = literal(f"{config.rule} · {config.dataset} · {config.model}")
-    records, alignment, colours = tables.records, tables.alignment, layer_colours(tables.records)
-    found = {
-        "loss.png": loss(records, about),
-        "accuracy.png": accuracy(records, about),
-        "angles.png": angles(records, alignment, colours, about),
-        "neurons.png": neurons(tables.neurons, colours, about),
-        "dominance.png": dominance(records, alignment, colours, about),
-    }
-    return found if tables.law is None else found | {"law.png": law(tables.law, colours, about)}

@@ -1,10 +1,25 @@
-"""What one training run is, as a value; its fields are the options of ``falign train``."""
+"""The configuration of a training run as a value; its fields are the options of ``falign train``."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
+
+__all__ = [
+    "LEARNING_RATES",
+    "MOMENTUM",
+    "WEIGHT_DECAYS",
+    "Activation",
+    "Autocast",
+    "ConfigError",
+    "DType",
+    "DrtpOutput",
+    "Optimizer",
+    "Schedule",
+    "TrainConfig",
+    "option",
+]
 
 # The help of the command needs this module, so nothing here may import torch: it would take a second.
 
@@ -16,8 +31,11 @@ DrtpOutput = Literal["softmax", "sigmoid", "linear"]
 Autocast = Literal["none", "bf16"]
 
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001, "adamw": 0.001}
+"""{optimizer: default of ``learning_rate``}."""
 MOMENTUM = 0.9
+"""Default of ``momentum`` for sgd."""
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
+"""{optimizer: default of ``weight_decay``}."""
 
 _RULE = Group("Rule", sort_key=1)
 _OPTIMIZER = Group("Optimizer", sort_key=2)
@@ -27,7 +45,7 @@ _MEASURING = Group("Measuring", sort_key=5)
 
 
 class ConfigError(ValueError):
-    """An option that cannot be meant: what came, what was expected, what to do."""
+    """An impossible option; the message says what came, what was expected, and what to do."""
 
 
 def _whole(kind: type, tokens: Sequence[Token]) -> int:
@@ -37,8 +55,8 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f"it is {tokens[0].value}, expected a whole number") from None
 
 
-Whole = Annotated[int, Parameter(converter=_whole)]
-"""Not left to cyclopts, which rounds."""
+_Whole = Annotated[int, Parameter(converter=_whole)]
+"""Type of whole numbers with a converter of its own: cyclopts would round 1.5."""
 
 
 def _depends(text: str) -> Any:
@@ -87,7 +105,7 @@ class TrainConfig:
     dataset: str = field(kw_only=False)
     model: str
     activation: Annotated[Activation | None, Parameter(show_default=_depends("relu"))] = None
-    epochs: Whole = 10
+    epochs: _Whole = 10
     rule: Annotated[str, Parameter(group=_RULE)] = "fa"
     rule_option: Annotated[tuple[str, ...], Parameter(group=_RULE, negative="")] = ()
     feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
@@ -108,29 +126,29 @@ class TrainConfig:
     weight_decay: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends("0, for adamw 0.01"))] = (
         None
     )
-    batch_size: Annotated[Whole, Parameter(group=_OPTIMIZER)] = 64
+    batch_size: Annotated[_Whole, Parameter(group=_OPTIMIZER)] = 64
     ridge: Annotated[float, Parameter(group=_RIDGE)] = 0.0
     ridge_schedule: Annotated[Schedule, Parameter(group=_RIDGE)] = "constant"
     ridge_steps: Annotated[float | None, Parameter(group=_RIDGE)] = None
-    seed: Annotated[Whole, Parameter(group=_MACHINE)] = 0
+    seed: Annotated[_Whole, Parameter(group=_MACHINE)] = 0
     device: Annotated[str, Parameter(group=_MACHINE)] = "auto"
     dtype: Annotated[DType, Parameter(group=_MACHINE)] = "float32"
     autocast: Annotated[Autocast, Parameter(group=_MACHINE)] = "none"
-    measure_every: Annotated[Whole, Parameter(group=_MEASURING)] = 0
-    probe_size: Annotated[Whole, Parameter(group=_MEASURING)] = 256
+    measure_every: Annotated[_Whole, Parameter(group=_MEASURING)] = 0
+    probe_size: Annotated[_Whole, Parameter(group=_MEASURING)] = 256
     check_law: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
     tensorboard: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
-        """{option: (value here, value there)} of the fields that differ."""
+        """Return {field: (value here, value there)} of the fields that differ."""
         there = asdict(other)
         return {key: (value, there[key]) for key, value in asdict(self).items() if value != there[key]}
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them, without ``rule_option`` where there is none: most runs are of the rules here."""
+        """Return the fields for JSON, without ``rule_option`` where it is empty."""
         return {key: value for key, value in asdict(self).items() if key != "rule_option" or value}
 
 
 def option(name: str) -> str:
-    """A field as the command writes it."""
+    """Return the name of a field as an option of the command."""
     return "DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"

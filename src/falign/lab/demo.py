@@ -13,7 +13,9 @@ from falign.lab._train import train
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
 
-RULES = ("bp", "fa", "dfa", "usf")
+__all__ = ["main"]
+
+_RULES = ("bp", "fa", "dfa", "usf")
 
 
 def main(out: Path = Path("runs/demo")) -> None:
@@ -24,8 +26,8 @@ def main(out: Path = Path("runs/demo")) -> None:
     """
     torch.set_num_threads(1)  # for so small a network two only wait for each other
     console = standard_console()
-    folders = [out / rule for rule in RULES]
-    for rule, folder in zip(RULES, folders, strict=True):
+    folders = [out / rule for rule in _RULES]
+    for rule, folder in zip(_RULES, folders, strict=True):
         console.rule(rule)
         config = TrainConfig("digits", model="mlp:64-128-128-10", rule=rule, epochs=20, batch_size=32)
         train(config, folder, replaces=True, console=console)
