@@ -502,6 +502,7 @@ LIGHT = [
     *([*TRAIN, "--epochs", "-1"], [*TRAIN, "--momentum", "2"], [*TRAIN, "--ridge-schedule", "cutoff"]),
     *(["train", "--resume", "nowhere"], ["train", "--resume", "nowhere", "--out", "a"], ["compare", "nowhere"]),
     *(["reproduce", "--ray", "local", "--workers", "2"], ["reproduce", "--ray", "local", "--cpus-per-run", "0"]),
+    *(["reproduce", "--ray", "nowhere"], [*TRAIN, "--epochs", "-1"], [*TRAIN, "--momentum", "1"]),
 ]
 """Words that ask for help, or that are a mistake which can be seen before anything is done."""
 

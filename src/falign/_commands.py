@@ -1,4 +1,8 @@
-"""What the command ``falign`` can do: one function a word, its options and its help."""
+"""Commands of ``falign``: one function a command, whose annotations and docstring are its options and its help.
+
+Each function checks its options first and imports what it needs after that: PyTorch takes seconds to import, polars and
+Matplotlib some tenths, and neither the help nor a mistyped option shall wait for them.
+"""
 
 import gc
 import os
@@ -14,19 +18,16 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from falign.lab._text import echo, standard_console
 from falign.lab.config import ConfigError, TrainConfig, option
 
-# What needs torch is imported in the commands, so that help comes at once.
-
 _FILES = Group("Files", sort_key=6)
 _WHERE = Group("Where it is computed", sort_key=7)
 _RESULTS = Path("results")
 _Preset = Literal["smoke", "quick", "paper"]
-_Shown = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
-_LONGEST = 255
+_ShownPreset = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
+_MAX_NAME = 255
 """Bytes of a file's name on all usual file systems."""
 _FOLDER = "runs/DATASET-MODEL-RULE-SEED, then -OPTION=VALUE for each that is not the default"
-_FREE = ("epochs",)
-"""Options that may differ when a run goes on."""
-
+_CHANGEABLE = ("epochs",)
+"""Options that may differ when a run is resumed."""
 
 _Folder = Annotated[Path, Parameter(group=_FILES)]
 _SomeFolder = Annotated[Path | None, Parameter(group=_FILES)]
@@ -36,15 +37,15 @@ _Data = Annotated[
 ]
 
 
-def _stored(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """With --resume, options that are not given are those of the run."""
+def _options_of_run(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Take options that are not given from the run, with --resume; cyclopts calls it with the parsed arguments."""
     given = next((part for part in arguments if part.name == "--resume" and part.tokens), None)
     if given is None:
         return
     from falign.lab._run_folder import RunFolder
 
     folder = Path(given.tokens[-1].value)
-    _check(folder, "--resume")
+    _check_path(folder, "--resume")
     config, _ = RunFolder(folder).read_config()
     values = asdict(config)
     for part in arguments:
@@ -64,7 +65,7 @@ app = App(
     name="falign",
     help="Train networks without weight transport, and see how well the errors align with the true gradient.",
     version=_version,
-    config=_stored,
+    config=_options_of_run,
 )
 
 
@@ -114,7 +115,7 @@ def train(
         before, origin = RunFolder(resume).read_config()
         config = replace(config, dataset=resolve_dataset(config.dataset))
         for name, (now, then) in config.differences(before).items():
-            if name not in _FREE:
+            if name not in _CHANGEABLE:
                 now, then = (" ".join(each) if isinstance(each, tuple) else each for each in (now, then))
                 raise ConfigError(
                     f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
@@ -215,10 +216,12 @@ def reproduce(
         cpus_per_run=cpus_per_run,
         gpus_per_run=gpus_per_run,
     )
-    from falign.lab.experiment import _reproduce
+    from falign.lab.experiment._selection import select
     from falign.papers import PAPERS
 
-    selection = _reproduce.select(names, PAPERS)
+    selection = select(names, PAPERS)
+    from falign.lab.experiment import _reproduce
+
     executor, limit = _reproduce.make_executor(options), _reproduce.memory_limit(options)
     return _reproduce.reproduce(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
 
@@ -226,7 +229,7 @@ def reproduce(
 @app.command
 def status(
     *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Shown = None,
+    preset: _ShownPreset = None,
     out: _Folder = _RESULTS,
     against: _SomeFolder = None,
 ) -> int:
@@ -240,13 +243,16 @@ def status(
         out: Folder of the results.
         against: Folder of other results: compare the runs that are in both, at all presets.
     """
-    from falign.lab.experiment import _agreement
-    from falign.lab.experiment._reproduce import choose_preset, read_results, select, show_status
-    from falign.lab.experiment._store import Store
+    from falign.lab.experiment._selection import choose_preset, select
     from falign.papers import PAPERS
 
-    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
-    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
+    selection = select(names, PAPERS)
+    from falign.lab.experiment import _agreement
+    from falign.lab.experiment._reproduce import read_results, show_status
+    from falign.lab.experiment._store import Store
+
+    gc.freeze()  # modules stay: the collector need not look through them while many runs are read
+    store = Store(folder=out, repairs=False)
     store.open(create=False)
     chosen, note = choose_preset(preset, store.counts(selection.experiments))
     if note:
@@ -262,7 +268,7 @@ def status(
 @app.command
 def report(
     *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Shown = None,
+    preset: _ShownPreset = None,
     out: _Folder = _RESULTS,
 ) -> int:
     """Write the page of papers again from the runs that are there; nothing is computed.
@@ -274,14 +280,17 @@ def report(
         preset: Which runs.
         out: Folder of the results, where the page is written.
     """
-    from falign.lab._files import RunError
-    from falign.lab.experiment._reproduce import choose_preset, read_results, select
-    from falign.lab.experiment._store import Store
-    from falign.lab.report import write_report
+    from falign.lab.experiment._selection import choose_preset, select
     from falign.papers import PAPERS
 
-    gc.freeze()  # what was imported stays: it need not be looked through while many runs are read
-    selection, store = select(names, PAPERS), Store(folder=out, repairs=False)
+    selection = select(names, PAPERS)
+    from falign.lab._files import RunError
+    from falign.lab.experiment._reproduce import read_results
+    from falign.lab.experiment._store import Store
+    from falign.lab.report import write_report
+
+    gc.freeze()  # modules stay: the collector need not look through them while many runs are read
+    store = Store(folder=out, repairs=False)
     store.open(create=False)
     counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
     chosen, note = choose_preset(preset, counts)
@@ -321,21 +330,23 @@ def doctor(
 
 
 def run(words: Sequence[str]) -> int:
-    """Read the words of the command line, and do what they say.
+    """Run the command that the words of the command line name.
 
     Args:
-        words: What stands behind ``falign``.
+        words: The words after ``falign``.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: They are no command with its options.
+        ConfigError: The words are no command with its options.
     """
     for before, word in pairwise(["", *words]):
-        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):  # of a variable that is not set
-            named = word or (before if before.startswith("--") else "an argument")
-            raise ConfigError(f"{named} is empty: give a value, or leave it out")
+        if not word or (
+            word.startswith("--") and word.find("=") == len(word) - 1
+        ):  # from a shell's variable that is not set
+            option_name = word or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{option_name} is empty: give a value, or leave it out")
     try:
         command, bound, _ = app.parse_args(words, console=standard_console(), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -344,19 +355,19 @@ def run(words: Sequence[str]) -> int:
     for name, value in bound.arguments.items():
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path):
-                _check(path, "RUNS" if name == "runs" else option(name))
+                _check_path(path, "RUNS" if name == "runs" else option(name))
     return command(*bound.args, **bound.kwargs) or 0
 
 
-def _check(path: Path, name: str) -> None:
-    """Refuse what can be no path here: a name that is too long, links in a circle, a file where a folder must be."""
+def _check_path(path: Path, name: str) -> None:
+    """Refuse impossible paths: a name that is too long, links in a circle, a file where a folder must be."""
     try:
         os.stat(path)
     except FileNotFoundError:
-        long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST), None)
-        if long is None:
+        too_long = next((part for part in path.parts if len(os.fsencode(part)) > _MAX_NAME), None)
+        if too_long is None:
             return
-        why = f"{long} is longer than the {_LONGEST} bytes that a name may have"
+        why = f"{too_long} is longer than the {_MAX_NAME} bytes that a name may have"
     except OSError as error:
         why = error.strerror or str(error)
     else:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from falign.lab.experiment import Setting
 from falign.lab.experiment._local import local_executor
-from falign.lab.experiment._reproduce import reproduce, select
+from falign.lab.experiment._reproduce import reproduce
 from falign.lab.experiment._results import Results, judge
+from falign.lab.experiment._selection import select
 from falign.lab.experiment._store import Store
 from falign.papers import PAPERS
 

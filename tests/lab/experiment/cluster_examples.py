@@ -23,7 +23,8 @@ from falign.lab.config import ConfigError
 from falign.lab.experiment import Experiment, Outcome, Setting, Task, _ray
 from falign.lab.experiment._execution import Executor
 from falign.lab.experiment._ray import RayExecutor
-from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._reproduce import reproduce
+from falign.lab.experiment._selection import Selection
 
 OBJECTS = 10**8
 DETECTION = {

@@ -19,7 +19,8 @@ import falign
 from falign.lab.data import DataError
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Paper, Setting, Task, grid
 from falign.lab.experiment._local import local_executor
-from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._reproduce import reproduce
+from falign.lab.experiment._selection import Selection
 from falign.lab.experiment._store import Store
 
 

@@ -16,8 +16,9 @@ from falign.cli import main
 from falign.lab.experiment import Outcome, Setting
 from falign.lab.experiment._agreement import compare
 from falign.lab.experiment._local import local_executor
-from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._reproduce import reproduce
 from falign.lab.experiment._run_file import StoredRun, records_frame
+from falign.lab.experiment._selection import Selection
 from falign.lab.experiment._store import Store
 from falign.papers.song2021.figure2 import FIGURE2
 

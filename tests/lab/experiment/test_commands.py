@@ -15,8 +15,9 @@ from falign import papers
 from falign.cli import main
 from falign.lab.experiment import grid
 from falign.lab.experiment._leases import RunLeases
-from falign.lab.experiment._reproduce import read_results, select, show_papers, show_status
+from falign.lab.experiment._reproduce import read_results, show_papers, show_status
 from falign.lab.experiment._run_file import StoredRun, records_frame
+from falign.lab.experiment._selection import select
 from falign.lab.experiment._store import Store
 
 

@@ -15,7 +15,8 @@ from falign.lab.experiment import _progress
 from falign.lab.experiment._execution import Block
 from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._progress import RunCounts, duration
-from falign.lab.experiment._reproduce import Selection, reproduce
+from falign.lab.experiment._reproduce import reproduce
+from falign.lab.experiment._selection import Selection
 from falign.lab.experiment._specification import Experiment, Setting
 from falign.lab.experiment._store import Store
 

@@ -13,8 +13,8 @@ from examples import CLAIM, WRONG, experiment, paper
 
 from falign.lab.config import ConfigError
 from falign.lab.experiment import PRESETS, Check, Evidence, Missing, Task, grid
-from falign.lab.experiment._reproduce import choose_preset, select
 from falign.lab.experiment._results import Results, judge
+from falign.lab.experiment._selection import choose_preset, select
 from falign.lab.experiment._store import Store
 
 TASK = Task("toy.decay", 1, {"rate": 0.1, "steps": 4}, 0)
