@@ -184,9 +184,9 @@ def _moved(operation: Operation) -> Propagated:
         labels = operation.labels(leaf)
         if labels is None:
             return torch.full_like(leaf, OTHER if leaf.any() or operation.varies(leaf) else ZERO, dtype=torch.int64)
-        return labels.clone() if operation.in_place else labels
+        return labels.clone() if operation.in_place else labels  # labels are shared, so they are not written to
 
-    if operation.name in ("view", "_unsafe_view"):
+    if operation.name in ("view", "_unsafe_view"):  # labels may have other strides, which view would refuse
         return Propagated(operation.first.reshape(operation.args[1]))
     args, kwargs = tree_map(relabelled, (operation.args, operation.kwargs))
     if operation.name == "constant_pad_nd":

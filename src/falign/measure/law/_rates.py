@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 
-class Rate(NamedTuple):
+class GroupSettings(NamedTuple):
     """Settings of a parameter p: without momentum it moves by ``-rate (sign · ∇p + decay · p)``."""
 
     rate: float
@@ -27,20 +27,20 @@ class Rates:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._rates: dict[int, Rate] = {}
+        self._settings: dict[int, GroupSettings] = {}
         for group in optimizer.param_groups:
             sign = -1.0 if group.get("maximize", False) else 1.0
             momentum = float(group.get("momentum", 0.0))
-            rate = Rate(float(group["lr"]), float(group.get("weight_decay", 0.0)), sign, momentum)
-            self._rates.update({id(parameter): rate for parameter in group["params"]})
+            settings = GroupSettings(float(group["lr"]), float(group.get("weight_decay", 0.0)), sign, momentum)
+            self._settings.update({id(parameter): settings for parameter in group["params"]})
         self._scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # a fused step unscales by itself
 
-    def __getitem__(self, parameter: Tensor) -> Rate:
+    def __getitem__(self, parameter: Tensor) -> GroupSettings:
         """Settings of a parameter; rate and decay are 0 for one that the optimizer does not have."""
-        return self._rates.get(id(parameter), Rate(0.0, 0.0, 1.0, 0.0))
+        return self._settings.get(id(parameter), GroupSettings(0.0, 0.0, 1.0, 0.0))
 
     def __contains__(self, parameter: Tensor) -> bool:
-        return id(parameter) in self._rates
+        return id(parameter) in self._settings
 
     def gradient(self, parameter: Tensor) -> Tensor | None:
         """Gradient that the step descends along, without decay; None for a parameter that the step does not move."""
@@ -84,7 +84,7 @@ def departure(rates: Rates, parameters: Iterable[Tensor]) -> tuple[str, str] | N
     return f"momentum {momentum:g}", "O(η/(1-μ)²)"
 
 
-def descent_direction(parameter: Tensor, gradient: Tensor, group: Rate) -> Tensor:
+def descent_direction(parameter: Tensor, gradient: Tensor, group: GroupSettings) -> Tensor:
     """``gradient + decay · p``, in float64 where there is decay: a step moves p by -rate times it."""
     return gradient.double() + group.decay * parameter.detach().double() if group.decay else gradient
 
