@@ -23,7 +23,7 @@ from falign.lab import _options
 from falign.lab.config import ConfigError
 from falign.lab.experiment import Setting, _ray
 from falign.lab.experiment._local import InThisProcess
-from falign.lab.experiment._ray import RayExecutor, Resources
+from falign.lab.experiment._ray import RayExecutor, capacity
 from falign.lab.experiment._store import Store
 
 pytestmark = pytest.mark.xdist_group("cluster")  # what is made once for the module is made in one process
@@ -218,13 +218,15 @@ def test_a_gpu_that_ray_is_not_asked_for():
         (0.1, 0.0, 80),
         (16.0, 0.0, 0),
         (1.0, 1.0, 2),
-        (1.0, 0.4, 4),  # two on each GPU, none on what is left of both
+        (1.0, 0.4, 5),  # two on each GPU; Ray lets the fifth wait, as no GPU is taken in two parts
         (1.0, 0.1, 8),
         (4.0, 0.5, 2),
         (1.0, 2.0, 1),
         (1.0, 3.0, 0),
     ],
 )
-def test_room_of_a_node(cpus, gpus, room):
-    assert Resources(cpus=cpus, gpus=gpus).room({"Resources": {"CPU": 8.0, "GPU": 2.0}}) == room
-    assert Resources(cpus=cpus, gpus=gpus).room({"Resources": {}}) == 0
+def test_capacity_of_nodes(cpus, gpus, room):
+    asked, node = {"CPU": cpus, "GPU": gpus}, {"Resources": {"CPU": 8.0, "GPU": 2.0}}
+    assert capacity(asked, [node]) == room
+    assert capacity(asked, [node, node]) >= 2 * room
+    assert capacity(asked, [{"Resources": {}}]) == capacity(asked, []) == 0

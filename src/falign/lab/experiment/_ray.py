@@ -1,4 +1,11 @@
-"""An executor on many machines: blocks of runs as tasks of a Ray cluster."""
+"""Executor on many machines: blocks of runs as tasks of a Ray cluster.
+
+Which node computes which block is left to Ray. What Ray does not do, or not in time, is done here: an address where
+nothing answers is refused within seconds, nodes that have another falign or that no block fits on are refused before a
+run is given away, and a block whose node died goes to another one.
+
+Ray takes half a second to import and reads its switches when that happens, so it is imported where it is used.
+"""
 
 import importlib.metadata
 import logging
@@ -13,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -27,102 +34,28 @@ from falign.lab.config import ConfigError
 from falign.lab.experiment._execution import Block, BlockResult, FinishedBlock, compute, memory_needed
 from falign.lab.experiment._specification import Setting
 
-# What a block takes of a node of a Ray cluster, and how many blocks a node has room for.
-
 Node = Mapping[str, Any]
 """An entry of ``ray.nodes()``."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """Cores and GPUs that a block takes.
-
-    Ray gives out several whole ones, or a part of one in steps of 1/10000.
-
-    Args:
-        cpus: Cores.
-        gpus: GPUs; 0.25 puts four blocks on each.
-
-    Raises:
-        ConfigError: Ray cannot give that out.
-    """
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_ray_share("--cpus-per-run", self.cpus)
-        if self.gpus:
-            check_ray_share("--gpus-per-run", self.gpus)
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block: one a core, and one for a part of a core."""
-        return max(1, int(self.cpus))
-
-    def room(self, node: Node) -> int:
-        """How many blocks a node can have at work at once; no block gets its GPU in two parts."""
-        by_cores = _whole(_has(node, "CPU") / self.cpus)
-        if self.gpus == 0:
-            return by_cores
-        gpus = _has(node, "GPU")
-        return min(by_cores, _whole(gpus / self.gpus) if self.gpus >= 1 else int(gpus) * _whole(1 / self.gpus))
-
-    def memory(self, block: Block, nodes: Sequence[Node]) -> int | None:
-        """Bytes to be set aside for a block, so that a node takes no more blocks than fit into its memory.
-
-        Never more than the largest node has: such a block would wait for ever.
-
-        Returns:
-            The bytes; None if the block does not say, or needs them on a GPU.
-        """
-        if block.experiment.memory is None or self.gpus:
-            return None
-        largest = max((_has(node, "memory") for node in nodes), default=0.0)
-        return min(memory_needed(block), int(largest)) or None
-
-    def refusal(self, nodes: Sequence[Node]) -> str:
-        """That no node has room for a block, and what nodes there are."""
-        listed = "; ".join(
-            f"{node['NodeManagerAddress']} has {_has(node, 'CPU'):g} and {_has(node, 'GPU'):g}" for node in nodes
-        )
-        return (
-            f"no node of the Ray cluster has the cores and GPUs for one run, --cpus-per-run {self.cpus:g} and "
-            f"--gpus-per-run {self.gpus:g} ({listed or 'no node is left'})"
-        )
-
-
-def _has(node: Node, kind: str) -> float:
-    return node["Resources"].get(kind, 0.0)
-
-
-def _whole(number: float) -> int:
-    """Rounded down, but not for a rounding error: 0.7 / 0.1 is 7."""
-    return int(number + 1e-6)
-
-
-# Joining a Ray cluster, or starting one on this machine: all that can be wrong with an address is said at once.
-
-# Ray takes half a second to import, and is an extra: it is imported where it is used.
+# Joining a Ray cluster, or starting one on this machine.
 
 _ENVIRONMENT = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what newer versions do anyway; others warn of the change
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of newer versions; older ones warn of the change
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a node's last words, dozens of lines, would go to this process's output
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under "uv run" Ray would upload the working folder
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Ray's documented switches."""
+"""Switches that Ray documents."""
 _ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""The switch by which Ray keeps to the loopback address, for a cluster of this machine alone. It is named after the
-systems where that is so from the start; without it Ray puts the machine's own address in the place of a loopback one,
-and everything listens on all of them."""
+"""Switch by which Ray keeps to the loopback address, for a cluster of this machine alone. It is named after the systems
+where that is the default; elsewhere Ray would replace a loopback address by the machine's own, and listen on all."""
 _LOOPBACK = "127.0.0.1"
 _OBJECTS = 2**28
-"""Bytes of shared memory of a local cluster: records are small, and Ray would take 30 % of the memory."""
+"""Bytes of shared memory of a local cluster: records are small, and by default Ray takes 30 % of the memory."""
 _REACH, _JOIN, _ASK = 5.0, 20.0, 60.0
 """Seconds to wait for an result of the address, for joining, and for the nodes to tell their version."""
 
-# Where nothing that Ray knows answers, ray.init tries for minutes and may end the process: another one tries first.
+# Where no Ray cluster answers, ray.init tries for minutes and may end the process: so another process tries first.
 _PROBE = """
 import sys, ray
 try:
@@ -140,7 +73,7 @@ def set_ray_switches(*, alone: bool = False) -> None:
     """Set Ray's switches, where the user has not; Ray reads them when it is imported.
 
     Args:
-        alone: Whether the cluster is to be of this machine alone.
+        alone: Whether the cluster is one of this machine, which no other may reach.
     """
     for name, value in {**_ENVIRONMENT, **(_ALONE if alone else {})}.items():
         os.environ.setdefault(name, value)
@@ -154,7 +87,7 @@ def connect(address: str) -> None:
             joins the one that this machine belongs to, or that ``RAY_ADDRESS`` names.
 
     Raises:
-        ConfigError: There is no cluster at the address, or it does not take this process.
+        ConfigError: There is no cluster at the address, or it does not accept this process.
     """
     set_ray_switches(alone=address == "local")
     if address != "local":
@@ -165,7 +98,7 @@ def connect(address: str) -> None:
         raise ConfigError("this process has joined a Ray cluster already: call ray.shutdown() first")
     options = {"include_dashboard": False, "object_store_memory": _OBJECTS, "_node_ip_address": _LOOPBACK}
     try:
-        with _signals_kept():
+        with _signal_handler_kept():
             ray.init(
                 address, log_to_driver=False, logging_level=logging.ERROR, **(options if address == "local" else {})
             )
@@ -181,10 +114,10 @@ def connect(address: str) -> None:
 
 def _check_alone(nodes: Sequence[Node]) -> None:
     """Refuse a cluster of this machine alone that others can reach."""
-    heard = [node["NodeManagerAddress"] for node in nodes]
-    if set(heard) != {_LOOPBACK}:
+    addresses = [node["NodeManagerAddress"] for node in nodes]
+    if set(addresses) != {_LOOPBACK}:
         raise ConfigError(
-            f"--ray is local, but Ray listens on {', '.join(heard)}, where other machines can reach it: unset "
+            f"--ray is local, but Ray listens on {', '.join(addresses)}, where other machines can reach it: unset "
             f"{next(iter(_ALONE))}, and do not import ray before falign"
         )
 
@@ -196,12 +129,12 @@ def check_versions(nodes: Sequence[Node]) -> None:
         nodes: Entries of ``ray.nodes()``, of nodes that are alive.
 
     Raises:
-        ConfigError: Some have: which, and what to install.
+        ConfigError: Some have another one: which, and what to install.
     """
     import ray.exceptions
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # A function of the standard library can be called where falign is missing.
+    # A function of the standard library can be called even where falign is missing.
     ask = ray.remote(num_cpus=0, max_retries=0)(importlib.metadata.version)
     answers = {
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote("falign"): (
@@ -216,7 +149,7 @@ def check_versions(nodes: Sequence[Node]) -> None:
             there = ray.get(result)
         except importlib.metadata.PackageNotFoundError:
             there = "none"
-        except ray.exceptions.RayError:  # the node has died since: it is found to be gone later on
+        except ray.exceptions.RayError:  # the node has died since, which is noticed later on
             continue
         if there != here:
             others[answers[result]] = there
@@ -233,7 +166,7 @@ def _installed() -> str:
 
 
 def _probe(address: str) -> None:
-    """Have another process join first, within a time limit."""
+    """Have another process join the cluster first, within a time limit."""
     if address != "auto":
         try:
             socket.create_connection(host_and_port(address), timeout=_REACH).close()
@@ -253,13 +186,13 @@ def _probe(address: str) -> None:
             "a cluster that has a token needs the same one here"
         ) from None
     if result.returncode:
-        said = result.stdout.strip() or result.stderr.strip().rpartition("\n")[2] or f"code {result.returncode}"
-        raise ConfigError(f"--ray is {address}, and Ray cannot join a cluster there: {' '.join(said.split())}")
+        reason = result.stdout.strip() or result.stderr.strip().rpartition("\n")[2] or f"code {result.returncode}"
+        raise ConfigError(f"--ray is {address}, and Ray cannot join a cluster there: {' '.join(reason.split())}")
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray puts a handler of its own on SIGTERM; the one of the laboratory, which keeps what is done, stays."""
+def _signal_handler_kept() -> Iterator[None]:
+    """Put the handler of SIGTERM back, which stores finished runs: Ray installs one of its own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -268,38 +201,44 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-NODES = 4
-"""How many nodes may die under a block before it is reported as lost."""
+# The executor.
+
+_MAX_NODE_DEATHS = 4
+"""Nodes that may die under a block before it is reported as a block of which the worker died."""
 _LOOK, _PATIENCE = 2.0, 60.0
-"""Seconds between two looks at which nodes there are, and without one for a block until that is an error."""
+"""Seconds between two looks at the nodes, and seconds without a node for a block until that is an error."""
 
 
 class ClusterError(RunError):
-    """A cluster that was lost, or became useless, while runs went on; what was finished is kept."""
+    """A cluster that was lost or became unusable while runs were computed; finished runs are stored."""
 
     code = 1
 
 
 class RayExecutor:
-    """Computes blocks as tasks of a Ray cluster, as many at once as its nodes have room for.
+    """Computes blocks as tasks of a Ray cluster.
 
-    A block whose worker process died is reported as lost, as by every executor. A block whose whole node died is
-    hardly to blame, so that it is given to another node first. Ray itself tries nothing again: it would try a
-    block that is too large for the memory for ever.
+    A block whose worker process died is reported, as by every executor. A block whose whole node died is hardly to
+    blame for that, so it is given to another node first. Ray's own retries are off: they would try a block that is too
+    large for the memory for ever.
 
     Args:
         address: "local", "auto", "HOST:PORT" or "ray://HOST:PORT".
-        setting: Device and data; with a share of a GPU the device is "cuda", the one that Ray assigns. The
-            data's folder is looked for on the node.
-        cpus_per_run: Cores that a block takes, which is its number of threads as well.
-        gpus_per_run: GPUs that a block takes; 0.25 puts four blocks on each, in the memory of one.
+        setting: Device and data; with GPUs the device is "cuda", the one that Ray assigns. The folder of the data is
+            looked for on the node.
+        cpus_per_run: Cores that a block takes, and its number of threads.
+        gpus_per_run: GPUs that a block takes; 0.25 puts four blocks on each, into the memory of one.
 
     Raises:
-        ConfigError: An argument that cannot be meant, or Ray is not installed.
+        ConfigError: An argument is wrong, or Ray is not installed.
     """
 
     def __init__(self, address: str, setting: Setting, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0) -> None:
-        self._share = Resources(cpus=cpus_per_run, gpus=gpus_per_run)
+        check_ray_share("--cpus-per-run", cpus_per_run)
+        if gpus_per_run:
+            check_ray_share("--gpus-per-run", gpus_per_run)
+        self._asked = {"CPU": cpus_per_run, "GPU": gpus_per_run}
+        self._threads = max(1, int(cpus_per_run))
         if gpus_per_run == 0 and torch.device(setting.device).type == "cuda":
             raise ConfigError(f"--device is {setting.device}, but Ray is asked for no GPU: add --gpus-per-run 1")
         check_ray_address(address)
@@ -313,24 +252,23 @@ class RayExecutor:
         self._at_work: dict[Any, Block] = {}
         self._nodes: list[Node] = []
         self._nodes_died: Counter[Block] = Counter()
-        self._looked = self._roomy = -math.inf
+        self._looked = self._usable = -math.inf
 
     @property
     def slots(self) -> int:
-        """How many blocks the living nodes have room for; 1 as long as no cluster is joined."""
+        """Number of blocks to give to Ray at once; 1 as long as no cluster is joined."""
         if self._work is None:
             return 1
         if monotonic() - self._looked > _LOOK:
             self._look()
-        return sum(self._share.room(node) for node in self._nodes)
+        return capacity(self._asked, self._nodes)
 
     def submit(self, block: Block) -> None:
         """Give a block to the cluster."""
-        # As bytes, so that what a worker cannot import is an result like any other.
+        # As bytes, so that what a worker cannot import becomes a result like any other error.
         payload = pickle.dumps((block.experiment.run, block.tasks, self._setting))
-        memory = self._share.memory(block, self._nodes)
         with _cluster():
-            task = self._work.options(memory=memory).remote(payload, self._share.threads)
+            task = self._work.options(memory=self._memory(block)).remote(payload, self._threads)
         self._at_work[task] = block
 
     def wait(self, timeout: float | None = None) -> list[FinishedBlock]:
@@ -357,8 +295,8 @@ class RayExecutor:
                 if ready:
                     ready, _ = ray.wait(list(self._at_work), num_returns=len(self._at_work), timeout=0)
             finished = [each for task in ready if (each := self._collect(task)) is not None]
-            if not finished and self.slots == 0 and monotonic() - self._roomy > _PATIENCE:
-                raise ClusterError(f"{self._share.refusal(self._nodes)}: start nodes again, and call again")
+            if not finished and self.slots == 0 and monotonic() - self._usable > _PATIENCE:
+                raise ClusterError(f"{self._refusal()}: start nodes again, and call again")
             if monotonic() >= end:
                 break
         return finished
@@ -368,10 +306,10 @@ class RayExecutor:
         import ray  # not before: Ray reads its switches when it is imported
 
         try:
-            self._work = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_retries=0)(_work)
+            self._work = ray.remote(num_cpus=self._asked["CPU"], num_gpus=self._asked["GPU"], max_retries=0)(_work)
             if self.slots == 0:
-                raise ConfigError(f"{self._share.refusal(self._nodes)}: ask for less, or start such a node")
-            check_versions([node for node in self._nodes if self._share.room(node)])
+                raise ConfigError(f"{self._refusal()}: ask for less, or start such a node")
+            check_versions([node for node in self._nodes if capacity(self._asked, [node])])
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -380,7 +318,7 @@ class RayExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give up what is at work and leave the cluster; one that was started here ends."""
+        """Cancel the running blocks and leave the cluster; one that was started here ends."""
         import ray.exceptions
 
         for task in self._at_work:
@@ -393,7 +331,7 @@ class RayExecutor:
         ray.shutdown()
 
     def _collect(self, task: Any) -> FinishedBlock | None:
-        """The result of a task that has ended; None if its block was given to another node."""
+        """Result of a task that has ended; None if its node died and the block was given to another one."""
         import ray.exceptions
 
         block = self._at_work.pop(task)
@@ -401,11 +339,13 @@ class RayExecutor:
             result: BlockResult = ray.get(task)
         except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
             self._nodes_died[block] += 1
-            if self._nodes_died[block] < NODES:
+            if self._nodes_died[block] < _MAX_NODE_DEATHS:
                 self.submit(block)
                 return None
-            result = BlockResult(error=f"{NODES} nodes of the cluster died of it, or with it", worker_died=True)
-        except ray.exceptions.RayTaskError as error:  # raised around the experiment, not by it
+            result = BlockResult(
+                error=f"{_MAX_NODE_DEATHS} nodes of the cluster died of it, or with it", worker_died=True
+            )
+        except ray.exceptions.RayTaskError as error:  # raised by the worker, not by the experiment
             cause = getattr(error, "cause", None) or error
             result = BlockResult(error=f"the worker failed: {type(cause).__name__}: {_line(cause)}")
         except ray.exceptions.RayError as error:
@@ -422,18 +362,61 @@ class RayExecutor:
         return FinishedBlock(block=block, result=result)
 
     def _look(self) -> None:
-        """See which nodes are alive."""
+        """Ask Ray which nodes are alive."""
         import ray
 
         with _cluster():
             self._nodes = [node for node in ray.nodes() if node["Alive"]]
         self._looked = monotonic()
-        if any(self._share.room(node) for node in self._nodes):
-            self._roomy = self._looked
+        if capacity(self._asked, self._nodes):
+            self._usable = self._looked
+
+    def _memory(self, block: Block) -> int | None:
+        """Bytes that Ray sets aside for a block, so that a node takes no more blocks than fit into its memory.
+
+        Never more than the largest node has: Ray would let such a block wait for ever.
+
+        Returns:
+            The bytes; None if the block does not tell, or needs them on a GPU.
+        """
+        if block.experiment.memory is None or self._asked["GPU"]:
+            return None
+        largest = max((node["Resources"].get("memory", 0.0) for node in self._nodes), default=0.0)
+        return min(memory_needed(block), int(largest)) or None
+
+    def _refusal(self) -> str:
+        """Message that no node can take a block, and which nodes there are."""
+        nodes = [
+            f"{node['NodeManagerAddress']} has {node['Resources'].get('CPU', 0.0):g} and "
+            f"{node['Resources'].get('GPU', 0.0):g}"
+            for node in self._nodes
+        ]
+        return (
+            f"no node of the Ray cluster has the cores and GPUs for one run, --cpus-per-run {self._asked['CPU']:g} and "
+            f"--gpus-per-run {self._asked['GPU']:g} ({'; '.join(nodes) or 'no node is left'})"
+        )
+
+
+def capacity(asked: Mapping[str, float], nodes: Sequence[Node]) -> int:
+    """Number of blocks to give to a cluster at once, so that all nodes are busy.
+
+    The nodes that can take a block at all are counted as one: Ray lets a block wait that none of them has room for.
+
+    Args:
+        asked: {"CPU": cores of a block, "GPU": its GPUs}.
+        nodes: The living nodes.
+    """
+    fitting = [
+        node["Resources"]
+        for node in nodes
+        if all(node["Resources"].get(kind, 0.0) >= amount for kind, amount in asked.items())
+    ]
+    blocks = (sum(has.get(kind, 0.0) for has in fitting) / amount for kind, amount in asked.items() if amount)
+    return int(min(blocks) + 1e-6)  # 0.7 / 0.1 is 7
 
 
 def _work(payload: bytes, threads: int) -> BlockResult:
-    """What a task does."""
+    """Compute a block, in a worker process of a node."""
     torch.set_num_threads(threads)
     try:
         run, tasks, setting = pickle.loads(payload)
@@ -444,7 +427,7 @@ def _work(payload: bytes, threads: int) -> BlockResult:
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """What Ray raises in this context means that the cluster is gone."""
+    """Turn errors of Ray, which mean that the cluster is gone, into ``ClusterError``."""
     import ray.exceptions
 
     try:
@@ -454,5 +437,5 @@ def _cluster() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an exception says."""
+    """First line of an exception's message."""
     return str(error).strip().partition("\n")[0]
