@@ -37,7 +37,7 @@ class Plan:
     def __init__(
         self,
         model: nn.Module,
-        rule: str | Rule,
+        rule: str | Rule | type[Rule],
         feedback: FeedbackChoice,
         scale: float | None,
         skip: Iterable[str],
@@ -91,7 +91,7 @@ class Plan:
             self.gains = self._gains(example)
         self.family, self.given = self._family(feedback)
 
-    def _rule(self, rule: str | Rule) -> Rule | None:
+    def _rule(self, rule: str | Rule | type[Rule]) -> Rule | None:
         if isinstance(rule, Rule) and hasattr(rule, "name"):
             return rule
         if isinstance(rule, str) and rule in ALL_RULES:
