@@ -194,7 +194,7 @@ def reproduce(
     Called again, it does only what is missing; several may work on one folder at once.
 
     Args:
-        names: Papers or experiments; none is all papers.
+        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
         preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
         out: Folder of the results.
         data: Folder that holds the data sets; what is not there is downloaded.
@@ -238,7 +238,7 @@ def status(
     falign status song2021 --preset quick
 
     Args:
-        names: Papers or experiments; none is all papers.
+        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
         preset: Which runs.
         out: Folder of the results.
         against: Folder of other results: compare the runs that are in both, at all presets.
@@ -276,7 +276,7 @@ def report(
     falign report song2021 --preset quick
 
     Args:
-        names: Papers, or experiments whose papers are meant; none is all papers.
+        names: Papers, experiments whose papers are meant, or module:PAPER for one of your own; none is all papers.
         preset: Which runs.
         out: Folder of the results, where the page is written.
     """

@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +184,53 @@ def test_memory_is_given_in_gib(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert code == 1
     assert "it needs 1 GiB of memory, but a block may have 0.5: raise --memory" in said
     assert run(["reproduce", "--memory", "1"], capsys)[0] == 0
+
+
+LABORATORY = Path(__file__).parents[3] / "docs" / "laboratory.md"
+
+
+@pytest.fixture
+def own_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The paper of the docs as ``mine.py`` in the working folder."""
+    if not LABORATORY.exists():
+        pytest.skip("the docs are not beside the tests")
+    text = re.search(r"```python\n(import polars.*?)```", LABORATORY.read_text(), re.DOTALL)
+    assert text is not None
+    Path("mine.py").write_text(text[1])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.usefixtures("own_paper")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_paper_of_ones_own_is_named_by_its_module(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(["reproduce", "mine:MINE", "--preset", "smoke", "--workers", workers], capsys)
+    assert code == 0, errors
+    assert "claims: 1 hold" in said
+    assert len(list(Path("results/mine.decay").glob("*.parquet"))) == 4
+    assert run(["status", "mine:MINE"], capsys)[0] == 0
+    assert run(["report", "mine:MINE"], capsys)[0] == 0
+    assert "The loss falls below a half." in Path("results/report.html").read_text()
+
+
+@pytest.mark.usefixtures("own_paper")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mine:", "NAME is 'mine:', expected a paper, an experiment or package.module:PAPER"),
+        ("nobody:MINE", "NAME nobody:MINE cannot be imported: ModuleNotFoundError: No module named 'nobody'"),
+        ("mine:YOURS", "NAME mine:YOURS cannot be imported: AttributeError: module 'mine' has no attribute 'YOURS'"),
+        ("mine:DECAY", "NAME mine:DECAY is a Experiment, expected a falign.lab.experiment.Paper"),
+        ("copied:TOY", "NAME copied:TOY is a paper that calls itself 'toy', as one of falign's does: rename it"),
+        ("leaving:MINE", "NAME leaving:MINE cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_what_is_no_paper_is_told_in_a_sentence(name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("copied.py").write_text(
+        "from dataclasses import replace\nfrom mine import MINE\nTOY = replace(MINE, name='toy')\n"
+    )
+    Path("leaving.py").write_text("raise SystemExit(3)\n")
+    code, _, errors = run(["reproduce", name], capsys)
+    assert code == 2
+    assert errors.strip().splitlines() == [f"falign: {sentence}"]

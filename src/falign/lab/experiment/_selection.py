@@ -1,11 +1,16 @@
 """Selection of papers, experiments and preset by the words of the command line.
 
-Imports neither PyTorch nor the experiments: a mistyped name is refused before any of them is needed.
+Imports neither PyTorch nor falign's experiments: a mistyped name is refused before any of them is needed.
 """
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
 
+from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 from falign.lab.experiment._specification import PRESETS, Experiment, Paper
 
@@ -29,15 +34,19 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     """Find papers and experiments by their names.
 
     Args:
-        names: Names of papers, or full names of experiments; none is all.
+        names: Names of papers, full names of experiments, or ``package.module:PAPER`` for a paper of the user's own;
+            none is all of ``papers``.
         papers: {name: paper}.
 
     Returns:
         The selection, each experiment once.
 
     Raises:
-        ConfigError: A name is neither of a paper nor of an experiment.
+        ConfigError: A name is neither of a paper nor of an experiment, or a paper of one's own cannot be imported.
     """
+    named = {name: _imported(name, papers) for name in names if ":" in name}
+    papers = {**papers, **{paper.name: paper for paper in named.values()}} if named else papers
+    names = [named[name].name if name in named else name for name in names]
     known = {name for paper in papers.values() for name in paper.names}
     for name in names:
         if name not in papers and name not in known:
@@ -53,6 +62,27 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     return Selection(
         papers=tuple(paper for paper in papers.values() if not asked.isdisjoint(paper.names)), experiments=chosen
     )
+
+
+def _imported(name: str, papers: Mapping[str, Paper]) -> Paper:
+    module, _, path = name.partition(":")
+    if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
+        raise ConfigError(f"NAME is {name!r:.80}, expected a paper, an experiment or package.module:PAPER")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # and it stays there: worker processes import the paper's functions as well
+    try:
+        paper = reduce(getattr, path.split("."), import_module(module))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too: what is imported is the user's own code
+        raise ConfigError(f"NAME {name} cannot be imported: {one_line(error)}") from error
+    if not isinstance(paper, Paper):
+        raise ConfigError(f"NAME {name} is a {type(paper).__name__}, expected a falign.lab.experiment.Paper")
+    if paper.name in papers:
+        raise ConfigError(
+            f"NAME {name} is a paper that calls itself {paper.name!r}, as one of falign's does: rename it"
+        )
+    return paper
 
 
 def choose_preset(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
