@@ -205,7 +205,7 @@ def test_where_hardly_anything_moved_it_is_said():
         report = run(model, sgd(model, rate), dtype=dtype).report()
         assert report.holds
         assert not report.conclusive
-        assert {row["conclusive"] for row in report.rows()} == {False}
+        assert {row["told"] for row in report.rows()} == {False}
         assert str(report).count("too little has moved to tell") == 3
     assert trained(built(mlp), steps=3).report().conclusive
 

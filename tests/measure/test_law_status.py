@@ -327,7 +327,7 @@ def test_the_report_as_a_table_of_numbers():
     rows = law.report().rows()
     assert list(rows[0]) == [
         "layer", "targets", "form", "status", "reason", "order", "neurons", "drift", "residual", "moved", "leap",
-        "tolerance", "conclusive",
+        "tolerance", "told",
     ]  # fmt: skip
     assert [row["neurons"] for row in rows] == [16, 12]
     frame = law.report().to_polars()

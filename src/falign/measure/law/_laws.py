@@ -155,9 +155,9 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
     if target.part is None or target.part.wiring.rule.wiring != "direct":
         return ""
     if target.part.wiring.rule.targeted:
-        return f"layer {target.name!r} returns the targets, not an error"
+        return f"layer {target.name!r} hands back the targets, not an error"
     if target.name not in outputs:
-        return f"layer {target.name!r} returns the output's error (direct feedback), not its own"
+        return f"layer {target.name!r} hands back the output's error (direct feedback), not its own"
     if target.part.matrix.shape != target.weight.shape:
         return f"the direct feedback of layer {target.name!r} has not the shape of its weight"
     return ""

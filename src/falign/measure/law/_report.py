@@ -123,8 +123,8 @@ class LawReport:
         return self.holds
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows as dicts, with "conclusive", which is None where the law is not checked."""
-        return [asdict(row) | {"conclusive": row.conclusive if row.checked else None} for row in self.laws]
+        """The rows as dicts, with ``conclusive`` in the column "told"; None there where the law is not checked."""
+        return [asdict(row) | {"told": row.conclusive if row.checked else None} for row in self.laws]
 
     def to_polars(self) -> "pl.DataFrame":
         """``rows`` as a data frame.
