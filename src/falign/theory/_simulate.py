@@ -19,7 +19,7 @@ from torch import Tensor
 from falign._validation import as_list, describe
 
 _REPORTS = 100
-"""How often at least the progress of a simulation is reported."""
+"""Least number of reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def record(
 
 
 def stacked(rows: Sequence[Mapping[str, Tensor]], axis: int = 1) -> dict[str, Tensor]:
-    """What was measured at each record, name by name."""
+    """Stack the measurements of all records, name by name."""
     return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
 
 
@@ -134,7 +134,7 @@ def integrate(
     def flat(parts: Iterable[Tensor]) -> np.ndarray:
         return torch.cat([part.reshape(-1) for part in parts]).detach().cpu().numpy()
 
-    found = solve(
+    solution = solve(
         lambda _, numbers: flat(velocity(parts(numbers))),
         (0.0, float(times[-1])),
         flat(start),
@@ -145,10 +145,10 @@ def integrate(
         rtol=tolerance,
         atol=tolerance / 100,
     )
-    if not found.success or len(found.t) < len(times):
-        reached = found.t[-1] if len(found.t) else 0.0
-        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({found.message}): the {diverging} diverge")
-    return [parts(column) for column in found.y.T]
+    if not solution.success or len(solution.t) < len(times):
+        reached = solution.t[-1] if len(solution.t) else 0.0
+        raise RuntimeError(f"gradient flow stopped at t = {reached:.4g} ({solution.message}): the {diverging} diverge")
+    return [parts(column) for column in solution.y.T]
 
 
 def solve(

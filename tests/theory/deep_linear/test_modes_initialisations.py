@@ -75,7 +75,7 @@ def test_direct_feedback_is_the_same_chain_with_other_carriers():
     )
     direct = modes(λ, list(θ), feedback=list(m), rule="dfa")
     through = modes(λ, list(θ), feedback=[m[0] / m[1], m[1]], rule="fa")
-    torch.testing.assert_close(direct.carriers, through.carriers)
+    torch.testing.assert_close(direct.feedback_factors, through.feedback_factors)
     torch.testing.assert_close(learning_time(direct), learning_time(through))
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy import special
 
 from falign.theory.two_layer import ACTIVATIONS, activation
-from falign.theory.two_layer._activations import form
+from falign.theory.two_layer._activations import fastest_form
 
 VALUES = {
     "identity": lambda u: u,
@@ -38,7 +38,7 @@ def test_value_and_derivative(name):
 def test_written_forms_are_the_activation(name, dtype):
     """``scale φ(stretch u) + shift`` and the carried slope, to a rounding of the dtype."""
     u, b = U.to(dtype), torch.linspace(-2, 2, len(U), dtype=dtype)
-    psi = form(activation(name), u)
+    psi = fastest_form(activation(name), u)
     value, carried = torch.empty_like(u), torch.empty_like(u)
     psi.inner.write(u * psi.stretch, value)
     psi.inner.write_carried(b, u * psi.stretch, value, carried)

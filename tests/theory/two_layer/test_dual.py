@@ -1,4 +1,4 @@
-"""The engine on preactivations against the literal one, whole and in pieces."""
+"""The engine on preactivations against the one in weight space, whole and in pieces."""
 
 import pytest
 import torch
@@ -13,16 +13,16 @@ AT = [0, 1, 40, 300]
 
 @pytest.mark.parametrize("activation", RATES)
 @pytest.mark.parametrize("shape", [(6, 7, 9), (9, 4, 5), (1, 1, 1)])
-def test_equals_the_literal_engine(activation, shape):
+def test_equals_the_engine_in_weight_space(activation, shape):
     """Also with more points than dimensions, and with one of each."""
     n, d, p = shape
     s = draw((3, 8, 4), n=n, d=d, p=p, test=5, activation=activation)
     options = {"activation": activation, "rate": RATES[activation], "penalties": PENALTIES}
-    literal, dual = WeightSpace(s, **options), Dual(s, **options)
-    agree(simulate(dual, AT), simulate(literal, AT), 1e-12)
-    assert torch.allclose(dual.error(), literal.error(), rtol=0, atol=1e-12)
-    assert torch.allclose(dual.beta, literal.beta, rtol=0, atol=1e-12)
-    assert torch.allclose(dual.U, s.X[:, None] @ literal.W.mT, rtol=0, atol=1e-11)
+    weight_space, dual = WeightSpace(s, **options), Dual(s, **options)
+    agree(simulate(dual, AT), simulate(weight_space, AT), 1e-12)
+    assert torch.allclose(dual.error(), weight_space.error(), rtol=0, atol=1e-12)
+    assert torch.allclose(dual.beta, weight_space.beta, rtol=0, atol=1e-12)
+    assert torch.allclose(dual.U, s.X[:, None] @ weight_space.W.mT, rtol=0, atol=1e-11)
 
 
 def test_reduced_and_shared_starts_are_starts():

@@ -168,10 +168,10 @@ def test_extremes_along_training_are_those_of_the_weights():
     assert trajectory.values["G_min"].shape == (2, 1, 3)
     assert (trajectory.values["G_min"] > 0).all()
     assert (trajectory.values["H_min"] < 0).any()
-    literal = WeightSpace(start, activation="tanh", rate=0.3)
-    literal.advance(60)
+    weight_space = WeightSpace(start, activation="tanh", rate=0.3)
+    weight_space.advance(60)
     direct = kernels_of_weights(
-        start.X[:, None], literal.W, literal.beta, start.b[:, None], ACTIVATIONS["tanh"]
+        start.X[:, None], weight_space.W, weight_space.beta, start.b[:, None], ACTIVATIONS["tanh"]
     ).extremes()
     for name, values in trajectory.values.items():
         torch.testing.assert_close(values[..., -1], direct[name], rtol=0, atol=1e-12)

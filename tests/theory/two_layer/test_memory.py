@@ -54,8 +54,11 @@ class Live(TorchDispatchMode):
 
 BLOCK = {"seeds": 3, "penalties": 2}
 CASES = {
-    "literal": ("literal", {"n": 20, "d": 30, "p": 200}),
-    "literal, k outputs, batches": ("literal", {"n": 40, "d": 30, "p": 200, "outputs": 4, "batch": 10, "test": 9}),
+    "weight-space": ("weight-space", {"n": 20, "d": 30, "p": 200}),
+    "weight-space, k outputs, batches": (
+        "weight-space",
+        {"n": 40, "d": 30, "p": 200, "outputs": 4, "batch": 10, "test": 9},
+    ),
     "dual": ("dual", {"n": 20, "d": 30, "p": 500, "test": 9}),
     "dual, float32": ("dual", {"n": 20, "d": 30, "p": 500, "dtype": torch.float32}),
     "width-free": ("width-free", {"n": 20, "d": 30, "p": 10**9, "test": 9}),
@@ -66,7 +69,7 @@ CASES = {
 def engine(name, sizes, **chosen):
     options = {"rate": 1e-5, "penalties": [Penalty(), Penalty(1.0)]}
     dimensions = {key: sizes[key] for key in ("n", "d", "p", "test", "dtype", "outputs") if key in sizes}
-    if name == "literal":
+    if name == "weight-space":
         return WeightSpace(draw(range(3), **dimensions), batch=sizes.get("batch"), activation="tanh", **options)
     if name == "dual":
         return Dual(draw_reduced(range(3), **dimensions), activation="tanh", **options)
@@ -98,7 +101,7 @@ def test_published_sizes_fit_where_they_should():
     block = {"n": 50, "d": 150, "p": 12_800, "seeds": 50, "penalties": 4, "dtype": torch.float32}
     dual = bytes_needed("dual", **block)
     assert 1e9 < dual < 1.4e9
-    assert bytes_needed("literal", **block) > 2 * dual
+    assert bytes_needed("weight-space", **block) > 2 * dual
     assert bytes_needed("width-free", **block) < dual / 200
-    with pytest.raises(ValueError, match="engine is 'plain', expected one of literal, dual, width-free"):
+    with pytest.raises(ValueError, match="engine is 'plain', expected one of weight-space, dual, width-free"):
         bytes_needed("plain", n=1, d=1, p=1)

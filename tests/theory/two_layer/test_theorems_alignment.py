@@ -51,7 +51,7 @@ def test_the_constant_depends_on_the_size_of_the_targets():
     assert large > small + 0.15
 
 
-def test_the_run_equals_the_literal_engine():
+def test_the_run_equals_the_engine_in_weight_space():
     start = draw([0], n=4, d=60, p=300, inputs="scaled")
     check = theorem_4_6(from_start(start), d=60, rate=0.3, strength=2.0, sum_constant=3.0)
     steps = int(check.constants["steps"])

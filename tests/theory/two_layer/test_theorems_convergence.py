@@ -42,7 +42,7 @@ def test_theorem_3_2_holds_for_bounded_activations(activation, rate):
     assert "holds" in check.sentence
 
 
-def test_bound_and_constants_equal_a_loop_over_the_literal_engine():
+def test_bound_and_constants_equal_a_loop_over_the_engine_in_weight_space():
     start = _start(p=60)
     check = theorem_3_2(start, activation="tanh", rate=0.5, steps=30)
     engine = WeightSpace(start, activation="tanh", rate=0.5)
@@ -257,9 +257,9 @@ def test_dependent_inputs_hold_on_the_true_column_space():
     Q = torch.linalg.svd(X)[0]
     Q[:2, :, 5] = 0
     projected = replace(start, y=(Q @ (Q.mT @ y.unsqueeze(-1)))[..., 0])
-    literal = WeightSpace(projected, rate=0.1)
-    literal.advance(200)
-    torch.testing.assert_close(check.measured[:, -1], literal.error()[:, 0].norm(dim=-1), rtol=0, atol=1e-11)
+    weight_space = WeightSpace(projected, rate=0.1)
+    weight_space.advance(200)
+    torch.testing.assert_close(check.measured[:, -1], weight_space.error()[:, 0].norm(dim=-1), rtol=0, atol=1e-11)
 
 
 def test_the_limit_of_full_rank_is_the_one_that_was_used():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from falign.theory.two_layer import activation, draw_reduced
-from falign.theory.two_layer._activations import form
-from falign.theory.two_layer._dual import cut, layout
+from falign.theory.two_layer._activations import fastest_form
+from falign.theory.two_layer._dual import layout, tiles
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_every_neuron_of_every_run_is_in_one_piece(p, size, chunk, monkeypatch):
     monkeypatch.setattr("falign.theory.two_layer._dual._CACHED", size)
     monkeypatch.setattr("falign.theory.two_layer._dual._CHUNK", chunk)
     start = draw_reduced(range(2), n=5, d=6, p=p)
-    psi = form(activation("tanh"), start.U)
+    psi = fastest_form(activation("tanh"), start.U)
     found, weights = torch.zeros(6, 5, p).double(), torch.zeros(6, 1, p).double()
-    for piece in cut(start, psi, 3):
+    for piece in tiles(start, psi, 3):
         found[piece.runs, :, piece.neurons] += piece.joined(piece.U)
         weights[piece.runs, :, piece.neurons] += piece.joined(piece.beta)
         assert piece.U.shape[-1] <= chunk

@@ -1,4 +1,4 @@
-"""The literal engine against Algorithm 1 in NumPy, and the laws that its runs obey."""
+"""The engine in weight space against Algorithm 1 in NumPy, and the laws that its runs obey."""
 
 import numpy as np
 import pytest

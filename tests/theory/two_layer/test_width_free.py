@@ -1,4 +1,4 @@
-"""The linear engine against the literal one: number by number from a start, and in law from a sample."""
+"""The linear engine against the one in weight space: number by number from a start, and in law from a sample."""
 
 import os
 
@@ -16,15 +16,15 @@ UNKNOWN = ("beta_change", "weight_change")
 
 
 @pytest.mark.parametrize("shape", [(6, 7, 9), (12, 5, 9), (6, 7, 3), (1, 1, 1)])
-def test_equals_the_literal_engine(shape):
+def test_equals_the_engine_in_weight_space(shape):
     """Also with more points than dimensions or neurons; the part of y outside X's column space stays."""
     n, d, p = shape
     s = draw((3, 8, 4), n=n, d=d, p=p, test=5)
     s = Start(**{**vars(s), "y": s.y + 0.5})
-    literal = WeightSpace(s, rate=2e-3, penalties=PENALTIES)
+    weight_space = WeightSpace(s, rate=2e-3, penalties=PENALTIES)
     free = WidthFree.from_start(s, rate=2e-3, penalties=PENALTIES)
-    agree(simulate(free, AT), simulate(literal, AT), 1e-10, without=UNKNOWN)
-    assert torch.allclose(free.error(), literal.error(), rtol=0, atol=1e-10)
+    agree(simulate(free, AT), simulate(weight_space, AT), 1e-10, without=UNKNOWN)
+    assert torch.allclose(free.error(), weight_space.error(), rtol=0, atol=1e-10)
 
 
 def test_a_width_does_not_depend_on_its_block():
@@ -49,12 +49,12 @@ def test_sample_is_the_draw_in_law(n, d, p):
     """Two-sample tests and means over 400 runs each of other seeds; few neurons are drawn one by one."""
     options = {"rate": 1e-2, "penalties": [Penalty(), Penalty(3.0)]}
     drawn = draw(range(400), n=n, d=d, p=p, test=3)
-    literal = simulate(WidthFree.from_start(drawn, **options), [150])
+    weight_space = simulate(WidthFree.from_start(drawn, **options), [150])
     free = simulate(WidthFree.sample(range(1000, 1400), n=n, d=d, p=p, test=3, **options), [150])
-    assert set(free.values) == set(literal.values)
+    assert set(free.values) == set(weight_space.values)
     for name, values in free.values.items():
         for run in range(2):
-            one, other = values[:, run, 0].numpy(), literal.values[name][:, run, 0].numpy()
+            one, other = values[:, run, 0].numpy(), weight_space.values[name][:, run, 0].numpy()
             assert stats.ks_2samp(one, other).pvalue > 1e-3, (name, run)
             assert stats.ttest_ind(one, other, equal_var=False).pvalue > 1e-3, (name, run)
 

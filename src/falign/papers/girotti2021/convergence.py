@@ -192,7 +192,7 @@ def _sample_modes(seed: int, rule: str, depth: int, start: str, draws: int) -> M
     begun = modes(normal("target", draws).exp(), weights, feedback=list(feedback), rule=rule)  # pyright: ignore
     if start == "any":
         return begun
-    carriers, gaps = begun.carriers, normal("gaps", depth - 1, draws).exp()
+    carriers, gaps = begun.feedback_factors, normal("gaps", depth - 1, draws).exp()
     for layer in range(depth - 1):
         ratio = carriers[layer + 1] / carriers[layer]
         weights[layer + 1] = ratio * (weights[layer].square() / 2 + gaps[layer])

@@ -197,7 +197,7 @@ def memory(*, seeds: Sequence[int], dataset: str, strength: Sequence[float], p: 
     pixels, train, test = _IMAGES[dataset]
     hidden = min(1 << 24, len(block.rows) * len(block.penalties) * p * train)
     engine = bytes_needed(
-        engine="literal",
+        engine="weight-space",
         n=train,
         d=pixels,
         p=p,

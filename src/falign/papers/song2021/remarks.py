@@ -51,7 +51,7 @@ def memory_dropout(*, seeds: Sequence[int], p: int, strength: float, n: int, d: 
     """Bytes of a block: the engine, and three arrays of hidden activities for the masks."""
     batch = Batch(seeds, p, strength)
     masks = 3 * len(batch.rows) * len(batch.penalties) * p * n
-    return 4 * masks + batch.bytes_needed("literal", n=n, d=d, dtype=torch.float32)
+    return 4 * masks + batch.bytes_needed("weight-space", n=n, d=d, dtype=torch.float32)
 
 
 def _helps(table: pl.DataFrame) -> Evidence:

@@ -1,4 +1,4 @@
-"""A scalar mode in gradient flow as a function of one of its weights: where it stands and how fast it moves."""
+"""Gradient flow of scalar modes, which invariants reduce to one weight each: passages, limits, rates, integration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Bounds: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ReducedOde:
-    """Modes along one axis, in float64, each a function of a single weight x that moves one way only.
+    """Modes along one axis, in float64, each reduced to an equation of one weight x that moves one way only.
 
     Under fa and dfa x is θ_1: ``x' = c_1 e`` and ``θ_{l+1} = (c_{l+1}/c_l)(K_l + θ_l²/2)``. The error is a polynomial
     of x and every root of it a fixed point, so that e keeps its sign, at any depth. Under bp x is the weight of least
@@ -42,27 +42,28 @@ class ReducedOde:
     driver: Int[Tensor, " modes"]
 
     def take(self, chosen: Tensor) -> "ReducedOde":
-        """Some of the modes."""
+        """Select some of the modes."""
         return ReducedOde(modes=self.modes.take(chosen), driver=self.driver[chosen])
 
     @cached_property
     def start(self) -> Float[Tensor, " modes"]:
-        """Where x starts."""
+        """The value of x at time 0."""
         return self.modes.weights.gather(0, self.driver[None])[0]
 
     def weights(self, x: Points) -> Float[Tensor, "layers modes points"]:
-        """θ_1, …, θ_L at x."""
+        """Compute θ_1, …, θ_L at x."""
         if self.modes.rule == "bp":
             return torch.where(self._drives, x, self._signs * (x.square() + self._gaps).sqrt())
         weights = [x]
         for half, here, above in self._climb:
+            # Not as K + θ²/2: near the start that would cancel digits which the difference of squares keeps.
             weights.append(above + half * (weights[-1] - here) * (weights[-1] + here))
         return torch.stack(weights)
 
     def drive(self, x: Points) -> Points:
         """``x'/e``, which never changes sign."""
         if self.modes.rule != "bp":
-            return self._carriers[0].expand_as(x)
+            return self._feedback_factors[0].expand_as(x)
         return self.weights(x).masked_fill(self._drives, 1.0).prod(0)
 
     def error(self, x: Points) -> Points:
@@ -70,7 +71,7 @@ class ReducedOde:
         return self._target - self._variance * self.weights(x).prod(0)
 
     def rounding(self, x: Points) -> Points:
-        """How far e at x may be off: what is lost where weights are sums of large numbers, to first order."""
+        """Bound the rounding error of e at x, to first order: large where weights are differences of large numbers."""
         weights, first = self.weights(x), self.modes.weights[..., None]
         if self.modes.rule == "bp":
             lost = weights.abs() + torch.where(self._gaps > 0, first.square() / weights.abs().clamp(min=_TINY), 0.0)
@@ -84,7 +85,7 @@ class ReducedOde:
         return 8 * _EPSILON * (self._target + self._variance * product)
 
     def decay_rate(self, a: Points, b: Points) -> Bounds:
-        """Bounds of ρ between a and b, by interval arithmetic: exact where a = b, and everywhere for two layers."""
+        """Bound ρ between a and b, by interval arithmetic: exact where a = b, and everywhere for two layers."""
         weights = self._bounds(a, b)
         one = torch.ones_like(a), torch.ones_like(a)
         above = [one]
@@ -92,14 +93,18 @@ class ReducedOde:
             above.insert(0, _times(bounds, above[0]))
         below, least, greatest = one, torch.zeros_like(a), torch.zeros_like(a)
         for layer, bounds in enumerate(weights):
-            carried = _square(above[layer]) if self.modes.rule == "bp" else _scaled(self._carriers[layer], above[layer])
+            carried = (
+                _square(above[layer])
+                if self.modes.rule == "bp"
+                else _scaled(self._feedback_factors[layer], above[layer])
+            )
             low, high = _times(carried, _square(below))
             least, greatest = least + low, greatest + high
             below = _times(below, bounds)
         return self._variance * least, self._variance * greatest
 
     def _bounds(self, a: Points, b: Points) -> list[Bounds]:
-        """Bounds of θ_1, …, θ_L between a and b."""
+        """Bound θ_1, …, θ_L between a and b."""
         x = torch.minimum(a, b), torch.maximum(a, b)
         if self.modes.rule == "bp":
             low, high = _square(x)
@@ -125,20 +130,25 @@ class ReducedOde:
         return self.modes.variance[:, None]
 
     @cached_property
-    def _carriers(self) -> Tensor:
-        return self.modes.carriers[..., None]
+    def _feedback_factors(self) -> Tensor:
+        return self.modes.feedback_factors[..., None]
 
     @cached_property
     def _climb(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """``c_{l+1}/(2c_l)``, θ_l(0) and θ_{l+1}(0) of each pair of layers, each [modes 1]."""
-        first, carriers = self.modes.weights[..., None], self._carriers
+        first, feedback_factors = self.modes.weights[..., None], self._feedback_factors
         return list(
-            zip((carriers[1:] / carriers[:-1] / 2).unbind(), first[:-1].unbind(), first[1:].unbind(), strict=True)
+            zip(
+                (feedback_factors[1:] / feedback_factors[:-1] / 2).unbind(),
+                first[:-1].unbind(),
+                first[1:].unbind(),
+                strict=True,
+            )
         )
 
     @cached_property
     def _drives(self) -> Tensor:
-        """Which layer's weight is x [layers modes 1]."""
+        """True at the layer whose weight is x [layers modes 1]."""
         return (torch.arange(self.modes.depth)[:, None] == self.driver)[..., None]
 
     @cached_property
@@ -178,7 +188,7 @@ def _square(bounds: Bounds) -> Bounds:
     return torch.minimum(*ends).masked_fill(inside, 0.0), torch.maximum(*ends)
 
 
-# Where a mode in gradient flow first comes within a given error.
+# First passage: the x at which a mode in gradient flow first comes within a given error.
 
 _NARROW = 3e-9
 """Relative width of an interval in which the error cannot dip and come back by more than rounding."""
@@ -191,7 +201,7 @@ _DOUBLINGS, _HALVINGS = 2200, 200
 
 
 def first_passage(ode: ReducedOde, level: Float[Tensor, " modes"]) -> Float[Tensor, " modes"]:
-    """The x where |e| is first at most ``level``; nan where that is never.
+    """Find the x where |e| is first at most ``level``; nan where that is never.
 
     Intervals between the start and a point beyond are halved until each is known to hold no such x (the slope of e is
     bounded, or |e| grows throughout) or just one (|e| falls throughout). So the first one is found, not just any.
@@ -199,20 +209,20 @@ def first_passage(ode: ReducedOde, level: Float[Tensor, " modes"]) -> Float[Tens
     Source: derived; interval bisection.
     """
     gap = _Gap(ode, level)
-    found = ode.start.clone()
-    going = gap(found[:, None])[:, 0] > 0
-    found[going] = torch.nan
+    passage = ode.start.clone()
+    going = gap(passage[:, None])[:, 0] > 0
+    passage[going] = torch.nan
     rows = (going & (gap.way != 0)).nonzero()[:, 0]
-    found[rows] = _first(gap.take(rows))
-    blurred = ode.rounding(found[:, None])[:, 0] > _BLURRED * level
+    passage[rows] = _first(gap.take(rows))
+    blurred = ode.rounding(passage[:, None])[:, 0] > _BLURRED * level
     rows = (going & blurred & (level > 0)).nonzero()[:, 0]
-    found[rows] = _sharpened(gap.take(rows), found[rows])
-    return found
+    passage[rows] = _sharpened(gap.take(rows), passage[rows])
+    return passage
 
 
 @dataclass(frozen=True)
 class _Gap:
-    """``|e| - level`` along the lines: e taken with the sign that it has at the start, and keeps."""
+    """``|e| - level`` as a function of x: e keeps the sign that it has at the start."""
 
     ode: ReducedOde
     level: Float[Tensor, " modes"]
@@ -222,21 +232,22 @@ class _Gap:
 
     @property
     def way(self) -> Tensor:
-        """Up or down, as x moves; 0 where a saddle of gradient descent is at the start or ahead [modes]."""
+        """The direction of x, 1 or -1; 0 where a saddle of gradient descent is at the start or ahead [modes]."""
         start, error = self.ode.start, self.ode.modes.error
         way = (self.ode.drive(start[:, None])[:, 0] * error).sign()
         if self.ode.modes.rule != "bp":
             return way
+        # Two weights of the least size reach 0 together: the product stops there and cannot change its sign.
         tied = (self.ode.modes.weights.abs() == start.abs()).sum(0) > 1
         return way.masked_fill(tied & (error > 0) & (way * start < 0), 0.0)  # the product is below 0 and tends to 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """At most 0 where it is reached, rounding counting as 0 [modes points]."""
+        """Evaluate it, counting what may be rounding as 0 [modes points]."""
         gap = self.bare(x)
         return gap.masked_fill(gap.abs() <= self.ode.rounding(x), 0.0)
 
     def bare(self, x: Tensor) -> Tensor:
-        """The same as it is computed."""
+        """Evaluate it as computed, rounding included."""
         return self.ode.modes.error.sign()[:, None] * self.ode.error(x) - self.level[:, None]
 
 
@@ -244,6 +255,8 @@ def _first(gap: _Gap) -> Float[Tensor, " modes"]:
     way, start = gap.way, gap.ode.start
     rows, near, far = torch.arange(len(start)), way * start, way * _beyond(gap, way)  # x times its way: it only grows
     low, best = near.clone(), far.clone()
+    # Bisection on the sign alone could miss a dip of |e| below the level and back. An interval is settled only once
+    # bounds of the slope show that |e| cannot reach the level in it, or that it does so just once.
     while len(rows):
         part, turn, middle = gap.take(rows), way[rows, None], (near + far) / 2
         at_middle, at_far = part(turn * torch.stack([middle, far], 1)).unbind(1)
@@ -258,13 +271,16 @@ def _first(gap: _Gap) -> Float[Tensor, " modes"]:
         low[rows[last]] = near[last]
         rows, near, middle, far = (part[~known] for part in (rows, near, middle, far))
         rows, near, far = rows.repeat(2), torch.cat([near, middle]), torch.cat([middle, far])
-        before = near < best[rows]
+        before = near < best[rows]  # what lies behind a passage already found cannot hold the first one
         rows, near, far = rows[before], near[before], far[before]
     return way * _halved(gap, way, low, best)
 
 
 def _sharpened(gap: _Gap, x: Tensor) -> Float[Tensor, " modes"]:
-    """Where ``|e|`` as computed falls below the level, close ahead: what counts as rounding is an upper bound of it."""
+    """Move on to where ``|e|`` as computed falls below the level, where that is close ahead.
+
+    The passage found counted a bound of the rounding as 0, which is more than what rounding did.
+    """
     way, near = gap.way, x[:, None]
     steep = gap.ode.decay_rate(near, near)[0][:, 0] / gap.ode.drive(near)[:, 0].abs()
     ahead = x + 4 * way * gap.bare(near)[:, 0].clamp(min=0) / steep
@@ -276,7 +292,7 @@ def _sharpened(gap: _Gap, x: Tensor) -> Float[Tensor, " modes"]:
 
 
 def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
-    """A point that is past the one sought."""
+    """Find a point past the one sought, by doubling."""
     start, modes = gap.ode.start, gap.ode.modes
     far = start.abs() + (modes.target / modes.variance) ** (1 / modes.depth)
     far = far.clamp(min=torch.finfo(torch.float64).tiny)
@@ -289,7 +305,7 @@ def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
 
 
 def _halved(gap: Callable[[Tensor], Tensor], way: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " modes"]:
-    """Where the gap is first 0, between a point short of it and one that is not."""
+    """Halve the interval between a point short of the passage and one that is not, down to neighbouring numbers."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if ((middle == low) | (middle == high)).all():
@@ -299,12 +315,12 @@ def _halved(gap: Callable[[Tensor], Tensor], way: Tensor, low: Tensor, high: Ten
     return high
 
 
-# Where modes end in gradient flow, and the exponential rates at which their errors fall on the way and at the end.
+# Limits of gradient flow, and the exponential rates at which errors fall on the way and at the end.
 
 
 @public
 def settled(modes: Modes) -> Modes:
-    """The modes at the limit of gradient flow.
+    """Return the modes at the limit of gradient flow.
 
     Under fa and dfa the error is 0 there, at any depth and from any start: a mode follows an ODE whose only fixed
     points have no error. Gradient descent may end at a saddle instead. At a bifurcation (two fixed points about to
@@ -347,7 +363,7 @@ def guaranteed_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     return modes.variance * invariants.prod(0) * (invariants > 0).all(0)
 
 
-# Gradient flow of modes over the one weight that drives each, up to any time.
+# Integration over the one weight that drives each mode, up to any time.
 
 _FINEST = 1e-13
 """The least relative error that a step in float64 can be held to."""
@@ -357,7 +373,7 @@ _NEAR, _LONGEST = 10, 50_000
 
 
 def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tensor, "times layers modes"]:
-    """Weights at the times, each mode integrated until it is next to its limit: from there it is on an exponential.
+    """Integrate each mode until it is next to its limit, from where an exponential takes over.
 
     An explicit solver would go on in steps as short as the quickest mode allows, for as long as the slowest takes.
 
@@ -365,6 +381,9 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
         path: The modes.
         times: Increasing, from 0 on.
         tolerance: Error of a step relative to the weight, or to the lesser of its start and its limit.
+
+    Returns:
+        Weights at the times.
 
     Raises:
         RuntimeError: the integration stopped or took too long.
@@ -374,6 +393,8 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
     least = sizes.masked_fill(sizes == 0, torch.inf).amin(0).nan_to_num(posinf=1.0)
     within, last = max(tolerance, _FINEST), float(times[-1])
     near = _NEAR * within * (least + end.abs())
+    # An explicit solver stays at the step that the quickest mode's stability allows, however slow the rest is. So the
+    # solution is cut where a mode arrives, that mode goes on by its formula, and the others start a new leg.
     driving = start.expand(len(times), -1).clone()
     rows, x, now = torch.arange(len(start)), start, 0.0
     while True:
@@ -384,7 +405,7 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
         if not len(rows) or now >= last:
             return path.weights(driving.T).permute(2, 0, 1)
         due, part = (times >= now).nonzero()[:, 0], path.take(rows)
-        found = solve(
+        solution = solve(
             lambda _, x, part=part: _velocity(part, torch.from_numpy(x)).numpy(),
             (now, last),
             x.numpy(),
@@ -396,13 +417,15 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
             rtol=within,
             atol=(within * least[rows]).numpy(),
         )
-        if not found.success:
-            raise RuntimeError(f"gradient flow stopped after t = {max(found.t, default=0.0):.4g} ({found.message})")
-        if len(found.t):
-            driving[due[: len(found.t), None], rows] = torch.from_numpy(found.y.T.copy())
-        if found.status == 0:
+        if not solution.success:
+            raise RuntimeError(
+                f"gradient flow stopped after t = {max(solution.t, default=0.0):.4g} ({solution.message})"
+            )
+        if len(solution.t):
+            driving[due[: len(solution.t), None], rows] = torch.from_numpy(solution.y.T.copy())
+        if solution.status == 0:
             return path.weights(driving.T).permute(2, 0, 1)
-        now, x = float(found.t_events[0][0]), torch.from_numpy(found.y_events[0][0].copy())
+        now, x = float(solution.t_events[0][0]), torch.from_numpy(solution.y_events[0][0].copy())
 
 
 class _FirstArrival:

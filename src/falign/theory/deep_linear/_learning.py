@@ -1,4 +1,4 @@
-"""How long a mode takes to be learned in gradient flow, and how that depends on its size."""
+"""Learning times of modes in gradient flow by quadrature, and how they depend on a mode's size."""
 
 import torch
 from jaxtyping import Float
@@ -98,6 +98,7 @@ def _passage(path: ReducedOde, end: Tensor) -> tuple[Tensor, Tensor]:
     """``∫ dx / x'`` and ``∫ dx / (x' e)`` from the start to ``end`` [modes], by Gauss' rule on halved intervals."""
     totals = torch.zeros(2, len(end), dtype=torch.float64)
     rows, a, b = torch.arange(len(end)), path.start, end
+    # 1/x' peaks wherever the error nearly vanishes on the way: only intervals that halving still changes are halved.
     whole = _integrals(path, a, b)
     while len(rows):
         part, middle = path.take(rows), (a + b) / 2
@@ -105,6 +106,7 @@ def _passage(path: ReducedOde, end: Tensor) -> tuple[Tensor, Tensor]:
         halves = left + right
         off = ((whole - halves) / halves).abs().amax(0)
         done = ~(off > _ACCURACY)
+        # Close to such a peak rounding of e, not the rule, sets the difference: halving on would never end.
         done[~done] = off[~done] <= _noise(part.take(~done), a[~done], b[~done])
         totals.index_add_(1, rows[done], halves[:, done])
         rows, a, middle, b = (part[~done] for part in (rows, a, middle, b))
@@ -122,6 +124,6 @@ def _integrals(path: ReducedOde, a: Tensor, b: Tensor) -> Float[Tensor, "2 modes
 
 
 def _noise(path: ReducedOde, a: Tensor, b: Tensor) -> Float[Tensor, " modes"]:
-    """Relative error that the rounding of e leaves in an integral from a to b."""
+    """Bound the relative error that the rounding of e leaves in an integral from a to b."""
     x = torch.stack([a, (a + b) / 2, b], 1)
     return 4 * (path.rounding(x) / path.error(x).abs()).amax(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from falign._validation import Numbers, as_list, float_tensor, one_of
 from falign.theory._coerce import public, typed
 
-# Which numbers a mode may have, and the sentences that refuse others.
+# Checks of the numbers that a mode may have.
 
 _LARGEST = 1e100
 
@@ -21,30 +21,30 @@ DEEPEST = 1000
 
 
 def finite(name: str, given: Any) -> Tensor:
-    """Finite numbers, in float64 unless a tensor says otherwise.
+    """Check numbers to be finite and of a bearable size; in float64 unless a tensor says otherwise.
 
     Raises:
         ValueError: they are no numbers, one is not finite, or they are in less than float32.
     """
-    found = float_tensor(name, given)
-    if not found.isfinite().all():
-        raise ValueError(f"{name} holds {float(found[~found.isfinite()].flatten()[0])}, expected finite numbers")
-    beyond = found.abs() > _LARGEST
+    values = float_tensor(name, given)
+    if not values.isfinite().all():
+        raise ValueError(f"{name} holds {float(values[~values.isfinite()].flatten()[0])}, expected finite numbers")
+    beyond = values.abs() > _LARGEST
     if beyond.any():
         raise ValueError(
-            f"{name} holds {float(found[beyond].flatten()[0]):g}, expected sizes up to {_LARGEST:g}: products of "
+            f"{name} holds {float(values[beyond].flatten()[0]):g}, expected sizes up to {_LARGEST:g}: products of "
             "larger weights are no numbers any more"
         )
-    return found
+    return values
 
 
-def in_range(found: Mapping[str, Tensor]) -> None:
+def in_range(values: Mapping[str, Tensor]) -> None:
     """Refuse λ < 0, a variance that is not positive, and feedback m of 0.
 
     Raises:
         ValueError: there is one.
     """
-    for name, value in found.items():
+    for name, value in values.items():
         if name == "λ":
             bad, wanted = value < 0, "at least 0: flip the sign of λ and of θ_1 together, which changes nothing else"
         elif name == "the variance":
@@ -102,7 +102,7 @@ class Modes:
 
     @typed
     def take(self, chosen: Tensor | slice) -> "Modes":
-        """Some of them, of modes along one axis."""
+        """Select some of the modes along one axis."""
         return self._each(lambda part, _: part[..., chosen])
 
     def double(self) -> "Modes":
@@ -110,7 +110,7 @@ class Modes:
         return self._each(lambda part, _: part.double())
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> "Modes":
-        """With every tensor changed, given how many axes it has before those of the modes."""
+        """Change every tensor, by a function of it and of how many axes it has before those of the modes."""
         return Modes(
             rule=self.rule,
             weights=change(self.weights, 1),
@@ -145,7 +145,7 @@ class Modes:
         return _suffix(self.weights[1:])
 
     @property
-    def carriers(self) -> Float[Tensor, "layers *modes"]:
+    def feedback_factors(self) -> Float[Tensor, "layers *modes"]:
         """c_l of every layer."""
         if self.rule == "bp":
             return self.above
@@ -156,12 +156,12 @@ class Modes:
     @property
     def velocity(self) -> Float[Tensor, "layers *modes"]:
         """``θ_l' = c_l θ_{l-1}…θ_1 e``."""
-        return self.carriers * self.below * self.error
+        return self.feedback_factors * self.below * self.error
 
     @property
     def decay_rate(self) -> Float[Tensor, "*modes"]:
         """ρ of the exact error equation ``e' = -ρe``: ``s Σ_l c_l (θ_{l-1}…θ_1)² θ_{l+1}…θ_L``. It may be negative."""
-        return self.variance * (self.carriers * self.below.square() * self.above).sum(0)
+        return self.variance * (self.feedback_factors * self.below.square() * self.above).sum(0)
 
     @property
     def invariants(self) -> Float[Tensor, "links *modes"]:
@@ -172,8 +172,8 @@ class Modes:
         lower, upper = self.weights[:-1], self.weights[1:]
         if self.rule == "bp":
             return (upper.square() - lower.square()) / 2
-        carriers = self.carriers
-        return carriers[:-1] / carriers[1:] * upper - lower.square() / 2
+        feedback_factors = self.feedback_factors
+        return feedback_factors[:-1] / feedback_factors[1:] * upper - lower.square() / 2
 
 
 @public
@@ -185,7 +185,7 @@ def modes(
     variance: Numbers = 1.0,
     rule: Rule = "fa",
 ) -> Modes:
-    """Modes from numbers that are broadcast against each other, in float64 unless λ and all θ are tensors of less.
+    """Make modes from numbers that are broadcast against each other, in float64 unless λ and all θ are tensors of less.
 
     Modes are on the CPU, wherever the numbers come from: a step is a few operations a mode, and what a step costs on a
     GPU is its start.
@@ -218,16 +218,16 @@ def modes(
         **{f"θ_{layer}": value for layer, value in enumerate(layers, 1)},
         **{f"m_{layer}": value for layer, value in enumerate(back, 2)},
     }
-    found = {name: finite(name, value) for name, value in given.items()}
-    in_range(found)
+    values = {name: finite(name, value) for name, value in given.items()}
+    in_range(values)
     try:
-        parts = torch.broadcast_tensors(*found.values())
+        parts = torch.broadcast_tensors(*values.values())
     except RuntimeError:
-        shapes = [tuple(part.shape) for part in found.values()]
+        shapes = [tuple(part.shape) for part in values.values()]
         raise ValueError(
             f"λ, s, θ and m have shapes {shapes}, which do not broadcast: pass one number a mode"
         ) from None
-    kind = reduce(torch.promote_types, [found[name].dtype for name in found if name == "λ" or name.startswith("θ")])
+    kind = reduce(torch.promote_types, [values[name].dtype for name in values if name == "λ" or name.startswith("θ")])
     together = torch.stack([part.to("cpu", kind) for part in parts])
     made = Modes(
         rule=rule,
@@ -242,5 +242,5 @@ def modes(
 
 
 def _suffix(factors: Tensor) -> Tensor:
-    """Products of a row and all after it, and a row of ones."""
+    """Products of each row and all after it, and a row of ones at the end."""
     return torch.cat([factors.flip(0).cumprod(0).flip(0), torch.ones_like(factors[:1])])

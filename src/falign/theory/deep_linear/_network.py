@@ -33,13 +33,13 @@ from falign.theory.deep_linear._modes import Modes, Rule, modes
 from falign.theory.deep_linear._steps import sufficient_rate
 
 _ITERATIONS = 60
-"""Of the power method; its last third is averaged."""
+"""Steps of the power method; the last third is averaged, as a complex pair makes the growth oscillate."""
 
 _NONE = 1e-6
-"""An eigenvalue with a real part below that share of the size of others is none."""
+"""A real part below this share of the largest eigenvalue's size is rounding of 0."""
 
 _DENSE = 128
-"""Numbers in E up to which all eigenvalues are looked at."""
+"""Numbers in E up to which all eigenvalues are computed."""
 
 
 @public
@@ -79,8 +79,8 @@ def network(W: Sequence[Numbers], B: Sequence[Numbers] = (), *, rule: Rule = "fa
         raise ValueError(f"weights of shapes {shapes} are no network of two layers or more: expected (runs, out, in)")
     runs, outputs, _ = shapes[-1]
     wanted = [] if rule == "bp" else [(runs, outputs if direct else shape[1], shape[2]) for shape in shapes[1:]]
-    if (found := [tuple(part.shape) for part in feedback]) != wanted:
-        raise ValueError(f"feedback has shapes {found}, {rule} wants {wanted} for weights of shapes {shapes}")
+    if (given_shapes := [tuple(part.shape) for part in feedback]) != wanted:
+        raise ValueError(f"feedback has shapes {given_shapes}, {rule} wants {wanted} for weights of shapes {shapes}")
     for place, matrix in enumerate(feedback, 2):
         check_full_rank(f"B_{place}", matrix)
     return State(W=tuple(weights), B=tuple(part.to(weights[0]) for part in feedback))
@@ -114,6 +114,7 @@ def local_rate(
     dynamics, covariance = linear(rule), X.mT @ X / X.shape[-2]
     depth, matrices = state.depth, feedback_matrices(state, dynamics)
     runs, outputs, _ = state.W[-1].shape
+    # A(E) is a sum over layers of S E T: S from the weights and feedback above the layer, T from what lies below it.
     above = carried = torch.eye(outputs).to(state.W[0]).expand(runs, -1, -1)
     left = [above]
     for layer in range(depth - 1, 0, -1):
@@ -138,7 +139,7 @@ def local_rate(
 
 
 def _growth(E: Tensor, left: list[Tensor], right: list[Tensor], shift: Tensor) -> Float[Tensor, " runs"]:
-    """By how much a step ``E -> Σ_l S_l E T_l + shift E`` of the power method lengthens E at last."""
+    """Factor by which a step ``E -> Σ_l S_l E T_l + shift E`` of the power method lengthens E in the end."""
     logs = []
     for _ in range(_ITERATIONS):
         E = E / E.norm(dim=(-1, -2), keepdim=True).clamp_min(torch.finfo(E.dtype).tiny)
@@ -148,17 +149,17 @@ def _growth(E: Tensor, left: list[Tensor], right: list[Tensor], shift: Tensor) -
 
 
 def _matrix(name: str, given: Numbers) -> Tensor:
-    found = float_tensor(name, given)
-    if found.ndim not in (2, 3) or not found.numel():
-        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected [out in] or [runs out in]")
-    check_finite(name, found)
-    return found if found.ndim == 3 else found.unsqueeze(0)
+    matrix = float_tensor(name, given)
+    if matrix.ndim not in (2, 3) or not matrix.numel():
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected [out in] or [runs out in]")
+    check_finite(name, matrix)
+    return matrix if matrix.ndim == 3 else matrix.unsqueeze(0)
 
 
-# What a linear network sees of its data: ``Σ_xx = XᵀX/n``, ``Σ_yx = YᵀX/n``, and few points that have the same.
+# Second moments, all that a linear network sees of its data, and few points that have the same.
 
 _NOTHING = 1e-10
-"""A share of the largest eigenvalue that counts as none."""
+"""An eigenvalue below this share of the largest counts as 0."""
 
 
 class Compressed(NamedTuple):
@@ -200,7 +201,7 @@ def covariances(X: Numbers, Y: Numbers) -> tuple[Float[Tensor, "d d"], Float[Ten
 
 @public
 def compressed(X: Numbers, Y: Numbers) -> Compressed:
-    """As many points as X has rank, with the same Σ_xx and Σ_yx: training on them costs nothing in n.
+    """Compress data to as many points as X has rank, with the same Σ_xx and Σ_yx: training no longer costs by n.
 
     ``X = P S Qᵀ`` and k points: ``X' = √(k/n) S Qᵀ``, ``Y' = √(k/n) Pᵀ Y``, ``left = |Y - P Pᵀ Y|²/(2n)``.
 
@@ -267,13 +268,13 @@ def _rows(name: str, given: Numbers) -> Tensor:
 
 
 def _above_rounding(S: Float[Tensor, " values"], X: Float[Tensor, "n d"]) -> Bool[Tensor, " values"]:
-    """Which singular values of X are not rounding."""
+    """Mark the singular values of X that are not rounding."""
     if not S[0]:
         raise ValueError(f"all {len(X)} inputs are zero: nothing can be learned of them")
     return max(X.shape) * torch.finfo(X.dtype).eps * S[0] < S
 
 
-# The scalar chains that a network comes closest to: one for each component of the data.
+# Scalar chains: what a network is along each component of the data.
 
 
 class Components(NamedTuple):
@@ -293,27 +294,27 @@ class Components(NamedTuple):
 
 
 def components(X: Float[Tensor, "n d"], Y: Float[Tensor, "n outputs"]) -> Components:
-    """The components of data."""
+    """Decompose Σ_yx of data."""
     U, λ, V = torch.linalg.svd(covariances(X, Y)[1], full_matrices=True)
     kept = int((λ > max(U.shape[0], V.shape[0]) * torch.finfo(λ.dtype).eps * λ[0]).sum())
     inputs = V[:kept].mT
     return Components(U, inputs, λ[:kept], (X @ inputs).square().mean(0))
 
 
-def scalar_chains(state: State, rule: Rule, found: Components) -> Modes:
+def scalar_chains(state: State, rule: Rule, parts: Components) -> Modes:
     """The scalar chain of each component: what the weights of one network are along the path that its error takes.
 
     ``p_L = u_i``, ``p_l = B_{l+1}ᵀ p_{l+1}`` (dfa: ``D_lᵀ u_i``; bp: ``W_{l+1}ᵀ p_{l+1}``), ``r_l = p_l/|p_l|``,
     ``θ_l = r_lᵀ W_l r_{l-1}`` with ``r_0 = v_i``, ``m_{l+1} = |p_l|/|p_{l+1}|`` (dfa: |p_l|).
     """
-    dynamics, top = linear(rule), found.outputs[:, : len(found.target)]
+    dynamics, top = linear(rule), parts.outputs[:, : len(parts.target)]
     paths = [top]
     for matrix in reversed(feedback_matrices(state, dynamics)):
         paths.insert(0, matrix[0].mT @ (top if dynamics.rule.direct else paths[0]))
     lengths = [path.norm(dim=0) for path in paths]
     tiny = torch.finfo(top.dtype).tiny
     along = [path / length.clamp_min(tiny) for path, length in zip(paths, lengths, strict=True)]
-    below = [found.inputs, *along]
+    below = [parts.inputs, *along]
     weights = [(r * (part[0] @ under)).sum(0) for r, part, under in zip(along, state.W, below, strict=False)]
     if rule == "bp":
         feedback = [1.0] * (len(weights) - 1)
@@ -321,13 +322,13 @@ def scalar_chains(state: State, rule: Rule, found: Components) -> Modes:
         feedback = lengths[:-1]
     else:
         feedback = [low / high for low, high in pairwise(lengths)]
-    return modes(found.target, weights, feedback=feedback, variance=found.variance, rule=rule)
+    return modes(parts.target, weights, feedback=feedback, variance=parts.variance, rule=rule)
 
 
-# Steps of linear networks, and what is said of their size where it was too large.
+# Steps, and the warning where they were too large.
 
 _QUICK = 0.5
-"""The share that warnings go by."""
+"""Warnings look at eigenvalues from this share of the largest on: before slower errors grow, the weights have moved."""
 
 
 def warn_of_rate(rate: float, ends: tuple[State, State], X: Float[Tensor, "n d"], Y: Points, rule: Rule) -> None:
@@ -357,9 +358,9 @@ def _sufficient_rate(state: State, X: Tensor, Y: Tensor, rule: Rule) -> float:
     """The least rate that suffices for a scalar chain of any of the networks."""
     least = inf
     for run in range(len(state.W[0])):
-        one, found = state.map(lambda part, run=run: part[run : run + 1]), components(X, Y if Y.ndim == 2 else Y[run])
-        if len(found.target):
-            least = min(least, float(sufficient_rate(scalar_chains(one, rule, found)).min()))
+        one, parts = state.map(lambda part, run=run: part[run : run + 1]), components(X, Y if Y.ndim == 2 else Y[run])
+        if len(parts.target):
+            least = min(least, float(sufficient_rate(scalar_chains(one, rule, parts)).min()))
     return least
 
 
@@ -382,11 +383,11 @@ def stepped(
 
 
 def finite(state: State) -> bool:
-    """Whether every weight, and what the product of four of them is, are numbers."""
+    """Tell whether all weights are so far from overflow that a product of four is still a number."""
     return all(bool((W.abs() < torch.finfo(W.dtype).max ** 0.25).all()) for W in state.W)
 
 
-# How deep linear networks are trained: by ``falign.theory.conservation``, at a cost that the data do not raise.
+# Training, by ``falign.theory.conservation``, at a cost that does not grow with the data.
 
 
 @recording
@@ -469,7 +470,7 @@ def _is_state(given: object) -> None:
 
 
 def _with(trajectory: Trajectory, left: float) -> Trajectory:
-    """The trajectory with the loss of all points, not only of the few."""
+    """Add to the loss what no linear map can fit of all the points."""
     if "loss" not in trajectory.values:
         return trajectory
     return replace(trajectory, values={**trajectory.values, "loss": trajectory["loss"] + left})

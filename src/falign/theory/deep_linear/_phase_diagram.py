@@ -1,4 +1,4 @@
-"""A map of two-layer feedback alignment: where it learns large components first and where small ones."""
+"""Phase diagram of two-layer feedback alignment: where it learns large components first and where small ones."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -14,7 +14,7 @@ from falign.theory.deep_linear._modes import finite, modes
 from falign.theory.deep_linear._two_layer import critical_target
 
 Branch: TypeAlias = Literal["output", "aligned", "anti-aligned"]
-"""Which start has that K: θ_1 = 0 and θ_2 = K, or θ_2 = 0 and θ_1 along or against m and λ, for mK ≤ 0."""
+"""The start that has a given K: θ_1 = 0 and θ_2 = K, or θ_2 = 0 and θ_1 along or against m and λ, for mK ≤ 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def phase_diagram(
     branch: Branch = "output",
     tolerance: float = 0.1,
 ) -> PhaseDiagram:
-    """The map of learning time over K and λ, from closed quadrature: no simulation.
+    """Map the learning time over K and λ, by quadrature: nothing is simulated.
 
     Args:
         invariants: ``K = θ_2 - θ_1²/(2m)``, a list.
@@ -75,7 +75,7 @@ def phase_diagram(
         raise ValueError(f"K has shape {tuple(K.shape)} and λ {tuple(λ.shape)}: expected a list each, and λ above 0")
     m = finite("feedback", feedback)
     if m.ndim:
-        raise ValueError(f"feedback has shape {tuple(m.shape)}, expected one number: draw a chart for each")
+        raise ValueError(f"feedback has shape {tuple(m.shape)}, expected one number: make a diagram for each")
     depth = -2 * m * K
     side = {"output": 0.0, "aligned": 1.0, "anti-aligned": -1.0}[branch] * m.sign()
     weights = (

@@ -27,7 +27,7 @@ from falign.theory.deep_linear._network import (
     warn_of_rate,
 )
 
-# What a mode of a real linear network may be taken to be, and what that makes of its loss curve.
+# The two decouplings of a network into modes, and the loss curves that each gives.
 
 Decoupling: TypeAlias = Literal["outputs", "chains"]
 """``outputs``: mode i is the network that answers along u_i only. ``chains``: it is a scalar chain."""
@@ -35,7 +35,7 @@ Decoupling: TypeAlias = Literal["outputs", "chains"]
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What a network and its modes go through.
+    """Curves of a network and of its modes.
 
     Attributes:
         products: ``a_i = u_iᵀ M v_i`` of the map M = W_L…W_1 [times modes]; learned where it is λ_i/s_i.
@@ -91,7 +91,7 @@ class Problem:
 
 
 def matrices(problem: Problem) -> tuple[Tensor, Curves]:
-    """The times, and the exact curves: those of the matrix dynamics. A mode's loss is ``½ E (u_iᵀ (y - f))²``."""
+    """Train the matrices themselves; return times and exact curves. A mode's loss is ``½ E (u_iᵀ (y - f))²``."""
     trajectory = problem.trained(problem.state, problem.few.Y)
     maps, modes_kept = trajectory["map"][0], len(problem.components.target)
     missed = (problem.few.X @ maps.mT - problem.few.Y) @ problem.components.outputs
@@ -104,7 +104,7 @@ def matrices(problem: Problem) -> tuple[Tensor, Curves]:
 
 
 def outputs(problem: Problem) -> tuple[Tensor, Curves]:
-    """The times, and the curves of networks that answer along one u_i each; all outputs, also those of no mode."""
+    """Train networks that answer along one u_i each, also those of no mode; return times and curves."""
     state, U = problem.state, problem.components.outputs
     *shared, top = (part[0] for part in state.W)
     fed = [part[0] for part in state.B]
@@ -130,7 +130,7 @@ def outputs(problem: Problem) -> tuple[Tensor, Curves]:
 
 
 def chains(problem: Problem) -> tuple[Tensor, Curves]:
-    """The times, and the curves of scalar chains; what the initial loss holds besides is a constant."""
+    """Train the scalar chains; return times and curves. What the initial loss holds besides is a constant."""
     start = chains_of(problem)
     if isinstance(problem.training, Steps):
         steps = problem.training
@@ -151,7 +151,7 @@ def chains(problem: Problem) -> tuple[Tensor, Curves]:
 
 
 def chains_of(problem: Problem) -> Modes:
-    """The scalar chain of each mode."""
+    """Reduce each mode to its scalar chain."""
     return scalar_chains(problem.state, problem.rule, problem.components)
 
 
@@ -159,28 +159,28 @@ DECOUPLINGS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs":
 """name -> (problem -> times and curves)."""
 
 
-# The linear network that stands in for a ReLU network while its neurons keep their gains.
+# The linearisation of a ReLU network: valid while its neurons keep their gains.
 
 
 @public
 def relu_gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
-    """Of every hidden layer of ReLUs, the slope g_k that fits ``relu(z_k) ≈ g_k z_k`` best over the inputs.
+    """Fit a slope g_k to every hidden ReLU: ``relu(z_k) ≈ g_k z_k`` in least squares over the inputs.
 
     ``g_k = E[z_k relu(z_k)]/E[z_k²]``: 1 for a neuron that is always active, 0 for one that never is, ½ for one whose
     sums are symmetric about 0. Nearer to ReLU networks on digits than ½ for all, or than the share of active inputs.
     """
     check_inputs(state.W[0], X)
-    found, h = [], X
+    gains, h = [], X
     for W in state.W[:-1]:
         z = h @ W.mT
         h = z.clamp(min=0)
-        found.append((h * z).sum(-2) / z.square().sum(-2).clamp_min(torch.finfo(z.dtype).tiny))
-    return tuple(found)
+        gains.append((h * z).sum(-2) / z.square().sum(-2).clamp_min(torch.finfo(z.dtype).tiny))
+    return tuple(gains)
 
 
 @public
 def relu_linearisation(state: State, X: Points, rule: Rule = "fa") -> State:
-    """The linear network that computes and learns what the ReLU network does if every ReLU has its gain for slope.
+    """Linearise a ReLU network: the linear network that computes and learns what it does while ReLUs keep their gains.
 
     With ``G_l = diag(g)``, ``h_l = G_l W_l h_{l-1}`` and ``δ_l = G_l B_{l+1}ᵀ δ_{l+1}``. Then ``Ŵ_l = G_l W_l``
     follows the equations of a linear network with ``B̂_{l+1} = G_{l+1}⁻¹ B_{l+1} G_l²`` (dfa: ``D̂_l = D_l G_l²``),
@@ -200,13 +200,13 @@ def relu_linearisation(state: State, X: Points, rule: Rule = "fa") -> State:
     """
     if rule == "bp":
         raise ValueError("a ReLU network under bp has no linear network in its stead: pass rule 'fa' or 'dfa'")
-    found = relu_gains(state, X)
-    W = [g.unsqueeze(-1) * part for g, part in zip(found, state.W, strict=False)]
-    above = [torch.where(g > 0, 1 / g, 0.0).unsqueeze(-1) for g in found[1:]] if rule == "fa" else []
-    above += [torch.ones(()).to(found[0])] * (len(found) - len(above))
+    gains = relu_gains(state, X)
+    W = [g.unsqueeze(-1) * part for g, part in zip(gains, state.W, strict=False)]
+    above = [torch.where(g > 0, 1 / g, 0.0).unsqueeze(-1) for g in gains[1:]] if rule == "fa" else []
+    above += [torch.ones(()).to(gains[0])] * (len(gains) - len(above))
     B = [
         up * part * g.square().unsqueeze(-2)
-        for up, part, g in zip(above, stored_feedback(state, linear(rule)), found, strict=True)
+        for up, part, g in zip(above, stored_feedback(state, linear(rule)), gains, strict=True)
     ]
     return State(W=(*W, state.W[-1]), B=tuple(B))
 
@@ -255,14 +255,14 @@ class Prediction(Curves):
         Raises:
             ValueError: their number is another, they are not finite, or the first is not above 0.
         """
-        found = real_tensor("losses", trained).to(self.loss)
-        if found.shape != self.loss.shape or not found.isfinite().all():
+        losses = real_tensor("losses", trained).to(self.loss)
+        if losses.shape != self.loss.shape or not losses.isfinite().all():
             raise ValueError(
-                f"losses of shape {tuple(found.shape)}, expected finite ones at the {len(self.times)} records predicted"
+                f"losses of shape {tuple(losses.shape)}, expected finite ones at the {len(self.times)} records"
             )
-        if not found[0] > 0:
-            raise ValueError(f"the first loss is {float(found[0]):g}, of which errors are a share: expected above 0")
-        return (self.loss - found) / found[0]
+        if not losses[0] > 0:
+            raise ValueError(f"the first loss is {float(losses[0]):g}, of which errors are a share: expected above 0")
+        return (self.loss - losses) / losses[0]
 
 
 @public
@@ -281,7 +281,7 @@ def predict(
     decoupling: Decoupling = "outputs",
     exact: bool = False,
 ) -> Prediction:
-    """The loss of every mode and of the whole, of full-batch steps or of gradient flow, if the modes kept apart.
+    """Predict the loss of every mode and of the whole, in full-batch steps or gradient flow, as if modes never met.
 
     ``Σ_yx = Σ λ_i u_i v_iᵀ``. Of a network that starts spectral, modes never meet and the prediction is exact. Of any
     other, ``W_l' = Σ_i (C_l u_i) (Q_l Eᵀ u_i)ᵀ``: the outputs' directions u_i meet in the hidden weights that they

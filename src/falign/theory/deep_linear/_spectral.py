@@ -15,7 +15,7 @@ from falign.theory.conservation import State
 from falign.theory.deep_linear._modes import Modes, Rule, finite, modes
 from falign.theory.deep_linear._network import covariances, network
 
-# The bases in which Σ_xx and Σ_yx of data are both diagonal, where there are any.
+# Common bases: those in which Σ_xx and Σ_yx of data are both diagonal, where there are any.
 
 
 @public
@@ -76,7 +76,7 @@ def _turned(xx: Tensor, yx: Tensor, limit: float) -> tuple[Tensor, float]:
 
 
 def _groups(falling: Tensor, near: float) -> Iterator[slice]:
-    """Where neighbours differ by no more than ``near``."""
+    """Mark neighbours that differ by no more than ``near``."""
     first = 0
     for last in range(1, len(falling) + 1):
         if last == len(falling) or falling[last - 1] - falling[last] > near:
@@ -124,8 +124,8 @@ def task(
     Raises:
         ValueError: a λ is negative, a variance is not positive, or there are more modes than inputs or outputs.
     """
-    found = modes(targets, [1.0, 1.0], variance=variances)
-    λ, s = found.target.reshape(-1), found.variance.reshape(-1)
+    checked = modes(targets, [1.0, 1.0], variance=variances)
+    λ, s = checked.target.reshape(-1), checked.variance.reshape(-1)
     if not (is_whole(inputs) and is_whole(outputs) and min(inputs, outputs) >= len(λ)):
         raise ValueError(
             f"{len(λ)} modes need as many inputs and outputs, got {describe(inputs)} and {describe(outputs)}"

@@ -16,7 +16,7 @@ from falign.theory.deep_linear._flow import first_passage, integrated, reduced_o
 from falign.theory.deep_linear._learning import learning_time
 from falign.theory.deep_linear._modes import Modes, finite, modes
 
-# The discrete recursion of scalar modes in place, thousands of modes and steps a second.
+# The recursion of steps, in place on NumPy buffers: an operation on a thousand numbers costs less there than in torch.
 
 
 class Recursion:
@@ -38,18 +38,18 @@ class Recursion:
         self.squares = np.zeros_like(self.weights)
         self._target, self._variance = rates * modes.target.numpy(), rates * modes.variance.numpy()
         self._moving = modes.rule == "bp"
-        self._carriers = modes.carriers.numpy().copy()
+        self._feedback_factors = modes.feedback_factors.numpy().copy()
         self._below = np.empty_like(self.weights)
         self._error, self._move = np.empty_like(rates), np.empty_like(rates)
 
     def take(self, steps: int) -> None:
-        """That many steps. Overflow is not reported."""
+        """Take so many steps. Overflow is not reported."""
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for _ in range(steps):
                 self._step()
 
     def take_until_lost(self, steps: int) -> Int[ndarray, " modes"]:
-        """That many steps, and after which of them each mode was first not finite, -1 where it always was."""
+        """Take so many steps; return after which of them each mode was first not finite, -1 where it always was."""
         lost = np.full(self.weights.shape[1], -1)
         for step in range(1, steps + 1):
             self.take(1)
@@ -70,7 +70,7 @@ class Recursion:
             lower = weights[0] if layer == 1 else below[layer]
             moved = np.multiply(lower, error, out=move) if layer else error
             if layer < depth - 1:
-                moved = np.multiply(moved, self._carriers[layer], out=move)
+                moved = np.multiply(moved, self._feedback_factors[layer], out=move)
             np.add(weights[layer], moved, out=weights[layer])
             if layer < depth - 1 or self._moving:
                 np.multiply(moved, moved, out=move)
@@ -78,12 +78,12 @@ class Recursion:
 
     def _carry_back(self) -> None:
         """``θ_{l+1}…θ_L``, as the weights are before the step."""
-        self._carriers[-2] = self.weights[-1]
+        self._feedback_factors[-2] = self.weights[-1]
         for layer in range(len(self.weights) - 3, -1, -1):
-            np.multiply(self._carriers[layer + 1], self.weights[layer + 1], out=self._carriers[layer])
+            np.multiply(self._feedback_factors[layer + 1], self.weights[layer + 1], out=self._feedback_factors[layer])
 
 
-# Step sizes with which modes converge: one that is safe, and the largest.
+# Step sizes with which modes converge: the sufficient one, from a formula, and the largest, by trying.
 
 _SHARE_FROM_ZERO = {
     2: 0.7692882644723538,
@@ -95,18 +95,18 @@ _SHARE_FROM_ZERO = {
 """depth -> ``η_max ρ*/2`` from zero weights, as ``_tried`` finds it: a number of the depth alone."""
 
 _FINENESS, _MOST = 16, 1e4
-"""Rates tried at once, and the most that is tried as a multiple of the sufficient rate."""
+"""Rates tried at once, and the largest tried, as a multiple of the sufficient rate."""
 
 _BELOW, _APART, _APART_FROM_ZERO = 0.5, 0.001, 0.0001
-"""From which share of the rate found all below is looked over once more, and in steps of which share of it."""
+"""Below the first rate that fails all are tried once more from this share of it on, in steps of these shares."""
 
 _SMALL, _LONGEST = 1e-6, 20_000
-"""A share of λ at which an error is judged by the local rate, and the most steps."""
+"""The share of λ at which an error is judged by the local rate, and the most steps."""
 
 
 @recording
 def sufficient_rate(modes: Modes) -> Float[Tensor, "*modes"]:
-    """``1/ρ_max``, a step size with which a mode converges, ρ_max the largest ρ of gradient flow from this start.
+    """Compute ``1/ρ_max``, a step size with which a mode converges, ρ_max the largest ρ on gradient flow's way.
 
     Of two layers ``ρ_max = s (mK + (3/2) max(θ_1(0)², θ_1*²))``; of more an upper bound by interval arithmetic. That it
     suffices is an observation (no exception in random draws), not a theorem: ``e⁺ = e (1 - ηρ - η² s m θ_1 e)`` falls
@@ -120,7 +120,7 @@ def sufficient_rate(modes: Modes) -> Float[Tensor, "*modes"]:
 
 @recording
 def stable_rate(modes: Modes) -> Float[Tensor, "*modes"]:
-    """η_max, the supremum of the step sizes below which all converge, by trying them on the recursion itself.
+    """Find η_max, the supremum of the step sizes below which all converge, by trying them on the recursion.
 
     From zero weights it is ``2/ρ*`` times a number that only the depth sets, .769 for two layers: the recursion has
     one parameter then. Others are tried from well below ``1/ρ_max`` up in steps of 5 % to the first that fails. As
@@ -131,16 +131,16 @@ def stable_rate(modes: Modes) -> Float[Tensor, "*modes"]:
     """
     flat = modes.flat().double()
     end, safe = settled(flat), sufficient_rate(flat)
-    found = torch.full_like(flat.target, torch.inf)
+    largest = torch.full_like(flat.target, torch.inf)
     moving = flat.error != 0
     held = moving & (end.error.abs() > _SMALL * flat.error.abs())
-    found[held] = torch.nan
+    largest[held] = torch.nan
     blank = moving & ~held & (flat.weights == 0).all(0) & (flat.rule != "bp")
     if blank.any():
-        found[blank] = _share_from_zero(flat.depth) * 2 / end.decay_rate[blank]
+        largest[blank] = _share_from_zero(flat.depth) * 2 / end.decay_rate[blank]
     rows = (moving & ~held & ~blank & safe.isfinite()).nonzero()[:, 0]
-    found[rows] = _tried(flat.take(rows), safe[rows])
-    return found.reshape(modes.target.shape).to(modes.target)
+    largest[rows] = _tried(flat.take(rows), safe[rows])
+    return largest.reshape(modes.target.shape).to(modes.target)
 
 
 def _share_from_zero(depth: int) -> float:
@@ -152,7 +152,7 @@ def _share_from_zero(depth: int) -> float:
 
 
 def _tried(modes: Modes, safe: Tensor, apart: float = _APART) -> Float[Tensor, " modes"]:
-    """The largest rates found below which all that were tried converge; inf where none fails."""
+    """Find the largest rates below which all that were tried converge; inf where none fails."""
     good, bad = safe / 4, torch.full_like(safe, torch.inf)
     times = learning_time(modes, 0.01)
     ratios = 1.05 ** torch.arange(1, _FINENESS + 1, dtype=torch.float64)
@@ -181,7 +181,7 @@ def _bracket(modes: Modes, times: Tensor, good: Tensor, rates: Tensor) -> tuple[
 
 
 def _converges(modes: Modes, times: Tensor, rates: Tensor) -> Bool[Tensor, " modes"]:
-    """Whether the recursion ends with a small error that still shrinks, each mode at a rate of its own.
+    """Tell whether the recursion ends with a small error that still shrinks, each mode at a rate of its own.
 
     After about four times as many steps as gradient flow needs for 99 % (``times``), what is undecided is taken to
     converge if it fell by a tenth since half of them.
@@ -215,7 +215,7 @@ _GROUP = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ModeTrajectory:
-    """What ``gradient_descent`` or ``gradient_flow`` recorded.
+    """The weights of modes along a run of ``gradient_descent`` or ``gradient_flow``.
 
     Attributes:
         modes: The modes at the start.
@@ -236,7 +236,7 @@ class ModeTrajectory:
 
     @typed
     def at(self, place: int) -> Modes:
-        """The modes at a record."""
+        """Return the modes at a record."""
         return self.modes.at(self.weights[place])
 
     @property
@@ -299,7 +299,7 @@ def gradient_descent(modes: Modes, *, rate: float, steps: int, at: Sequence[int]
 
 
 def _stepped(modes: Modes, rate: float, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights and expected change of K at every record [records layers modes], and when each mode was lost."""
+    """Take the steps; return weights and expected change of K at each record, and when each mode was lost."""
     rates = np.full(modes.target.shape, rate, dtype=modes.weights.numpy().dtype)
     recursion, lost, reached = Recursion(modes, rates), np.full(modes.target.shape, -1), 0
 
@@ -350,7 +350,7 @@ def _warn_of_large_rate(trajectory: ModeTrajectory) -> None:
 def _trajectory(
     modes: Modes, rate: float, times: Tensor, weights: Tensor, expected: Tensor, diverged: Tensor
 ) -> ModeTrajectory:
-    """What was recorded of flat modes, in the shape and on the device of the modes given."""
+    """Give what was recorded of flat modes the shape and device of the modes."""
     weights, expected, diverged = (
         part.reshape((*part.shape[:-1], *modes.target.shape)).to(modes.target.device)
         for part in (weights, expected, diverged)
@@ -380,6 +380,8 @@ def gradient_flow(modes: Modes, *, times: Numbers, tolerance: float = 1e-10) -> 
     if moments.ndim != 1 or not len(moments) or moments[0] < 0 or not (moments.diff() > 0).all():
         raise ValueError(f"times must increase from 0 on, got {moments.tolist()}: pass a list, such as [0.0, 1.0]")
     path, flat = reduced_ode(modes), modes.flat()
+    # Modes of one solution share its steps: groups of like rates keep the quick from holding up the slow. The norm of
+    # an error over a group is its root mean square, so that one mode's may be √n times as large.
     weights = torch.empty(len(moments), *path.modes.weights.shape, dtype=torch.float64)
     rates = torch.maximum(path.modes.decay_rate, settled(path.modes).decay_rate)
     for rows in rates.argsort().split(_GROUP):

@@ -1,4 +1,4 @@
-"""What a linear network conserves: not only a number a neuron, the whole matrix of each hidden layer."""
+"""Statements about linear networks: a whole matrix is conserved in each hidden layer, and when two layers converge."""
 
 import torch
 from jaxtyping import Float
@@ -24,12 +24,12 @@ def matrix_invariants(state: State, rule: Rule = "fa") -> tuple[Float[Tensor, "r
     of linear networks the whole matrix is conserved. A chain has ``C = -2 K`` (fa, bp).
     """
     dynamics = linear(rule)
-    matrices, found = feedback_matrices(state, dynamics), []
+    matrices, invariants = feedback_matrices(state, dynamics), []
     for layer in lawful(state, dynamics):
         aligned = matrices[layer].mT @ state.W[layer + 1]
         incoming = state.W[layer] @ state.W[layer].mT
-        found.append(incoming - (aligned if rule == "bp" else aligned + aligned.mT))
-    return tuple(found)
+        invariants.append(incoming - (aligned if rule == "bp" else aligned + aligned.mT))
+    return tuple(invariants)
 
 
 @recording
@@ -107,7 +107,7 @@ def matrix_conservation(
 
 
 def diverging(taken: int, steps: int) -> Assumption:
-    """That all steps were taken, none of them to weights that are not finite."""
+    """The assumption that all steps were taken and the weights stayed finite."""
     return Assumption(
         name="finite",
         statement="the weights stay finite; steps until the run diverged",
@@ -118,13 +118,13 @@ def diverging(taken: int, steps: int) -> Assumption:
 
 
 def in_double(state: State, X: Numbers, Y: Numbers) -> tuple[State, Compressed]:
-    """Networks and few points in float64, in which the statements are tried."""
+    """Convert to float64, in which the statements are checked, and compress the data."""
     few = compressed(X, Y)
     return state.map(lambda part: part.double()), few._replace(X=few.X.double(), Y=few.Y.double())
 
 
 def _size(state: State) -> Float[Tensor, " runs"]:
-    """The largest ``|W|²`` or ``|B|²``."""
+    """Return the largest ``|W|²`` or ``|B|²``."""
     return torch.stack([part.square().sum((-1, -2)) for part in (*state.W, *state.B)]).amax(0)
 
 
@@ -133,10 +133,10 @@ def _largest(now: tuple[Tensor, ...], first: tuple[Tensor, ...], gained: list[Te
     return torch.stack([(new - old - more).abs().amax((-1, -2)) for new, old, more in pairs]).amax(0)
 
 
-# When a two-layer linear network converges under feedback alignment, on any data: a statement tried on its trajectory.
+# Convergence of two layers under feedback alignment, on any data.
 
 _ROUNDING = 1e-13
-"""Of κ, as a share of the largest |W|² or |B|²."""
+"""A κ below this share of the largest |W|² or |B|² is rounding."""
 
 
 @recording

@@ -104,11 +104,11 @@ def conserved_invariants(trajectory: ModeTrajectory, tolerance: float | None = N
 
     Source: derived.
     """
-    found = trajectory.invariants
-    usual = (1e-12 if trajectory.rate else 1e-8) * coarseness(found)
+    invariants = trajectory.invariants
+    usual = (1e-12 if trajectory.rate else 1e-8) * coarseness(invariants)
     tolerance = usual if tolerance is None else positive("tolerance", tolerance)
-    residual = rows((found - found[:1] - trajectory.expected_change).abs().amax(1))
-    size = rows(found.abs().amax(1) + trajectory.weights.square().amax(1)).amax(1, keepdim=True)
+    residual = rows((invariants - invariants[:1] - trajectory.expected_change).abs().amax(1))
+    size = rows(invariants.abs().amax(1) + trajectory.weights.square().amax(1)).amax(1, keepdim=True)
     return identity("Conserved invariants", trajectory, residual, tolerance * size.expand_as(residual))
 
 
@@ -128,12 +128,12 @@ def step_rates(trajectory: ModeTrajectory) -> Float[Tensor, "steps *modes"]:
         raise ValueError("a step's rate is read off both its ends: descend with at=range(steps + 1)")
     before = [trajectory.at(place) for place in range(len(trajectory.times) - 1)]
     after = [trajectory.at(place).above for place in range(1, len(trajectory.times))]
-    terms = [here.carriers * here.below.square() * top for here, top in zip(before, after, strict=True)]
+    terms = [here.feedback_factors * here.below.square() * top for here, top in zip(before, after, strict=True)]
     return trajectory.modes.variance * torch.stack(terms).sum(1)
 
 
 def _rate_of_path(trajectory: ModeTrajectory) -> Float[Tensor, "*modes"]:
-    """What no ρ̂ of the steps is below."""
+    """A lower bound of ρ̂ over all steps of the path."""
     s = trajectory.modes.variance
     if trajectory.modes.rule != "bp":
         last = trajectory.invariants[-1]
@@ -166,7 +166,7 @@ def identity(name: str, trajectory: ModeTrajectory, residual: Tensor, bound: Ten
 
 
 def rows(values: Float[Tensor, "times *modes"]) -> Float[Tensor, "runs times"]:
-    """A row a mode."""
+    """Reshape to one row a mode."""
     return values.flatten(1).mT if values.ndim > 1 else values[None]
 
 
@@ -176,7 +176,7 @@ def scale_of(trajectory: ModeTrajectory) -> Float[Tensor, " runs"]:
 
 
 def allowance(trajectory: ModeTrajectory) -> float:
-    """How much the rounding of many steps, or the error of an integration, is above the rounding of one number."""
+    """Factor by which the rounding of many steps, or the error of an integration, exceeds that of one number."""
     return max(1e2 if trajectory.rate else 1e5, coarseness(trajectory.weights))
 
 
@@ -185,7 +185,7 @@ def coarseness(numbers: Tensor) -> float:
     return torch.finfo(numbers.dtype).eps / torch.finfo(torch.float64).eps
 
 
-# Where scalar modes end, how fast at last, and how long it takes from zero weights: statements tried on trajectories.
+# Limits: where scalar modes end, at what final rate, and how long it takes from zero weights.
 
 _ZERO = 1e-300
 """In the place of zero where something is divided by it."""
@@ -317,7 +317,7 @@ def asymptotic_decay(trajectory: ModeTrajectory, tolerance: float = 0.01) -> The
 
 
 def _seen(ρ: Tensor, rate: float) -> Tensor:
-    """At what rate the error falls: ρ in flow, ``-ln(1 - ηρ)/η`` in steps."""
+    """The rate at which the error falls: ρ in flow, ``-ln(1 - ηρ)/η`` in steps."""
     return ρ if rate == 0 else -torch.log1p(-(rate * ρ).clamp(max=1 - 1e-12)) / rate
 
 
@@ -351,15 +351,15 @@ def learning_time_law(
         raise ValueError(f"λ is {float(λ.min()):g}, expected above 0: a mode without target is never learned")
     check_squarable("λ", λ)
     one = learning_time(modes(1.0, [0.0] * depth, feedback=feedback, rule=rule))
-    found = learning_time(chains).flatten() / (one * λ**slope)
-    finite = bool(one.isfinite().all() and found.isfinite().all())
+    relative = learning_time(chains).flatten() / (one * λ**slope)
+    finite = bool(one.isfinite().all() and relative.isfinite().all())
     return TheoremCheck(
         name="Learning-time law",
         source=SOURCE,
         reading=f"{rule}, depth {depth}, from zero weights",
         assumptions=(Assumption(name="it learns", statement="t(1) finite", measured=float(one), holds=finite),),
         bound=torch.full_like(λ, positive("tolerance", tolerance))[:, None],
-        measured=(found - 1).abs()[:, None],
+        measured=(relative - 1).abs()[:, None],
         scale=torch.ones_like(λ),
         constants={"slope": slope},
     )

@@ -151,14 +151,14 @@ def _roots(p: Tensor, q: Tensor) -> Float[Tensor, "3 *modes"]:
     angle = torch.acos(ratio.clamp(-1, 1)) / 3
     three = torch.stack([2 * radius * torch.cos(angle + turn * 2 * pi / 3) for turn in (0, -1, 1)])
     alone = torch.stack([single, torch.full_like(single, torch.nan), torch.full_like(single, torch.nan)])
-    found = torch.where((p < 0) & (ratio.abs() <= 1 + _MEETING), three, alone)
+    root = torch.where((p < 0) & (ratio.abs() <= 1 + _MEETING), three, alone)
     for _ in range(2):  # what the functions rounded away, by Newton's rule
-        slope = 3 * found.square() + p
-        found = found - torch.where(slope.abs() > _MEETING, (found**3 + p * found - q) / slope, 0.0)
-    return found
+        slope = 3 * root.square() + p
+        root = root - torch.where(slope.abs() > _MEETING, (root**3 + p * root - q) / slope, 0.0)
+    return root
 
 
-# Two-layer modes under feedback alignment that start at zero, in closed form.
+# Two layers from zero weights under feedback alignment, in closed form.
 #
 # Source: derived; the integral of ``1/(1 - u³)``.
 
@@ -188,7 +188,7 @@ def zero_init(
 def zero_init_time(
     target: Numbers, feedback: Numbers = 1.0, *, share: Numbers, variance: Numbers = 1.0
 ) -> Float[Tensor, "*modes"]:
-    """When a mode that starts at zero has learned a share ``u³ = s θ_1 θ_2/λ``, the inverse of ``zero_init``.
+    """Time at which a mode from zero weights has learned a share ``u³ = s θ_1 θ_2/λ``: the inverse of ``zero_init``.
 
     ``σ(u) = (1/6) ln((1 + u + u²)/(1 - u)²) + (1/√3) [arctan((2u + 1)/√3) - π/6]``; of 90 % ``t = 2.0107 (mλ)^(-2/3)``
     with s = 1.

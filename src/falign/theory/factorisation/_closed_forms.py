@@ -1,4 +1,4 @@
-"""Where feedback alignment rests, the optimum, and what falls on the way: in closed form."""
+"""Closed forms: where feedback alignment ends, the optimum, what falls on the way; hard instances; the range finder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,7 +137,7 @@ def _ranked(Y: Tensor, r: int) -> None:
         raise ValueError(f"r is {describe(r)}, expected a whole number from 1 to min(n, m) = {min(Y.shape[-2:])}")
 
 
-# Matrices on which feedback alignment is far from optimal, and the law of how far.
+# Instances on which feedback alignment is far from optimal, and the law of how far.
 
 _LEAST_EPSILON = 1e-12
 """Below it the rounding of an error of order 1 shows in its ratio to ε."""
@@ -274,7 +274,7 @@ def _epsilon(value: float, *, below: str, holds: bool) -> None:
         raise ValueError(f"epsilon is {describe(value)}, expected a number of at least {_LEAST_EPSILON:g} and {below}")
 
 
-# Feedback alignment read as a randomised range finder, and what oversampling and power iteration would buy.
+# The range finder that feedback alignment is, and what oversampling and power iteration would add.
 
 _MOST = 1000
 """Passes over YYᵀ; after some tens nothing changes."""

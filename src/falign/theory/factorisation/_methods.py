@@ -25,10 +25,10 @@ def best_output(Y: Float[Tensor, "... n m"], W: Float[Tensor, "*runs r m"]) -> F
     if W.shape[-2] > W.shape[-1]:
         return (Y @ W.mT) * torch.nan
     Q, U = torch.linalg.qr(W.mT)
-    found = torch.linalg.solve_triangular(U.mT, Y @ Q, upper=False, left=False)
+    Z = torch.linalg.solve_triangular(U.mT, Y @ Q, upper=False, left=False)
     sizes = U.diagonal(dim1=-2, dim2=-1).abs()
     full = sizes.amin(-1) > torch.finfo(W.dtype).eps * sizes.amax(-1)
-    return torch.where(full[..., None, None], found, torch.nan)
+    return torch.where(full[..., None, None], Z, torch.nan)
 
 
 def _feedback_alignment(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State) -> None:
@@ -51,7 +51,7 @@ def _gradient_descent(Y: Tensor, B: Tensor, here: State, R: Tensor, out: State) 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How the factors move; ``R = Y - ZW``.
+    """A way to move the factors; ``R = Y - ZW``.
 
     Attributes:
         name: Of ``METHODS``.
@@ -178,14 +178,14 @@ def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r 
     return out._replace(Z=torch.cholesky_solve(out.W @ R.mT, torch.linalg.qr(W.mT).R, upper=True).mT)
 
 
-# The step size up to which steps follow the flow, and the sharp one at a point of rest.
+# Step sizes: one that suffices near the end of the flow, and the sharp one at a point of rest.
 
 
 @public
 def sufficient_rate(
     method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
 ) -> Float[Tensor, " runs"]:
-    """``η_max = 1/ρ_max``, ρ_max the largest rate at which a deviation dies out at the end of the flow.
+    """Compute ``1/ρ_max``, which suffices near the end: ρ_max is the largest rate at which a deviation dies out there.
 
     At a point of rest ``δR' = -(δR WᵀW + ZB δR)``, so the rates are ``λ_i(WᵀW) + μ_j(BZ)``. Of the end itself,
     ``BZW = BY`` and what is conserved are known. With s the largest singular value of W and u its left vector,
@@ -230,10 +230,10 @@ def local_rate(B: Float[Tensor, "runs r n"], state: State) -> Float[Tensor, " ru
 
     Source: derived.
     """
-    own = torch.linalg.eigvalsh(state.W @ state.W.mT).to(torch.complex128)
-    fed = torch.linalg.eigvals(B @ state.Z).to(torch.complex128)
-    sums = (own[:, :, None] + fed[:, None, :]).flatten(1)
-    rates = torch.cat([own, fed, sums], 1)
+    of_W = torch.linalg.eigvalsh(state.W @ state.W.mT).to(torch.complex128)
+    of_Z = torch.linalg.eigvals(B @ state.Z).to(torch.complex128)
+    sums = (of_W[:, :, None] + of_Z[:, None, :]).flatten(1)
+    rates = torch.cat([of_W, of_Z, sums], 1)
     moves = rates.abs() > 1e-9 * rates.abs().amax(1, keepdim=True)
     return torch.where(moves, 2 * rates.real / rates.abs().square(), torch.inf).amin(1)
 
@@ -246,10 +246,10 @@ def _positive_root(linear: Tensor, constant: Tensor) -> Tensor:
     """The one positive root of ``s³ = linear s + constant``, constant ≥ 0; its other roots have no larger real part."""
     pairs = torch.stack([linear, constant], 1).detach().cpu().numpy()
     roots = [np.roots([1.0, 0.0, -a, -c]) for a, c in pairs]
-    return linear.new_tensor([max(float(found.real.max()), 0.0) for found in roots])
+    return linear.new_tensor([max(float(each.real.max()), 0.0) for each in roots])
 
 
-# Row spaces and the angles between them, and the small problem that a run stays in.
+# Row spaces and the angles between them, and the small coordinates in which a run stays.
 
 
 def row_basis(A: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs least m"]:
@@ -315,16 +315,16 @@ class Small(NamedTuple):
     right: Float[Tensor, "runs q m"] | None
 
     def of_all(self, here: Float[Tensor, "runs p q"]) -> Float[Tensor, "runs n m"]:
-        """A matrix of these coordinates, in all."""
+        """Lift a matrix of these coordinates to all."""
         left = here if self.left is None else self.left @ here
         return left if self.right is None else left @ self.right
 
     def seen(self, rows: Float[Tensor, "runs r m"]) -> Float[Tensor, "runs r q"]:
-        """What these coordinates show of rows of length m."""
+        """Project rows of length m to these coordinates."""
         return rows if self.right is None else rows @ self.right.mT
 
     def lifted(self, state: State) -> State:
-        """The state in the coordinates that the problem came in, not sharing memory."""
+        """Lift a state to the coordinates of the problem, into memory of its own."""
         return State(
             state.Z.clone() if self.left is None else self.left @ state.Z,
             state.W.clone() if self.right is None else state.W @ self.right,
@@ -332,7 +332,7 @@ class Small(NamedTuple):
 
 
 def reduced(method: Method, Y: Float[Tensor, "runs n m"], B: Float[Tensor, "runs r n"], start: State) -> Small:
-    """The smallest problem in which the method's runs from that start stay, each in its own coordinates."""
+    """Reduce to the smallest problem in which the method's runs from that start stay, each in its own coordinates."""
     n, m = Y.shape[1:]
     if not method.follows_feedback:
         return Small(Y, B, start, None, None)

@@ -15,12 +15,12 @@ from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
 from falign.theory.factorisation._problem import Start, State
 
-# What can be recorded of a run on its way, by name, and the record.
+# Measurements by name, and the record of a run.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What states of a trajectory are compared with, in the coordinates in which it runs.
+    """The fixed quantities that states are compared with, in the coordinates in which a run is computed.
 
     Attributes:
         method: How the factors move.
@@ -42,7 +42,7 @@ class Reference:
 
     @cached_property
     def invariant(self) -> Float[Tensor, "runs r r"]:
-        """What the method conserves, at the start."""
+        """The conserved matrix at the start."""
         return self.method.invariant(*self.start, self.B)
 
     @cached_property
@@ -59,7 +59,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """A state on the way, with what was kept since the start."""
+    """A state on the way, with the sums kept since the start."""
 
     Z: Float[Tensor, "runs p r"]
     W: Float[Tensor, "runs r q"]
@@ -100,7 +100,7 @@ SUMMED = {"account", "growth"}
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory(Recorded):
-    """What a block of runs went through.
+    """The record of a block of runs.
 
     Attributes:
         method: How it learned.
@@ -152,7 +152,7 @@ class _Lens:
         )
 
     def measured(self, state: State, gained: Tensor, growth: Tensor, finite: Tensor) -> dict[str, Tensor]:
-        """What is asked for by name at a state; nan of runs that are no longer ``finite``."""
+        """Measure a state by the names asked for; nan of runs that are no longer ``finite``."""
         ref = self.reference
         # Zeros in place of lost runs: a decomposition would refuse the whole block for one nan.
         Z, W = (torch.where(finite[:, None, None], part, 0.0) for part in settled(ref.method, ref.Y, state))

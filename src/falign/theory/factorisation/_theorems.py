@@ -1,4 +1,4 @@
-"""What is conserved, what falls and where it ends: statements about a trajectory, with assumptions and verdict."""
+"""Statements about a trajectory of the factorisation: what is conserved, what falls and where it ends."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from falign.theory.factorisation._methods import conserved, row_basis, sufficien
 from falign.theory.factorisation._simulate import Trajectory
 from falign.theory.statement import Assumption, TheoremCheck
 
-# The conditions of the theorems, as measured on a trajectory.
+# Assumptions of the statements, as measured on a trajectory.
 
 
 def within_reach(trajectory: Trajectory) -> tuple[Assumption, ...]:
@@ -318,7 +318,7 @@ def stationary_limit(trajectory: Trajectory, tolerance: float = 1e-8) -> Theorem
     )
 
 
-# FA*: alignment grows by what is left to learn, and being bounded makes that vanish.
+# FA*: the alignment grows by what is left to learn; as it is bounded, that vanishes.
 
 
 @recording

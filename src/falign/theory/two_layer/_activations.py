@@ -66,7 +66,7 @@ class Activation:
 
     @property
     def bounded(self) -> bool:
-        """Whether ψ, ψ' and ψ'' are all bounded, as theorem 3.2 wants beside smoothness."""
+        """Tell whether ψ, ψ' and ψ'' are all bounded, as theorem 3.2 wants beside smoothness."""
         return all(isfinite(bound) for bound in self.bounds)
 
 
@@ -151,8 +151,8 @@ def activation(name: str) -> Activation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """``ψ(u) = scale φ(stretch u) + shift``: who keeps ``stretch u`` and φ pays no pass for the rest.
+class AffineForm:
+    """``ψ(u) = scale φ(stretch u) + shift``: an engine that keeps ``stretch u`` and φ saves passes over memory.
 
     Attributes:
         inner: φ.
@@ -167,17 +167,17 @@ class Form:
     shift: float = 0.0
 
 
-def form(psi: Activation, like: Tensor) -> Form:
-    """The form fastest on that tensor's dtype and device.
+def fastest_form(psi: Activation, like: Tensor) -> AffineForm:
+    """Choose the form that is fastest on that tensor's dtype and device.
 
     In float32 on a CPU tanh is 2σ(2u) - 1, to 2e-7 absolute: the library's sigmoid takes a sixth of its tanh.
     """
     if psi.name == "tanh" and like.dtype == torch.float32 and like.device.type == "cpu":
-        return Form(inner=ACTIVATIONS["sigmoid"], stretch=2.0, scale=2.0, shift=-1.0)
-    return Form(inner=psi)
+        return AffineForm(inner=ACTIVATIONS["sigmoid"], stretch=2.0, scale=2.0, shift=-1.0)
+    return AffineForm(inner=psi)
 
 
-# Losses of the output f and the error e = -∂loss/∂f that they send back.
+# Losses, and the error e = -∂loss/∂f that each sends back.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,29 +12,29 @@ from torch import Tensor
 
 from falign._validation import check_sizes, one_of, whole_between
 from falign.theory._coerce import public, recording, typed
-from falign.theory.two_layer._activations import Form, form
+from falign.theory.two_layer._activations import AffineForm, fastest_form
 from falign.theory.two_layer._activations import activation as activation_named
 from falign.theory.two_layer._schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer._start import Reduced, Start, reduce
 from falign.theory.two_layer._trajectory import ALWAYS, alignment, chosen, told_of_divergence
 
-# How the neurons of a block of runs are laid out: chunks for a fast batched product, pieces that fit a cache.
+# The layout of neurons: chunks that make a batched product fast, tiles that fit a cache.
 
 _CHUNK = 800
 """Neurons of one matrix of a batched product. For n = 50 and 12,800 neurons on two threads chunks of 400, 800 and 1600
 took 366, 371 and 379 µs, 100 and 200 took 469 and 387, one product of either layout 419 to 493."""
 
 _CACHED = 3 << 18
-"""Preactivations of a piece: few enough to stay in a processor's last cache on the way of a step, with the two arrays
-of that size beside them; smaller pieces only cost calls."""
+"""Preactivations of a tile: few enough to stay in a processor's last cache on the way of a step, with the two arrays
+of that size beside them; smaller tiles only cost calls."""
 
 _ON_A_GPU = 1 << 28
-"""The same where a step is some kernels a piece and no cache would hold one: on an H100 fifty runs of 12,800 neurons in
-fifty pieces took forty times as long as their matrix products alone."""
+"""The same where a step is some kernels a tile and no cache would hold one: on an H100 fifty runs of 12,800 neurons in
+fifty tiles took forty times as long as their matrix products alone."""
 
 
 class Layout(NamedTuple):
-    """What a piece has at most: runs, chunks of each, and the neurons of a chunk."""
+    """The most that a tile has: runs, chunks of each, and neurons of a chunk."""
 
     runs: int
     chunks: int
@@ -42,12 +42,12 @@ class Layout(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Neurons that a piece has of each of its runs."""
+        """Neurons that a tile has of each of its runs."""
         return self.chunks * self.neurons
 
 
 def layout(n: int, p: int, runs: int, device: str = "cpu") -> Layout:
-    """Equal chunks where a number of them divides p, an even one for two threads; pieces of about equal size."""
+    """Choose equal chunks where a number of them divides p, an even one for two threads; tiles of about equal size."""
     least = -(-p // _CHUNK)
     least += least % 2 if least > 1 else 0
     chunks = min(p, next((m for m in range(least, 2 * least, 2) if p % m == 0), least))
@@ -66,7 +66,7 @@ def _even(count: int, most: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Some neurons of some runs: what a step changes and nothing else touches meanwhile.
+    """Some neurons of some runs: a step works through a tile while it lies in the cache, then goes to the next.
 
     Attributes:
         runs: Which of all runs.
@@ -87,28 +87,28 @@ class Tile:
     b: Tensor
 
     def origin(self, penalties: int) -> Tensor:
-        """Which seed each run is of."""
+        """Index of each run's seed."""
         return torch.arange(self.runs.start, self.runs.stop, device=self.U.device) // penalties
 
     def part(self, tensor: Float[Tensor, "all *rest"]) -> Float[Tensor, "runs *rest"]:
-        """What belongs to the runs, a view."""
+        """Select what belongs to the tile's runs, as a view."""
         return tensor if self.runs.stop - self.runs.start == len(tensor) else tensor[self.runs]
 
-    def spread(self, tensor: Float[Tensor, "all rows columns"]) -> Float[Tensor, "own rows columns"]:
-        """What belongs to the runs, once for each chunk; no copy where one run or one chunk is in the piece."""
-        own = self.part(tensor)
+    def per_chunk(self, tensor: Float[Tensor, "all rows columns"]) -> Float[Tensor, "matrices rows columns"]:
+        """Select what belongs to the tile's runs, once a chunk; no copy where the tile has one run or one chunk."""
+        part = self.part(tensor)
         if self.chunks == 1:
-            return own
-        if len(own) == 1:
-            return own.expand(self.chunks, -1, -1)
-        return own.unsqueeze(1).expand(-1, self.chunks, -1, -1).flatten(0, 1)
+            return part
+        if len(part) == 1:
+            return part.expand(self.chunks, -1, -1)
+        return part.unsqueeze(1).expand(-1, self.chunks, -1, -1).flatten(0, 1)
 
-    def joined(self, tensor: Float[Tensor, "own rows c"]) -> Float[Tensor, "runs rows neurons"]:
-        """A run's chunks side by side."""
+    def joined(self, tensor: Float[Tensor, "matrices rows c"]) -> Float[Tensor, "runs rows neurons"]:
+        """Put a run's chunks side by side."""
         return tensor.unflatten(0, (-1, self.chunks)).movedim(1, 2).flatten(2)
 
     def step(
-        self, form: Form, keep: Tensor, e: Tensor, gain: float, carry: Tensor, signal: Tensor
+        self, form: AffineForm, keep: Tensor, e: Tensor, gain: float, carry: Tensor, signal: Tensor
     ) -> Float[Tensor, "runs n"]:
         """Make a step and return ``ψ(U) β``.
 
@@ -120,25 +120,26 @@ class Tile:
             carry: ``g K`` times the diagonal matrix of e and the form's factor, [runs n n] of all runs.
             signal: Room for ``φ' ⊙ b``.
         """
-        e = self.spread(e)
+        e = self.per_chunk(e)
         form.inner.write_carried(self.b, self.U, self.hidden, signal)
-        self.beta.mul_(self.spread(keep)).baddbmm_(e, self.hidden, alpha=gain * form.scale)
+        # e weighs the small K and β's update, never the large ψ': each array of the tile's size is passed over once.
+        self.beta.mul_(self.per_chunk(keep)).baddbmm_(e, self.hidden, alpha=gain * form.scale)
         if form.shift:
             self.beta.add_(e.sum(-1, keepdim=True), alpha=gain * form.shift)
-        self.U.baddbmm_(self.spread(carry), signal)
+        self.U.baddbmm_(self.per_chunk(carry), signal)
         form.inner.write(self.U, self.hidden)
         return self.output(form)
 
-    def output(self, form: Form) -> Float[Tensor, "runs n"]:
-        """``ψ(U) β`` over the piece's neurons."""
+    def output(self, form: AffineForm) -> Float[Tensor, "runs n"]:
+        """``ψ(U) β`` over the tile's neurons."""
         f = torch.bmm(self.beta, self.hidden.mT)
         if form.shift:
             f = f.mul_(form.scale).add_(self.beta.sum(-1, keepdim=True), alpha=form.shift)
         return f.squeeze(1) if self.chunks == 1 else f.view(-1, self.chunks, f.shape[-1]).sum(1)
 
 
-def cut(start: Reduced, form: Form, penalties: int) -> Iterator[Tile]:
-    """The pieces of one run per seed and penalty, the penalties within a seed."""
+def tiles(start: Reduced, form: AffineForm, penalties: int) -> Iterator[Tile]:
+    """Cut the neurons into tiles, of one run per seed and penalty, the penalties within a seed."""
     seeds, n, p = start.U.shape
     count = seeds * penalties
     most = layout(n, p, count, start.U.device.type)
@@ -150,20 +151,20 @@ def cut(start: Reduced, form: Form, penalties: int) -> Iterator[Tile]:
         runs = slice(first, min(first + most.runs, count))
         origin = torch.arange(runs.start, runs.stop, device=start.U.device) // penalties
         for part in parts:
-            yield _piece(start, form, runs, origin, part, most.neurons)
+            yield _tile(start, form, runs, origin, part, most.neurons)
 
 
-def _piece(start: Reduced, form: Form, runs: slice, origin: Tensor, part: slice, neurons: int) -> Tile:
+def _tile(start: Reduced, form: AffineForm, runs: slice, origin: Tensor, part: slice, neurons: int) -> Tile:
     chunks = max(1, (part.stop - part.start) // neurons)
 
-    def own(tensor: Tensor) -> Tensor:
+    def chunked(tensor: Tensor) -> Tensor:
         return tensor[:, :, part][origin].unflatten(-1, (chunks, -1)).movedim(2, 1).flatten(0, 1).contiguous()
 
-    U = own(start.U)
+    U = chunked(start.U)
     U = U.mul_(form.stretch) if form.stretch != 1 else U
     hidden = U if form.inner.name == "identity" else torch.empty_like(U)
     form.inner.write(U, hidden)
-    beta, b = (own(weights.unsqueeze(1)) for weights in (start.beta, start.b))
+    beta, b = (chunked(weights.unsqueeze(1)) for weights in (start.beta, start.b))
     return Tile(runs=runs, neurons=part, chunks=chunks, U=U, hidden=hidden, beta=beta, b=b)
 
 
@@ -172,12 +173,12 @@ class Dual:
     """Feedback alignment of ``f = (1/√p) βᵀψ(Wx)``, scalar output, on ``U = X Wᵀ`` and β.
 
     ``U ← U + K (g e ⊙ ψ'(U)) ⊙ bᵀ``, ``β ← (1 - ηλ(t)) β + g ψ(U)ᵀ e`` with ``K = X Xᵀ`` and ``g = η/√p``: the rows
-    of W - W(0) stay in the span of the inputs, so nothing is lost. A step costs p n² for the literal 2 p n d, and
+    of W - W(0) stay in the span of the inputs, so nothing is lost. A step costs p n² in place of 2 p n d, and
     its memory is p n. How far W has come is read off U - U(0) with X's pseudoinverse when it is measured, and so are
     the outputs at test points, which cost nothing on the way. Nearly dependent inputs (a large condition number of
     X) magnify the rounding of these numbers, not that of the run.
 
-    The neurons of all runs are worked through in pieces that fit a processor's last cache, each one batched product of
+    The neurons of all runs are worked through in tiles that fit a processor's last cache, each one batched product of
     chunks; ψ and ψ' come from one evaluation, e is multiplied into the small K, not into the large ψ', and tanh is a
     sigmoid in float32 (see ``form``). There is no compiled step: torch.compile, which makes ψ, ψ' ⊙ b and ψ β one
     kernel, took 322 to 240 µs (tanh) and 122 to 121 µs (ReLU) of a step of 12,800 neurons here, under a tenth of it.
@@ -210,24 +211,24 @@ class Dual:
         self._root = sqrt(p)
         self.t = 0
         self._y = self._each(self.start.y)
-        self._form = form(self.activation, self.start.U)
+        self._form = fastest_form(self.activation, self.start.U)
         factor = self.rate / self._root * self._form.scale * self._form.stretch**2
         self._gK = self._each(self.start.X @ self.start.X.mT * factor)
-        self._pieces = list(cut(self.start, self._form, self._runs[1]))
-        self._scratch = torch.empty_like(max((piece.U for piece in self._pieces), key=torch.numel)).flatten()
+        self._tiles = list(tiles(self.start, self._form, self._runs[1]))
+        self._scratch = torch.empty_like(max((tile.U for tile in self._tiles), key=torch.numel)).flatten()
         self._e = self._y.clone()
-        for piece in self._pieces:
-            piece.part(self._e).sub_(piece.output(self._form), alpha=1 / self._root)
+        for tile in self._tiles:
+            tile.part(self._e).sub_(tile.output(self._form), alpha=1 / self._root)
 
     def _each(self, tensor: Tensor) -> Tensor:
         """One copy per run: [seeds …] to [runs …], the penalties within a seed."""
         return tensor.repeat_interleave(self._runs[1], 0)
 
     def _gather(self, name: str, rows: int) -> Tensor:
-        """The pieces put together, [seeds penalties rows p]."""
+        """Put the tiles together, [seeds penalties rows p]."""
         whole = self.start.U.new_empty(self._y.shape[0], rows, self.start.U.shape[2])
-        for piece in self._pieces:
-            whole[piece.runs, :, piece.neurons] = piece.joined(getattr(piece, name))
+        for tile in self._tiles:
+            whole[tile.runs, :, tile.neurons] = tile.joined(getattr(tile, name))
         return whole.unflatten(0, self._runs)
 
     @property
@@ -252,10 +253,10 @@ class Dual:
         e = self._e.unsqueeze(1)
         carry = self._gK * e
         left = self._y.clone()
-        for piece in self._pieces:
-            signal = self._scratch[: piece.U.numel()].view_as(piece.U)
-            f = piece.step(self._form, keep, e, self.rate / self._root, carry, signal)
-            piece.part(left).sub_(f, alpha=1 / self._root)
+        for tile in self._tiles:
+            signal = self._scratch[: tile.U.numel()].view_as(tile.U)
+            f = tile.step(self._form, keep, e, self.rate / self._root, carry, signal)
+            tile.part(left).sub_(f, alpha=1 / self._root)
         self._e = left
 
     @torch.no_grad()
@@ -269,7 +270,7 @@ class Dual:
         """Loss, alignment and how far the weights have come: the numbers of ``WeightSpace.measure``.
 
         Args:
-            names: Which of them; None for all. The weights' and the test loss need W's way, worked out piece by piece
+            names: Which of them; None for all. The weights' and the test loss need W's way, worked out tile by tile
                 at the cost of three to ten steps; the others read β and e.
 
         Raises:
@@ -280,14 +281,14 @@ class Dual:
         """
         known = [*ALWAYS, *([] if self.start.X_test is None else ["test_loss"])]
         wanted = chosen(names, known)
-        found = {"loss": self._e.unflatten(0, self._runs).square().sum(-1) / 2}
+        values = {"loss": self._e.unflatten(0, self._runs).square().sum(-1) / 2}
         if wanted & {"cosine", "beta_norm", "b_dot_beta", "beta_change"}:
             beta = self.beta
-            found |= alignment(self.start.b[:, None, :, None], beta.unsqueeze(-1))
-            found["beta_change"] = (beta - self.start.beta.unsqueeze(1)).abs().amax(-1)
+            values |= alignment(self.start.b[:, None, :, None], beta.unsqueeze(-1))
+            values["beta_change"] = (beta - self.start.beta.unsqueeze(1)).abs().amax(-1)
         if wanted & {"weight_change", "weight_growth", "test_loss"}:
-            found |= self._travelled()
-        return told_of_divergence({name: found[name] for name in known if name in wanted}, self.t)
+            values |= self._travelled()
+        return told_of_divergence({name: values[name] for name in known if name in wanted}, self.t)
 
     @cached_property
     def _inverse(self) -> tuple[Float[Tensor, "seeds r n"], Float[Tensor, "seeds m r"] | None]:
@@ -300,26 +301,26 @@ class Dual:
         return inverse.unsqueeze(-1) * Q.mT, onward
 
     def _travelled(self) -> dict[str, Tensor]:
-        """What U - U(0) tells of the way of W, and the loss at the test points that follows from it."""
+        """How far W has come, from U - U(0), and the loss at the test points that follows from it."""
         start, (coordinates, onward) = self.start, self._inverse
         far, growth = torch.zeros(2, self._y.shape[0]).to(self._y)
         f = None if onward is None else self._y.new_zeros(self._y.shape[0], onward.shape[1])
-        for piece in self._pieces:
-            seeds, part = piece.origin(self._runs[1]), piece.neurons
+        for tile in self._tiles:
+            seeds, part = tile.origin(self._runs[1]), tile.neurons
             before, back = start.U[seeds, :, part], coordinates[seeds]
-            moved = back @ (piece.joined(piece.U) / self._form.stretch - before)
-            far[piece.runs] = torch.maximum(far[piece.runs], moved.square().sum(1).amax(-1))
-            growth[piece.runs] += (moved * (back @ before + moved / 2)).sum((-1, -2))
+            moved = back @ (tile.joined(tile.U) / self._form.stretch - before)
+            far[tile.runs] = torch.maximum(far[tile.runs], moved.square().sum(1).amax(-1))
+            growth[tile.runs] += (moved * (back @ before + moved / 2)).sum((-1, -2))
             if f is not None and onward is not None and start.U_test is not None:
                 hidden = self.activation.value(start.U_test[seeds, :, part] + onward[seeds] @ moved)
-                f[piece.runs] += (hidden @ piece.joined(piece.beta).mT)[..., 0]
-        found = {"weight_change": far.sqrt(), "weight_growth": growth}
+                f[tile.runs] += (hidden @ tile.joined(tile.beta).mT)[..., 0]
+        values = {"weight_change": far.sqrt(), "weight_growth": growth}
         if f is not None and start.y_test is not None:
-            found["test_loss"] = (self._each(start.y_test) - f / self._root).square().sum(-1) / 2
-        return {name: value.unflatten(0, self._runs) for name, value in found.items()}
+            values["test_loss"] = (self._each(start.y_test) - f / self._root).square().sum(-1) / 2
+        return {name: value.unflatten(0, self._runs) for name, value in values.items()}
 
 
-# How much memory a block of runs takes, before it is started.
+# Memory of a block of runs, known before it is started.
 
 
 @public
@@ -341,20 +342,20 @@ def bytes_needed(
     Counted are the tensors of the engine and of the start it was given (for ``dual`` the reduced one, of
     ``draw_reduced``; a whole start adds its W, seeds · p · d), and an upper bound on a step's temporaries. Not counted:
     the interpreter, what a library's matrix product takes for itself, and the start's drawing. Dropout takes three
-    more arrays of hidden activities; measuring a literal block takes three arrays of one seed's W, and pieces of 2²⁴
-    hidden activities in place of a step's. Measuring how far a dual block's weights have come takes six arrays of a
-    piece, measuring the rest of it three of β.
+    more arrays of hidden activities; measuring a block in weight space takes three arrays of one seed's W, and pieces
+    of 2²⁴ hidden activities in place of a step's. Measuring how far a dual block's weights have come takes six arrays
+    of a tile, measuring the rest of it three of β.
 
     Args:
-        engine: ``literal``, ``dual`` or ``width-free``.
+        engine: ``weight-space``, ``dual`` or ``width-free``.
         n: Training points.
         d: Input dimension.
         p: Hidden neurons; no matter for ``width-free``.
         seeds: Runs of different draws.
         penalties: Runs of each draw.
-        outputs: k, for ``literal``.
+        outputs: k, for ``weight-space``.
         test: Points that are measured and not trained on.
-        batch: Points of a step, for ``literal``; None for all.
+        batch: Points of a step, for ``weight-space``; None for all.
         dtype: Of the run.
 
     Raises:
@@ -362,10 +363,10 @@ def bytes_needed(
     """
     check_sizes(n=n, d=d, p=p, seeds=seeds, penalties=penalties, outputs=outputs, batch=batch)
     whole_between("test", test, 0)
-    one_of("engine", engine, ("literal", "dual", "width-free"))
+    one_of("engine", engine, ("weight-space", "dual", "width-free"))
     runs = seeds * penalties
-    data = seeds * (n + test) * (d + (outputs if engine == "literal" else 1))
-    if engine == "literal":
+    data = seeds * (n + test) * (d + (outputs if engine == "weight-space" else 1))
+    if engine == "weight-space":
         points = n if batch is None else batch
         weights = seeds * p * (d + 2 * outputs) + runs * p * (d + outputs)
         step = 4 * runs * p * points + 2 * runs * p * outputs + seeds * points * (d + outputs)

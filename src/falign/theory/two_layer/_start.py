@@ -27,7 +27,7 @@ __all__ = [
     "project",
 ]
 
-# The named streams of random numbers that a seed means: inputs, teacher, weights.
+# Named random streams of a seed: inputs, teacher, weights.
 
 Scale = OneOf["standard", "scaled"]
 Teacher = OneOf["network", "linear"]
@@ -75,7 +75,7 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"runs are in float32 or float64, got {dtype}: η/√p times an error is lost in fewer digits")
 
 
-# More points than dimensions: the part of a linear problem that a network can move.
+# Projection where there are more points than dimensions: the part of a linear problem that a network can move.
 
 
 @public
@@ -187,14 +187,14 @@ def draw_data(
     one_of("teacher", teacher, get_args(Teacher))
     check_memory("inputs and targets", len(seeds), n + test, d + (outputs or 1))
     check_memory("the teacher", 1 if teacher == "linear" else p, outputs or 1)
-    found: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
+    arrays: dict[str, list[Tensor]] = {"X": [], "y": [], "X_test": [], "y_test": []}
     for seed in seeds:
         X = inputs_of(seed, n, d, inputs)
         X_test = inputs_of(seed, test, d, inputs, "test inputs")
         y = answers(seed, torch.cat([X, X_test]), p, activation, teacher, outputs)
-        for name, tensor in zip(found, (X, y[:n], X_test, y[n:]), strict=True):
-            found[name].append(tensor)
-    return {name: torch.stack(parts) for name, parts in found.items() if test or not name.endswith("_test")}
+        for name, tensor in zip(arrays, (X, y[:n], X_test, y[n:]), strict=True):
+            arrays[name].append(tensor)
+    return {name: torch.stack(parts) for name, parts in arrays.items() if test or not name.endswith("_test")}
 
 
 @public
@@ -275,17 +275,17 @@ def draw(
     data = draw_data(
         seeds, n=n, d=d, p=p, activation=activation, inputs=inputs, teacher=teacher, outputs=outputs, test=test
     )
-    own = draw_weights(seeds, p=p, d=d, outputs=outputs, weights=weights, dtype=dtype, device=device)
-    return Start(**{name: array.to(device, dtype) for name, array in data.items()}, **own, seeds=tuple(seeds))
+    drawn = draw_weights(seeds, p=p, d=d, outputs=outputs, weights=weights, dtype=dtype, device=device)
+    return Start(**{name: array.to(device, dtype) for name, array in data.items()}, **drawn, seeds=tuple(seeds))
 
 
-# A start in which the first layer's weights are replaced by what they do at the points: U(0) = X W(0)ᵀ.
+# Reduced starts: the first layer's weights replaced by what they do at the points, U(0) = X W(0)ᵀ.
 
 
 @public
 @dataclass(frozen=True, kw_only=True)
 class Reduced:
-    """What feedback alignment on full batches needs of a start; p (n + m) numbers a run for p d.
+    """A start reduced to what full batches need of it: p (n + m) numbers a run in place of p d.
 
     Attributes:
         X: Inputs [seeds n d].
@@ -325,11 +325,11 @@ def reduce(start: Start) -> Reduced:
         raise ValueError(f"only a scalar output can be reduced, got beta {list(start.beta.shape)}: use WeightSpace")
     seeds = start.W.shape[0]
 
-    def own(tensor: Tensor | None) -> Tensor | None:
+    def of_each_seed(tensor: Tensor | None) -> Tensor | None:
         shared = start.X.dim() == 2
         return tensor.expand(seeds, *tensor.shape) if tensor is not None and shared else tensor
 
-    X, y, X_test, y_test = (own(tensor) for tensor in (start.X, start.y, start.X_test, start.y_test))
+    X, y, X_test, y_test = (of_each_seed(tensor) for tensor in (start.X, start.y, start.X_test, start.y_test))
     assert X is not None
     assert y is not None
     U_test = None if X_test is None else X_test @ start.W.mT

@@ -12,10 +12,10 @@ from falign._validation import check_recording, check_steps
 from falign.theory._coerce import outermost, public, recording
 from falign.theory._simulate import Recorded, measurements_named, record, warn_of_divergence
 
-# What the engines measure, from β, b and e.
+# Measurements that the engines share, of β, b and e.
 
 ALWAYS = ("loss", "cosine", "beta_norm", "b_dot_beta", "beta_change", "weight_change", "weight_growth")
-"""What every engine measures that knows each neuron's weights."""
+"""Measurements of every engine that knows each neuron's weights."""
 
 
 def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[str]:
@@ -32,13 +32,13 @@ def chosen(names: Collection[str] | None, known: Collection[str]) -> frozenset[s
 
 
 def told_of_divergence(
-    found: dict[str, Float[Tensor, "seeds penalties"]], step: int
+    values: dict[str, Float[Tensor, "seeds penalties"]], step: int
 ) -> dict[str, Float[Tensor, "seeds penalties"]]:
-    """What an engine measured, said to be lost where it is; not to a function of ours, which says it itself."""
+    """Return the measurements, with a warning of lost runs unless a public function called that warns itself."""
     if outermost():
-        finite = torch.stack([value.flatten() for value in found.values()]).isfinite().all(0)
+        finite = torch.stack([value.flatten() for value in values.values()]).isfinite().all(0)
         warn_of_divergence(finite.unsqueeze(1), [step])
-    return found
+    return values
 
 
 def ratio(dot: Float[Tensor, "*runs"], norms: Float[Tensor, "*runs"]) -> Float[Tensor, "*runs"]:
@@ -124,7 +124,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory(Recorded):
-    """What a block of runs measured on its way.
+    """The measurements of a block of runs.
 
     Attributes:
         steps: Steps done at each recording.
@@ -167,8 +167,8 @@ def simulate(
 
     def measure() -> dict[str, Tensor]:
         nonlocal diverged
-        found = engine.measure() if names is None else engine.measure(names)
-        measured = {name: value.detach().cpu() for name, value in found.items()}
+        latest = engine.measure() if names is None else engine.measure(names)
+        measured = {name: value.detach().cpu() for name, value in latest.items()}
         finite = torch.stack([value.isfinite() for value in measured.values()]).all(0)
         before = torch.full(finite.shape, -1) if diverged is None else diverged
         diverged = torch.where(~finite & (before < 0), engine.t, before)

@@ -23,11 +23,11 @@ from falign.theory.two_layer._trajectory import (
     travelled,
 )
 
-# Batches and dropout masks of a run, from generators named by its seed.
+# Batches and dropout masks of a run, from named generators of its seed.
 
 
 class Batches:
-    """Which points each step takes: every epoch a new permutation per seed, its last batch holding what is left.
+    """The points of each step: every epoch a new permutation per seed, its last batch holding what is left.
 
     Args:
         seeds: One run each.
@@ -79,7 +79,7 @@ class Dropout:
     def mask(
         self, t: int, beta: Float[Tensor, "seeds penalties p k"], points: int
     ) -> Float[Tensor, "seeds 1 p points"]:
-        """What the hidden activities of step t are multiplied by; size, dtype and device are those of beta."""
+        """Draw the factors of the hidden activities of step t; size, dtype and device are those of beta."""
         if self._masks is not None:
             kept = self._masks(t, points)
         else:
@@ -278,18 +278,18 @@ class WeightSpace:
         start = self.start
         known = [*ALWAYS, *([] if self._scalar else ["error_cosine"]), *([] if start.X_test is None else ["test_loss"])]
         wanted = chosen(names, known)
-        found = {**alignment(self._b, self._beta), "beta_change": largest(self._beta - self._beta0)}
+        values = {**alignment(self._b, self._beta), "beta_change": largest(self._beta - self._beta0)}
         if wanted & {"loss", "error_cosine"}:
             f, y = self._outputs(start.X), self._targets(self._y)
-            found["loss"] = self.loss.value(f, y)
+            values["loss"] = self.loss.value(f, y)
             if not self._scalar:
-                found["error_cosine"] = error_cosine(self.loss.error(f, y), self._b, self._beta)
+                values["error_cosine"] = error_cosine(self.loss.error(f, y), self._b, self._beta)
         if wanted & {"weight_change", "weight_growth"}:
-            found |= travelled(self.W, start.W)
+            values |= travelled(self.W, start.W)
         if "test_loss" in wanted and start.X_test is not None and start.y_test is not None:
             y_test = self._targets(with_outputs(start.y_test, self._scalar))
-            found["test_loss"] = self.loss.value(self._outputs(start.X_test), y_test)
-        return told_of_divergence({name: found[name] for name in known if name in wanted}, self.t)
+            values["test_loss"] = self.loss.value(self._outputs(start.X_test), y_test)
+        return told_of_divergence({name: values[name] for name in known if name in wanted}, self.t)
 
 
 def with_outputs(tensor: Tensor, scalar: bool) -> Tensor:

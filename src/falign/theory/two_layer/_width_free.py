@@ -16,7 +16,7 @@ from falign.theory.two_layer._schedules import Penalty, checked, shrinkage
 from falign.theory.two_layer._start import Reduced, Scale, Start, check_dtype, inputs_of, reduce
 from falign.theory.two_layer._trajectory import chosen, ratio, told_of_divergence
 
-# Inner products of a linear network's initial weights: all that its run depends on, computed or drawn.
+# Inner products of the initial weights, all that a linear network's run depends on: computed or drawn.
 
 
 @typed
@@ -314,7 +314,7 @@ class WidthFree:
         norm = square.clamp_min(0).sqrt()
         q = torch.where(gram.K > 0, 1 / gram.K, 0.0).unsqueeze(1) * self._sigma
         rest = gram.rest.square().sum(-1, keepdim=True)
-        found = {
+        values = {
             "loss": (self._e.square().sum(-1) + rest) / 2,
             "cosine": ratio(dot, norm * (p * tau).sqrt()),
             "beta_norm": norm,
@@ -322,9 +322,9 @@ class WidthFree:
             "weight_growth": (q * gram.Z_b.unsqueeze(1)).sum(-1) + tau / 2 * (q * self._sigma).sum(-1),
         }
         if gram.test is not None:
-            found["test_loss"] = gram.test.loss(self._decaying, q, self._on_b)
-        wanted = chosen(names, found)
-        return told_of_divergence({name: value for name, value in found.items() if name in wanted}, self.t)
+            values["test_loss"] = gram.test.loss(self._decaying, q, self._on_b)
+        wanted = chosen(names, values)
+        return told_of_divergence({name: value for name, value in values.items() if name in wanted}, self.t)
 
 
 def _output_map(gram: Gram) -> Float[Tensor, "seeds r_2 r_1"]:

@@ -206,11 +206,11 @@ class Kernels:
 
     def extremes(self) -> dict[str, Float[Tensor, "*runs"]]:
         """Smallest and largest eigenvalue of G, H and G + H: ``G_min``, ``G_max``, ``H_min``, … ``sum_max``."""
-        found = {}
+        values = {}
         for name, kernel in (("G", self.G), ("H", self.H), ("sum", self.G + self.H)):
             eigenvalues = torch.linalg.eigvalsh(kernel)
-            found[f"{name}_min"], found[f"{name}_max"] = eigenvalues[..., 0], eigenvalues[..., -1]
-        return found
+            values[f"{name}_min"], values[f"{name}_max"] = eigenvalues[..., 0], eigenvalues[..., -1]
+        return values
 
 
 @public

@@ -77,7 +77,7 @@ def theorem_4_6(
             f"T depends on the width, and this block has widths from {float(gram.p.min()):.10g} to "
             f"{float(gram.p.max()):.10g}: one width a block"
         )
-    own = gram.K.amin(-1)
+    smallest = gram.K.amin(-1)
     gram, n, nonzero, top = on_subspace(gram)
     gamma, M, p = float(nonzero.min()), float(top.max()), float(gram.p[0])
     ridge = strength * gamma
@@ -104,12 +104,12 @@ def theorem_4_6(
         source="Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.6",
         reading=f"{schedule} schedule, λ = {strength:g}γ for exactly T steps or of the same sum, β ← (1 - ηλ(t))β + …",
         assumptions=(
-            _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, None),
+            _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", smallest, top, None),
             Assumption(name="size of the targets", statement="|y|/√n = Θ(1)", measured=float(norm.max()) / sqrt(n)),
             Assumption(name="isometry", statement="ε = λ_max/λ_min - 1 is small", measured=M / gamma - 1),
             Assumption(name="strength", statement="L is large", measured=strength),
             Assumption(name="width", statement="C ≤ p/(d log(d/δ))", measured=p / (d * log(max(d / delta, 2.0)))),
-            _conditions.step_size(rate, top, own, 0.5, ridge),
+            _conditions.step_size(rate, top, smallest, 0.5, ridge),
             _conditions.penalty_sum("Σλ(t) ≤ S_λ", penalty.total(), total / sum_constant, sum_constant),
         ),
         bound=torch.full_like(cosine, 3 / sqrt(p)),
@@ -202,7 +202,7 @@ def vanishing_alignment(start: Start, *, activation: str, rate: float, steps: in
     """
     seeds, p = start.beta.shape
     n = start.X.shape[-2]
-    own, largest = _conditions.spectrum(limiting_kernel(start.X, activation_named(activation)).expand(seeds, n, n))
+    smallest, largest = _conditions.spectrum(limiting_kernel(start.X, activation_named(activation)).expand(seeds, n, n))
     engine = Dual(start, activation=activation, rate=rate)
     length, chance = start.beta.norm(dim=-1), (start.b * start.beta).sum(-1).abs() / start.b.norm(dim=-1)
     changes, cosines = [], []
@@ -218,15 +218,15 @@ def vanishing_alignment(start: Start, *, activation: str, rate: float, steps: in
         source=_SOURCE,
         reading="the chain of inequalities as printed; O(n/√p) is read off over widths",
         assumptions=(
-            _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) > 0", own, largest, None),
+            _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) > 0", smallest, largest, None),
             Assumption(name="small change", statement="|Δ| < |β(0)|", measured=far, needed=1.0, holds=far < 1),
         ),
         bound=bound,
         measured=cosine,
-        scale=torch.ones_like(own),
+        scale=torch.ones_like(smallest),
         constants={
             "cosine √p/n": float(cosine.max()) * sqrt(p) / n,
-            "change/n": float((change.amax(-1) * own).max()) / n,
+            "change/n": float((change.amax(-1) * smallest).max()) / n,
             "mean cosine": float(cosine[:, -1].mean()),
         },
     )

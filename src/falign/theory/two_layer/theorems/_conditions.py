@@ -27,7 +27,7 @@ def check_levels(*, delta: float | int, gamma: float | int | None = None, **othe
 def positive_smallest(
     name: str, statement: str, smallest: Float[Tensor, " runs"], largest: Float[Tensor, " runs"], needed: float | None
 ) -> Assumption:
-    """That a smallest eigenvalue is at least ``needed``, or, without it, above 10⁻¹² of the largest, its rounding."""
+    """Assume a smallest eigenvalue of at least ``needed``, or, without it, above 10⁻¹² of the largest, its rounding."""
     limit = needed if needed is not None else float(1e-12 * largest.max())
     measured = float(smallest.min())
     return Assumption(

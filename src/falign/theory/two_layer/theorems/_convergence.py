@@ -21,14 +21,14 @@ from falign.theory.two_layer._width_free import Gram, WidthFree
 from falign.theory.two_layer.kernels import limiting_kernel
 from falign.theory.two_layer.theorems import _conditions
 
-# A block of runs followed step by step: the norms that the theorems bound.
+# Runs followed step by step: the norms that the theorems bound.
 
 _FARTHEST = {"weight_change", "beta_change", "cosine"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorTrajectory:
-    """What was followed; a run is a seed with a penalty, those of one seed side by side.
+    """The errors of a block of runs at every step; a run is a seed with a penalty, those of one seed side by side.
 
     Attributes:
         error: |e(0)|, …, |e(steps)| [runs times].
@@ -183,13 +183,13 @@ def _check(
     seeds, p, _ = start.W.shape
     n = start.X.shape[-2]
     kernel = limiting_kernel(start.X, activation_named(activation)).expand(seeds, n, n)
-    own, largest = (value.repeat_interleave(len(penalties)) for value in _conditions.spectrum(kernel))
-    used = own.clamp(min=0) if gamma is None else torch.full_like(own, gamma)
+    smallest, largest = (value.repeat_interleave(len(penalties)) for value in _conditions.spectrum(kernel))
+    used = smallest.clamp(min=0) if gamma is None else torch.full_like(smallest, gamma)
     engine = Dual(start, activation=activation, rate=rate, penalties=penalties)
     trajectory = follow(engine, penalties=penalties, y=start.y.norm(dim=-1).expand(seeds), steps=steps)
     least = float(used.min())
     assumptions: list[Assumption] = [
-        _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) ≥ γ > 0", own, largest, gamma),
+        _conditions.positive_smallest("assumption 3.1", "λ_min(Ḡ) ≥ γ > 0", smallest, largest, gamma),
         _conditions.bounded_activation(activation_named(activation)),
         *_conditions.bounded_data(start),
         _conditions.gaussian_start(start),
@@ -213,7 +213,7 @@ def _check(
         measured=trajectory.error[:, 1:],
         scale=trajectory.y,
         share_needed=1 - delta,
-        constants=_constants(trajectory, used, own, largest, rate=rate, p=p, n=n),
+        constants=_constants(trajectory, used, smallest, largest, rate=rate, p=p, n=n),
         series=sharper if ridge else {},
     )
 
@@ -221,7 +221,7 @@ def _check(
 def _constants(
     trajectory: ErrorTrajectory,
     gamma: torch.Tensor,
-    own: torch.Tensor,
+    smallest: torch.Tensor,
     largest: torch.Tensor,
     *,
     rate: float,
@@ -234,7 +234,7 @@ def _constants(
     shares = torch.where(seen, (1 - after / before) / (rate * gamma[:, None]), torch.inf)
     unit = gamma * sqrt(p) / n
     return {
-        "lambda_min": float(own.min()),
+        "lambda_min": float(smallest.min()),
         "lambda_max": float(largest.max()),
         **({} if trajectory.strengths.any() else {"share of gamma": float(shares.min())}),
         "rate": float(((trajectory.error[:, -1] / trajectory.error[:, 0]) ** (1 / after.shape[1])).max()),
@@ -290,9 +290,9 @@ def theorem_4_3(
     read as (1 - ηλ(t))β.
     """
     _conditions.check_levels(delta=delta, gamma=gamma, largest=largest, sum_constant=sum_constant, d=d)
-    gram, n, own, top = on_subspace(gram) if on_column_space else _whole(gram)
+    gram, n, smallest, top = on_subspace(gram) if on_column_space else _whole(gram)
     runs = len(penalties)
-    used = own if gamma is None else torch.full_like(own, gamma)
+    used = smallest if gamma is None else torch.full_like(smallest, gamma)
     M = float(top.max()) if largest is None else largest
     p, least = float(gram.p.min()), float(used.min())
     norm = (gram.y.square().sum(-1) + gram.rest.square().sum(-1)).sqrt()
@@ -302,7 +302,7 @@ def theorem_4_3(
     statement = "Σλ(t) ≤ S_λ = c_S γ√(γp)/(η√n M)"
     total = max(penalty.total() for penalty in penalties)
     assumptions: tuple[Assumption, ...] = (
-        _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", own, top, gamma),
+        _conditions.positive_smallest("full rank", "λ_min(XXᵀ) ≥ γ > 0", smallest, top, gamma),
         Assumption(
             name="largest eigenvalue",
             statement="λ_max(XXᵀ) ≤ M",

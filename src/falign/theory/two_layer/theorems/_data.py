@@ -38,7 +38,7 @@ def isometry(X: Float[Tensor, "*runs n d"]) -> tuple[Float[Tensor, "*runs"], Flo
 
 @public
 def is_isometric(X: Float[Tensor, "*runs n d"], gamma: float, epsilon: float) -> Bool[Tensor, "*runs"]:
-    """Whether ``λ_min(XXᵀ) ≥ γ`` and ``λ_max(XXᵀ) ≤ (1 + ε)γ``; [*runs] bool, rounding of 10⁻¹² forgiven.
+    """Tell whether ``λ_min(XXᵀ) ≥ γ`` and ``λ_max(XXᵀ) ≤ (1 + ε)γ``; [*runs] bool, rounding of 10⁻¹² forgiven.
 
     Raises:
         ValueError: γ or ε is not positive.
@@ -52,7 +52,7 @@ def is_isometric(X: Float[Tensor, "*runs n d"], gamma: float, epsilon: float) ->
 
 @dataclass(frozen=True, kw_only=True)
 class IsometryFrequency:
-    """How often X with entries N(0, 1/d) is (1-ε, 4ε)-isometric, against d.
+    """Estimate how often X with entries N(0, 1/d) is (1-ε, 4ε)-isometric, against d.
 
     Attributes:
         dimensions: d.
@@ -157,12 +157,12 @@ def _check_levels(epsilon: float, delta: float) -> None:
 
 def _from_where(constant: Sequence[float], share: Sequence[float], needed: float) -> float | None:
     """The least constant from which on every share reaches what is needed."""
-    found = None
+    least = None
     for value, reached in zip(reversed(constant), reversed(share), strict=True):
         if reached < needed:
             break
-        found = value
-    return found
+        least = value
+    return least
 
 
 def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
