@@ -10,6 +10,7 @@ from falign.lab._batches import Images, prepare, probe
 from falign.lab._divergence import Baseline, weight_norms
 from falign.lab._learner import Learner, make_learner
 from falign.lab._provenance import fingerprint
+from falign.lab._validate import make_rule
 from falign.lab.config import TrainConfig
 from falign.lab.data import load
 
@@ -103,8 +104,8 @@ def _describe(learner: Learner) -> list[str]:
         f"{config.learning_rate:g}{momentum}, batches of {config.batch_size}; {config.device}, {config.dtype}"
     ]
     lines += learner.notes
-    if config.rule == "kp" and not config.weight_decay:
-        lines.append("kp without --weight-decay: the feedback moves, but never meets the weights")
+    if make_rule(config).learned and not config.weight_decay:
+        lines.append(f"{config.rule} without --weight-decay: the feedback moves, but never meets the weights")
     if config.check_law and (warning := _law_warning(config)):
         lines.append(warning)
     return lines

@@ -28,7 +28,7 @@ from falign.lab._run_folder import TRACEBACK, RunFolder
 from falign.lab._setup import Setup, prepare_run
 from falign.lab._signals import GracefulStop
 from falign.lab._text import print_plain, standard_console
-from falign.lab._validate import resolve
+from falign.lab._validate import make_rule, resolve
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import NAMES
 
@@ -201,7 +201,7 @@ def _carry_out(
     """Train, and have the status say how the run ended, whatever ends it."""
     learner, config = setup.learner, setup.learner.config
     with _repeatable(config), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="rule 'kp' without weight_decay")  # the description has said it
+        warnings.filterwarnings("ignore", message="rule .* without weight_decay")  # the description has said it
         state = TrainingState()
         if checkpoint is not None:
             state = _checkpoints.restore(checkpoint, learner, identity=run.identity)
@@ -260,7 +260,7 @@ def _run_loop(
 def _advice(config: TrainConfig) -> str:
     """Name the options to change after a divergence."""
     things = [f"a learning rate below {config.learning_rate:g} (--learning-rate)"]
-    if config.rule != "bp":
+    if make_rule(config).wiring != "none":
         now = "" if config.scale is None else f" below {config.scale:g}"
         things.append(f"a smaller --scale of the feedback{now}")
     if config.activation in ("relu", "gelu", "identity"):
