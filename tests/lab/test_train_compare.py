@@ -74,7 +74,7 @@ def test_the_law_has_a_column_where_a_run_was_checked(tmp_path: Path) -> None:
 def test_a_run_that_says_that_it_goes_on_and_does_not_was_killed(tmp_path: Path) -> None:
     folder = written(tmp_path / "one", status="running")
     assert shown([folder])[-1][-1] == "killed"
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert shown([folder])[-1][-1] == "running"
     assert not list(folder.glob(".*"))
 

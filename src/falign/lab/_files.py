@@ -41,7 +41,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
     Args:
         path: The file; its folder exists.
-        content: What it shall hold.
+        content: The new content.
 
     Raises:
         WriteError: It cannot be written; what was there before is still there.

@@ -182,7 +182,7 @@ class Events:
         Raises:
             WriteError: It cannot be written, or the folder is no longer the run's.
         """
-        self._run.check()
+        self._run.check_lock()
         with _write_errors(self._run):
             for name in _SCALARS:
                 if record[name] is not None:

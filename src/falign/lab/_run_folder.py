@@ -70,7 +70,7 @@ class RunFolder:
         self.folder = folder
         self.identity = ""
         self._token = ""
-        self._hold: FolderLock | None = None
+        self._lock: FolderLock | None = None
 
     @property
     def exists(self) -> bool:
@@ -78,33 +78,33 @@ class RunFolder:
         return os.path.lexists(self.folder / CONFIG)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Be the only process at work in the folder, which is made if need be; a context manager.
 
         Raises:
-            RunError: Another one is, or there can be no folder or no lock.
+            RunError: Another process is at work in it, or folder or lock cannot be made.
         """
         self._make()
-        with FolderLock(self.folder) as hold:
-            self._hold = hold
+        with FolderLock(self.folder) as lock:
+            self._lock = lock
             self._clean()
             try:
                 yield
             finally:
-                self._hold = None
+                self._lock = None
 
-    def check(self) -> None:
+    def check_lock(self) -> None:
         """Make sure that the folder is still this run's.
 
         Raises:
             FolderLost: It was deleted, and perhaps made anew by another run.
         """
-        if self._hold is not None:
-            self._hold.check()
+        if self._lock is not None:
+            self._lock.check()
 
     def refuse_existing(self, *, replaces: bool) -> None:
         """Raise ``RunError`` if there is a run here already that shall not be replaced, or that is at work."""
-        if self._hold is None and _files.is_in_use(self.folder):
+        if self._lock is None and _files.is_in_use(self.folder):
             raise _files.folder_busy(self.folder)
         if self.exists and not replaces:
             raise RunError(
@@ -161,11 +161,11 @@ class RunFolder:
 
     @property
     def events(self) -> Path:
-        """The folder of the events for TensorBoard."""
+        """Folder of the events for TensorBoard."""
         return self.folder / EVENTS
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints, oldest first."""
+        """List the checkpoints, oldest first."""
         steps = {
             int(match[1]): path
             for path in self.folder.glob("checkpoint-*.safetensors")
@@ -175,7 +175,7 @@ class RunFolder:
 
     @property
     def saved(self) -> int:
-        """The step of the last checkpoint, 0 where there is none."""
+        """Step of the last checkpoint; 0 if there is none."""
         checkpoints = self.checkpoints()
         if not checkpoints:
             return 0
@@ -186,7 +186,7 @@ class RunFolder:
 
         Args:
             name: Its name in the folder.
-            content: What it shall hold.
+            content: The content of the file.
 
         Returns:
             The file.
@@ -194,11 +194,11 @@ class RunFolder:
         Raises:
             WriteError: It cannot be written, or the folder is no longer this run's.
         """
-        self.check()
+        self.check_lock()
         path = self.folder / name
         atomic_write(path, content)
         try:
-            self.check()
+            self.check_lock()
         except FolderLost:  # between check and write: a lone file in a new folder must not claim a finished run
             with suppress(OSError):
                 path.unlink()
@@ -258,7 +258,7 @@ class RunFolder:
             if not _is_of_type(content.get(name), kind):
                 raise self._damaged(STATUS, f"{name} is {_shown(content.get(name))}")
         self._check_identity(STATUS, content["run"])
-        if content["status"] == "running" and self._hold is None and not _files.is_in_use(self.folder):
+        if content["status"] == "running" and self._lock is None and not _files.is_in_use(self.folder):
             content["status"] = "killed"
         return content
 

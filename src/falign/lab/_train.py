@@ -47,14 +47,14 @@ def train(
     """Train a network and write the run folder.
 
     Args:
-        config: What to train; missing defaults are filled in.
+        config: The configuration; missing defaults are filled in.
         out: The run folder; None is ``default_folder(config)``.
         data: Folder of the data sets; see :func:`falign.lab.data.load`.
-        replaces: Whether a run that is there already is replaced.
-        console: Where to show progress; None is standard output.
+        replaces: Whether a run in the folder is replaced.
+        console: Console for the progress; None is standard output.
 
     Returns:
-        How it ended.
+        The outcome.
 
     Raises:
         ConfigError: The configuration is impossible, or does not fit the data.
@@ -68,8 +68,8 @@ def train(
     run = RunFolder(default_folder(config) if out is None else out)
     run.refuse_existing(replaces=replaces)
     with GracefulStop() as stop:
-        setup = _prepare(config, data, console)
-        with stop.first_deferred(), run.held():
+        setup = _prepare(config, data, console)  # a signal ends it at once: there is nothing to save yet
+        with stop.first_deferred(), run.locked():
             run.begin(replaces=replaces)
             origin = provenance(config.device, config.model, config.rule) | {"data_sha256": setup.data_sha256}
             return _carry_out(run, setup, None, origin, console, stop)
@@ -80,18 +80,18 @@ def resume(
 ) -> TrainingOutcome:
     """Go on with a run, to the same numbers as if it had not been interrupted.
 
-    That holds for the same versions on the same kind of machine with the same number of threads, and for a model of
-    one's own if its numbers depend on nothing but images, weights, buffers, the global generators and what its modules
-    have in attributes that a checkpoint holds: lines say before the first step where it is seen to be otherwise.
+    That holds for the same versions on the same kind of machine with the same number of threads. A model of the user's
+    own must depend on nothing but images, weights, buffers, the global generators and attributes that a checkpoint
+    holds; where it is seen to depend on more, a line says so before the first step.
 
     Args:
         folder: The run folder.
         epochs: A new number of epochs, not below those done; None keeps it.
         data: Folder of the data sets.
-        console: Where to show progress; None is standard output.
+        console: Console for the progress; None is standard output.
 
     Returns:
-        How it ended.
+        The outcome.
 
     Raises:
         ConfigError: The new number of epochs is below those done.
@@ -104,7 +104,7 @@ def resume(
     console = console or standard_console()
     run = RunFolder(folder)
     run.require()
-    with GracefulStop() as stop, run.held():
+    with GracefulStop() as stop, run.locked():
         before, origin = run.read_config()
         status = run.read_status()
         if status["status"] == "diverged":
