@@ -499,6 +499,7 @@ LIGHT = [
     *(["compare", "a", "--out", "a.pdf"], ["reproduce", "--preset", "large"], ["status", "--out="], ["doctor", "x"]),
     *(["reproduce", "--workers", "many"], ["reproduce", "--workers", "0"], ["reproduce", "--memory", "-1"]),
     *(["reproduce", "--device", "gpu"], ["reproduce", "--data", "nothing"], ["reproduce", "--cpus-per-run", "2"]),
+    *(["train", "digits", "--model", "lenett"], ["train", "digits", "--model", "mlp:64"]),
     *([*TRAIN, "--epochs", "-1"], [*TRAIN, "--momentum", "2"], [*TRAIN, "--ridge-schedule", "cutoff"]),
     *(["train", "--resume", "nowhere"], ["train", "--resume", "nowhere", "--out", "a"], ["compare", "nowhere"]),
     *(["reproduce", "--ray", "local", "--workers", "2"], ["reproduce", "--ray", "local", "--cpus-per-run", "0"]),

@@ -1,6 +1,5 @@
 """The networks of ``--model``: perceptrons, LeNet-5, ResNet-20, and the user's own."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,6 +13,7 @@ from falign.feedback import generator
 from falign.lab import _own_models
 from falign.lab._memory import GIB, available
 from falign.lab._own_models import Shape
+from falign.lab._validate import check_model
 from falign.lab.config import ConfigError
 
 _LAYERS = 10_000
@@ -51,6 +51,7 @@ def build(
     Raises:
         ConfigError: There is no such network, it does not fit the data, or no memory holds it.
     """
+    check_model(model)
     between = ACTIVATIONS[activation or "relu"]
     with seeded(generator(seed, "", "weights").initial_seed()):
         if model.startswith("mlp:"):
@@ -78,8 +79,6 @@ def _refuse_large(model: str, weights: int, room: int) -> None:
 
 def _mlp(model: str, shape: Shape, classes: int, between: Callable[[], nn.Module], room: int) -> nn.Module:
     """Linear layers fc1, fc2, … with an activation after all but the last; PyTorch's own initial weights."""
-    if not re.fullmatch(r"mlp:[1-9][0-9]*(-[1-9][0-9]*)+", model):
-        raise ConfigError(f"--model is {model!r}, expected sizes like mlp:784-1000-10: inputs, hidden layers, classes")
     parts = model.removeprefix("mlp:").split("-")
     longest = max(parts, key=len)
     if len(parts) > _LAYERS or len(longest) > _DIGITS:

@@ -70,12 +70,6 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
     Raises:
         ConfigError: There is no such factory, or it makes no network that can be trained here.
     """
-    module, _, path = model.partition(":")
-    if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
-        raise ConfigError(
-            f"--model is {model!r}, expected mlp:SIZES, lenet, resnet20 or package.module:factory: "
-            "see falign train --help"
-        )
     with _process_state_kept():
         made = _called(model, shape, classes)
         if not isinstance(made, nn.Module):

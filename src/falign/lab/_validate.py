@@ -96,10 +96,28 @@ def check_options(config: TrainConfig) -> TrainConfig:
         ConfigError: An option is of another type, out of range, contradicts another one, or would have no effect.
     """
     config = _convert_types(config)
+    check_model(config.model)
     _check_choices(config)
     _check_ranges(config)
     _check_effects(config)
     return config
+
+
+def check_model(model: str) -> None:
+    """Refuse a text that names no network by its form; whether there is such a factory is seen when it is imported.
+
+    Raises:
+        ConfigError: The text is none of mlp:SIZES, lenet, resnet20 and package.module:factory.
+    """
+    if model.startswith("mlp:") and not re.fullmatch(r"mlp:[1-9][0-9]*(-[1-9][0-9]*)+", model):
+        raise ConfigError(f"--model is {model!r}, expected sizes like mlp:784-1000-10: inputs, hidden layers, classes")
+    module, _, path = model.partition(":")
+    names = [name for text in (module, path) for name in text.split(".")]
+    if not (model.startswith("mlp:") or model in ("lenet", "resnet20") or all(name.isidentifier() for name in names)):
+        raise ConfigError(
+            f"--model is {model!r}, expected mlp:SIZES, lenet, resnet20 or package.module:factory: "
+            "see falign train --help"
+        )
 
 
 def _convert_types(config: TrainConfig) -> TrainConfig:
