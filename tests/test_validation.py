@@ -54,7 +54,7 @@ def test_a_good_argument_comes_back(returned, expected):
         (lambda: v.fraction("delta", 1), "delta is 1, expected a number above 0 and below 1"),
         (lambda: v.fraction("delta", 0.0), "delta is 0.0"),
         (lambda: v.fraction("share", 1.5, below=False), "share is 1.5, expected a number above 0 and up to 1"),
-        (lambda: v.fraction("share", Fraction(1, 2)), r"share is Fraction\(1, 2\)"),
+        (lambda: v.fraction("share", Fraction(1, 2)), r"share is Fraction\(1, 2\)"),  # pyright: ignore
         (lambda: v.whole_number("steps", 1e9), r"steps must be an integer, got 1000000000\.0 of type float: write int"),
         (lambda: v.whole_number("n", 2**63), "n must be below 2⁶³"),
         (lambda: v.whole_between("depth", 1, 2, 9), "depth is 1, expected a whole number from 2 on, up to 9"),
