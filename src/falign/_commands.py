@@ -155,9 +155,9 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
     from falign.lab._files import atomic_write
     from falign.lab.report._figures import png
 
-    found = comparison.read(runs)
-    comparison.show(found, standard_console())
-    atomic_write(out, png(comparison_figure(found)))
+    compared = comparison.read(runs)
+    comparison.show(compared, standard_console())
+    atomic_write(out, png(comparison_figure(compared)))
     echo(f"the picture is {out}")
     return 0
 

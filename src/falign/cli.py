@@ -20,7 +20,7 @@ __all__ = ["main"]
 _LONG_WORD = 400
 """A word of more letters is shortened in messages."""
 _IMPOSSIBLE_NAME = (ENAMETOOLONG, ELOOP, EINVAL)
-"""What systems say of a path that can never be one."""
+"""Errors of paths that can never exist."""
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -124,7 +124,7 @@ def _echo_error(message: str) -> None:
 
 
 def _shorten_words(message: str) -> str:
-    """The same, without the middle of words that nobody would read to the end."""
+    """Cut the middle out of words that nobody would read to the end."""
     return re.sub(
         rf"\S{{{_LONG_WORD},}}", lambda word: f"{word[0][: _LONG_WORD // 4]}…{word[0][-_LONG_WORD // 8 :]}", message
     )

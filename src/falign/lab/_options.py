@@ -24,7 +24,7 @@ _DEVICE = re.compile(r"cpu|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?")
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """Where runs are computed and with how much memory, as the command was asked; None where it was not.
+    """Options that say where runs are computed and with how much memory; None where the command was not asked.
 
     Args:
         workers: Processes of this machine; None is one, or what a Ray cluster has.

@@ -1,6 +1,6 @@
-"""Standard output and standard error, whatever they lead to, and text as it shall be seen there.
+"""Standard output and standard error, whatever they lead to, and text that is safe to print there.
 
-Needs nothing beside Python, so that what is missing can be said too.
+Needs nothing but Python's standard library: the command must be able to say which package is missing.
 """
 
 import os
@@ -12,27 +12,28 @@ from io import TextIOWrapper
 from typing import Any
 from unicodedata import category
 
-_KEPT = "\n\t"
+_ALLOWED = "\n\t"
 
 
 def plain(text: object) -> str:
-    r"""A text in which everything that is not seen, or that steers a terminal, is written out.
+    r"""Escape everything in a text that is invisible or that steers a terminal.
 
-    Escapes and other control characters become ``\x1b`` and the like, as do signs that turn the direction of writing;
-    a byte of a file name that is not UTF-8 becomes ``\xfc``. Line breaks and tabs stay.
+    Names, messages and paths are data: one that holds control characters could rewrite what a terminal shows. They
+    become ``\x1b`` and the like, as do characters that turn the direction of writing; a byte of a file name that is not
+    UTF-8 becomes ``\xfc``. Line breaks and tabs stay.
 
     Args:
         text: A text, or what ``str`` makes one of.
     """
-    return "".join(letter if _seen(letter) else _written(letter) for letter in str(text))
+    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in str(text))
 
 
 def echo(text: object, *, error: bool = False) -> None:
-    """Print a text literally, without a console.
+    """Print a text literally, without rich.
 
     Args:
         text: The text.
-        error: Whether it goes to standard error.
+        error: Whether to print it to standard error.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # it was closed before the command began
@@ -42,13 +43,13 @@ def echo(text: object, *, error: bool = False) -> None:
 
 
 def replace_unencodable(stream: Any) -> None:
-    """Have a stream replace what its encoding lacks: a run must not end because of a Greek letter."""
+    """Have a stream replace characters that its encoding lacks: no run shall end because of a Greek letter."""
     if isinstance(stream, TextIOWrapper) and stream.errors not in ("replace", "backslashreplace"):
         stream.reconfigure(errors="replace")
 
 
 class TerminalStream:
-    """A terminal's stream, silent once the terminal is gone: what ends a command then is the signal HUP, not its words.
+    """Stream of a terminal, silent once the terminal is gone: the signal HUP shall end a command then, and no error.
 
     Args:
         stream: Standard output or standard error.
@@ -58,7 +59,7 @@ class TerminalStream:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
+        """Look up everything else on the stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -88,9 +89,9 @@ class TerminalStream:
 
 
 def prepare_streams() -> None:
-    """Make the standard streams ready for whatever a command prints, and keep their places from files."""
+    """Prepare the standard streams for whatever a command prints, and keep files from getting their numbers."""
     for descriptor, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
-        if stream is None:  # closed: the next file would get its number, and what libraries print
+        if stream is None:  # closed: the next file that is opened would get its number, and what libraries print
             try:
                 os.fstat(descriptor)
             except OSError:
@@ -104,13 +105,13 @@ def prepare_streams() -> None:
 
 
 def flush(stream: Any) -> OSError | None:
-    """Write what a stream still holds, so that Python has nothing to say of it at its end.
+    """Write what a stream still holds, so that Python reports no error of it at its exit.
 
     Args:
         stream: Standard output or standard error.
 
     Returns:
-        Why it cannot be written, such as a closed pipe or a full disk; it is silent from then on. Else None.
+        The error if it cannot be written, such as a closed pipe or a full disk; the stream is silent from then on.
     """
     if stream is None:
         return None
@@ -127,11 +128,11 @@ def flush(stream: Any) -> OSError | None:
     return None
 
 
-def _seen(letter: str) -> bool:
-    return letter.isprintable() or letter in _KEPT or category(letter) == "Zs"
+def _is_visible(letter: str) -> bool:
+    return letter.isprintable() or letter in _ALLOWED or category(letter) == "Zs"
 
 
-def _written(letter: str) -> str:
+def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte that the file system's encoding does not know
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape", "surrogatepass").decode()

@@ -1,4 +1,4 @@
-"""Text as it shall be seen: names, messages and paths are data, and never commands to a terminal or to rich."""
+"""Text for rich: names, messages and paths are data, and never markup or commands to a terminal."""
 
 import sys
 
@@ -11,17 +11,17 @@ __all__ = ["echo", "one_line", "plain", "plain_cell", "print_plain", "standard_c
 
 
 def plain_cell(text: object) -> Text:
-    """A text for a table of rich, shown literally: no markup, no emoji, no escapes."""
+    """Make a cell of a table that is shown literally: no markup, no emoji, no control characters."""
     return Text(plain(text))
 
 
 def print_plain(console: Console, text: object) -> None:
-    """Print a text literally; lines may be longer than the terminal is wide."""
+    """Print a text literally; long lines are not broken, so that they can be copied."""
     console.print(plain_cell(text), soft_wrap=True)
 
 
 def standard_console(*, error: bool = False) -> Console:
-    """A console on standard output or standard error; what its encoding lacks becomes a question mark."""
+    """Make a console on standard output or standard error; what its encoding lacks becomes a question mark."""
     replace_unencodable(sys.stderr if error else sys.stdout)
     return Console(stderr=error)
 

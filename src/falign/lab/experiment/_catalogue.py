@@ -151,6 +151,7 @@ def concat(parts: Sequence[Catalogue]) -> Catalogue:
     parts = [part for part in parts if part.runs.height]
     if len(parts) < 2:
         return parts[0] if parts else EMPTY
+    # Each part numbers its origins and layouts by itself; equal ones get one number.
     origins: dict[str, int] = {}
     layouts: dict[Columns, int] = {}
     runs, records = [], {}
@@ -244,7 +245,7 @@ def _scan(folder: Path) -> Iterator[tuple[str, os.DirEntry]]:
 @contextmanager
 def _opened(folder: Path) -> Iterator[Path | int]:
     """Open a folder where the system can look files up from there: it need not walk the whole path for each of them."""
-    if os.scandir not in os.supports_fd:
+    if os.scandir not in os.supports_fd:  # Windows
         yield folder
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | NONBLOCKING)
@@ -361,6 +362,7 @@ def _decode_records(
     filled = [(name, height, content) for name, height, content in files if height and columns]
     if not filled:
         return pl.DataFrame(schema=schema), {}
+    # All at once: decoding one file after the other takes several times as long.
     try:
         frame = pl.scan_parquet([io.BytesIO(content) for *_, content in filled]).collect().rechunk()
         if frame.schema == schema and frame.height == sum(height for _, height, _ in filled):

@@ -46,7 +46,7 @@ def load(store: Path, experiment: str) -> Catalogue:
         store: The store's folder.
         experiment: Full name of the experiment.
     """
-    with suppress(*_BROKEN):
+    with suppress(*_BROKEN):  # whatever is wrong with it: the files are read instead, and it is written anew
         descriptor = os.open(store / FOLDER / experiment, os.O_RDONLY | NONBLOCKING)
         with open(descriptor, "rb") as stream:
             return _read(stream, experiment)
@@ -62,6 +62,7 @@ def save(store: Path, experiment: str, runs: Catalogue, since: int) -> None:
         runs: The runs that it shall hold.
         since: Time when the reading of the runs began, in nanoseconds since the epoch.
     """
+    # A file that changes within a tick of the clock after it was read keeps its stamp: young files are left out.
     settled = (pl.max_horizontal("modified", "changed") < since - _RACY) & (
         pl.col("layout").fill_null(0) < _MAX_LAYOUTS
     )

@@ -67,7 +67,9 @@ class RunLeases:
         with self._store.exclusive():
             try:
                 folder.mkdir(exist_ok=True)
-                self._lock.acquire(timeout=_PATIENCE)
+                self._lock.acquire(
+                    timeout=_PATIENCE
+                )  # before the list: a list without a held lock is of a dead process
             except OSError as error:
                 raise unwritable(folder, error) from None
             try:
@@ -176,6 +178,8 @@ def _living_leases(store: Store, besides: str | None) -> list[set[str]]:
         except (Timeout, OSError):  # a lock that must not be opened may be held by another user's process
             living.append(_read(listed))
             continue
+        # The list first: should this process be killed in between, a lock without a list is deleted next time, while a
+        # list without a lock would stay for ever.
         _remove(listed)
         lock.release()
         _remove(path)

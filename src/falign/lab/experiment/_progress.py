@@ -168,7 +168,7 @@ class RunCounts:
         self._missing_cost[kind] = self._missing_cost.get(kind, 0.0) + sign * run_cost(self.experiment, task)
 
     def __str__(self) -> str:
-        """Such as "120 of 350 runs there (2 failed), 50 running, 180 left"."""
+        """Summary such as "120 of 350 runs there (2 failed), 50 running, 180 left"."""
         there = self.total - len(self.missing)
         special = [f"{self.status[name]} {name}" for name in ("diverged", "failed", "no data") if self.status.get(name)]
         parts = [f"{there} of {self.total} runs there" + (f" ({', '.join(special)})" if special else "")]
