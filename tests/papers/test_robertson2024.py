@@ -39,7 +39,6 @@ def digits() -> Dataset:
 def test_claims_that_hold_already_at_the_smallest_size(results: Mapping[str, Results]) -> None:
     verdicts = {claim.name: judge(claim, results[experiment.name]).verdict for experiment, claim in CLAIMS}
     sure = (
-        "conserved-to-rounding",
         "dominance-suffices",
         "dominance-bounds-the-loss",
         "dominant-start-descends",
@@ -57,7 +56,6 @@ _FIRST = pl.col("step") == 0
 @pytest.mark.parametrize(
     ("claim", "columns"),
     [
-        ("conserved-to-rounding", {"residual": pl.lit(1e-9)}),
         ("on-the-diagonal", {"outgoing_change": pl.col("incoming_change") / 2}),
         ("drift-of-first-order", {"apart": pl.col("rate").sqrt() + _SPREAD / 1e3}),
         ("drift-of-other-rules", {"apart": pl.lit(1.0)}),

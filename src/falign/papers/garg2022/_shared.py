@@ -11,7 +11,8 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.lab.data import DataError
-from falign.lab.experiment import Check, Evidence, Outcome, Setting
+from falign.lab.experiment import Evidence, Outcome, Setting
+from falign.lab.experiment.readings import largest
 from falign.lab.report.style import COLOURS, INK
 from falign.papers._images import load_images
 from falign.theory import factorisation
@@ -140,14 +141,7 @@ def groups(table: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pl.Dat
 
 def most(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Evidence:
     """The largest value of each group beside a limit."""
-    rows = table.with_columns(value=value)
-    return Evidence(
-        checks=tuple(
-            Check(label=f"{label}: most", measured=float(own["value"].to_numpy().max()), high=high)
-            for label, own in groups(rows, by)
-        ),
-        note=note,
-    )
+    return largest(groups(table.with_columns(value=value), by), "value", high, note=note)
 
 
 # The matrices Y that are factored: spectra whose basis does not matter, normal entries, and images by pixels.

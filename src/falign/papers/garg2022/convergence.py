@@ -7,7 +7,6 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import (
-    Check,
     Claim,
     Evidence,
     Experiment,
@@ -18,6 +17,7 @@ from falign.lab.experiment import (
     Scalar,
     Setting,
 )
+from falign.lab.experiment.readings import above_zero, around
 from falign.lab.experiment.statistics import final, mean, slope
 from falign.lab.report.style import each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import (
@@ -65,18 +65,12 @@ def _slower(table: pl.DataFrame) -> Evidence:
         raise Missing(f"{steps['step'].null_count()} runs did not come to an error of {_NEAR:g} in their steps")
     fa, gd = (steps.filter(method=method).select(*keys, "step") for method in ("fa", "gd"))
     both = fa.join(gd, on=keys, suffix="_gd").with_columns(ratio=pl.col("step") / pl.col("step_gd"))
-    kinds = list(groups(both, ["data", "r"]))
-    checks = []
-    for label, own in kinds:
-        found = mean(own["ratio"].log(), of=label)
-        checks.append(
-            Check(
-                label=f"{label}: log of the ratio (median {own['ratio'].median():.3g})",
-                measured=found.value,
-                low=found.above(len(kinds)),
-            )
-        )
-    return Evidence(checks=tuple(checks))
+    return above_zero(
+        [
+            (f"{label}: log of the ratio (median {runs['ratio'].median():.3g})", mean(runs["ratio"].log(), of=label))
+            for label, runs in groups(both, ["data", "r"])
+        ]
+    )
 
 
 def _order(table: pl.DataFrame) -> Evidence:
@@ -86,13 +80,8 @@ def _order(table: pl.DataFrame) -> Evidence:
     both = table.filter(pl.col("fine") > 0).join(flow, on=keys)
     gap = (pl.col("error") - pl.col("limit")).abs().max().log()
     gaps = both.group_by([*_KIND, "seed", "fine"]).agg(gap=gap).with_columns(rate=-pl.col("fine").log())
-    kinds = list(groups(gaps, ["data", "method", "scale"]))
-    checks = []
-    for label, own in kinds:
-        found = slope(own, "rate", "gap")
-        width = 0.1 + found.half(len(kinds))
-        checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=1 - width, high=1 + width))
-    return Evidence(checks=tuple(checks))
+    kinds = groups(gaps, ["data", "method", "scale"])
+    return around([(f"{label}: exponent of η", slope(runs, "rate", "gap")) for label, runs in kinds], 1, 0.1)
 
 
 _HOW = "|ZW - Y|/|Y| at the end of a run; the most of all draws of B and of the start."

@@ -75,18 +75,6 @@ CLAIMS = (
         read=lambda table: _apart(table, "best"),
         scope=~_FA & ~_ENOUGH,
     ),
-    Claim(
-        name="networks-are-the-factorisation",
-        statement="On inputs that are isotropic on the training points each step of the network is a step of the "
-        "factorisation, whitened images with their classes as labels included.",
-        origin="theory",
-        reference="Derived, for the corollary: only the covariances of inputs and labels enter a gradient",
-        method="Largest difference between the error |W₂W₁ - Y|/|Y| of the network and of the factorisation, over the "
-        "whole training.",
-        tolerance_reason="At most 1e-10: rounding.",
-        read=lambda table: most(table, (pl.col("error") - pl.col("predicted")).abs(), _KIND, 1e-10),
-        scope=~_FRESH,
-    ),
 )
 
 

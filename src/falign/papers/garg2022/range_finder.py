@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
+from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, band, each_of, law, legend, panels, sequence
 from falign.papers.garg2022._shared import groups, matrix, most
@@ -46,14 +47,17 @@ def _buys(table: pl.DataFrame, p: int, q: int) -> Evidence:
     plain, better = (
         table.filter(oversampling=a, power=b).select(*keys, excess=pl.col("ratio") - 1) for a, b in ((0, 0), (p, q))
     )
-    both = better.join(plain, on=keys, suffix="_fa").with_columns(share=pl.col("excess") / pl.col("excess_fa"))
-    kinds = list(groups(both, ["data"]))
-    checks = []
-    for label, own in kinds:
-        found = mean(own["share"], of=label)
-        name = f"{label}: share of FA's excess (median {own['excess_fa'].median():.2g}) that is taken away"
-        checks.append(Check(label=name, measured=1 - found.value, low=found.above(len(kinds))))
-    return Evidence(checks=tuple(checks))
+    both = better.join(plain, on=keys, suffix="_fa")
+    both = both.with_columns(taken=1 - pl.col("excess") / pl.col("excess_fa"))
+    return above_zero(
+        [
+            (
+                f"{label}: share of FA's excess (median {runs['excess_fa'].median():.2g}) that is taken away",
+                mean(runs["taken"], of=label),
+            )
+            for label, runs in groups(both, ["data"])
+        ]
+    )
 
 
 CLAIMS = (

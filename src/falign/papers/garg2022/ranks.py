@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
+from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, each_of, law, legend, logarithmic, panels
 from falign.papers.garg2022._shared import groups, matrix, methods, most, outcomes, sample_feedback, train
@@ -38,13 +39,13 @@ def _above(table: pl.DataFrame) -> Evidence:
     keys = [*_KIND, "seed"]
     fa, gd = (table.filter(method=method).select(*keys, "error") for method in ("fa", "gd"))
     both = fa.join(gd, on=keys, suffix="_gd").with_columns(ratio=pl.col("error") / pl.col("error_gd"))
-    kinds = list(groups(both, _KIND))
-    checks = []
-    for label, own in kinds:
-        found = mean(own["ratio"].log(), of=label)
-        name = f"{label}: log of the ratio (median {own['ratio'].median():.3g})"
-        checks.append(Check(label=name, measured=found.value, low=found.above(len(kinds))))
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws a point")
+    return above_zero(
+        [
+            (f"{label}: log of the ratio (median {runs['ratio'].median():.3g})", mean(runs["ratio"].log(), of=label))
+            for label, runs in groups(both, _KIND)
+        ],
+        note=f"{table['seed'].n_unique()} draws a point",
+    )
 
 
 CLAIMS = (

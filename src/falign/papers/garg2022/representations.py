@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
+from falign.lab.experiment.readings import around
 from falign.lab.experiment.statistics import mean, slope
 from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers.garg2022._shared import groups, matrix, sample_feedback
@@ -38,9 +39,8 @@ def _orthogonal(table: pl.DataFrame) -> Evidence:
 
 
 def _falls(table: pl.DataFrame) -> Evidence:
-    found = slope(table.select("seed", pl.col("m").log(), pl.col("overlap").log()), "m", "overlap")
-    width = 0.1 + found.half()
-    return Evidence(checks=(Check(label="exponent of m", measured=found.value, low=-1 - width, high=-1 + width),))
+    logs = table.select("seed", pl.col("m").log(), pl.col("overlap").log())
+    return around([("exponent of m", slope(logs, "m", "overlap"))], -1, 0.1)
 
 
 def _agree(table: pl.DataFrame) -> Evidence:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
-from falign.lab.experiment.statistics import CONFIDENCE, least_share, slope
+from falign.lab.experiment.readings import around, share_at_least
+from falign.lab.experiment.statistics import CONFIDENCE, slope
 from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
 from falign.papers.garg2022._shared import groups, most
 from falign.theory import factorisation
@@ -37,16 +38,16 @@ _LEAST_R = 5
 
 def _far(table: pl.DataFrame) -> Evidence:
     """Share of the draws with ``ratio² ≥ 1/(1/(δ(r+1)) + ε²)``, which Markov's inequality promises with 1 - δ."""
-    checks = []
-    for label, own in groups(table, ["r"]):
-        r, epsilon = int(own["r"][0]), float(own["epsilon"][0])
+    checks: list[Check] = []
+    for label, draws in groups(table, ["r"]):
+        r, epsilon = int(draws["r"][0]), float(draws["epsilon"][0])
         for delta in (0.5, 0.1):
             least = (1 / (delta * (r + 1)) + epsilon**2) ** -0.5
-            if least <= 1:
+            if least <= 1:  # which every ratio reaches
                 continue
-            share = float((own["ratio"] >= least).to_numpy().mean())
-            name = f"{label}: share of {own.height} draws with a ratio of at least {least:.3g}"
-            checks.append(Check(label=name, measured=share, low=least_share(own.height, 1 - delta)))
+            share = float((draws["ratio"] >= least).to_numpy().mean())
+            name = f"{label}: share of {draws.height} draws with a ratio of at least {least:.3g}"
+            checks += share_at_least([(name, share, draws.height)], 1 - delta).checks
     return Evidence(checks=tuple(checks))
 
 
@@ -66,9 +67,8 @@ def _law(table: pl.DataFrame) -> Evidence:
 
 def _grows(table: pl.DataFrame) -> Evidence:
     medians = table.filter(pl.col("r") >= _LEAST_R).group_by("r", "seed").agg(square=pl.col("ratio").median() ** 2)
-    found = slope(medians.select("seed", pl.col("r").log(), pl.col("square").log()), "r", "square")
-    width = 0.1 + found.half()
-    return Evidence(checks=(Check(label="exponent of r", measured=found.value, low=1 - width, high=1 + width),))
+    logs = medians.select("seed", pl.col("r").log(), pl.col("square").log())
+    return around([("exponent of r", slope(logs, "r", "square"))], 1, 0.1)
 
 
 def _reached(table: pl.DataFrame) -> Evidence:

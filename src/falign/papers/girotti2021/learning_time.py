@@ -19,6 +19,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
+from falign.lab.experiment.readings import largest
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
 from falign.theory.deep_linear import critical_target, depth_slope, gradient_flow, learning_time
@@ -89,18 +90,13 @@ def _turns(table: pl.DataFrame) -> Evidence:
 
 def _exact(table: pl.DataFrame) -> Evidence:
     far = table.with_columns(far=(pl.col("learned") / pl.col("predicted") - 1).abs().fill_null(1.0))
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"{rule}, {depth} layers, {scheme}: farthest of {own.height}",
-                measured=float(own["far"].to_numpy().max()),
-                high=1e-3,
-            )
-            for (rule, depth, scheme), own in far.sort("rule", "depth", "scheme").group_by(
-                ["rule", "depth", "scheme"], maintain_order=True
-            )
+    starts = [
+        (f"{rule}, {depth} layers, {scheme}", runs)
+        for (rule, depth, scheme), runs in far.sort("rule", "depth", "scheme").group_by(
+            ["rule", "depth", "scheme"], maintain_order=True
         )
-    )
+    ]
+    return largest(starts, "far", 1e-3, label="{label}: farthest of {rows}")
 
 
 def _gradient(table: pl.DataFrame) -> Evidence:

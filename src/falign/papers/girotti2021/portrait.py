@@ -8,6 +8,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
+from falign.lab.experiment.readings import largest
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
 
@@ -42,17 +43,10 @@ def ends(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _learned(table: pl.DataFrame) -> Evidence:
-    found = ends(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"K = {share:+g} |K_c|: most of {own.height}",
-                measured=float(own["left"].to_numpy().max()),
-                high=1e-4,
-            )
-            for (share,), own in found.sort("share").group_by(["share"], maintain_order=True)
-        )
-    )
+    left = ends(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
+    groups = left.sort("share").group_by(["share"], maintain_order=True)
+    kinds = [(f"K = {share:+g} |K_c|", runs) for (share,), runs in groups]
+    return largest(kinds, "left", 1e-4, label="{label}: most of {rows}")
 
 
 def _counted(table: pl.DataFrame) -> Evidence:
@@ -68,9 +62,7 @@ def _counted(table: pl.DataFrame) -> Evidence:
 
 def _limits(table: pl.DataFrame) -> Evidence:
     far = ends(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
-    return Evidence(
-        checks=(Check(label=f"farthest of {far.height}", measured=float(far["far"].to_numpy().max()), high=1e-3),)
-    )
+    return largest([("farthest", far)], "far", 1e-3, label="{label} of {rows}")
 
 
 def _parted(table: pl.DataFrame) -> Evidence:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from falign.feedback import Normal, draw, generator
 from falign.lab.data import Dataset
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
+from falign.lab.experiment.readings import above_zero, largest
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
@@ -68,17 +69,8 @@ def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
     runs = errors(table)
-    checks = tuple(
-        Check(label=f"{label}: most of {own.height}", measured=float(own[column].to_numpy().max()), high=most)
-        for label, own in _kinds(runs)
-    )
-    return Evidence(checks=checks, note=f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first")
-
-
-def _exact(table: pl.DataFrame) -> Evidence:
-    whole = table.filter(pl.col("mode") == WHOLE)
-    far = float((whole["exact"] / whole["trained"] - 1).abs().to_numpy().max())
-    return Evidence(checks=(Check(label=f"most of {whole.height} records", measured=far, high=1e-9),))
+    note = f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first"
+    return largest(_kinds(runs), column, most, note=note, label="{label}: most of {rows}")
 
 
 def _passed(table: pl.DataFrame) -> Evidence:
@@ -86,11 +78,7 @@ def _passed(table: pl.DataFrame) -> Evidence:
     first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
     runs = last.join(first, on=[*_KIND, "seed"])
     kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
-    checks = []
-    for label, own in kinds:
-        found = mean(own["less"], of=label)
-        checks.append(Check(label=label, measured=found.value, low=found.above(len(kinds))))
-    return Evidence(checks=tuple(checks))
+    return above_zero([(label, mean(own["less"], of=label)) for label, own in kinds])
 
 
 _LINES = pl.col("activation") == "linear"
@@ -117,17 +105,6 @@ CLAIMS = (
         method="As for the whole; the most of all components and runs.",
         tolerance_reason=f"At most {_LINEAR:g}.",
         read=lambda table: _near(table, "mode", _LINEAR),
-        scope=_LINES,
-    ),
-    Claim(
-        name="prediction-exact",
-        statement="The matrix dynamics, at most as many points as inputs in place of all data, are the trained "
-        "network.",
-        origin="theory",
-        reference="Derived",
-        method="Largest relative difference of their loss from that of the PyTorch network.",
-        tolerance_reason="At most 1e-9: rounding.",
-        read=_exact,
         scope=_LINES,
     ),
     Claim(

@@ -19,7 +19,8 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.statistics import Estimate, mean, paired, summary
+from falign.lab.experiment.readings import above_zero
+from falign.lab.experiment.statistics import mean, paired, summary
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import STYLES, Record, course, points, start_training, with_classes
@@ -112,7 +113,7 @@ def _helps_more(table: pl.DataFrame) -> Evidence:
         slopes = correlations(own)
         label = f"{name}: accuracy per unit of cosine, {most} classes less {least}"
         found.append((label, paired(slopes, "slope", axis="classes", low=least, high=most, by=["dataset"])))
-    return _above(found)
+    return above_zero(found, note=f"{found[0][1].runs} runs a point")
 
 
 def _grows(table: pl.DataFrame) -> Evidence:
@@ -122,7 +123,7 @@ def _grows(table: pl.DataFrame) -> Evidence:
             runs = own.filter(pl.col("rule") == rule)
             label = f"{name}, {rule}: test error, {most} classes less {least}"
             found.append((label, paired(runs, "error", axis="classes", low=least, high=most, by=["dataset"])))
-    return _above(found)
+    return above_zero(found, note=f"{found[0][1].runs} runs a point")
 
 
 def _gap(table: pl.DataFrame) -> Evidence:
@@ -135,7 +136,7 @@ def _gap(table: pl.DataFrame) -> Evidence:
             behind = behind.with_columns(behind=pl.col("than") - pl.col("accuracy"))
             label = f"{name}, {rule}: accuracy behind bp, {most} classes less {least}"
             found.append((label, paired(behind, "behind", axis="classes", low=least, high=most, by=["dataset"])))
-    return _above(found)
+    return above_zero(found, note=f"{found[0][1].runs} runs a point")
 
 
 def _misaligned(table: pl.DataFrame) -> Evidence:
@@ -145,7 +146,7 @@ def _misaligned(table: pl.DataFrame) -> Evidence:
             runs = own.filter(pl.col("rule") == rule)
             label = f"{name}, {rule}: cosine, {least} classes less {most}"
             found.append((label, paired(runs, "cosine", axis="classes", low=most, high=least, by=["dataset"])))
-    return _above(found)
+    return above_zero(found, note=f"{found[0][1].runs} runs a point")
 
 
 def dial(table: pl.DataFrame) -> pl.DataFrame:
@@ -163,13 +164,7 @@ def _turned(table: pl.DataFrame, far: bool) -> Evidence:
         for value in ("cosine", "accuracy"):
             label = f"{name}: {value}, α = {alpha:g} less α = 0"
             found.append((label, paired(own, value, axis="alpha", low=0.0, high=alpha, by=["dataset"])))
-    return _above(found)
-
-
-def _above(found: Sequence[tuple[str, Estimate]]) -> Evidence:
-    """All means above 0 with 99 % confidence together."""
-    checks = (Check(label=label, measured=each.value, low=each.above(len(found))) for label, each in found)
-    return Evidence(checks=tuple(checks), note=f"{found[0][1].runs} runs a point")
+    return above_zero(found, note=f"{found[0][1].runs} runs a point")
 
 
 _T = "Above 0 with 99 % confidence (Student's t over the seeds, all together)."

@@ -11,13 +11,13 @@ from falign.lab.experiment import (
     Claim,
     Evidence,
     Experiment,
-    Missing,
     Outcome,
     Picture,
     Point,
     Scalar,
     Setting,
 )
+from falign.lab.experiment.readings import around
 from falign.lab.experiment.statistics import mean, slope, summary
 from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MOMENTUM = 0.9
 _POINT = ["dataset", "case", "rule", "model", "rate"]
 _KIND = _POINT[:-1]
-_TOLERANCE = 1e-10
 _NEAR = 5.0
 """Degrees from the diagonal that count as on it."""
 _KEPT = (pl.col("case") == "plain") & (pl.col("rule") != "adafa")
@@ -69,21 +68,6 @@ def _named(values: tuple) -> str:
 
 def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
     return [(_named(values), own) for values, own in runs.sort(by).group_by(by, maintain_order=True)]
-
-
-def _identity(table: pl.DataFrame) -> Evidence:
-    lawful = table.filter(pl.col("law").is_in(["exact", "accounted"]))
-    if lawful.is_empty():
-        raise Missing("no layer is under a law that is exact or accounted for")
-    checks = (
-        Check(
-            label=f"{label}: most of {own.select('layer', 'rate', 'seed').n_unique()} layers and runs",
-            measured=float(own["residual"].to_numpy().max()),
-            high=_TOLERANCE,
-        )
-        for label, own in _kinds(lawful, _KIND)
-    )
-    return Evidence(checks=tuple(checks))
 
 
 def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
@@ -125,13 +109,12 @@ def _momentum(table: pl.DataFrame) -> Evidence:
 
 def _rests(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
-    kinds = _kinds(runs, _POINT)
-    checks = []
-    for label, own in kinds:
-        found = mean(own["ratio"], of=label)
-        width = 0.1 + found.half(len(kinds))
-        checks.append(Check(label=label, measured=found.value, low=1 - width, high=1 + width))
-    return Evidence(checks=tuple(checks), note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons")
+    return around(
+        [(label, mean(own["ratio"], of=label)) for label, own in _kinds(runs, _POINT)],
+        1,
+        0.1,
+        note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons",
+    )
 
 
 _LAW = (
@@ -146,15 +129,6 @@ _HALF = "Half the 99 % interval over the seeds (Student's t, all together) on to
 _BY_HALF = " by half the 99 % interval over the seeds (Student's t, all together)"
 
 CLAIMS = (
-    Claim(
-        name="conserved-to-rounding",
-        statement="Each neuron conserves C = ½|w_in|² + ½b² - ⟨B, w_out⟩ but for what is known: the squares of the "
-        "steps, decay, the feedback's own motion, the ε of batch normalization.",
-        reference=_LAW + "The discrete identity, and the forms for other rules and layers, are derived",
-        method="Largest relative residual of all neurons, in float64: C(T) - C(0) less what the identity accounts for.",
-        tolerance_reason="At most 1e-10: rounding.",
-        read=_identity,
-    ),
     Claim(
         name="on-the-diagonal",
         statement="Under plain descent the change of ½|W_l|² + ½|b_l|² of a layer is that of ⟨B, W_l+1⟩.",

@@ -10,7 +10,6 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import (
-    Check,
     Claim,
     Evidence,
     Experiment,
@@ -21,7 +20,8 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.statistics import Estimate, slope, summary
+from falign.lab.experiment.readings import around, largest
+from falign.lab.experiment.statistics import slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import with_classes, with_images
@@ -122,29 +122,15 @@ def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
 
 
 def _exact(table: pl.DataFrame) -> Evidence:
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"{name}: most of {own.height} runs",
-                measured=float(own["deviation"].to_numpy().max()),
-                high=1e-12,
-            )
-            for (name,), own in table.group_by(["dataset"], maintain_order=True)
-        ),
-        note=f"fitted to |f - Y|/|Y| ≤ {table['residual'].to_numpy().max():.1g}",
-    )
+    sets = [(str(name), runs) for (name,), runs in table.group_by(["dataset"], maintain_order=True)]
+    note = f"fitted to |f - Y|/|Y| ≤ {table['residual'].to_numpy().max():.1g}"
+    return largest(sets, "deviation", 1e-12, note=note, label="{label}: most of {rows} runs")
 
 
 def _proportional(table: pl.DataFrame) -> Evidence:
     logs = table.with_columns(pl.col("size").log(), pl.col("deviation").log())
-    found: list[tuple[str, Estimate]] = [
-        (str(name), slope(own, "size", "deviation")) for (name,), own in logs.group_by(["dataset"], maintain_order=True)
-    ]
-    checks = []
-    for name, each in found:
-        width = 0.01 + each.half(len(found))
-        checks.append(Check(label=f"{name}: exponent", measured=each.value, low=1 - width, high=1 + width))
-    return Evidence(checks=tuple(checks))
+    sets = logs.group_by(["dataset"], maintain_order=True)
+    return around([(f"{name}: exponent", slope(runs, "size", "deviation")) for (name,), runs in sets], 1, 0.01)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

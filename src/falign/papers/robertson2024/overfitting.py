@@ -16,6 +16,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
+from falign.lab.experiment.readings import around, largest
 from falign.lab.experiment.statistics import final, mean, paired, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
 from falign.papers._images import load_images
@@ -39,16 +40,7 @@ def _by_rule(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def _interpolates(table: pl.DataFrame) -> Evidence:
     groups = _by_rule(final(table, by=_RUN))
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"{label}: most of {own.height} runs",
-                measured=float(own["train_error"].to_numpy().max()),
-                high=_FITTED,
-            )
-            for label, own in groups
-        )
-    )
+    return largest(groups, "train_error", _FITTED, label="{label}: most of {rows} runs")
 
 
 def _below_noise(table: pl.DataFrame) -> Evidence:
@@ -61,29 +53,23 @@ def _below_noise(table: pl.DataFrame) -> Evidence:
 
 
 def _as_clean(table: pl.DataFrame) -> Evidence:
-    groups = _by_rule(final(table, by=_RUN))
     noise = float(table["noise"].to_numpy().max())
-    checks = []
-    for label, own in groups:
-        found = paired(own, "test_error", axis="noise", low=0.0, high=noise, by=["dataset", "rule"])
-        checks.append(Check(label=label, measured=found.value, high=found.half(len(groups))))
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
+    differences = [
+        (label, paired(runs, "test_error", axis="noise", low=0.0, high=noise, by=["dataset", "rule"]))
+        for label, runs in _by_rule(final(table, by=_RUN))
+    ]
+    return around(differences, 0, side="at most", note=f"{table['seed'].n_unique()} runs a rule")
 
 
 def _no_worse(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=_RUN)
-    found = [
-        (
-            f"{name}, {rule} less bp",
-            paired(own, "test_error", axis="rule", low="bp", high=rule, by=["dataset"]),
-        )
+    differences = [
+        (f"{name}, {rule} less bp", paired(own, "test_error", axis="rule", low="bp", high=rule, by=["dataset"]))
         for (name,), own in ends.group_by(["dataset"], maintain_order=True)
         for rule in own["rule"].unique().sort().to_list()
         if rule != "bp"
     ]
-    return Evidence(
-        checks=tuple(Check(label=label, measured=each.value, high=each.half(len(found))) for label, each in found)
-    )
+    return around(differences, 0, side="at most")
 
 
 _INDEX = (

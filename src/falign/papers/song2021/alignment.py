@@ -20,6 +20,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
+from falign.lab.experiment.readings import around
 from falign.lab.experiment.statistics import Estimate, mean, slope, summary
 from falign.papers.song2021._drawing import constant_cosine
 from falign.papers.song2021._shared import DELTA, outcome
@@ -104,22 +105,12 @@ def _flat(table: pl.DataFrame) -> Evidence:
 
 
 def _same(table: pl.DataFrame) -> Evidence:
-    found = {
-        f"{schedule}, p = {p}": each
+    differences = [
+        (f"{schedule}, p = {p}: less that of the cutoff", each)
         for schedule in SUMMABLE
         for p, each in _differences(table, _where(2.0, 3.0, schedule)).items()
-    }
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"{label}: less that of the cutoff",
-                measured=each.value,
-                low=-each.half(len(found)),
-                high=each.half(len(found)),
-            )
-            for label, each in found.items()
-        )
-    )
+    ]
+    return around(differences, 0)
 
 
 def _endless(table: pl.DataFrame) -> Evidence:

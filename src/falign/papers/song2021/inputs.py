@@ -18,7 +18,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.statistics import least_share
+from falign.lab.experiment.readings import share_at_least
 from falign.papers.song2021._drawing import eigenvalues_and_isometry
 from falign.papers.song2021._shared import DELTA
 from falign.theory.two_layer import activation as named_activation
@@ -125,17 +125,16 @@ def _serves(table: pl.DataFrame, axis: str) -> Evidence:
     fixed = pl.col("epsilon") == epsilon if axis == "n" else pl.col("n") == n
     others = frequencies.filter(fixed & (pl.col("constant") == enough)).sort(axis)
     others = others.filter((pl.col("n") != n) | (pl.col("epsilon") != epsilon))
-    return Evidence(
-        checks=tuple(
-            Check(
-                label=f"n = {row['n']}, ε = {row['epsilon']:g}, d = {row['d']}: share of {row['runs']} draws",
-                measured=row["frequency"],
-                low=least_share(row["runs"], 1 - DELTA),
-            )
-            for row in others.to_dicts()
-        ),
-        note=f"with the constant {enough:g}, which is enough for n = {n}, ε = {epsilon:g}",
-    )
+    shares = [
+        (
+            f"n = {row['n']}, ε = {row['epsilon']:g}, d = {row['d']}: share of {row['runs']} draws",
+            row["frequency"],
+            row["runs"],
+        )
+        for row in others.to_dicts()
+    ]
+    note = f"with the constant {enough:g}, which is enough for n = {n}, ε = {epsilon:g}"
+    return share_at_least(shares, 1 - DELTA, note=note)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import Estimate, least_share, slope, summary
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
+from falign.lab.experiment.readings import around, share_at_least
+from falign.lab.experiment.statistics import Estimate, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
 from falign.papers.song2021._shared import DELTA, Batch
@@ -40,38 +41,30 @@ def _groups(table: pl.DataFrame, *columns: str) -> list[tuple[tuple, pl.DataFram
 def _feedback_kernel(table: pl.DataFrame) -> Evidence:
     """Exponent of |H(0)|."""
     groups = _groups(table.filter((pl.col("step") == 0) & (pl.col("strength") == 0)), "activation")
-    checks = []
-    for (name,), runs in groups:
-        found = _exponent(runs, "H_norm")
-        half = found.half(len(groups))
-        checks.append(
-            Check(label=f"{name}: exponent of p in |H(0)|", measured=found.value, low=-0.5 - half, high=-0.5 + half)
-        )
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    exponents = [(f"{name}: exponent of p in |H(0)|", _exponent(runs, "H_norm")) for (name,), runs in groups]
+    return around(exponents, -0.5, note=f"{table['seed'].n_unique()} seeds")
 
 
 def _constancy(table: pl.DataFrame) -> Evidence:
     """Exponents of the largest changes of G and H."""
-    groups = _groups(table.filter(pl.col("strength") == 0), "activation")
-    checks = []
-    for (name,), own in groups:
-        for column, kernel in (("G_change", "G"), ("H_change", "H")):
-            found = _exponent(worst(own, column), column)
-            label = f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|"
-            checks.append(Check(label=label, measured=found.value, high=-0.5 + found.half(2 * len(groups))))
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    exponents = [
+        (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(worst(own, column), column))
+        for (name,), own in _groups(table.filter(pl.col("strength") == 0), "activation")
+        for column, kernel in (("G_change", "G"), ("H_change", "H"))
+    ]
+    return around(exponents, -0.5, side="at most", note=f"{table['seed'].n_unique()} seeds")
 
 
 def _prediction(table: pl.DataFrame) -> Evidence:
     """Exponent of the largest distance to the prediction."""
-    groups = _groups(table, "activation", "strength")
-    checks = []
-    for (name, strength), own in groups:
-        found = _exponent(worst(own, "discrepancy"), "discrepancy")
-        half = found.half(len(groups))
-        label = f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|"
-        checks.append(Check(label=label, measured=found.value, low=-0.5 - half, high=-0.5 + half))
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds")
+    exponents = [
+        (
+            f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|",
+            _exponent(worst(own, "discrepancy"), "discrepancy"),
+        )
+        for (name, strength), own in _groups(table, "activation", "strength")
+    ]
+    return around(exponents, -0.5, note=f"{table['seed'].n_unique()} seeds")
 
 
 def _contraction(table: pl.DataFrame) -> Evidence:
@@ -79,17 +72,12 @@ def _contraction(table: pl.DataFrame) -> Evidence:
     plain = table.filter((pl.col("strength") == 0) & (pl.col("step") > 0))
     unit = pl.col("rate") * pl.col("gamma")
     runs = plain.group_by("activation", "p", "seed").agg(slowest=((1 - pl.col("contraction")) / unit).min())
-    checks = []
+    shares = []
     for (name, p), own in _groups(runs, "activation", "p"):
         slowest = own["slowest"].to_numpy()
-        checks.append(
-            Check(
-                label=f"{name}, p = {p}: share of {own.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)",
-                measured=float((slowest >= 0.25).mean()),
-                low=least_share(own.height, 1 - DELTA),
-            )
-        )
-    return Evidence(checks=tuple(checks))
+        label = f"{name}, p = {p}: share of {own.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)"
+        shares.append((label, float((slowest >= 0.25).mean()), own.height))
+    return share_at_least(shares, 1 - DELTA)
 
 
 CLAIMS = (

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Setting, grid
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Setting, grid
+from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
@@ -58,9 +59,7 @@ def _helps(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=["activation", "p", "dropout"])
     low = min(ends["p"].to_list())
     gain = paired(ends.filter(pl.col("p") == low), "cosine", axis="dropout", low=0.0, high=_SHARE, by=["p"])
-    return Evidence(
-        checks=(Check(label=f"p = {low}: cosine gained by dropout {_SHARE:g}", measured=gain.value, low=gain.above()),)
-    )
+    return above_zero([(f"p = {low}: cosine gained by dropout {_SHARE:g}", gain)])
 
 
 def _fails_wide(table: pl.DataFrame) -> Evidence:
