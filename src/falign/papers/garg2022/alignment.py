@@ -16,7 +16,43 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of alignment, and how it is judged.
+_RATE = 0.2
+
+
+def _points(data: str, *, time: float, scale: float, **sizes: Scalar) -> tuple[Point, ...]:
+    """FA from zero and from a random start, FA* from orthonormal rows, at three step sizes, as long in η × steps."""
+    return tuple(
+        {"data": data, "method": method, "scale": start, "rate": rate, "steps": round(time / rate), **sizes}
+        for method, start in (("fa", 0.0), ("fa", scale), ("fa*", 1.0))
+        for rate in (_RATE, _RATE / 2, _RATE / 4)
+    )
+
+
+_NAMES = ("error", "alignment", "cosine", "weighted", "lyapunov", "account", "gram drift")
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train the draws of a block together and record every step."""
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at = sample_feedback(seeds, Y, r), list(range(steps + 1))
+    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=_NAMES, progress=setting.report)
+    columns = {name.replace(" ", "_"): course.values[name] for name in _NAMES}
+    nuclear = torch.linalg.svdvals(B @ Y).sum(-1)[:, None].expand(-1, len(at))
+    return outcomes(at, {**columns, "error": columns["error"] / Y.norm(), "nuclear": nuclear})
+
 
 _RUN = ["data", "method", "scale", "rate"]
 _KIND = _RUN[:-1]
@@ -162,9 +198,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of alignment over time.
-
 _DRAWN_METHODS = {
     "alignment": "tr(BZ)",
     "cosine": "cos∠(Z, Bᵀ)",
@@ -205,43 +238,9 @@ def _titles() -> list[tuple[int, str]]:
     return list(enumerate(_DRAWN_METHODS.values()))
 
 
-_NAMES = ("error", "alignment", "cosine", "weighted", "lyapunov", "account", "gram drift")
 _SHOWN = ("alignment", "cosine", "lyapunov", "error")
-_RATE = 0.2
 _RECORDS = 50
 """Points of a line in the picture."""
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    data: str,
-    n: int,
-    m: int,
-    rank: int,
-    r: int,
-    method: str,
-    scale: float,
-    rate: float,
-    steps: int,
-) -> list[Outcome]:
-    """Train the draws of a block together and record every step."""
-    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
-    B, at = sample_feedback(seeds, Y, r), list(range(steps + 1))
-    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=_NAMES, progress=setting.report)
-    columns = {name.replace(" ", "_"): course.values[name] for name in _NAMES}
-    nuclear = torch.linalg.svdvals(B @ Y).sum(-1)[:, None].expand(-1, len(at))
-    return outcomes(at, {**columns, "error": columns["error"] / Y.norm(), "nuclear": nuclear})
-
-
-def _points(data: str, *, time: float, scale: float, **sizes: Scalar) -> tuple[Point, ...]:
-    """FA from zero and from a random start, FA* from orthonormal rows, at three step sizes, as long in η × steps."""
-    return tuple(
-        {"data": data, "method": method, "scale": start, "rate": rate, "steps": round(time / rate), **sizes}
-        for method, start in (("fa", 0.0), ("fa", scale), ("fa*", 1.0))
-        for rate in (_RATE, _RATE / 2, _RATE / 4)
-    )
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -36,7 +36,73 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of r ≥ rank(Y), and how it is judged.
+
+def _points(data: str, *, rank: int, steps: int, few: int, scale: float, **sizes: Scalar) -> tuple[Point, ...]:
+    """All methods and starts for r = rank Y and half as much again, in steps; and for few of them beside the flow.
+
+    Args:
+        data: What is factored.
+        rank: Of Y.
+        steps: Length for the slowest, FA* with r = rank Y; a fifth of it is enough from zero, half of it else.
+        few: Length of what is compared with continuous time.
+        scale: Of the entries of a random start.
+        sizes: Further values of every point.
+    """
+    same = {"data": data, "rank": rank, "rate": 0.4, **sizes}
+    starts = (("fa", 0.0), ("fa", scale), ("fa*", 1.0), ("gd", scale))
+    long = [
+        {**same, "r": r, "method": method, "scale": start, "fine": 1, "steps": steps // share}
+        for r, shares in ((rank, (5, 2, 1, 2)), (rank + rank // 2, (5, 2, 2, 2)))
+        for (method, start), share in zip(starts, shares, strict=True)
+    ]
+    short = [
+        {**same, "r": rank + rank // 2, "method": method, "scale": start, "fine": fine, "steps": few}
+        for method, start in starts
+        for fine in (0, 4, 16)
+    ]
+    return (*long, *short)
+
+
+_RECORDS = 50
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    fine: int,
+    steps: int,
+) -> list[Outcome]:
+    """Train the draws of a block together: in steps of η/fine, or, where fine is 0, in continuous time."""
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at = sample_feedback(seeds, Y, r), spaced(steps, _RECORDS)
+    if fine:
+        finely = [fine * step for step in at]
+        course = train(
+            seeds,
+            Y,
+            B,
+            method=method,
+            scale=scale,
+            rate=rate / fine,
+            at=finely,
+            names=["error"],
+            progress=setting.report,
+        )
+    else:
+        times = rate * torch.tensor(at, dtype=torch.float64)
+        state = initial_state(seeds, Y, B, method=method, scale=scale)
+        course = factorisation.gradient_flow(method, Y, B, state, times=times, names=["error"], progress=setting.report)
+    return outcomes(at, {"error": course.values["error"] / Y.norm()})
+
 
 LONG = pl.col("fine") == 1
 """The runs that are to converge; the others are short, beside the flow."""
@@ -85,6 +151,7 @@ def _order(table: pl.DataFrame) -> Evidence:
 
 
 _HOW = "|ZW - Y|/|Y| at the end of a run; the most of all draws of B and of the start."
+
 _SLOW = (
     f"At most {_NEAR:g}, which stands for 0: convergence is exponential, but for unlucky draws so slow that the length "
     "of the runs decides how small the error gets. "
@@ -156,9 +223,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of the error against iteration.
-
 _LEAST = 1e-16
 """Below it errors are rounding."""
 
@@ -190,72 +254,7 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-_RECORDS = 50
 _KEYS = ["data", "method", "scale", "r", "rank", "fine", "step"]
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    data: str,
-    n: int,
-    m: int,
-    rank: int,
-    r: int,
-    method: str,
-    scale: float,
-    rate: float,
-    fine: int,
-    steps: int,
-) -> list[Outcome]:
-    """Train the draws of a block together: in steps of η/fine, or, where fine is 0, in continuous time."""
-    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
-    B, at = sample_feedback(seeds, Y, r), spaced(steps, _RECORDS)
-    if fine:
-        finely = [fine * step for step in at]
-        course = train(
-            seeds,
-            Y,
-            B,
-            method=method,
-            scale=scale,
-            rate=rate / fine,
-            at=finely,
-            names=["error"],
-            progress=setting.report,
-        )
-    else:
-        times = rate * torch.tensor(at, dtype=torch.float64)
-        state = initial_state(seeds, Y, B, method=method, scale=scale)
-        course = factorisation.gradient_flow(method, Y, B, state, times=times, names=["error"], progress=setting.report)
-    return outcomes(at, {"error": course.values["error"] / Y.norm()})
-
-
-def _points(data: str, *, rank: int, steps: int, few: int, scale: float, **sizes: Scalar) -> tuple[Point, ...]:
-    """All methods and starts for r = rank Y and half as much again, in steps; and for few of them beside the flow.
-
-    Args:
-        data: What is factored.
-        rank: Of Y.
-        steps: Length for the slowest, FA* with r = rank Y; a fifth of it is enough from zero, half of it else.
-        few: Length of what is compared with continuous time.
-        scale: Of the entries of a random start.
-        sizes: Further values of every point.
-    """
-    same = {"data": data, "rank": rank, "rate": 0.4, **sizes}
-    starts = (("fa", 0.0), ("fa", scale), ("fa*", 1.0), ("gd", scale))
-    long = [
-        {**same, "r": r, "method": method, "scale": start, "fine": 1, "steps": steps // share}
-        for r, shares in ((rank, (5, 2, 1, 2)), (rank + rank // 2, (5, 2, 2, 2)))
-        for (method, start), share in zip(starts, shares, strict=True)
-    ]
-    short = [
-        {**same, "r": rank + rank // 2, "method": method, "scale": start, "fine": fine, "steps": few}
-        for method, start in starts
-        for fine in (0, 4, 16)
-    ]
-    return (*long, *short)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -24,61 +24,23 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of two-layer linear networks, and how it is judged.
 
-_KIND = ["inputs", "method", "rank", "r"]
-_ENOUGH = pl.col("r") >= pl.col("rank")
-_FA = pl.col("method") == "fa"
-_FRESH = pl.col("inputs") == "fresh"
-_REACHED, _NEAR = 0.01, 0.05
+def _points(
+    data: Sequence[str], *, points: int, m: int, outputs: int, steps: int, **sizes: Scalar
+) -> tuple[Point, ...]:
+    """FA and backpropagation on all inputs, r above and below the rank of what is learned; 10 classes have rank 9.
 
+    Where r is below the rank half of the steps are enough.
+    """
+    kinds = [(name, rank, r) for name in ("isotropic", "fresh") for rank, r in ((4, 6), (outputs, 4))]
+    kinds += [(name, 9, r) for name in data for r in (10, 4)]
+    same = {"n": outputs, "m": m, "points": points, **sizes}
+    return tuple(
+        {"inputs": name, "rank": rank, "r": r, "method": method, "steps": steps if r >= rank else steps // 2, **same}
+        for name, rank, r in kinds
+        for method in ("fa", "bp")
+    )
 
-def _ends(table: pl.DataFrame) -> pl.DataFrame:
-    return final(table, by=_KIND)
-
-
-def _reached(table: pl.DataFrame) -> Evidence:
-    return most(_ends(table), pl.col("error"), _KIND, _REACHED)
-
-
-def _apart(table: pl.DataFrame, closed: str) -> Evidence:
-    return most(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
-
-
-CLAIMS = (
-    Claim(
-        name="networks-reach-the-optimum",
-        statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
-        "when the hidden layer is as wide as the rank of what they learn.",
-        reference="Abstract, corollary",
-        method="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
-        tolerance_reason=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run "
-        "decides.",
-        read=_reached,
-        scope=_FA & _ENOUGH,
-    ),
-    Claim(
-        name="networks-end-above-the-optimum",
-        statement="With a narrower hidden layer they end at Y(BY)⁺BY, above the optimum.",
-        reference="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
-        method="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
-        tolerance_reason=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
-        read=lambda table: _apart(table, "stationary"),
-        scope=_FA & ~_ENOUGH,
-    ),
-    Claim(
-        name="backpropagation-reaches-the-best",
-        statement="Backpropagation reaches the optimum of the hidden layer's rank.",
-        reference="Abstract, “gradient descent solves this problem optimally”, and its corollary",
-        method="|W₂W₁ - Y| at the end over the least of that rank, less 1; the most of all networks.",
-        tolerance_reason=f"At most {_NEAR:g}, as for networks-end-above-the-optimum.",
-        read=lambda table: _apart(table, "best"),
-        scope=~_FA & ~_ENOUGH,
-    ),
-)
-
-
-# What two-layer linear networks learn: isotropic inputs, and labels that are linear in them, or might as well be.
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (points, m) and labels (points, n)."""
@@ -130,47 +92,6 @@ def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
     labels = one_hot(data.train_labels[:count], len(data.classes)).double()
     directions = torch.linalg.svd(images - images.mean(0), full_matrices=False).U[:, :m]
     return directions * count**0.5, labels
-
-
-# Picture of the training of two-layer linear networks.
-
-_METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
-
-
-def errors_by_step(data: pl.DataFrame) -> "Figure":
-    """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
-    sets = each_of(data, "inputs", ("isotropic", "fresh"))
-    sets += [found for found in each_of(data, "inputs") if found[0] not in ("isotropic", "fresh")]
-    figure, axes = panels(
-        len(sets),
-        2,
-        titles=[f"{name}, {words}" for words in ("r ≥ rank(Y)", "r < rank(Y)") for name, _ in sets],
-        xlabels=["step"],
-        ylabels=["|W₂W₁ - Y| / |Y|"] * 2,
-        share="row",
-        height=2.8,
-    )
-    for column, (_, whole) in enumerate(sets):
-        for row, kept in enumerate((pl.col("r") >= pl.col("rank"), pl.col("r") < pl.col("rank"))):
-            panel, own = axes[row * len(sets) + column], whole.filter(kept & (pl.col("step") > 0)).sort("step")
-            for method, runs in each_of(own, "method", tuple(_METHODS)):
-                words, colour, closed = _METHODS[method]
-                panel.plot(runs["step"], runs["error"], color=colour, label=words)
-                panel.plot(
-                    runs["step"],
-                    runs["predicted"],
-                    color=colour,
-                    marker="o",
-                    markersize=3.5,
-                    fillstyle="none",
-                    linestyle="none",
-                    label=f"{words}, predicted",
-                )
-                if row:
-                    law(panel, runs["step"], runs[closed], "closed form")
-            logarithmic(panel, "x" if row else "both")
-    legend(figure)
-    return figure
 
 
 _RECORDS = 30
@@ -249,21 +170,93 @@ def _trained(network: nn.Sequential, given: Problem, rate: float, at: Sequence[i
     return found
 
 
-def _points(
-    data: Sequence[str], *, points: int, m: int, outputs: int, steps: int, **sizes: Scalar
-) -> tuple[Point, ...]:
-    """FA and backpropagation on all inputs, r above and below the rank of what is learned; 10 classes have rank 9.
+_KIND = ["inputs", "method", "rank", "r"]
+_ENOUGH = pl.col("r") >= pl.col("rank")
+_FA = pl.col("method") == "fa"
+_REACHED, _NEAR = 0.01, 0.05
 
-    Where r is below the rank half of the steps are enough.
-    """
-    kinds = [(name, rank, r) for name in ("isotropic", "fresh") for rank, r in ((4, 6), (outputs, 4))]
-    kinds += [(name, 9, r) for name in data for r in (10, 4)]
-    same = {"n": outputs, "m": m, "points": points, **sizes}
-    return tuple(
-        {"inputs": name, "rank": rank, "r": r, "method": method, "steps": steps if r >= rank else steps // 2, **same}
-        for name, rank, r in kinds
-        for method in ("fa", "bp")
+
+def _ends(table: pl.DataFrame) -> pl.DataFrame:
+    return final(table, by=_KIND)
+
+
+def _reached(table: pl.DataFrame) -> Evidence:
+    return most(_ends(table), pl.col("error"), _KIND, _REACHED)
+
+
+def _apart(table: pl.DataFrame, closed: str) -> Evidence:
+    return most(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
+
+
+CLAIMS = (
+    Claim(
+        name="networks-reach-the-optimum",
+        statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
+        "when the hidden layer is as wide as the rank of what they learn.",
+        reference="Abstract, corollary",
+        method="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
+        tolerance_reason=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run "
+        "decides.",
+        read=_reached,
+        scope=_FA & _ENOUGH,
+    ),
+    Claim(
+        name="networks-end-above-the-optimum",
+        statement="With a narrower hidden layer they end at Y(BY)⁺BY, above the optimum.",
+        reference="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
+        method="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
+        tolerance_reason=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
+        read=lambda table: _apart(table, "stationary"),
+        scope=_FA & ~_ENOUGH,
+    ),
+    Claim(
+        name="backpropagation-reaches-the-best",
+        statement="Backpropagation reaches the optimum of the hidden layer's rank.",
+        reference="Abstract, “gradient descent solves this problem optimally”, and its corollary",
+        method="|W₂W₁ - Y| at the end over the least of that rank, less 1; the most of all networks.",
+        tolerance_reason=f"At most {_NEAR:g}, as for networks-end-above-the-optimum.",
+        read=lambda table: _apart(table, "best"),
+        scope=~_FA & ~_ENOUGH,
+    ),
+)
+
+_METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
+
+
+def errors_by_step(data: pl.DataFrame) -> "Figure":
+    """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
+    sets = each_of(data, "inputs", ("isotropic", "fresh"))
+    sets += [found for found in each_of(data, "inputs") if found[0] not in ("isotropic", "fresh")]
+    figure, axes = panels(
+        len(sets),
+        2,
+        titles=[f"{name}, {words}" for words in ("r ≥ rank(Y)", "r < rank(Y)") for name, _ in sets],
+        xlabels=["step"],
+        ylabels=["|W₂W₁ - Y| / |Y|"] * 2,
+        share="row",
+        height=2.8,
     )
+    for column, (_, whole) in enumerate(sets):
+        for row, kept in enumerate((pl.col("r") >= pl.col("rank"), pl.col("r") < pl.col("rank"))):
+            panel, own = axes[row * len(sets) + column], whole.filter(kept & (pl.col("step") > 0)).sort("step")
+            for method, runs in each_of(own, "method", tuple(_METHODS)):
+                words, colour, closed = _METHODS[method]
+                panel.plot(runs["step"], runs["error"], color=colour, label=words)
+                panel.plot(
+                    runs["step"],
+                    runs["predicted"],
+                    color=colour,
+                    marker="o",
+                    markersize=3.5,
+                    fillstyle="none",
+                    linestyle="none",
+                    label=f"{words}, predicted",
+                )
+                if row:
+                    law(panel, runs["step"], runs[closed], "closed form")
+            logarithmic(panel, "x" if row else "both")
+    legend(figure)
+    return figure
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
@@ -271,6 +264,8 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["inputs", "rank", "r", "method", "step"]
     return table.group_by(keys).agg(pl.col("error", "predicted", "stationary", "best").mean()).sort(keys)
 
+
+_FRESH = pl.col("inputs") == "fresh"
 
 NETWORKS = Experiment(
     name="garg2022.networks",

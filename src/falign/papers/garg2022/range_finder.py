@@ -19,7 +19,59 @@ from falign.theory.factorisation import best_error, flat_tail, optimum, range_fi
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of FA as a range finder, and how it is judged.
+
+def _points(data: Sequence[tuple[str, int, int, float]], **sizes: Scalar) -> tuple[Point, ...]:
+    """(name, n, m, share of the tail) each; share is 0 where the name says what the matrix is."""
+    return tuple({"data": name, "n": n, "m": m, "share": share, "rate": 0.25, **sizes} for name, n, m, share in data)
+
+
+_OVERSAMPLING = (0, 1, 2, 5, 10)
+_POWERS = (0, 1, 2)
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    share: float,
+    r: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Range finders of the draws of a block together, and for each oversampling FA trained so wide and cut to r."""
+    Y = (flat_tail(r, n - r, share) if share else matrix(data, n, m, setting)).to(setting.device)
+    B = factorisation.feedback(n, r + max(_OVERSAMPLING), seeds=seeds).to(Y)
+    ratios = range_finder_ratios(Y, B, rank=r, oversampling=_OVERSAMPLING, power=_POWERS)
+    trained = []
+    for p in _OVERSAMPLING:
+        trained.append(_cut(B[:, : r + p], Y, r=r, rate=rate, steps=steps))
+        setting.report(len(trained) / len(_OVERSAMPLING))
+    kinds = list(product(range(len(_OVERSAMPLING)), range(len(_POWERS))))
+    return [
+        Outcome(
+            records={
+                "oversampling": [_OVERSAMPLING[p] for p, _ in kinds],
+                "power": [_POWERS[q] for _, q in kinds],
+                "ratio": [float(ratios[run, p, q]) for p, q in kinds],
+                "trained": [None if q else float(trained[p][run]) for p, q in kinds],
+            }
+        )
+        for run in range(len(seeds))
+    ]
+
+
+def _cut(
+    B: Float[Tensor, "runs rows n"], Y: Float[Tensor, "n m"], *, r: int, rate: float, steps: int
+) -> Float[Tensor, " runs"]:
+    """``|Y - [ZW]_r|/optimum``: FA is trained from zero with as many hidden units as B has rows, and cut to rank r."""
+    start = factorisation.zero(Y, B)
+    course = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+    cut = optimum(course.end.Z @ course.end.W, r)
+    return (Y - cut).square().sum((1, 2)).sqrt() / best_error(Y, r)
+
 
 _KIND = ["data", "oversampling"]
 _ENOUGH = 5
@@ -103,9 +155,6 @@ CLAIMS = (
 )
 
 
-# Picture of what oversampling and power iteration buy.
-
-
 def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
     """A column a matrix, a line a number of power iterations."""
     sets = each_of(data, "data")
@@ -140,59 +189,6 @@ def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
         panel.set_ylim(1 - (top - 1) / 20, top)
     legend(figure)
     return figure
-
-
-_OVERSAMPLING = (0, 1, 2, 5, 10)
-_POWERS = (0, 1, 2)
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    data: str,
-    n: int,
-    m: int,
-    share: float,
-    r: int,
-    rate: float,
-    steps: int,
-) -> list[Outcome]:
-    """Range finders of the draws of a block together, and for each oversampling FA trained so wide and cut to r."""
-    Y = (flat_tail(r, n - r, share) if share else matrix(data, n, m, setting)).to(setting.device)
-    B = factorisation.feedback(n, r + max(_OVERSAMPLING), seeds=seeds).to(Y)
-    ratios = range_finder_ratios(Y, B, rank=r, oversampling=_OVERSAMPLING, power=_POWERS)
-    trained = []
-    for p in _OVERSAMPLING:
-        trained.append(_cut(B[:, : r + p], Y, r=r, rate=rate, steps=steps))
-        setting.report(len(trained) / len(_OVERSAMPLING))
-    kinds = list(product(range(len(_OVERSAMPLING)), range(len(_POWERS))))
-    return [
-        Outcome(
-            records={
-                "oversampling": [_OVERSAMPLING[p] for p, _ in kinds],
-                "power": [_POWERS[q] for _, q in kinds],
-                "ratio": [float(ratios[run, p, q]) for p, q in kinds],
-                "trained": [None if q else float(trained[p][run]) for p, q in kinds],
-            }
-        )
-        for run in range(len(seeds))
-    ]
-
-
-def _cut(
-    B: Float[Tensor, "runs rows n"], Y: Float[Tensor, "n m"], *, r: int, rate: float, steps: int
-) -> Float[Tensor, " runs"]:
-    """``|Y - [ZW]_r|/optimum``: FA is trained from zero with as many hidden units as B has rows, and cut to rank r."""
-    start = factorisation.zero(Y, B)
-    course = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-    cut = optimum(course.end.Z @ course.end.W, r)
-    return (Y - cut).square().sum((1, 2)).sqrt() / best_error(Y, r)
-
-
-def _points(data: Sequence[tuple[str, int, int, float]], **sizes: Scalar) -> tuple[Point, ...]:
-    """(name, n, m, share of the tail) each; share is 0 where the name says what the matrix is."""
-    return tuple({"data": name, "n": n, "m": m, "share": share, "rate": 0.25, **sizes} for name, n, m, share in data)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -15,7 +15,43 @@ from falign.theory.factorisation import best_error, stationary_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of r < rank(Y) on ordinary matrices, and how it is judged.
+
+def _points(
+    data: str, ranks: Sequence[int], starts_at: int, *, small: float = 0.02, **sizes: Scalar
+) -> tuple[Point, ...]:
+    """FA from zero and gradient descent, which cannot leave it, at all ranks; at one FA from other starts, and FA*."""
+    kinds = [(r, *kind) for r in ranks for kind in (("fa", 0.0), ("gd", small))]
+    others = [(starts_at, *kind) for kind in (("fa", small), ("fa", 3 * small), ("fa*", 1.0))]
+    same = {"data": data, "rank": 0, "rate": 0.3, **sizes}
+    return tuple({**same, "r": r, "method": method, "scale": scale} for r, method, scale in (*kinds, *others))
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    data: str,
+    n: int,
+    m: int,
+    rank: int,
+    r: int,
+    method: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train the draws of a block together, and record the end beside the closed forms."""
+    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
+    B, at, names = sample_feedback(seeds, Y, r), [steps], ["error", "distance"]
+    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=names, progress=setting.report)
+    columns = {
+        "error": course.values["error"],
+        "distance": course.values["distance"],
+        "stationary": stationary_error(Y, B)[:, None],
+        "best": best_error(Y, B.shape[1]).expand(len(B), 1),
+    }
+    return outcomes(at, {name: values / Y.norm() for name, values in columns.items()})
+
 
 _METHOD = pl.col("method")
 _ZERO_OR_GD = (_METHOD == "gd") | (pl.col("scale") == 0)
@@ -91,9 +127,6 @@ CLAIMS = (
 )
 
 
-# Picture of the error against the inner dimension.
-
-
 def errors_by_rank(data: pl.DataFrame) -> "Figure":
     """Errors above, ratio to the optimum below; a column a matrix."""
     sets = each_of(data, "data")
@@ -123,43 +156,6 @@ def errors_by_rank(data: pl.DataFrame) -> "Figure":
         logarithmic(above, "y")
     legend(figure)
     return figure
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    data: str,
-    n: int,
-    m: int,
-    rank: int,
-    r: int,
-    method: str,
-    scale: float,
-    rate: float,
-    steps: int,
-) -> list[Outcome]:
-    """Train the draws of a block together, and record the end beside the closed forms."""
-    Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
-    B, at, names = sample_feedback(seeds, Y, r), [steps], ["error", "distance"]
-    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=names, progress=setting.report)
-    columns = {
-        "error": course.values["error"],
-        "distance": course.values["distance"],
-        "stationary": stationary_error(Y, B)[:, None],
-        "best": best_error(Y, B.shape[1]).expand(len(B), 1),
-    }
-    return outcomes(at, {name: values / Y.norm() for name, values in columns.items()})
-
-
-def _points(
-    data: str, ranks: Sequence[int], starts_at: int, *, small: float = 0.02, **sizes: Scalar
-) -> tuple[Point, ...]:
-    """FA from zero and gradient descent, which cannot leave it, at all ranks; at one FA from other starts, and FA*."""
-    kinds = [(r, *kind) for r in ranks for kind in (("fa", 0.0), ("gd", small))]
-    others = [(starts_at, *kind) for kind in (("fa", small), ("fa", 3 * small), ("fa*", 1.0))]
-    same = {"data": data, "rank": 0, "rate": 0.3, **sizes}
-    return tuple({**same, "r": r, "method": method, "scale": scale} for r, method, scale in (*kinds, *others))
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

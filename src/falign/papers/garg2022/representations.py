@@ -19,7 +19,59 @@ from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of the representations that FA and gradient descent find, and how it is judged.
+
+def _points(sizes: Sequence[int], tried: Sequence[int], *, r: int, steps: int) -> tuple[Point, ...]:
+    """Closed forms for every m, trainings for some."""
+    return tuple(
+        {"data": data, "m": m, "r": r, "found": found, "rate": 0.3, "steps": steps if found == "trained" else 0}
+        for data in ("flat", "gaussian")
+        for found, those in (("closed form", sizes), ("trained", tried))
+        for m in those
+    )
+
+
+_SCALE = 0.02
+"""Of the entries of gradient descent's start."""
+
+
+def run(
+    *, seeds: Sequence[int], setting: Setting, data: str, m: int, r: int, found: str, rate: float, steps: int
+) -> list[Outcome]:
+    """Errors and representations of the draws of a block together, from closed forms or from trainings."""
+    whole = flat_spectrum(m, r) if data == "flat" else matrix(data, m, m, setting)
+    Y = (whole / torch.linalg.matrix_norm(whole, 2)).to(setting.device)
+    B = sample_feedback(seeds, Y, r)
+    if found == "trained":
+        ratio, shared = _trained(seeds, Y, B, setting, rate=rate, steps=steps)
+    else:
+        ratio, shared = (
+            stationary_error(Y, B) / best_error(Y, r),
+            overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m)),
+        )
+    columns = {"ratio": ratio.tolist(), "overlap": shared.tolist()}
+    return [Outcome(records={name: [values[run]] for name, values in columns.items()}) for run in range(len(seeds))]
+
+
+def _trained(
+    seeds: Sequence[int],
+    Y: Float[Tensor, "m m"],
+    B: Float[Tensor, "runs r m"],
+    setting: Setting,
+    *,
+    rate: float,
+    steps: int,
+) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
+    """FA from zero, gradient descent from a random start; at the end of both."""
+    starts = {"fa": factorisation.zero(Y, B), "gd": factorisation.normal(Y, B, seeds=seeds, scale=_SCALE)}
+    ends = []
+    for method, start in starts.items():
+        ends.append(
+            factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+        )
+        setting.report(len(ends) / len(starts))
+    fa, gd = ends
+    return (fa.values["error"] / gd.values["error"])[:, 0], overlap(fa.end.W, gd.end.W)
+
 
 _CLOSED = pl.col("found") == "closed form"
 _EQUAL, _ORTHOGONAL = 1.05, 0.1
@@ -96,9 +148,6 @@ CLAIMS = (
 )
 
 
-# Picture of errors and overlap of representations against size.
-
-
 def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     """Ratio of errors on the left, overlap on the right."""
     figure, (left, right) = panels(
@@ -133,59 +182,6 @@ def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     left.legend()
     right.legend()
     return figure
-
-
-_SCALE = 0.02
-"""Of the entries of gradient descent's start."""
-
-
-def run(
-    *, seeds: Sequence[int], setting: Setting, data: str, m: int, r: int, found: str, rate: float, steps: int
-) -> list[Outcome]:
-    """Errors and representations of the draws of a block together, from closed forms or from trainings."""
-    whole = flat_spectrum(m, r) if data == "flat" else matrix(data, m, m, setting)
-    Y = (whole / torch.linalg.matrix_norm(whole, 2)).to(setting.device)
-    B = sample_feedback(seeds, Y, r)
-    if found == "trained":
-        ratio, shared = _trained(seeds, Y, B, setting, rate=rate, steps=steps)
-    else:
-        ratio, shared = (
-            stationary_error(Y, B) / best_error(Y, r),
-            overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m)),
-        )
-    columns = {"ratio": ratio.tolist(), "overlap": shared.tolist()}
-    return [Outcome(records={name: [values[run]] for name, values in columns.items()}) for run in range(len(seeds))]
-
-
-def _trained(
-    seeds: Sequence[int],
-    Y: Float[Tensor, "m m"],
-    B: Float[Tensor, "runs r m"],
-    setting: Setting,
-    *,
-    rate: float,
-    steps: int,
-) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-    """FA from zero, gradient descent from a random start; at the end of both."""
-    starts = {"fa": factorisation.zero(Y, B), "gd": factorisation.normal(Y, B, seeds=seeds, scale=_SCALE)}
-    ends = []
-    for method, start in starts.items():
-        ends.append(
-            factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-        )
-        setting.report(len(ends) / len(starts))
-    fa, gd = ends
-    return (fa.values["error"] / gd.values["error"])[:, 0], overlap(fa.end.W, gd.end.W)
-
-
-def _points(sizes: Sequence[int], tried: Sequence[int], *, r: int, steps: int) -> tuple[Point, ...]:
-    """Closed forms for every m, trainings for some."""
-    return tuple(
-        {"data": data, "m": m, "r": r, "found": found, "rate": 0.3, "steps": steps if found == "trained" else 0}
-        for data in ("flat", "gaussian")
-        for found, those in (("closed form", sizes), ("trained", tried))
-        for m in those
-    )
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -28,7 +28,69 @@ from falign.theory.factorisation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of FA far from the optimum, and how it is judged.
+
+def _points(
+    ranks: Sequence[int], tails: Sequence[tuple[int, int, float]], *, draws: int, trained: int, steps: int
+) -> tuple[Point, ...]:
+    """diag(1, …, 1, ε) for every r, and r ones with a flat tail of N values that hold a share of |Y|².
+
+    The ratio on these hardly varies, so that a quarter of the draws does.
+    """
+    same = {"trained": trained, "rate": 0.2, "steps": steps}
+    return (
+        *({"r": r, "tail": 1, "epsilon": 1e-3, "share": 0.0, "draws": draws, **same} for r in ranks),
+        *({"r": r, "tail": N, "epsilon": 0.0, "share": share, "draws": draws // 4, **same} for r, N, share in tails),
+    )
+
+
+_SCALE = 0.02
+"""Of the entries of gradient descent's start."""
+_AT_ONCE = 50
+"""Draws whose errors are computed at once."""
+
+
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    r: int,
+    tail: int,
+    epsilon: float,
+    share: float,
+    draws: int,
+    trained: int,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Many draws of B, a record a draw; some of them are trained as well."""
+    Y = (last_direction(r, epsilon) if tail == 1 else flat_tail(r, tail, share)).to(setting.device)
+    seeds = [seed * draws + index for index in range(draws)]
+    B, best = factorisation.feedback(len(Y), r, seeds=seeds).to(Y), float(best_error(Y, r))
+    errors: dict[str, list[float]] = {
+        "ratio": torch.cat([stationary_error(Y, part) for part in B.split(_AT_ONCE)]).tolist(),
+        "estimate": [],
+        "fa": _trained("fa", Y, B[:trained], seeds[:trained], rate, steps),
+        "gd": _trained("gd", Y, B[:trained], seeds[:trained], rate, steps) if tail == 1 else [],
+    }
+    if tail > 1:
+        energy = float(Y.diagonal()[r:].square().sum())
+        errors["estimate"] = flat_tail_error(B[:, :, :r] * len(Y) ** 0.5, energy).tolist()
+    columns = {name: [value / best for value in values] for name, values in errors.items()}
+    gaps = {name: [*values, *[None] * (draws - len(values))] for name, values in columns.items()}
+    return Outcome(records={"draw": list(range(draws)), **gaps})
+
+
+def _trained(
+    method: str, Y: Float[Tensor, "n n"], B: Float[Tensor, "runs r n"], seeds: Sequence[int], rate: float, steps: int
+) -> list[float]:
+    """Errors at the end of a training: FA from zero; gradient descent from a random start, a quarter as long."""
+    if method == "fa":
+        start = factorisation.zero(Y, B)
+    else:
+        start, steps = factorisation.normal(Y, B, seeds=seeds, scale=_SCALE), steps // 4
+    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+    return course.values["error"][:, 0].tolist()
+
 
 LAST = pl.col("tail") == 1
 """The instance diag(1, …, 1, ε)."""
@@ -148,9 +210,6 @@ CLAIMS = (
 )
 
 
-# Picture of the distribution of the ratio of errors.
-
-
 def ratios(data: pl.DataFrame) -> "Figure":
     """Share of the draws below a ratio: one cheap direction on the left, a flat tail on the right."""
     figure, (left, right) = panels(
@@ -177,69 +236,8 @@ def ratios(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-_SCALE = 0.02
-"""Of the entries of gradient descent's start."""
-_AT_ONCE = 50
-"""Draws whose errors are computed at once."""
 _SHOWN = 200
 """Quantiles that a distribution is drawn with."""
-
-
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    r: int,
-    tail: int,
-    epsilon: float,
-    share: float,
-    draws: int,
-    trained: int,
-    rate: float,
-    steps: int,
-) -> Outcome:
-    """Many draws of B, a record a draw; some of them are trained as well."""
-    Y = (last_direction(r, epsilon) if tail == 1 else flat_tail(r, tail, share)).to(setting.device)
-    seeds = [seed * draws + index for index in range(draws)]
-    B, best = factorisation.feedback(len(Y), r, seeds=seeds).to(Y), float(best_error(Y, r))
-    errors: dict[str, list[float]] = {
-        "ratio": torch.cat([stationary_error(Y, part) for part in B.split(_AT_ONCE)]).tolist(),
-        "estimate": [],
-        "fa": _trained("fa", Y, B[:trained], seeds[:trained], rate, steps),
-        "gd": _trained("gd", Y, B[:trained], seeds[:trained], rate, steps) if tail == 1 else [],
-    }
-    if tail > 1:
-        energy = float(Y.diagonal()[r:].square().sum())
-        errors["estimate"] = flat_tail_error(B[:, :, :r] * len(Y) ** 0.5, energy).tolist()
-    columns = {name: [value / best for value in values] for name, values in errors.items()}
-    gaps = {name: [*values, *[None] * (draws - len(values))] for name, values in columns.items()}
-    return Outcome(records={"draw": list(range(draws)), **gaps})
-
-
-def _trained(
-    method: str, Y: Float[Tensor, "n n"], B: Float[Tensor, "runs r n"], seeds: Sequence[int], rate: float, steps: int
-) -> list[float]:
-    """Errors at the end of a training: FA from zero; gradient descent from a random start, a quarter as long."""
-    if method == "fa":
-        start = factorisation.zero(Y, B)
-    else:
-        start, steps = factorisation.normal(Y, B, seeds=seeds, scale=_SCALE), steps // 4
-    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-    return course.values["error"][:, 0].tolist()
-
-
-def _points(
-    ranks: Sequence[int], tails: Sequence[tuple[int, int, float]], *, draws: int, trained: int, steps: int
-) -> tuple[Point, ...]:
-    """diag(1, …, 1, ε) for every r, and r ones with a flat tail of N values that hold a share of |Y|².
-
-    The ratio on these hardly varies, so that a quarter of the draws does.
-    """
-    same = {"trained": trained, "rate": 0.2, "steps": steps}
-    return (
-        *({"r": r, "tail": 1, "epsilon": 1e-3, "share": 0.0, "draws": draws, **same} for r in ranks),
-        *({"r": r, "tail": N, "epsilon": 0.0, "share": share, "draws": draws // 4, **same} for r, N, share in tails),
-    )
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

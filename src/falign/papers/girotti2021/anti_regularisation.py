@@ -17,10 +17,54 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of implicit anti-regularisation, and how it is judged.
-
 CRITICAL = float(critical_target(-0.5, 1.0))
 """λ_c for θ_1 = -1, θ_2 = 0 and m = 1, which is 1/(3√3)."""
+
+
+def _points(shares: Sequence[float], records: int) -> tuple[Point, ...]:
+    """Components at shares of λ_c, and the two on either side of it, for unit start and feedback."""
+    targets = sorted({*(round(share * CRITICAL, 8) for share in shares), 0.19, 0.195})
+    return tuple({"size": 1.0, "feedback": 1.0, "target": target, "records": records} for target in targets)
+
+
+_FITTED = 1e-4, 1e-8
+"""The rate is fitted to the errors between these shares of the component."""
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    size: Sequence[float],
+    feedback: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
+    """Integrate all runs together, each in units of its own time, and fit their rates."""
+    sizes, m, targets = (torch.tensor(values).double() for values in (size, feedback, target))
+    begun = modes(targets, [-sizes, torch.zeros_like(sizes)], feedback=m)
+    moments = torch.linspace(0, 1, records, dtype=torch.float64)
+    units = learning_time(begun, _FITTED[1])
+    course = gradient_flow(paced(begun, units), times=moments, tolerance=1e-12)
+    missing = (1 - course.share).abs()
+    columns = {
+        "rate": asymptotic_rate(begun),
+        "fitted": torch.stack([_slope(moments, own) for own in missing.mT]) / units,
+        "limit": limit(begun),
+        "hidden": course.weights[-1, 0] / units.sqrt(),
+        "learned": learning_time(begun),
+    }
+    return [
+        Outcome(records={name: [float(values[at])] for name, values in columns.items()}) for at in range(len(seeds))
+    ]
+
+
+def _slope(moments: Tensor, missing: Tensor) -> Tensor:
+    """``-d ln|e|/dt`` of the last records between the two sizes of error."""
+    late = (missing <= _FITTED[0]) & (moments > moments[missing > _FITTED[0]].max())
+    return -torch.tensor(np.polyfit(moments[late], missing[late].log(), 1)[0])
+
+
 _RATES = {0.2: 0.880, 0.5: 0.674, 0.9: 0.279, 0.99: 0.084}
 """λ/λ_c -> ρ*."""
 _BELOW = pl.col("target") < CRITICAL
@@ -112,9 +156,6 @@ CLAIMS = (
 )
 
 
-# Picture of implicit anti-regularisation: rate, hidden weight and learning time against the component's size.
-
-
 def rates_and_limits(data: pl.DataFrame) -> "Figure":
     """Three panels over λ, those below λ_c in orange."""
     figure, (rate, hidden, time) = panels(
@@ -135,50 +176,6 @@ def rates_and_limits(data: pl.DataFrame) -> "Figure":
 def _critical(panel: "Axes") -> None:
     panel.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
     panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
-
-
-_FITTED = 1e-4, 1e-8
-"""The rate is fitted to the errors between these shares of the component."""
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    size: Sequence[float],
-    feedback: Sequence[float],
-    target: Sequence[float],
-    records: int,
-) -> list[Outcome]:
-    """Integrate all runs together, each in units of its own time, and fit their rates."""
-    sizes, m, targets = (torch.tensor(values).double() for values in (size, feedback, target))
-    begun = modes(targets, [-sizes, torch.zeros_like(sizes)], feedback=m)
-    moments = torch.linspace(0, 1, records, dtype=torch.float64)
-    units = learning_time(begun, _FITTED[1])
-    course = gradient_flow(paced(begun, units), times=moments, tolerance=1e-12)
-    missing = (1 - course.share).abs()
-    columns = {
-        "rate": asymptotic_rate(begun),
-        "fitted": torch.stack([_slope(moments, own) for own in missing.mT]) / units,
-        "limit": limit(begun),
-        "hidden": course.weights[-1, 0] / units.sqrt(),
-        "learned": learning_time(begun),
-    }
-    return [
-        Outcome(records={name: [float(values[at])] for name, values in columns.items()}) for at in range(len(seeds))
-    ]
-
-
-def _slope(moments: Tensor, missing: Tensor) -> Tensor:
-    """``-d ln|e|/dt`` of the last records between the two sizes of error."""
-    late = (missing <= _FITTED[0]) & (moments > moments[missing > _FITTED[0]].max())
-    return -torch.tensor(np.polyfit(moments[late], missing[late].log(), 1)[0])
-
-
-def _points(shares: Sequence[float], records: int) -> tuple[Point, ...]:
-    """Components at shares of λ_c, and the two on either side of it, for unit start and feedback."""
-    targets = sorted({*(round(share * CRITICAL, 8) for share in shares), 0.19, 0.195})
-    return tuple({"size": 1.0, "feedback": 1.0, "target": target, "records": records} for target in targets)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

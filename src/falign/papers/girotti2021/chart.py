@@ -13,7 +13,71 @@ from falign.theory.deep_linear import critical_target, phase_diagram
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Picture of the maps: learning time over (K, λ), and how it changes with λ.
+
+def _points(cells: int) -> tuple[Point, ...]:
+    return grid(branch=("output", "aligned", "anti-aligned"), feedback=(1.0, 4.0), cells=cells)
+
+
+_SIDES = 3.0, (0.02, 10.0)
+"""K from minus so much to so much; λ from, to, on a logarithmic axis."""
+
+
+def run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
+    """Chart the learning times of a branch over K and λ."""
+    middles = (np.arange(cells) + 0.5) / cells
+    invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
+    targets = np.geomspace(*_SIDES[1], cells)
+    found = phase_diagram(invariants, targets, feedback=feedback, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
+    return Outcome(
+        records={
+            "invariant": np.repeat(invariants, cells).tolist(),
+            "target": np.tile(targets, cells).tolist(),
+            "critical": found.critical.repeat_interleave(cells).tolist(),
+            "time": found.time.flatten().tolist(),
+            "slope": found.slope.flatten().tolist(),
+        }
+    )
+
+
+_MAP = ["branch", "feedback"]
+_BOTTLENECK = 2.0
+"""From λ_c to so many times λ_c the time is that of passing by the fixed points that have just vanished."""
+
+
+def _falls(table: pl.DataFrame) -> Evidence:
+    return Evidence(
+        checks=tuple(
+            Check(label=f"{branch}, m = {m:g}: share of {own.height} cells", measured=_share(own["slope"] < 0), low=1.0)
+            for (branch, m), own in table.sort(_MAP).group_by(_MAP, maintain_order=True)
+        )
+    )
+
+
+def _turns(table: pl.DataFrame) -> Evidence:
+    below = table.filter(pl.col("target") < pl.col("critical"))
+    above = table.filter(pl.col("target") > _BOTTLENECK * pl.col("critical"))
+    return Evidence(
+        checks=(
+            Check(
+                label=f"rises for λ < λ_c: share of {below.height} cells", measured=_share(below["slope"] > 0), low=1.0
+            ),
+            Check(
+                label=f"falls for λ > {_BOTTLENECK:g} λ_c: share of {above.height} cells",
+                measured=_share(above["slope"] < 0),
+                low=1.0,
+            ),
+        ),
+        note=f"between them it rises in {_share(_between(table)['slope'] > 0):.0%} of the cells",
+    )
+
+
+def _between(table: pl.DataFrame) -> pl.DataFrame:
+    return table.filter(pl.col("target").is_between(pl.col("critical"), _BOTTLENECK * pl.col("critical")))
+
+
+def _share(right: pl.Series) -> float:
+    return float(np.mean(right.to_numpy())) if len(right) else 0.0
+
 
 _BRANCHES = ("output", "aligned", "anti-aligned")
 _NAMES = {"output": "θ₁ = 0, θ₂ = K", "aligned": "θ₁ = √(-2K), θ₂ = 0", "anti-aligned": "θ₁ = -√(-2K), θ₂ = 0"}
@@ -59,72 +123,8 @@ def _tables(own: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     return K, λ, time, slope
 
 
-_SIDES = 3.0, (0.02, 10.0)
-"""K from minus so much to so much; λ from, to, on a logarithmic axis."""
-
-_MAP = ["branch", "feedback"]
-_BOTTLENECK = 2.0
-"""From λ_c to so many times λ_c the time is that of passing by the fixed points that have just vanished."""
-
-
-def run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
-    """Chart the learning times of a branch over K and λ."""
-    middles = (np.arange(cells) + 0.5) / cells
-    invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
-    targets = np.geomspace(*_SIDES[1], cells)
-    found = phase_diagram(invariants, targets, feedback=feedback, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
-    return Outcome(
-        records={
-            "invariant": np.repeat(invariants, cells).tolist(),
-            "target": np.tile(targets, cells).tolist(),
-            "critical": found.critical.repeat_interleave(cells).tolist(),
-            "time": found.time.flatten().tolist(),
-            "slope": found.slope.flatten().tolist(),
-        }
-    )
-
-
-def _points(cells: int) -> tuple[Point, ...]:
-    return grid(branch=("output", "aligned", "anti-aligned"), feedback=(1.0, 4.0), cells=cells)
-
-
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("feedback") == 1).select("branch", "invariant", "target", "time", "slope")
-
-
-def _falls(table: pl.DataFrame) -> Evidence:
-    return Evidence(
-        checks=tuple(
-            Check(label=f"{branch}, m = {m:g}: share of {own.height} cells", measured=_share(own["slope"] < 0), low=1.0)
-            for (branch, m), own in table.sort(_MAP).group_by(_MAP, maintain_order=True)
-        )
-    )
-
-
-def _turns(table: pl.DataFrame) -> Evidence:
-    below = table.filter(pl.col("target") < pl.col("critical"))
-    above = table.filter(pl.col("target") > _BOTTLENECK * pl.col("critical"))
-    return Evidence(
-        checks=(
-            Check(
-                label=f"rises for λ < λ_c: share of {below.height} cells", measured=_share(below["slope"] > 0), low=1.0
-            ),
-            Check(
-                label=f"falls for λ > {_BOTTLENECK:g} λ_c: share of {above.height} cells",
-                measured=_share(above["slope"] < 0),
-                low=1.0,
-            ),
-        ),
-        note=f"between them it rises in {_share(_between(table)['slope'] > 0):.0%} of the cells",
-    )
-
-
-def _between(table: pl.DataFrame) -> pl.DataFrame:
-    return table.filter(pl.col("target").is_between(pl.col("critical"), _BOTTLENECK * pl.col("critical")))
-
-
-def _share(right: pl.Series) -> float:
-    return float(np.mean(right.to_numpy())) if len(right) else 0.0
 
 
 CHART = Experiment(

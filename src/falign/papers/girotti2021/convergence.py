@@ -35,96 +35,20 @@ from falign.theory.deep_linear._theorems_modes import step_rates
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of convergence, and how it is judged.
-
-_KIND = ["dynamics", "rule", "depth", "share"]
-_POSITIVE = pl.col("start") == "positive"
-_FLOW = pl.col("dynamics") == "flow"
-
-
-def _held(table: pl.DataFrame) -> Evidence:
-    runs = table.unique([*_KIND, "start", "seed"], keep="first", maintain_order=True)
-    checks = []
-    for (dynamics, rule, depth, share), own in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
-        step = f", η = {share:g}/ρ_max" if dynamics == "steps" else ""
-        tried, met = int(own["draws"].sum()), int(own["met"].sum())
-        left_out = f", {tried - met} are not under the condition" if met < tried else ""
-        checks.append(
-            Check(
-                label=f"{dynamics}, {rule}, {depth} layers{step}: share of {met} starts{left_out}",
-                measured=float(own["held"].to_numpy().mean()),
-                low=1.0,
-            )
-        )
-    return Evidence(checks=tuple(checks))
-
-
-_ABSTRACT = (
-    "Abstract: “convergence guarantees with rates for deep linear networks for both continuous and discrete dynamics”; "
-)
-
-CLAIMS = (
-    Claim(
-        name="guaranteed-flow",
-        statement="In continuous time |e(t)| ≤ |e(0)| exp(-t ΠK_l) for every component all of whose invariants K_l are "
-        "positive, at any depth.",
-        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
-        method="Share of random starts for which it holds at all times recorded.",
-        tolerance_reason="Every one.",
-        read=_held,
-        scope=_POSITIVE & _FLOW,
-    ),
-    Claim(
-        name="guaranteed-steps",
-        statement="In steps |e(t)| ≤ |e(0)| (1 - ηΠK_l)^t, with the invariants of the last step, at any depth.",
-        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
-        method="Share of random starts for which it holds at all steps, of those with ηρ̂ ≤ 1 along the path, ρ̂ the "
-        "exact rate of a step.",
-        tolerance_reason="Every one.",
-        read=_held,
-        scope=_POSITIVE & ~_FLOW,
-    ),
-    Claim(
-        name="converges-from-anywhere",
-        statement="Components converge from any start, invariants of either sign, at any depth.",
-        reference=_ABSTRACT + "in continuous time derived, in steps observed",
-        method="Share of random starts with at most a thousandth of the error left: in continuous time at the time "
-        "predicted for that, in 5000 steps of 0.99/ρ_max.",
-        tolerance_reason="Every one.",
-        read=_held,
-        scope=~_POSITIVE,
-    ),
-)
-
-
-# Picture of errors beside their guaranteed bounds.
-
-_DRAWN_KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
-
-
-def bounds(data: pl.DataFrame) -> "Figure":
-    """A panel a rule and depth."""
-    figure, axes = panels(
-        len(_DRAWN_KINDS),
-        titles=[f"{rule}, {depth} layers" for rule, depth in _DRAWN_KINDS],
-        xlabels=["time × ρ_max"],
-        ylabels=["error / bound, largest"],
-        share="all",
-        height=2.6,
-    )
-    for panel, (rule, depth) in zip(axes, _DRAWN_KINDS, strict=True):
-        own = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & pl.col("over_bound").is_finite())
-        shares = each_of(own, "share")
-        for colour, (share, line) in zip((INK, *sequence(len(shares) - 1)), shares, strict=False):
-            label = f"steps, η = {share:g}/ρ_max" if share else "flow"
-            panel.plot(line["time"], line["over_bound"], color=colour, linewidth=1.4, label=label)
-        logarithmic(panel, "y")
-        panel.set_ylim(1e-3, 2)
-    axes[0].legend()
-    return figure
-
-
 _KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
+
+
+def _points(draws: int) -> tuple[Point, ...]:
+    sizes: dict[str, Scalar] = {"draws": draws}
+    kinds = [{"rule": rule, "depth": depth} for rule, depth in _KINDS]
+    cases = (
+        *grid(start=("positive", "any"), dynamics="flow", share=0.0, **sizes),
+        *grid(start="positive", dynamics="steps", share=(0.1, 0.25), **sizes),
+        *grid(start="any", dynamics="steps", share=0.99, **sizes),
+    )
+    return tuple({**kind, **case} for kind in kinds for case in cases)
+
+
 _LENGTH, _LONG = 30.0, 5000.0
 """Of courses, in units of 1/ρ_max: with positive invariants; in steps from any start, as some pass close by a point of
 rest that has just vanished."""
@@ -199,15 +123,88 @@ def _sample_modes(seed: int, rule: str, depth: int, start: str, draws: int) -> M
     return begun.at(torch.stack(weights))
 
 
-def _points(draws: int) -> tuple[Point, ...]:
-    sizes: dict[str, Scalar] = {"draws": draws}
-    kinds = [{"rule": rule, "depth": depth} for rule, depth in _KINDS]
-    cases = (
-        *grid(start=("positive", "any"), dynamics="flow", share=0.0, **sizes),
-        *grid(start="positive", dynamics="steps", share=(0.1, 0.25), **sizes),
-        *grid(start="any", dynamics="steps", share=0.99, **sizes),
+_KIND = ["dynamics", "rule", "depth", "share"]
+_POSITIVE = pl.col("start") == "positive"
+_FLOW = pl.col("dynamics") == "flow"
+
+
+def _held(table: pl.DataFrame) -> Evidence:
+    runs = table.unique([*_KIND, "start", "seed"], keep="first", maintain_order=True)
+    checks = []
+    for (dynamics, rule, depth, share), own in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
+        step = f", η = {share:g}/ρ_max" if dynamics == "steps" else ""
+        tried, met = int(own["draws"].sum()), int(own["met"].sum())
+        left_out = f", {tried - met} are not under the condition" if met < tried else ""
+        checks.append(
+            Check(
+                label=f"{dynamics}, {rule}, {depth} layers{step}: share of {met} starts{left_out}",
+                measured=float(own["held"].to_numpy().mean()),
+                low=1.0,
+            )
+        )
+    return Evidence(checks=tuple(checks))
+
+
+_ABSTRACT = (
+    "Abstract: “convergence guarantees with rates for deep linear networks for both continuous and discrete dynamics”; "
+)
+
+CLAIMS = (
+    Claim(
+        name="guaranteed-flow",
+        statement="In continuous time |e(t)| ≤ |e(0)| exp(-t ΠK_l) for every component all of whose invariants K_l are "
+        "positive, at any depth.",
+        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
+        method="Share of random starts for which it holds at all times recorded.",
+        tolerance_reason="Every one.",
+        read=_held,
+        scope=_POSITIVE & _FLOW,
+    ),
+    Claim(
+        name="guaranteed-steps",
+        statement="In steps |e(t)| ≤ |e(0)| (1 - ηΠK_l)^t, with the invariants of the last step, at any depth.",
+        reference=_ABSTRACT + "the paper's constants are not readable, this rate is derived",
+        method="Share of random starts for which it holds at all steps, of those with ηρ̂ ≤ 1 along the path, ρ̂ the "
+        "exact rate of a step.",
+        tolerance_reason="Every one.",
+        read=_held,
+        scope=_POSITIVE & ~_FLOW,
+    ),
+    Claim(
+        name="converges-from-anywhere",
+        statement="Components converge from any start, invariants of either sign, at any depth.",
+        reference=_ABSTRACT + "in continuous time derived, in steps observed",
+        method="Share of random starts with at most a thousandth of the error left: in continuous time at the time "
+        "predicted for that, in 5000 steps of 0.99/ρ_max.",
+        tolerance_reason="Every one.",
+        read=_held,
+        scope=~_POSITIVE,
+    ),
+)
+
+_DRAWN_KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
+
+
+def bounds(data: pl.DataFrame) -> "Figure":
+    """A panel a rule and depth."""
+    figure, axes = panels(
+        len(_DRAWN_KINDS),
+        titles=[f"{rule}, {depth} layers" for rule, depth in _DRAWN_KINDS],
+        xlabels=["time × ρ_max"],
+        ylabels=["error / bound, largest"],
+        share="all",
+        height=2.6,
     )
-    return tuple({**kind, **case} for kind in kinds for case in cases)
+    for panel, (rule, depth) in zip(axes, _DRAWN_KINDS, strict=True):
+        own = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & pl.col("over_bound").is_finite())
+        shares = each_of(own, "share")
+        for colour, (share, line) in zip((INK, *sequence(len(shares) - 1)), shares, strict=False):
+            label = f"steps, η = {share:g}/ρ_max" if share else "flow"
+            panel.plot(line["time"], line["over_bound"], color=colour, linewidth=1.4, label=label)
+        logarithmic(panel, "y")
+        panel.set_ylim(1e-3, 2)
+    axes[0].legend()
+    return figure
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

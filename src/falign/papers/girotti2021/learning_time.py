@@ -28,7 +28,54 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of the time that a component takes, and how it is judged.
+_STARTS = (
+    *(("fa", depth, "zero", 1.0) for depth in (2, 3, 4)),
+    ("fa", 2, "small", 1e-3),
+    *(("fa", 2, scheme, 1.0) for scheme in ("positive", "negative", "aligned", "anti-aligned")),
+    ("bp", 2, "small", 1e-3),
+)
+
+
+def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:
+    return tuple(
+        point
+        for rule, depth, scheme, size in _STARTS
+        for point in grid(rule=rule, depth=depth, scheme=scheme, size=size, target=targets, records=records)
+    )
+
+
+def _targets(count: int) -> tuple[float, ...]:
+    """From 0.01 to 30, evenly on a logarithmic axis, with four digits."""
+    return tuple(float(f"{value:.4g}") for value in np.geomspace(0.01, 30, count))
+
+
+_BEYOND = 1.02
+"""The flow is recorded to so much of the predicted time, so that a prediction that is too early is seen."""
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
+    """Integrate the runs of a rule and depth together, each in units of its predicted time, and read off the time."""
+    outcomes: dict[int, Outcome] = {}
+    for places, started in batches(rule, depth, scheme, size, target):
+        predicted = learning_time(started, TOLERANCE)
+        times = torch.linspace(0, _BEYOND, records, dtype=torch.float64)
+        shares = gradient_flow(paced(started, predicted), times=times).share
+        for column, place in enumerate(places):
+            unit, share = float(predicted[column]), crossing(times, shares[:, column])
+            learned = None if share is None else unit * share
+            outcomes[place] = Outcome(records={"learned": [learned], "predicted": [unit]})
+    return [outcomes[place] for place in range(len(seeds))]
+
 
 CONSTANT = 2.0107
 """Time to 90 % of a component of size 1 from zero weights, two layers, m = 1."""
@@ -179,9 +226,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of the time that a component takes against its size: by depth, and from other starts.
-
 _SCHEMES = ("zero", "positive", "negative", "aligned", "anti-aligned")
 
 
@@ -219,53 +263,6 @@ def _times(panel: "Axes", own: pl.DataFrame, colour: str, marker: str, label: st
     panel.plot(
         line["target"], line["learned"], color=colour, marker=marker or "x", linestyle="none", label=label, markersize=4
     )
-
-
-_STARTS = (
-    *(("fa", depth, "zero", 1.0) for depth in (2, 3, 4)),
-    ("fa", 2, "small", 1e-3),
-    *(("fa", 2, scheme, 1.0) for scheme in ("positive", "negative", "aligned", "anti-aligned")),
-    ("bp", 2, "small", 1e-3),
-)
-_BEYOND = 1.02
-"""The flow is recorded to so much of the predicted time, so that a prediction that is too early is seen."""
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    rule: Sequence[str],
-    depth: Sequence[int],
-    scheme: Sequence[str],
-    size: Sequence[float],
-    target: Sequence[float],
-    records: int,
-) -> list[Outcome]:
-    """Integrate the runs of a rule and depth together, each in units of its predicted time, and read off the time."""
-    outcomes: dict[int, Outcome] = {}
-    for places, started in batches(rule, depth, scheme, size, target):
-        predicted = learning_time(started, TOLERANCE)
-        times = torch.linspace(0, _BEYOND, records, dtype=torch.float64)
-        shares = gradient_flow(paced(started, predicted), times=times).share
-        for column, place in enumerate(places):
-            unit, share = float(predicted[column]), crossing(times, shares[:, column])
-            learned = None if share is None else unit * share
-            outcomes[place] = Outcome(records={"learned": [learned], "predicted": [unit]})
-    return [outcomes[place] for place in range(len(seeds))]
-
-
-def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:
-    return tuple(
-        point
-        for rule, depth, scheme, size in _STARTS
-        for point in grid(rule=rule, depth=depth, scheme=scheme, size=size, target=targets, records=records)
-    )
-
-
-def _targets(count: int) -> tuple[float, ...]:
-    """From 0.01 to 30, evenly on a logarithmic axis, with four digits."""
-    return tuple(float(f"{value:.4g}") for value in np.geomspace(0.01, 30, count))
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

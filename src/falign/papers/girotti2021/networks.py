@@ -41,7 +41,126 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# How what is stated of the order of learning in networks is read off its runs.
+_KINDS: tuple[tuple[str, int, str, str], ...] = (
+    ("fa", 2, "small", "random"),
+    ("fa", 2, "anti-aligned", "random"),
+    ("fa", 2, "zero", "spectral"),
+    ("fa", 2, "anti-aligned", "spectral"),
+    ("fa", 3, "small", "random"),
+    ("dfa", 3, "small", "random"),
+    ("bp", 2, "small", "random"),
+    ("bp", 2, "anti-aligned", "random"),
+)
+"""Rule, depth, scheme and basis. Of two layers fa and dfa are the same."""
+
+_SPANS = {
+    "map": {("fa", "zero"): 9.0, ("fa", "small"): 9.0, 3: 14.0, ("bp", "small"): 35.0},
+    "images": {("fa", "zero"): 7.0, ("fa", "small"): 7.0, 3: 11.0, ("bp", "small"): 22.0},
+}
+"""Length of a training in η × steps, by rule and scheme, or by depth. The smallest component of the random map is a
+sixth of the largest, those of images are a fifth and more."""
+
+_OTHERS, _RESTING = 8.0, 30.0
+
+
+def _points(
+    problems: Sequence[tuple[str, str]], *, rate: float, points: int, hidden: int, **sizes: Scalar
+) -> tuple[Point, ...]:
+    return tuple(
+        {"dataset": name, "task": task, "rule": rule, "depth": depth, "scheme": scheme, "basis": basis}
+        | {"rate": rate, "steps": round(_span(task, rule, depth, scheme, basis) / rate), **sizes}
+        | {
+            "points": 2 * int(sizes["inputs"]) if task == "map" else points,
+            "hidden": hidden // 2 if depth > 2 else hidden,
+        }
+        for name, task in problems
+        for rule, depth, scheme, basis in _KINDS
+    )
+
+
+def _span(task: str, rule: str, depth: int, scheme: str, basis: str) -> float:
+    """Of anti-aligned spectral starts so long that the end of their rest is seen coming; pixels use all inputs."""
+    if scheme == "anti-aligned" and basis == "spectral" and task != "pixels":
+        return _RESTING
+    spans = _SPANS.get(task, _SPANS["images"])
+    return spans[depth] if depth in spans else spans.get((rule, scheme), _OTHERS)
+
+
+_SMALL = (("teacher", "map"), ("digits", "pixels"), ("digits", "classes"))
+
+_COMPARED = 100
+"""Steps over which the matrix dynamics are run beside the network."""
+
+
+@one_thread()
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    task: str,
+    rule: str,
+    depth: int,
+    scheme: str,
+    basis: str,
+    points: int,
+    inputs: int,
+    hidden: int,
+    rate: float,
+    steps: int,
+    records: int,
+) -> Outcome:
+    """Train a network in float64 on the CPU, beside the matrix dynamics over its first steps."""
+    images = None if dataset == "teacher" else load_images(dataset, setting)
+    learned = problem(images, task, points=points, inputs=inputs, seed=seed)
+    W, B = start(learned, rule=rule, depth=depth, hidden=hidden, scheme=scheme, basis=basis, seed=seed)
+    model = converted(W, B, rule)
+    everything = [slice(None)] * steps
+    maps = [product(each) for each in descend(model, learned.X, learned.Y, rate, everything)]
+    products = torch.stack(maps)
+    shares = learned.shares(products)
+    if not shares[-1].isfinite().all():
+        return Outcome(records={}, diverged="the weights were not finite at the end: lower the rate")
+    state = network(W, B, rule=rule)  # pyright: ignore[reportArgumentType]  # it checks
+    course = matrix_gradient_descent(
+        state,
+        learned.X,
+        learned.Y,
+        rule=rule,  # pyright: ignore[reportArgumentType]  # it checks
+        rate=rate,
+        steps=(compared := min(steps, _COMPARED)),
+        names=["map"],
+        at=list(range(compared + 1)),
+    )
+    apart = float((learned.shares(course["map"][0]) - shares[: compared + 1]).abs().max())
+    outside = learned.outside(products) if len(learned.λ) < learned.X.shape[1] else None
+    return _outcome(learned, rate, shares, outside, records=records, apart=apart)
+
+
+def _outcome(
+    learned: Problem, rate: float, shares: Tensor, outside: Tensor | None, *, records: int, apart: float
+) -> Outcome:
+    """A record a component and recorded step, with the times at which it was learned and begun."""
+    times = rate * torch.arange(len(shares), dtype=torch.float64)
+    kept = torch.linspace(0, len(shares) - 1, records).round().long()
+    parts = [
+        {
+            "mode": [mode] * records,
+            "component": [float(learned.λ[mode])] * records,
+            "time": times[kept].tolist(),
+            "share": own[kept].tolist(),
+            "outside": [None] * records if outside is None else outside[kept].tolist(),
+            "learned": [crossing(times, own)] * records,
+            "begun": [crossing(times, own, 1 - TOLERANCE)] * records,
+            "apart": [apart] * records,
+        }
+        for mode, own in enumerate(shares.mT)
+    ]
+    columns: dict[str, list[Scalar | None]] = {
+        name: [value for part in parts for value in part[name]] for name in parts[0]
+    }
+    return Outcome(records=columns)
+
 
 _KIND = ["dataset", "task", "rule", "depth", "scheme", "basis"]
 MOSTLY = 0.85
@@ -166,8 +285,6 @@ def exactly(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-# What is stated of the order of learning in networks.
-
 _RANDOM, _FEEDBACK = pl.col("basis") == "random", pl.col("rule") != "bp"
 _AGAINST = pl.col("scheme") == "anti-aligned"
 _PAIRS = "Share of the pairs of components of which the larger reaches 90 % first, mean over the seeds."
@@ -273,9 +390,6 @@ CLAIMS = (
     ),
 )
 
-
-# Pictures of the order of learning in networks: components over time, and the time of each against its size.
-
 _DRAWN_KINDS = (
     ("fa", 2, "small", "random"),
     ("fa", 2, "anti-aligned", "random"),
@@ -284,6 +398,7 @@ _DRAWN_KINDS = (
     ("bp", 2, "small", "random"),
     ("bp", 2, "anti-aligned", "random"),
 )
+
 _LINES = 6
 """Components drawn of a problem that has more: evenly among them, the largest and the smallest with them."""
 
@@ -380,121 +495,6 @@ def _draw_points(
     )
 
 
-_KINDS: tuple[tuple[str, int, str, str], ...] = (
-    ("fa", 2, "small", "random"),
-    ("fa", 2, "anti-aligned", "random"),
-    ("fa", 2, "zero", "spectral"),
-    ("fa", 2, "anti-aligned", "spectral"),
-    ("fa", 3, "small", "random"),
-    ("dfa", 3, "small", "random"),
-    ("bp", 2, "small", "random"),
-    ("bp", 2, "anti-aligned", "random"),
-)
-"""Rule, depth, scheme and basis. Of two layers fa and dfa are the same."""
-_SPANS = {
-    "map": {("fa", "zero"): 9.0, ("fa", "small"): 9.0, 3: 14.0, ("bp", "small"): 35.0},
-    "images": {("fa", "zero"): 7.0, ("fa", "small"): 7.0, 3: 11.0, ("bp", "small"): 22.0},
-}
-"""Length of a training in η × steps, by rule and scheme, or by depth. The smallest component of the random map is a
-sixth of the largest, those of images are a fifth and more."""
-_OTHERS, _RESTING = 8.0, 30.0
-_COMPARED = 100
-"""Steps over which the matrix dynamics are run beside the network."""
-
-
-@one_thread()
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    dataset: str,
-    task: str,
-    rule: str,
-    depth: int,
-    scheme: str,
-    basis: str,
-    points: int,
-    inputs: int,
-    hidden: int,
-    rate: float,
-    steps: int,
-    records: int,
-) -> Outcome:
-    """Train a network in float64 on the CPU, beside the matrix dynamics over its first steps."""
-    images = None if dataset == "teacher" else load_images(dataset, setting)
-    learned = problem(images, task, points=points, inputs=inputs, seed=seed)
-    W, B = start(learned, rule=rule, depth=depth, hidden=hidden, scheme=scheme, basis=basis, seed=seed)
-    model = converted(W, B, rule)
-    everything = [slice(None)] * steps
-    maps = [product(each) for each in descend(model, learned.X, learned.Y, rate, everything)]
-    products = torch.stack(maps)
-    shares = learned.shares(products)
-    if not shares[-1].isfinite().all():
-        return Outcome(records={}, diverged="the weights were not finite at the end: lower the rate")
-    state = network(W, B, rule=rule)  # pyright: ignore[reportArgumentType]  # it checks
-    course = matrix_gradient_descent(
-        state,
-        learned.X,
-        learned.Y,
-        rule=rule,  # pyright: ignore[reportArgumentType]  # it checks
-        rate=rate,
-        steps=(compared := min(steps, _COMPARED)),
-        names=["map"],
-        at=list(range(compared + 1)),
-    )
-    apart = float((learned.shares(course["map"][0]) - shares[: compared + 1]).abs().max())
-    outside = learned.outside(products) if len(learned.λ) < learned.X.shape[1] else None
-    return _outcome(learned, rate, shares, outside, records=records, apart=apart)
-
-
-def _outcome(
-    learned: Problem, rate: float, shares: Tensor, outside: Tensor | None, *, records: int, apart: float
-) -> Outcome:
-    """A record a component and recorded step, with the times at which it was learned and begun."""
-    times = rate * torch.arange(len(shares), dtype=torch.float64)
-    kept = torch.linspace(0, len(shares) - 1, records).round().long()
-    parts = [
-        {
-            "mode": [mode] * records,
-            "component": [float(learned.λ[mode])] * records,
-            "time": times[kept].tolist(),
-            "share": own[kept].tolist(),
-            "outside": [None] * records if outside is None else outside[kept].tolist(),
-            "learned": [crossing(times, own)] * records,
-            "begun": [crossing(times, own, 1 - TOLERANCE)] * records,
-            "apart": [apart] * records,
-        }
-        for mode, own in enumerate(shares.mT)
-    ]
-    columns: dict[str, list[Scalar | None]] = {
-        name: [value for part in parts for value in part[name]] for name in parts[0]
-    }
-    return Outcome(records=columns)
-
-
-def _points(
-    problems: Sequence[tuple[str, str]], *, rate: float, points: int, hidden: int, **sizes: Scalar
-) -> tuple[Point, ...]:
-    return tuple(
-        {"dataset": name, "task": task, "rule": rule, "depth": depth, "scheme": scheme, "basis": basis}
-        | {"rate": rate, "steps": round(_span(task, rule, depth, scheme, basis) / rate), **sizes}
-        | {
-            "points": 2 * int(sizes["inputs"]) if task == "map" else points,
-            "hidden": hidden // 2 if depth > 2 else hidden,
-        }
-        for name, task in problems
-        for rule, depth, scheme, basis in _KINDS
-    )
-
-
-def _span(task: str, rule: str, depth: int, scheme: str, basis: str) -> float:
-    """Of anti-aligned spectral starts so long that the end of their rest is seen coming; pixels use all inputs."""
-    if scheme == "anti-aligned" and basis == "spectral" and task != "pixels":
-        return _RESTING
-    spans = _SPANS.get(task, _SPANS["images"])
-    return spans[depth] if depth in spans else spans.get((rule, scheme), _OTHERS)
-
-
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "task", "rule", "depth", "scheme", "basis"]
     return (
@@ -503,8 +503,6 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
         .sort(*keys, "mode", "time")
     )
 
-
-_SMALL = (("teacher", "map"), ("digits", "pixels"), ("digits", "classes"))
 
 NETWORKS = Experiment(
     name="girotti2021.networks",

@@ -24,7 +24,56 @@ from falign.theory.deep_linear import critical_target, gradient_flow, learning_t
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of the order of learning, and how it is judged.
+SIZES = {"zero": 1.0, "small": 1e-3, "positive": 1.0, "negative": 1.0, "aligned": 1.0, "anti-aligned": 1.0}
+"""Of each start: small weights are 0.001; K is 1 or -1; the hidden weight is 1 or -1. Zero has no size."""
+_KINDS = (("fa", 2), ("dfa", 3), ("bp", 2))
+"""With unit feedback dfa and fa are one chain at any depth; of two layers they are the same anyhow."""
+
+
+def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:
+    """All starts and components, a kind of network after the other."""
+    return tuple(
+        point
+        for rule, depth in _KINDS
+        for scheme, size in SIZES.items()
+        for point in grid(rule=rule, depth=depth, scheme=scheme, size=size, target=targets, records=records)
+    )
+
+
+_SPAN = 1e-3, 5.0
+"""First and last record in units of the time to 90 %; where that is never, in units of 100."""
+_NEVER = 100.0
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    records: int,
+) -> list[Outcome]:
+    """Integrate the runs of a rule and depth together, each in units of the time that it takes."""
+    outcomes: dict[int, Outcome] = {}
+    for places, started in batches(rule, depth, scheme, size, target):
+        units = learning_time(started, TOLERANCE).nan_to_num(posinf=_NEVER)
+        moments = logarithmic_times(*_SPAN, records)
+        shares = gradient_flow(paced(started, units), times=moments).share
+        for column, place in enumerate(places):
+            own, times = shares[:, column], units[column] * moments
+            outcomes[place] = Outcome(
+                records={
+                    "time": times.tolist(),
+                    "share": own.tolist(),
+                    "learned": [crossing(times, own)] * len(times),
+                    "begun": [crossing(times, own, 1 - TOLERANCE)] * len(times),
+                }
+            )
+    return [outcomes[place] for place in range(len(seeds))]
+
 
 _KIND = ["rule", "depth", "scheme"]
 _FEEDBACK = pl.col("rule") != "bp"
@@ -166,9 +215,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of the order of learning: shares of the components over time, a column a start, a row a rule.
-
 _SCHEMES = ("zero", "small", "positive", "negative", "aligned", "anti-aligned")
 _ROWS = (("fa", 2), ("dfa", 3), ("bp", 2))
 
@@ -198,55 +244,6 @@ def courses(data: pl.DataFrame) -> "Figure":
         logarithmic(panel, "x", ticks=(0.1, 1, 10, 100))
     legend(figure, columns=8)
     return figure
-
-
-SIZES = {"zero": 1.0, "small": 1e-3, "positive": 1.0, "negative": 1.0, "aligned": 1.0, "anti-aligned": 1.0}
-"""Of each start: small weights are 0.001; K is 1 or -1; the hidden weight is 1 or -1. Zero has no size."""
-_KINDS = (("fa", 2), ("dfa", 3), ("bp", 2))
-"""With unit feedback dfa and fa are one chain at any depth; of two layers they are the same anyhow."""
-_SPAN = 1e-3, 5.0
-"""First and last record in units of the time to 90 %; where that is never, in units of 100."""
-_NEVER = 100.0
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    rule: Sequence[str],
-    depth: Sequence[int],
-    scheme: Sequence[str],
-    size: Sequence[float],
-    target: Sequence[float],
-    records: int,
-) -> list[Outcome]:
-    """Integrate the runs of a rule and depth together, each in units of the time that it takes."""
-    outcomes: dict[int, Outcome] = {}
-    for places, started in batches(rule, depth, scheme, size, target):
-        units = learning_time(started, TOLERANCE).nan_to_num(posinf=_NEVER)
-        moments = logarithmic_times(*_SPAN, records)
-        shares = gradient_flow(paced(started, units), times=moments).share
-        for column, place in enumerate(places):
-            own, times = shares[:, column], units[column] * moments
-            outcomes[place] = Outcome(
-                records={
-                    "time": times.tolist(),
-                    "share": own.tolist(),
-                    "learned": [crossing(times, own)] * len(times),
-                    "begun": [crossing(times, own, 1 - TOLERANCE)] * len(times),
-                }
-            )
-    return [outcomes[place] for place in range(len(seeds))]
-
-
-def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:
-    """All starts and components, a kind of network after the other."""
-    return tuple(
-        point
-        for rule, depth in _KINDS
-        for scheme, size in SIZES.items()
-        for point in grid(rule=rule, depth=depth, scheme=scheme, size=size, target=targets, records=records)
-    )
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -16,17 +16,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is derived of the phase portrait, and how it is judged.
 
-_WIDE = 3.2
-"""θ_1 is drawn from minus so much to so much."""
+def _points(shares: Sequence[float], starts: Sequence[float], records: int) -> tuple[Point, ...]:
+    return grid(target=1.0, feedback=1.0, share=shares, start=starts, records=records)
 
 
-def field(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
-    """``h(θ_1) = mλ - mKθ_1 - θ_1³/2`` on a grid."""
-    hidden = np.linspace(-_WIDE, _WIDE, 241)
-    velocity = feedback * target - feedback * invariant * hidden - hidden**3 / 2
-    return pl.DataFrame({"share": share, "hidden": hidden, "velocity": velocity})
+_SHOWN, _LONG = 12.0, 60.0
+"""Time that is drawn, and by which the slowest of the trajectories has come to rest."""
+
+
+def run(
+    *, seed: int, setting: Setting, target: float, feedback: float, share: float, start: float, records: int
+) -> Outcome:
+    """Integrate a trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
+    invariant = share * abs(float(critical_invariant(target, feedback)))
+    begun = modes(target, [start, invariant + start**2 / (2 * feedback)], feedback=feedback)
+    times = torch.tensor([*(_SHOWN * k / (records - 2) for k in range(records - 1)), _LONG], dtype=torch.float64)
+    course = gradient_flow(begun, times=times)
+    return Outcome(
+        records={
+            "time": times.tolist(),
+            "hidden": course.weights[:, 0].tolist(),
+            "error": course.error.tolist(),
+            "invariant": [invariant] * records,
+            "limit": [float(limit(begun))] * records,
+        }
+    )
 
 
 def roots(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
@@ -115,8 +130,16 @@ CLAIMS = (
     ),
 )
 
+_WIDE = 3.2
+"""θ_1 is drawn from minus so much to so much."""
 
-# Phase portraits: the velocity of the hidden weight above, trajectories below, a column an invariant.
+
+def field(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
+    """``h(θ_1) = mλ - mKθ_1 - θ_1³/2`` on a grid."""
+    hidden = np.linspace(-_WIDE, _WIDE, 241)
+    velocity = feedback * target - feedback * invariant * hidden - hidden**3 / 2
+    return pl.DataFrame({"share": share, "hidden": hidden, "velocity": velocity})
+
 
 _MOST = 5
 """Columns: of more invariants, those that are nearest to K_c on both sides, and the outermost."""
@@ -169,33 +192,6 @@ def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> No
         colour = COLOURS[0] if line["hidden"][-1] > 0 else COLOURS[1]
         panel.plot(line["time"], line["hidden"], color=colour, linewidth=1.2)
     panel.set_xlim(0, 12)
-
-
-_SHOWN, _LONG = 12.0, 60.0
-"""Time that is drawn, and by which the slowest of the trajectories has come to rest."""
-
-
-def run(
-    *, seed: int, setting: Setting, target: float, feedback: float, share: float, start: float, records: int
-) -> Outcome:
-    """Integrate a trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
-    invariant = share * abs(float(critical_invariant(target, feedback)))
-    begun = modes(target, [start, invariant + start**2 / (2 * feedback)], feedback=feedback)
-    times = torch.tensor([*(_SHOWN * k / (records - 2) for k in range(records - 1)), _LONG], dtype=torch.float64)
-    course = gradient_flow(begun, times=times)
-    return Outcome(
-        records={
-            "time": times.tolist(),
-            "hidden": course.weights[:, 0].tolist(),
-            "error": course.error.tolist(),
-            "invariant": [invariant] * records,
-            "limit": [float(limit(begun))] * records,
-        }
-    )
-
-
-def _points(shares: Sequence[float], starts: Sequence[float], records: int) -> tuple[Point, ...]:
-    return grid(target=1.0, feedback=1.0, share=shares, start=starts, records=records)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -23,156 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of the predicted loss curves, and how it is judged.
-
-WHOLE = -1
-"""The number of the whole among the modes."""
-_KIND = ["dataset", "activation", "rule", "depth", "size"]
-_LINEAR, _RELU = 0.05, 0.1
-"""Largest error as a share of the initial loss that counts as predicted."""
-_EPOCHS = 2
-"""First epochs of a ReLU network."""
-_EPOCH = pl.col("step") * pl.col("batch") / pl.col("points")
-
-
-def errors(table: pl.DataFrame) -> pl.DataFrame:
-    """One row a run: the most that the predicted whole is from the trained, as a share of the trained's first.
-
-    "mode": the same of the parts, the most of all modes, as a share of the whole's first. "reached": the trained loss
-    at the end over its first.
-    """
-    keys = [*_KIND, "seed"]
-    first = (pl.col("trained").filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).first()).over(keys)
-    far = (pl.col("predicted") - pl.col("trained")).abs() / first
-    whole = pl.col("mode") == WHOLE
-    return (
-        table.with_columns(far=far, left=pl.col("trained") / first)
-        .sort("step")
-        .group_by(keys, maintain_order=True)
-        .agg(
-            far=pl.col("far").filter(whole).max(),
-            mode=pl.col("far").filter(~whole).max(),
-            reached=pl.col("left").filter(whole).last(),
-        )
-        .sort(keys)
-    )
-
-
-def _named(values: Sequence[object]) -> str:
-    dataset, activation, rule, depth, size = values
-    return f"{dataset}, {activation}, {rule}, {depth} layers, weights × {size:g}"
-
-
-def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), own) for values, own in runs.group_by(_KIND, maintain_order=True)]
-
-
-def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
-    runs = errors(table)
-    note = f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first"
-    return largest(_kinds(runs), column, most, note=note, label="{label}: most of {rows}")
-
-
-def _passed(table: pl.DataFrame) -> Evidence:
-    last = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == pl.col("steps")))
-    first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
-    runs = last.join(first, on=[*_KIND, "seed"])
-    kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
-    return above_zero([(label, mean(own["less"], of=label)) for label, own in kinds])
-
-
-_LINES = pl.col("activation") == "linear"
-_BEYOND = "Beyond the paper; the tolerance is ours"
-
-CLAIMS = (
-    Claim(
-        name="prediction-linear",
-        statement="The loss curve of a linear network is predicted from its initial weights, feedback and data, mode "
-        "by mode, though nothing in it is in spectral form.",
-        origin="beyond",
-        reference=_BEYOND,
-        method="Largest difference between predicted and trained loss, as a share of the initial loss; the most of all "
-        "runs.",
-        tolerance_reason=f"At most {_LINEAR:g}.",
-        read=lambda table: _near(table, "far", _LINEAR),
-        scope=_LINES,
-    ),
-    Claim(
-        name="prediction-modes",
-        statement="The part of the loss that is each component's is predicted.",
-        origin="beyond",
-        reference=_BEYOND,
-        method="As for the whole; the most of all components and runs.",
-        tolerance_reason=f"At most {_LINEAR:g}.",
-        read=lambda table: _near(table, "mode", _LINEAR),
-        scope=_LINES,
-    ),
-    Claim(
-        name="prediction-relu",
-        statement="The first epochs of a ReLU network are predicted as those of a linear one.",
-        origin="beyond",
-        reference=_BEYOND,
-        method=f"As for linear networks, over the first {_EPOCHS} epochs of training in mini-batches.",
-        tolerance_reason=f"At most {_RELU:g}.",
-        read=lambda table: _near(table.filter(_EPOCH <= _EPOCHS), "far", _RELU),
-        scope=~_LINES,
-    ),
-    Claim(
-        name="prediction-relu-passed",
-        statement="Later the ReLU network learns more than its prediction, what no linear map can.",
-        origin="theory",
-        reference="Derived: the prediction ends at the loss of the best linear map",
-        method="Predicted less trained loss at the last epoch, as a share of the initial loss; mean over the seeds.",
-        tolerance_reason="Above 0 by half the 99 % interval over the seeds (Student's t, all together).",
-        read=_passed,
-        scope=~_LINES,
-    ),
-)
-
-
-# Picture of predicted losses beside trained ones, a column a network.
-
-_SHOWN = (0, 2, 4, 6, 8)
-"""Components that are drawn."""
-_PREDICTED = (0, (4, 2.5))
-_DRAWN_KIND = ["dataset", "activation", "rule", "depth", "size"]
-
-
-def beside(data: pl.DataFrame) -> "Figure":
-    """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
-    sets = each_of(data, "dataset")
-    kinds = data.select(_DRAWN_KIND[1:]).unique().sort(pl.all()).rows()
-    figure, axes = panels(
-        len(kinds),
-        2 * len(sets),
-        titles=[f"{kind}, {rule},\n{depth} layers, × {size:g}" for kind, rule, depth, size in kinds],
-        xlabels=["step"],
-        ylabels=[label for name, _ in sets for label in (f"{name}: loss", "of components")],
-        share="row",
-        width=10.5,
-        height=2.2,
-    )
-    for row, (_, whole) in enumerate(sets):
-        for column, kind in enumerate(kinds):
-            own = whole.filter(*(pl.col(name) == value for name, value in zip(_DRAWN_KIND[1:], kind, strict=True)))
-            above, below = (axes[(2 * row + part) * len(kinds) + column] for part in (0, 1))
-            _lines(above, own, (WHOLE,), [INK])
-            above.set_ylim(bottom=0)
-            _lines(below, own, _SHOWN, sequence(len(_SHOWN))[::-1])
-            logarithmic(below, "y")
-            below.set_ylim(bottom=3e-4)
-    axes[0].plot([], [], color=INK, linestyle=_PREDICTED, linewidth=1.2, label="predicted")
-    legend(figure, columns=7)
-    return figure
-
-
-def _lines(panel: "Axes", own: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
-    for colour, (mode, line) in zip(colours, each_of(own, "mode", modes), strict=False):
-        label = "whole" if mode == WHOLE else f"component {mode + 1}"
-        panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)
-        panel.plot(line["step"], line["predicted"], color=colour, linewidth=1.2, linestyle=_PREDICTED)
-
-
 _KINDS: tuple[tuple[str, str, int, float], ...] = (
     ("linear", "fa", 2, 1.0),
     ("linear", "fa", 2, 0.1),
@@ -182,6 +32,23 @@ _KINDS: tuple[tuple[str, str, int, float], ...] = (
     ("relu", "fa", 3, 1.0),
 )
 """Activation, rule, depth, and size of the weights in PyTorch's own."""
+
+
+def _points(dataset: str, *, steps: int, epochs: int, batch: int, **sizes: Scalar) -> tuple[Point, ...]:
+    """Linear networks take full-batch steps; ReLU networks mini-batches for some epochs."""
+    points = int(sizes["points"])
+    own = {"linear": {"steps": steps, "batch": points}, "relu": {"steps": epochs * (points // batch), "batch": batch}}
+    return tuple(
+        {"dataset": dataset, "activation": activation, "rule": rule, "depth": depth, "size": size, **sizes}
+        | own[activation]
+        for activation, rule, depth, size in _KINDS
+    )
+
+
+_SIZES = {"rate": 0.2, "records": 25}
+
+WHOLE = -1
+"""The number of the whole among the modes."""
 
 
 def run(
@@ -296,15 +163,147 @@ def _batches(points: int, batch: int, steps: int, seed: int) -> list[Tensor | sl
     ]
 
 
-def _points(dataset: str, *, steps: int, epochs: int, batch: int, **sizes: Scalar) -> tuple[Point, ...]:
-    """Linear networks take full-batch steps; ReLU networks mini-batches for some epochs."""
-    points = int(sizes["points"])
-    own = {"linear": {"steps": steps, "batch": points}, "relu": {"steps": epochs * (points // batch), "batch": batch}}
-    return tuple(
-        {"dataset": dataset, "activation": activation, "rule": rule, "depth": depth, "size": size, **sizes}
-        | own[activation]
-        for activation, rule, depth, size in _KINDS
+_KIND = ["dataset", "activation", "rule", "depth", "size"]
+_LINEAR, _RELU = 0.05, 0.1
+"""Largest error as a share of the initial loss that counts as predicted."""
+_EPOCHS = 2
+"""First epochs of a ReLU network."""
+_EPOCH = pl.col("step") * pl.col("batch") / pl.col("points")
+
+
+def errors(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a run: the most that the predicted whole is from the trained, as a share of the trained's first.
+
+    "mode": the same of the parts, the most of all modes, as a share of the whole's first. "reached": the trained loss
+    at the end over its first.
+    """
+    keys = [*_KIND, "seed"]
+    first = (pl.col("trained").filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).first()).over(keys)
+    far = (pl.col("predicted") - pl.col("trained")).abs() / first
+    whole = pl.col("mode") == WHOLE
+    return (
+        table.with_columns(far=far, left=pl.col("trained") / first)
+        .sort("step")
+        .group_by(keys, maintain_order=True)
+        .agg(
+            far=pl.col("far").filter(whole).max(),
+            mode=pl.col("far").filter(~whole).max(),
+            reached=pl.col("left").filter(whole).last(),
+        )
+        .sort(keys)
     )
+
+
+def _named(values: Sequence[object]) -> str:
+    dataset, activation, rule, depth, size = values
+    return f"{dataset}, {activation}, {rule}, {depth} layers, weights × {size:g}"
+
+
+def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    return [(_named(values), own) for values, own in runs.group_by(_KIND, maintain_order=True)]
+
+
+def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
+    runs = errors(table)
+    note = f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first"
+    return largest(_kinds(runs), column, most, note=note, label="{label}: most of {rows}")
+
+
+def _passed(table: pl.DataFrame) -> Evidence:
+    last = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == pl.col("steps")))
+    first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
+    runs = last.join(first, on=[*_KIND, "seed"])
+    kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
+    return above_zero([(label, mean(own["less"], of=label)) for label, own in kinds])
+
+
+_LINES = pl.col("activation") == "linear"
+_BEYOND = "Beyond the paper; the tolerance is ours"
+
+CLAIMS = (
+    Claim(
+        name="prediction-linear",
+        statement="The loss curve of a linear network is predicted from its initial weights, feedback and data, mode "
+        "by mode, though nothing in it is in spectral form.",
+        origin="beyond",
+        reference=_BEYOND,
+        method="Largest difference between predicted and trained loss, as a share of the initial loss; the most of all "
+        "runs.",
+        tolerance_reason=f"At most {_LINEAR:g}.",
+        read=lambda table: _near(table, "far", _LINEAR),
+        scope=_LINES,
+    ),
+    Claim(
+        name="prediction-modes",
+        statement="The part of the loss that is each component's is predicted.",
+        origin="beyond",
+        reference=_BEYOND,
+        method="As for the whole; the most of all components and runs.",
+        tolerance_reason=f"At most {_LINEAR:g}.",
+        read=lambda table: _near(table, "mode", _LINEAR),
+        scope=_LINES,
+    ),
+    Claim(
+        name="prediction-relu",
+        statement="The first epochs of a ReLU network are predicted as those of a linear one.",
+        origin="beyond",
+        reference=_BEYOND,
+        method=f"As for linear networks, over the first {_EPOCHS} epochs of training in mini-batches.",
+        tolerance_reason=f"At most {_RELU:g}.",
+        read=lambda table: _near(table.filter(_EPOCH <= _EPOCHS), "far", _RELU),
+        scope=~_LINES,
+    ),
+    Claim(
+        name="prediction-relu-passed",
+        statement="Later the ReLU network learns more than its prediction, what no linear map can.",
+        origin="theory",
+        reference="Derived: the prediction ends at the loss of the best linear map",
+        method="Predicted less trained loss at the last epoch, as a share of the initial loss; mean over the seeds.",
+        tolerance_reason="Above 0 by half the 99 % interval over the seeds (Student's t, all together).",
+        read=_passed,
+        scope=~_LINES,
+    ),
+)
+
+_SHOWN = (0, 2, 4, 6, 8)
+"""Components that are drawn."""
+_PREDICTED = (0, (4, 2.5))
+_DRAWN_KIND = ["dataset", "activation", "rule", "depth", "size"]
+
+
+def beside(data: pl.DataFrame) -> "Figure":
+    """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
+    sets = each_of(data, "dataset")
+    kinds = data.select(_DRAWN_KIND[1:]).unique().sort(pl.all()).rows()
+    figure, axes = panels(
+        len(kinds),
+        2 * len(sets),
+        titles=[f"{kind}, {rule},\n{depth} layers, × {size:g}" for kind, rule, depth, size in kinds],
+        xlabels=["step"],
+        ylabels=[label for name, _ in sets for label in (f"{name}: loss", "of components")],
+        share="row",
+        width=10.5,
+        height=2.2,
+    )
+    for row, (_, whole) in enumerate(sets):
+        for column, kind in enumerate(kinds):
+            own = whole.filter(*(pl.col(name) == value for name, value in zip(_DRAWN_KIND[1:], kind, strict=True)))
+            above, below = (axes[(2 * row + part) * len(kinds) + column] for part in (0, 1))
+            _lines(above, own, (WHOLE,), [INK])
+            above.set_ylim(bottom=0)
+            _lines(below, own, _SHOWN, sequence(len(_SHOWN))[::-1])
+            logarithmic(below, "y")
+            below.set_ylim(bottom=3e-4)
+    axes[0].plot([], [], color=INK, linestyle=_PREDICTED, linewidth=1.2, label="predicted")
+    legend(figure, columns=7)
+    return figure
+
+
+def _lines(panel: "Axes", own: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
+    for colour, (mode, line) in zip(colours, each_of(own, "mode", modes), strict=False):
+        label = "whole" if mode == WHOLE else f"component {mode + 1}"
+        panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)
+        panel.plot(line["step"], line["predicted"], color=colour, linewidth=1.2, linestyle=_PREDICTED)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
@@ -315,8 +314,6 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
         .sort(*keys, "mode", "step")
     )
 
-
-_SIZES = {"rate": 0.2, "records": 25}
 
 PREDICTION = Experiment(
     name="girotti2021.prediction",

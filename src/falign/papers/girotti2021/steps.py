@@ -40,7 +40,89 @@ from falign.theory.statement import TheoremCheck
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is stated of discrete dynamics, and how it is judged.
+_STARTS = (("zero", 1.0, 2), ("positive", 1.0, 2), ("anti-aligned", 1.0, 2), ("zero", 1.0, 3))
+
+
+def _points(targets: Sequence[float], shares: Sequence[float], steps: int) -> tuple[Point, ...]:
+    return tuple(
+        point
+        for scheme, size, depth in _STARTS
+        for point in grid(
+            rule="fa", depth=depth, scheme=scheme, size=size, target=_sizes(scheme, targets), share=shares, steps=steps
+        )
+    )
+
+
+def _sizes(scheme: str, targets: Sequence[float]) -> tuple[float, ...]:
+    """From the anti-aligned start also a component below λ_c."""
+    return (0.1, *targets) if scheme == "anti-aligned" else tuple(targets)
+
+
+_TOLERATED = 1e-12
+"""What the identities' bounds allow of the sizes that are in them."""
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    rule: Sequence[str],
+    depth: Sequence[int],
+    scheme: Sequence[str],
+    size: Sequence[float],
+    target: Sequence[float],
+    share: Sequence[float],
+    steps: int,
+) -> list[Outcome]:
+    """Runs of a depth together, each in units of its own step size, so that every step is one unit of time."""
+    outcomes: dict[int, Outcome] = {}
+    for places, begun in batches(rule, depth, scheme, size, target):
+        shares = torch.tensor([share[place] for place in places], dtype=torch.float64)
+        rates = shares * _stable(begun)
+        paced_ = paced(begun, rates)
+        with catch_warnings():
+            simplefilter("ignore", UserWarning)  # beyond the stable rate is what some runs are about
+            course = gradient_descent(paced_, rate=1.0, steps=steps, at=range(steps + 1))
+        exact = gradient_flow(paced_, times=course.times).share
+        columns = {
+            "learned": course.share,
+            "flow": exact,
+            "drift": (course.invariants - course.invariants[0])[:, 0] / rates ** (1 / (begun.depth - 1)),
+        }
+        left = {
+            "account_left": conserved_invariants(course),
+            "recursion_left": error_recursion(course),
+        }
+        settling = asymptotic_rate(begun) * rates
+        for column, place in enumerate(places):
+            count = int(course.error[:, column].isfinite().sum())
+            records = {name: values[:count, column].tolist() for name, values in columns.items()}
+            records |= {name: [_relative(check, column)] * count for name, check in left.items()}
+            outcomes[place] = Outcome(
+                records={
+                    "step": list(range(count)),
+                    "time": (rates[column] * course.times[:count]).tolist(),
+                    "settling": [float(settling[column])] * count,
+                    "diverged": [int(course.diverged[column])] * count,
+                    **records,
+                }
+            )
+    return [outcomes[place] for place in range(len(seeds))]
+
+
+def _stable(begun: Modes) -> Tensor:
+    """η_max of each; starts that are the same are looked up once."""
+    numbers = torch.cat([begun.weights, begun.target[None]])
+    _, which = numbers.unique(dim=1, return_inverse=True)
+    first = torch.stack([(which == kind).int().argmax() for kind in range(int(which.max()) + 1)])
+    return stable_rate(begun.take(first))[which]
+
+
+def _relative(check: TheoremCheck, run: int) -> float | None:
+    """What is left of an identity, relative to the sizes of what is in it; None for a run that was not finite."""
+    left = float((check.measured[run] / check.bound[run]).max()) * _TOLERATED
+    return left if isfinite(left) else None
+
 
 _RUN = ["scheme", "depth", "target", "share"]
 _LEARNED = 1e-4
@@ -180,9 +262,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of steps beside the flow, a panel a step size.
-
 _MOST = 5
 
 
@@ -211,88 +290,6 @@ def beside_the_flow(data: pl.DataFrame) -> "Figure":
         panel.set_xticks(thinned(list(range(13)), 5))
     axes[0].legend(loc="upper right")
     return figure
-
-
-_TOLERATED = 1e-12
-"""What the identities' bounds allow of the sizes that are in them."""
-_STARTS = (("zero", 1.0, 2), ("positive", 1.0, 2), ("anti-aligned", 1.0, 2), ("zero", 1.0, 3))
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    rule: Sequence[str],
-    depth: Sequence[int],
-    scheme: Sequence[str],
-    size: Sequence[float],
-    target: Sequence[float],
-    share: Sequence[float],
-    steps: int,
-) -> list[Outcome]:
-    """Runs of a depth together, each in units of its own step size, so that every step is one unit of time."""
-    outcomes: dict[int, Outcome] = {}
-    for places, begun in batches(rule, depth, scheme, size, target):
-        shares = torch.tensor([share[place] for place in places], dtype=torch.float64)
-        rates = shares * _stable(begun)
-        paced_ = paced(begun, rates)
-        with catch_warnings():
-            simplefilter("ignore", UserWarning)  # beyond the stable rate is what some runs are about
-            course = gradient_descent(paced_, rate=1.0, steps=steps, at=range(steps + 1))
-        exact = gradient_flow(paced_, times=course.times).share
-        columns = {
-            "learned": course.share,
-            "flow": exact,
-            "drift": (course.invariants - course.invariants[0])[:, 0] / rates ** (1 / (begun.depth - 1)),
-        }
-        left = {
-            "account_left": conserved_invariants(course),
-            "recursion_left": error_recursion(course),
-        }
-        settling = asymptotic_rate(begun) * rates
-        for column, place in enumerate(places):
-            count = int(course.error[:, column].isfinite().sum())
-            records = {name: values[:count, column].tolist() for name, values in columns.items()}
-            records |= {name: [_relative(check, column)] * count for name, check in left.items()}
-            outcomes[place] = Outcome(
-                records={
-                    "step": list(range(count)),
-                    "time": (rates[column] * course.times[:count]).tolist(),
-                    "settling": [float(settling[column])] * count,
-                    "diverged": [int(course.diverged[column])] * count,
-                    **records,
-                }
-            )
-    return [outcomes[place] for place in range(len(seeds))]
-
-
-def _stable(begun: Modes) -> Tensor:
-    """η_max of each; starts that are the same are looked up once."""
-    numbers = torch.cat([begun.weights, begun.target[None]])
-    _, which = numbers.unique(dim=1, return_inverse=True)
-    first = torch.stack([(which == kind).int().argmax() for kind in range(int(which.max()) + 1)])
-    return stable_rate(begun.take(first))[which]
-
-
-def _relative(check: TheoremCheck, run: int) -> float | None:
-    """What is left of an identity, relative to the sizes of what is in it; None for a run that was not finite."""
-    left = float((check.measured[run] / check.bound[run]).max()) * _TOLERATED
-    return left if isfinite(left) else None
-
-
-def _points(targets: Sequence[float], shares: Sequence[float], steps: int) -> tuple[Point, ...]:
-    return tuple(
-        point
-        for scheme, size, depth in _STARTS
-        for point in grid(
-            rule="fa", depth=depth, scheme=scheme, size=size, target=_sizes(scheme, targets), share=shares, steps=steps
-        )
-    )
-
-
-def _sizes(scheme: str, targets: Sequence[float]) -> tuple[float, ...]:
-    """From the anti-aligned start also a component below λ_c."""
-    return (0.1, *targets) if scheme == "anti-aligned" else tuple(targets)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

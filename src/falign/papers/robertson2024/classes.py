@@ -29,7 +29,67 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of multi-class tasks, and how it is judged.
+RULES = ("bp", "usf", "frsf", "kp", "fa", "dfa")
+"""All that are compared but adafa, which has a tracking rate as well."""
+TRACKING = 0.01
+DIAL = (0.001, 0.1)
+"""Tracking rates of adafa: where rules are compared, and those that the dial has beside it."""
+
+
+def _points(dataset: str, counts: Sequence[int], **sizes: Scalar) -> tuple[Point, ...]:
+    """All rules at all numbers of classes, and the dial at the largest."""
+    return (
+        *grid(dataset=dataset, rule=RULES, tracking=0.0, classes=counts, **sizes),
+        *grid(dataset=dataset, rule="adafa", tracking=TRACKING, classes=counts, **sizes),
+        *grid(dataset=dataset, rule="adafa", tracking=DIAL, classes=max(counts), **sizes),
+    )
+
+
+_SMALL = {"model": "mlp:128-128-128", "scale": 0.6, "rate": 0.01, "momentum": 0.9, "batch": 32}
+"""Feedback of all rules is of the size of PyTorch's own weights: its norm is no difference between them."""
+_PAPER = {**_SMALL, "model": "mlp:512-512-512", "batch": 128, "steps": 10000}
+_CONVOLUTIONAL = {**_PAPER, "model": "lenet", "steps": 40000}
+
+_RECORDS = 10
+
+
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    model: str,
+    rule: str,
+    tracking: float,
+    classes: int,
+    scale: float,
+    rate: float,
+    momentum: float,
+    batch: int,
+    steps: int,
+) -> Outcome:
+    """Train a network on some of the classes; alignment along the way, accuracy at the end."""
+    training = start_training(
+        with_classes(load_images(dataset, setting), classes, seed),
+        seed,
+        setting,
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate,
+        batch=batch,
+        adafa_rate=tracking or None,
+        momentum=momentum,
+        scale=None if rule == "bp" else scale,
+    )
+    learner = training.learner
+
+    def measure(done: int) -> list[Record]:
+        accuracy = learner.test(training.test)[1] if done == steps else None
+        return [{"cosine": training.cosine(), "accuracy": accuracy}]
+
+    return course(training, sorted({round(steps * k / _RECORDS) for k in range(_RECORDS + 1)}), measure)
+
 
 KEYS = ["dataset", "rule", "tracking", "classes", "seed"]
 RANDOM = ("fa", "dfa")
@@ -168,6 +228,7 @@ def _turned(table: pl.DataFrame, far: bool) -> Evidence:
 
 
 _T = "Above 0 with 99 % confidence (Student's t over the seeds, all together)."
+
 _COSINE = (
     "Cosine: mean over the layers below the output and over training of cos∠(gradient taken, true gradient) on 256 "
     "training images. "
@@ -245,9 +306,6 @@ CLAIMS = (
         read=_misaligned,
     ),
 )
-
-
-# Pictures of accuracy and alignment against the number of classes.
 
 
 def by_classes(data: pl.DataFrame) -> "Figure":
@@ -335,61 +393,6 @@ def by_alignment(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-RULES = ("bp", "usf", "frsf", "kp", "fa", "dfa")
-"""All that are compared but adafa, which has a tracking rate as well."""
-TRACKING = 0.01
-DIAL = (0.001, 0.1)
-"""Tracking rates of adafa: where rules are compared, and those that the dial has beside it."""
-_RECORDS = 10
-
-
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    dataset: str,
-    model: str,
-    rule: str,
-    tracking: float,
-    classes: int,
-    scale: float,
-    rate: float,
-    momentum: float,
-    batch: int,
-    steps: int,
-) -> Outcome:
-    """Train a network on some of the classes; alignment along the way, accuracy at the end."""
-    training = start_training(
-        with_classes(load_images(dataset, setting), classes, seed),
-        seed,
-        setting,
-        dataset=dataset,
-        model=model,
-        rule=rule,
-        rate=rate,
-        batch=batch,
-        adafa_rate=tracking or None,
-        momentum=momentum,
-        scale=None if rule == "bp" else scale,
-    )
-    learner = training.learner
-
-    def measure(done: int) -> list[Record]:
-        accuracy = learner.test(training.test)[1] if done == steps else None
-        return [{"cosine": training.cosine(), "accuracy": accuracy}]
-
-    return course(training, sorted({round(steps * k / _RECORDS) for k in range(_RECORDS + 1)}), measure)
-
-
-def _points(dataset: str, counts: Sequence[int], **sizes: Scalar) -> tuple[Point, ...]:
-    """All rules at all numbers of classes, and the dial at the largest."""
-    return (
-        *grid(dataset=dataset, rule=RULES, tracking=0.0, classes=counts, **sizes),
-        *grid(dataset=dataset, rule="adafa", tracking=TRACKING, classes=counts, **sizes),
-        *grid(dataset=dataset, rule="adafa", tracking=DIAL, classes=max(counts), **sizes),
-    )
-
-
 def _by_classes(table: pl.DataFrame) -> pl.DataFrame:
     runs = compared(table)
     keys = ["dataset", "rule", "classes"]
@@ -427,11 +430,6 @@ def _by_alignment(table: pl.DataFrame) -> pl.DataFrame:
     )
     return found.join(alphas, on=keys, how="left").sort(keys)
 
-
-_SMALL = {"model": "mlp:128-128-128", "scale": 0.6, "rate": 0.01, "momentum": 0.9, "batch": 32}
-"""Feedback of all rules is of the size of PyTorch's own weights: its norm is no difference between them."""
-_PAPER = {**_SMALL, "model": "mlp:512-512-512", "batch": 128, "steps": 10000}
-_CONVOLUTIONAL = {**_PAPER, "model": "lenet", "steps": 40000}
 
 CLASSES = Experiment(
     name="robertson2024.classes",

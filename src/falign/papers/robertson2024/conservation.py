@@ -28,9 +28,178 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of the conservation law, and how it is judged.
+_NETWORKS = "falign.papers.robertson2024.networks"
+_TIME = 8.0
+"""Length of a training in η × steps."""
+
+
+def _points(mlp: str, rates: Sequence[float], *, rest: int, **sizes: Scalar) -> tuple[Point, ...]:
+    """Plain descent by four rules, the departures from it by feedback alignment, and decay until it is at rest.
+
+    Args:
+        mlp: The perceptron.
+        rates: η of plain feedback alignment, falling; the others have the first and the last of them. All train for as
+            long, 8/η steps.
+        rest: Steps of the training with decay that comes to rest, at the first rate and in batches of 128.
+        sizes: Further values of every point.
+    """
+    conv = f"{_NETWORKS}:pooled"
+    kinds = (
+        *(("plain", rule, model) for rule in ("fa", "usf", "kp", "adafa") for model in (mlp, conv)),
+        *((case, "fa", model) for case in ("momentum", "Adam", "decay") for model in (mlp, conv)),
+        ("tanh", "fa", mlp),
+        ("residual", "fa", f"{_NETWORKS}:residual"),
+        ("batch norm", "fa", f"{_NETWORKS}:normalised"),
+    )
+    points = [
+        {"case": case, "rule": rule, "model": model, "rate": rate, "steps": round(_TIME / rate), "batch": 32}
+        for case, rule, model in kinds
+        for rate in (rates if (case, rule) == ("plain", "fa") else (rates[0], rates[-1]))
+    ]
+    points.append({"case": "equilibrium", "rule": "fa", "model": mlp, "rate": rates[0], "steps": rest, "batch": 128})
+    return tuple({**point, "scale": 0.6, **sizes} for point in points)
+
 
 MOMENTUM = 0.9
+_DRAWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
+_RULES = ("fa", "usf", "kp", "adafa")
+_COLOUR: dict[str, str] = dict(zip(_DRAWN_CASES, (INK, *COLOURS), strict=True))
+
+
+def _drawn_kinds(data: pl.DataFrame) -> list[tuple[str, str]]:
+    """[(case, rule)]: the rules under plain descent, then feedback alignment under the others."""
+    there = set(data.select("case", "rule").unique().rows())
+    return [(case, rule) for case in _DRAWN_CASES for rule in _RULES if (case, rule) in there]
+
+
+def _convolutional(model: str) -> bool:
+    return model.endswith((":pooled", ":normalised"))
+
+
+def drifts(data: pl.DataFrame) -> "Figure":
+    """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
+    sets = each_of(data, "dataset")
+    figure, axes = panels(
+        2,
+        len(sets),
+        titles=[title for name, _ in sets for title in (f"{name}: plain descent", "feedback alignment otherwise")],
+        xlabels=["η"],
+        ylabels=["Σ|C(T) - C(0)|"] * len(sets),
+        share="all",
+        height=3.4,
+    )
+    rates = sorted(data["rate"].unique().to_list())
+    for row, (_, own) in enumerate(sets):
+        left, right = axes[2 * row : 2 * row + 2]
+        for case, rule in _drawn_kinds(own):
+            for model, runs in each_of(own.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
+                plain = case == "plain"
+                colour = STYLES[rule].colour if plain else _COLOUR[case]
+                _drift(left if plain else right, runs.sort("rate"), colour, str(model), rule if plain else case)
+        base = own["mean"].to_numpy().min() / 3
+        for panel in (left, right):
+            law(panel, rates, [base * rate / rates[0] for rate in rates], "∝ η")
+            logarithmic(panel, "both")
+            logarithmic(panel, "x", ticks=rates)
+            handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+            panel.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: str) -> None:
+    spread = data["sd"].fill_null(0)
+    low = pl.select(pl.min_horizontal(spread, data["mean"] * 0.9)).to_series()
+    panel.errorbar(
+        data["rate"],
+        data["mean"],
+        yerr=[low, spread],
+        color=colour,
+        marker="o",
+        fillstyle="none" if _convolutional(model) else "full",
+        linewidth=1.2,
+        elinewidth=0.9,
+        label=label,
+    )
+
+
+_CASES: dict[str, dict[str, Scalar]] = {
+    "plain": {},
+    "momentum": {"momentum": MOMENTUM},
+    "Adam": {"optimizer": "adam"},
+    "decay": {"weight_decay": 0.01},
+    "equilibrium": {"weight_decay": 0.05},
+    "tanh": {"activation": "tanh"},
+    "residual": {},
+    "batch norm": {},
+}
+"""Case -> options of training."""
+
+_RATES = {"momentum": 1 - MOMENTUM, "Adam": 0.02}
+"""η of a case over that of plain descent. Momentum: the same effective rate η/(1-μ). Adam: about the same progress."""
+_TRACKING = 0.1
+"""adafa: α/η, so that there is a limit of small steps."""
+_RECORDS = 4
+
+
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    images: int,
+    model: str,
+    case: str,
+    rule: str,
+    scale: float,
+    rate: float,
+    batch: int,
+    steps: int,
+) -> Outcome:
+    """Train a network in float64, and record both sides of the law on the way."""
+    options = {"dtype": "float64", "scale": scale, **_CASES[case]}
+    if rule == "adafa":
+        options["adafa_rate"] = _TRACKING * rate
+    training = start_training(
+        with_images(load_images(dataset, setting), images, seed),
+        seed,
+        setting,
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate * _RATES.get(case, 1.0),
+        batch=batch,
+        **options,
+    )
+    law = ConservationLaw(training.learner.model, training.learner.optimizer, example=training.x[:2])
+    at = [round(steps * k / _RECORDS) for k in range(1, _RECORDS + 1)]
+    return course(training, at, lambda done: list(_rows(training, law)))
+
+
+def _rows(training: Training, law: ConservationLaw) -> Iterator[Record]:
+    """A record a layer that feeds another."""
+    changes, values, drifts = law.changes(), law.value(), law.drift()
+    for depth, row in enumerate(law.report().laws):
+        incoming, outgoing = (float(change.sum()) for change in changes[row.layer])
+        own = training.learner.model.get_submodule(row.layer).named_parameters()
+        weights = [part for name, part in own if "feedback" not in name.split(".")]
+        size = sum(float(part.detach().square().sum()) for part in weights) / 2
+        value = values[row.layer]
+        yield {
+            "layer": row.layer,
+            "depth": depth,
+            "law": row.status,
+            "order": row.order,
+            "incoming_change": incoming,
+            "outgoing_change": outgoing,
+            "incoming": size,
+            "value": float(value.sum()),
+            "negative": float((value < 0).double().mean()),
+            "apart": float(drifts[row.layer].abs().sum()),
+            "drift": row.drift,
+            "residual": row.residual,
+        }
+
+
 _POINT = ["dataset", "case", "rule", "model", "rate"]
 _KIND = _POINT[:-1]
 _NEAR = 5.0
@@ -121,10 +290,12 @@ _LAW = (
     "Abstract: “a novel conservation law linking changes in synaptic weights to implicit regularization that maintains "
     "alignment”, “with support from experiments”. "
 )
+
 _DRIFT = (
     "Slope of log Σ|C(T) - C(0)|, over the neurons of all layers, against log η for trainings of the same length in "
     "η × steps; one a seed. "
 )
+
 _HALF = "Half the 99 % interval over the seeds (Student's t, all together) on top."
 _BY_HALF = " by half the 99 % interval over the seeds (Student's t, all together)"
 
@@ -213,23 +384,7 @@ CLAIMS = (
     ),
 )
 
-
-# Pictures of the conservation law: both sides of it, and how far apart they are by rate.
-
-_DRAWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
-_RULES = ("fa", "usf", "kp", "adafa")
 _COLUMNS = 5
-_COLOUR: dict[str, str] = dict(zip(_DRAWN_CASES, (INK, *COLOURS), strict=True))
-
-
-def _drawn_kinds(data: pl.DataFrame) -> list[tuple[str, str]]:
-    """[(case, rule)]: the rules under plain descent, then feedback alignment under the others."""
-    there = set(data.select("case", "rule").unique().rows())
-    return [(case, rule) for case in _DRAWN_CASES for rule in _RULES if (case, rule) in there]
-
-
-def _convolutional(model: str) -> bool:
-    return model.endswith((":pooled", ":normalised"))
 
 
 def diagonals(data: pl.DataFrame) -> "Figure":
@@ -275,159 +430,6 @@ def _draw_diagonal(panel: "Axes", data: pl.DataFrame, colours: list[str]) -> Non
         panel.plot(x, y, color=colours[int(str(depth))], marker="o", markersize=4, fillstyle=open_, linewidth=1.0)
         low, high = min(low, *x, *y), max(high, *x, *y)
     law(panel, [low, high], [low, high], "the law")
-
-
-def drifts(data: pl.DataFrame) -> "Figure":
-    """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
-    sets = each_of(data, "dataset")
-    figure, axes = panels(
-        2,
-        len(sets),
-        titles=[title for name, _ in sets for title in (f"{name}: plain descent", "feedback alignment otherwise")],
-        xlabels=["η"],
-        ylabels=["Σ|C(T) - C(0)|"] * len(sets),
-        share="all",
-        height=3.4,
-    )
-    rates = sorted(data["rate"].unique().to_list())
-    for row, (_, own) in enumerate(sets):
-        left, right = axes[2 * row : 2 * row + 2]
-        for case, rule in _drawn_kinds(own):
-            for model, runs in each_of(own.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
-                plain = case == "plain"
-                colour = STYLES[rule].colour if plain else _COLOUR[case]
-                _drift(left if plain else right, runs.sort("rate"), colour, str(model), rule if plain else case)
-        base = own["mean"].to_numpy().min() / 3
-        for panel in (left, right):
-            law(panel, rates, [base * rate / rates[0] for rate in rates], "∝ η")
-            logarithmic(panel, "both")
-            logarithmic(panel, "x", ticks=rates)
-            handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-            panel.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: str) -> None:
-    spread = data["sd"].fill_null(0)
-    low = pl.select(pl.min_horizontal(spread, data["mean"] * 0.9)).to_series()
-    panel.errorbar(
-        data["rate"],
-        data["mean"],
-        yerr=[low, spread],
-        color=colour,
-        marker="o",
-        fillstyle="none" if _convolutional(model) else "full",
-        linewidth=1.2,
-        elinewidth=0.9,
-        label=label,
-    )
-
-
-_NETWORKS = "falign.papers.robertson2024.networks"
-_CASES: dict[str, dict[str, Scalar]] = {
-    "plain": {},
-    "momentum": {"momentum": MOMENTUM},
-    "Adam": {"optimizer": "adam"},
-    "decay": {"weight_decay": 0.01},
-    "equilibrium": {"weight_decay": 0.05},
-    "tanh": {"activation": "tanh"},
-    "residual": {},
-    "batch norm": {},
-}
-"""Case -> options of training."""
-_RATES = {"momentum": 1 - MOMENTUM, "Adam": 0.02}
-"""η of a case over that of plain descent. Momentum: the same effective rate η/(1-μ). Adam: about the same progress."""
-_TRACKING = 0.1
-"""adafa: α/η, so that there is a limit of small steps."""
-_RECORDS = 4
-_TIME = 8.0
-"""Length of a training in η × steps."""
-
-
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    dataset: str,
-    images: int,
-    model: str,
-    case: str,
-    rule: str,
-    scale: float,
-    rate: float,
-    batch: int,
-    steps: int,
-) -> Outcome:
-    """Train a network in float64, and record both sides of the law on the way."""
-    options = {"dtype": "float64", "scale": scale, **_CASES[case]}
-    if rule == "adafa":
-        options["adafa_rate"] = _TRACKING * rate
-    training = start_training(
-        with_images(load_images(dataset, setting), images, seed),
-        seed,
-        setting,
-        dataset=dataset,
-        model=model,
-        rule=rule,
-        rate=rate * _RATES.get(case, 1.0),
-        batch=batch,
-        **options,
-    )
-    law = ConservationLaw(training.learner.model, training.learner.optimizer, example=training.x[:2])
-    at = [round(steps * k / _RECORDS) for k in range(1, _RECORDS + 1)]
-    return course(training, at, lambda done: list(_rows(training, law)))
-
-
-def _rows(training: Training, law: ConservationLaw) -> Iterator[Record]:
-    """A record a layer that feeds another."""
-    changes, values, drifts = law.changes(), law.value(), law.drift()
-    for depth, row in enumerate(law.report().laws):
-        incoming, outgoing = (float(change.sum()) for change in changes[row.layer])
-        own = training.learner.model.get_submodule(row.layer).named_parameters()
-        weights = [part for name, part in own if "feedback" not in name.split(".")]
-        size = sum(float(part.detach().square().sum()) for part in weights) / 2
-        value = values[row.layer]
-        yield {
-            "layer": row.layer,
-            "depth": depth,
-            "law": row.status,
-            "order": row.order,
-            "incoming_change": incoming,
-            "outgoing_change": outgoing,
-            "incoming": size,
-            "value": float(value.sum()),
-            "negative": float((value < 0).double().mean()),
-            "apart": float(drifts[row.layer].abs().sum()),
-            "drift": row.drift,
-            "residual": row.residual,
-        }
-
-
-def _points(mlp: str, rates: Sequence[float], *, rest: int, **sizes: Scalar) -> tuple[Point, ...]:
-    """Plain descent by four rules, the departures from it by feedback alignment, and decay until it is at rest.
-
-    Args:
-        mlp: The perceptron.
-        rates: η of plain feedback alignment, falling; the others have the first and the last of them. All train for as
-            long, 8/η steps.
-        rest: Steps of the training with decay that comes to rest, at the first rate and in batches of 128.
-        sizes: Further values of every point.
-    """
-    conv = f"{_NETWORKS}:pooled"
-    kinds = (
-        *(("plain", rule, model) for rule in ("fa", "usf", "kp", "adafa") for model in (mlp, conv)),
-        *((case, "fa", model) for case in ("momentum", "Adam", "decay") for model in (mlp, conv)),
-        ("tanh", "fa", mlp),
-        ("residual", "fa", f"{_NETWORKS}:residual"),
-        ("batch norm", "fa", f"{_NETWORKS}:normalised"),
-    )
-    points = [
-        {"case": case, "rule": rule, "model": model, "rate": rate, "steps": round(_TIME / rate), "batch": 32}
-        for case, rule, model in kinds
-        for rate in (rates if (case, rule) == ("plain", "fa") else (rates[0], rates[-1]))
-    ]
-    points.append({"case": "equilibrium", "rule": "fa", "model": mlp, "rate": rates[0], "steps": rest, "batch": 128})
-    return tuple({**point, "scale": 0.6, **sizes} for point in points)
 
 
 def _diagonal(table: pl.DataFrame) -> pl.DataFrame:

@@ -34,7 +34,75 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is stated of alignment dominance, and how it is judged.
+STARTS = {"fa": ("dominant", "small", "generic", "anti"), "usf": ("dominant", "small", "generic")}
+"""Of each rule; feedback with the weights' own signs has no name against it."""
+
+
+def _points(dataset: str, models: Sequence[str], **sizes: Scalar) -> tuple[Point, ...]:
+    """All starts of feedback alignment for every network, and those of sign feedback for the first."""
+    return tuple(
+        point
+        for model in models
+        for rule, starts in STARTS.items()
+        if rule == "fa" or model == models[0]
+        for point in grid(dataset=dataset, model=model, rule=rule, start=starts, scale=1.0, **sizes)
+    )
+
+
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    dataset: str,
+    images: int,
+    model: str,
+    rule: str,
+    start: str,
+    scale: float,
+    rate: float,
+    steps: int,
+) -> Outcome:
+    """Train a network from a named start in full-batch steps, and record alignment and loss at every step."""
+    training = start_training(
+        with_images(load_images(dataset, setting), images, seed),
+        seed,
+        setting,
+        dataset=dataset,
+        model=model,
+        rule=rule,
+        rate=rate,
+        batch=images,
+        scale=scale,
+    )
+    network = training.learner.model
+    x, y = training.train.take(slice(None))
+    init.SCHEMES[start](network, example=x[:2], seed=seed)
+    bound = init.aligned_forever(network, example=x[:2])
+
+    def measure(done: int) -> list[Record]:
+        found = alignment(network, cross_entropy, x, y)
+        return [
+            {
+                "loss": found.loss,
+                "descent": found.descent,
+                "dominance": found.dominance,
+                "output_gradient": found.layers[-1].gradient_norm,
+                **_neurons(training, found, bound),
+            }
+        ]
+
+    return course(training, range(steps + 1), measure)
+
+
+def _neurons(training: Training, found: Alignment, bound: dict[str, Tensor]) -> dict[str, float]:
+    """Shares of the hidden neurons: aligned; aligned for ever by the law; of these, not aligned all the same."""
+    follower = dict(zip(training.learner.layers, training.learner.layers[1:], strict=False))
+    products = torch.cat([found.neurons[follower[name]].cpu() for name in bound])
+    promised = torch.cat([each.cpu() for each in bound.values()])
+    broken = (promised & (products < 0)).sum() / promised.sum().clamp(min=1)
+    shares = {"aligned": (products > 0).double().mean(), "promised": promised.double().mean(), "broken": broken}
+    return {name: float(share) for name, share in shares.items()}
+
 
 _POINT = ["dataset", "model", "rule", "start"]
 _RUN = [*_POINT, "seed"]
@@ -240,9 +308,6 @@ CLAIMS = (
     ),
 )
 
-
-# Picture of alignment dominance and the loss that it predicts.
-
 _STARTS = ("dominant", "small", "generic", "anti")
 _COLOUR: dict[str, str] = dict(zip(_STARTS, (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))
 
@@ -307,76 +372,6 @@ def _losses(panel: "Axes", data: pl.DataFrame) -> None:
                 line["step"], line["mean"], color=colour, linestyle=style, linewidth=1.7 if style == "-" else 1.1
             )
     logarithmic(panel, "y")
-
-
-STARTS = {"fa": ("dominant", "small", "generic", "anti"), "usf": ("dominant", "small", "generic")}
-"""Of each rule; feedback with the weights' own signs has no name against it."""
-
-
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    dataset: str,
-    images: int,
-    model: str,
-    rule: str,
-    start: str,
-    scale: float,
-    rate: float,
-    steps: int,
-) -> Outcome:
-    """Train a network from a named start in full-batch steps, and record alignment and loss at every step."""
-    training = start_training(
-        with_images(load_images(dataset, setting), images, seed),
-        seed,
-        setting,
-        dataset=dataset,
-        model=model,
-        rule=rule,
-        rate=rate,
-        batch=images,
-        scale=scale,
-    )
-    network = training.learner.model
-    x, y = training.train.take(slice(None))
-    init.SCHEMES[start](network, example=x[:2], seed=seed)
-    bound = init.aligned_forever(network, example=x[:2])
-
-    def measure(done: int) -> list[Record]:
-        found = alignment(network, cross_entropy, x, y)
-        return [
-            {
-                "loss": found.loss,
-                "descent": found.descent,
-                "dominance": found.dominance,
-                "output_gradient": found.layers[-1].gradient_norm,
-                **_neurons(training, found, bound),
-            }
-        ]
-
-    return course(training, range(steps + 1), measure)
-
-
-def _neurons(training: Training, found: Alignment, bound: dict[str, Tensor]) -> dict[str, float]:
-    """Shares of the hidden neurons: aligned; aligned for ever by the law; of these, not aligned all the same."""
-    follower = dict(zip(training.learner.layers, training.learner.layers[1:], strict=False))
-    products = torch.cat([found.neurons[follower[name]].cpu() for name in bound])
-    promised = torch.cat([each.cpu() for each in bound.values()])
-    broken = (promised & (products < 0)).sum() / promised.sum().clamp(min=1)
-    shares = {"aligned": (products > 0).double().mean(), "promised": promised.double().mean(), "broken": broken}
-    return {name: float(share) for name, share in shares.items()}
-
-
-def _points(dataset: str, models: Sequence[str], **sizes: Scalar) -> tuple[Point, ...]:
-    """All starts of feedback alignment for every network, and those of sign feedback for the first."""
-    return tuple(
-        point
-        for model in models
-        for rule, starts in STARTS.items()
-        if rule == "fa" or model == models[0]
-        for point in grid(dataset=dataset, model=model, rule=rule, start=starts, scale=1.0, **sizes)
-    )
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -30,38 +30,14 @@ from falign.theory.minimum_norm import minimum_norm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Picture of the deviation from the solution of least norm.
-
-_ZERO = 1e-5
-"""Where s = 0 is drawn on the logarithmic axis."""
-
-
-def deviation_by_size(data: pl.DataFrame) -> "Figure":
-    """Deviation against s; the points at s = 0 stand at the left of the axis."""
-    figure, (axes,) = panels(
-        1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4
-    )
-    for colour, marker, (name, own) in zip(COLOURS, MARKERS, each_of(data, "dataset"), strict=False):
-        shown = own.with_columns(pl.col("size").replace(0.0, _ZERO)).sort("size")
-        spread = shown["sd"].fill_null(0)
-        low = pl.select(pl.min_horizontal(spread, shown["mean"] * 0.9)).to_series()
-        axes.errorbar(
-            shown["size"], shown["mean"], yerr=[low, spread], color=colour, marker=marker, linestyle="none", label=name
-        )
-    sizes = sorted(size for size in data["size"].unique().to_list() if size > 0)
-    at = data.filter(pl.col("size") == sizes[0])["mean"].to_numpy().mean()
-    law(axes, sizes, [at * size / sizes[0] for size in sizes], "∝ s")
-    logarithmic(axes, "x", ticks=[_ZERO, *sizes])
-    axes.set_xticklabels(["0", *(f"{size:g}" for size in sizes)])
-    logarithmic(axes, "y")
-    axes.legend()
-    return figure
-
-
 _SIZES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """s: the first layer begins with entries N(0, s²/d)."""
-_SMALL = pl.col("size").is_between(1e-5, 0.1)
-"""Where the deviation is of first order in s."""
+
+
+def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
+    return grid(dataset=dataset, size=_SIZES, **sizes)
+
+
 _FITTED = 1e-13
 """|f - Y|/|Y| at which a run ends."""
 
@@ -117,8 +93,8 @@ def _one_image_a_class(images: Dataset, n: int, seed: int) -> tuple[Tensor, Tens
     return X, torch.eye(n, dtype=torch.float64)
 
 
-def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
-    return grid(dataset=dataset, size=_SIZES, **sizes)
+_SMALL = pl.col("size").is_between(1e-5, 0.1)
+"""Where the deviation is of first order in s."""
 
 
 def _exact(table: pl.DataFrame) -> Evidence:
@@ -131,6 +107,32 @@ def _proportional(table: pl.DataFrame) -> Evidence:
     logs = table.with_columns(pl.col("size").log(), pl.col("deviation").log())
     sets = logs.group_by(["dataset"], maintain_order=True)
     return around([(f"{name}: exponent", slope(runs, "size", "deviation")) for (name,), runs in sets], 1, 0.01)
+
+
+_ZERO = 1e-5
+"""Where s = 0 is drawn on the logarithmic axis."""
+
+
+def deviation_by_size(data: pl.DataFrame) -> "Figure":
+    """Deviation against s; the points at s = 0 stand at the left of the axis."""
+    figure, (axes,) = panels(
+        1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4
+    )
+    for colour, marker, (name, own) in zip(COLOURS, MARKERS, each_of(data, "dataset"), strict=False):
+        shown = own.with_columns(pl.col("size").replace(0.0, _ZERO)).sort("size")
+        spread = shown["sd"].fill_null(0)
+        low = pl.select(pl.min_horizontal(spread, shown["mean"] * 0.9)).to_series()
+        axes.errorbar(
+            shown["size"], shown["mean"], yerr=[low, spread], color=colour, marker=marker, linestyle="none", label=name
+        )
+    sizes = sorted(size for size in data["size"].unique().to_list() if size > 0)
+    at = data.filter(pl.col("size") == sizes[0])["mean"].to_numpy().mean()
+    law(axes, sizes, [at * size / sizes[0] for size in sizes], "∝ s")
+    logarithmic(axes, "x", ticks=[_ZERO, *sizes])
+    axes.set_xticklabels(["0", *(f"{size:g}" for size in sizes)])
+    logarithmic(axes, "y")
+    axes.legend()
+    return figure
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

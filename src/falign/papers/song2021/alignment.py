@@ -28,13 +28,56 @@ from falign.theory.two_layer import bytes_needed
 from falign.theory.two_layer._width_free import sample
 from falign.theory.two_layer.theorems import theorem_4_6
 
-# What is stated of theorem 4.6 and around it, and how it is judged.
-
 EXPECTED = {(2.0, 3.0): 0.61, (5.0, 3.0): 0.39, (5.0, 10.0): 0.79}
 """(L, c_S) -> the cosine that an independent simulation gave, ± 0.03, for n = 10, d = 1000."""
 NORM = 1.18
 """|y|/√n at which that simulation's three values come out; it does not state its targets."""
 SUMMABLE = ("inverse-square", "exponential")
+
+
+def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:
+    """All (L, c_S) with the cutoff, the other schedules for the first of them, and n > d."""
+    cutoff = [
+        point
+        for L, c in EXPECTED
+        for point in grid(L=L, c=c, schedule="cutoff", p=widths, n=n, d=d, rate=0.1, norm=(1.0, NORM))
+    ]
+    others = grid(L=2.0, c=3.0, schedule=(*SUMMABLE, "constant"), p=widths, n=n, d=d, rate=0.1, norm=1.0)
+    tall = grid(L=2.0, c=3.0, schedule="cutoff", p=widths, n=d, d=n, rate=0.1 * n / d, norm=1.0)
+    return (*cutoff, *others, *tall)
+
+
+def run(
+    *,
+    seed: int,
+    setting: Setting,
+    L: float,
+    c: float,
+    schedule: str,
+    p: int,
+    n: int,
+    d: int,
+    rate: float,
+    norm: float,
+) -> Outcome:
+    """Try the theorem with the run's own γ and M, its targets scaled to |y| = norm √n."""
+    gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
+    size = norm * sqrt(n) / float(torch.cat([gram.y, gram.rest], 1).norm())
+    check = theorem_4_6(
+        replace(gram, y=gram.y * size, rest=gram.rest * size),
+        d=d,
+        rate=rate,
+        strength=L,
+        sum_constant=c,
+        schedule=schedule,
+        delta=DELTA,
+    )
+    return outcome(check)
+
+
+def memory(*, n: int, d: int, p: int) -> int:
+    """Bytes of a block: its runs are computed one after the other."""
+    return 4 * bytes_needed(engine="width-free", n=n, d=d, p=p)
 
 
 def _where(L: float, c: float, schedule: str = "cutoff", norm: float = 1.0, *, tall: bool = False) -> pl.Expr:
@@ -201,51 +244,6 @@ CLAIMS = (
         read=lambda table: _above(table, {"n > d": _where(2.0, 3.0, tall=True)}),
     ),
 )
-
-
-def run(
-    *,
-    seed: int,
-    setting: Setting,
-    L: float,
-    c: float,
-    schedule: str,
-    p: int,
-    n: int,
-    d: int,
-    rate: float,
-    norm: float,
-) -> Outcome:
-    """Try the theorem with the run's own γ and M, its targets scaled to |y| = norm √n."""
-    gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
-    size = norm * sqrt(n) / float(torch.cat([gram.y, gram.rest], 1).norm())
-    check = theorem_4_6(
-        replace(gram, y=gram.y * size, rest=gram.rest * size),
-        d=d,
-        rate=rate,
-        strength=L,
-        sum_constant=c,
-        schedule=schedule,
-        delta=DELTA,
-    )
-    return outcome(check)
-
-
-def memory(*, n: int, d: int, p: int) -> int:
-    """Bytes of a block: its runs are computed one after the other."""
-    return 4 * bytes_needed(engine="width-free", n=n, d=d, p=p)
-
-
-def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:
-    """All (L, c_S) with the cutoff, the other schedules for the first of them, and n > d."""
-    cutoff = [
-        point
-        for L, c in EXPECTED
-        for point in grid(L=L, c=c, schedule="cutoff", p=widths, n=n, d=d, rate=0.1, norm=(1.0, NORM))
-    ]
-    others = grid(L=2.0, c=3.0, schedule=(*SUMMABLE, "constant"), p=widths, n=n, d=d, rate=0.1, norm=1.0)
-    tall = grid(L=2.0, c=3.0, schedule="cutoff", p=widths, n=d, d=n, rate=0.1 * n / d, norm=1.0)
-    return (*cutoff, *others, *tall)
 
 
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:

@@ -17,6 +17,25 @@ _ACTIVATIONS = ("tanh", "sigmoid")
 """The activations that the paper names for which the theorem's conditions hold."""
 
 
+def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Point, ...]:
+    """Widths at one sample size, sample sizes at one width, with and without a ridge, and linear networks."""
+    base, wide = sizes[len(sizes) // 2], widths[-1]
+    pairs = sorted({*((base, p) for p in widths), *((n, wide) for n in sizes)})
+    bounded = [
+        point
+        for n, p in pairs
+        for point in grid(activation=_ACTIVATIONS, strength=(0.0, 0.1), n=n, d=2 * n, p=p, rate=0.2, steps=steps)
+    ]
+    linear = [
+        point
+        for n, d in ((base, 10 * base), (10 * base, base))
+        for point in grid(
+            activation="identity", strength=(0.0, 0.1), n=n, d=d, p=1000 * wide, rate=0.1 * min(1.0, d / n), steps=steps
+        )
+    ]
+    return (*bounded, *linear)
+
+
 def run(
     *,
     seed: int,
@@ -51,25 +70,6 @@ def memory(*, activation: str, n: int, d: int, p: int) -> int:
     if activation == "identity":
         return 2 * bytes_needed(engine="width-free", n=n, d=d, p=p)
     return 2 * (8 * p * d + bytes_needed(engine="dual", n=n, d=d, p=p))
-
-
-def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Point, ...]:
-    """Widths at one sample size, sample sizes at one width, with and without a ridge, and linear networks."""
-    base, wide = sizes[len(sizes) // 2], widths[-1]
-    pairs = sorted({*((base, p) for p in widths), *((n, wide) for n in sizes)})
-    bounded = [
-        point
-        for n, p in pairs
-        for point in grid(activation=_ACTIVATIONS, strength=(0.0, 0.1), n=n, d=2 * n, p=p, rate=0.2, steps=steps)
-    ]
-    linear = [
-        point
-        for n, d in ((base, 10 * base), (10 * base, base))
-        for point in grid(
-            activation="identity", strength=(0.0, 0.1), n=n, d=d, p=1000 * wide, rate=0.1 * min(1.0, d / n), steps=steps
-        )
-    ]
-    return (*bounded, *linear)
 
 
 def _theorem(name: str) -> pl.Expr:

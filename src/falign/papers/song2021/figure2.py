@@ -33,7 +33,85 @@ from falign.papers.song2021._shared import (
 )
 from falign.theory.two_layer import Dual, WidthFree, draw_reduced, spaced
 
-# What section 5 states of figure 2, and how it is judged.
+
+def points(
+    widths: Sequence[int], *, n: int = 50, d: int = 150, shorter: int = 1, inputs: Sequence[str] = ("standard",)
+) -> tuple[Point, ...]:
+    """Every activation with its rate and its ridges, at several widths and laws of the inputs.
+
+    Args:
+        widths: p.
+        n: Sample size.
+        d: Input dimension.
+        shorter: What the number of steps is divided by.
+        inputs: Laws of the inputs.
+    """
+    return tuple(
+        point
+        for name, rate in RATES.items()
+        for point in grid(
+            activation=name,
+            inputs=inputs,
+            p=widths,
+            strength=STRENGTHS[name],
+            n=n,
+            d=d,
+            rate=rate,
+            steps=STEPS[name] // shorter,
+        )
+    )
+
+
+_KEPT = ("loss", "cosine", "beta_norm")
+_NANOSECONDS = {"identity": 1.0, "relu": 0.05, "tanh": 0.065}
+"""Of a step of a run, for n² numbers width-free and n² p in the dual form: measured at p from 200 to 12,800."""
+_NANOSECONDS_DRAWN = 6.5
+"""Nanoseconds for an entry of W."""
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    activation: str,
+    inputs: str,
+    p: int,
+    strength: Sequence[float],
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train all networks of a block together: the linear ones width-free, the others in the dual form."""
+    batch, linear = Batch(seeds, p, strength), activation == "identity"
+    start = draw_reduced(
+        batch.row_seeds,
+        n=n,
+        d=d,
+        p=p,
+        activation=activation,
+        inputs=inputs,  # pyright: ignore[reportArgumentType]  # the grid holds the two names
+        dtype=torch.float64 if linear else torch.float32,
+        device=setting.device,
+    )
+    if linear:
+        engine = WidthFree.from_start(start, rate=rate, penalties=batch.penalties)
+    else:
+        engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
+    return batch.outcomes(simulate_quietly(engine, spaced(steps, 150), _KEPT, progress=setting.report))
+
+
+def memory(*, seeds: Sequence[int], activation: str, p: int, strength: Sequence[float], n: int, d: int) -> int:
+    """Bytes of a block."""
+    engine, dtype = ("width-free", torch.float64) if activation == "identity" else ("dual", torch.float32)
+    return Batch(seeds, p, strength).bytes_needed(engine, n=n, d=d, dtype=dtype)
+
+
+def cost(*, activation: str, p: int, n: int, d: int, steps: int) -> float:
+    """Nanoseconds of a core that a run costs: its steps, and the drawing of its weights."""
+    width = 1 if activation == "identity" else p
+    return _NANOSECONDS[activation] * n**2 * steps * width + _NANOSECONDS_DRAWN * p * d
+
 
 _RUN = ["activation", "p", "strength"]
 
@@ -164,6 +242,7 @@ VANISHES = Claim(
     "half the 99 % interval of the difference, runs of one seed paired; below 0 no more than half that of the mean.",
     read=_vanishes,
 )
+
 GROWS = Claim(
     name="alignment-grows",
     statement="Alignment grows with the level of regularization λ for the same network.",
@@ -173,6 +252,7 @@ GROWS = Claim(
     "between no neighbours may it fall with 99 % confidence, over all neighbours and widths together (Bonferroni).",
     read=_grows,
 )
+
 SLOWER = Claim(
     name="loss-slower",
     statement="The training loss converges slower with larger regularization.",
@@ -183,6 +263,7 @@ SLOWER = Claim(
     "together); the smaller ones may not be ahead with 99 % confidence, all together.",
     read=partial(_slower, share=100),
 )
+
 EARLY = Claim(
     name="loss-slower-early",
     statement="The training loss converges slower with larger regularization from the beginning.",
@@ -193,6 +274,7 @@ EARLY = Claim(
     "lowers the loss.",
     read=partial(_slower, share=10),
 )
+
 PLATEAU = Claim(
     name="loss-of-order-lambda",
     statement="Due to the regularization, the loss converges to a positive number that is of the same order as λ.",
@@ -201,85 +283,6 @@ PLATEAU = Claim(
     tolerance_reason="Of the same order is read as within a factor of 10.",
     read=_plateau,
 )
-
-
-_KEPT = ("loss", "cosine", "beta_norm")
-_NANOSECONDS = {"identity": 1.0, "relu": 0.05, "tanh": 0.065}
-"""Of a step of a run, for n² numbers width-free and n² p in the dual form: measured at p from 200 to 12,800."""
-_NANOSECONDS_DRAWN = 6.5
-"""Nanoseconds for an entry of W."""
-
-
-def points(
-    widths: Sequence[int], *, n: int = 50, d: int = 150, shorter: int = 1, inputs: Sequence[str] = ("standard",)
-) -> tuple[Point, ...]:
-    """Every activation with its rate and its ridges, at several widths and laws of the inputs.
-
-    Args:
-        widths: p.
-        n: Sample size.
-        d: Input dimension.
-        shorter: What the number of steps is divided by.
-        inputs: Laws of the inputs.
-    """
-    return tuple(
-        point
-        for name, rate in RATES.items()
-        for point in grid(
-            activation=name,
-            inputs=inputs,
-            p=widths,
-            strength=STRENGTHS[name],
-            n=n,
-            d=d,
-            rate=rate,
-            steps=STEPS[name] // shorter,
-        )
-    )
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    activation: str,
-    inputs: str,
-    p: int,
-    strength: Sequence[float],
-    n: int,
-    d: int,
-    rate: float,
-    steps: int,
-) -> list[Outcome]:
-    """Train all networks of a block together: the linear ones width-free, the others in the dual form."""
-    batch, linear = Batch(seeds, p, strength), activation == "identity"
-    start = draw_reduced(
-        batch.row_seeds,
-        n=n,
-        d=d,
-        p=p,
-        activation=activation,
-        inputs=inputs,  # pyright: ignore[reportArgumentType]  # the grid holds the two names
-        dtype=torch.float64 if linear else torch.float32,
-        device=setting.device,
-    )
-    if linear:
-        engine = WidthFree.from_start(start, rate=rate, penalties=batch.penalties)
-    else:
-        engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
-    return batch.outcomes(simulate_quietly(engine, spaced(steps, 150), _KEPT, progress=setting.report))
-
-
-def memory(*, seeds: Sequence[int], activation: str, p: int, strength: Sequence[float], n: int, d: int) -> int:
-    """Bytes of a block."""
-    engine, dtype = ("width-free", torch.float64) if activation == "identity" else ("dual", torch.float32)
-    return Batch(seeds, p, strength).bytes_needed(engine, n=n, d=d, dtype=dtype)
-
-
-def cost(*, activation: str, p: int, n: int, d: int, steps: int) -> float:
-    """Nanoseconds of a core that a run costs: its steps, and the drawing of its weights."""
-    width = 1 if activation == "identity" else p
-    return _NANOSECONDS[activation] * n**2 * steps * width + _NANOSECONDS_DRAWN * p * d
 
 
 def _data(table: pl.DataFrame) -> pl.DataFrame:

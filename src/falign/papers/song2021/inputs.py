@@ -30,6 +30,33 @@ _RATIO = 2.0
 """d/n for proposition 3.3."""
 
 
+def unit(n: int, epsilon: float) -> float:
+    """``(1/ε) log(n/δ) + (n/ε) log(1/ε)``: the dimension of proposition 4.5 but for its constant."""
+    return log(n / DELTA) / epsilon + n / epsilon * log(1 / epsilon)
+
+
+def _points(sizes: Sequence[int], isometric: Sequence[int], constants: Sequence[float]) -> tuple[Point, ...]:
+    smallest = [
+        point
+        for n in sizes
+        for point in grid(
+            proposition="3.3", activation=("tanh", "sigmoid"), n=n, d=round(_RATIO * n), epsilon=0.0, constant=0.0
+        )
+    ]
+    pairs = [*((n, 0.4) for n in isometric), *((isometric[0], epsilon) for epsilon in (0.2, 0.1))]
+    return (
+        *smallest,
+        *(
+            point
+            for n, epsilon in pairs
+            for c in constants
+            for point in grid(
+                proposition="4.5", activation="none", n=n, d=round(c * unit(n, epsilon)), epsilon=epsilon, constant=c
+            )
+        ),
+    )
+
+
 def run(
     *,
     seed: int,
@@ -59,33 +86,6 @@ def _limit(name: str, ratio: float) -> float:
     """``λ_min(Ḡ) → a_1² (1 - √(n/d))² + Σ_{k≥2} a_k²`` for n → ∞, a_k the Hermite coefficients of ψ."""
     squares = hermite_coefficients(named_activation(name).value, torch.ones(1), 192)[0].square()
     return float(squares[2:].sum()) + float(squares[1]) * max(0.0, 1 - sqrt(1 / ratio)) ** 2
-
-
-def unit(n: int, epsilon: float) -> float:
-    """``(1/ε) log(n/δ) + (n/ε) log(1/ε)``: the dimension of proposition 4.5 but for its constant."""
-    return log(n / DELTA) / epsilon + n / epsilon * log(1 / epsilon)
-
-
-def _points(sizes: Sequence[int], isometric: Sequence[int], constants: Sequence[float]) -> tuple[Point, ...]:
-    smallest = [
-        point
-        for n in sizes
-        for point in grid(
-            proposition="3.3", activation=("tanh", "sigmoid"), n=n, d=round(_RATIO * n), epsilon=0.0, constant=0.0
-        )
-    ]
-    pairs = [*((n, 0.4) for n in isometric), *((isometric[0], epsilon) for epsilon in (0.2, 0.1))]
-    return (
-        *smallest,
-        *(
-            point
-            for n, epsilon in pairs
-            for c in constants
-            for point in grid(
-                proposition="4.5", activation="none", n=n, d=round(c * unit(n, epsilon)), epsilon=epsilon, constant=c
-            )
-        ),
-    )
 
 
 def _away(table: pl.DataFrame) -> Evidence:

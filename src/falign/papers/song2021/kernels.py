@@ -21,7 +21,94 @@ from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What section 3 states of the kernels along training, and how it is judged.
+_RATE = 0.1
+_RIDGE = 0.1
+
+
+def _points(widths: Sequence[int], *, n: int, d: int, steps: int) -> tuple[Point, ...]:
+    return grid(activation=("tanh", "relu"), strength=(0.0, _RIDGE), p=widths, n=n, d=d, rate=_RATE, steps=steps)
+
+
+_RECORDS = 20
+
+
+def run(
+    *,
+    seeds: Sequence[int],
+    setting: Setting,
+    activation: str,
+    strength: Sequence[float],
+    p: int,
+    n: int,
+    d: int,
+    rate: float,
+    steps: int,
+) -> list[Outcome]:
+    """Train all seeds and ridges of a block, and record kernels and errors on the way."""
+    batch = Batch(seeds, p, strength)
+    start = draw_reduced(batch.row_seeds, n=n, d=d, p=p, activation=activation, inputs="scaled", device=setting.device)
+    engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
+    limit = limiting_kernel(start.X, named_activation(activation)).unsqueeze(1)
+    predicted = predicted_error(
+        limit,
+        engine.error(),
+        start.y.unsqueeze(1),
+        rate=rate,
+        strengths=torch.stack([penalty.values(steps) for penalty in batch.penalties]).to(limit),
+    )
+    at = spaced(steps, min(_RECORDS, steps + 1))
+    columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0], setting)
+    whole = torch.full(
+        (len(batch.rows), len(batch.penalties)), -1
+    )  # a number that is not finite is refused with its record
+    return batch.outcomes(Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
+
+
+def _followed(
+    engine: Dual,
+    at: Sequence[int],
+    predicted: Float[Tensor, "runs ridges steps n"],
+    gamma: Float[Tensor, "runs 1"],
+    setting: Setting,
+) -> dict[str, Float[Tensor, "runs ridges times"]]:
+    """What is recorded at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
+    y = engine.start.y.norm(dim=-1, keepdim=True)
+    columns: dict[str, list[Tensor]] = {}
+    first = kernels_of_engine(engine)
+    last, e = engine.t, engine.error().norm(dim=-1)
+    for step in at:
+        engine.advance(step - engine.t)
+        now = kernels_of_engine(engine)
+        before, error = e, engine.error()
+        e = error.norm(dim=-1)
+        measured = {
+            **now.extremes(),
+            "gamma": gamma.expand_as(e),
+            "H_norm": _norm(now.H) / gamma,
+            "G_change": _norm(now.G - first.G) / gamma,
+            "H_change": _norm(now.H - first.H) / gamma,
+            "error": e,
+            "contraction": (e / before) ** (1 / max(1, step - last)),
+            "discrepancy": (error - predicted[:, :, step]).norm(dim=-1) / y,
+        }
+        last = step
+        for name, value in measured.items():
+            columns.setdefault(name, []).append(value)
+        setting.report(step / at[-1] if at[-1] else 1.0)
+    return {name: torch.stack(values, -1).cpu() for name, values in columns.items()}
+
+
+def _norm(kernel: Float[Tensor, "*runs n n"]) -> Float[Tensor, "*runs"]:
+    """The spectral norm of a symmetric matrix."""
+    return torch.linalg.eigvalsh(kernel).abs().amax(-1)
+
+
+def memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d: int, steps: int) -> int:
+    """Bytes of a block: the engine's, and the arrays [n p] of all runs that its kernels are made of."""
+    batch = Batch(seeds, p, strength)
+    engine = batch.bytes_needed("dual", n=n, d=d, dtype=torch.float64)
+    runs = len(batch.rows) * len(batch.penalties)
+    return engine + 8 * runs * n * (6 * p + steps + 8 * n) + (128 << 20)
 
 
 def worst(table: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -122,9 +209,6 @@ CLAIMS = (
     ),
 )
 
-
-# The picture of the kernels: how they shrink and stay with the width, and how the error keeps to its prediction.
-
 _SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
 """Column -> its name and its line."""
 
@@ -169,90 +253,6 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-_RECORDS = 20
-_RATE = 0.1
-_RIDGE = 0.1
-
-
-def run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    activation: str,
-    strength: Sequence[float],
-    p: int,
-    n: int,
-    d: int,
-    rate: float,
-    steps: int,
-) -> list[Outcome]:
-    """Train all seeds and ridges of a block, and record kernels and errors on the way."""
-    batch = Batch(seeds, p, strength)
-    start = draw_reduced(batch.row_seeds, n=n, d=d, p=p, activation=activation, inputs="scaled", device=setting.device)
-    engine = Dual(start, activation=activation, rate=rate, penalties=batch.penalties)
-    limit = limiting_kernel(start.X, named_activation(activation)).unsqueeze(1)
-    predicted = predicted_error(
-        limit,
-        engine.error(),
-        start.y.unsqueeze(1),
-        rate=rate,
-        strengths=torch.stack([penalty.values(steps) for penalty in batch.penalties]).to(limit),
-    )
-    at = spaced(steps, min(_RECORDS, steps + 1))
-    columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0], setting)
-    whole = torch.full(
-        (len(batch.rows), len(batch.penalties)), -1
-    )  # a number that is not finite is refused with its record
-    return batch.outcomes(Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
-
-
-def _followed(
-    engine: Dual,
-    at: Sequence[int],
-    predicted: Float[Tensor, "runs ridges steps n"],
-    gamma: Float[Tensor, "runs 1"],
-    setting: Setting,
-) -> dict[str, Float[Tensor, "runs ridges times"]]:
-    """What is recorded at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
-    y = engine.start.y.norm(dim=-1, keepdim=True)
-    columns: dict[str, list[Tensor]] = {}
-    first = kernels_of_engine(engine)
-    last, e = engine.t, engine.error().norm(dim=-1)
-    for step in at:
-        engine.advance(step - engine.t)
-        now = kernels_of_engine(engine)
-        before, error = e, engine.error()
-        e = error.norm(dim=-1)
-        measured = {
-            **now.extremes(),
-            "gamma": gamma.expand_as(e),
-            "H_norm": _norm(now.H) / gamma,
-            "G_change": _norm(now.G - first.G) / gamma,
-            "H_change": _norm(now.H - first.H) / gamma,
-            "error": e,
-            "contraction": (e / before) ** (1 / max(1, step - last)),
-            "discrepancy": (error - predicted[:, :, step]).norm(dim=-1) / y,
-        }
-        last = step
-        for name, value in measured.items():
-            columns.setdefault(name, []).append(value)
-        setting.report(step / at[-1] if at[-1] else 1.0)
-    return {name: torch.stack(values, -1).cpu() for name, values in columns.items()}
-
-
-def _norm(kernel: Float[Tensor, "*runs n n"]) -> Float[Tensor, "*runs"]:
-    """The spectral norm of a symmetric matrix."""
-    return torch.linalg.eigvalsh(kernel).abs().amax(-1)
-
-
-def memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d: int, steps: int) -> int:
-    """Bytes of a block: the engine's, and the arrays [n p] of all runs that its kernels are made of."""
-    batch = Batch(seeds, p, strength)
-    engine = batch.bytes_needed("dual", n=n, d=d, dtype=torch.float64)
-    runs = len(batch.rows) * len(batch.penalties)
-    return engine + 8 * runs * n * (6 * p + steps + 8 * n) + (128 << 20)
-
-
 def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     """Means and standard deviations over the seeds, of what is shown against the width and along training."""
     plain = table.filter(pl.col("strength") == 0)
@@ -265,10 +265,6 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
     )
     found = [summary(runs, column, by=by).with_columns(shown=pl.lit(column)) for runs, column, by in parts]
     return pl.concat(found, how="diagonal_relaxed")
-
-
-def _points(widths: Sequence[int], *, n: int, d: int, steps: int) -> tuple[Point, ...]:
-    return grid(activation=("tanh", "relu"), strength=(0.0, _RIDGE), p=widths, n=n, d=d, rate=_RATE, steps=steps)
 
 
 KERNELS = Experiment(

@@ -20,6 +20,12 @@ _RATE = 5e-4
 """η: half of figure 2's for ReLU, as dropout doubles the second moments that bound a stable step."""
 
 
+def _points(p: int, *, longer: int, shorter: int = 1, n: int = 50, d: int = 150) -> tuple[dict, ...]:
+    """Figure 2's points at one width with both laws of the inputs, trained for longer."""
+    found = figure2.points((p,), n=n, d=d, shorter=shorter, inputs=("standard", "scaled"))
+    return tuple({**point, "steps": int(point["steps"]) * longer} for point in found)
+
+
 def run_dropout(
     *,
     seeds: Sequence[int],
@@ -65,6 +71,10 @@ def _helps(table: pl.DataFrame) -> Evidence:
 def _fails_wide(table: pl.DataFrame) -> Evidence:
     ends = final(table.filter(pl.col("dropout") == _SHARE), by=["activation", "p"])
     return Evidence(checks=(vanishing(ends, f"dropout {_SHARE:g}", 1),))
+
+
+def _paths(table: pl.DataFrame) -> pl.DataFrame:
+    return summary(table, "cosine", by=["activation", "inputs", "strength", "p", "step"])
 
 
 DROPOUT = Experiment(
@@ -119,17 +129,6 @@ DROPOUT = Experiment(
         ),
     ),
 )
-
-
-def _paths(table: pl.DataFrame) -> pl.DataFrame:
-    return summary(table, "cosine", by=["activation", "inputs", "strength", "p", "step"])
-
-
-def _points(p: int, *, longer: int, shorter: int = 1, n: int = 50, d: int = 150) -> tuple[dict, ...]:
-    """Figure 2's points at one width with both laws of the inputs, trained for longer."""
-    found = figure2.points((p,), n=n, d=d, shorter=shorter, inputs=("standard", "scaled"))
-    return tuple({**point, "steps": int(point["steps"]) * longer} for point in found)
-
 
 OPEN = Experiment(
     name="song2021.open",

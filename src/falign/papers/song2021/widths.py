@@ -11,8 +11,6 @@ from falign.papers.song2021._drawing import cosine_by_width, time_by_width
 from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import WidthFree, spaced
 
-_REACHED = 0.5
-"""The cosine that "time to alignment" waits for."""
 _RATE = 1e-4
 
 
@@ -48,20 +46,16 @@ def memory(*, seeds: Sequence[int], p: Sequence[int], strength: Sequence[float],
     return Batch(seeds, p, strength).bytes_needed("width-free", n=n, d=d, dtype=torch.float64)
 
 
+_REACHED = 0.5
+"""The cosine that "time to alignment" waits for."""
+
+
 def _gained(table: pl.DataFrame) -> pl.DataFrame:
     """``(<b, β(T)> - <b, β(0)>)/(|b||β(T)|)`` of each run without a ridge: the cosine less what chance gave it."""
     plain = table.filter(pl.col("strength") == 0)
     begun = plain.filter(pl.col("step") == 0).select("p", "seed", start="b_dot_beta")
     ends = final(plain, by=["p", "n"]).join(begun, on=["p", "seed"])
     return ends.with_columns(gained=pl.col("cosine") * (1 - pl.col("start") / pl.col("b_dot_beta")))
-
-
-def _data(table: pl.DataFrame) -> pl.DataFrame:
-    ends = summary(final(table, by=["p", "strength"]), "cosine", by=["p", "strength"])
-    gained = summary(_gained(table), "gained", by=["p", "n"])
-    return pl.concat(
-        [ends.with_columns(shown=pl.lit("cosine")), gained.with_columns(shown=pl.lit("gained"))], how="diagonal"
-    )
 
 
 def _law(table: pl.DataFrame) -> Evidence:
@@ -97,12 +91,6 @@ def _times(table: pl.DataFrame) -> pl.DataFrame:
     return table.select(keys).unique().join(crossing.select(*keys, "time"), on=keys, how="left").sort(keys)
 
 
-def _time_data(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean times of the widths at which every run got there."""
-    whole = pl.col("time").is_not_null().all().over("p", "strength")
-    return summary(_times(table).filter(whole), "time", by=["p", "strength"])
-
-
 def _growth(table: pl.DataFrame) -> Evidence:
     times = _times(table)
     late = times.filter(pl.col("time").is_null())
@@ -121,6 +109,20 @@ def _growth(table: pl.DataFrame) -> Evidence:
             ),
         )
     )
+
+
+def _data(table: pl.DataFrame) -> pl.DataFrame:
+    ends = summary(final(table, by=["p", "strength"]), "cosine", by=["p", "strength"])
+    gained = summary(_gained(table), "gained", by=["p", "n"])
+    return pl.concat(
+        [ends.with_columns(shown=pl.lit("cosine")), gained.with_columns(shown=pl.lit("gained"))], how="diagonal"
+    )
+
+
+def _time_data(table: pl.DataFrame) -> pl.DataFrame:
+    """Mean times of the widths at which every run got there."""
+    whole = pl.col("time").is_not_null().all().over("p", "strength")
+    return summary(_times(table).filter(whole), "time", by=["p", "strength"])
 
 
 WIDTHS = Experiment(
