@@ -14,7 +14,7 @@ from falign.lab.experiment import Experiment, Setting
 from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers.garg2022 import GARG2022
-from falign.papers.garg2022._shared import groups, matrix, most
+from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
 from falign.papers.garg2022.alignment import ALIGNMENT
 from falign.papers.garg2022.convergence import CONVERGENCE
 from falign.papers.garg2022.networks import NETWORKS, problem
@@ -227,5 +227,5 @@ def test_markov_promises_what_the_separation_is_judged_by() -> None:
 def test_groups_are_named_by_their_values() -> None:
     table = pl.DataFrame({"data": ["b", "a", "a"], "r": [2, 1, 1], "x": [3.0, 1.0, 2.0]})
     assert [label for label, _ in groups(table, ["data", "r"])] == ["a, r = 1", "b, r = 2"]
-    assert [check.measured for check in most(table, pl.col("x"), ["data"], 2.5).checks] == [2.0, 3.0]
-    assert not most(table, pl.col("x"), ["data"], 2.5).holds
+    assert [check.measured for check in largest_in_groups(table, pl.col("x"), ["data"], 2.5).checks] == [2.0, 3.0]
+    assert not largest_in_groups(table, pl.col("x"), ["data"], 2.5).holds

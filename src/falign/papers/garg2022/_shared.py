@@ -132,14 +132,14 @@ def _kinds(data: pl.DataFrame) -> list[tuple[str, float]]:
 
 def groups(table: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pl.DataFrame]]:
     """(such as "digits, fa, r = 8", its rows) of each group, sorted."""
-    for values, own in table.sort(by).group_by(by, maintain_order=True):
+    for values, runs in table.sort(by).group_by(by, maintain_order=True):
         words = (
             value if isinstance(value, str) else f"{name} = {value:.4g}" for name, value in zip(by, values, strict=True)
         )
-        yield ", ".join(words), own
+        yield ", ".join(words), runs
 
 
-def most(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Evidence:
+def largest_in_groups(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Evidence:
     """The largest value of each group beside a limit."""
     return largest(groups(table.with_columns(value=value), by), "value", high, note=note)
 

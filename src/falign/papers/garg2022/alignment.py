@@ -10,7 +10,7 @@ from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, P
 from falign.lab.experiment.readings import around
 from falign.lab.experiment.statistics import final, mean, slope
 from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
-from falign.papers.garg2022._shared import groups, matrix, methods, most, outcomes, sample_feedback, train
+from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
 from falign.theory.two_layer import spaced
 
 if TYPE_CHECKING:
@@ -83,18 +83,18 @@ def _closer(table: pl.DataFrame) -> Evidence:
     )
     kinds = list(groups(ends, _KIND))
     checks = []
-    for label, own in kinds:
-        found = mean(own["gain"], of=label)
-        name = f"{label}: cosine gained, to {own['end'].to_numpy().mean():.2f}"
-        checks.append(Check(label=name, measured=found.value, low=found.above(len(kinds))))
+    for label, runs in kinds:
+        estimate = mean(runs["gain"], of=label)
+        name = f"{label}: cosine gained, to {runs['end'].to_numpy().mean():.2f}"
+        checks.append(Check(label=name, measured=estimate.value, low=estimate.above(len(kinds))))
         checks.append(
-            Check(label=f"{label}: least gain of tr(BZ)", measured=float(own["least"].to_numpy().min()), low=0.0)
+            Check(label=f"{label}: least gain of tr(BZ)", measured=float(runs["least"].to_numpy().min()), low=0.0)
         )
     return Evidence(checks=tuple(checks))
 
 
 def _monotone(table: pl.DataFrame) -> Evidence:
-    return most(_steps(table), -pl.col("alignment_gain"), _RUN, _TOLERANCE)
+    return largest_in_groups(_steps(table), -pl.col("alignment_gain"), _RUN, _TOLERANCE)
 
 
 def _facilitates(table: pl.DataFrame) -> Evidence:
@@ -102,7 +102,9 @@ def _facilitates(table: pl.DataFrame) -> Evidence:
     size = 1 + (1 + pl.col("gram_drift")).sqrt()
     bound = size * pl.col("nuclear") / (pl.col("rate") * pl.col("step"))
     least = pl.col("lyapunov").shift().cum_min().over([*_RUN, "seed"], order_by="step")
-    return most(table.with_columns(so_far=least).filter(pl.col("step") > 0), pl.col("so_far") / bound, _RUN, 1.0)
+    return largest_in_groups(
+        table.with_columns(so_far=least).filter(pl.col("step") > 0), pl.col("so_far") / bound, _RUN, 1.0
+    )
 
 
 def _drift(table: pl.DataFrame) -> Evidence:
@@ -114,7 +116,7 @@ def _drift(table: pl.DataFrame) -> Evidence:
 def _falls(table: pl.DataFrame) -> Evidence:
     begun = pl.col("lyapunov").first().over([*_RUN, "seed"], order_by="step")
     rows = _steps(table.with_columns(begun=begun))
-    return most(rows, pl.col("lyapunov_gain") / pl.col("begun"), _RUN, 1e-12)
+    return largest_in_groups(rows, pl.col("lyapunov_gain") / pl.col("begun"), _RUN, 1e-12)
 
 
 def _wavers(table: pl.DataFrame) -> Evidence:
@@ -213,8 +215,8 @@ def alignment_by_time(data: pl.DataFrame) -> "Figure":
     figure, axes = panels(len(_DRAWN_METHODS), len(sets), titles=titles, xlabels=["η × steps"], height=2.6)
     for row, (_, whole) in enumerate(sets):
         for panel, shown in zip(axes[len(_DRAWN_METHODS) * row :], _DRAWN_METHODS, strict=False):
-            own = whole.filter((pl.col("shown") == shown) & pl.col("median").is_not_null())
-            timed = own.with_columns(time=pl.col("rate") * pl.col("step")).filter(pl.col("time") > 0).sort("time")
+            rows = whole.filter((pl.col("shown") == shown) & pl.col("median").is_not_null())
+            timed = rows.with_columns(time=pl.col("rate") * pl.col("step")).filter(pl.col("time") > 0).sort("time")
             for style, runs in methods(timed):
                 band(
                     panel,
@@ -243,7 +245,7 @@ _RECORDS = 50
 """Points of a line in the picture."""
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and quartiles of the draws at the smallest step size, at records dense early."""
     finest = table.filter(pl.col("rate") == pl.col("rate").min())
     kept = finest.filter(pl.col("step").is_in(spaced(int(finest["steps"][0]), _RECORDS)))
@@ -297,7 +299,7 @@ ALIGNMENT = Experiment(
             caption="tr(BZ) = ⟨Bᵀ, Z⟩, the cosine of Bᵀ and Z, |BR|² and the error over time η × steps, r > rank(Y): "
             "median and quartiles of the draws. From a zero start tr(BZ) = ½|W|², and |BR|² falls; under FA* from "
             "orthonormal rows tr(BZ) never falls, while the cosine and the error go up and down.",
-            data=_drawn,
+            data=_picture_data,
             draw=alignment_by_time,
         ),
     ),

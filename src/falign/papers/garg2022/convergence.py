@@ -23,9 +23,9 @@ from falign.lab.report.style import each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import (
     groups,
     initial_state,
+    largest_in_groups,
     matrix,
     methods,
-    most,
     outcomes,
     sample_feedback,
     train,
@@ -115,7 +115,7 @@ _REACHED, _NEAR = 1e-6, 0.01
 def _ends(table: pl.DataFrame, high: float) -> Evidence:
     ends = final(table, by=_KIND)
     note = f"{table['seed'].n_unique()} draws a point, of all of them the median is {ends['error'].median():.1g}"
-    return most(ends, pl.col("error"), _KIND, high, note)
+    return largest_in_groups(ends, pl.col("error"), _KIND, high, note)
 
 
 def first_below(table: pl.DataFrame, error: float) -> pl.DataFrame:
@@ -240,9 +240,9 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
         height=2.9,
     )
     for column, (_, whole) in enumerate(sets):
-        for row, own in enumerate((pl.col("r") == pl.col("rank"), pl.col("r") > pl.col("rank"))):
+        for row, kept in enumerate((pl.col("r") == pl.col("rank"), pl.col("r") > pl.col("rank"))):
             panel = axes[row * len(sets) + column]
-            for style, runs in methods(whole.filter(own & (pl.col("step") > 0))):
+            for style, runs in methods(whole.filter(kept & (pl.col("step") > 0))):
                 steps, flow = (runs.filter(pl.col("fine") == fine).sort("step") for fine in (1, 0))
                 panel.plot(steps["step"], steps["median"], color=style.colour, label=style.label)
                 panel.plot(steps["step"], steps["most"], color=style.colour, linestyle=":", linewidth=1.2)
@@ -257,7 +257,7 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
 _KEYS = ["data", "method", "scale", "r", "rank", "fine", "step"]
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and largest error of the draws at every record."""
     shown = table.filter(LONG | (pl.col("fine") == 0))
     return shown.group_by(_KEYS).agg(median=pl.col("error").median(), most=pl.col("error").max()).sort(_KEYS)
@@ -293,7 +293,7 @@ CONVERGENCE = Experiment(
             caption="Error |ZW - Y|/|Y| against iteration, η = 0.4, singular values of Y at most 1: median of the "
             "draws of B and of the starts, dotted the largest. Dots: gradient flow at t = η × step. Above r is the "
             "rank of Y, below half as much again.",
-            data=_drawn,
+            data=_picture_data,
             draw=errors_by_step,
         ),
     ),

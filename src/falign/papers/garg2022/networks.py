@@ -15,7 +15,7 @@ from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture,
 from falign.lab.experiment.statistics import final
 from falign.lab.report.style import COLOURS, INK, each_of, law, legend, logarithmic, panels
 from falign.papers._images import load_images
-from falign.papers.garg2022._shared import matrix, most
+from falign.papers.garg2022._shared import largest_in_groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, stationary_error
 from falign.theory.factorisation._network import from_network, isotropic
@@ -155,19 +155,19 @@ def _trained(network: nn.Sequential, given: Problem, rate: float, at: Sequence[i
     """|W₂W₁ - Y| at some steps of descent of the mean ½|f - y|²; those before the weights left the finite numbers."""
     optimizer = torch.optim.SGD(network.parameters(), lr=rate)
     first, second = (layer.weight for layer in network)
-    found: list[float] = []
+    errors: list[float] = []
     for step in range(at[-1] + 1):
-        if step == at[len(found)]:
+        if step == at[len(errors)]:
             with torch.no_grad():
                 error = (second @ first - given.Y).norm()  # pyright: ignore
             if not error.isfinite():
                 break
-            found.append(float(error))
+            errors.append(float(error))
         x, y = given.batch()
         optimizer.zero_grad()
         ((network(x) - y).square().sum(1).mean() / 2).backward()
         optimizer.step()
-    return found
+    return errors
 
 
 _KIND = ["inputs", "method", "rank", "r"]
@@ -181,11 +181,11 @@ def _ends(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reached(table: pl.DataFrame) -> Evidence:
-    return most(_ends(table), pl.col("error"), _KIND, _REACHED)
+    return largest_in_groups(_ends(table), pl.col("error"), _KIND, _REACHED)
 
 
 def _apart(table: pl.DataFrame, closed: str) -> Evidence:
-    return most(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
+    return largest_in_groups(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
 
 
 CLAIMS = (
@@ -259,7 +259,7 @@ def errors_by_step(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Means over the seeds at every record."""
     keys = ["inputs", "rank", "r", "method", "step"]
     return table.group_by(keys).agg(pl.col("error", "predicted", "stationary", "best").mean()).sort(keys)
@@ -291,7 +291,7 @@ NETWORKS = Experiment(
             "mean over the seeds. Points: what the factorisation predicts from the initial weights and the feedback. "
             "Dashed: its closed form |Y - Y(BY)⁺BY|, and the optimum of that rank. Inputs: isotropic on the training "
             "points; normal and fresh in every batch; whitened images, with their classes as labels.",
-            data=_drawn,
+            data=_picture_data,
             draw=errors_by_step,
         ),
     ),

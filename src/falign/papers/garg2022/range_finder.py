@@ -12,7 +12,7 @@ from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, P
 from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, band, each_of, law, legend, panels, sequence
-from falign.papers.garg2022._shared import groups, matrix, most
+from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_tail, optimum, range_finder_ratios
 
@@ -80,15 +80,15 @@ _ENOUGH = 5
 
 def _one_pass(table: pl.DataFrame) -> Evidence:
     rows = table.filter(pl.col("power") == 0)
-    return most(rows, (pl.col("trained") / pl.col("ratio") - 1).abs(), _KIND, 1e-6)
+    return largest_in_groups(rows, (pl.col("trained") / pl.col("ratio") - 1).abs(), _KIND, 1e-6)
 
 
 def _bound(table: pl.DataFrame) -> Evidence:
     rows = table.filter((pl.col("power") == 0) & (pl.col("oversampling") >= 2))
     checks = []
-    for label, own in groups(rows, _KIND):
-        r, p = int(own["r"][0]), int(own["oversampling"][0])
-        square = float((own["ratio"] ** 2).to_numpy().mean())
+    for label, runs in groups(rows, _KIND):
+        r, p = int(runs["r"][0]), int(runs["oversampling"][0])
+        square = float((runs["ratio"] ** 2).to_numpy().mean())
         checks.append(Check(label=f"{label}: mean ratio²", measured=square, high=1 + r / (p - 1)))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws")
 
@@ -167,8 +167,8 @@ def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
     )
     for panel, (_, whole) in zip(axes, sets, strict=True):
         powers = each_of(whole, "power")
-        for colour, (q, own) in zip(sequence(len(powers)), powers, strict=True):
-            runs = own.sort("oversampling")
+        for colour, (q, rows) in zip(sequence(len(powers)), powers, strict=True):
+            runs = rows.sort("oversampling")
             band(
                 panel,
                 runs["oversampling"],
@@ -191,7 +191,7 @@ def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and quartiles over the draws."""
     keys = ["data", "r", "power", "oversampling"]
     ratio = pl.col("ratio")
@@ -240,7 +240,7 @@ RANGE_FINDER = Experiment(
             "iterations; median and quartiles of the draws. FA is the point p = q = 0. Open: FA trained with r + p "
             "hidden units, its product then cut to rank r. Dashed: the bound √(1 + r/(p - 1)) on the root mean square "
             "for q = 0.",
-            data=_drawn,
+            data=_picture_data,
             draw=ratios_by_oversampling,
         ),
     ),

@@ -9,7 +9,7 @@ from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture,
 from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
 from falign.lab.report.style import AXIS, each_of, law, legend, logarithmic, panels
-from falign.papers.garg2022._shared import groups, matrix, methods, most, outcomes, sample_feedback, train
+from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
 from falign.theory.factorisation import best_error, stationary_error
 
 if TYPE_CHECKING:
@@ -59,15 +59,15 @@ _KIND = ["data", "r"]
 
 
 def _closed_form(table: pl.DataFrame) -> Evidence:
-    return most(table, pl.col("distance"), _KIND, 1e-8)
+    return largest_in_groups(table, pl.col("distance"), _KIND, 1e-8)
 
 
 def _optimal(table: pl.DataFrame) -> Evidence:
-    return most(table, pl.col("error") / pl.col("best") - 1, _KIND, 0.02)
+    return largest_in_groups(table, pl.col("error") / pl.col("best") - 1, _KIND, 0.02)
 
 
 def _starts(table: pl.DataFrame) -> Evidence:
-    return most(table, pl.col("distance"), ["data", "method", "scale"], 1e-8)
+    return largest_in_groups(table, pl.col("distance"), ["data", "method", "scale"], 1e-8)
 
 
 def _above(table: pl.DataFrame) -> Evidence:
@@ -142,13 +142,13 @@ def errors_by_rank(data: pl.DataFrame) -> "Figure":
     for column, (_, whole) in enumerate(sets):
         above, below = axes[column], axes[len(sets) + column]
         for style, runs in methods(whole):
-            own = runs.sort("r")
-            spread = [own["median"] - own["low"], own["high"] - own["median"]]
+            rows = runs.sort("r")
+            spread = [rows["median"] - rows["low"], rows["high"] - rows["median"]]
             colour, marker = style.colour, style.marker
-            above.errorbar(own["r"], own["median"], spread, color=colour, marker=marker, ls="none", label=style.label)
-            below.plot(own["r"], own["ratio"], color=colour, marker=marker, linewidth=1.2)
+            above.errorbar(rows["r"], rows["median"], spread, color=colour, marker=marker, ls="none", label=style.label)
+            below.plot(rows["r"], rows["ratio"], color=colour, marker=marker, linewidth=1.2)
             fa = style.label.startswith("FA")
-            law(above, own["r"], own["stationary" if fa else "best"], "closed form")
+            law(above, rows["r"], rows["stationary" if fa else "best"], "closed form")
         below.axhline(1, color=AXIS, linewidth=0.8)
         ticks = sorted(whole["r"].unique().to_list())
         for panel in (above, below):
@@ -158,7 +158,7 @@ def errors_by_rank(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and quartiles of the trained errors, median of the closed form, and the optimum."""
     keys = ["data", "method", "scale", "r"]
     main = table.filter((pl.col("method") == "gd") | ((pl.col("method") == "fa") & (pl.col("scale") == 0)))
@@ -207,7 +207,7 @@ RANKS = Experiment(
             name="ranks",
             caption="Error at the end against the inner dimension r; median and quartiles of the draws of B. Dashed: "
             "the closed form |Y - Y(BY)⁺BY|, median of the same draws, and the optimum by singular values.",
-            data=_drawn,
+            data=_picture_data,
             draw=errors_by_rank,
         ),
     ),

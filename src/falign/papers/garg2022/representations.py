@@ -82,11 +82,11 @@ def _orthogonal(table: pl.DataFrame) -> Evidence:
     widest = table.filter(pl.col("m") == pl.col("m").max())
     kinds = list(groups(widest, ["data", "m", "r"]))
     checks = []
-    for label, own in kinds:
+    for label, runs in kinds:
         for name, words, high in (("ratio", "ratio of errors", _EQUAL), ("overlap", "overlap", _ORTHOGONAL)):
-            found = mean(own[name], of=f"{label}: {words}")
-            half = found.half(2 * len(kinds))
-            checks.append(Check(label=f"{label}: {words}", measured=found.value, high=high - half))
+            estimate = mean(runs[name], of=f"{label}: {words}")
+            half = estimate.half(2 * len(kinds))
+            checks.append(Check(label=f"{label}: {words}", measured=estimate.value, high=high - half))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} draws")
 
 
@@ -98,16 +98,16 @@ def _falls(table: pl.DataFrame) -> Evidence:
 def _agree(table: pl.DataFrame) -> Evidence:
     """Most difference between trained and closed form, draw by draw."""
     keys = ["data", "m", "r", "seed"]
-    closed, trained = (table.filter(own).select(*keys, "ratio", "overlap") for own in (_CLOSED, ~_CLOSED))
+    closed, trained = (table.filter(kind).select(*keys, "ratio", "overlap") for kind in (_CLOSED, ~_CLOSED))
     both = trained.join(closed, on=keys, suffix="_closed")
     return Evidence(
         checks=tuple(
             Check(
                 label=f"{label}: {name}, most",
-                measured=float((own[name] - own[f"{name}_closed"]).abs().to_numpy().max()),
+                measured=float((runs[name] - runs[f"{name}_closed"]).abs().to_numpy().max()),
                 high=_WITHIN,
             )
-            for label, own in groups(both, ["data", "m"])
+            for label, runs in groups(both, ["data", "m"])
             for name in ("ratio", "overlap")
         )
     )
@@ -155,14 +155,14 @@ def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     )
     sizes = sorted(data["m"].unique().to_list())
     for colour, marker, (name, whole) in zip(COLOURS, MARKERS, each_of(data, "data"), strict=False):
-        for found, own in each_of(whole, "found"):
+        for found, runs in each_of(whole, "found"):
             trained = found == "trained"
             for panel, value in ((left, "ratio"), (right, "overlap")):
-                spread = own[f"{value}_sd"].fill_null(0)
-                low = pl.select(pl.min_horizontal(spread, own[f"{value}_mean"] * 0.9)).to_series()
+                spread = runs[f"{value}_sd"].fill_null(0)
+                low = pl.select(pl.min_horizontal(spread, runs[f"{value}_mean"] * 0.9)).to_series()
                 panel.errorbar(
-                    own["m"],
-                    own[f"{value}_mean"],
+                    runs["m"],
+                    runs[f"{value}_mean"],
                     yerr=None if trained else [low, spread],
                     color=colour,
                     marker=marker,
@@ -184,7 +184,7 @@ def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["data", "found", "r", "m"]
     values = [
         expression.alias(f"{name}_{word}")
@@ -216,7 +216,7 @@ REPRESENTATIONS = Experiment(
             "representations, the row spaces of W, against the size of Y, m × m; mean ± standard deviation over the "
             "draws of B. Flat: singular values 1.1 (r of them) and 1. Filled: closed forms; open: trained. Dashed: "
             "r/m, two subspaces at random.",
-            data=_drawn,
+            data=_picture_data,
             draw=ratio_and_overlap,
         ),
     ),

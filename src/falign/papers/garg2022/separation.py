@@ -14,7 +14,7 @@ from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, P
 from falign.lab.experiment.readings import around, share_at_least
 from falign.lab.experiment.statistics import CONFIDENCE, slope
 from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
-from falign.papers.garg2022._shared import groups, most
+from falign.papers.garg2022._shared import groups, largest_in_groups
 from falign.theory import factorisation
 from falign.theory.factorisation import (
     RatioLaw,
@@ -117,8 +117,8 @@ def _law(table: pl.DataFrame) -> Evidence:
     """Largest distance between the distribution of ratio² and its law (Kolmogorov and Smirnov)."""
     kinds = list(groups(table, ["r"]))
     checks = []
-    for label, own in kinds:
-        law, squares = RatioLaw(r=int(own["r"][0]), epsilon=float(own["epsilon"][0])), own["ratio"].to_numpy() ** 2
+    for label, runs in kinds:
+        law, squares = RatioLaw(r=int(runs["r"][0]), epsilon=float(runs["epsilon"][0])), runs["ratio"].to_numpy() ** 2
         low, middle, high = law.quantile([0.1, 0.5, 0.9])
         found = scipy.stats.kstest(squares, law.cdf).statistic
         limit = scipy.stats.kstwo.ppf(1 - (1 - CONFIDENCE) / len(kinds), len(squares))
@@ -134,8 +134,10 @@ def _grows(table: pl.DataFrame) -> Evidence:
 
 
 def _reached(table: pl.DataFrame) -> Evidence:
-    fa = most(table.drop_nulls("fa"), (pl.col("fa") / pl.col("ratio") - 1).abs(), ["tail", "r", "share"], 0.01)
-    gd = most(table.drop_nulls("gd"), (pl.col("gd") - 1).abs(), ["tail", "r", "share"], 0.01)
+    fa = largest_in_groups(
+        table.drop_nulls("fa"), (pl.col("fa") / pl.col("ratio") - 1).abs(), ["tail", "r", "share"], 0.01
+    )
+    gd = largest_in_groups(table.drop_nulls("gd"), (pl.col("gd") - 1).abs(), ["tail", "r", "share"], 0.01)
     named = [
         Check(label=f"{method}, {check.label}", measured=check.measured, high=check.high)
         for method, found in (("fa", fa), ("gd", gd))
@@ -146,10 +148,10 @@ def _reached(table: pl.DataFrame) -> Evidence:
 
 def _tails(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in groups(table, ["r", "tail", "share"]):
-        squares = own["ratio"] ** 2
+    for label, runs in groups(table, ["r", "tail", "share"]):
+        squares = runs["ratio"] ** 2
         name = f"{label}: median of error² over its estimate (error²/optimum²: median {squares.median():.3g})"
-        measured = float(((own["ratio"] / own["estimate"]) ** 2).median())  # pyright: ignore[reportArgumentType]
+        measured = float(((runs["ratio"] / runs["estimate"]) ** 2).median())  # pyright: ignore[reportArgumentType]
         checks.append(Check(label=name, measured=measured, low=0.9, high=1.1))
     return Evidence(checks=tuple(checks))
 
@@ -220,17 +222,17 @@ def ratios(data: pl.DataFrame) -> "Figure":
         height=3.4,
     )
     last = each_of(data.filter(pl.col("tail") == 1), "r")
-    for colour, (index, (r, own)) in zip(sequence(len(last)), enumerate(last), strict=True):
-        left.plot(own["ratio"], own["quantile"], color=colour, label=f"r = {r}", linewidth=2.4, alpha=0.75)
+    for colour, (index, (r, runs)) in zip(sequence(len(last)), enumerate(last), strict=True):
+        left.plot(runs["ratio"], runs["quantile"], color=colour, label=f"r = {r}", linewidth=2.4, alpha=0.75)
         at = np.linspace(0.002, 0.998, 400)
-        exact = RatioLaw(r=int(r), epsilon=float(own["epsilon"][0])).quantile(at) ** 0.5
+        exact = RatioLaw(r=int(r), epsilon=float(runs["epsilon"][0])).quantile(at) ** 0.5
         law(left, exact, at, "" if index else "law")
     logarithmic(left, "x")
     kinds = list(data.filter(pl.col("tail") > 1).group_by(["r", "tail", "share"], maintain_order=True))
-    for colour, (index, ((r, tail, share), own)) in zip(sequence(len(kinds)), enumerate(kinds), strict=True):
+    for colour, (index, ((r, tail, share), runs)) in zip(sequence(len(kinds)), enumerate(kinds), strict=True):
         label = f"r = {r}, tail {tail}, {100 * share:g} % of |Y|²"
-        right.plot(own["ratio"], own["quantile"], color=colour, label=label, linewidth=2.4, alpha=0.75)
-        law(right, sorted(own["estimate"]), own["quantile"], "" if index else "estimate")
+        right.plot(runs["ratio"], runs["quantile"], color=colour, label=label, linewidth=2.4, alpha=0.75)
+        law(right, sorted(runs["estimate"]), runs["quantile"], "" if index else "estimate")
     for panel, columns in ((left, 3), (right, 2)):
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
     return figure
@@ -240,7 +242,7 @@ _SHOWN = 200
 """Quantiles that a distribution is drawn with."""
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Evenly spaced quantiles of the ratio of each instance, over all seeds."""
     keys = ["tail", "r", "share", "epsilon"]
     ordered = table.sort([*keys, "ratio"]).with_columns(
@@ -277,7 +279,7 @@ SEPARATION = Experiment(
             caption="Distribution over draws of B of the ratio of FA's error to the optimum. Left: Y = diag(1, …, 1, "
             "ε) with r ones, ε = 0.001; dashed the law, ratio² = 1/(c² + ε²(1 - c²)), c² ~ Beta(½, r/2). Right: r ones "
             "and a long flat tail that holds a share of |Y|²; dashed an estimate for infinitely long tails.",
-            data=_drawn,
+            data=_picture_data,
             draw=ratios,
         ),
     ),

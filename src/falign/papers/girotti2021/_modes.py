@@ -126,8 +126,8 @@ def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target", time
         One row a group, sorted: columns ``by``, "in_order", "components".
     """
     rows = [
-        {**dict(zip(by, values, strict=True)), "in_order": in_order(own[size].to_list(), own[time].to_list())}
-        | {"components": own.height}
-        for values, own in table.sort(by).group_by(list(by), maintain_order=True)
+        {**dict(zip(by, values, strict=True)), "in_order": in_order(runs[size].to_list(), runs[time].to_list())}
+        | {"components": runs.height}
+        for values, runs in table.sort(by).group_by(list(by), maintain_order=True)
     ]
     return pl.DataFrame(rows)

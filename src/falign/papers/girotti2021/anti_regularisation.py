@@ -49,7 +49,7 @@ def run(
     missing = (1 - course.share).abs()
     columns = {
         "rate": asymptotic_rate(begun),
-        "fitted": torch.stack([_slope(moments, own) for own in missing.mT]) / units,
+        "fitted": torch.stack([_slope(moments, runs) for runs in missing.mT]) / units,
         "limit": limit(begun),
         "hidden": course.weights[-1, 0] / units.sqrt(),
         "learned": learning_time(begun),
@@ -74,9 +74,9 @@ _TINY = float(np.finfo(float).tiny)
 
 
 def _falls(table: pl.DataFrame) -> Evidence:
-    own = table.sort("target")
-    steps = own["fitted"].diff().drop_nulls().to_numpy()
-    times = own["learned"].diff().drop_nulls().to_numpy()
+    runs = table.sort("target")
+    steps = runs["fitted"].diff().drop_nulls().to_numpy()
+    times = runs["learned"].diff().drop_nulls().to_numpy()
     return Evidence(
         checks=(
             Check(label=f"least fall of the rate in {len(steps)} steps", measured=float(-steps.max()), low=_TINY),
@@ -163,10 +163,10 @@ def rates_and_limits(data: pl.DataFrame) -> "Figure":
     )
     for panel, shown, closed in ((rate, "fitted", "rate"), (hidden, "hidden", "limit"), (time, "learned", "")):
         for below, colour in ((True, COLOURS[1]), (False, COLOURS[0])):
-            own = data.filter((pl.col("target") < CRITICAL) == below)
-            panel.plot(own["target"], own[shown], "o", color=colour, markersize=4)
+            runs = data.filter((pl.col("target") < CRITICAL) == below)
+            panel.plot(runs["target"], runs[shown], "o", color=colour, markersize=4)
             if closed:
-                law(panel, own["target"], own[closed], "")
+                law(panel, runs["target"], runs[closed], "")
         _critical(panel)
     hidden.axhline(0, color=AXIS, linewidth=0.8)
     logarithmic(time, "y")
@@ -178,7 +178,7 @@ def _critical(panel: "Axes") -> None:
     panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return table.select("target", "rate", "fitted", "limit", "hidden", "learned").sort("target")
 
 
@@ -203,7 +203,7 @@ ANTI_REGULARISATION = Experiment(
             "hidden weight goes, and when it is learned, against its size. Points: the flow, the rate fitted to it; "
             "lines: closed form. Below λ_c = 0.19245 (dotted) small components are the faster ones, and θ_1 stays "
             "negative.",
-            data=_drawn,
+            data=_picture_data,
             draw=rates_and_limits,
         ),
     ),

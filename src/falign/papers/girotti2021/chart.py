@@ -47,8 +47,10 @@ _BOTTLENECK = 2.0
 def _falls(table: pl.DataFrame) -> Evidence:
     return Evidence(
         checks=tuple(
-            Check(label=f"{branch}, m = {m:g}: share of {own.height} cells", measured=_share(own["slope"] < 0), low=1.0)
-            for (branch, m), own in table.sort(_MAP).group_by(_MAP, maintain_order=True)
+            Check(
+                label=f"{branch}, m = {m:g}: share of {runs.height} cells", measured=_share(runs["slope"] < 0), low=1.0
+            )
+            for (branch, m), runs in table.sort(_MAP).group_by(_MAP, maintain_order=True)
         )
     )
 
@@ -97,8 +99,8 @@ def maps(data: pl.DataFrame) -> "Figure":
     norm = LogNorm(float(finite.min()), min(float(finite.max()), 50.0))
     signs = LinearSegmentedColormap.from_list("order", [COLOURS[0], "#f4f4f2", COLOURS[1]])
     rows = axes[: len(_BRANCHES)], axes[len(_BRANCHES) :]
-    for above, below, (branch, own) in zip(*rows, each_of(data, "branch", _BRANCHES), strict=True):
-        K, λ, time, slope = _tables(own)
+    for above, below, (branch, runs) in zip(*rows, each_of(data, "branch", _BRANCHES), strict=True):
+        K, λ, time, slope = _tables(runs)
         shown = {"shading": "nearest", "rasterized": True}
         times = above.pcolormesh(K, λ, time.T, norm=norm, cmap="viridis_r", **shown)
         slopes = below.pcolormesh(K, λ, slope.T, vmin=-1, vmax=1, cmap=signs, **shown)
@@ -115,15 +117,15 @@ def maps(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _tables(own: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _tables(cells: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """K, λ, and times and slopes as tables [K λ]."""
-    rows = own.sort("invariant", "target")
+    rows = cells.sort("invariant", "target")
     K, λ = (np.unique(rows[name].to_numpy()) for name in ("invariant", "target"))
     time, slope = (rows[name].to_numpy().reshape(len(K), len(λ)) for name in ("time", "slope"))
     return K, λ, time, slope
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("feedback") == 1).select("branch", "invariant", "target", "time", "slope")
 
 
@@ -142,7 +144,7 @@ CHART = Experiment(
             caption="Time to 90 % of a component over its invariant K and its size λ, from three kinds of start "
             "(above), and how it changes with λ, the start held (below): blue where larger components are learned "
             "first, white where all are learned together, orange where smaller ones are; m = 1. Dashed: λ_c(K).",
-            data=_drawn,
+            data=_picture_data,
             draw=maps,
         ),
     ),

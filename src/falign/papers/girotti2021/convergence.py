@@ -131,14 +131,14 @@ _FLOW = pl.col("dynamics") == "flow"
 def _held(table: pl.DataFrame) -> Evidence:
     runs = table.unique([*_KIND, "start", "seed"], keep="first", maintain_order=True)
     checks = []
-    for (dynamics, rule, depth, share), own in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
+    for (dynamics, rule, depth, share), rows in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
         step = f", η = {share:g}/ρ_max" if dynamics == "steps" else ""
-        tried, met = int(own["draws"].sum()), int(own["met"].sum())
+        tried, met = int(rows["draws"].sum()), int(rows["met"].sum())
         left_out = f", {tried - met} are not under the condition" if met < tried else ""
         checks.append(
             Check(
                 label=f"{dynamics}, {rule}, {depth} layers{step}: share of {met} starts{left_out}",
-                measured=float(own["held"].to_numpy().mean()),
+                measured=float(rows["held"].to_numpy().mean()),
                 low=1.0,
             )
         )
@@ -182,22 +182,20 @@ CLAIMS = (
     ),
 )
 
-_DRAWN_KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
-
 
 def bounds(data: pl.DataFrame) -> "Figure":
     """A panel a rule and depth."""
     figure, axes = panels(
-        len(_DRAWN_KINDS),
-        titles=[f"{rule}, {depth} layers" for rule, depth in _DRAWN_KINDS],
+        len(_KINDS),
+        titles=[f"{rule}, {depth} layers" for rule, depth in _KINDS],
         xlabels=["time × ρ_max"],
         ylabels=["error / bound, largest"],
         share="all",
         height=2.6,
     )
-    for panel, (rule, depth) in zip(axes, _DRAWN_KINDS, strict=True):
-        own = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & pl.col("over_bound").is_finite())
-        shares = each_of(own, "share")
+    for panel, (rule, depth) in zip(axes, _KINDS, strict=True):
+        runs = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & pl.col("over_bound").is_finite())
+        shares = each_of(runs, "share")
         for colour, (share, line) in zip((INK, *sequence(len(shares) - 1)), shares, strict=False):
             label = f"steps, η = {share:g}/ρ_max" if share else "flow"
             panel.plot(line["time"], line["over_bound"], color=colour, linewidth=1.4, label=label)
@@ -207,7 +205,7 @@ def bounds(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     bound = table.filter(pl.col("start") == "positive")
     keys = ["rule", "depth", "dynamics", "share", "time"]
     return bound.group_by(keys).agg(pl.col("over_bound").max()).sort(keys)
@@ -229,7 +227,7 @@ CONVERGENCE = Experiment(
             name="convergence",
             caption="The largest error of all random starts with K_l > 0 over the guaranteed "
             "|e(0)| exp(-t ΠK_l), in continuous time, and in steps, |e(0)| (1 - ηΠK_l)^t; units in which ρ_max = 1.",
-            data=_drawn,
+            data=_picture_data,
             draw=bounds,
         ),
     ),

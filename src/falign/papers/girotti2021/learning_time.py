@@ -86,10 +86,10 @@ _ZERO = _FA & (pl.col("scheme") == "zero")
 
 def _slopes(table: pl.DataFrame) -> Evidence:
     checks = []
-    for (depth,), own in table.sort("depth", "target").group_by(["depth"], maintain_order=True):
-        found = float(np.polyfit(own["target"].log().to_numpy(), own["learned"].log().to_numpy(), 1)[0])
+    for (depth,), runs in table.sort("depth", "target").group_by(["depth"], maintain_order=True):
+        measured = float(np.polyfit(runs["target"].log().to_numpy(), runs["learned"].log().to_numpy(), 1)[0])
         law = depth_slope(int(str(depth)))
-        checks.append(Check(label=f"{depth} layers: exponent of λ", measured=found, low=law - 1e-3, high=law + 1e-3))
+        checks.append(Check(label=f"{depth} layers: exponent of λ", measured=measured, low=law - 1e-3, high=law + 1e-3))
     return Evidence(checks=tuple(checks), note=f"{table['target'].n_unique()} sizes from 0.01 to 30")
 
 
@@ -111,15 +111,15 @@ def _small(table: pl.DataFrame, most: float) -> pl.DataFrame:
 
 
 def _simultaneous(table: pl.DataFrame) -> Evidence:
-    own = _small(table, 0.1)
-    found = float(own["learned"].to_numpy().max() / own["learned"].to_numpy().min())
-    return Evidence(checks=(Check(label="longest over shortest time", measured=found, high=1.02),))
+    runs = _small(table, 0.1)
+    measured = float(runs["learned"].to_numpy().max() / runs["learned"].to_numpy().min())
+    return Evidence(checks=(Check(label="longest over shortest time", measured=measured, high=1.02),))
 
 
 def _logarithmic(table: pl.DataFrame) -> Evidence:
-    own = _small(table, 0.1)
-    found = float(np.polyfit(-own["target"].log().to_numpy(), own["learned"].to_numpy(), 1)[0])
-    return Evidence(checks=(Check(label="time per unit of ln 1/λ", measured=found, low=1.4, high=1.6),))
+    runs = _small(table, 0.1)
+    measured = float(np.polyfit(-runs["target"].log().to_numpy(), runs["learned"].to_numpy(), 1)[0])
+    return Evidence(checks=(Check(label="time per unit of ln 1/λ", measured=measured, low=1.4, high=1.6),))
 
 
 def _turns(table: pl.DataFrame) -> Evidence:
@@ -148,9 +148,9 @@ def _exact(table: pl.DataFrame) -> Evidence:
 
 def _gradient(table: pl.DataFrame) -> Evidence:
     """Slope of log time on log λ of gradient descent, where the start is small beside the component."""
-    own = table.filter(pl.col("target") >= 0.1).sort("target")
-    found = float(np.polyfit(own["target"].log().to_numpy(), own["learned"].log().to_numpy(), 1)[0])
-    return Evidence(checks=(Check(label="exponent of λ", measured=found, high=-0.75),))
+    runs = table.filter(pl.col("target") >= 0.1).sort("target")
+    measured = float(np.polyfit(runs["target"].log().to_numpy(), runs["learned"].log().to_numpy(), 1)[0])
+    return Evidence(checks=(Check(label="exponent of λ", measured=measured, high=-0.75),))
 
 
 CLAIMS = (
@@ -241,14 +241,14 @@ def times_by_size(data: pl.DataFrame) -> "Figure":
     )
     fa = data.filter(pl.col("rule") == "fa")
     depths = each_of(fa.filter(pl.col("scheme") == "zero"), "depth")
-    for colour, marker, (depth, own) in zip(sequence(len(depths)), MARKERS, depths, strict=False):
-        slope, middle = depth_slope(depth), own.height // 2
-        _times(left, own, colour, marker, f"{depth} layers: slope {slope:.3f}")
-        scale = own["predicted"][middle] / own["target"][middle] ** slope
-        law(left, own["target"], scale * own["target"] ** slope, "")
+    for colour, marker, (depth, runs) in zip(sequence(len(depths)), MARKERS, depths, strict=False):
+        slope, middle = depth_slope(depth), runs.height // 2
+        _times(left, runs, colour, marker, f"{depth} layers: slope {slope:.3f}")
+        scale = runs["predicted"][middle] / runs["target"][middle] ** slope
+        law(left, runs["target"], scale * runs["target"] ** slope, "")
     two = fa.filter(pl.col("depth") == 2)
-    for colour, marker, (scheme, own) in zip(COLOURS, MARKERS, each_of(two, "scheme", _SCHEMES), strict=False):
-        _times(right, own, colour, marker, scheme)
+    for colour, marker, (scheme, runs) in zip(COLOURS, MARKERS, each_of(two, "scheme", _SCHEMES), strict=False):
+        _times(right, runs, colour, marker, scheme)
     _times(right, data.filter(pl.col("rule") == "bp"), INK, "", "gradient descent, small")
     right.axvline(float(critical_target(-0.5, 1.0)), color=AXIS, linestyle=":", linewidth=1.2)
     for panel in (left, right):
@@ -257,15 +257,15 @@ def times_by_size(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _times(panel: "Axes", own: pl.DataFrame, colour: str, marker: str, label: str) -> None:
-    line = own.sort("target")
+def _times(panel: "Axes", runs: pl.DataFrame, colour: str, marker: str, label: str) -> None:
+    line = runs.sort("target")
     panel.plot(line["target"], line["predicted"], color=colour, linewidth=1.2)
     panel.plot(
         line["target"], line["learned"], color=colour, marker=marker or "x", linestyle="none", label=label, markersize=4
     )
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return table.select("rule", "depth", "scheme", "target", "learned", "predicted").sort(
         "rule", "depth", "scheme", "target"
     )
@@ -293,7 +293,7 @@ LEARNING_TIME = Experiment(
             "slopes -2/3, -6/7 and -14/15. Right: two layers from other starts, and gradient descent; the anti-aligned "
             "start's times rise up to λ_c = 0.19 (dotted) and past the bottleneck behind it. Points: the flow; lines: "
             "closed form and quadrature.",
-            data=_drawn,
+            data=_picture_data,
             draw=times_by_size,
         ),
     ),

@@ -148,13 +148,13 @@ def _outcome(
             "mode": [mode] * records,
             "component": [float(learned.λ[mode])] * records,
             "time": times[kept].tolist(),
-            "share": own[kept].tolist(),
+            "share": runs[kept].tolist(),
             "outside": [None] * records if outside is None else outside[kept].tolist(),
-            "learned": [crossing(times, own)] * records,
-            "begun": [crossing(times, own, 1 - TOLERANCE)] * records,
+            "learned": [crossing(times, runs)] * records,
+            "begun": [crossing(times, runs, 1 - TOLERANCE)] * records,
             "apart": [apart] * records,
         }
-        for mode, own in enumerate(shares.mT)
+        for mode, runs in enumerate(shares.mT)
     ]
     columns: dict[str, list[Scalar | None]] = {
         name: [value for part in parts for value in part[name]] for name in parts[0]
@@ -186,18 +186,18 @@ def _named(values: Sequence[object]) -> str:
 
 
 def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), own) for values, own in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
+    return [(_named(values), rows) for values, rows in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
 
 
 def decreasing(table: pl.DataFrame, sign: int) -> Evidence:
     """Mean share of the pairs in order, above most for sign 1, below what is left for sign -1."""
     kinds, checks = _kinds(_orders(table)), []
-    for label, own in kinds:
-        found = mean(own["in_order"], of=label)
-        half = found.half(len(kinds))
+    for label, runs in kinds:
+        estimate = mean(runs["in_order"], of=label)
+        half = estimate.half(len(kinds))
         far = max(MOSTLY, 0.5 + half)
         end = {"low": far} if sign > 0 else {"high": 1 - far}
-        checks.append(Check(label=label, measured=found.value, **end))
+        checks.append(Check(label=label, measured=estimate.value, **end))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a kind")
 
 
@@ -211,9 +211,9 @@ def _differences(runs: pl.DataFrame, value: str, axis: str, low: str, high: str)
     return [
         (
             f"{dataset}, {task}: {high} less {low}",
-            paired(own, value, axis=axis, low=low, high=high, by=["dataset", "task"]),
+            paired(rows, value, axis=axis, low=low, high=high, by=["dataset", "task"]),
         )
-        for (dataset, task), own in runs.group_by(["dataset", "task"], maintain_order=True)
+        for (dataset, task), rows in runs.group_by(["dataset", "task"], maintain_order=True)
     ]
 
 
@@ -221,10 +221,10 @@ def slopes(table: pl.DataFrame) -> Evidence:
     """Mean exponent of the time in λ over the seeds, beside that of the depth."""
     logs = modes_of(table).with_columns(pl.col("component").log(), pl.col("learned").log())
     kinds, checks = _kinds(logs), []
-    for label, own in kinds:
-        found = slope(own, "component", "learned")
-        law, name = depth_slope(int(own["depth"][0])), f"{label}: exponent (standard error {found.error:.2g})"
-        checks.append(Check(label=name, measured=found.value, low=law - 0.1, high=law + 0.1))
+    for label, runs in kinds:
+        estimate = slope(runs, "component", "learned")
+        law, name = depth_slope(int(runs["depth"][0])), f"{label}: exponent (standard error {estimate.error:.2g})"
+        checks.append(Check(label=name, measured=estimate.value, low=law - 0.1, high=law + 0.1))
     return Evidence(checks=tuple(checks))
 
 
@@ -238,8 +238,8 @@ def gradient_slopes(table: pl.DataFrame) -> Evidence:
     return below_zero(_differences(pl.DataFrame(rows), "slope", "rule", "fa", "bp"))
 
 
-def _log_slope(own: pl.DataFrame) -> float:
-    x, y = (own[name].cast(pl.Float64).log().to_numpy() for name in ("component", "learned"))
+def _log_slope(runs: pl.DataFrame) -> float:
+    x, y = (runs[name].cast(pl.Float64).log().to_numpy() for name in ("component", "learned"))
     return float(np.polyfit(x, y, 1)[0])
 
 
@@ -253,9 +253,9 @@ def waits(table: pl.DataFrame) -> Evidence:
 def leaves(table: pl.DataFrame) -> Evidence:
     """Rate at which the weights on unused inputs grow, fitted between rounding and the size at which others notice."""
     checks = []
-    for label, own in _kinds(table.filter((pl.col("mode") == 0) & pl.col("outside").is_not_null())):
-        predicted = _growth(float(own["rate"][0]))
-        rates = [_log_growth(run) for _, run in own.group_by("seed", maintain_order=True)]
+    for label, runs in _kinds(table.filter((pl.col("mode") == 0) & pl.col("outside").is_not_null())):
+        predicted = _growth(float(runs["rate"][0]))
+        rates = [_log_growth(run) for _, run in runs.group_by("seed", maintain_order=True)]
         for kind, value in (("least", min(rates)), ("most", max(rates))):
             checks.append(Check(label=f"{label}: {kind}", measured=value / predicted, low=0.95, high=1.05))
     if not checks:
@@ -277,9 +277,9 @@ def _growth(rate: float) -> float:
 def exactly(table: pl.DataFrame) -> Evidence:
     """Least and most share of the pairs in order, 1 from zero and 0 from anti-aligned weights."""
     checks = []
-    for label, own in _kinds(_orders(table)):
-        wanted = 0.0 if own["scheme"][0] == "anti-aligned" else 1.0
-        found = own["in_order"].to_numpy()
+    for label, runs in _kinds(_orders(table)):
+        wanted = 0.0 if runs["scheme"][0] == "anti-aligned" else 1.0
+        found = runs["in_order"].to_numpy()
         for kind, value in (("least", found.min()), ("most", found.max())):
             checks.append(Check(label=f"{label}: {kind}", measured=float(value), low=wanted, high=wanted))
     return Evidence(checks=tuple(checks))
@@ -390,7 +390,7 @@ CLAIMS = (
     ),
 )
 
-_DRAWN_KINDS = (
+_PANELS = (
     ("fa", 2, "small", "random"),
     ("fa", 2, "anti-aligned", "random"),
     ("fa", 3, "small", "random"),
@@ -421,12 +421,12 @@ def courses(data: pl.DataFrame) -> "Figure":
     """A column a rule and start, a row a problem; the larger the component, the darker."""
     problems = _problems(data)
     figure, axes = panels(
-        len(_DRAWN_KINDS),
+        len(_PANELS),
         len(problems),
         titles=[
             f"{rule}, {depth} layers\n{scheme}" if row == 0 else ""
             for row in range(len(problems))
-            for rule, depth, scheme, _ in _DRAWN_KINDS
+            for rule, depth, scheme, _ in _PANELS
         ],
         xlabels=["time"],
         ylabels=[f"{name}, {task}" for name, task in problems],
@@ -438,10 +438,10 @@ def courses(data: pl.DataFrame) -> "Figure":
         whole = data.filter((pl.col("dataset") == name) & (pl.col("task") == task))
         count = whole["mode"].n_unique()
         kept = sorted({round(k * (count - 1) / (min(_LINES, count) - 1)) for k in range(min(_LINES, count))})
-        for panel, kind in zip(axes[row * len(_DRAWN_KINDS) :], _DRAWN_KINDS, strict=False):
-            own = _of(whole, kind).filter(pl.col("time") > 0)
+        for panel, kind in zip(axes[row * len(_PANELS) :], _PANELS, strict=False):
+            runs = _of(whole, kind).filter(pl.col("time") > 0)
             for colour, mode in zip(reversed(sequence(len(kept))), kept, strict=True):
-                line = own.filter(pl.col("mode") == mode).sort("time")
+                line = runs.filter(pl.col("mode") == mode).sort("time")
                 panel.plot(line["time"], line["share"], color=colour, linewidth=1.3)
             panel.axhline(0.9, color=INK, linewidth=0.8, linestyle=(0, (4, 2.5)))
             panel.axhline(0.0, color=AXIS, linewidth=0.8)
@@ -462,7 +462,7 @@ def components(data: pl.DataFrame) -> "Figure":
         share="all",
         height=3.6,
     )
-    looks = dict(zip(_DRAWN_KINDS, zip((*COLOURS[:5], INK), MARKERS, strict=True), strict=True))
+    looks = dict(zip(_PANELS, zip((*COLOURS[:5], INK), MARKERS, strict=True), strict=True))
     for panel, (name, task) in zip(axes, problems, strict=True):
         whole = data.filter((pl.col("dataset") == name) & (pl.col("task") == task))
         for kind, (colour, marker) in looks.items():
@@ -471,7 +471,7 @@ def components(data: pl.DataFrame) -> "Figure":
         for kind, scheme in (("small", "zero"), ("anti-aligned", "anti-aligned")):
             own = _of(whole, ("fa", 2, scheme, "spectral"))
             _draw_points(panel, own, looks["fa", 2, kind, "random"][0], "o", "", open_=True)
-        for kind, exponent in ((_DRAWN_KINDS[0], -2 / 3), (_DRAWN_KINDS[2], -6 / 7), (_DRAWN_KINDS[4], -1.0)):
+        for kind, exponent in ((_PANELS[0], -2 / 3), (_PANELS[2], -6 / 7), (_PANELS[4], -1.0)):
             own = _of(whole, kind).drop_nulls("learned")
             sizes = [float(size) for size in (own["component"].to_numpy().min(), own["component"].to_numpy().max())]
             scale = float((own["learned"].log() - exponent * own["component"].log()).to_numpy().mean())
@@ -482,11 +482,11 @@ def components(data: pl.DataFrame) -> "Figure":
 
 
 def _draw_points(
-    panel: "Axes", own: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False
+    panel: "Axes", runs: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False
 ) -> None:
     panel.plot(
-        own["component"],
-        own["learned"],
+        runs["component"],
+        runs["learned"],
         marker,
         color=colour,
         fillstyle="none" if open_ else "full",
@@ -495,7 +495,7 @@ def _draw_points(
     )
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "task", "rule", "depth", "scheme", "basis"]
     return (
         table.filter((pl.col("seed") == 0) & (pl.col("basis") == "random"))
@@ -536,7 +536,7 @@ NETWORKS = Experiment(
             "time; first seed. From small weights the principal components come first, from hidden weights against "
             "their feedback path the negligible ones, at the same data, feedback and steps; where random feedback "
             "couples the components, they do not rest there and are lost again. Dashed: 90 %.",
-            data=_drawn,
+            data=_picture_data,
             draw=courses,
         ),
         Picture(

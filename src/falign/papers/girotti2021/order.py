@@ -1,6 +1,7 @@
 """The order in which components are learned, from six named starts, by feedback alignment and gradient descent."""
 
 from collections.abc import Sequence
+from math import log
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -84,7 +85,7 @@ _AGAINST = (pl.col("rule") == "fa") & (pl.col("scheme") == "anti-aligned") & (pl
 _SAME = (pl.col("rule") == "fa") & pl.col("scheme").is_in(["zero", "anti-aligned"]) & (pl.col("target") < _BELOW)
 
 
-def ends(table: pl.DataFrame) -> pl.DataFrame:
+def final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: when it was learned and begun."""
     return table.filter(pl.col("time") == 0)
 
@@ -95,7 +96,7 @@ def _label(values: Sequence[object]) -> str:
 
 
 def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
-    found = orders(ends(table), by=_KIND)
+    runs = orders(final_records(table), by=_KIND)
     return Evidence(
         checks=tuple(
             Check(
@@ -104,14 +105,14 @@ def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
                 low=low,
                 high=high,
             )
-            for row in found.to_dicts()
+            for row in runs.to_dicts()
         )
     )
 
 
 def _both(table: pl.DataFrame) -> Evidence:
     zero, against = (
-        float(orders(ends(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
+        float(orders(final_records(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
         for name in ("zero", "anti-aligned")
     )
     return Evidence(checks=(Check(label="zero less anti-aligned", measured=zero - against, low=1.0),))
@@ -119,22 +120,18 @@ def _both(table: pl.DataFrame) -> Evidence:
 
 def _simultaneous(table: pl.DataFrame) -> Evidence:
     """Learning times of components well below K^(3/2), relative to ln 10/(mK)."""
-    small = ends(table).filter(pl.col("target") <= 0.1)
+    small = final_records(table).filter(pl.col("target") <= 0.1)
     return Evidence(
         checks=tuple(
-            Check(label=f"λ = {row['target']:g}", measured=row["learned"] / _TEN, low=0.98, high=1.02)
+            Check(label=f"λ = {row['target']:g}", measured=row["learned"] / log(10), low=0.98, high=1.02)
             for row in small.sort("target").to_dicts()
         )
     )
 
 
-_TEN = 2.302585092994046
-"""ln 10."""
-
-
 def _no_staircase(table: pl.DataFrame) -> Evidence:
     """Of all the time that a component takes, the part before its first tenth is there."""
-    waits = ends(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
+    waits = final_records(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
     checks = []
     for row in waits.sort("rule", "target", descending=[True, False]).to_dicts():
         own = {"high": 0.35} if row["rule"] == "fa" else {"low": 0.5}
@@ -215,27 +212,24 @@ CLAIMS = (
     ),
 )
 
-_SCHEMES = ("zero", "small", "positive", "negative", "aligned", "anti-aligned")
-_ROWS = (("fa", 2), ("dfa", 3), ("bp", 2))
-
 
 def courses(data: pl.DataFrame) -> "Figure":
     """One line a component; the larger, the darker."""
     figure, axes = panels(
-        len(_SCHEMES),
-        len(_ROWS),
-        titles=[scheme if row == 0 else "" for row in range(len(_ROWS)) for scheme in _SCHEMES],
+        len(SIZES),
+        len(_KINDS),
+        titles=[scheme if row == 0 else "" for row in range(len(_KINDS)) for scheme in SIZES],
         xlabels=["time"],
-        ylabels=[f"{rule}, {depth} layers" for rule, depth in _ROWS],
+        ylabels=[f"{rule}, {depth} layers" for rule, depth in _KINDS],
         share="all",
         width=10.5,
         height=1.9,
     )
     colours = dict(zip(sorted(data["target"].unique()), sequence(data["target"].n_unique()), strict=True))
     for index, panel in enumerate(axes):
-        (rule, depth), scheme = _ROWS[index // len(_SCHEMES)], _SCHEMES[index % len(_SCHEMES)]
-        own = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & (pl.col("scheme") == scheme))
-        for target, line in each_of(own, "target"):
+        (rule, depth), scheme = _KINDS[index // len(SIZES)], list(SIZES)[index % len(SIZES)]
+        runs = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & (pl.col("scheme") == scheme))
+        for target, line in each_of(runs, "target"):
             panel.plot(line["time"], line["share"], color=colours[target], linewidth=1.3, label=f"λ = {target:g}")
         panel.axhline(0.9, color=INK, linewidth=0.8, linestyle=(0, (4, 2.5)))
         panel.axhline(0.0, color=AXIS, linewidth=0.8)
@@ -246,7 +240,7 @@ def courses(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     columns: list[Scalar] = ["rule", "depth", "scheme", "target", "time", "share", "learned"]
     return table.filter(pl.col("time") > 0).select(columns)
 
@@ -276,7 +270,7 @@ ORDER = Experiment(
             "descent of two. Dashed: learned, 90 %. From zero and small weights larger components come first; from an "
             "anti-aligned hidden weight those below λ_c = 0.19 come in the reverse order. Negative products are cut "
             "off at -½.",
-            data=_drawn,
+            data=_picture_data,
             draw=courses,
         ),
     ),

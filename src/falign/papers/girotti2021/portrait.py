@@ -52,13 +52,13 @@ def roots(*, target: float, feedback: float, share: float, invariant: float) -> 
     return pl.DataFrame({"hidden": hidden, "stable": stable}).with_columns(share=pl.lit(share), velocity=pl.lit(0.0))
 
 
-def ends(table: pl.DataFrame) -> pl.DataFrame:
+def final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a trajectory, at its last record."""
     return table.filter(pl.col("time") == pl.col("time").max())
 
 
 def _learned(table: pl.DataFrame) -> Evidence:
-    left = ends(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
+    left = final_records(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
     groups = left.sort("share").group_by(["share"], maintain_order=True)
     kinds = [(f"K = {share:+g} |K_c|", runs) for (share,), runs in groups]
     return largest(kinds, "left", 1e-4, label="{label}: most of {rows}")
@@ -67,8 +67,8 @@ def _learned(table: pl.DataFrame) -> Evidence:
 def _counted(table: pl.DataFrame) -> Evidence:
     """Distinct ends of the trajectories: stable fixed points that are reached."""
     checks = []
-    for (share,), own in ends(table).sort("share").group_by(["share"], maintain_order=True):
-        places = np.sort(own["hidden"].to_numpy())
+    for (share,), runs in final_records(table).sort("share").group_by(["share"], maintain_order=True):
+        places = np.sort(runs["hidden"].to_numpy())
         wanted = 2.0 if float(str(share)) < -1 else 1.0
         reached = 1.0 + float((np.diff(places) > 0.1).sum())
         checks.append(Check(label=f"K = {share:+g} |K_c|", measured=reached, low=wanted, high=wanted))
@@ -76,13 +76,13 @@ def _counted(table: pl.DataFrame) -> Evidence:
 
 
 def _limits(table: pl.DataFrame) -> Evidence:
-    far = ends(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
+    far = final_records(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
     return largest([("farthest", far)], "far", 1e-3, label="{label} of {rows}")
 
 
 def _parted(table: pl.DataFrame) -> Evidence:
     """Where each trajectory of K below K_c ends, beside which side of the unstable point it began on."""
-    found, wrong = ends(table), 0
+    found, wrong = final_records(table), 0
     for row in found.to_dicts():
         points = roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
         (unstable,) = points.filter(~pl.col("stable"))["hidden"].to_list()
@@ -159,11 +159,11 @@ def portraits(data: pl.DataFrame) -> "Figure":
         height=2.4,
     )
     for column, share in enumerate(shares):
-        own = data.filter(pl.col("share") == share)
-        roots = own.filter(pl.col("shown") == "root")
+        runs = data.filter(pl.col("share") == share)
+        roots = runs.filter(pl.col("shown") == "root")
         above, below = axes[column], axes[len(shares) + column]
-        _field(above, own.filter(pl.col("shown") == "field"), roots)
-        _trajectories(below, own.filter(pl.col("shown") == "trajectory"), roots)
+        _field(above, runs.filter(pl.col("shown") == "field"), roots)
+        _trajectories(below, runs.filter(pl.col("shown") == "trajectory"), roots)
     return figure
 
 
@@ -178,14 +178,14 @@ def _field(panel: "Axes", field: pl.DataFrame, roots: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
     panel.plot(field["hidden"], field["velocity"], color=INK, linewidth=1.3)
     panel.set_ylim(-5, 5)
-    for stable, own in each_of(roots, "stable"):
+    for stable, runs in each_of(roots, "stable"):
         face = INK if stable else "white"
-        panel.plot(own["hidden"], own["velocity"], "o", color=INK, markerfacecolor=face, markersize=6, zorder=4)
+        panel.plot(runs["hidden"], runs["velocity"], "o", color=INK, markerfacecolor=face, markersize=6, zorder=4)
 
 
 def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> None:
-    for stable, own in each_of(roots, "stable"):
-        for place in own["hidden"]:
+    for stable, runs in each_of(roots, "stable"):
+        for place in runs["hidden"]:
             panel.axhline(place, color=INK, linewidth=0.9, linestyle="-" if stable else ":")
     for _, path in each_of(paths, "start"):
         line = path.sort("time")
@@ -194,7 +194,7 @@ def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> No
     panel.set_xlim(0, 12)
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Trajectories, the field ``h(θ_1)`` and its roots, told apart by "shown"."""
     kinds = table.select("target", "feedback", "share", "invariant").unique().sort("share").to_dicts()
     drawn = table.filter(pl.col("time") <= _SHOWN)
@@ -228,7 +228,7 @@ PORTRAIT = Experiment(
             "(above), and trajectories (below), for K above and below K_c = -3/2 (λ²/m)^(1/3). Filled: stable fixed "
             "points; open: unstable ones. Below K_c a second stable point appears, at which θ_1 and θ_2 are both "
             "negative.",
-            data=_drawn,
+            data=_picture_data,
             draw=portraits,
         ),
     ),

@@ -200,7 +200,7 @@ def _named(values: Sequence[object]) -> str:
 
 
 def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), own) for values, own in runs.group_by(_KIND, maintain_order=True)]
+    return [(_named(values), rows) for values, rows in runs.group_by(_KIND, maintain_order=True)]
 
 
 def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
@@ -214,7 +214,7 @@ def _passed(table: pl.DataFrame) -> Evidence:
     first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
     runs = last.join(first, on=[*_KIND, "seed"])
     kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
-    return above_zero([(label, mean(own["less"], of=label)) for label, own in kinds])
+    return above_zero([(label, mean(rows["less"], of=label)) for label, rows in kinds])
 
 
 _LINES = pl.col("activation") == "linear"
@@ -268,13 +268,12 @@ CLAIMS = (
 _SHOWN = (0, 2, 4, 6, 8)
 """Components that are drawn."""
 _PREDICTED = (0, (4, 2.5))
-_DRAWN_KIND = ["dataset", "activation", "rule", "depth", "size"]
 
 
 def beside(data: pl.DataFrame) -> "Figure":
     """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
     sets = each_of(data, "dataset")
-    kinds = data.select(_DRAWN_KIND[1:]).unique().sort(pl.all()).rows()
+    kinds = data.select(_KIND[1:]).unique().sort(pl.all()).rows()
     figure, axes = panels(
         len(kinds),
         2 * len(sets),
@@ -287,11 +286,11 @@ def beside(data: pl.DataFrame) -> "Figure":
     )
     for row, (_, whole) in enumerate(sets):
         for column, kind in enumerate(kinds):
-            own = whole.filter(*(pl.col(name) == value for name, value in zip(_DRAWN_KIND[1:], kind, strict=True)))
+            runs = whole.filter(*(pl.col(name) == value for name, value in zip(_KIND[1:], kind, strict=True)))
             above, below = (axes[(2 * row + part) * len(kinds) + column] for part in (0, 1))
-            _lines(above, own, (WHOLE,), [INK])
+            _lines(above, runs, (WHOLE,), [INK])
             above.set_ylim(bottom=0)
-            _lines(below, own, _SHOWN, sequence(len(_SHOWN))[::-1])
+            _lines(below, runs, _SHOWN, sequence(len(_SHOWN))[::-1])
             logarithmic(below, "y")
             below.set_ylim(bottom=3e-4)
     axes[0].plot([], [], color=INK, linestyle=_PREDICTED, linewidth=1.2, label="predicted")
@@ -299,14 +298,14 @@ def beside(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _lines(panel: "Axes", own: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
-    for colour, (mode, line) in zip(colours, each_of(own, "mode", modes), strict=False):
+def _lines(panel: "Axes", runs: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
+    for colour, (mode, line) in zip(colours, each_of(runs, "mode", modes), strict=False):
         label = "whole" if mode == WHOLE else f"component {mode + 1}"
         panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)
         panel.plot(line["step"], line["predicted"], color=colour, linewidth=1.2, linestyle=_PREDICTED)
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "activation", "rule", "depth", "size"]
     return (
         table.filter(pl.col("seed") == 0)
@@ -342,7 +341,7 @@ PREDICTION = Experiment(
             "maps reach, and what falign.theory.deep_linear.predict makes of their initial weights, feedback and data "
             "(dashed); first seed. × 1: weights of PyTorch's size. ReLU networks are trained in mini-batches and "
             "predicted as linear ones, each neuron with its initial gain.",
-            data=_drawn,
+            data=_picture_data,
             draw=beside,
         ),
     ),

@@ -133,7 +133,7 @@ _SLOW = 0.1
 
 
 def _groups(runs: pl.DataFrame, by: list[str]) -> list[tuple[tuple, pl.DataFrame]]:
-    return [(values, own) for values, own in runs.sort(by).group_by(by, maintain_order=True)]
+    return [(values, rows) for values, rows in runs.sort(by).group_by(by, maintain_order=True)]
 
 
 def _missing(table: pl.DataFrame) -> pl.DataFrame:
@@ -154,11 +154,11 @@ def _fails_to_converge(table: pl.DataFrame) -> Evidence:
     return Evidence(
         checks=tuple(
             Check(
-                label=f"{depth} layers, η = {share:g} η_max: least of {own.height}",
-                measured=float(own["still"].to_numpy().min()),
+                label=f"{depth} layers, η = {share:g} η_max: least of {runs.height}",
+                measured=float(runs["still"].to_numpy().min()),
                 low=_LEARNED,
             )
-            for (depth, share), own in _groups(ends, ["depth", "share"])
+            for (depth, share), runs in _groups(ends, ["depth", "share"])
         ),
         note=f"{int((ends['diverged'] >= 0).sum())} of {ends.height} left the finite numbers, which counts as 1",
     )
@@ -170,11 +170,11 @@ def _universal(table: pl.DataFrame) -> Evidence:
         checks=tuple(
             Check(
                 label=f"λ = {target:g}",
-                measured=float(own["half"].to_numpy().mean()),
+                measured=float(rows["half"].to_numpy().mean()),
                 low=UNIVERSAL - 1e-3,
                 high=UNIVERSAL + 1e-3,
             )
-            for (target,), own in _groups(runs, ["target"])
+            for (target,), rows in _groups(runs, ["target"])
         )
     )
 
@@ -184,12 +184,14 @@ def _first_order(table: pl.DataFrame) -> Evidence:
     far = slow.with_columns(far=(pl.col("learned") - pl.col("flow")).abs())
     most = far.group_by(_RUN).agg(pl.col("far").max())
     checks = []
-    for (scheme, depth, target), own in _groups(most, ["scheme", "depth", "target"]):
-        if own.height < 2:
-            raise Missing(f"a slope needs two step sizes up to {_SLOW:g} η_max, got {own.height}")
-        found = float(np.polyfit(own["share"].log().to_numpy(), own["far"].log().to_numpy(), 1)[0])
+    for (scheme, depth, target), runs in _groups(most, ["scheme", "depth", "target"]):
+        if runs.height < 2:
+            raise Missing(f"a slope needs two step sizes up to {_SLOW:g} η_max, got {runs.height}")
+        measured = float(np.polyfit(runs["share"].log().to_numpy(), runs["far"].log().to_numpy(), 1)[0])
         checks.append(
-            Check(label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=found, low=0.8, high=1.2)
+            Check(
+                label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=measured, low=0.8, high=1.2
+            )
         )
     return Evidence(checks=tuple(checks))
 
@@ -198,10 +200,12 @@ def _drifts(table: pl.DataFrame) -> Evidence:
     """Slope of the logarithm of the drift of K against log η, and whether it ever rose."""
     ends = final(table, by=_RUN)
     checks = []
-    for (scheme, depth, target), own in _groups(ends, ["scheme", "depth", "target"]):
-        found = float(np.polyfit(own["share"].log().to_numpy(), (-own["drift"]).log().to_numpy(), 1)[0])
+    for (scheme, depth, target), runs in _groups(ends, ["scheme", "depth", "target"]):
+        measured = float(np.polyfit(runs["share"].log().to_numpy(), (-runs["drift"]).log().to_numpy(), 1)[0])
         checks.append(
-            Check(label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=found, low=0.8, high=1.2)
+            Check(
+                label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=measured, low=0.8, high=1.2
+            )
         )
     return Evidence(checks=tuple(checks))
 
@@ -278,8 +282,8 @@ def beside_the_flow(data: pl.DataFrame) -> "Figure":
         height=2.6,
     )
     flow = data.filter(pl.col("share") == shares[0]).sort("time")
-    for panel, (_, own) in zip(axes, each_of(data, "share", wanted), strict=True):
-        line = own.sort("step").filter(pl.col("time") <= 12)
+    for panel, (_, runs) in zip(axes, each_of(data, "share", wanted), strict=True):
+        line = runs.sort("step").filter(pl.col("time") <= 12)
         panel.plot(flow["time"], flow["flow"], color=INK, linewidth=1.2, label="flow")
         panel.plot(
             line["time"], line["learned"], color=COLOURS[1], marker="o", markersize=3, linewidth=0.9, label="steps"
@@ -292,7 +296,7 @@ def beside_the_flow(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     one = (pl.col("depth") == 2) & (pl.col("scheme") == "zero") & (pl.col("target") == 1.0)
     return table.filter(one).select("share", "step", "time", "learned", "flow").sort("share", "step")
 
@@ -319,7 +323,7 @@ STEPS = Experiment(
             name="steps",
             caption="A component of size 1 from zero weights, two layers: in steps (points), at shares of the largest "
             "stable step size η_max, and in continuous time (line).",
-            data=_drawn,
+            data=_picture_data,
             draw=beside_the_flow,
         ),
     ),

@@ -96,20 +96,20 @@ RANDOM = ("fa", "dfa")
 """Rules whose feedback never hears of the weights."""
 
 
-def ends(table: pl.DataFrame) -> pl.DataFrame:
+def final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: the cosine's mean over the records of its training, and test accuracy and error at its end."""
-    found = table.group_by(KEYS, maintain_order=True).agg(
+    runs = table.group_by(KEYS, maintain_order=True).agg(
         pl.col("cosine").mean(), pl.col("accuracy").drop_nulls().last()
     )
-    return found.with_columns(error=1 - pl.col("accuracy")).sort(KEYS)
+    return runs.with_columns(error=1 - pl.col("accuracy")).sort(KEYS)
 
 
 def compared(table: pl.DataFrame) -> pl.DataFrame:
-    """The runs of :func:`ends` that compare rules: adafa with the one tracking rate that is run at every number."""
-    found = ends(table)
-    counts = found.group_by("dataset", "rule", "tracking").agg(numbers=pl.col("classes").n_unique())
+    """Final records that compare rules: those of adafa with the one tracking rate that is run at every number."""
+    runs = final_records(table)
+    counts = runs.group_by("dataset", "rule", "tracking").agg(numbers=pl.col("classes").n_unique())
     everywhere = counts.filter(pl.col("numbers") == pl.col("numbers").max().over("dataset")).drop("numbers")
-    return found.join(everywhere, on=["dataset", "rule", "tracking"], how="semi").sort(KEYS)
+    return runs.join(everywhere, on=["dataset", "rule", "tracking"], how="semi").sort(KEYS)
 
 
 def correlations(runs: pl.DataFrame) -> pl.DataFrame:
@@ -117,11 +117,11 @@ def correlations(runs: pl.DataFrame) -> pl.DataFrame:
 
     Null where all rules are equally accurate.
     """
-    found = runs.group_by("dataset", "classes", "seed").agg(
+    rows = runs.group_by("dataset", "classes", "seed").agg(
         correlation=pl.corr("cosine", "accuracy"),
         slope=pl.cov("cosine", "accuracy") / pl.col("cosine").var(),
     )
-    return found.with_columns(pl.col("correlation").fill_nan(None)).sort("dataset", "classes", "seed")
+    return rows.with_columns(pl.col("correlation").fill_nan(None)).sort("dataset", "classes", "seed")
 
 
 def interval(correlation: Sequence[float], comparisons: int = 1) -> tuple[float, float, float]:
@@ -135,26 +135,26 @@ def interval(correlation: Sequence[float], comparisons: int = 1) -> tuple[float,
         The mean and the ends of the interval.
     """
     bounded = [max(-1 + 1e-12, min(1 - 1e-12, each)) for each in correlation]
-    found = mean([atanh(each) for each in bounded], of="correlation")
-    half = found.half(comparisons)
-    return tanh(found.value), tanh(found.value - half), tanh(found.value + half)
+    estimate = mean([atanh(each) for each in bounded], of="correlation")
+    half = estimate.half(comparisons)
+    return tanh(estimate.value), tanh(estimate.value - half), tanh(estimate.value + half)
 
 
 def _extremes(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame, int, int]]:
     """[(data set, its runs that compare rules, least and largest number of classes)]."""
     runs = compared(table)
-    found = []
-    for (name,), own in runs.group_by(["dataset"], maintain_order=True):
-        counts = own["classes"].unique().sort()
-        found.append((str(name), own, counts[0], counts[-1]))
-    return found
+    collected = []
+    for (name,), rows in runs.group_by(["dataset"], maintain_order=True):
+        counts = rows["classes"].unique().sort()
+        collected.append((str(name), rows, counts[0], counts[-1]))
+    return collected
 
 
 def _helps(table: pl.DataFrame) -> Evidence:
     checks = []
     cases = [
-        (f"{name}, {most} classes, {words}", own.filter((pl.col("classes") == most) & kept))
-        for name, own, _, most in _extremes(table)
+        (f"{name}, {most} classes, {words}", rows.filter((pl.col("classes") == most) & kept))
+        for name, rows, _, most in _extremes(table)
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
     ]
     for label, runs in cases:
@@ -168,63 +168,63 @@ def _helps(table: pl.DataFrame) -> Evidence:
 
 
 def _helps_more(table: pl.DataFrame) -> Evidence:
-    found = []
-    for name, own, least, most in _extremes(table):
-        slopes = correlations(own)
+    estimates = []
+    for name, runs, least, most in _extremes(table):
+        slopes = correlations(runs)
         label = f"{name}: accuracy per unit of cosine, {most} classes less {least}"
-        found.append((label, paired(slopes, "slope", axis="classes", low=least, high=most, by=["dataset"])))
-    return above_zero(found, note=f"{found[0][1].runs} runs a point")
+        estimates.append((label, paired(slopes, "slope", axis="classes", low=least, high=most, by=["dataset"])))
+    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 def _grows(table: pl.DataFrame) -> Evidence:
-    found = []
-    for name, own, least, most in _extremes(table):
-        for rule in own["rule"].unique().sort().to_list():
-            runs = own.filter(pl.col("rule") == rule)
+    estimates = []
+    for name, rows, least, most in _extremes(table):
+        for rule in rows["rule"].unique().sort().to_list():
+            runs = rows.filter(pl.col("rule") == rule)
             label = f"{name}, {rule}: test error, {most} classes less {least}"
-            found.append((label, paired(runs, "error", axis="classes", low=least, high=most, by=["dataset"])))
-    return above_zero(found, note=f"{found[0][1].runs} runs a point")
+            estimates.append((label, paired(runs, "error", axis="classes", low=least, high=most, by=["dataset"])))
+    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 def _gap(table: pl.DataFrame) -> Evidence:
     keys = ["dataset", "classes", "seed"]
-    found = []
-    for name, own, least, most in _extremes(table):
-        best = own.filter(pl.col("rule") == "bp").select(*keys, than="accuracy")
+    estimates = []
+    for name, runs, least, most in _extremes(table):
+        best = runs.filter(pl.col("rule") == "bp").select(*keys, than="accuracy")
         for rule in RANDOM:
-            behind = own.filter(pl.col("rule") == rule).join(best, on=keys)
+            behind = runs.filter(pl.col("rule") == rule).join(best, on=keys)
             behind = behind.with_columns(behind=pl.col("than") - pl.col("accuracy"))
             label = f"{name}, {rule}: accuracy behind bp, {most} classes less {least}"
-            found.append((label, paired(behind, "behind", axis="classes", low=least, high=most, by=["dataset"])))
-    return above_zero(found, note=f"{found[0][1].runs} runs a point")
+            estimates.append((label, paired(behind, "behind", axis="classes", low=least, high=most, by=["dataset"])))
+    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 def _misaligned(table: pl.DataFrame) -> Evidence:
-    found = []
-    for name, own, least, most in _extremes(table):
+    estimates = []
+    for name, rows, least, most in _extremes(table):
         for rule in RANDOM:
-            runs = own.filter(pl.col("rule") == rule)
+            runs = rows.filter(pl.col("rule") == rule)
             label = f"{name}, {rule}: cosine, {least} classes less {most}"
-            found.append((label, paired(runs, "cosine", axis="classes", low=most, high=least, by=["dataset"])))
-    return above_zero(found, note=f"{found[0][1].runs} runs a point")
+            estimates.append((label, paired(runs, "cosine", axis="classes", low=most, high=least, by=["dataset"])))
+    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 def dial(table: pl.DataFrame) -> pl.DataFrame:
     """Runs of fa (tracking 0), of adafa by tracking rate, and of bp (1), at the largest number of classes."""
-    found = ends(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     ends_of_dial = pl.col("rule").replace_strict({"fa": 0.0, "bp": 1.0}, default=pl.col("tracking"))
-    return found.filter(pl.col("rule").is_in(["fa", "adafa", "bp"])).with_columns(alpha=ends_of_dial)
+    return runs.filter(pl.col("rule").is_in(["fa", "adafa", "bp"])).with_columns(alpha=ends_of_dial)
 
 
 def _turned(table: pl.DataFrame, far: bool) -> Evidence:
-    found = []
-    for (name,), own in dial(table).group_by(["dataset"], maintain_order=True):
-        alphas = own.filter(pl.col("rule") == "adafa")["alpha"].unique().sort()
+    estimates = []
+    for (name,), runs in dial(table).group_by(["dataset"], maintain_order=True):
+        alphas = runs.filter(pl.col("rule") == "adafa")["alpha"].unique().sort()
         alpha = alphas[-1] if far else alphas[0]
         for value in ("cosine", "accuracy"):
             label = f"{name}: {value}, α = {alpha:g} less α = 0"
-            found.append((label, paired(own, value, axis="alpha", low=0.0, high=alpha, by=["dataset"])))
-    return above_zero(found, note=f"{found[0][1].runs} runs a point")
+            estimates.append((label, paired(runs, value, axis="alpha", low=0.0, high=alpha, by=["dataset"])))
+    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 _T = "Above 0 with 99 % confidence (Student's t over the seeds, all together)."
@@ -319,14 +319,14 @@ def by_classes(data: pl.DataFrame) -> "Figure":
         ylabels=["test accuracy"] * len(sets),
         height=3.0,
     )
-    for row, (_, own) in enumerate(sets):
+    for row, (_, rows) in enumerate(sets):
         left, middle, right = axes[3 * row : 3 * row + 3]
         for panel, shown in ((left, "accuracy"), (middle, "cosine")):
-            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
+            for rule, runs in each_of(rows.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
                 points(panel, runs.sort("classes"), "classes", str(rule))
         middle.set_ylabel("cos∠(taken, true gradient)")
-        _correlation(right, own.filter(pl.col("shown") == "correlation").sort("classes"))
-        counts = sorted(own["classes"].unique().to_list())
+        _correlation(right, rows.filter(pl.col("shown") == "correlation").sort("classes"))
+        counts = sorted(rows["classes"].unique().to_list())
         for panel in (left, middle, right):
             logarithmic(panel, "x", ticks=thinned(counts, 6))
             panel.set_xlim(counts[0] * 0.9, counts[-1] * 1.1)
@@ -336,12 +336,12 @@ def by_classes(data: pl.DataFrame) -> "Figure":
 
 def _correlation(panel: "Axes", data: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
-    for shift, (words, own) in zip((1.0, 1.04), each_of(data, "of"), strict=False):
+    for shift, (words, runs) in zip((1.0, 1.04), each_of(data, "of"), strict=False):
         hollow = words != "all rules"
         panel.errorbar(
-            own["classes"] * shift,
-            own["mean"],
-            yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
+            runs["classes"] * shift,
+            runs["mean"],
+            yerr=[runs["mean"] - runs["low"], runs["high"] - runs["mean"]],
             color=AXIS if hollow else INK,
             marker="o",
             fillstyle="none" if hollow else "full",
@@ -357,16 +357,16 @@ def by_alignment(data: pl.DataFrame) -> "Figure":
     sets = each_of(data, "dataset")
     figure, axes = panels(
         len(sets),
-        titles=[f"{name}, {own['classes'][0]} classes" for name, own in sets],
+        titles=[f"{name}, {runs['classes'][0]} classes" for name, runs in sets],
         xlabels=["cos∠(taken, true gradient)"],
         ylabels=["test accuracy"],
         width=max(5.5, 3.2 * len(sets)),
         height=3.4,
     )
-    for panel, (_, own) in zip(axes, sets, strict=True):
-        turned = own.filter(pl.col("alpha").is_not_null()).sort("alpha")
+    for panel, (_, runs) in zip(axes, sets, strict=True):
+        turned = runs.filter(pl.col("alpha").is_not_null()).sort("alpha")
         panel.plot(turned["cosine"], turned["accuracy"], color=AXIS, linewidth=1.2, label="the dial α", zorder=1)
-        for row in own.sort(pl.col("rule").replace_strict({rule: k for k, rule in enumerate(STYLES)})).to_dicts():
+        for row in runs.sort(pl.col("rule").replace_strict({rule: k for k, rule in enumerate(STYLES)})).to_dicts():
             colour, marker = STYLES[row["rule"]]
             panel.errorbar(
                 row["cosine"],
@@ -400,8 +400,8 @@ def _by_classes(table: pl.DataFrame) -> pl.DataFrame:
     rows = [
         {"dataset": name, "classes": count, "of": words, "shown": "correlation", **found}
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
-        for (name, count), own in correlations(runs.filter(kept)).group_by(["dataset", "classes"], maintain_order=True)
-        if (found := _interval(own["correlation"]))
+        for (name, count), part in correlations(runs.filter(kept)).group_by(["dataset", "classes"], maintain_order=True)
+        if (found := _interval(part["correlation"]))
     ]
     return pl.concat([*parts, pl.DataFrame(rows)], how="diagonal")
 
@@ -418,17 +418,17 @@ def _interval(correlation: pl.Series) -> dict[str, float] | None:
 
 
 def _by_alignment(table: pl.DataFrame) -> pl.DataFrame:
-    runs = ends(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     keys = ["dataset", "rule", "tracking"]
     alphas = dial(table).select(*keys, "alpha").unique()
-    found = runs.group_by([*keys, "classes"]).agg(
+    rows = runs.group_by([*keys, "classes"]).agg(
         pl.col("cosine").mean(),
         pl.col("accuracy").mean(),
         cosine_sd=pl.col("cosine").std(),
         accuracy_sd=pl.col("accuracy").std(),
         runs=pl.len(),
     )
-    return found.join(alphas, on=keys, how="left").sort(keys)
+    return rows.join(alphas, on=keys, how="left").sort(keys)
 
 
 CLASSES = Experiment(

@@ -61,15 +61,15 @@ def _points(mlp: str, rates: Sequence[float], *, rest: int, **sizes: Scalar) -> 
 
 
 MOMENTUM = 0.9
-_DRAWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
+_SHOWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
 _RULES = ("fa", "usf", "kp", "adafa")
-_COLOUR: dict[str, str] = dict(zip(_DRAWN_CASES, (INK, *COLOURS), strict=True))
+_COLOUR: dict[str, str] = dict(zip(_SHOWN_CASES, (INK, *COLOURS), strict=True))
 
 
-def _drawn_kinds(data: pl.DataFrame) -> list[tuple[str, str]]:
+def _shown_kinds(data: pl.DataFrame) -> list[tuple[str, str]]:
     """[(case, rule)]: the rules under plain descent, then feedback alignment under the others."""
     there = set(data.select("case", "rule").unique().rows())
-    return [(case, rule) for case in _DRAWN_CASES for rule in _RULES if (case, rule) in there]
+    return [(case, rule) for case in _SHOWN_CASES for rule in _RULES if (case, rule) in there]
 
 
 def _convolutional(model: str) -> bool:
@@ -89,14 +89,14 @@ def drifts(data: pl.DataFrame) -> "Figure":
         height=3.4,
     )
     rates = sorted(data["rate"].unique().to_list())
-    for row, (_, own) in enumerate(sets):
+    for row, (_, rows) in enumerate(sets):
         left, right = axes[2 * row : 2 * row + 2]
-        for case, rule in _drawn_kinds(own):
-            for model, runs in each_of(own.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
+        for case, rule in _shown_kinds(rows):
+            for model, runs in each_of(rows.filter((pl.col("case") == case) & (pl.col("rule") == rule)), "model"):
                 plain = case == "plain"
                 colour = STYLES[rule].colour if plain else _COLOUR[case]
                 _drift(left if plain else right, runs.sort("rate"), colour, str(model), rule if plain else case)
-        base = own["mean"].to_numpy().min() / 3
+        base = rows["mean"].to_numpy().min() / 3
         for panel in (left, right):
             law(panel, rates, [base * rate / rates[0] for rate in rates], "∝ η")
             logarithmic(panel, "both")
@@ -236,7 +236,7 @@ def _named(values: tuple) -> str:
 
 
 def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), own) for values, own in runs.sort(by).group_by(by, maintain_order=True)]
+    return [(_named(values), rows) for values, rows in runs.sort(by).group_by(by, maintain_order=True)]
 
 
 def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
@@ -244,10 +244,10 @@ def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
     logs = off_diagonal(table).with_columns(pl.col("rate").log(), pl.col("apart").log())
     kinds = _kinds(logs, _KIND)
     checks = []
-    for label, own in kinds:
-        found = slope(own, "rate", "apart")
-        half = found.half(len(kinds)) * (1 if low < 1 < high < inf else -1)
-        checks.append(Check(label=f"{label}: exponent of η", measured=found.value, low=low - half, high=high + half))
+    for label, runs in kinds:
+        estimate = slope(runs, "rate", "apart")
+        half = estimate.half(len(kinds)) * (1 if low < 1 < high < inf else -1)
+        checks.append(Check(label=f"{label}: exponent of η", measured=estimate.value, low=low - half, high=high + half))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
 
 
@@ -255,9 +255,9 @@ def _near(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table)
     kinds = _kinds(runs.filter(pl.col("rate") == pl.col("rate").min().over(_KIND)), _POINT)
     checks = []
-    for label, own in kinds:
-        found = mean(own["degrees"], of=label)
-        checks.append(Check(label=f"{label}: degrees", measured=found.value, high=_NEAR - found.half(len(kinds))))
+    for label, rows in kinds:
+        estimate = mean(rows["degrees"], of=label)
+        checks.append(Check(label=f"{label}: degrees", measured=estimate.value, high=_NEAR - estimate.half(len(kinds))))
     return Evidence(checks=tuple(checks))
 
 
@@ -269,17 +269,19 @@ def _momentum(table: pl.DataFrame) -> Evidence:
     both = both.with_columns(ratio=pl.col("apart") / pl.col("than"))
     kinds, most = _kinds(both, _POINT), (1 + MOMENTUM) / (1 - MOMENTUM)
     checks = []
-    for label, own in kinds:
-        found = mean(own["ratio"], of=label)
-        half = found.above(len(kinds))
-        checks.append(Check(label=f"{label}: times, less 1", measured=found.value - 1, low=half, high=most - 1 - half))
+    for label, rows in kinds:
+        estimate = mean(rows["ratio"], of=label)
+        half = estimate.above(len(kinds))
+        checks.append(
+            Check(label=f"{label}: times, less 1", measured=estimate.value - 1, low=half, high=most - 1 - half)
+        )
     return Evidence(checks=tuple(checks))
 
 
 def _rests(table: pl.DataFrame) -> Evidence:
     runs = off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
     return around(
-        [(label, mean(own["ratio"], of=label)) for label, own in _kinds(runs, _POINT)],
+        [(label, mean(rows["ratio"], of=label)) for label, rows in _kinds(runs, _POINT)],
         1,
         0.1,
         note=f"C < 0 for {runs['negative'].to_numpy().mean():.0%} of the neurons",
@@ -391,7 +393,7 @@ def diagonals(data: pl.DataFrame) -> "Figure":
     """Change of ½|W|² + ½|b|² against that of ⟨B, W⟩: a panel a rule, then a panel a departure; in rows by data set."""
     from matplotlib.lines import Line2D
 
-    sets, kinds = each_of(data, "dataset"), _drawn_kinds(data)
+    sets, kinds = each_of(data, "dataset"), _shown_kinds(data)
     rows = ceil(len(kinds) / _COLUMNS)
     left_over = [""] * (rows * _COLUMNS - len(kinds))
     titles = [
@@ -411,8 +413,8 @@ def diagonals(data: pl.DataFrame) -> "Figure":
     colours = sequence(deepest + 1)
     for index, (_, whole) in enumerate(sets):
         for panel, (case, rule) in zip(axes[index * rows * _COLUMNS :], kinds, strict=False):
-            own = whole.filter((pl.col("case") == case) & (pl.col("rule") == rule)).sort("step")
-            _draw_diagonal(panel, own, colours)
+            runs = whole.filter((pl.col("case") == case) & (pl.col("rule") == rule)).sort("step")
+            _draw_diagonal(panel, runs, colours)
     for panel in axes:
         panel.set_visible(panel.has_data())
     handles = [Line2D([], [], color=colour, marker="o", label=f"layer {k + 1}") for k, colour in enumerate(colours)]

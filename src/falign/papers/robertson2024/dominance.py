@@ -117,11 +117,11 @@ def predicted(table: pl.DataFrame) -> pl.DataFrame:
     ``rise``: what the next step adds to the loss, null at the end.
     """
     steps = (pl.col("rate") * pl.col("descent")).shift(1, fill_value=0.0).cum_sum()
-    found = table.sort("step").with_columns(
+    rows = table.sort("step").with_columns(
         integrated=(pl.col("loss").first() - steps).over(_RUN, order_by="step"),
         rise=(pl.col("loss").shift(-1) - pl.col("loss")).over(_RUN, order_by="step"),
     )
-    runs = [_bounded(run) for _, run in found.group_by(_RUN, maintain_order=True)]
+    runs = [_bounded(run) for _, run in rows.group_by(_RUN, maintain_order=True)]
     return pl.concat(runs).sort([*_RUN, "step"])
 
 
@@ -144,29 +144,29 @@ def _bounded(run: pl.DataFrame) -> pl.DataFrame:
 def _by_point(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """[("digits, mlp:100, fa, small", its records)]."""
     groups = table.sort(_POINT).group_by(_POINT, maintain_order=True)
-    return [(", ".join(str(value) for value in values), own) for values, own in groups]
+    return [(", ".join(str(value) for value in values), runs) for values, runs in groups]
 
 
 def _never_rises(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in _by_point(predicted(table)):
-        rises = own["rise"].drop_nulls().to_numpy() > 0
+    for label, runs in _by_point(predicted(table)):
+        rises = runs["rise"].drop_nulls().to_numpy() > 0
         checks.append(Check(label=f"{label}: share of {rises.size} steps", measured=float(rises.mean()), high=0.0))
     return Evidence(checks=tuple(checks))
 
 
 def _dominates(table: pl.DataFrame) -> Evidence:
     checks = (
-        Check(label=f"{label}: least D of all steps", measured=float(own["dominance"].to_numpy().min()), low=-1.0)
-        for label, own in _by_point(table)
+        Check(label=f"{label}: least D of all steps", measured=float(runs["dominance"].to_numpy().min()), low=-1.0)
+        for label, runs in _by_point(table)
     )
     return Evidence(checks=tuple(checks))
 
 
 def _suffices(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in _by_point(predicted(table)):
-        rises = own.filter(pl.col("dominance") > -1)["rise"].drop_nulls().to_numpy() > 0
+    for label, runs in _by_point(predicted(table)):
+        rises = runs.filter(pl.col("dominance") > -1)["rise"].drop_nulls().to_numpy() > 0
         if not rises.size:
             raise Missing(f"{label}: D is never above -1")
         checks.append(Check(label=f"{label}: share of {rises.size} steps", measured=float(rises.mean()), high=0.0))
@@ -175,8 +175,8 @@ def _suffices(table: pl.DataFrame) -> Evidence:
 
 def _recovers(table: pl.DataFrame) -> Evidence:
     estimates = []
-    for label, own in _by_point(table.sort("step")):
-        loss = own.group_by("seed").agg(
+    for label, runs in _by_point(table.sort("step")):
+        loss = runs.group_by("seed").agg(
             rise=pl.col("loss").max() / pl.col("loss").first() - 1,
             fall=1 - pl.col("loss").last() / pl.col("loss").first(),
         )
@@ -187,24 +187,24 @@ def _recovers(table: pl.DataFrame) -> Evidence:
 
 def _integrates(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in _by_point(predicted(table)):
-        ends = own.group_by("seed").agg(
+    for label, runs in _by_point(predicted(table)):
+        ends = runs.group_by("seed").agg(
             ratio=(pl.col("loss").first() - pl.col("integrated").last())
             / (pl.col("loss").first() - pl.col("loss").last())
         )
-        found: Estimate = mean(ends["ratio"], of=label)
-        checks.append(Check(label=label, measured=found.value, low=0.9, high=1.1))
+        estimate: Estimate = mean(ends["ratio"], of=label)
+        checks.append(Check(label=label, measured=estimate.value, low=0.9, high=1.1))
     return Evidence(checks=tuple(checks))
 
 
 def _bounds(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in _by_point(predicted(table)):
-        there = own.filter(pl.col("bound").is_not_null())
+    for label, rows in _by_point(predicted(table)):
+        there = rows.filter(pl.col("bound").is_not_null())
         if there.is_empty():
             continue
         over = (there["loss"] / there["bound"]).to_numpy()
-        runs = f"{there['seed'].n_unique()} of {own['seed'].n_unique()} runs with κ > 0"
+        runs = f"{there['seed'].n_unique()} of {rows['seed'].n_unique()} runs with κ > 0"
         checks.append(Check(label=f"{label}: most loss over bound, {runs}", measured=float(over.max()), high=1.001))
     if not checks:
         raise Missing("no run has κ > 0")
@@ -213,11 +213,11 @@ def _bounds(table: pl.DataFrame) -> Evidence:
 
 def _kept(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, own in _by_point(table):
-        promised = own.filter(pl.col("step") == 0)["promised"].to_numpy().mean()
+    for label, runs in _by_point(table):
+        promised = runs.filter(pl.col("step") == 0)["promised"].to_numpy().mean()
         if promised:
             words = f"{label}: most that is broken at a step ({promised:.0%} are promised)"
-            checks.append(Check(label=words, measured=float(own["broken"].to_numpy().max()), high=0.0))
+            checks.append(Check(label=words, measured=float(runs["broken"].to_numpy().max()), high=0.0))
     if not checks:
         raise Missing("no neuron is promised to stay aligned")
     return Evidence(checks=tuple(checks))
@@ -334,10 +334,10 @@ def dominance_and_loss(data: pl.DataFrame) -> "Figure":
     )
     for row, (_, whole) in enumerate(sets):
         for column, (rule, model) in enumerate(cases):
-            own = whole.filter((pl.col("rule") == rule) & (pl.col("model") == model)).sort("step")
+            runs = whole.filter((pl.col("rule") == rule) & (pl.col("model") == model)).sort("step")
             above, below = (axes[(2 * row + part) * len(cases) + column] for part in (0, 1))
-            _dominance(above, own.filter(pl.col("shown") == "dominance"))
-            _losses(below, own)
+            _dominance(above, runs.filter(pl.col("shown") == "dominance"))
+            _losses(below, runs)
     for style, label in (("--", "Σ η ⟨g, f⟩ predicts"), (":", "bound")):
         axes[-1].plot([], [], color=INK, linestyle=style, linewidth=1.1, label=label)
     legend(figure)
@@ -345,14 +345,14 @@ def dominance_and_loss(data: pl.DataFrame) -> "Figure":
 
 
 def _dominance(panel: "Axes", data: pl.DataFrame) -> None:
-    for name, own in each_of(data, "start", _STARTS):
-        spread = own["sd"].fill_null(0)
+    for name, runs in each_of(data, "start", _STARTS):
+        spread = runs["sd"].fill_null(0)
         band(
             panel,
-            own["step"],
-            own["mean"],
-            own["mean"] - spread,
-            own["mean"] + spread,
+            runs["step"],
+            runs["mean"],
+            runs["mean"] - spread,
+            runs["mean"] + spread,
             label=name,
             colour=_COLOUR[name],
         )
@@ -364,21 +364,21 @@ def _dominance(panel: "Axes", data: pl.DataFrame) -> None:
 
 
 def _losses(panel: "Axes", data: pl.DataFrame) -> None:
-    for name, own in each_of(data, "start", _STARTS):
+    for name, runs in each_of(data, "start", _STARTS):
         colour = _COLOUR[name]
         for shown, style in (("bound", ":"), ("integrated", "--"), ("loss", "-")):
-            line = own.filter((pl.col("shown") == shown) & (pl.col("mean") > 0))
+            line = runs.filter((pl.col("shown") == shown) & (pl.col("mean") > 0))
             panel.plot(
                 line["step"], line["mean"], color=colour, linestyle=style, linewidth=1.7 if style == "-" else 1.1
             )
     logarithmic(panel, "y")
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
-    found = predicted(table)
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
+    runs = predicted(table)
     keys = ["dataset", "model", "rule", "start", "step"]
     shown = ("dominance", "loss", "integrated", "bound")
-    parts = [summary(found, value, by=keys).with_columns(shown=pl.lit(value)) for value in shown]
+    parts = [summary(runs, value, by=keys).with_columns(shown=pl.lit(value)) for value in shown]
     return pl.concat(parts).filter(pl.col("mean").is_not_null())
 
 
@@ -409,7 +409,7 @@ DOMINANCE = Experiment(
             "the loss rises. Under it the loss, what the sum of η Σ ⟨g_l, f_l⟩ predicts (dashed), and the lower of the "
             "bounds L(0) exp(-κμt) and L(0)/(1 + κμL(0)t) with the run's own constants (dotted, where κ > 0). Mean ± "
             "standard deviation.",
-            data=_drawn,
+            data=_picture_data,
             draw=dominance_and_loss,
         ),
     ),

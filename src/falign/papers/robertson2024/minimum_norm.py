@@ -118,8 +118,8 @@ def deviation_by_size(data: pl.DataFrame) -> "Figure":
     figure, (axes,) = panels(
         1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4
     )
-    for colour, marker, (name, own) in zip(COLOURS, MARKERS, each_of(data, "dataset"), strict=False):
-        shown = own.with_columns(pl.col("size").replace(0.0, _ZERO)).sort("size")
+    for colour, marker, (name, runs) in zip(COLOURS, MARKERS, each_of(data, "dataset"), strict=False):
+        shown = runs.with_columns(pl.col("size").replace(0.0, _ZERO)).sort("size")
         spread = shown["sd"].fill_null(0)
         low = pl.select(pl.min_horizontal(spread, shown["mean"] * 0.9)).to_series()
         axes.errorbar(
@@ -135,7 +135,7 @@ def deviation_by_size(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return summary(table, "deviation", by=["dataset", "size"])
 
 
@@ -165,7 +165,7 @@ MINIMUM_NORM = Experiment(
             name="minimum-norm",
             caption="How far the solution that feedback alignment finds is from X⁺Y, the one of least norm, against "
             "the size of the first layer's initial weights; mean ± standard deviation. At s = 0 rounding is left.",
-            data=_drawn,
+            data=_picture_data,
             draw=deviation_by_size,
         ),
     ),

@@ -97,7 +97,7 @@ _FITTED = 0.01
 def _by_rule(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """[("digits, fa", its runs)]."""
     groups = runs.sort("dataset", "rule").group_by(["dataset", "rule"], maintain_order=True)
-    return [(f"{name}, {rule}", own) for (name, rule), own in groups]
+    return [(f"{name}, {rule}", rows) for (name, rule), rows in groups]
 
 
 def _interpolates(table: pl.DataFrame) -> Evidence:
@@ -108,9 +108,9 @@ def _interpolates(table: pl.DataFrame) -> Evidence:
 def _below_noise(table: pl.DataFrame) -> Evidence:
     groups = _by_rule(final(table, by=_RUN))
     checks = []
-    for label, own in groups:
-        found = mean(own["test_error"], of=label)
-        checks.append(Check(label=label, measured=found.value, high=own["noise"][0] - found.half(len(groups))))
+    for label, runs in groups:
+        estimate = mean(runs["test_error"], of=label)
+        checks.append(Check(label=label, measured=estimate.value, high=runs["noise"][0] - estimate.half(len(groups))))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a rule")
 
 
@@ -126,9 +126,9 @@ def _as_clean(table: pl.DataFrame) -> Evidence:
 def _no_worse(table: pl.DataFrame) -> Evidence:
     ends = final(table, by=_RUN)
     differences = [
-        (f"{name}, {rule} less bp", paired(own, "test_error", axis="rule", low="bp", high=rule, by=["dataset"]))
-        for (name,), own in ends.group_by(["dataset"], maintain_order=True)
-        for rule in own["rule"].unique().sort().to_list()
+        (f"{name}, {rule} less bp", paired(runs, "test_error", axis="rule", low="bp", high=rule, by=["dataset"]))
+        for (name,), runs in ends.group_by(["dataset"], maintain_order=True)
+        for rule in runs["rule"].unique().sort().to_list()
         if rule != "bp"
     ]
     return around(differences, 0, side="at most")
@@ -198,9 +198,9 @@ def errors_and_norms(data: pl.DataFrame) -> "Figure":
         height=3.0,
     )
     noise = float(data["noise"].to_numpy().max())
-    for row, (_, own) in enumerate(sets):
+    for row, (_, rows) in enumerate(sets):
         for panel, shown in zip(axes[3 * row :], ("train_error", "test_error", "norm"), strict=False):
-            for rule, runs in each_of(own.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
+            for rule, runs in each_of(rows.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
                 clean = runs.filter(pl.col("noise") == 0).sort("epoch")
                 panel.plot(clean["epoch"], clean["mean"], color=STYLES[rule].colour, linestyle=":", linewidth=1.4)
                 noisy = runs.filter(pl.col("noise") > 0).sort("epoch")
@@ -225,7 +225,7 @@ def errors_and_norms(data: pl.DataFrame) -> "Figure":
 _SHOWN = ("train_error", "test_error", "norm")
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "noise", "rule", "epoch"]
     return pl.concat([summary(table, value, by=keys).with_columns(shown=pl.lit(value)) for value in _SHOWN])
 
@@ -256,7 +256,7 @@ OVERFITTING = Experiment(
             caption="Training on labels of which a fifth was changed to another class: share of training labels, wrong "
             "ones included, that the network does not give; test error on right labels; sum of the squared weights. "
             "Mean ± standard deviation; dotted: the same with all labels right, means only.",
-            data=_drawn,
+            data=_picture_data,
             draw=errors_and_norms,
         ),
     ),

@@ -48,16 +48,16 @@ def alignment_and_loss(data: pl.DataFrame) -> "Figure":
     )
     for column, name in enumerate(names):
         above, below = axes[column], axes[len(names) + column]
-        own = data.filter(pl.col("activation") == name)
-        colours = sequence(own["strength"].n_unique())
-        ends = own.filter(pl.col("shown") == "cosine").sort("p")
+        runs = data.filter(pl.col("activation") == name)
+        colours = sequence(runs["strength"].n_unique())
+        ends = runs.filter(pl.col("shown") == "cosine").sort("p")
         lines(above, ends, "p", colours)
         above.axhline(0, color=AXIS, linewidth=0.8)
         logarithmic(above, "x", ticks=thinned(sorted(ends["p"].unique().to_list()), 4))
         above.set_ylim(-0.08, 1.35)
         above.set_yticks([0, 0.25, 0.5, 0.75, 1])
         above.legend(ncols=2, loc="upper right", fontsize=8)
-        lines(below, own.filter(pl.col("shown") == "loss").sort("step"), "step", colours, positive=True)
+        lines(below, runs.filter(pl.col("shown") == "loss").sort("step"), "step", colours, positive=True)
         logarithmic(below, "y")
     return figure
 
@@ -110,9 +110,9 @@ def alignment_and_accuracy(data: pl.DataFrame) -> "Figure":
         height=2.6,
     )
     for index, (name, weights) in enumerate(rows):
-        own = data.filter((pl.col("dataset") == name) & (pl.col("weights") == weights)).sort("step")
+        runs = data.filter((pl.col("dataset") == name) & (pl.col("weights") == weights)).sort("step")
         for panel, shown in zip(axes[2 * index :], ("error_cosine", "accuracy"), strict=False):
-            lines(panel, own.filter(pl.col("shown") == shown), "step", sequence(own["strength"].n_unique()))
+            lines(panel, runs.filter(pl.col("shown") == shown), "step", sequence(runs["strength"].n_unique()))
         axes[2 * index + 1].set_ylabel("test accuracy")
     axes[0].legend(title="ridge")
     return figure
@@ -134,10 +134,10 @@ def distances(data: pl.DataFrame) -> "Figure":
     )
     for index, name in enumerate(names):
         for panel, shown in zip(axes[2 * index :], ("beta_change", "weight_change"), strict=False):
-            own = data.filter((pl.col("activation") == name) & (pl.col("shown") == shown)).sort("p")
-            for colour, (n, each) in zip(sequence(own["n"].n_unique()), each_of(own, "n"), strict=True):
+            runs = data.filter((pl.col("activation") == name) & (pl.col("shown") == shown)).sort("p")
+            for colour, (n, each) in zip(sequence(runs["n"].n_unique()), each_of(runs, "n"), strict=True):
                 panel.errorbar(each["p"], each["mean"], yerr=each["sd"], color=colour, marker="o", label=f"n = {n}")
-            longest = max((each for _, each in each_of(own, "n")), key=lambda each: each.height)
+            longest = max((each for _, each in each_of(runs, "n")), key=lambda each: each.height)
             law(panel, longest["p"], longest["mean"][0] * (longest["p"][0] / longest["p"]).sqrt(), "∝ 1/√p")
             logarithmic(panel, "both", ticks=None)
         axes[2 * index + 1].set_ylabel("max |w_r(t) - w_r(0)|")
@@ -158,13 +158,13 @@ def constant_cosine(data: pl.DataFrame) -> "Figure":
     cutoff = usual.filter(pl.col("schedule") == "cutoff")
     pairs = sorted(cutoff.select("L", "c").unique().rows())
     for colour, (L, c) in zip(COLOURS, pairs, strict=False):
-        own = cutoff.filter((pl.col("L") == L) & (pl.col("c") == c))
-        _errors(left, own.filter(pl.col("norm") == 1), colour, f"L = {L:g}, c = {c:g}")
-        larger = own.filter(pl.col("norm") > 1)
+        runs = cutoff.filter((pl.col("L") == L) & (pl.col("c") == c))
+        _errors(left, runs.filter(pl.col("norm") == 1), colour, f"L = {L:g}, c = {c:g}")
+        larger = runs.filter(pl.col("norm") > 1)
         left.plot(larger["p"], larger["mean"], color=colour, marker="o", fillstyle="none", linestyle=":")
     first = usual.filter((pl.col("L") == pairs[0][0]) & (pl.col("c") == pairs[0][1]) & (pl.col("norm") == 1))
-    for colour, (name, own) in zip(COLOURS, each_of(first, "schedule"), strict=False):
-        _errors(right, own, colour, "constant, no end" if name == "constant" else str(name))
+    for colour, (name, runs) in zip(COLOURS, each_of(first, "schedule"), strict=False):
+        _errors(right, runs, colour, "constant, no end" if name == "constant" else str(name))
     _errors(right, data.filter(pl.col("n") > pl.col("d")).sort("p"), COLOURS[-1], "cutoff, n > d")
     for panel in (left, right):
         logarithmic(panel, "x")
@@ -173,8 +173,10 @@ def constant_cosine(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _errors(axes: "Axes", own: pl.DataFrame, colour: str, label: str) -> None:
-    axes.errorbar(own["p"], own["mean"], yerr=own["sd"].fill_null(0), color=colour, marker="o", label=label, capsize=2)
+def _errors(axes: "Axes", runs: pl.DataFrame, colour: str, label: str) -> None:
+    axes.errorbar(
+        runs["p"], runs["mean"], yerr=runs["sd"].fill_null(0), color=colour, marker="o", label=label, capsize=2
+    )
 
 
 def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
@@ -182,11 +184,11 @@ def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
     figure, (left, right) = panels(2, titles=["Proposition 3.3", "Proposition 4.5"], height=3.2)
     left.set(xlabel="sample size n", ylabel="λ_min(Ḡ)")
     smallest = data.filter(pl.col("shown") == "smallest")
-    for colour, (name, own) in zip(COLOURS, each_of(smallest, "activation"), strict=False):
-        own = own.sort("n")
-        left.plot(own["n"], own["value"], color=colour, marker="o", label=f"{name}: mean")
-        left.plot(own["n"], own["low"], color=colour, marker="v", linestyle=":", label=f"{name}: least")
-        left.axhline(own["limit"][0], color=colour, linewidth=1, linestyle="--")
+    for colour, (name, runs) in zip(COLOURS, each_of(smallest, "activation"), strict=False):
+        runs = runs.sort("n")
+        left.plot(runs["n"], runs["value"], color=colour, marker="o", label=f"{name}: mean")
+        left.plot(runs["n"], runs["low"], color=colour, marker="v", linestyle=":", label=f"{name}: least")
+        left.axhline(runs["limit"][0], color=colour, linewidth=1, linestyle="--")
     logarithmic(left, "x", ticks=sorted(smallest["n"].unique().to_list()))
     logarithmic(left, "y")
     left.legend(fontsize=8)
@@ -194,8 +196,8 @@ def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
     isometric = data.filter(pl.col("shown") == "isometric").sort("constant")
     pairs = sorted(isometric.select("n", "epsilon").unique().rows(), key=lambda pair: (-pair[1], pair[0]))
     for colour, (n, epsilon) in zip(COLOURS, pairs, strict=False):
-        own = isometric.filter((pl.col("n") == n) & (pl.col("epsilon") == epsilon))
-        right.plot(own["constant"], own["value"], color=colour, marker="o", label=f"n = {n}, ε = {epsilon:g}")
+        runs = isometric.filter((pl.col("n") == n) & (pl.col("epsilon") == epsilon))
+        right.plot(runs["constant"], runs["value"], color=colour, marker="o", label=f"n = {n}, ε = {epsilon:g}")
     logarithmic(right, "x", ticks=sorted(isometric["constant"].unique().to_list()))
     right.legend(fontsize=8)
     return figure
@@ -204,8 +206,8 @@ def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
 def dropout_by_width(data: pl.DataFrame) -> "Figure":
     """Final cosines against the width, with and without dropout."""
     figure, (axes,) = panels(1, xlabels=["width p"], ylabels=["cos∠(b, β)"], width=5.5, height=3.2)
-    for colour, (share, own) in zip(COLOURS, each_of(data, "dropout"), strict=False):
-        _errors(axes, own.sort("p"), colour, f"dropout {share:g}" if share else "no dropout")
+    for colour, (share, runs) in zip(COLOURS, each_of(data, "dropout"), strict=False):
+        _errors(axes, runs.sort("p"), colour, f"dropout {share:g}" if share else "no dropout")
     axes.axhline(0, color=AXIS, linewidth=0.8)
     logarithmic(axes, "x", ticks=thinned(sorted(data["p"].unique().to_list()), 8))
     axes.legend()
@@ -228,8 +230,8 @@ def readings(data: pl.DataFrame) -> "Figure":
     for row, inputs in enumerate(laws):
         for column, name in enumerate(names):
             panel = axes[row * len(names) + column]
-            own = data.filter((pl.col("activation") == name) & (pl.col("inputs") == inputs) & (pl.col("step") > 0))
-            lines(panel, own.sort("step"), "step", sequence(own["strength"].n_unique()))
+            runs = data.filter((pl.col("activation") == name) & (pl.col("inputs") == inputs) & (pl.col("step") > 0))
+            lines(panel, runs.sort("step"), "step", sequence(runs["strength"].n_unique()))
             panel.axvline(STEPS[name], color=AXIS, linewidth=0.8)
             logarithmic(panel, "x")
             if row == 0:

@@ -89,9 +89,9 @@ def _where(L: float, c: float, schedule: str = "cutoff", norm: float = 1.0, *, t
 
 def _cosines(table: pl.DataFrame, where: pl.Expr) -> dict[int, Estimate]:
     """{width: mean final cosine}."""
-    own = table.filter(where)
-    widths = sorted(own["p"].unique().to_list())
-    return {p: mean(own.filter(pl.col("p") == p)["mean_cosine"], of=f"cosine at p = {p}") for p in widths}
+    runs = table.filter(where)
+    widths = sorted(runs["p"].unique().to_list())
+    return {p: mean(runs.filter(pl.col("p") == p)["mean_cosine"], of=f"cosine at p = {p}") for p in widths}
 
 
 def _differences(table: pl.DataFrame, where: pl.Expr) -> dict[int, Estimate]:
@@ -133,8 +133,8 @@ def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Evidence:
 def _flat(table: pl.DataFrame) -> Evidence:
     checks = []
     for L, c in EXPECTED:
-        own = table.filter(_where(L, c)).with_columns(pl.col("p").log())
-        tilt, ends = slope(own, "p", "mean_cosine"), own["p"].unique().sort()[[0, -1]]
+        runs = table.filter(_where(L, c)).with_columns(pl.col("p").log())
+        tilt, ends = slope(runs, "p", "mean_cosine"), runs["p"].unique().sort()[[0, -1]]
         allowed = tilt.half(len(EXPECTED)) + exp(-ends[0] / 2) / (ends[1] - ends[0])
         checks.append(
             Check(
@@ -246,7 +246,7 @@ CLAIMS = (
 )
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return summary(table, "mean_cosine", by=["L", "c", "schedule", "n", "d", "norm", "p"])
 
 
@@ -272,7 +272,7 @@ ALIGNMENT = Experiment(
             caption="Final cosine against the width, mean ± standard deviation. Left: a ridge λ = Lγ that ends after "
             "T = S_λ/λ steps, |y| = √n (filled) and 1.18√n (open). Right: other schedules with the same first value "
             "and the same sum, one without an end, and n > d.",
-            data=_drawn,
+            data=_picture_data,
             draw=constant_cosine,
         ),
     ),

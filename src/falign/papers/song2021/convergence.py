@@ -104,9 +104,9 @@ def _distances(table: pl.DataFrame) -> pl.DataFrame:
 def _along(table: pl.DataFrame, activation: str, value: str, axis: str) -> Estimate:
     """Exponent of a distance along widths or sample sizes, the other one fixed where there are most points."""
     other = {"p": "n", "n": "p"}[axis]
-    own = table.filter(pl.col("activation") == activation)
-    points = own.group_by(other).agg(points=pl.col(axis).n_unique()).sort("points", other)
-    logs = own.filter(pl.col(other) == points[other][-1]).with_columns(pl.col(axis).log(), pl.col(value).log())
+    runs = table.filter(pl.col("activation") == activation)
+    points = runs.group_by(other).agg(points=pl.col(axis).n_unique()).sort("points", other)
+    logs = runs.filter(pl.col(other) == points[other][-1]).with_columns(pl.col(axis).log(), pl.col(value).log())
     return slope(logs, axis, value)
 
 
@@ -130,7 +130,7 @@ def _scaling(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     moved = _distances(table)
     return pl.concat(
         [
@@ -160,7 +160,7 @@ CONVERGENCE = Experiment(
             name="distances",
             caption="How far the farthest neuron's weights go from their start, without a ridge: against the width, "
             "one line a sample size n. Both fall as 1/√p.",
-            data=_drawn,
+            data=_picture_data,
             draw=distances,
         ),
     ),

@@ -189,7 +189,7 @@ def _shown(table: pl.DataFrame, activation: str) -> pl.DataFrame:
 
 
 def _slower(table: pl.DataFrame, share: int) -> Evidence:
-    found: list[tuple[str, bool, Estimate]] = []
+    collected: list[tuple[str, bool, Estimate]] = []
     for name in _activations(table):
         records = _shown(table, name)
         plain = records.filter(pl.col("strength") == 0).group_by("step").agg(pl.col("loss").mean()).sort("step")
@@ -199,7 +199,7 @@ def _slower(table: pl.DataFrame, share: int) -> Evidence:
         step = below["step"][0]
         then = records.filter(pl.col("step") == step).with_columns(logarithm=pl.col("loss").log())
         strengths = sorted(then["strength"].unique().to_list())
-        found += [
+        collected += [
             (
                 f"{name}: log(loss at λ = {high:g} / loss at 0) at step {step}",
                 high == strengths[-1],
@@ -207,15 +207,15 @@ def _slower(table: pl.DataFrame, share: int) -> Evidence:
             )
             for high in strengths[1:]
         ]
-    leading = sum(largest for _, largest, _ in found)
+    leading = sum(largest for _, largest, _ in collected)
     return Evidence(
         checks=tuple(
             Check(
                 label=label,
                 measured=ratio.value,
-                low=ratio.above(leading) if largest else -ratio.half(len(found) - leading),
+                low=ratio.above(leading) if largest else -ratio.half(len(collected) - leading),
             )
-            for label, largest, ratio in found
+            for label, largest, ratio in collected
         )
     )
 

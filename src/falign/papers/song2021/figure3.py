@@ -226,7 +226,7 @@ CLAIMS = (
 )
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "weights", "strength", "step"]
     return pl.concat(
         [
@@ -260,7 +260,7 @@ FIGURE3 = Experiment(
             name="figure-3",
             caption="Figure 3 of the paper. Alignment is the mean over training images of cos∠(β e, b e). Rows: data "
             "set and initial weights, N(0, 1) as the paper's section 2 has them, and N(0, 1/d).",
-            data=_drawn,
+            data=_picture_data,
             draw=alignment_and_accuracy,
         ),
     ),

@@ -89,9 +89,9 @@ def _limit(name: str, ratio: float) -> float:
 
 
 def _away(table: pl.DataFrame) -> Evidence:
-    own = table.filter(pl.col("proposition") == "3.3")
+    runs = table.filter(pl.col("proposition") == "3.3")
     checks: list[Check] = []
-    for (name, n), rows in own.sort("activation", "n").group_by(["activation", "n"], maintain_order=True):
+    for (name, n), rows in runs.sort("activation", "n").group_by(["activation", "n"], maintain_order=True):
         checks.append(
             Check(
                 label=f"{name}, n = {n}, d = {rows['d'][0]}: least λ_min(Ḡ) of {rows.height} draws",
@@ -103,16 +103,16 @@ def _away(table: pl.DataFrame) -> Evidence:
 
 
 def _frequency(table: pl.DataFrame) -> pl.DataFrame:
-    own = table.filter(pl.col("proposition") == "4.5")
+    runs = table.filter(pl.col("proposition") == "4.5")
     keys = ["n", "epsilon", "constant", "d"]
-    return own.group_by(keys).agg(pl.col("isometric").mean().alias("frequency"), runs=pl.len()).sort(keys)
+    return runs.group_by(keys).agg(pl.col("isometric").mean().alias("frequency"), runs=pl.len()).sort(keys)
 
 
 def _enough(frequencies: pl.DataFrame, n: int, epsilon: float) -> float:
     """The smallest constant from which on the frequency is at least 1 - δ."""
-    own = frequencies.filter((pl.col("n") == n) & (pl.col("epsilon") == epsilon))
-    short = own.filter(pl.col("frequency") < 1 - DELTA)["constant"].to_list()
-    enough = [c for c in own["constant"].to_list() if c > max(short, default=0.0)]
+    runs = frequencies.filter((pl.col("n") == n) & (pl.col("epsilon") == epsilon))
+    short = runs.filter(pl.col("frequency") < 1 - DELTA)["constant"].to_list()
+    enough = [c for c in runs["constant"].to_list() if c > max(short, default=0.0)]
     if not enough:
         raise Missing(f"n = {n}, ε = {epsilon:g}: the isometry is too rare at every constant that was tried")
     return min(enough)
@@ -137,7 +137,7 @@ def _serves(table: pl.DataFrame, axis: str) -> Evidence:
     return share_at_least(shares, 1 - DELTA, note=note)
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     smallest = table.filter(pl.col("proposition") == "3.3")
     least = smallest.group_by("activation", "n").agg(
         value=pl.col("smallest").mean(), low=pl.col("smallest").min(), limit=pl.col("limit").first()
@@ -168,7 +168,7 @@ INPUTS = Experiment(
             name="inputs",
             caption="Left: smallest eigenvalue of Ḡ, mean and least of the draws, and its limit (dashed). Right: share "
             "of draws that are (1-ε, 4ε)-isometric, against the constant in d = C((1/ε) log(n/δ) + (n/ε) log(1/ε)).",
-            data=_drawn,
+            data=_picture_data,
             draw=eigenvalues_and_isometry,
         ),
     ),

@@ -135,8 +135,8 @@ def _feedback_kernel(table: pl.DataFrame) -> Evidence:
 def _constancy(table: pl.DataFrame) -> Evidence:
     """Exponents of the largest changes of G and H."""
     exponents = [
-        (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(worst(own, column), column))
-        for (name,), own in _groups(table.filter(pl.col("strength") == 0), "activation")
+        (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(worst(runs, column), column))
+        for (name,), runs in _groups(table.filter(pl.col("strength") == 0), "activation")
         for column, kernel in (("G_change", "G"), ("H_change", "H"))
     ]
     return around(exponents, -0.5, side="at most", note=f"{table['seed'].n_unique()} seeds")
@@ -147,9 +147,9 @@ def _prediction(table: pl.DataFrame) -> Evidence:
     exponents = [
         (
             f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|",
-            _exponent(worst(own, "discrepancy"), "discrepancy"),
+            _exponent(worst(runs, "discrepancy"), "discrepancy"),
         )
-        for (name, strength), own in _groups(table, "activation", "strength")
+        for (name, strength), runs in _groups(table, "activation", "strength")
     ]
     return around(exponents, -0.5, note=f"{table['seed'].n_unique()} seeds")
 
@@ -160,10 +160,10 @@ def _contraction(table: pl.DataFrame) -> Evidence:
     unit = pl.col("rate") * pl.col("gamma")
     runs = plain.group_by("activation", "p", "seed").agg(slowest=((1 - pl.col("contraction")) / unit).min())
     shares = []
-    for (name, p), own in _groups(runs, "activation", "p"):
-        slowest = own["slowest"].to_numpy()
-        label = f"{name}, p = {p}: share of {own.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)"
-        shares.append((label, float((slowest >= 0.25).mean()), own.height))
+    for (name, p), rows in _groups(runs, "activation", "p"):
+        slowest = rows["slowest"].to_numpy()
+        label = f"{name}, p = {p}: share of {rows.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)"
+        shares.append((label, float((slowest >= 0.25).mean()), rows.height))
     return share_at_least(shares, 1 - DELTA)
 
 
@@ -223,9 +223,9 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
     )
     left.set_xlabel("width p")
     ends = data.filter(pl.col("shown").is_in(list(_SHOWN))).sort("p")
-    for colour, marker, (activated, own) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
+    for colour, marker, (activated, runs) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
         for column, (name, style) in _SHOWN.items():
-            each = own.filter(pl.col("shown") == column)
+            each = runs.filter(pl.col("shown") == column)
             sd = each["sd"].fill_null(0)
             left.errorbar(
                 each["p"],
@@ -243,9 +243,9 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
     left.legend(fontsize=8)
     right.set(xlabel="step", ylabel="|e(t) - e∞(t)| / |y|")
     along = data.filter((pl.col("shown") == "discrepancy") & (pl.col("step") > 0)).sort("step")
-    for colour, (p, own) in zip(sequence(along["p"].n_unique()), each_of(along, "p"), strict=True):
-        for strength, style in zip(sorted(own["strength"].unique().to_list()), ("-", ":"), strict=False):
-            each = own.filter(pl.col("strength") == strength)
+    for colour, (p, runs) in zip(sequence(along["p"].n_unique()), each_of(along, "p"), strict=True):
+        for strength, style in zip(sorted(runs["strength"].unique().to_list()), ("-", ":"), strict=False):
+            each = runs.filter(pl.col("strength") == strength)
             label = f"p = {p}" if strength == 0 else None
             right.plot(each["step"], each["mean"], color=colour, linestyle=style, label=label)
     logarithmic(right, "both")
@@ -253,7 +253,7 @@ def kernels_by_width(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drawn(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Means and standard deviations over the seeds, of what is shown against the width and along training."""
     plain = table.filter(pl.col("strength") == 0)
     start = plain.filter(pl.col("step") == 0)
@@ -263,8 +263,8 @@ def _drawn(table: pl.DataFrame) -> pl.DataFrame:
         (worst(plain, "G_change"), "G_change", ["activation", "p"]),
         (along, "discrepancy", ["strength", "p", "step"]),
     )
-    found = [summary(runs, column, by=by).with_columns(shown=pl.lit(column)) for runs, column, by in parts]
-    return pl.concat(found, how="diagonal_relaxed")
+    collected = [summary(runs, column, by=by).with_columns(shown=pl.lit(column)) for runs, column, by in parts]
+    return pl.concat(collected, how="diagonal_relaxed")
 
 
 KERNELS = Experiment(
@@ -291,7 +291,7 @@ KERNELS = Experiment(
             caption="Left: the feedback's kernel H at the start and the largest change of G in a run without a ridge, "
             "spectral norms relative to λ_min(Ḡ), mean ± standard deviation. Right: how far the error of tanh networks "
             "is from e∞(t), what infinite width makes of the same e(0); dotted with a ridge.",
-            data=_drawn,
+            data=_picture_data,
             draw=kernels_by_width,
         ),
     ),

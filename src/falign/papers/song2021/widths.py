@@ -64,9 +64,9 @@ def _law(table: pl.DataFrame) -> Evidence:
     checks = []
     for p in widths:
         runs = gained.filter(pl.col("p") == p)
-        found = mean(runs["gained"] * p / runs["n"], of=f"cosine gained at p = {p}")
-        width = found.half(len(widths)) + runs["n"][0] / p
-        checks.append(Check(label=f"p = {p:.3g}", measured=found.value, low=1 - width, high=1 + width))
+        estimate = mean(runs["gained"] * p / runs["n"], of=f"cosine gained at p = {p}")
+        width = estimate.half(len(widths)) + runs["n"][0] / p
+        checks.append(Check(label=f"p = {p:.3g}", measured=estimate.value, low=1 - width, high=1 + width))
     return Evidence(
         checks=tuple(checks),
         note=f"{gained['seed'].n_unique()} runs a width. The runs of one seed share inputs and normal numbers over the "
@@ -97,13 +97,13 @@ def _growth(table: pl.DataFrame) -> Evidence:
     if not late.is_empty():
         raise Missing(f"p = {late['p'][0]}: {late.height} runs did not reach a cosine of {_REACHED} in their steps")
     narrow, wide = times["p"].unique().sort()[[0, -1]]
-    found = slope(times.with_columns(pl.col("p").log(), pl.col("time").log()), "p", "time")
-    width = found.half() + 1 / narrow**0.5
+    estimate = slope(times.with_columns(pl.col("p").log(), pl.col("time").log()), "p", "time")
+    width = estimate.half() + 1 / narrow**0.5
     return Evidence(
         checks=(
             Check(
                 label=f"exponent between p = {narrow:.3g} and {wide:.3g}",
-                measured=found.value,
+                measured=estimate.value,
                 low=0.5 - width,
                 high=0.5 + width,
             ),
