@@ -3,7 +3,7 @@
 matplotlib is imported by the functions that draw: who imports an experiment to run it does not wait for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "band",
     "each_of",
     "expected",
+    "facets",
     "law",
     "legend",
     "logarithmic",
@@ -145,6 +146,53 @@ def panels(
     for row, label in zip(made, ylabels, strict=False):
         row[0].set_ylabel(label)
     return figure, list(made.flat)
+
+
+def facets(
+    data: pl.DataFrame,
+    column: str,
+    rows: int = 1,
+    *,
+    order: Sequence[Any] = (),
+    titles: Sequence[str] = ("{}",),
+    names: Mapping[Any, str] | None = None,
+    xlabels: Sequence[str] = (),
+    ylabels: Sequence[str] = (),
+    share: Literal["none", "row", "all"] = "none",
+    width: float | int = 9.0,
+    height: float | int = 2.8,
+) -> "tuple[matplotlib.figure.Figure, list[tuple[Any, pl.DataFrame, list[matplotlib.axes.Axes]]]]":
+    """A figure with a column of panels for each value of a column of the data.
+
+    Args:
+        data: What is drawn.
+        column: The column whose values make the facets.
+        rows: Panels of a facet, below each other.
+        order: Of the values; sorted by default.
+        titles: One for each row of panels, with a place for the value; rows without one have none.
+        names: {value: how it is written}.
+        xlabels: See :func:`panels`.
+        ylabels: See :func:`panels`.
+        share: See :func:`panels`.
+        width: See :func:`panels`.
+        height: See :func:`panels`.
+
+    Returns:
+        The figure, and for each facet its value, its rows of the data, and its panels from the top.
+    """
+    parts = each_of(data, column, order)
+    written = [(names or {}).get(value, value) for value, _ in parts]
+    figure, axes = panels(
+        len(parts),
+        rows,
+        titles=[title.format(name) for title in titles for name in written],
+        xlabels=xlabels,
+        ylabels=ylabels,
+        share=share,
+        width=width,
+        height=height,
+    )
+    return figure, [(value, part, axes[place :: len(parts)]) for place, (value, part) in enumerate(parts)]
 
 
 def sequence(count: int) -> list[str]:

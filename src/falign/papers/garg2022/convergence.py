@@ -19,7 +19,7 @@ from falign.lab.experiment import (
 )
 from falign.lab.experiment.readings import above_zero, around
 from falign.lab.experiment.statistics import final, mean, slope
-from falign.lab.report.style import each_of, legend, logarithmic, panels
+from falign.lab.report.style import facets, legend, logarithmic
 from falign.papers.garg2022._shared import (
     groups,
     initial_state,
@@ -229,19 +229,19 @@ _LEAST = 1e-16
 
 def errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a matrix; above r = rank(Y), below more."""
-    sets, surplus = each_of(data, "data"), ("r = rank(Y)", "r > rank(Y)")
-    figure, axes = panels(
-        len(sets),
+    figure, matrices = facets(
+        data,
+        "data",
         2,
-        titles=[f"{name}, {words}" for words in surplus for name, _ in sets],
+        titles=["{}, r = rank(Y)", "{}, r > rank(Y)"],
         xlabels=["step"],
         ylabels=["|ZW - Y| / |Y|"] * 2,
         share="all",
         height=2.9,
     )
-    for column, (_, whole) in enumerate(sets):
-        for row, kept in enumerate((pl.col("r") == pl.col("rank"), pl.col("r") > pl.col("rank"))):
-            panel = axes[row * len(sets) + column]
+    surplus = (pl.col("r") == pl.col("rank"), pl.col("r") > pl.col("rank"))
+    for _, whole, axes in matrices:
+        for panel, kept in zip(axes, surplus, strict=True):
             for style, runs in methods(whole.filter(kept & (pl.col("step") > 0))):
                 steps, flow = (runs.filter(pl.col("fine") == fine).sort("step") for fine in (1, 0))
                 panel.plot(steps["step"], steps["median"], color=style.colour, label=style.label)

@@ -13,7 +13,7 @@ import falign
 from falign.feedback import generator
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import final
-from falign.lab.report.style import COLOURS, INK, each_of, law, legend, logarithmic, panels
+from falign.lab.report.style import COLOURS, INK, each_of, facets, law, legend, logarithmic
 from falign.papers._images import load_images
 from falign.papers.garg2022._shared import largest_in_groups, matrix
 from falign.theory import factorisation
@@ -225,21 +225,23 @@ _METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", IN
 
 def errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
-    sets = each_of(data, "inputs", ("isotropic", "fresh"))
-    sets += [found for found in each_of(data, "inputs") if found[0] not in ("isotropic", "fresh")]
-    figure, axes = panels(
-        len(sets),
+    images = sorted(set(data["inputs"].unique().to_list()) - {"isotropic", "fresh"})
+    figure, kinds = facets(
+        data,
+        "inputs",
         2,
-        titles=[f"{name}, {words}" for words in ("r ≥ rank(Y)", "r < rank(Y)") for name, _ in sets],
+        order=("isotropic", "fresh", *images),
+        titles=["{}, r ≥ rank(Y)", "{}, r < rank(Y)"],
         xlabels=["step"],
         ylabels=["|W₂W₁ - Y| / |Y|"] * 2,
         share="row",
         height=2.8,
     )
-    for column, (_, whole) in enumerate(sets):
-        for row, kept in enumerate((pl.col("r") >= pl.col("rank"), pl.col("r") < pl.col("rank"))):
-            panel, own = axes[row * len(sets) + column], whole.filter(kept & (pl.col("step") > 0)).sort("step")
-            for method, runs in each_of(own, "method", tuple(_METHODS)):
+    wide = (pl.col("r") >= pl.col("rank"), pl.col("r") < pl.col("rank"))
+    for _, whole, axes in kinds:
+        for row, (panel, kept) in enumerate(zip(axes, wide, strict=True)):
+            steps = whole.filter(kept & (pl.col("step") > 0)).sort("step")
+            for method, runs in each_of(steps, "method", tuple(_METHODS)):
                 words, colour, closed = _METHODS[method]
                 panel.plot(runs["step"], runs["error"], color=colour, label=words)
                 panel.plot(

@@ -11,7 +11,7 @@ from torch import Tensor
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
-from falign.lab.report.style import AXIS, band, each_of, law, legend, panels, sequence
+from falign.lab.report.style import AXIS, band, each_of, facets, law, legend, sequence
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_tail, optimum, range_finder_ratios
@@ -157,15 +157,8 @@ CLAIMS = (
 
 def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
     """A column a matrix, a line a number of power iterations."""
-    sets = each_of(data, "data")
-    figure, axes = panels(
-        len(sets),
-        titles=[name for name, _ in sets],
-        xlabels=["oversampling p"],
-        ylabels=["error / optimum"],
-        height=3.2,
-    )
-    for panel, (_, whole) in zip(axes, sets, strict=True):
+    figure, matrices = facets(data, "data", xlabels=["oversampling p"], ylabels=["error / optimum"], height=3.2)
+    for _, whole, (panel,) in matrices:
         powers = each_of(whole, "power")
         for colour, (q, rows) in zip(sequence(len(powers)), powers, strict=True):
             runs = rows.sort("oversampling")

@@ -8,7 +8,7 @@ import polars as pl
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.readings import above_zero
 from falign.lab.experiment.statistics import mean
-from falign.lab.report.style import AXIS, each_of, law, legend, logarithmic, panels
+from falign.lab.report.style import AXIS, facets, law, legend, logarithmic
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
 from falign.theory.factorisation import best_error, stationary_error
 
@@ -129,18 +129,16 @@ CLAIMS = (
 
 def errors_by_rank(data: pl.DataFrame) -> "Figure":
     """Errors above, ratio to the optimum below; a column a matrix."""
-    sets = each_of(data, "data")
-    figure, axes = panels(
-        len(sets),
+    figure, matrices = facets(
+        data,
+        "data",
         2,
-        titles=[name for name, _ in sets],
         xlabels=["inner dimension r"],
         ylabels=["|ZW - Y| / |Y|", "error / optimum"],
         share="row",
         height=2.9,
     )
-    for column, (_, whole) in enumerate(sets):
-        above, below = axes[column], axes[len(sets) + column]
+    for _, whole, (above, below) in matrices:
         for style, runs in methods(whole):
             rows = runs.sort("r")
             spread = [rows["median"] - rows["low"], rows["high"] - rows["median"]]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.report.style import AXIS, COLOURS, band, each_of, law, logarithmic, panels, sequence, thinned
+from falign.lab.report.style import AXIS, COLOURS, band, each_of, facets, law, logarithmic, panels, sequence, thinned
 from falign.papers.song2021._shared import STEPS
 
 if TYPE_CHECKING:
@@ -35,20 +35,19 @@ def lines(axes: "Axes", data: pl.DataFrame, x: str, colours: list[str], *, posit
 
 def alignment_and_loss(data: pl.DataFrame) -> "Figure":
     """Final cosines by width above, losses by step below; a column an activation."""
-    names = [name for name in NAMES if name in data["activation"]]
     width = data.filter(pl.col("shown") == "loss")["p"][0]
-    figure, axes = panels(
-        len(names),
+    figure, activations = facets(
+        data,
+        "activation",
         2,
-        titles=[NAMES[name] for name in names],
+        order=tuple(NAMES),
+        names=NAMES,
         xlabels=["width p", f"step (p = {width})"],
         ylabels=["cos∠(b, β)", "training loss"],
         share="row",
         height=3.0,
     )
-    for column, name in enumerate(names):
-        above, below = axes[column], axes[len(names) + column]
-        runs = data.filter(pl.col("activation") == name)
+    for _, runs, (above, below) in activations:
         colours = sequence(runs["strength"].n_unique())
         ends = runs.filter(pl.col("shown") == "cosine").sort("p")
         lines(above, ends, "p", colours)
@@ -216,21 +215,22 @@ def dropout_by_width(data: pl.DataFrame) -> "Figure":
 
 def readings(data: pl.DataFrame) -> "Figure":
     """Cosines along training: a column an activation, a row a law of the inputs."""
-    names = [name for name in NAMES if name in data["activation"]]
     laws = {"standard": "N(0, I)", "scaled": "N(0, I/d)"}
-    figure, axes = panels(
-        len(names),
+    figure, activations = facets(
+        data,
+        "activation",
         2,
-        titles=[f"{NAMES[name]}, inputs {law_}" for law_ in laws.values() for name in names],
+        order=tuple(NAMES),
+        titles=[f"{{}}, inputs {law_}" for law_ in laws.values()],
+        names=NAMES,
         xlabels=["step"],
         ylabels=["cos∠(b, β)"] * 2,
         share="row",
         height=2.8,
     )
-    for row, inputs in enumerate(laws):
-        for column, name in enumerate(names):
-            panel = axes[row * len(names) + column]
-            runs = data.filter((pl.col("activation") == name) & (pl.col("inputs") == inputs) & (pl.col("step") > 0))
+    for name, whole, axes in activations:
+        for row, (panel, inputs) in enumerate(zip(axes, laws, strict=True)):
+            runs = whole.filter((pl.col("inputs") == inputs) & (pl.col("step") > 0))
             lines(panel, runs.sort("step"), "step", sequence(runs["strength"].n_unique()))
             panel.axvline(STEPS[name], color=AXIS, linewidth=0.8)
             logarithmic(panel, "x")
