@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -229,7 +229,15 @@ VALUES: dict[str, list] = {
         "/b/digits-mlp-64-64-10-fa-0",
         "ä",
     ],
-    "model": [MODEL, "mlp:64-64-64-10", "lenet", "my.networks:Small", "my.networks:small", "my-networks:small"],
+    "model": [
+        MODEL,
+        "mlp:64-64-64-10",
+        "lenet",
+        "my.networks:Small",
+        "my.networks:small",
+        "my-networks:small",
+        "my:networks.small",
+    ],
     "rule": ["fa", "dfa", "bp"],
     "feedback": ["low-rank(4)", "low-rank(5)", "sparse(4)", "orthogonal"],
     "scale": [0.1, 0.1 + 1e-15, 10.0],
@@ -248,6 +256,7 @@ VALUES: dict[str, list] = {
 }
 
 
+@settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in VALUES.items()}), min_size=2))
 def test_two_configurations_never_have_one_default_folder(several: list[dict]) -> None:
     names: dict[str, TrainConfig] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.lab.data import Dataset
 
-ROOM = 2 << 30
+_ROOM = 2 << 30
 """Bytes of normalised images that are kept; larger sets are normalised batch by batch."""
 
 
@@ -47,7 +47,7 @@ class Images:
             yield self.take(slice(start, start + size))
 
 
-def prepare(data: Dataset, *, device: torch.device, dtype: torch.dtype, room: int = ROOM) -> tuple[Images, Images]:
+def prepare(data: Dataset, *, device: torch.device, dtype: torch.dtype, room: int = _ROOM) -> tuple[Images, Images]:
     """Normalise training and test set by mean and standard deviation of the training images, channel by channel.
 
     Args:

@@ -44,7 +44,7 @@ from falign.lab._tables import Tables
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 
-KEEP_LAST = 2
+_KEEP_LAST = 2
 """Checkpoints of a run that are kept: should the last one be damaged, the one before it is intact."""
 _NUMBERS = {
     **dict.fromkeys(("step", "epoch", "batch", "correct", "seen", "far_steps"), int),
@@ -198,7 +198,7 @@ def save(run: RunFolder, learner: Learner, state: TrainingState) -> Path:
         )
     content = serialised(tensors, {"checksum": _files.BLANK, "falign": text})
     run.write(path.name, _files.sealed(content))
-    for old in run.checkpoints()[:-KEEP_LAST]:  # only now: until here they were what the run could go on from
+    for old in run.checkpoints()[:-_KEEP_LAST]:  # only now: until here they were what the run could go on from
         with suppress(OSError):
             old.unlink(missing_ok=True)
     return path

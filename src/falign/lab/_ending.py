@@ -74,7 +74,7 @@ def end(
     Raises:
         WriteError: Something cannot be written.
     """
-    law = None if learner.law is None else judge_law(learner.law, learner)
+    law = None if learner.law is None else _judge_law(learner.law, learner)
     tables = state.tables(None if law is None else law.table)
     run.write_tables(tables)
     if law is not None:
@@ -170,7 +170,7 @@ class LawVerdict:
     failure: str = ""
 
 
-def judge_law(law: ConservationLaw, learner: Learner) -> LawVerdict:
+def _judge_law(law: ConservationLaw, learner: Learner) -> LawVerdict:
     """Judge the conservation law after a training.
 
     Args:

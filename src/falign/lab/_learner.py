@@ -171,7 +171,7 @@ def make_learner(
         with preserve_state(model):
             layers = _layers(config, model, example, classes)
         _convert(config, model, example)
-        optimizer = make_optimizer(model, config)
+        optimizer = _make_optimizer(model, config)
         ridge = None
         if config.ridge:
             ridge = Ridge(
@@ -325,7 +325,7 @@ class SGD(torch.optim.SGD):
         return sparse
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer of all parameters of a model, learned feedback included.
 
     It is fused where PyTorch can fuse it, one pass over the parameters in place of several: on a CPU that takes a

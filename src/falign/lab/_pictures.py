@@ -23,8 +23,6 @@ from falign.lab.report._figures import png
 from falign.lab.report.style import AXIS, COLOURS, INK, RC_PARAMS, expected, legend, logarithmic, panels, sequence
 from falign.lab.report.style import law as diagonal
 
-__all__ = ["draw", "figures"]
-
 
 def draw(run: RunFolder, tables: Tables, config: TrainConfig) -> None:
     """Write the pictures of a run.
@@ -53,7 +51,7 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
         {file name: figure}, not yet drawn; that of the conservation law only where it was checked.
     """
     about = literal(f"{config.rule} · {config.dataset} · {config.model}")
-    records, alignment, colours = tables.records, tables.alignment, layer_colours(tables.records)
+    records, alignment, colours = tables.records, tables.alignment, _layer_colours(tables.records)
     pictures = {
         "loss.png": loss(records, about),
         "accuracy.png": accuracy(records, about),
@@ -68,7 +66,7 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
 
 TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
 """Style of the title of a figure of several panels."""
-NAMED = 8
+_NAMED = 8
 """Layers that are named one by one; of more, a colour bar is drawn."""
 _LETTERS = 13
 """Letters of a legend that fit into an inch."""
@@ -114,13 +112,13 @@ def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: floa
     return Line(label, points["epoch"].to_list(), (points[column].clip(-_FAR, _FAR) * factor).to_list(), colour)
 
 
-def layer_colours(records: pl.DataFrame) -> dict[str, str]:
+def _layer_colours(records: pl.DataFrame) -> dict[str, str]:
     """Return {layer: colour}, darker from the first layer to the last."""
     names = [name.removeprefix("angle_") for name in records.columns if name.startswith("angle_")]
     return dict(zip(names, sequence(len(names)), strict=True))
 
 
-def by_layer(alignment: pl.DataFrame, column: str, colours: dict[str, str]) -> list[Line]:
+def _by_layer(alignment: pl.DataFrame, column: str, colours: dict[str, str]) -> list[Line]:
     """Take one column of the table of the alignment, one line for each layer that has values."""
     lines = [line(alignment.filter(layer=name), column, name, colour) for name, colour in colours.items()]
     return [each for each in lines if each.y]
@@ -154,7 +152,7 @@ def degrees(*panels: Axes) -> None:
 
 def key(figure: Figure, colours: dict[str, str]) -> None:
     """Draw the legend of the layers below the panels; for many layers a colour bar from the first to the last."""
-    if len(colours) <= NAMED:
+    if len(colours) <= _NAMED:
         widest = max(map(len, colours), default=0) + 6
         legend(figure, columns=max(1, int(_LETTERS * figure.get_figwidth()) // widest))
         return
@@ -164,7 +162,7 @@ def key(figure: Figure, colours: dict[str, str]) -> None:
     bar.set_label(literal(f"{len(colours)} layers, from {first} to {last}"))
 
 
-def name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
+def _name_at_the_end(axes: Axes, lines: Sequence[Line]) -> None:
     """Write every line's label at its right end, moved up where two would overlap."""
     from_below = sorted((line for line in lines if line.y), key=lambda line: line.y[-1])
     low, high = axes.get_ylim()
@@ -208,13 +206,13 @@ def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, st
     )
     figure.suptitle(f"Angle to the true gradient — {about}", **TITLE)
     gradients = [line(records, f"angle_{name}", name, colour) for name, colour in colours.items()]
-    errors = by_layer(alignment, "delivered_angle", colours)
+    errors = _by_layer(alignment, "delivered_angle", colours)
     plot(left, gradients)
     plot(right, errors)
     degrees(left, right)
-    if len(colours) <= NAMED:
-        name_at_the_end(left, gradients)
-        name_at_the_end(right, errors)
+    if len(colours) <= _NAMED:
+        _name_at_the_end(left, gradients)
+        _name_at_the_end(right, errors)
     else:
         key(figure, colours)
     return figure
@@ -269,13 +267,13 @@ def dominance(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str,
     )
     figure.suptitle(f"What the descent is made of — {about}", **TITLE)
     against_minus_one(above, [line(records, "dominance", "", COLOURS[0])])
-    plot(cosine, by_layer(alignment, "cosine", colours))
+    plot(cosine, _by_layer(alignment, "cosine", colours))
     cosine.axhline(0, color=INK, linewidth=1, zorder=1)
     low = min((y for each in cosine.get_lines() for y in each.get_ydata()), default=0.0)  # pyright: ignore
     cosine.set_ylim(min(-0.05, 1.1 * low), 1.05)
     positive = alignment.filter(pl.col("gradient_norm") > 0, pl.col("taken_norm") > 0)
-    plot(gradient, by_layer(positive, "gradient_norm", colours))
-    plot(taken, by_layer(positive, "taken_norm", colours))
+    plot(gradient, _by_layer(positive, "gradient_norm", colours))
+    plot(taken, _by_layer(positive, "taken_norm", colours))
     taken.sharey(gradient)
     logarithmic(gradient, "y")
     logarithmic(taken, "y")
@@ -358,7 +356,7 @@ def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
     low, high = _limits(table)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     diagonal(axes, [low, high], [low, high], "conserved")
-    if len(layers) > NAMED:
+    if len(layers) > _NAMED:
         _explain(axes, table["status"].unique(maintain_order=True).to_list())
     key(figure, {name: colours[name] for name in layers})
     if not layers:
@@ -416,7 +414,7 @@ def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlim(-1, 101)
     axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    if len(layers) > NAMED:
+    if len(layers) > _NAMED:
         key(figure, {name: colours[name] for name in layers})
         axes.text(1, 0.92, f"of a layer's neurons {min(shares):.0%} to {max(shares):.0%} are aligned")
     elif layers:

@@ -16,7 +16,7 @@ from rich.progress import track as rich_track
 
 from falign.lab._text import plain, print_plain, standard_console
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 _LISTED = 6
 """Up to so many layers are shown one by one, more in summary."""
@@ -24,7 +24,7 @@ _PAUSE = 0.1
 """Seconds between two updates of a training's bar: a step may take less than drawing it."""
 
 
-def track(items: Iterable[Item], description: str, *, total: int, shown: bool) -> Iterable[Item]:
+def track(items: Iterable[_Item], description: str, *, total: int, shown: bool) -> Iterable[_Item]:
     """Show a bar while going through items.
 
     Args:

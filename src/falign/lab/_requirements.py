@@ -56,7 +56,7 @@ def requirements() -> tuple[Requirement, ...]:
             applies = line.marker is None or line.marker.evaluate({"extra": extra})
             if not applies or name == "falign" or name in by_name:
                 continue
-            version = version_of(name)
+            version = _version_of(name)
             try:
                 fits = version is not None and line.specifier.contains(version, prereleases=True)
             except InvalidVersion:  # a private build: it cannot be said to be too old
@@ -67,7 +67,7 @@ def requirements() -> tuple[Requirement, ...]:
     return tuple(by_name.values())
 
 
-def version_of(package: str) -> str | None:
+def _version_of(package: str) -> str | None:
     """Return the installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 # What needs polars and PyTorch is imported in the methods: that a folder holds no run is said at once.
 
-CONFIG, STATUS, RECORDS = "config.json", "status.json", "records.parquet"
-ALIGNMENT, NEURONS, LAW = "alignment.parquet", "neurons.parquet", "law.parquet"
+CONFIG, _STATUS, _RECORDS = "config.json", "status.json", "records.parquet"
+_ALIGNMENT, _NEURONS, _LAW = "alignment.parquet", "neurons.parquet", "law.parquet"
 TRACEBACK = "traceback.txt"
 PICTURES = ("loss.png", "accuracy.png", "angles.png", "neurons.png", "dominance.png", "law.png")
-EVENTS = "tensorboard"
-_FILES = (CONFIG, STATUS, RECORDS, ALIGNMENT, NEURONS, LAW, TRACEBACK, *PICTURES)
+_EVENTS = "tensorboard"
+_FILES = (CONFIG, _STATUS, _RECORDS, _ALIGNMENT, _NEURONS, _LAW, TRACEBACK, *PICTURES)
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8,18})\.safetensors")
 
 _JSON, _TABLE = 64 << 20, 1 << 30
@@ -162,7 +162,7 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """Folder of the events for TensorBoard."""
-        return self.folder / EVENTS
+        return self.folder / _EVENTS
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints, oldest first."""
@@ -238,12 +238,12 @@ class RunFolder:
         return config, provenance
 
     def _identify(self, token: str, config: TrainConfig) -> None:
-        self._token, self.identity = token, f"{token}-{digest(config)}"
+        self._token, self.identity = token, f"{token}-{_config_digest(config)}"
 
     def write_status(self, status: str, **details: Any) -> None:
         """Write the status; ``saved`` becomes the step of the last checkpoint."""
         content = {"run": self.identity, "status": status, **details, "saved": self.saved}
-        self.write(STATUS, _files.to_json(content))
+        self.write(_STATUS, _files.to_json(content))
 
     def read_status(self) -> dict[str, Any]:
         """Read the status; it is "unknown" before the first one, and "killed" if the run neither goes on nor has ended.
@@ -251,13 +251,13 @@ class RunFolder:
         Raises:
             RunError: The file is damaged.
         """
-        if not os.path.lexists(self.folder / STATUS):
+        if not os.path.lexists(self.folder / _STATUS):
             return {"status": "unknown"}
-        content = self._read_json(STATUS)
-        for name, kind in _STATUS.items():
+        content = self._read_json(_STATUS)
+        for name, kind in _STATUS_FIELDS.items():
             if not _is_of_type(content.get(name), kind):
-                raise self._damaged(STATUS, f"{name} is {_shown(content.get(name))}")
-        self._check_identity(STATUS, content["run"])
+                raise self._damaged(_STATUS, f"{name} is {_shown(content.get(name))}")
+        self._check_identity(_STATUS, content["run"])
         if content["status"] == "running" and self._lock is None and not _files.is_in_use(self.folder):
             content["status"] = "killed"
         return content
@@ -266,7 +266,7 @@ class RunFolder:
         """Write what was measured; the records come last, so that where they are the other tables are, too."""
         from falign.lab._tables import parquet
 
-        named = {ALIGNMENT: tables.alignment, NEURONS: tables.neurons, LAW: tables.law, RECORDS: tables.records}
+        named = {_ALIGNMENT: tables.alignment, _NEURONS: tables.neurons, _LAW: tables.law, _RECORDS: tables.records}
         for name, table in named.items():
             if table is not None:
                 self.write(name, parquet(table, self.identity))
@@ -281,17 +281,17 @@ class RunFolder:
 
         from falign.lab._tables import check_records
 
-        path = self.folder / RECORDS
+        path = self.folder / _RECORDS
         if not os.path.lexists(path):
-            raise RunError(f"{self.folder} has no {RECORDS} yet: train it first")
+            raise RunError(f"{self.folder} has no {_RECORDS} yet: train it first")
         try:
             content = read_bounded(path, _TABLE)
             _files.verify_seal(content)
-            self._check_identity(RECORDS, pl.read_parquet_metadata(io.BytesIO(content)).get("run"))
+            self._check_identity(_RECORDS, pl.read_parquet_metadata(io.BytesIO(content)).get("run"))
             records = pl.read_parquet(io.BytesIO(content))
             check_records(records)
         except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise self._damaged(RECORDS, (str(error).splitlines() or [type(error).__name__])[0]) from None
+            raise self._damaged(_RECORDS, (str(error).splitlines() or [type(error).__name__])[0]) from None
         return records
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class RunFolder:
         if name == CONFIG:
             return "restore it, or begin the run again with --force"
         again = f"falign train --resume {self.folder} writes it again from the last checkpoint"
-        return f"delete it, then {again}" if name == STATUS else again
+        return f"delete it, then {again}" if name == _STATUS else again
 
 
 def checkpoint_name(step: int) -> str:
@@ -323,13 +323,13 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint-{step:08d}.safetensors"
 
 
-def digest(config: TrainConfig) -> str:
+def _config_digest(config: TrainConfig) -> str:
     """Compute a digest of a configuration apart from ``epochs``, which --resume may raise."""
     values = {name: value for name, value in config.to_json().items() if name != "epochs"}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-_STATUS: dict[str, Any] = {
+_STATUS_FIELDS: dict[str, Any] = {
     "run": str,
     "status": str,
     "saved": int,

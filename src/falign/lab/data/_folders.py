@@ -29,7 +29,7 @@ _LARGEST = 1 << 28
 """Bytes that an image file may have."""
 
 
-def inspect(path: Path) -> tuple[tuple[int, int], bool]:
+def _inspect(path: Path) -> tuple[tuple[int, int], bool]:
     """Read the header of an image file.
 
     Args:
@@ -106,7 +106,7 @@ def _image(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 _TEST_FOLDERS = ("test", "val", "valid")
 
-Listing = dict[str, list[Path]]
+_Listing = dict[str, list[Path]]
 """The images of every class, both in alphabetical order."""
 
 
@@ -167,7 +167,7 @@ def read_image_folder(folder: Path, *, progress: bool = False) -> Dataset:
     )
 
 
-def _split(folder: Path, passed: Counter[str]) -> tuple[Listing, Listing]:
+def _split(folder: Path, passed: Counter[str]) -> tuple[_Listing, _Listing]:
     if (folder / "train").is_dir():
         for name in _TEST_FOLDERS:
             if (folder / name).is_dir() and (test := _listing(folder / name, passed)):
@@ -185,7 +185,7 @@ def _split(folder: Path, passed: Counter[str]) -> tuple[Listing, Listing]:
     return train, test
 
 
-def _listing(folder: Path, passed: Counter[str]) -> Listing:
+def _listing(folder: Path, passed: Counter[str]) -> _Listing:
     """List the images of every class; files that are no images are counted by their endings."""
 
     def visible(path: Path) -> list[Path]:
@@ -219,9 +219,9 @@ def _read() -> str:
 
 
 def _one_size(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
-    size, grey = inspect(files[0])
+    size, grey = _inspect(files[0])
     for path in files[1:]:
-        other, other_grey = inspect(path)
+        other, other_grey = _inspect(path)
         if other != size:
             raise DataError(
                 f"{files[0]} is {size[0]} × {size[1]} and {path} is {other[0]} × {other[1]} (height × "
@@ -231,6 +231,6 @@ def _one_size(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
     return size, grey
 
 
-def _labels(listing: Listing, classes: tuple[str, ...]) -> Int64[Tensor, " n"]:
+def _labels(listing: _Listing, classes: tuple[str, ...]) -> Int64[Tensor, " n"]:
     counts = torch.tensor([len(listing.get(name, ())) for name in classes])
     return torch.arange(len(classes)).repeat_interleave(counts)

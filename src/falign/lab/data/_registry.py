@@ -16,7 +16,7 @@ from falign.lab.data._idx import IDX_NAMES, Idx, spellings
 # The handwritten digits that scikit-learn ships: 1,797 real images of 8 × 8, no download.
 
 
-def read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
+def _read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
     """Split the digits into 1,437 training and 360 test images, stratified by class, with the seed 0.
 
     The pixels keep their values from 0 to 16, and both sets the order of the source.
@@ -114,7 +114,7 @@ _FASHION = (
 _TORONTO = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
 _SOURCES = (
-    Source(name="digits", files=(), read=read_digits),
+    Source(name="digits", files=(), read=_read_digits),
     Source(
         name="mnist",
         files=_idx_files(
