@@ -17,7 +17,7 @@ from falign.theory.deep_linear._modes import Modes
 _EPSILON, _TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 
 Points: TypeAlias = Float[Tensor, "modes points"]
-Bounds: TypeAlias = tuple[Tensor, Tensor]
+_Bounds: TypeAlias = tuple[Tensor, Tensor]
 """Least and greatest value [modes points]."""
 
 
@@ -84,7 +84,7 @@ class ReducedOde:
         product = sum(lost[layer] * _without(weights, layer).prod(0).abs() for layer in range(len(lost)))
         return 8 * _EPSILON * (self._target + self._variance * product)
 
-    def decay_rate(self, a: Points, b: Points) -> Bounds:
+    def decay_rate(self, a: Points, b: Points) -> _Bounds:
         """Bound ρ between a and b, by interval arithmetic: exact where a = b, and everywhere for two layers."""
         weights = self._bounds(a, b)
         one = torch.ones_like(a), torch.ones_like(a)
@@ -103,7 +103,7 @@ class ReducedOde:
             below = _times(below, bounds)
         return self._variance * least, self._variance * greatest
 
-    def _bounds(self, a: Points, b: Points) -> list[Bounds]:
+    def _bounds(self, a: Points, b: Points) -> list[_Bounds]:
         """Bound θ_1, …, θ_L between a and b."""
         x = torch.minimum(a, b), torch.maximum(a, b)
         if self.modes.rule == "bp":
@@ -172,17 +172,17 @@ def _without(weights: Tensor, layer: int) -> Tensor:
     return torch.cat([weights[:layer], weights[layer + 1 :]])
 
 
-def _times(one: Bounds, other: Bounds) -> Bounds:
+def _times(one: _Bounds, other: _Bounds) -> _Bounds:
     ends = torch.stack([one[0] * other[0], one[0] * other[1], one[1] * other[0], one[1] * other[1]])
     return ends.amin(0), ends.amax(0)
 
 
-def _scaled(factor: Tensor, bounds: Bounds) -> Bounds:
+def _scaled(factor: Tensor, bounds: _Bounds) -> _Bounds:
     ends = factor * bounds[0], factor * bounds[1]
     return torch.minimum(*ends), torch.maximum(*ends)
 
 
-def _square(bounds: Bounds) -> Bounds:
+def _square(bounds: _Bounds) -> _Bounds:
     ends = bounds[0].square(), bounds[1].square()
     inside = (bounds[0] <= 0) & (bounds[1] >= 0)
     return torch.minimum(*ends).masked_fill(inside, 0.0), torch.maximum(*ends)
@@ -214,6 +214,8 @@ def first_passage(ode: ReducedOde, level: Float[Tensor, " modes"]) -> Float[Tens
     passage[going] = torch.nan
     rows = (going & (gap.way != 0)).nonzero()[:, 0]
     passage[rows] = _first(gap.take(rows))
+    # The search counts as 0 what may be rounding, so that noise cannot hide a passage; where that bound is not small to
+    # the level, x is moved on to the passage of e as it is computed.
     blurred = ode.rounding(passage[:, None])[:, 0] > _BLURRED * level
     rows = (going & blurred & (level > 0)).nonzero()[:, 0]
     passage[rows] = _sharpened(gap.take(rows), passage[rows])
@@ -262,6 +264,7 @@ def _first(gap: _Gap) -> Float[Tensor, " modes"]:
         at_middle, at_far = part(turn * torch.stack([middle, far], 1)).unbind(1)
         least, most = (bound[:, 0] for bound in part.ode.decay_rate(turn * near[:, None], turn * far[:, None]))
         steepest = torch.maximum(least.abs(), most.abs()) / part.ode.drive(turn * near[:, None])[:, 0].abs()
+        # In an interval so narrow the slope's bounds are rounding themselves: its ends decide.
         narrow = far - near <= _NARROW * torch.maximum(near.abs(), far.abs())
         clear = (most <= 0) | (at_middle > steepest * (far - near) / 2)  # |e| grows, or cannot fall so far
         known = clear | (least >= 0) | (narrow & ((at_far <= 0) | (at_middle > 0)))

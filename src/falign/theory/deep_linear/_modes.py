@@ -38,7 +38,7 @@ def finite(name: str, given: Any) -> Tensor:
     return values
 
 
-def in_range(values: Mapping[str, Tensor]) -> None:
+def _check_range(values: Mapping[str, Tensor]) -> None:
     """Refuse λ < 0, a variance that is not positive, and feedback m of 0.
 
     Raises:
@@ -219,7 +219,7 @@ def modes(
         **{f"m_{layer}": value for layer, value in enumerate(back, 2)},
     }
     values = {name: finite(name, value) for name, value in given.items()}
-    in_range(values)
+    _check_range(values)
     try:
         parts = torch.broadcast_tensors(*values.values())
     except RuntimeError:

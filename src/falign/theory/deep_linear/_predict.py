@@ -131,7 +131,7 @@ def outputs(problem: Problem) -> tuple[Tensor, Curves]:
 
 def chains(problem: Problem) -> tuple[Tensor, Curves]:
     """Train the scalar chains; return times and curves. What the initial loss holds besides is a constant."""
-    start = chains_of(problem)
+    start = _chains_of(problem)
     if isinstance(problem.training, Steps):
         steps = problem.training
         trajectory = _steps.gradient_descent(start, rate=steps.rate, steps=steps.count, at=steps.at)
@@ -150,12 +150,12 @@ def chains(problem: Problem) -> tuple[Tensor, Curves]:
     return trajectory.times, curves
 
 
-def chains_of(problem: Problem) -> Modes:
+def _chains_of(problem: Problem) -> Modes:
     """Reduce each mode to its scalar chain."""
     return scalar_chains(problem.state, problem.rule, problem.components)
 
 
-DECOUPLINGS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outputs, "chains": chains}
+_DECOUPLINGS: dict[str, Callable[[Problem], tuple[Tensor, Curves]]] = {"outputs": outputs, "chains": chains}
 """name -> (problem -> times and curves)."""
 
 
@@ -345,10 +345,10 @@ def predict(
     else:
         raise ValueError(f"rate {rate}, steps {steps} and times {times}: pass rate and steps, or times alone")
     problem = _problem(W, B, X, Y, rule, activation, training)
-    when, curves = DECOUPLINGS[decoupling](problem)
+    when, curves = _DECOUPLINGS[decoupling](problem)
     return Prediction(
         decoupling=decoupling,
-        chains=chains_of(problem),
+        chains=_chains_of(problem),
         rate=rate or 0.0,
         times=when,
         target=problem.components.target,

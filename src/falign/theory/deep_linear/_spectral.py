@@ -184,6 +184,7 @@ def spectral(
         for place, size in enumerate(hidden, 1)
     ]
     bases = (V.expand(len(seeds), -1, -1), *between, U.expand(len(seeds), -1, -1))
+    # Direct feedback starts at the outputs, whose basis is U, whatever the layer.
     tops = [U.expand(len(seeds), -1, -1)] * len(hidden) if rule == "dfa" else bases[2:]
     W = [_between(θ, above, below, 0.0) for θ, above, below in zip(chains.weights, bases[1:], bases, strict=False)]
     B = [_between(m, above, below, 1.0) for m, above, below in zip(chains.feedback, tops, between, strict=True)]
@@ -230,4 +231,4 @@ def _orthogonal(size: int, seed: int, name: str) -> Float[Tensor, "size size"]:
     check_memory("an orthogonal matrix", size, size)
     drawn = torch.randn(size, size, generator=generator(seed, "deep linear spectral", name), dtype=torch.float64)
     Q, R = torch.linalg.qr(drawn)
-    return Q * R.diagonal().sign()
+    return Q * R.diagonal().sign()  # QR leaves the columns' signs to its algorithm: fixed, Q is uniformly distributed

@@ -66,7 +66,7 @@ def matrix_conservation(
 
     Source: derived; of two layers known from matrix factorisation.
     """
-    state, few = in_double(state, X, Y)
+    state, few = _in_double(state, X, Y)
     dynamics = linear(rule)
     conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     first = matrix_invariants(state, rule)
@@ -117,7 +117,7 @@ def diverging(taken: int, steps: int) -> Assumption:
     )
 
 
-def in_double(state: State, X: Numbers, Y: Numbers) -> tuple[State, Compressed]:
+def _in_double(state: State, X: Numbers, Y: Numbers) -> tuple[State, Compressed]:
     """Convert to float64, in which the statements are checked, and compress the data."""
     few = compressed(X, Y)
     return state.map(lambda part: part.double()), few._replace(X=few.X.double(), Y=few.Y.double())
@@ -183,7 +183,7 @@ def two_layer_convergence(
         raise ValueError(f"the networks have {state.depth} layers: the statement is of two")
     if not state.B:
         raise ValueError("the networks have no feedback B: the statement is of fa")
-    state, few = in_double(state, X, Y)
+    state, few = _in_double(state, X, Y)
     dynamics = linear("fa")
     conservation.loss_of(state, dynamics, few.X, few.Y)  # refuses data that do not fit the networks
     B, covariance = state.B[0], few.X.mT @ few.X / len(few.X)

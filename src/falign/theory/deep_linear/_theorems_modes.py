@@ -61,7 +61,7 @@ def exponential_convergence(trajectory: ModeTrajectory) -> TheoremCheck:
         assumptions=conditions,
         bound=bound,
         measured=error,
-        scale=allowance(trajectory) * scale_of(trajectory),
+        scale=_allowance(trajectory) * _scale_of(trajectory),
         constants={"rate": float(rate.min())},
     )
 
@@ -82,9 +82,9 @@ def error_recursion(trajectory: ModeTrajectory) -> TheoremCheck:
     """
     error, rates = rows(trajectory.error), rows(step_rates(trajectory))
     residual = (error[:, 1:] - error[:, :-1] * (1 - trajectory.rate * rates)).abs()
-    tolerance = 1e-12 * coarseness(residual)
+    tolerance = 1e-12 * _coarseness(residual)
     return identity(
-        "Error recursion", trajectory, residual, tolerance * scale_of(trajectory)[:, None].expand_as(residual)
+        "Error recursion", trajectory, residual, tolerance * _scale_of(trajectory)[:, None].expand_as(residual)
     )
 
 
@@ -105,7 +105,7 @@ def conserved_invariants(trajectory: ModeTrajectory, tolerance: float | None = N
     Source: derived.
     """
     invariants = trajectory.invariants
-    usual = (1e-12 if trajectory.rate else 1e-8) * coarseness(invariants)
+    usual = (1e-12 if trajectory.rate else 1e-8) * _coarseness(invariants)
     tolerance = usual if tolerance is None else positive("tolerance", tolerance)
     residual = rows((invariants - invariants[:1] - trajectory.expected_change).abs().amax(1))
     size = rows(invariants.abs().amax(1) + trajectory.weights.square().amax(1)).amax(1, keepdim=True)
@@ -170,17 +170,17 @@ def rows(values: Float[Tensor, "times *modes"]) -> Float[Tensor, "runs times"]:
     return values.flatten(1).mT if values.ndim > 1 else values[None]
 
 
-def scale_of(trajectory: ModeTrajectory) -> Float[Tensor, " runs"]:
+def _scale_of(trajectory: ModeTrajectory) -> Float[Tensor, " runs"]:
     """``max(λ, |e(0)|)``."""
     return torch.maximum(trajectory.modes.target, trajectory.modes.error.abs()).flatten()
 
 
-def allowance(trajectory: ModeTrajectory) -> float:
+def _allowance(trajectory: ModeTrajectory) -> float:
     """Factor by which the rounding of many steps, or the error of an integration, exceeds that of one number."""
-    return max(1e2 if trajectory.rate else 1e5, coarseness(trajectory.weights))
+    return max(1e2 if trajectory.rate else 1e5, _coarseness(trajectory.weights))
 
 
-def coarseness(numbers: Tensor) -> float:
+def _coarseness(numbers: Tensor) -> float:
     """Rounding of their type, that of float64 being 1."""
     return torch.finfo(numbers.dtype).eps / torch.finfo(torch.float64).eps
 
@@ -252,7 +252,7 @@ def zero_loss(trajectory: ModeTrajectory, tolerance: float = 1e-6) -> TheoremChe
         ),
         bound=tolerance * λ[:, None],
         measured=error,
-        scale=scale_of(trajectory),
+        scale=_scale_of(trajectory),
     )
 
 
@@ -279,7 +279,7 @@ def asymptotic_decay(trajectory: ModeTrajectory, tolerance: float = 0.01) -> The
     expected = _seen(final, trajectory.rate)
     error = rows(trajectory.error).abs()[:, -2:].clamp_min(_ZERO)
     seen = -error.log().diff(dim=1) / (trajectory.times[-1] - trajectory.times[-2])
-    relative = error / scale_of(trajectory)[:, None]
+    relative = error / _scale_of(trajectory)[:, None]
     rates = torch.stack([trajectory.at(place).decay_rate.flatten() for place in (-2, -1)])
     near = float((_seen(rates, trajectory.rate) / expected.clamp_min(_ZERO) - 1).abs().max())
     resolved = float(relative[:, 1].min())

@@ -54,7 +54,7 @@ def fixed_points(K: Numbers, target: Numbers, feedback: Numbers = 1.0, *, varian
     """
     given = modes(target, [0.0, finite("K", K)], feedback=feedback, variance=variance)
     linear, constant = 2 * given.invariants[0], 2 * given.feedback[0] * given.target / given.variance
-    size = torch.maximum(linear.abs().sqrt(), cube_root(constant).abs())
+    size = torch.maximum(linear.abs().sqrt(), _cube_root(constant).abs())
     unit = size.where(size > 0, 1.0)
     weights = unit * _roots(linear / unit**2, constant / unit**3)
     slope = linear + 3 * weights.square()
@@ -75,7 +75,7 @@ def critical_invariant(target: Numbers, feedback: Numbers = 1.0, *, variance: Nu
         ValueError: a number is out of range or not finite, or shapes do not fit.
     """
     given = modes(target, [0.0, 0.0], feedback=feedback, variance=variance)
-    return -1.5 * cube_root((given.target / given.variance).square() / given.feedback[0])
+    return -1.5 * _cube_root((given.target / given.variance).square() / given.feedback[0])
 
 
 @public
@@ -116,38 +116,39 @@ def degenerate_error(
         ValueError: a number is out of range or not finite, or shapes do not fit.
     """
     given = modes(target, [0.0, 0.0], feedback=feedback, variance=variance)
-    moments = moments_of(times, given)
+    moments = _moments_of(times, given)
     if not ((moments > 0) & (given.target > 0)).all():
         raise ValueError(
             "a time or λ is 0, expected t > 0 and λ > 0: the law is of late times, and λ = 0 has no K_c < 0"
         )
     m, s = given.feedback[0], given.variance
-    return 2 / (3 * m * s * cube_root(m * given.target / s) * moments.square())
+    return 2 / (3 * m * s * _cube_root(m * given.target / s) * moments.square())
 
 
-def moments_of(times: Numbers, given: Modes) -> Tensor:
-    """The times, ahead of the axes of the modes."""
+def _moments_of(times: Numbers, given: Modes) -> Tensor:
+    """Check times and put them on an axis ahead of those of the modes."""
     moments = finite("times", times).to(given.target)
     if moments.ndim != 1 or (moments < 0).any():
         raise ValueError(f"times are {moments.tolist()}, expected a list of numbers from 0 on")
     return moments.view(-1, *[1] * given.target.ndim)
 
 
-def cube_root(number: Tensor) -> Tensor:
-    """The real cube root."""
+def _cube_root(number: Tensor) -> Tensor:
+    """Take the real cube root, also of numbers below 0."""
     return number.sign() * number.abs() ** (1 / 3)
 
 
 def _roots(p: Tensor, q: Tensor) -> Float[Tensor, "3 *modes"]:
     """Real roots of ``y³ + py = q`` in falling order, nan where there are fewer, with max(|p|, |q|) of order 1."""
     radius = (p.abs() / 3).sqrt()
+    # The trigonometric forms rather than Cardano's, whose difference of cube roots loses the small root.
     ratio = q / (2 * radius**3)
     single = torch.where(
         p > 0,
         2 * radius * torch.sinh(torch.asinh(ratio) / 3),
         2 * radius * ratio.sign() * torch.cosh(torch.acosh(ratio.abs().clamp(min=1)) / 3),
     )
-    single = torch.where(radius**3 < _TINY, cube_root(q), single)
+    single = torch.where(radius**3 < _TINY, _cube_root(q), single)
     angle = torch.acos(ratio.clamp(-1, 1)) / 3
     three = torch.stack([2 * radius * torch.cos(angle + turn * 2 * pi / 3) for turn in (0, -1, 1)])
     alone = torch.stack([single, torch.full_like(single, torch.nan), torch.full_like(single, torch.nan)])
@@ -179,7 +180,7 @@ def zero_init(
         ValueError: a number is out of range or not finite, or shapes do not fit.
     """
     given = modes(target, [0.0, 0.0], feedback=feedback, variance=variance)
-    moments = moments_of(times, given)
+    moments = _moments_of(times, given)
     share = 1 - torch.exp(-_remainder(moments / _unit_time(given)))
     return given.target / given.variance * share**3
 
@@ -211,14 +212,14 @@ def zero_init_time(
     except RuntimeError:
         shapes = f"{tuple(learned.shape)} and the modes {tuple(given.target.shape)}"
         raise ValueError(f"share has shape {shapes}, which do not broadcast: pass one share, or one a mode") from None
-    u = cube_root(learned)
+    u = _cube_root(learned)
     left = -torch.log((1 - learned) / (1 + u + u.square()))  # -ln(1 - u), exact also where u is close to 1
     return _clock(left) * _unit_time(given)
 
 
 def _unit_time(given: Modes) -> Float[Tensor, "*modes"]:
     """``2/(s a²)`` with ``a³ = 2mλ/s``."""
-    a = cube_root(2 * given.feedback[0] * given.target / given.variance)
+    a = _cube_root(2 * given.feedback[0] * given.target / given.variance)
     return 2 / (given.variance * a.square())
 
 

@@ -126,7 +126,7 @@ METHODS = {
 """name -> method. That fa* is the variant with the optimal output layer is a reading of "a closely related variant"."""
 
 
-def method_of(name: str) -> Method:
+def _method_of(name: str) -> Method:
     """Look up a method by its name.
 
     Raises:
@@ -149,7 +149,7 @@ def begun(
         ValueError: the method is unknown, what was given does not fit, or rows of W(0) nearly depend on each other
             under fa*.
     """
-    how, start = method_of(method), State(*start)
+    how, start = _method_of(method), State(*start)
     Y = fitting(Y, B, start)
     if not how.free_output:
         independent(start.W)
@@ -165,7 +165,7 @@ def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r 
         ValueError: the method is unknown, shapes or types do not fit, or rows of W nearly depend on each other under
             fa*.
     """
-    how, state = method_of(method), State(*state)
+    how, state = _method_of(method), State(*state)
     Y = sized(Y, B, state)
     if not how.free_output:
         independent(state.W)
@@ -254,6 +254,7 @@ def _positive_root(linear: Tensor, constant: Tensor) -> Tensor:
 
 def row_basis(A: Float[Tensor, "*runs r m"]) -> Float[Tensor, "*runs least m"]:
     """Orthonormal rows that span those of A, min(r, m) of them, with rows of zeros for what A lacks in rank."""
+    # By SVD, not QR: rows of a lower rank would leave QR with directions of rounding alone.
     _, sizes, rows = torch.linalg.svd(A, full_matrices=False)
     kept = sizes > max(A.shape[-2:]) * torch.finfo(A.dtype).eps * sizes[..., :1]
     return rows * kept[..., None]
@@ -337,6 +338,7 @@ def reduced(method: Method, Y: Float[Tensor, "runs n m"], B: Float[Tensor, "runs
     if not method.follows_feedback:
         return Small(Y, B, start, None, None)
     Z, W = start
+    # A factor that is 0 spans nothing: left out, a zero start gives the smallest problem, r by r.
     seen = [part for part in (W, B @ Y) if bool(part.any())]
     right = None
     if sum(part.shape[1] for part in seen) < m:

@@ -19,7 +19,7 @@ from falign.theory.factorisation._problem import Start, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class _Reference:
     """The fixed quantities that states are compared with, in the coordinates in which a run is computed.
 
     Attributes:
@@ -68,7 +68,7 @@ class Here:
     growth: Float[Tensor, " runs"]
 
 
-Measurement = Callable[[Here, Reference], Tensor]
+Measurement = Callable[[Here, _Reference], Tensor]
 
 MEASUREMENTS: dict[str, Measurement] = {
     "error": lambda at, ref: (_square(at.R) + ref.outside.square()).sqrt(),
@@ -94,7 +94,7 @@ fa*, is taken off; ``gram drift`` |WWᵀ - W(0)W(0)ᵀ|, ``growth`` η Σ |Ẇ|�
 Y(BY)⁺BY, ``overlap`` of the representation with the optimum's.
 """
 
-SUMMED = {"account", "growth"}
+_SUMMED = {"account", "growth"}
 """Names that need sums over all steps."""
 
 
@@ -141,7 +141,7 @@ class _Lens:
 
     def __init__(self, method: Method, Y: Tensor, B: Tensor, start: State, small: Small, names: Sequence[str]) -> None:
         self.Y, self.B, self.start, self.small, self.names = Y, B, start, small, names
-        self.reference = Reference(
+        self.reference = _Reference(
             method=method,
             Y=small.Y,
             B=small.B,
@@ -232,7 +232,7 @@ def gradient_descent(
     R, move = torch.empty_like(small.Y, memory_format=torch.contiguous_format), State(*map(torch.zeros_like, now))
     gained, growth = torch.zeros_like(lens.reference.invariant), Y.new_zeros(len(B))
     finite, lasted = torch.ones_like(growth, dtype=torch.bool), torch.zeros_like(growth, dtype=torch.int64)
-    keeps = bool(SUMMED & set(names))
+    keeps = bool(_SUMMED & set(names))
 
     def advance(count: int) -> None:
         for _ in range(count):

@@ -16,7 +16,7 @@ from falign.theory.statement import Assumption, TheoremCheck
 # Assumptions of the statements, as measured on a trajectory.
 
 
-def within_reach(trajectory: Trajectory) -> tuple[Assumption, ...]:
+def _within_reach(trajectory: Trajectory) -> tuple[Assumption, ...]:
     """R ≥ rank Y, B injective on the columns of Y, and Z(0) in them (fa)."""
     r, ranks = trajectory.B.shape[1], torch.linalg.matrix_rank(trajectory.Y)
     seen = torch.linalg.matrix_rank(trajectory.B @ trajectory.Y)
@@ -54,7 +54,7 @@ def _outside(Z: Float[Tensor, "runs n r"], columns: Float[Tensor, "runs k n"]) -
     return float((left / size.clamp(min=torch.finfo(Z.dtype).tiny)).max())
 
 
-def small_step(trajectory: Trajectory) -> Assumption:
+def _small_step(trajectory: Trajectory) -> Assumption:
     """η ≤ η_max; of flow, η = 0."""
     limit = float(sufficient_rate(trajectory.method.name, trajectory.Y, trajectory.B, trajectory.start).min())
     return Assumption(
@@ -62,7 +62,7 @@ def small_step(trajectory: Trajectory) -> Assumption:
     )
 
 
-def negative_invariant(trajectory: Trajectory) -> Assumption:
+def _negative_invariant(trajectory: Trajectory) -> Assumption:
     """C(0) ⪯ 0 (fa)."""
     largest = torch.linalg.eigvalsh(conserved(*trajectory.start, trajectory.B))[:, -1]
     return Assumption(
@@ -74,7 +74,7 @@ def negative_invariant(trajectory: Trajectory) -> Assumption:
     )
 
 
-def long_enough(trajectory: Trajectory, tolerance: float) -> Assumption:
+def _long_enough(trajectory: Trajectory, tolerance: float) -> Assumption:
     """The run ended so near rest that ZW is within tolerance·|Y| of where it rests.
 
     With P onto the rows of W, ``|ZW - YP| = |RP| ≤ |RWᵀ|/σ(W)``, and ``BY(I - P) = BR(I - P)`` makes ``YP`` miss
@@ -222,7 +222,7 @@ def descent_of_feedback(trajectory: Trajectory) -> TheoremCheck:
         name="Descent of |BR|²",
         source=SOURCE,
         reading="each recorded value is at most the one before",
-        assumptions=(negative_invariant(trajectory), small_step(trajectory)),
+        assumptions=(_negative_invariant(trajectory), _small_step(trajectory)),
         bound=V[:, :-1],
         measured=V[:, 1:],
         scale=size,
@@ -251,7 +251,7 @@ def optimum_reached(trajectory: Trajectory, tolerance: float = 1e-6) -> TheoremC
     """
     judged(trajectory, "fa", "fa*")
     positive("tolerance", tolerance)
-    start = negative_invariant(trajectory)
+    start = _negative_invariant(trajectory)
     proven = bool(start.holds) or trajectory.method.name == "fa*"
     open_start = () if proven else (replace(start, holds=None),)
     size = trajectory.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
@@ -261,10 +261,10 @@ def optimum_reached(trajectory: Trajectory, tolerance: float = 1e-6) -> TheoremC
         source=SOURCE,
         reading=f"error at the end at most {tolerance:g} of |Y|, in units of that",
         assumptions=(
-            *within_reach(trajectory),
+            *_within_reach(trajectory),
             *open_start,
-            small_step(trajectory),
-            long_enough(trajectory, tolerance),
+            _small_step(trajectory),
+            _long_enough(trajectory, tolerance),
         ),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,
@@ -309,8 +309,8 @@ def stationary_limit(trajectory: Trajectory, tolerance: float = 1e-8) -> Theorem
                 needed=float(torch.linalg.matrix_rank(trajectory.Y).clamp(max=trajectory.B.shape[1]).max()),
                 holds=bool((ranks == torch.linalg.matrix_rank(trajectory.Y).clamp(max=trajectory.B.shape[1])).all()),
             ),
-            small_step(trajectory),
-            long_enough(trajectory, tolerance),
+            _small_step(trajectory),
+            _long_enough(trajectory, tolerance),
         ),
         bound=torch.ones_like(measured),
         measured=measured / tolerance,
@@ -380,7 +380,7 @@ def monotone_alignment(trajectory: Trajectory, tolerance: float = 1e-8) -> Theor
         name="Monotone alignment",
         source=SOURCE,
         reading="each recorded tr(BZ) is at least the one before; proven in flow and for the first step",
-        assumptions=(orthogonal(trajectory), small_step(trajectory)),
+        assumptions=(orthogonal(trajectory), _small_step(trajectory)),
         bound=trace[:, :-1] - positive("tolerance", tolerance),
         measured=trace[:, 1:],
         relation="at least",

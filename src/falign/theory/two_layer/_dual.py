@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 def layout(n: int, p: int, runs: int, device: str = "cpu") -> Layout:
     """Choose equal chunks where a number of them divides p, an even one for two threads; tiles of about equal size."""
     least = -(-p // _CHUNK)
-    least += least % 2 if least > 1 else 0
+    least += least % 2 if least > 1 else 0  # an odd number would leave the second thread idle for one chunk
     chunks = min(p, next((m for m in range(least, 2 * least, 2) if p % m == 0), least))
     neurons = p // chunks
     most = max(1, (_CACHED if device == "cpu" else _ON_A_GPU) // (n * neurons))
@@ -65,7 +65,7 @@ def _even(count: int, most: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class _Tile:
     """Some neurons of some runs: a step works through a tile while it lies in the cache, then goes to the next.
 
     Attributes:
@@ -138,7 +138,7 @@ class Tile:
         return f.squeeze(1) if self.chunks == 1 else f.view(-1, self.chunks, f.shape[-1]).sum(1)
 
 
-def tiles(start: Reduced, form: AffineForm, penalties: int) -> Iterator[Tile]:
+def tiles(start: Reduced, form: AffineForm, penalties: int) -> Iterator[_Tile]:
     """Cut the neurons into tiles, of one run per seed and penalty, the penalties within a seed."""
     seeds, n, p = start.U.shape
     count = seeds * penalties
@@ -154,7 +154,7 @@ def tiles(start: Reduced, form: AffineForm, penalties: int) -> Iterator[Tile]:
             yield _tile(start, form, runs, origin, part, most.neurons)
 
 
-def _tile(start: Reduced, form: AffineForm, runs: slice, origin: Tensor, part: slice, neurons: int) -> Tile:
+def _tile(start: Reduced, form: AffineForm, runs: slice, origin: Tensor, part: slice, neurons: int) -> _Tile:
     chunks = max(1, (part.stop - part.start) // neurons)
 
     def chunked(tensor: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _tile(start: Reduced, form: AffineForm, runs: slice, origin: Tensor, part: s
     hidden = U if form.inner.name == "identity" else torch.empty_like(U)
     form.inner.write(U, hidden)
     beta, b = (chunked(weights.unsqueeze(1)) for weights in (start.beta, start.b))
-    return Tile(runs=runs, neurons=part, chunks=chunks, U=U, hidden=hidden, beta=beta, b=b)
+    return _Tile(runs=runs, neurons=part, chunks=chunks, U=U, hidden=hidden, beta=beta, b=b)
 
 
 @typed
@@ -295,6 +295,7 @@ class Dual:
         """U -> W in the basis of X's right singular vectors, and on to the test points."""
         start = self.start
         Q, S, _ = torch.linalg.svd(start.X, full_matrices=False)
+        # Directions that the inputs do not span: dividing by their rounding would invent a way of W.
         cut = S[:, :1] * max(start.X.shape[1:]) * torch.finfo(S.dtype).eps
         inverse = torch.where(cut < S, 1 / S, 0.0)
         onward = None if start.X_test is None else start.X_test @ start.X.mT @ Q * inverse.unsqueeze(1)

@@ -13,31 +13,31 @@ from falign._validation import check_memory, check_steps, named
 from falign.theory._coerce import public, typed
 
 
-def constant(strength: float, steps: float, t: int) -> float:
+def _constant(strength: float, steps: float, t: int) -> float:
     """``λ(t) = λ``."""
     return strength
 
 
-def cutoff(strength: float, steps: float, t: int) -> float:
+def _cutoff(strength: float, steps: float, t: int) -> float:
     """``λ(t) = λ`` for t ≤ T, then 0."""
     return strength if t <= steps else 0.0
 
 
-def inverse_square(strength: float, steps: float, t: int) -> float:
+def _inverse_square(strength: float, steps: float, t: int) -> float:
     """``λ(t) = λ / (1 + t/T)²``."""
     return strength / (1 + t / steps) ** 2
 
 
-def exponential(strength: float, steps: float, t: int) -> float:
+def _exponential(strength: float, steps: float, t: int) -> float:
     """``λ(t) = λ exp(-t/T)``."""
     return strength * exp(-t / steps)
 
 
 SCHEDULES: dict[str, Callable[[float, float, int], float]] = {
-    "constant": constant,
-    "cutoff": cutoff,
-    "inverse-square": inverse_square,
-    "exponential": exponential,
+    "constant": _constant,
+    "cutoff": _cutoff,
+    "inverse-square": _inverse_square,
+    "exponential": _exponential,
 }
 """name -> (λ, T, t) -> λ(t), t the steps done before this one: the first step has t = 0."""
 
@@ -117,6 +117,7 @@ def shrinkage(
     if steps < 0:
         raise ValueError(f"an engine advances by at least 0 steps, got {steps}: make a new one to begin again")
     check_steps(steps)
+    # A stretch of steps at a time: λ(t) is a Python function, and a run may have 10⁹ steps.
     for first in range(start, start + steps, _AHEAD):
         ahead = min(_AHEAD, start + steps - first)
         yield from (1 - rate * torch.stack([one.values(ahead, start=first) for one in penalties], dim=1)).to(like)

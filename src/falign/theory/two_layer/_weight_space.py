@@ -145,11 +145,12 @@ class WeightSpace:
         self.t = 0
         seeds, p, d = start.W.shape
         self._runs = (seeds, len(self.penalties))
+        # The runs of a seed share its inputs: their neurons lie side by side, so that one product serves all penalties.
         self._W = start.W.unsqueeze(1).expand(*self._runs, p, d).reshape(seeds, -1, d).clone()
-        self._beta0 = with_outputs(start.beta, self._scalar).unsqueeze(1)
+        self._beta0 = _with_outputs(start.beta, self._scalar).unsqueeze(1)
         self._beta = self._beta0.expand(*self._runs, -1, -1).clone()
-        self._b = with_outputs(start.b, self._scalar).unsqueeze(1)
-        self._y = with_outputs(start.y, self._scalar)
+        self._b = _with_outputs(start.b, self._scalar).unsqueeze(1)
+        self._y = _with_outputs(start.y, self._scalar)
 
     @property
     def W(self) -> Float[Tensor, "seeds penalties p d"]:  # noqa: N802
@@ -287,11 +288,11 @@ class WeightSpace:
         if wanted & {"weight_change", "weight_growth"}:
             values |= travelled(self.W, start.W)
         if "test_loss" in wanted and start.X_test is not None and start.y_test is not None:
-            y_test = self._targets(with_outputs(start.y_test, self._scalar))
+            y_test = self._targets(_with_outputs(start.y_test, self._scalar))
             values["test_loss"] = self.loss.value(self._outputs(start.X_test), y_test)
         return told_of_divergence({name: values[name] for name in known if name in wanted}, self.t)
 
 
-def with_outputs(tensor: Tensor, scalar: bool) -> Tensor:
+def _with_outputs(tensor: Tensor, scalar: bool) -> Tensor:
     """The tensor with a last axis of outputs, which a scalar output has not."""
     return tensor.unsqueeze(-1) if scalar else tensor

@@ -215,6 +215,7 @@ class WidthFree:
         self._map = _output_map(gram)
         self._p, self._y = gram.p[:, None], gram.y.unsqueeze(1)
         self._drive = (rate * gram.K).unsqueeze(1)
+        # √p u, a and p c in one tensor: all decay alike, and one product with the inner products gives the output.
         self._decaying = gram.y.new_zeros(seeds, runs, r + 2)
         self._u, a, self._c = self._decaying.split([r, 1, 1], -1)
         a.fill_(1)

@@ -280,8 +280,8 @@ def limiting_kernel(
     1997 (erf).
     """
     X = X.double()
-    if activation.name in CLOSED_FORMS:
-        return CLOSED_FORMS[activation.name](X)
+    if activation.name in _CLOSED_FORMS:
+        return _CLOSED_FORMS[activation.name](X)
     return limiting_kernel_by_quadrature(X, activation.value, tolerance=tolerance)[0]
 
 
@@ -334,7 +334,7 @@ def _arc_sine(X: Float[Tensor, "*runs n d"]) -> Float[Tensor, "*runs n n"]:
     return 2 / pi * torch.arcsin(2 * gram / (size[..., :, None] * size[..., None, :]))
 
 
-CLOSED_FORMS: dict[str, Callable[[Float[Tensor, "*runs n d"]], Float[Tensor, "*runs n n"]]] = {
+_CLOSED_FORMS: dict[str, Callable[[Float[Tensor, "*runs n d"]], Float[Tensor, "*runs n n"]]] = {
     "identity": _linear,
     "relu": _arc_cosine,
     "erf": _arc_sine,

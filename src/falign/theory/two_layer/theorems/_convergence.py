@@ -27,7 +27,7 @@ _FARTHEST = {"weight_change", "beta_change", "cosine"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorTrajectory:
+class _ErrorTrajectory:
     """The errors of a block of runs at every step; a run is a seed with a penalty, those of one seed side by side.
 
     Attributes:
@@ -46,7 +46,7 @@ class ErrorTrajectory:
 
 def follow(
     engine: Engine, *, penalties: Sequence[Penalty], y: Float[Tensor, " seeds"], steps: int, measurements: int = 20
-) -> ErrorTrajectory:
+) -> _ErrorTrajectory:
     """Run ``steps`` steps, with |e| at each and what else there is at about ``measurements`` of them.
 
     Args:
@@ -78,7 +78,7 @@ def follow(
     error = record(range(steps + 1), engine.advance, measure, axis=-1)["error"]
     warn_of_divergence(error.isfinite().flatten(0, 1), range(steps + 1))
     strengths = torch.stack([penalty.values(steps) for penalty in penalties]).to(error)
-    return ErrorTrajectory(
+    return _ErrorTrajectory(
         error=error.flatten(0, 1),
         y=y.repeat_interleave(len(penalties)),
         strengths=strengths.repeat(len(y), 1),
@@ -86,8 +86,8 @@ def follow(
     )
 
 
-def step_bound(
-    trajectory: ErrorTrajectory, gamma: Float[Tensor, " runs"], *, rate: float, share: float, pull: float
+def _step_bound(
+    trajectory: _ErrorTrajectory, gamma: Float[Tensor, " runs"], *, rate: float, share: float, pull: float
 ) -> Float[Tensor, "runs steps"]:
     """``(1 - η·share·γ - ηλ(t)) |e(t)| + pull·λ(t) |y|``: what theorems 3.2, 4.2 and 4.3 allow |e(t+1)| to be."""
     keep = 1 - rate * share * gamma[:, None] - rate * trajectory.strengths
@@ -202,8 +202,8 @@ def _check(
         at_one = least**2 * sqrt(p) / (rate * n**2 * sqrt(log(max(p, 2))))
         total = max(penalty.total() for penalty in penalties)
         assumptions.append(_conditions.penalty_sum(statement, total, at_one, sum_constant))
-    bound = step_bound(trajectory, used, rate=rate, share=0.25, pull=1.0)
-    sharper = {"bound of a gradient step": step_bound(trajectory, used, rate=rate, share=0.25, pull=rate)}
+    bound = _step_bound(trajectory, used, rate=rate, share=0.25, pull=1.0)
+    sharper = {"bound of a gradient step": _step_bound(trajectory, used, rate=rate, share=0.25, pull=rate)}
     return TheoremCheck(
         name=name,
         source=f"{_PAPER}, {name[0].lower()}{name[1:]}",
@@ -219,7 +219,7 @@ def _check(
 
 
 def _constants(
-    trajectory: ErrorTrajectory,
+    trajectory: _ErrorTrajectory,
     gamma: torch.Tensor,
     smallest: torch.Tensor,
     largest: torch.Tensor,
@@ -322,12 +322,12 @@ def theorem_4_3(
         source="Song, Xu and Lafferty 2021 (NeurIPS), theorem 4.3",
         reading="β ← (1 - ηλ(t))β + …" + ("; y projected, the non-zero eigenvalues" if on_column_space else ""),
         assumptions=assumptions,
-        bound=step_bound(trajectory, gammas, rate=rate, share=0.5, pull=1.0),
+        bound=_step_bound(trajectory, gammas, rate=rate, share=0.5, pull=1.0),
         measured=trajectory.error[:, 1:],
         scale=trajectory.y,
         share_needed=1 - delta,
         constants={"gamma": least, "M": M, "cosine": float(trajectory.farthest["cosine"].max())},
-        series={"bound of a gradient step": step_bound(trajectory, gammas, rate=rate, share=0.5, pull=rate)},
+        series={"bound of a gradient step": _step_bound(trajectory, gammas, rate=rate, share=0.5, pull=rate)},
     )
 
 
