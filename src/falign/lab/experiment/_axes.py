@@ -80,7 +80,7 @@ def _kind(hint: Any, *, in_column: bool) -> type | None:
 
 
 def mismatch(run: Callable, points: Sequence["Point"], together: Sequence[str]) -> str | None:
-    """How a grid's axes and the keywords of ``run`` do not fit each other; None if they do."""
+    """A sentence on how a grid's axes and the keywords of ``run`` do not fit each other; None if they do."""
     form = _form(run)
     if form.tasks or not form.seeds:
         return None
@@ -132,7 +132,7 @@ def call_memory(memory: Callable, tasks: Sequence["Task"]) -> int:
 
 
 def call_cost(cost: Callable, task: "Task") -> float:
-    """What a run costs, by whichever form ``cost`` has."""
+    """Cost of a run, by whichever form ``cost`` has."""
     form = _form(cost)
     return cost(task) if form.tasks or not form.kinds else cost(**_scalars(form, task.point))
 

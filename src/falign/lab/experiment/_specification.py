@@ -59,7 +59,7 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the number lies in the interval, ends included; NaN does not."""
+        """True if the number lies in the interval, ends included; NaN does not."""
         return bool(self.low <= self.measured <= self.high)
 
 
@@ -84,7 +84,7 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether every check holds."""
+        """True if every check holds."""
         return all(check.holds for check in self.checks)
 
 
@@ -181,7 +181,7 @@ class Task:
 
 
 def _beginning(experiment: str, revision: int, point: Point) -> str:
-    """What the keys of a point's runs have in common: JSON of a list, whose last element is still to come."""
+    """Beginning that the keys of a point's runs share: JSON of a list, whose last element is still to come."""
     return json.dumps([experiment, revision, dict(sorted(point.items()))], allow_nan=False)[:-1]
 
 
@@ -191,7 +191,7 @@ def _key(beginning: str, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run left.
+    """Records of a run, and how it ended.
 
     Args:
         records: {column: values}, all of one length, one value a record; a value may be None.
@@ -209,7 +209,7 @@ def nobody(share: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where a block of runs is computed.
+    """Device and data with which a block of runs is computed.
 
     Args:
         device: A torch device.

@@ -39,7 +39,7 @@ class Estimate:
         return float(scipy.stats.t.ppf(1 - tail, self.runs - 1)) * self.error
 
     def above(self, comparisons: int = 1) -> float:
-        """What a mean must reach to be above 0 with 99 % confidence."""
+        """Value that a mean must reach to be above 0 with 99 % confidence."""
         return max(self.half(comparisons), float(np.finfo(np.float64).tiny))
 
 

@@ -134,7 +134,7 @@ class ExperimentPart:
 
     @property
     def untold(self) -> int:
-        """How many runs diverged or failed beyond those of ``unfinished``."""
+        """Number of runs that diverged or failed beyond those of ``unfinished``."""
         return self._unfinished.height - len(self.unfinished)
 
     @property

@@ -47,7 +47,7 @@ def format_number(value: float | int, digits: int = 4) -> str:
 
 
 def digits_of(check: Check) -> int:
-    """How many digits a check needs so that the numbers that are shown say what the exact ones do."""
+    """Number of digits that a check needs so that the numbers that are shown say what the exact ones do."""
     ends = [end for end in (check.low, check.high) if math.isfinite(end)]
     if not math.isfinite(check.measured):
         return _FEW

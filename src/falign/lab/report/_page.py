@@ -40,7 +40,7 @@ class IntervalBar:
 
 
 def interval_bars(checks: Sequence[Check]) -> list[IntervalBar | None]:
-    """Where the numbers of a claim lie beside their intervals.
+    """Places of the numbers of a claim beside their intervals.
 
     A closed interval takes the middle half of its track. An open one begins or ends at a third, and the farthest
     of the claim's numbers from such an end sets the scale.

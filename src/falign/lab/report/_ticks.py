@@ -18,7 +18,7 @@ class Decades(LogLocator):
         super().__init__(numticks=7)
 
     def tick_values(self, vmin: Any, vmax: Any) -> Any:
-        """Where the ticks are."""
+        """Places of the ticks."""
         self.set_params(subs=(1.0, 2.0, 5.0) if vmin > 0 and max(vmin, vmax) < 50 * min(vmin, vmax) else (1.0,))
         return super().tick_values(vmin, vmax)
 

@@ -237,7 +237,7 @@ def band(
 
 
 def law(axes: "matplotlib.axes.Axes", x: ArrayLike, y: ArrayLike, label: str) -> None:
-    """What theory says, dashed and in ink."""
+    """Draw a law of the theory, dashed and in ink."""
     axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2, label=label, zorder=3)
 
 

@@ -65,7 +65,7 @@ def train(
 
 
 def outcomes(at: Sequence[int], columns: Mapping[str, Float[Tensor, "runs times"]]) -> list[Outcome]:
-    """What each run of a block left.
+    """Turn columns of a block into outcomes of its runs.
 
     Args:
         at: Steps of its records.
@@ -93,7 +93,7 @@ def _known(values: Float[Tensor, " times"]) -> list[float | None]:
 
 
 class Style(NamedTuple):
-    """How a method from a start is drawn."""
+    """Label, colour and marker of a method from a start."""
 
     label: str
     colour: str

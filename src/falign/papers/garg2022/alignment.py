@@ -1,4 +1,4 @@
-"""How forward and feedback matrices come closer, step by step: FA and FA*."""
+"""Forward and feedback matrices that come closer, step by step: FA and FA*."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ def _steps(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _closer(table: pl.DataFrame) -> Evidence:
-    """What alignment and its cosine gain from start to end; at Z = 0 they are 0."""
+    """Gains of alignment and its cosine from start to end; at Z = 0 they are 0."""
     keys = [*_RUN, "seed"]
     finest = table.filter(pl.col("rate") == pl.col("rate").min()).sort("step")
     ends = finest.group_by(keys, maintain_order=True).agg(

@@ -47,7 +47,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Problem(NamedTuple):
-    """What a network is trained on.
+    """Data that a network is trained on.
 
     Attributes:
         Y: The best linear map (n, m) from inputs to labels; its largest singular value is 1.

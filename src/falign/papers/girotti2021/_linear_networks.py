@@ -94,7 +94,7 @@ class Problem:
     V: Float[Tensor, "d modes"]
 
     def shares(self, product: Float[Tensor, "*runs k d"]) -> Float[Tensor, "*runs modes"]:
-        """How much of each component a linear map has learned, ``u_iᵀ M v_i / λ_i``."""
+        """Share of each component that a linear map has learned, ``u_iᵀ M v_i / λ_i``."""
         return (self.U * (product @ self.V)).sum(-2) / self.λ
 
     def outside(self, product: Float[Tensor, "*runs k d"]) -> Float[Tensor, "*runs"]:
@@ -208,7 +208,7 @@ def start(
 
 
 def path(B: Sequence[Tensor], *, direct: bool) -> Tensor:
-    """What carries the output's error to the first hidden layer [hidden outputs]."""
+    """Map that carries the output's error to the first hidden layer [hidden outputs]."""
     if direct or len(B) == 1:
         return B[0].mT
     return torch.linalg.multi_dot([part.mT for part in B])

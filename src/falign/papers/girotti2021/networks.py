@@ -166,7 +166,7 @@ _KIND = ["dataset", "task", "rule", "depth", "scheme", "basis"]
 MOSTLY = 0.85
 """Share of the pairs that is "approximately" in order."""
 _GROWING = 1e-13, 1e-4
-"""Where the weights on unused inputs are above rounding and too small to be noticed."""
+"""Sizes at which the weights on unused inputs are above rounding and too small to be noticed."""
 
 
 def modes_of(table: pl.DataFrame) -> pl.DataFrame:

@@ -81,7 +81,7 @@ def _limits(table: pl.DataFrame) -> Evidence:
 
 
 def _parted(table: pl.DataFrame) -> Evidence:
-    """Where each trajectory of K below K_c ends, beside which side of the unstable point it began on."""
+    """Number of trajectories, K below K_c, that end on another side than that of the unstable point they began on."""
     found, wrong = final_records(table), 0
     for row in found.to_dicts():
         points = roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})

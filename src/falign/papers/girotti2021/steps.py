@@ -59,7 +59,7 @@ def _sizes(scheme: str, targets: Sequence[float]) -> tuple[float, ...]:
 
 
 _TOLERATED = 1e-12
-"""What the identities' bounds allow of the sizes that are in them."""
+"""Share that the identities' bounds allow of the sizes that are in them."""
 
 
 def run(
@@ -119,7 +119,7 @@ def _stable(begun: Modes) -> Tensor:
 
 
 def _relative(check: TheoremCheck, run: int) -> float | None:
-    """What is left of an identity, relative to the sizes of what is in it; None for a run that was not finite."""
+    """Residual of an identity, relative to the sizes of what is in it; None for a run that was not finite."""
     left = float((check.measured[run] / check.bound[run]).max()) * _TOLERATED
     return left if isfinite(left) else None
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Record = dict[str, Scalar | None]
-"""What is measured at once, by column."""
+"""Numbers that are measured together, by column."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +56,7 @@ class Training:
             epoch += 1
 
     def steps_of_epoch(self) -> int:
-        """How many batches an epoch has."""
+        """Number of batches of an epoch."""
         return -(-len(self.train) // self.learner.config.batch_size)
 
     def loss(self) -> float:
@@ -240,7 +240,7 @@ def with_noise(data: Dataset, share: float, seed: int) -> Dataset:
 
 
 class Style(NamedTuple):
-    """How a rule is drawn."""
+    """Colour and marker of a rule."""
 
     colour: str
     marker: str

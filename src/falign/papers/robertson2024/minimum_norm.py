@@ -94,7 +94,7 @@ def _one_image_a_class(images: Dataset, n: int, seed: int) -> tuple[Tensor, Tens
 
 
 _SMALL = pl.col("size").is_between(1e-5, 0.1)
-"""Where the deviation is of first order in s."""
+"""Sizes for which the deviation is of first order in s."""
 
 
 def _exact(table: pl.DataFrame) -> Evidence:
@@ -110,7 +110,7 @@ def _proportional(table: pl.DataFrame) -> Evidence:
 
 
 _ZERO = 1e-5
-"""Where s = 0 is drawn on the logarithmic axis."""
+"""Place of s = 0 on the logarithmic axis."""
 
 
 def deviation_by_size(data: pl.DataFrame) -> "Figure":

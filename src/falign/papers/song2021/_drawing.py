@@ -121,7 +121,7 @@ def alignment_and_accuracy(data: pl.DataFrame) -> "Figure":
 
 
 def distances(data: pl.DataFrame) -> "Figure":
-    """How far the weights went against the width, a line a sample size; a row an activation."""
+    """Distances that the weights went against the width, a line a sample size; a row an activation."""
     names = sorted(data["activation"].unique().to_list())
     figure, axes = panels(
         2,

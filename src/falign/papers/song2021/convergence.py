@@ -92,7 +92,7 @@ def _held(table: pl.DataFrame) -> Evidence:
 
 
 def _distances(table: pl.DataFrame) -> pl.DataFrame:
-    """How far the weights went, of runs without a ridge: from the constants that they imply."""
+    """Distances that the weights went, of runs without a ridge: from the constants that they imply."""
     plain = table.filter(_theorem("3.2"))
     root = pl.col("p").sqrt()
     return plain.with_columns(

@@ -126,7 +126,7 @@ def _ends(table: pl.DataFrame, activation: str) -> pl.DataFrame:
 
 
 def vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
-    """Whether the cosine falls between the narrowest and the widest network at least as 1/√p does.
+    """Check that the cosine falls between the narrowest and the widest network at least as 1/√p does.
 
     Args:
         ends: One row a run: columns "p", "seed" and "cosine", two widths or more.

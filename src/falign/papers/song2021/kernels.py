@@ -71,7 +71,7 @@ def _followed(
     gamma: Float[Tensor, "runs 1"],
     setting: Setting,
 ) -> dict[str, Float[Tensor, "runs ridges times"]]:
-    """What is recorded at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
+    """Records at each of those steps; the kernels in units of γ = λ_min(Ḡ)."""
     y = engine.start.y.norm(dim=-1, keepdim=True)
     columns: dict[str, list[Tensor]] = {}
     first = kernels_of_engine(engine)
