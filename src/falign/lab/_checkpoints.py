@@ -60,7 +60,7 @@ _TENSOR_HEADER = 200
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """How far a run is, and what it has measured.
+    """Progress of a run, with everything that it has measured.
 
     Attributes:
         step: Steps done.

@@ -1,4 +1,4 @@
-"""What a training run works with: the converted network, the images, and the images on which angles are measured."""
+"""Preparation of a run: the converted network, the images, and the images on which angles are measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
