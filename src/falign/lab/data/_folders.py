@@ -201,9 +201,9 @@ def _listing(folder: Path, passed: Counter[str]) -> _Listing:
         other = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in _SUFFIXES)
         passed.update(other)
         if not listing[path.name]:
-            instead = f" but {_counted(other)}" if other else ""
+            but = f" but {_counted(other)}" if other else ""
             raise DataError(
-                f"{path} holds no images{instead}, expected a folder of one class with files ending in {_read()}: add or "
+                f"{path} holds no images{but}, expected a folder of one class with files ending in {_read()}: add or "
                 "convert images, or remove the folder"
             )
     return listing
