@@ -302,7 +302,7 @@ class Dual:
         return inverse.unsqueeze(-1) * Q.mT, onward
 
     def _travelled(self) -> dict[str, Tensor]:
-        """How far W has come, from U - U(0), and the loss at the test points that follows from it."""
+        """Measure how far W has come, from U - U(0), and the loss at the test points that follows from it."""
         start, (coordinates, onward) = self.start, self._inverse
         far, growth = torch.zeros(2, self._y.shape[0]).to(self._y)
         f = None if onward is None else self._y.new_zeros(self._y.shape[0], onward.shape[1])
