@@ -48,7 +48,7 @@ def transport(
         model: any model, converted or not.
         x: the batch (a tuple: positional arguments, a dict: keyword arguments).
         loss_fn: what the model returns -> scalar loss.
-        target: the targets, for a rule that needs them.
+        target: the targets, for a rule that needs them: class indices (batch, …), or of the output's shape.
 
     Returns:
         {parameter: operation}, empty where no error passed through a weight. Under backpropagation all weights but

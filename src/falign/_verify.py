@@ -90,7 +90,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
         model: a converted model.
         x: the batch (a tuple: positional arguments, a dict: keyword arguments).
         loss_fn: what the model returns -> scalar loss.
-        target: the targets, for a rule that needs them.
+        target: the targets, for a rule that needs them: class indices (batch, …), or of the output's shape.
 
     Returns:
         A ``Verification``; it is true when every gradient is as defined (relative error ≤ 1e-9 in float64, 1e-4 in

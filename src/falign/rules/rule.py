@@ -130,7 +130,7 @@ class Rule:
 
         Args:
             layer: the layer's feedback.
-            weight: W of a rule that reads it, else None.
+            weight: W of a rule that reads it, with the shape that the layer gives it (out, in, …), else None.
             advance: whether the pass is one of training, by which state may move.
         """
         return (layer.matrix,)
