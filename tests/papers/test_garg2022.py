@@ -17,7 +17,7 @@ from falign.papers.garg2022 import GARG2022
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
 from falign.papers.garg2022.alignment import ALIGNMENT
 from falign.papers.garg2022.convergence import CONVERGENCE
-from falign.papers.garg2022.networks import NETWORKS, problem
+from falign.papers.garg2022.networks import NETWORKS, _problem
 from falign.papers.garg2022.ranks import RANKS
 
 pytestmark = pytest.mark.xdist_group("garg2022")  # all tests of one process share its runs
@@ -187,7 +187,7 @@ def test_images_are_rows() -> None:
 
 @pytest.mark.parametrize("inputs", ["isotropic", "digits"])
 def test_fixed_inputs_are_isotropic_and_only_their_best_linear_map_counts(inputs: str) -> None:
-    given = problem(3, inputs, Setting(), n=10, m=12, rank=4, points=80)
+    given = _problem(3, inputs, Setting(), n=10, m=12, rank=4, points=80)
     x, y = given.batch()
     assert torch.allclose(x.mT @ x / 80, torch.eye(12, dtype=torch.float64), atol=1e-12)
     fitted = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0].T
@@ -199,7 +199,7 @@ def test_fixed_inputs_are_isotropic_and_only_their_best_linear_map_counts(inputs
 
 
 def test_fresh_inputs_are_new_in_every_batch_and_the_same_for_a_seed() -> None:
-    once, again = (problem(1, "fresh", Setting(), n=5, m=6, rank=4, points=50) for _ in range(2))
+    once, again = (_problem(1, "fresh", Setting(), n=5, m=6, rank=4, points=50) for _ in range(2))
     first, second = once.batch()[0], once.batch()[0]
     assert not torch.equal(first, second)
     assert torch.equal(first, again.batch()[0])
@@ -210,7 +210,7 @@ def test_fresh_inputs_are_new_in_every_batch_and_the_same_for_a_seed() -> None:
 def test_the_hidden_layer_is_wide_enough_where_it_is_said_to_be() -> None:
     for point in NETWORKS.grid["smoke"]:
         sizes = {name: point[name] for name in ("n", "m", "rank", "points")}
-        given = problem(0, point["inputs"], Setting(), **sizes)  # pyright: ignore[reportArgumentType]  # of the grid
+        given = _problem(0, point["inputs"], Setting(), **sizes)  # pyright: ignore[reportArgumentType]  # of the grid
         assert int(torch.linalg.matrix_rank(given.Y)) == point["rank"]
 
 

@@ -16,9 +16,9 @@ from falign.lab.experiment._axes import call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.robertson2024._training import with_classes, with_images, with_noise
-from falign.papers.robertson2024.classes import CLASSES, correlations, interval
-from falign.papers.robertson2024.conservation import off_diagonal
-from falign.papers.robertson2024.dominance import predicted
+from falign.papers.robertson2024.classes import CLASSES, _correlations, _mean_with_interval
+from falign.papers.robertson2024.conservation import _off_diagonal
+from falign.papers.robertson2024.dominance import _predicted
 
 pytestmark = pytest.mark.xdist_group("robertson2024")  # all tests of one process share its runs
 
@@ -177,20 +177,22 @@ def test_correlations_over_rules_and_their_interval() -> None:
         for seed in range(4)
         for rule in range(7)
     ]
-    found = correlations(pl.DataFrame(rows)).sort("seed")
+    found = _correlations(pl.DataFrame(rows)).sort("seed")
     expected = [float(np.corrcoef(cosine[seed], accuracy[seed])[0, 1]) for seed in range(4)]
     slopes = [float(np.polyfit(cosine[seed], accuracy[seed], 1)[0]) for seed in range(4)]
     assert found["correlation"].to_list() == pytest.approx(expected)
     assert found["slope"].to_list() == pytest.approx(slopes)
     z = np.arctanh(expected)
     half = stats.t.ppf(0.995, 3) * z.std(ddof=1) / 2
-    assert interval(expected) == pytest.approx((tanh(z.mean()), tanh(z.mean() - half), tanh(z.mean() + half)))
-    assert interval([0.5, 0.5])[1] == pytest.approx(tanh(atanh(0.5)))
+    assert _mean_with_interval(expected) == pytest.approx(
+        (tanh(z.mean()), tanh(z.mean() - half), tanh(z.mean() + half))
+    )
+    assert _mean_with_interval([0.5, 0.5])[1] == pytest.approx(tanh(atanh(0.5)))
 
 
 def test_rules_of_equal_accuracy_have_no_correlation() -> None:
     rows = [{"dataset": "x", "classes": 2, "seed": 0, "cosine": k / 7, "accuracy": 1.0} for k in range(7)]
-    found = correlations(pl.DataFrame(rows))
+    found = _correlations(pl.DataFrame(rows))
     assert found["correlation"].to_list() == [None]
     assert found["slope"].to_list() == pytest.approx([0.0])
 
@@ -214,12 +216,12 @@ def test_the_predicted_loss_of_an_exact_exponential() -> None:
             "output_gradient": np.sqrt(loss),
         }
     )
-    found = predicted(table)
+    found = _predicted(table)
     assert found["kappa"].unique().to_list() == [1.0]
     assert found["bound"].to_numpy() == pytest.approx(np.array(loss), rel=1e-9)
     assert found["integrated"].to_numpy() == pytest.approx(np.array(loss), abs=rate)
     assert (found["rise"].drop_nulls().to_numpy() < 0).all()
-    against = predicted(table.with_columns(dominance=pl.lit(-2.0)))
+    against = _predicted(table.with_columns(dominance=pl.lit(-2.0)))
     assert against["bound"].null_count() == steps + 1
 
 
@@ -228,6 +230,6 @@ def test_the_angle_to_the_diagonal() -> None:
     rest = {"apart": 2.0, "incoming": 1.0, "value": 0.0, "negative": 0.0, "residual": 0.0}
     angle = np.deg2rad(45 + 7)
     layer = {"incoming_change": float(np.sin(angle)), "outgoing_change": float(np.cos(angle))}
-    (found,) = off_diagonal(pl.DataFrame([{**point, **rest, **layer}] * 2)).to_dicts()
+    (found,) = _off_diagonal(pl.DataFrame([{**point, **rest, **layer}] * 2)).to_dicts()
     assert found["degrees"] == pytest.approx(7)
     assert found["apart"] == 4.0

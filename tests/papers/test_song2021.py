@@ -13,7 +13,7 @@ from falign.lab.experiment._axes import call_memory, call_run
 from falign.lab.experiment._results import Results, judge
 from falign.papers import PAPERS
 from falign.papers.song2021.figure2 import FIGURE2
-from falign.papers.song2021.figure2 import run as run_figure2
+from falign.papers.song2021.figure2 import _run as run_figure2
 from falign.papers.song2021.figure3 import FIGURE3
 from falign.papers.song2021.widths import WIDTHS
 

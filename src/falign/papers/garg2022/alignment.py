@@ -16,6 +16,8 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["ALIGNMENT"]
+
 _RATE = 0.2
 
 
@@ -31,7 +33,7 @@ def _points(data: str, *, time: float, scale: float, **sizes: Scalar) -> tuple[P
 _NAMES = ("error", "alignment", "cosine", "weighted", "lyapunov", "account", "gram drift")
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -134,7 +136,7 @@ def _wavers(table: pl.DataFrame) -> Evidence:
     )
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="matrices-come-closer",
         statement="The forward weight matrices and the random feedback matrices come closer during FA updates.",
@@ -208,7 +210,7 @@ _DRAWN_METHODS = {
 }
 
 
-def alignment_by_time(data: pl.DataFrame) -> "Figure":
+def _alignment_by_time(data: pl.DataFrame) -> "Figure":
     """A row a matrix, a column a quantity."""
     sets = each_of(data, "data")
     titles = [f"{name}: {title}" if not column else title for name, _ in sets for column, title in _titles()]
@@ -290,7 +292,7 @@ ALIGNMENT = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 12, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-7,
     cost=lambda *, steps: float(steps),
     pictures=(
@@ -300,8 +302,8 @@ ALIGNMENT = Experiment(
             "median and quartiles of the draws. From a zero start tr(BZ) = ½|W|², and |BR|² falls; under FA* from "
             "orthonormal rows tr(BZ) never falls, while the cosine and the error go up and down.",
             data=_picture_data,
-            draw=alignment_by_time,
+            draw=_alignment_by_time,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

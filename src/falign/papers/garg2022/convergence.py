@@ -36,6 +36,8 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["CONVERGENCE"]
+
 
 def _points(data: str, *, rank: int, steps: int, few: int, scale: float, **sizes: Scalar) -> tuple[Point, ...]:
     """All methods and starts for r = rank Y and half as much again, in steps; and for few of them beside the flow.
@@ -66,7 +68,7 @@ def _points(data: str, *, rank: int, steps: int, few: int, scale: float, **sizes
 _RECORDS = 50
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -104,7 +106,7 @@ def run(
     return outcomes(at, {"error": course.values["error"] / Y.norm()})
 
 
-LONG = pl.col("fine") == 1
+_LONG = pl.col("fine") == 1
 """The runs that are to converge; the others are short, beside the flow."""
 _ZERO = pl.col("scale") == 0
 _METHOD = pl.col("method")
@@ -118,7 +120,7 @@ def _ends(table: pl.DataFrame, high: float) -> Evidence:
     return largest_in_groups(ends, pl.col("error"), _KIND, high, note)
 
 
-def first_below(table: pl.DataFrame, error: float) -> pl.DataFrame:
+def _first_below(table: pl.DataFrame, error: float) -> pl.DataFrame:
     """The first recorded step of each run at which the error is at most so much; null where it never is."""
     keys = [*_KIND, "seed"]
     return table.group_by(keys).agg(step=pl.col("step").filter(pl.col("error") <= error).min()).sort(keys)
@@ -126,7 +128,7 @@ def first_below(table: pl.DataFrame, error: float) -> pl.DataFrame:
 
 def _slower(table: pl.DataFrame) -> Evidence:
     keys = ["data", "r", "seed"]
-    steps = first_below(table, _NEAR)
+    steps = _first_below(table, _NEAR)
     if steps["step"].has_nulls():
         raise Missing(f"{steps['step'].null_count()} runs did not come to an error of {_NEAR:g} in their steps")
     fa, gd = (steps.filter(method=method).select(*keys, "step") for method in ("fa", "gd"))
@@ -157,7 +159,7 @@ _SLOW = (
     "of the runs decides how small the error gets. "
 )
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="fa-reaches-the-optimum",
         statement="FA converges to the optimal solution when r ≥ rank(Y).",
@@ -166,7 +168,7 @@ CLAIMS = (
         method=_HOW,
         tolerance_reason=f"At most {_REACHED:g}, which stands for 0.",
         read=lambda table: _ends(table, _REACHED),
-        scope=LONG & (_METHOD == "fa") & _ZERO,
+        scope=_LONG & (_METHOD == "fa") & _ZERO,
     ),
     Claim(
         name="fa-reaches-it-from-random-starts",
@@ -177,7 +179,7 @@ CLAIMS = (
         + "What Z(0) has outside the columns of Y decays at the rate λ_min(WWᵀ) only, and a direction of "
         "W(0) against its feedback has to turn.",
         read=lambda table: _ends(table, _NEAR),
-        scope=LONG & (_METHOD == "fa") & ~_ZERO,
+        scope=_LONG & (_METHOD == "fa") & ~_ZERO,
     ),
     Claim(
         name="fa-star-reaches-the-optimum",
@@ -187,7 +189,7 @@ CLAIMS = (
         method=_HOW,
         tolerance_reason=_SLOW + "Its rate is set by the least singular value of BY.",
         read=lambda table: _ends(table, _NEAR),
-        scope=LONG & (_METHOD == "fa*"),
+        scope=_LONG & (_METHOD == "fa*"),
     ),
     Claim(
         name="gd-reaches-the-optimum",
@@ -196,7 +198,7 @@ CLAIMS = (
         method=_HOW,
         tolerance_reason=_SLOW + "Where r > rank(Y), what the start has in the surplus directions decays slowly.",
         read=lambda table: _ends(table, _NEAR),
-        scope=LONG & (_METHOD == "gd"),
+        scope=_LONG & (_METHOD == "gd"),
     ),
     Claim(
         name="slower-than-gradient-descent",
@@ -207,7 +209,7 @@ CLAIMS = (
         tolerance_reason="Above 0 with 99 % confidence (Student's t over the draws, all together). The scale of B sets "
         "FA's unit of time: N(0, 1/n) is a choice.",
         read=_slower,
-        scope=LONG & _METHOD.is_in(["fa", "gd"]) & ~_ZERO,
+        scope=_LONG & _METHOD.is_in(["fa", "gd"]) & ~_ZERO,
     ),
     Claim(
         name="steps-follow-the-flow",
@@ -219,7 +221,7 @@ CLAIMS = (
         tolerance_reason="1 ± 0.1 for the next order, and half the 99 % interval over the draws (Student's t, all "
         "together) on top.",
         read=_order,
-        scope=~LONG,
+        scope=~_LONG,
     ),
 )
 
@@ -227,7 +229,7 @@ _LEAST = 1e-16
 """Below it errors are rounding."""
 
 
-def errors_by_step(data: pl.DataFrame) -> "Figure":
+def _errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a matrix; above r = rank(Y), below more."""
     figure, matrices = facets(
         data,
@@ -259,7 +261,7 @@ _KEYS = ["data", "method", "scale", "r", "rank", "fine", "step"]
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and largest error of the draws at every record."""
-    shown = table.filter(LONG | (pl.col("fine") == 0))
+    shown = table.filter(_LONG | (pl.col("fine") == 0))
     return shown.group_by(_KEYS).agg(median=pl.col("error").median(), most=pl.col("error").max()).sort(_KEYS)
 
 
@@ -284,7 +286,7 @@ CONVERGENCE = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 10, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-10,
     cost=lambda *, steps, fine: float(steps * max(fine, 10)),
     pictures=(
@@ -294,8 +296,8 @@ CONVERGENCE = Experiment(
             "draws of B and of the starts, dotted the largest. Dots: gradient flow at t = η × step. Above r is the "
             "rank of Y, below half as much again.",
             data=_picture_data,
-            draw=errors_by_step,
+            draw=_errors_by_step,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

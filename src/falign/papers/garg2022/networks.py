@@ -24,6 +24,8 @@ from falign.theory.two_layer import spaced
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["NETWORKS"]
+
 
 def _points(
     data: Sequence[str], *, points: int, m: int, outputs: int, steps: int, **sizes: Scalar
@@ -42,11 +44,11 @@ def _points(
     )
 
 
-Batch = tuple[Tensor, Tensor]
+_Batch = tuple[Tensor, Tensor]
 """Inputs (points, m) and labels (points, n)."""
 
 
-class Problem(NamedTuple):
+class _Problem(NamedTuple):
     """Data that a network is trained on.
 
     Attributes:
@@ -55,10 +57,10 @@ class Problem(NamedTuple):
     """
 
     Y: Float[Tensor, "n m"]
-    batch: Callable[[], Batch]
+    batch: Callable[[], _Batch]
 
 
-def problem(seed: int, inputs: str, setting: Setting, *, n: int, m: int, rank: int, points: int) -> Problem:
+def _problem(seed: int, inputs: str, setting: Setting, *, n: int, m: int, rank: int, points: int) -> _Problem:
     """The problem that inputs of a kind pose, in float64.
 
     "isotropic": fixed inputs with ``XᵀX = N I``, all in each batch. "fresh": normal inputs that are drawn anew for each
@@ -71,22 +73,22 @@ def problem(seed: int, inputs: str, setting: Setting, *, n: int, m: int, rank: i
         Y = labels.mT @ X / points
         scale = torch.linalg.matrix_norm(Y, 2)
         whole = X, labels / scale
-        return Problem(Y / scale, lambda: whole)
+        return _Problem(Y / scale, lambda: whole)
     Y = matrix("power law", n, m, setting, rank=rank)
     if inputs == "isotropic":
         fixed = isotropic(points, m, seed=seed)
         whole = fixed, fixed @ Y.mT
-        return Problem(Y, lambda: whole)
+        return _Problem(Y, lambda: whole)
     random = generator(seed, "fresh", "inputs")
 
-    def batch() -> Batch:
+    def batch() -> _Batch:
         X = torch.randn(points, m, generator=random, dtype=torch.float64)
         return X, X @ Y.mT
 
-    return Problem(Y, batch)
+    return _Problem(Y, batch)
 
 
-def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
+def _whitened(name: str, count: int, m: int, setting: Setting) -> _Batch:
     data = load_images(name, setting)
     images = data.train_images[:count].double().flatten(1)
     labels = one_hot(data.train_labels[:count], len(data.classes)).double()
@@ -97,7 +99,7 @@ def _whitened(name: str, count: int, m: int, setting: Setting) -> Batch:
 _RECORDS = 30
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -112,7 +114,7 @@ def run(
     steps: int,
 ) -> Outcome:
     """Errors of a network along its training, beside what the factorisation predicts, and the closed forms."""
-    given = problem(seed, inputs, setting, n=n, m=m, rank=rank, points=points)
+    given = _problem(seed, inputs, setting, n=n, m=m, rank=rank, points=points)
     Y, at = given.Y, spaced(steps, _RECORDS)
     network = _network(Y, r, seed)
     first, second = (layer.weight for layer in network)
@@ -151,7 +153,7 @@ def _network(Y: Float[Tensor, "n m"], r: int, seed: int) -> nn.Sequential:
     return network
 
 
-def _trained(network: nn.Sequential, given: Problem, rate: float, at: Sequence[int]) -> list[float]:
+def _trained(network: nn.Sequential, given: _Problem, rate: float, at: Sequence[int]) -> list[float]:
     """|W₂W₁ - Y| at some steps of descent of the mean ½|f - y|²; those before the weights left the finite numbers."""
     optimizer = torch.optim.SGD(network.parameters(), lr=rate)
     first, second = (layer.weight for layer in network)
@@ -188,7 +190,7 @@ def _apart(table: pl.DataFrame, closed: str) -> Evidence:
     return largest_in_groups(_ends(table), (pl.col("error") / pl.col(closed) - 1).abs(), _KIND, _NEAR)
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="networks-reach-the-optimum",
         statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
@@ -223,7 +225,7 @@ CLAIMS = (
 _METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
 
 
-def errors_by_step(data: pl.DataFrame) -> "Figure":
+def _errors_by_step(data: pl.DataFrame) -> "Figure":
     """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
     images = sorted(set(data["inputs"].unique().to_list()) - {"isotropic", "fresh"})
     figure, kinds = facets(
@@ -282,7 +284,7 @@ NETWORKS = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 2, "paper": 20},
-    run=run,
+    run=_run,
     agreement=1e-7,
     at_most=2,
     cost=lambda *, steps: float(steps),
@@ -294,8 +296,8 @@ NETWORKS = Experiment(
             "Dashed: its closed form |Y - Y(BY)⁺BY|, and the optimum of that rank. Inputs: isotropic on the training "
             "points; normal and fresh in every batch; whitened images, with their classes as labels.",
             data=_picture_data,
-            draw=errors_by_step,
+            draw=_errors_by_step,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

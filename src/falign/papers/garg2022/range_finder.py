@@ -19,6 +19,8 @@ from falign.theory.factorisation import best_error, flat_tail, optimum, range_fi
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["RANGE_FINDER"]
+
 
 def _points(data: Sequence[tuple[str, int, int, float]], **sizes: Scalar) -> tuple[Point, ...]:
     """(name, n, m, share of the tail) each; share is 0 where the name says what the matrix is."""
@@ -29,7 +31,7 @@ _OVERSAMPLING = (0, 1, 2, 5, 10)
 _POWERS = (0, 1, 2)
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -112,7 +114,7 @@ def _buys(table: pl.DataFrame, p: int, q: int) -> Evidence:
     )
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="one-pass-of-a-range-finder",
         statement="FA computes what one pass of a randomised range finder computes; with p more hidden units, cut to "
@@ -155,7 +157,7 @@ CLAIMS = (
 )
 
 
-def ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
+def _ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
     """A column a matrix, a line a number of power iterations."""
     figure, matrices = facets(data, "data", xlabels=["oversampling p"], ylabels=["error / optimum"], height=3.2)
     for _, whole, (panel,) in matrices:
@@ -223,7 +225,7 @@ RANGE_FINDER = Experiment(
         ),
     },
     seeds={"smoke": 5, "quick": 20, "paper": 200},
-    run=run,
+    run=_run,
     agreement=1e-12,
     memory=lambda *, seeds, n, m: 8 * 6 * (len(seeds) + 1) * n * m,
     pictures=(
@@ -234,8 +236,8 @@ RANGE_FINDER = Experiment(
             "hidden units, its product then cut to rank r. Dashed: the bound √(1 + r/(p - 1)) on the root mean square "
             "for q = 0.",
             data=_picture_data,
-            draw=ratios_by_oversampling,
+            draw=_ratios_by_oversampling,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -15,6 +15,8 @@ from falign.theory.factorisation import best_error, stationary_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["RANKS"]
+
 
 def _points(
     data: str, ranks: Sequence[int], starts_at: int, *, small: float = 0.02, **sizes: Scalar
@@ -26,7 +28,7 @@ def _points(
     return tuple({**same, "r": r, "method": method, "scale": scale} for r, method, scale in (*kinds, *others))
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -84,7 +86,7 @@ def _above(table: pl.DataFrame) -> Evidence:
     )
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="gd-is-optimal-at-every-rank",
         statement="Gradient descent solves the problem optimally.",
@@ -127,7 +129,7 @@ CLAIMS = (
 )
 
 
-def errors_by_rank(data: pl.DataFrame) -> "Figure":
+def _errors_by_rank(data: pl.DataFrame) -> "Figure":
     """Errors above, ratio to the optimum below; a column a matrix."""
     figure, matrices = facets(
         data,
@@ -197,7 +199,7 @@ RANKS = Experiment(
         ),
     },
     seeds={"smoke": 3, "quick": 10, "paper": 100},
-    run=run,
+    run=_run,
     agreement=1e-7,
     cost=lambda *, steps, method: float(steps * (3 if method == "gd" else 1)),
     pictures=(
@@ -206,8 +208,8 @@ RANKS = Experiment(
             caption="Error at the end against the inner dimension r; median and quartiles of the draws of B. Dashed: "
             "the closed form |Y - Y(BY)⁺BY|, median of the same draws, and the optimum by singular values.",
             data=_picture_data,
-            draw=errors_by_rank,
+            draw=_errors_by_rank,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

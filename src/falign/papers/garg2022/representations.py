@@ -19,6 +19,8 @@ from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["REPRESENTATIONS"]
+
 
 def _points(sizes: Sequence[int], tried: Sequence[int], *, r: int, steps: int) -> tuple[Point, ...]:
     """Closed forms for every m, trainings for some."""
@@ -34,7 +36,7 @@ _SCALE = 0.02
 """Of the entries of gradient descent's start."""
 
 
-def run(
+def _run(
     *, seeds: Sequence[int], setting: Setting, data: str, m: int, r: int, found: str, rate: float, steps: int
 ) -> list[Outcome]:
     """Errors and representations of the draws of a block together, from closed forms or from trainings."""
@@ -113,7 +115,7 @@ def _agree(table: pl.DataFrame) -> Evidence:
     )
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="almost-orthogonal",
         statement="The representations found by gradient descent and FA can be almost orthogonal even when their "
@@ -148,7 +150,7 @@ CLAIMS = (
 )
 
 
-def ratio_and_overlap(data: pl.DataFrame) -> "Figure":
+def _ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     """Ratio of errors on the left, overlap on the right."""
     figure, (left, right) = panels(
         2, titles=["FA's error / gradient descent's", "Overlap of representations"], xlabels=["size m"], height=3.4
@@ -205,7 +207,7 @@ REPRESENTATIONS = Experiment(
         "paper": _points((25, 50, 100, 200, 400, 800), (50, 100, 400), r=5, steps=50000),
     },
     seeds={"smoke": 3, "quick": 10, "paper": 100},
-    run=run,
+    run=_run,
     agreement=1e-11,
     memory=lambda *, seeds, m: 8 * 6 * (len(seeds) + 1) * m**2,
     cost=lambda *, m, steps: float(m**2 * (1 + steps / 100)),
@@ -217,8 +219,8 @@ REPRESENTATIONS = Experiment(
             "draws of B. Flat: singular values 1.1 (r of them) and 1. Filled: closed forms; open: trained. Dashed: "
             "r/m, two subspaces at random.",
             data=_picture_data,
-            draw=ratio_and_overlap,
+            draw=_ratio_and_overlap,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

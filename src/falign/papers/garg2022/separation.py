@@ -28,6 +28,8 @@ from falign.theory.factorisation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["SEPARATION"]
+
 
 def _points(
     ranks: Sequence[int], tails: Sequence[tuple[int, int, float]], *, draws: int, trained: int, steps: int
@@ -49,7 +51,7 @@ _AT_ONCE = 50
 """Draws whose errors are computed at once."""
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -92,7 +94,7 @@ def _trained(
     return course.values["error"][:, 0].tolist()
 
 
-LAST = pl.col("tail") == 1
+_LAST = pl.col("tail") == 1
 """The instance diag(1, …, 1, ε)."""
 _LEAST_R = 5
 """From where on the median ratio² is of the order of r."""
@@ -156,7 +158,7 @@ def _tails(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="separation",
         statement="FA can be far from optimal when r < rank(Y), a provable separation from gradient descent: on "
@@ -166,7 +168,7 @@ CLAIMS = (
         method="Share of the draws of B with error/optimum ≥ (1/(δ(r+1)) + ε²)^(-1/2), δ = 0.5 and 0.1.",
         tolerance_reason="The least share of so many draws that does not contradict 1 - δ at 99 % (binomial law).",
         read=_far,
-        scope=LAST,
+        scope=_LAST,
     ),
     Claim(
         name="law-of-the-ratio",
@@ -177,7 +179,7 @@ CLAIMS = (
         tolerance_reason="At most what so many draws of the law exceed in 1 % of the cases (Kolmogorov and Smirnov; "
         "all r together, Bonferroni).",
         read=_law,
-        scope=LAST,
+        scope=_LAST,
     ),
     Claim(
         name="worse-with-r",
@@ -187,7 +189,7 @@ CLAIMS = (
         method=f"Slope of log median ratio² against log r, r ≥ {_LEAST_R}; one a seed.",
         tolerance_reason="1 ± 0.1, and half the 99 % interval over the seeds (Student's t) on top.",
         read=_grows,
-        scope=LAST,
+        scope=_LAST,
     ),
     Claim(
         name="trained-errors",
@@ -207,12 +209,12 @@ CLAIMS = (
         method="Median over the draws of error² over this estimate.",
         tolerance_reason="1 ± 0.1: the estimate is for infinitely long tails.",
         read=_tails,
-        scope=~LAST,
+        scope=~_LAST,
     ),
 )
 
 
-def ratios(data: pl.DataFrame) -> "Figure":
+def _ratios(data: pl.DataFrame) -> "Figure":
     """Share of the draws below a ratio: one cheap direction on the left, a flat tail on the right."""
     figure, (left, right) = panels(
         2,
@@ -269,7 +271,7 @@ SEPARATION = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 4, "paper": 20},
-    run=run,
+    run=_run,
     agreement=1e-12,
     at_most=1,
     cost=lambda *, r, tail, draws: float((r + tail) * draws),
@@ -280,8 +282,8 @@ SEPARATION = Experiment(
             "ε) with r ones, ε = 0.001; dashed the law, ratio² = 1/(c² + ε²(1 - c²)), c² ~ Beta(½, r/2). Right: r ones "
             "and a long flat tail that holds a share of |Y|²; dashed an estimate for infinitely long tails.",
             data=_picture_data,
-            draw=ratios,
+            draw=_ratios,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CRITICAL = float(critical_target(-0.5, 1.0))
+__all__ = ["ANTI_REGULARISATION"]
+
+_CRITICAL = float(critical_target(-0.5, 1.0))
 """λ_c for θ_1 = -1, θ_2 = 0 and m = 1, which is 1/(3√3)."""
 
 
 def _points(shares: Sequence[float], records: int) -> tuple[Point, ...]:
     """Components at shares of λ_c, and the two on either side of it, for unit start and feedback."""
-    targets = sorted({*(round(share * CRITICAL, 8) for share in shares), 0.19, 0.195})
+    targets = sorted({*(round(share * _CRITICAL, 8) for share in shares), 0.19, 0.195})
     return tuple({"size": 1.0, "feedback": 1.0, "target": target, "records": records} for target in targets)
 
 
@@ -31,7 +33,7 @@ _FITTED = 1e-4, 1e-8
 """The rate is fitted to the errors between these shares of the component."""
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -67,8 +69,8 @@ def _slope(moments: Tensor, missing: Tensor) -> Tensor:
 
 _RATES = {0.2: 0.880, 0.5: 0.674, 0.9: 0.279, 0.99: 0.084}
 """λ/λ_c -> ρ*."""
-_BELOW = pl.col("target") < CRITICAL
-_TABLE = pl.any_horizontal(*((pl.col("target") / CRITICAL - share).abs() < 1e-6 for share in _RATES))
+_BELOW = pl.col("target") < _CRITICAL
+_TABLE = pl.any_horizontal(*((pl.col("target") / _CRITICAL - share).abs() < 1e-6 for share in _RATES))
 _SIDES = pl.col("target").is_in([0.19, 0.195])
 _TINY = float(np.finfo(float).tiny)
 
@@ -88,7 +90,7 @@ def _falls(table: pl.DataFrame) -> Evidence:
 def _values(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
-        share = min(_RATES, key=lambda each: abs(row["target"] / CRITICAL - each))
+        share = min(_RATES, key=lambda each: abs(row["target"] / _CRITICAL - each))
         near = {"low": _RATES[share] - 5e-4, "high": _RATES[share] + 5e-4}
         checks.append(Check(label=f"λ = {share:g} λ_c: closed form", measured=row["rate"], **near))
         checks.append(Check(label="fitted over closed form", measured=row["fitted"] / row["rate"], low=0.99, high=1.01))
@@ -98,9 +100,9 @@ def _values(table: pl.DataFrame) -> Evidence:
 def _sides(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
-        sign = {"high": -_TINY} if row["target"] < CRITICAL else {"low": _TINY}
+        sign = {"high": -_TINY} if row["target"] < _CRITICAL else {"low": _TINY}
         checks.append(Check(label=f"λ = {row['target']:g}: θ_1 at the end", measured=row["hidden"], **sign))
-    return Evidence(checks=tuple(checks), note=f"λ_c = {CRITICAL:.5f}")
+    return Evidence(checks=tuple(checks), note=f"λ_c = {_CRITICAL:.5f}")
 
 
 def _vanishes(table: pl.DataFrame) -> Evidence:
@@ -108,10 +110,12 @@ def _vanishes(table: pl.DataFrame) -> Evidence:
     near = table.sort("target").tail(2)
     (first, last), (low, high) = near["target"].to_list(), near["fitted"].pow(2).to_list()
     crossing = last + (last - first) * high / (low - high)
-    return Evidence(checks=(Check(label="zero of ρ*²", measured=crossing, low=CRITICAL - 1e-3, high=CRITICAL + 1e-3),))
+    return Evidence(
+        checks=(Check(label="zero of ρ*²", measured=crossing, low=_CRITICAL - 1e-3, high=_CRITICAL + 1e-3),)
+    )
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="slower-with-size",
         statement="Negligible components are learned before the principal ones: the larger the component below λ_c, "
@@ -156,14 +160,14 @@ CLAIMS = (
 )
 
 
-def rates_and_limits(data: pl.DataFrame) -> "Figure":
+def _rates_and_limits(data: pl.DataFrame) -> "Figure":
     """Three panels over λ, those below λ_c in orange."""
     figure, (rate, hidden, time) = panels(
         3, titles=["Rate ρ*", "Hidden weight at the end", "Time to 90 %"], xlabels=["λ"], height=3.0
     )
     for panel, shown, closed in ((rate, "fitted", "rate"), (hidden, "hidden", "limit"), (time, "learned", "")):
         for below, colour in ((True, COLOURS[1]), (False, COLOURS[0])):
-            runs = data.filter((pl.col("target") < CRITICAL) == below)
+            runs = data.filter((pl.col("target") < _CRITICAL) == below)
             panel.plot(runs["target"], runs[shown], "o", color=colour, markersize=4)
             if closed:
                 law(panel, runs["target"], runs[closed], "")
@@ -174,8 +178,8 @@ def rates_and_limits(data: pl.DataFrame) -> "Figure":
 
 
 def _critical(panel: "Axes") -> None:
-    panel.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
-    panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
+    panel.axvline(_CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
+    panel.annotate("λ_c", (_CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
@@ -193,7 +197,7 @@ ANTI_REGULARISATION = Experiment(
         "paper": _points((*(k / 50 for k in range(1, 50)), 0.99, 0.995, 1.005, 1.05, 1.2, 1.5, 2.0, 3.0, 5.0), 1001),
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     agreement=1e-4,
     together=("target",),
     pictures=(
@@ -204,8 +208,8 @@ ANTI_REGULARISATION = Experiment(
             "lines: closed form. Below λ_c = 0.19245 (dotted) small components are the faster ones, and θ_1 stays "
             "negative.",
             data=_picture_data,
-            draw=rates_and_limits,
+            draw=_rates_and_limits,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -13,6 +13,8 @@ from falign.theory.deep_linear import critical_target, phase_diagram
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["CHART"]
+
 
 def _points(cells: int) -> tuple[Point, ...]:
     return grid(branch=("output", "aligned", "anti-aligned"), feedback=(1.0, 4.0), cells=cells)
@@ -22,7 +24,7 @@ _SIDES = 3.0, (0.02, 10.0)
 """K from minus so much to so much; λ from, to, on a logarithmic axis."""
 
 
-def run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
+def _run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
     """Chart the learning times of a branch over K and λ."""
     middles = (np.arange(cells) + 0.5) / cells
     invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
@@ -85,7 +87,7 @@ _BRANCHES = ("output", "aligned", "anti-aligned")
 _NAMES = {"output": "θ₁ = 0, θ₂ = K", "aligned": "θ₁ = √(-2K), θ₂ = 0", "anti-aligned": "θ₁ = -√(-2K), θ₂ = 0"}
 
 
-def maps(data: pl.DataFrame) -> "Figure":
+def _maps(data: pl.DataFrame) -> "Figure":
     """A column a branch of starts: time above, its slope in λ below."""
     figure, axes = panels(
         len(_BRANCHES),
@@ -136,7 +138,7 @@ CHART = Experiment(
     revision=1,
     grid={"smoke": _points(16), "quick": _points(60), "paper": _points(400)},
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     together=("branch", "feedback"),
     pictures=(
         Picture(
@@ -145,7 +147,7 @@ CHART = Experiment(
             "(above), and how it changes with λ, the start held (below): blue where larger components are learned "
             "first, white where all are learned together, orange where smaller ones are; m = 1. Dashed: λ_c(K).",
             data=_picture_data,
-            draw=maps,
+            draw=_maps,
         ),
     ),
     claims=(

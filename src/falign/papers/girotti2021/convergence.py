@@ -35,6 +35,8 @@ from falign.theory.deep_linear._theorems_modes import step_rates
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["CONVERGENCE"]
+
 _KINDS = (("fa", 2), ("fa", 3), ("fa", 4), ("dfa", 3))
 
 
@@ -57,7 +59,7 @@ _LEFT = 1e-3
 _RECORDS = 40
 
 
-def run(
+def _run(
     *, seed: int, setting: Setting, rule: str, depth: int, start: str, dynamics: str, share: float, draws: int
 ) -> Outcome:
     """Follow a batch of random starts, in units in which ρ_max is 1, so that one step size fits all."""
@@ -149,7 +151,7 @@ _ABSTRACT = (
     "Abstract: “convergence guarantees with rates for deep linear networks for both continuous and discrete dynamics”; "
 )
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="guaranteed-flow",
         statement="In continuous time |e(t)| ≤ |e(0)| exp(-t ΠK_l) for every component all of whose invariants K_l are "
@@ -183,7 +185,7 @@ CLAIMS = (
 )
 
 
-def bounds(data: pl.DataFrame) -> "Figure":
+def _bounds(data: pl.DataFrame) -> "Figure":
     """A panel a rule and depth."""
     figure, axes = panels(
         len(_KINDS),
@@ -219,7 +221,7 @@ CONVERGENCE = Experiment(
     revision=1,
     grid={"smoke": _points(4), "quick": _points(20), "paper": _points(200)},
     seeds={"smoke": 1, "quick": 2, "paper": 15},
-    run=run,
+    run=_run,
     together=("rule", "depth", "start", "dynamics", "share"),
     at_most=15,
     pictures=(
@@ -228,8 +230,8 @@ CONVERGENCE = Experiment(
             caption="The largest error of all random starts with K_l > 0 over the guaranteed "
             "|e(0)| exp(-t ΠK_l), in continuous time, and in steps, |e(0)| (1 - ηΠK_l)^t; units in which ρ_max = 1.",
             data=_picture_data,
-            draw=bounds,
+            draw=_bounds,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

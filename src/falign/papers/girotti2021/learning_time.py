@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["LEARNING_TIME"]
+
 _STARTS = (
     *(("fa", depth, "zero", 1.0) for depth in (2, 3, 4)),
     ("fa", 2, "small", 1e-3),
@@ -53,7 +55,7 @@ _BEYOND = 1.02
 """The flow is recorded to so much of the predicted time, so that a prediction that is too early is seen."""
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -77,7 +79,7 @@ def run(
     return [outcomes[place] for place in range(len(seeds))]
 
 
-CONSTANT = 2.0107
+_CONSTANT = 2.0107
 """Time to 90 % of a component of size 1 from zero weights, two layers, m = 1."""
 _BELOW = float(critical_target(-0.5, 1.0))
 _FA = pl.col("rule") == "fa"
@@ -97,7 +99,7 @@ def _constant(table: pl.DataFrame) -> Evidence:
     scaled = (table["learned"] * table["target"] ** (2 / 3)).to_numpy()
     return Evidence(
         checks=tuple(
-            Check(label=label, measured=float(value), low=CONSTANT - 1e-3, high=CONSTANT + 1e-3)
+            Check(label=label, measured=float(value), low=_CONSTANT - 1e-3, high=_CONSTANT + 1e-3)
             for label, value in (("least", scaled.min()), ("most", scaled.max()))
         )
     )
@@ -153,7 +155,7 @@ def _gradient(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=(Check(label="exponent of λ", measured=measured, high=-0.75),))
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="power-law",
         statement="From zero weights the time falls with the size of the component as a power, λ^(-(2^L-2)/(2^L-1)): "
@@ -229,7 +231,7 @@ CLAIMS = (
 _SCHEMES = ("zero", "positive", "negative", "aligned", "anti-aligned")
 
 
-def times_by_size(data: pl.DataFrame) -> "Figure":
+def _times_by_size(data: pl.DataFrame) -> "Figure":
     """Zero start by depth on the left, starts of two layers and gradient descent on the right."""
     figure, (left, right) = panels(
         2,
@@ -283,7 +285,7 @@ LEARNING_TIME = Experiment(
         "paper": _points(_targets(85), 801),
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     agreement=1e-6,
     together=("rule", "depth", "scheme", "size", "target"),
     pictures=(
@@ -294,8 +296,8 @@ LEARNING_TIME = Experiment(
             "start's times rise up to λ_c = 0.19 (dotted) and past the bottleneck behind it. Points: the flow; lines: "
             "closed form and quadrature.",
             data=_picture_data,
-            draw=times_by_size,
+            draw=_times_by_size,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["NETWORKS"]
+
 _KINDS: tuple[tuple[str, int, str, str], ...] = (
     ("fa", 2, "small", "random"),
     ("fa", 2, "anti-aligned", "random"),
@@ -93,7 +95,7 @@ _COMPARED = 100
 
 
 @one_thread()
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -163,20 +165,20 @@ def _outcome(
 
 
 _KIND = ["dataset", "task", "rule", "depth", "scheme", "basis"]
-MOSTLY = 0.85
+_MOSTLY = 0.85
 """Share of the pairs that is "approximately" in order."""
 _GROWING = 1e-13, 1e-4
 """Sizes at which the weights on unused inputs are above rounding and too small to be noticed."""
 
 
-def modes_of(table: pl.DataFrame) -> pl.DataFrame:
+def _modes_of(table: pl.DataFrame) -> pl.DataFrame:
     """One row a component of a run: when it was learned and begun."""
     columns = [*_KIND, "seed", "mode", "component", "learned", "begun"]
     return table.filter(pl.col("time") == 0).select(columns).sort(columns[:8])
 
 
 def _orders(table: pl.DataFrame) -> pl.DataFrame:
-    return orders(modes_of(table), by=[*_KIND, "seed"], size="component")
+    return orders(_modes_of(table), by=[*_KIND, "seed"], size="component")
 
 
 def _named(values: Sequence[object]) -> str:
@@ -189,19 +191,19 @@ def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(_named(values), rows) for values, rows in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
 
 
-def decreasing(table: pl.DataFrame, sign: int) -> Evidence:
+def _decreasing(table: pl.DataFrame, sign: int) -> Evidence:
     """Mean share of the pairs in order, above most for sign 1, below what is left for sign -1."""
     kinds, checks = _kinds(_orders(table)), []
     for label, runs in kinds:
         estimate = mean(runs["in_order"], of=label)
         half = estimate.half(len(kinds))
-        far = max(MOSTLY, 0.5 + half)
+        far = max(_MOSTLY, 0.5 + half)
         end = {"low": far} if sign > 0 else {"high": 1 - far}
         checks.append(Check(label=label, measured=estimate.value, **end))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a kind")
 
 
-def differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Evidence:
+def _differs(table: pl.DataFrame, axis: str, low: str, high: str) -> Evidence:
     """Shares of the pairs in order, at one point of an axis less at another, paired by seed."""
     return above_zero(_differences(_orders(table), "in_order", axis, low, high))
 
@@ -217,9 +219,9 @@ def _differences(runs: pl.DataFrame, value: str, axis: str, low: str, high: str)
     ]
 
 
-def slopes(table: pl.DataFrame) -> Evidence:
+def _slopes(table: pl.DataFrame) -> Evidence:
     """Mean exponent of the time in λ over the seeds, beside that of the depth."""
-    logs = modes_of(table).with_columns(pl.col("component").log(), pl.col("learned").log())
+    logs = _modes_of(table).with_columns(pl.col("component").log(), pl.col("learned").log())
     kinds, checks = _kinds(logs), []
     for label, runs in kinds:
         estimate = slope(runs, "component", "learned")
@@ -228,12 +230,12 @@ def slopes(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-def gradient_slopes(table: pl.DataFrame) -> Evidence:
+def _gradient_slopes(table: pl.DataFrame) -> Evidence:
     """Differences of the slopes of log time on log λ, paired by seed."""
     keys = ["dataset", "task", "rule", "seed"]
     rows = [
         {**dict(zip(keys, values, strict=True)), "slope": _log_slope(run)}
-        for values, run in modes_of(table).sort(keys).group_by(keys, maintain_order=True)
+        for values, run in _modes_of(table).sort(keys).group_by(keys, maintain_order=True)
     ]
     return below_zero(_differences(pl.DataFrame(rows), "slope", "rule", "fa", "bp"))
 
@@ -243,14 +245,14 @@ def _log_slope(runs: pl.DataFrame) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def waits(table: pl.DataFrame) -> Evidence:
+def _waits(table: pl.DataFrame) -> Evidence:
     """Mean over the components of the part of its time in which a component has not begun, by seed."""
     keys = ["dataset", "task", "rule", "seed"]
-    runs = modes_of(table).group_by(keys).agg(wait=(pl.col("begun") / pl.col("learned")).mean()).sort(keys)
+    runs = _modes_of(table).group_by(keys).agg(wait=(pl.col("begun") / pl.col("learned")).mean()).sort(keys)
     return above_zero(_differences(runs, "wait", "rule", "fa", "bp"))
 
 
-def leaves(table: pl.DataFrame) -> Evidence:
+def _leaves(table: pl.DataFrame) -> Evidence:
     """Rate at which the weights on unused inputs grow, fitted between rounding and the size at which others notice."""
     checks = []
     for label, runs in _kinds(table.filter((pl.col("mode") == 0) & pl.col("outside").is_not_null())):
@@ -274,7 +276,7 @@ def _growth(rate: float) -> float:
     return float(np.log1p(-rate * rest) / rate)
 
 
-def exactly(table: pl.DataFrame) -> Evidence:
+def _exactly(table: pl.DataFrame) -> Evidence:
     """Least and most share of the pairs in order, 1 from zero and 0 from anti-aligned weights."""
     checks = []
     for label, runs in _kinds(_orders(table)):
@@ -290,15 +292,15 @@ _AGAINST = pl.col("scheme") == "anti-aligned"
 _PAIRS = "Share of the pairs of components of which the larger reaches 90 % first, mean over the seeds."
 _STUDENT = "half the 99 % interval over the seeds (Student's t, all together)"
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="networks-regularise",
         statement="Trained from small weights, networks learn the components approximately in decreasing order.",
         reference="Abstract; that random weights and feedback do it, at depth 3 and for dfa too, is tried here",
         method=_PAIRS,
-        tolerance_reason=f"At least {MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
+        tolerance_reason=f"At least {_MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
         "neighbours of nearly the same size may change places, as random feedback carries them unequally.",
-        read=lambda table: decreasing(table, 1),
+        read=lambda table: _decreasing(table, 1),
         scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
     ),
     Claim(
@@ -307,8 +309,8 @@ CLAIMS = (
         "before principal ones.",
         reference="Abstract; that this is such a start is derived, and tried on random feedback here",
         method=_PAIRS,
-        tolerance_reason=f"At most {1 - MOSTLY:.2g}, and below ½ by {_STUDENT}.",
-        read=lambda table: decreasing(table, -1),
+        tolerance_reason=f"At most {1 - _MOSTLY:.2g}, and below ½ by {_STUDENT}.",
+        read=lambda table: _decreasing(table, -1),
         scope=_FEEDBACK & _RANDOM & _AGAINST,
     ),
     Claim(
@@ -318,7 +320,7 @@ CLAIMS = (
         "…”",
         method="Difference of the shares between both starts, paired by seed: the same data, feedback and steps.",
         tolerance_reason="Above 0 by " + _STUDENT + ".",
-        read=lambda table: differs(table, "scheme", "anti-aligned", "small"),
+        read=lambda table: _differs(table, "scheme", "anti-aligned", "small"),
         scope=(pl.col("rule") == "fa") & (pl.col("depth") == 2) & _RANDOM,
     ),
     Claim(
@@ -328,7 +330,7 @@ CLAIMS = (
         reference="Derived: the components are uncoupled",
         method="Share of the pairs in order, least and most of the seeds.",
         tolerance_reason="1 from zero, 0 from anti-aligned weights.",
-        read=exactly,
+        read=_exactly,
         scope=pl.col("basis") == "spectral",
     ),
     Claim(
@@ -339,7 +341,7 @@ CLAIMS = (
         reference="Derived for uncoupled components; tried on random weights and feedback here",
         method="Slope of the logarithm of the time against log λ over the components, one a seed; their mean.",
         tolerance_reason="± 0.1, for the coupling of the components by random feedback and for the size of the steps.",
-        read=slopes,
+        read=_slopes,
         scope=_FEEDBACK & _RANDOM & (pl.col("scheme") == "small"),
     ),
     Claim(
@@ -350,7 +352,7 @@ CLAIMS = (
         method="Difference of the slopes of the logarithm of the time against log λ, two layers, paired by seed: the "
         "same small weights.",
         tolerance_reason="Below 0 by " + _STUDENT + ".",
-        read=gradient_slopes,
+        read=_gradient_slopes,
         scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
     ),
     Claim(
@@ -361,7 +363,7 @@ CLAIMS = (
         method="Difference of the shares between gradient descent and feedback alignment, paired by seed: the same "
         "weights.",
         tolerance_reason="Above 0 by " + _STUDENT + ".",
-        read=lambda table: differs(table, "rule", "fa", "bp"),
+        read=lambda table: _differs(table, "rule", "fa", "bp"),
         scope=_RANDOM & _AGAINST,
     ),
     Claim(
@@ -372,7 +374,7 @@ CLAIMS = (
         method="Time of the first 10 % of a component over that of 90 %, mean over the components; the difference, "
         "paired by seed: the same small weights.",
         tolerance_reason="Above 0 by " + _STUDENT + ".",
-        read=waits,
+        read=_waits,
         scope=_RANDOM & (pl.col("scheme") == "small") & (pl.col("depth") == 2),
     ),
     Claim(
@@ -385,7 +387,7 @@ CLAIMS = (
         method="Slope of the logarithm of the largest |u_iᵀ W_2W_1 v| on unused directions v over time, from the exact "
         "spectral start, where it grows out of rounding; over m|θ_2*| of the largest component.",
         tolerance_reason="1 ± 0.05: other components grow beside it.",
-        read=leaves,
+        read=_leaves,
         scope=_FEEDBACK & _AGAINST & (pl.col("basis") == "spectral") & (pl.col("task") != "pixels"),
     ),
 )
@@ -417,7 +419,7 @@ def _of(data: pl.DataFrame, kind: tuple[str, int, str, str]) -> pl.DataFrame:
     )
 
 
-def courses(data: pl.DataFrame) -> "Figure":
+def _courses(data: pl.DataFrame) -> "Figure":
     """A column a rule and start, a row a problem; the larger the component, the darker."""
     problems = _problems(data)
     figure, axes = panels(
@@ -451,7 +453,7 @@ def courses(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def components(data: pl.DataFrame) -> "Figure":
+def _components(data: pl.DataFrame) -> "Figure":
     """A column a problem, a line a rule and start."""
     problems = _problems(data)
     figure, axes = panels(
@@ -525,7 +527,7 @@ NETWORKS = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 4, "paper": 10},
-    run=run,
+    run=_run,
     together=("rule", "depth", "scheme", "basis", "steps"),
     at_most=4,
     cost=lambda *, steps: float(steps),
@@ -537,16 +539,16 @@ NETWORKS = Experiment(
             "their feedback path the negligible ones, at the same data, feedback and steps; where random feedback "
             "couples the components, they do not rest there and are lost again. Dashed: 90 %.",
             data=_picture_data,
-            draw=courses,
+            draw=_courses,
         ),
         Picture(
             name="networks-times",
             caption="When each component was learned, 90 %, against its size; all seeds. Filled: random weights and "
             "feedback; open: orthogonal feedback, with which the components are exactly uncoupled. Dashed: the "
             "slopes -2/3, -6/7 and -1.",
-            data=modes_of,
-            draw=components,
+            data=_modes_of,
+            draw=_components,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -25,7 +25,9 @@ from falign.theory.deep_linear import critical_target, gradient_flow, learning_t
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIZES = {"zero": 1.0, "small": 1e-3, "positive": 1.0, "negative": 1.0, "aligned": 1.0, "anti-aligned": 1.0}
+__all__ = ["ORDER"]
+
+_SIZES = {"zero": 1.0, "small": 1e-3, "positive": 1.0, "negative": 1.0, "aligned": 1.0, "anti-aligned": 1.0}
 """Of each start: small weights are 0.001; K is 1 or -1; the hidden weight is 1 or -1. Zero has no size."""
 _KINDS = (("fa", 2), ("dfa", 3), ("bp", 2))
 """With unit feedback dfa and fa are one chain at any depth; of two layers they are the same anyhow."""
@@ -36,7 +38,7 @@ def _points(targets: Sequence[float], records: int) -> tuple[Point, ...]:
     return tuple(
         point
         for rule, depth in _KINDS
-        for scheme, size in SIZES.items()
+        for scheme, size in _SIZES.items()
         for point in grid(rule=rule, depth=depth, scheme=scheme, size=size, target=targets, records=records)
     )
 
@@ -46,7 +48,7 @@ _SPAN = 1e-3, 5.0
 _NEVER = 100.0
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -85,7 +87,7 @@ _AGAINST = (pl.col("rule") == "fa") & (pl.col("scheme") == "anti-aligned") & (pl
 _SAME = (pl.col("rule") == "fa") & pl.col("scheme").is_in(["zero", "anti-aligned"]) & (pl.col("target") < _BELOW)
 
 
-def final_records(table: pl.DataFrame) -> pl.DataFrame:
+def _final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: when it was learned and begun."""
     return table.filter(pl.col("time") == 0)
 
@@ -96,7 +98,7 @@ def _label(values: Sequence[object]) -> str:
 
 
 def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
-    runs = orders(final_records(table), by=_KIND)
+    runs = orders(_final_records(table), by=_KIND)
     return Evidence(
         checks=tuple(
             Check(
@@ -112,7 +114,7 @@ def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
 
 def _both(table: pl.DataFrame) -> Evidence:
     zero, against = (
-        float(orders(final_records(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
+        float(orders(_final_records(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
         for name in ("zero", "anti-aligned")
     )
     return Evidence(checks=(Check(label="zero less anti-aligned", measured=zero - against, low=1.0),))
@@ -120,7 +122,7 @@ def _both(table: pl.DataFrame) -> Evidence:
 
 def _simultaneous(table: pl.DataFrame) -> Evidence:
     """Learning times of components well below K^(3/2), relative to ln 10/(mK)."""
-    small = final_records(table).filter(pl.col("target") <= 0.1)
+    small = _final_records(table).filter(pl.col("target") <= 0.1)
     return Evidence(
         checks=tuple(
             Check(label=f"λ = {row['target']:g}", measured=row["learned"] / log(10), low=0.98, high=1.02)
@@ -131,7 +133,7 @@ def _simultaneous(table: pl.DataFrame) -> Evidence:
 
 def _no_staircase(table: pl.DataFrame) -> Evidence:
     """Of all the time that a component takes, the part before its first tenth is there."""
-    waits = final_records(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
+    waits = _final_records(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
     checks = []
     for row in waits.sort("rule", "target", descending=[True, False]).to_dicts():
         own = {"high": 0.35} if row["rule"] == "fa" else {"low": 0.5}
@@ -143,7 +145,7 @@ _PAIRS = (
     "Share of the pairs of components of which the larger is learned first, the time of 90 % being read off the flow."
 )
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="regularises",
         statement="From some starts the components are learned approximately in decreasing order of importance: "
@@ -213,12 +215,12 @@ CLAIMS = (
 )
 
 
-def courses(data: pl.DataFrame) -> "Figure":
+def _courses(data: pl.DataFrame) -> "Figure":
     """One line a component; the larger, the darker."""
     figure, axes = panels(
-        len(SIZES),
+        len(_SIZES),
         len(_KINDS),
-        titles=[scheme if row == 0 else "" for row in range(len(_KINDS)) for scheme in SIZES],
+        titles=[scheme if row == 0 else "" for row in range(len(_KINDS)) for scheme in _SIZES],
         xlabels=["time"],
         ylabels=[f"{rule}, {depth} layers" for rule, depth in _KINDS],
         share="all",
@@ -227,7 +229,7 @@ def courses(data: pl.DataFrame) -> "Figure":
     )
     colours = dict(zip(sorted(data["target"].unique()), sequence(data["target"].n_unique()), strict=True))
     for index, panel in enumerate(axes):
-        (rule, depth), scheme = _KINDS[index // len(SIZES)], list(SIZES)[index % len(SIZES)]
+        (rule, depth), scheme = _KINDS[index // len(_SIZES)], list(_SIZES)[index % len(_SIZES)]
         runs = data.filter((pl.col("rule") == rule) & (pl.col("depth") == depth) & (pl.col("scheme") == scheme))
         for target, line in each_of(runs, "target"):
             panel.plot(line["time"], line["share"], color=colours[target], linewidth=1.3, label=f"λ = {target:g}")
@@ -259,7 +261,7 @@ ORDER = Experiment(
         ),
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     agreement=1e-6,
     together=("rule", "depth", "scheme", "size", "target"),
     pictures=(
@@ -271,8 +273,8 @@ ORDER = Experiment(
             "anti-aligned hidden weight those below λ_c = 0.19 come in the reverse order. Negative products are cut "
             "off at -½.",
             data=_picture_data,
-            draw=courses,
+            draw=_courses,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

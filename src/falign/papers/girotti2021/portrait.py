@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["PORTRAIT"]
+
 
 def _points(shares: Sequence[float], starts: Sequence[float], records: int) -> tuple[Point, ...]:
     return grid(target=1.0, feedback=1.0, share=shares, start=starts, records=records)
@@ -25,7 +27,7 @@ _SHOWN, _LONG = 12.0, 60.0
 """Time that is drawn, and by which the slowest of the trajectories has come to rest."""
 
 
-def run(
+def _run(
     *, seed: int, setting: Setting, target: float, feedback: float, share: float, start: float, records: int
 ) -> Outcome:
     """Integrate a trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
@@ -44,7 +46,7 @@ def run(
     )
 
 
-def roots(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
+def _roots(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
     """The fixed points and which of them are stable, by the closed form."""
     found = fixed_points(invariant, target, feedback)
     there = found.weights.isfinite()
@@ -52,13 +54,13 @@ def roots(*, target: float, feedback: float, share: float, invariant: float) -> 
     return pl.DataFrame({"hidden": hidden, "stable": stable}).with_columns(share=pl.lit(share), velocity=pl.lit(0.0))
 
 
-def final_records(table: pl.DataFrame) -> pl.DataFrame:
+def _final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a trajectory, at its last record."""
     return table.filter(pl.col("time") == pl.col("time").max())
 
 
 def _learned(table: pl.DataFrame) -> Evidence:
-    left = final_records(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
+    left = _final_records(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
     groups = left.sort("share").group_by(["share"], maintain_order=True)
     kinds = [(f"K = {share:+g} |K_c|", runs) for (share,), runs in groups]
     return largest(kinds, "left", 1e-4, label="{label}: most of {rows}")
@@ -67,7 +69,7 @@ def _learned(table: pl.DataFrame) -> Evidence:
 def _counted(table: pl.DataFrame) -> Evidence:
     """Distinct ends of the trajectories: stable fixed points that are reached."""
     checks = []
-    for (share,), runs in final_records(table).sort("share").group_by(["share"], maintain_order=True):
+    for (share,), runs in _final_records(table).sort("share").group_by(["share"], maintain_order=True):
         places = np.sort(runs["hidden"].to_numpy())
         wanted = 2.0 if float(str(share)) < -1 else 1.0
         reached = 1.0 + float((np.diff(places) > 0.1).sum())
@@ -76,21 +78,21 @@ def _counted(table: pl.DataFrame) -> Evidence:
 
 
 def _limits(table: pl.DataFrame) -> Evidence:
-    far = final_records(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
+    far = _final_records(table).with_columns(far=(pl.col("hidden") - pl.col("limit")).abs())
     return largest([("farthest", far)], "far", 1e-3, label="{label} of {rows}")
 
 
 def _parted(table: pl.DataFrame) -> Evidence:
     """Number of trajectories, K below K_c, that end on another side than that of the unstable point they began on."""
-    found, wrong = final_records(table), 0
+    found, wrong = _final_records(table), 0
     for row in found.to_dicts():
-        points = roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
+        points = _roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
         (unstable,) = points.filter(~pl.col("stable"))["hidden"].to_list()
         wrong += (row["start"] > unstable) != (row["hidden"] > 0)
     return Evidence(checks=(Check(label=f"of {found.height} on the other side", measured=float(wrong), high=0.0),))
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="always-learns",
         statement="In continuous time every component converges, and every fixed point has zero loss.",
@@ -134,7 +136,7 @@ _WIDE = 3.2
 """θ_1 is drawn from minus so much to so much."""
 
 
-def field(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
+def _velocity_field(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
     """``h(θ_1) = mλ - mKθ_1 - θ_1³/2`` on a grid."""
     hidden = np.linspace(-_WIDE, _WIDE, 241)
     velocity = feedback * target - feedback * invariant * hidden - hidden**3 / 2
@@ -145,7 +147,7 @@ _MOST = 5
 """Columns: of more invariants, those that are nearest to K_c on both sides, and the outermost."""
 
 
-def portraits(data: pl.DataFrame) -> "Figure":
+def _portraits(data: pl.DataFrame) -> "Figure":
     """A column an invariant, the largest first."""
     shares = _shown(sorted(data["share"].unique().to_list(), reverse=True))
     figure, axes = panels(
@@ -199,8 +201,8 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     kinds = table.select("target", "feedback", "share", "invariant").unique().sort("share").to_dicts()
     drawn = table.filter(pl.col("time") <= _SHOWN)
     paths = drawn.select("share", "start", "time", "hidden").with_columns(shown=pl.lit("trajectory"))
-    fields = [field(**kind).with_columns(shown=pl.lit("field")) for kind in kinds]
-    fixed = [roots(**kind).with_columns(shown=pl.lit("root")) for kind in kinds]
+    fields = [_velocity_field(**kind).with_columns(shown=pl.lit("field")) for kind in kinds]
+    fixed = [_roots(**kind).with_columns(shown=pl.lit("root")) for kind in kinds]
     return pl.concat([paths, *fields, *fixed], how="diagonal")
 
 
@@ -219,7 +221,7 @@ PORTRAIT = Experiment(
         ),
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     together=("share", "start"),
     pictures=(
         Picture(
@@ -229,8 +231,8 @@ PORTRAIT = Experiment(
             "points; open: unstable ones. Below K_c a second stable point appears, at which θ_1 and θ_2 are both "
             "negative.",
             data=_picture_data,
-            draw=portraits,
+            draw=_portraits,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["PREDICTION"]
+
 _KINDS: tuple[tuple[str, str, int, float], ...] = (
     ("linear", "fa", 2, 1.0),
     ("linear", "fa", 2, 0.1),
@@ -47,11 +49,11 @@ def _points(dataset: str, *, steps: int, epochs: int, batch: int, **sizes: Scala
 
 _SIZES = {"rate": 0.2, "records": 25}
 
-WHOLE = -1
+_WHOLE = -1
 """The number of the whole among the modes."""
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -98,11 +100,11 @@ def run(
 
 def _records(at: list[int], target: Tensor, trained: Tensor, predicted: Tensor, exact: Tensor | None) -> dict:
     """A record a step and mode; the whole is mode -1, with the curve of the matrix dynamics where there is one."""
-    modes = range(WHOLE, trained.shape[1] - 1)
+    modes = range(_WHOLE, trained.shape[1] - 1)
     still = [None] * len(at)
     return {
         "mode": [mode for mode in modes for _ in at],
-        "component": [None if mode == WHOLE else float(target[mode]) for mode in modes for _ in at],
+        "component": [None if mode == _WHOLE else float(target[mode]) for mode in modes for _ in at],
         "step": [step for _ in modes for step in at],
         "trained": trained.T.flatten().tolist(),
         "predicted": predicted.T.flatten().tolist(),
@@ -171,16 +173,16 @@ _EPOCHS = 2
 _EPOCH = pl.col("step") * pl.col("batch") / pl.col("points")
 
 
-def errors(table: pl.DataFrame) -> pl.DataFrame:
+def _errors(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: the most that the predicted whole is from the trained, as a share of the trained's first.
 
     "mode": the same of the parts, the most of all modes, as a share of the whole's first. "reached": the trained loss
     at the end over its first.
     """
     keys = [*_KIND, "seed"]
-    first = (pl.col("trained").filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).first()).over(keys)
+    first = (pl.col("trained").filter((pl.col("mode") == _WHOLE) & (pl.col("step") == 0)).first()).over(keys)
     far = (pl.col("predicted") - pl.col("trained")).abs() / first
-    whole = pl.col("mode") == WHOLE
+    whole = pl.col("mode") == _WHOLE
     return (
         table.with_columns(far=far, left=pl.col("trained") / first)
         .sort("step")
@@ -204,14 +206,14 @@ def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 
 def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
-    runs = errors(table)
+    runs = _errors(table)
     note = f"the loss fell to {runs['reached'].to_numpy().mean():.2f} of the first"
     return largest(_kinds(runs), column, most, note=note, label="{label}: most of {rows}")
 
 
 def _passed(table: pl.DataFrame) -> Evidence:
-    last = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == pl.col("steps")))
-    first = table.filter((pl.col("mode") == WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
+    last = table.filter((pl.col("mode") == _WHOLE) & (pl.col("step") == pl.col("steps")))
+    first = table.filter((pl.col("mode") == _WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
     runs = last.join(first, on=[*_KIND, "seed"])
     kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
     return above_zero([(label, mean(rows["less"], of=label)) for label, rows in kinds])
@@ -220,7 +222,7 @@ def _passed(table: pl.DataFrame) -> Evidence:
 _LINES = pl.col("activation") == "linear"
 _BEYOND = "Beyond the paper; the tolerance is ours"
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="prediction-linear",
         statement="The loss curve of a linear network is predicted from its initial weights, feedback and data, mode "
@@ -270,7 +272,7 @@ _SHOWN = (0, 2, 4, 6, 8)
 _PREDICTED = (0, (4, 2.5))
 
 
-def beside(data: pl.DataFrame) -> "Figure":
+def _beside(data: pl.DataFrame) -> "Figure":
     """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
     sets = each_of(data, "dataset")
     kinds = data.select(_KIND[1:]).unique().sort(pl.all()).rows()
@@ -288,7 +290,7 @@ def beside(data: pl.DataFrame) -> "Figure":
         for column, kind in enumerate(kinds):
             runs = whole.filter(*(pl.col(name) == value for name, value in zip(_KIND[1:], kind, strict=True)))
             above, below = (axes[(2 * row + part) * len(kinds) + column] for part in (0, 1))
-            _lines(above, runs, (WHOLE,), [INK])
+            _lines(above, runs, (_WHOLE,), [INK])
             above.set_ylim(bottom=0)
             _lines(below, runs, _SHOWN, sequence(len(_SHOWN))[::-1])
             logarithmic(below, "y")
@@ -300,7 +302,7 @@ def beside(data: pl.DataFrame) -> "Figure":
 
 def _lines(panel: "Axes", runs: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
     for colour, (mode, line) in zip(colours, each_of(runs, "mode", modes), strict=False):
-        label = "whole" if mode == WHOLE else f"component {mode + 1}"
+        label = "whole" if mode == _WHOLE else f"component {mode + 1}"
         panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)
         panel.plot(line["step"], line["predicted"], color=colour, linewidth=1.2, linestyle=_PREDICTED)
 
@@ -329,7 +331,7 @@ PREDICTION = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 3, "paper": 10},
-    run=run,
+    run=_run,
     agreement=1e-12,
     together=("activation", "rule", "depth", "size", "steps", "batch"),
     at_most=3,
@@ -342,8 +344,8 @@ PREDICTION = Experiment(
             "(dashed); first seed. × 1: weights of PyTorch's size. ReLU networks are trained in mini-batches and "
             "predicted as linear ones, each neuron with its initial gain.",
             data=_picture_data,
-            draw=beside,
+            draw=_beside,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -40,6 +40,8 @@ from falign.theory.statement import TheoremCheck
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["STEPS"]
+
 _STARTS = (("zero", 1.0, 2), ("positive", 1.0, 2), ("anti-aligned", 1.0, 2), ("zero", 1.0, 3))
 
 
@@ -62,7 +64,7 @@ _TOLERATED = 1e-12
 """Share that the identities' bounds allow of the sizes that are in them."""
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -126,7 +128,7 @@ def _relative(check: TheoremCheck, run: int) -> float | None:
 
 _RUN = ["scheme", "depth", "target", "share"]
 _LEARNED = 1e-4
-UNIVERSAL = 0.769
+_UNIVERSAL = 0.769
 """η_max ρ*/2 of two layers from zero weights, for every component."""
 _SLOW = 0.1
 """Shares of η_max up to which the first order in η is looked at."""
@@ -171,8 +173,8 @@ def _universal(table: pl.DataFrame) -> Evidence:
             Check(
                 label=f"λ = {target:g}",
                 measured=float(rows["half"].to_numpy().mean()),
-                low=UNIVERSAL - 1e-3,
-                high=UNIVERSAL + 1e-3,
+                low=_UNIVERSAL - 1e-3,
+                high=_UNIVERSAL + 1e-3,
             )
             for (target,), rows in _groups(runs, ["target"])
         )
@@ -213,7 +215,7 @@ def _drifts(table: pl.DataFrame) -> Evidence:
 _BELOW = pl.col("share") < 1
 _ABSTRACT = "Abstract: convergence guarantees “for both continuous and discrete dynamics”; "
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="steps-converge",
         statement="In steps every component converges, from every start tried, if the step size is below the largest "
@@ -269,7 +271,7 @@ CLAIMS = (
 _MOST = 5
 
 
-def beside_the_flow(data: pl.DataFrame) -> "Figure":
+def _beside_the_flow(data: pl.DataFrame) -> "Figure":
     """Shares learned over time."""
     shares = sorted(data["share"].unique().to_list())
     wanted = [share for share in (0.1, 0.5, 0.9, 1.02, 1.1) if share in shares] or shares[-_MOST:]
@@ -315,7 +317,7 @@ STEPS = Experiment(
         ),
     },
     seeds={"smoke": 1, "quick": 1, "paper": 1},
-    run=run,
+    run=_run,
     agreement=1e-6,
     together=("scheme", "size", "depth", "target", "share"),
     pictures=(
@@ -324,8 +326,8 @@ STEPS = Experiment(
             caption="A component of size 1 from zero weights, two layers: in steps (points), at shares of the largest "
             "stable step size η_max, and in continuous time (line).",
             data=_picture_data,
-            draw=beside_the_flow,
+            draw=_beside_the_flow,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

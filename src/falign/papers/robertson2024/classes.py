@@ -29,19 +29,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RULES = ("bp", "usf", "frsf", "kp", "fa", "dfa")
+__all__ = ["CLASSES"]
+
+_RULES = ("bp", "usf", "frsf", "kp", "fa", "dfa")
 """All that are compared but adafa, which has a tracking rate as well."""
-TRACKING = 0.01
-DIAL = (0.001, 0.1)
+_TRACKING = 0.01
+_DIAL = (0.001, 0.1)
 """Tracking rates of adafa: where rules are compared, and those that the dial has beside it."""
 
 
 def _points(dataset: str, counts: Sequence[int], **sizes: Scalar) -> tuple[Point, ...]:
     """All rules at all numbers of classes, and the dial at the largest."""
     return (
-        *grid(dataset=dataset, rule=RULES, tracking=0.0, classes=counts, **sizes),
-        *grid(dataset=dataset, rule="adafa", tracking=TRACKING, classes=counts, **sizes),
-        *grid(dataset=dataset, rule="adafa", tracking=DIAL, classes=max(counts), **sizes),
+        *grid(dataset=dataset, rule=_RULES, tracking=0.0, classes=counts, **sizes),
+        *grid(dataset=dataset, rule="adafa", tracking=_TRACKING, classes=counts, **sizes),
+        *grid(dataset=dataset, rule="adafa", tracking=_DIAL, classes=max(counts), **sizes),
     )
 
 
@@ -53,7 +55,7 @@ _CONVOLUTIONAL = {**_PAPER, "model": "lenet", "steps": 40000}
 _RECORDS = 10
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -91,28 +93,28 @@ def run(
     return course(training, sorted({round(steps * k / _RECORDS) for k in range(_RECORDS + 1)}), measure)
 
 
-KEYS = ["dataset", "rule", "tracking", "classes", "seed"]
-RANDOM = ("fa", "dfa")
+_KEYS = ["dataset", "rule", "tracking", "classes", "seed"]
+_RANDOM = ("fa", "dfa")
 """Rules whose feedback never hears of the weights."""
 
 
-def final_records(table: pl.DataFrame) -> pl.DataFrame:
+def _final_records(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: the cosine's mean over the records of its training, and test accuracy and error at its end."""
-    runs = table.group_by(KEYS, maintain_order=True).agg(
+    runs = table.group_by(_KEYS, maintain_order=True).agg(
         pl.col("cosine").mean(), pl.col("accuracy").drop_nulls().last()
     )
-    return runs.with_columns(error=1 - pl.col("accuracy")).sort(KEYS)
+    return runs.with_columns(error=1 - pl.col("accuracy")).sort(_KEYS)
 
 
-def compared(table: pl.DataFrame) -> pl.DataFrame:
+def _compared(table: pl.DataFrame) -> pl.DataFrame:
     """Final records that compare rules: those of adafa with the one tracking rate that is run at every number."""
-    runs = final_records(table)
+    runs = _final_records(table)
     counts = runs.group_by("dataset", "rule", "tracking").agg(numbers=pl.col("classes").n_unique())
     everywhere = counts.filter(pl.col("numbers") == pl.col("numbers").max().over("dataset")).drop("numbers")
-    return runs.join(everywhere, on=["dataset", "rule", "tracking"], how="semi").sort(KEYS)
+    return runs.join(everywhere, on=["dataset", "rule", "tracking"], how="semi").sort(_KEYS)
 
 
-def correlations(runs: pl.DataFrame) -> pl.DataFrame:
+def _correlations(runs: pl.DataFrame) -> pl.DataFrame:
     """Pearson's correlation of cosine and accuracy over the rules, one for each data set, number of classes and seed.
 
     Null where all rules are equally accurate.
@@ -124,7 +126,7 @@ def correlations(runs: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col("correlation").fill_nan(None)).sort("dataset", "classes", "seed")
 
 
-def interval(correlation: Sequence[float], comparisons: int = 1) -> tuple[float, float, float]:
+def _mean_with_interval(correlation: Sequence[float], comparisons: int = 1) -> tuple[float, float, float]:
     """Mean of correlations over seeds and its 99 % interval, by Fisher's z and Student's t.
 
     Args:
@@ -142,7 +144,7 @@ def interval(correlation: Sequence[float], comparisons: int = 1) -> tuple[float,
 
 def _extremes(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame, int, int]]:
     """[(data set, its runs that compare rules, least and largest number of classes)]."""
-    runs = compared(table)
+    runs = _compared(table)
     collected = []
     for (name,), rows in runs.group_by(["dataset"], maintain_order=True):
         counts = rows["classes"].unique().sort()
@@ -158,10 +160,10 @@ def _helps(table: pl.DataFrame) -> Evidence:
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
     ]
     for label, runs in cases:
-        found = correlations(runs)["correlation"]
+        found = _correlations(runs)["correlation"]
         if found.null_count():
             raise Missing(f"{label}: in {found.null_count()} seeds all rules are equally accurate")
-        value, low, high = interval(found.to_list(), len(cases))
+        value, low, high = _mean_with_interval(found.to_list(), len(cases))
         # the check is on the lower end of the interval: the mean would have to clear a bound that z bends
         checks.append(Check(label=f"{label}: lower end of {value:.3f} [{low:.3f}, {high:.3f}]", measured=low, low=1e-9))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds; one correlation a seed")
@@ -170,7 +172,7 @@ def _helps(table: pl.DataFrame) -> Evidence:
 def _helps_more(table: pl.DataFrame) -> Evidence:
     estimates = []
     for name, runs, least, most in _extremes(table):
-        slopes = correlations(runs)
+        slopes = _correlations(runs)
         label = f"{name}: accuracy per unit of cosine, {most} classes less {least}"
         estimates.append((label, paired(slopes, "slope", axis="classes", low=least, high=most, by=["dataset"])))
     return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
@@ -191,7 +193,7 @@ def _gap(table: pl.DataFrame) -> Evidence:
     estimates = []
     for name, runs, least, most in _extremes(table):
         best = runs.filter(pl.col("rule") == "bp").select(*keys, than="accuracy")
-        for rule in RANDOM:
+        for rule in _RANDOM:
             behind = runs.filter(pl.col("rule") == rule).join(best, on=keys)
             behind = behind.with_columns(behind=pl.col("than") - pl.col("accuracy"))
             label = f"{name}, {rule}: accuracy behind bp, {most} classes less {least}"
@@ -202,23 +204,23 @@ def _gap(table: pl.DataFrame) -> Evidence:
 def _misaligned(table: pl.DataFrame) -> Evidence:
     estimates = []
     for name, rows, least, most in _extremes(table):
-        for rule in RANDOM:
+        for rule in _RANDOM:
             runs = rows.filter(pl.col("rule") == rule)
             label = f"{name}, {rule}: cosine, {least} classes less {most}"
             estimates.append((label, paired(runs, "cosine", axis="classes", low=most, high=least, by=["dataset"])))
     return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
-def dial(table: pl.DataFrame) -> pl.DataFrame:
+def _dial(table: pl.DataFrame) -> pl.DataFrame:
     """Runs of fa (tracking 0), of adafa by tracking rate, and of bp (1), at the largest number of classes."""
-    runs = final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = _final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     ends_of_dial = pl.col("rule").replace_strict({"fa": 0.0, "bp": 1.0}, default=pl.col("tracking"))
     return runs.filter(pl.col("rule").is_in(["fa", "adafa", "bp"])).with_columns(alpha=ends_of_dial)
 
 
 def _turned(table: pl.DataFrame, far: bool) -> Evidence:
     estimates = []
-    for (name,), runs in dial(table).group_by(["dataset"], maintain_order=True):
+    for (name,), runs in _dial(table).group_by(["dataset"], maintain_order=True):
         alphas = runs.filter(pl.col("rule") == "adafa")["alpha"].unique().sort()
         alpha = alphas[-1] if far else alphas[0]
         for value in ("cosine", "accuracy"):
@@ -234,7 +236,7 @@ _COSINE = (
     "training images. "
 )
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="alignment-helps",
         statement="“Better alignment can enhance FA performance on complex multi-class tasks”: rules whose gradients "
@@ -308,7 +310,7 @@ CLAIMS = (
 )
 
 
-def by_classes(data: pl.DataFrame) -> "Figure":
+def _draw_by_classes(data: pl.DataFrame) -> "Figure":
     """Test accuracy, cosine and their correlation against the number of classes; a row a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -352,7 +354,7 @@ def _correlation(panel: "Axes", data: pl.DataFrame) -> None:
     panel.set_ylabel("Pearson's r over the rules")
 
 
-def by_alignment(data: pl.DataFrame) -> "Figure":
+def _draw_by_alignment(data: pl.DataFrame) -> "Figure":
     """Test accuracy against cosine at the largest number of classes, the dial as a line; a panel a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -394,13 +396,15 @@ def by_alignment(data: pl.DataFrame) -> "Figure":
 
 
 def _by_classes(table: pl.DataFrame) -> pl.DataFrame:
-    runs = compared(table)
+    runs = _compared(table)
     keys = ["dataset", "rule", "classes"]
     parts = [summary(runs, value, by=keys).with_columns(shown=pl.lit(value)) for value in ("accuracy", "cosine")]
     rows = [
         {"dataset": name, "classes": count, "of": words, "shown": "correlation", **found}
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
-        for (name, count), part in correlations(runs.filter(kept)).group_by(["dataset", "classes"], maintain_order=True)
+        for (name, count), part in _correlations(runs.filter(kept)).group_by(
+            ["dataset", "classes"], maintain_order=True
+        )
         if (found := _interval(part["correlation"]))
     ]
     return pl.concat([*parts, pl.DataFrame(rows)], how="diagonal")
@@ -411,16 +415,16 @@ def _interval(correlation: pl.Series) -> dict[str, float] | None:
     if correlation.null_count():
         return None
     try:
-        value, low, high = interval(correlation.to_list())
+        value, low, high = _mean_with_interval(correlation.to_list())
     except Missing:
         return None
     return {"mean": value, "low": low, "high": high}
 
 
 def _by_alignment(table: pl.DataFrame) -> pl.DataFrame:
-    runs = final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = _final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     keys = ["dataset", "rule", "tracking"]
-    alphas = dial(table).select(*keys, "alpha").unique()
+    alphas = _dial(table).select(*keys, "alpha").unique()
     rows = runs.group_by([*keys, "classes"]).agg(
         pl.col("cosine").mean(),
         pl.col("accuracy").mean(),
@@ -450,7 +454,7 @@ CLASSES = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 8, "paper": 10},
-    run=run,
+    run=_run,
     agreement=1e-4,
     together=("rule", "tracking", "classes"),
     at_most=20,
@@ -462,15 +466,15 @@ CLASSES = Experiment(
             "a seed; mean ± standard deviation. Right: their correlation over the rules, one a seed, mean and 99 % "
             "interval (Fisher's z); none where in some seed all rules are equally accurate.",
             data=_by_classes,
-            draw=by_classes,
+            draw=_draw_by_classes,
         ),
         Picture(
             name="classes-alignment",
             caption="Test accuracy against alignment at the largest number of classes, mean ± standard deviation. The "
             "line is the dial B ← (1-α)B + αW from feedback alignment (α = 0) to backpropagation (α = 1).",
             data=_by_alignment,
-            draw=by_alignment,
+            draw=_draw_by_alignment,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["CONSERVATION"]
+
 _NETWORKS = "falign.papers.robertson2024.networks"
 _TIME = 8.0
 """Length of a training in η × steps."""
@@ -60,7 +62,7 @@ def _points(mlp: str, rates: Sequence[float], *, rest: int, **sizes: Scalar) -> 
     return tuple({**point, "scale": 0.6, **sizes} for point in points)
 
 
-MOMENTUM = 0.9
+_MOMENTUM = 0.9
 _SHOWN_CASES = ("plain", "momentum", "Adam", "decay", "tanh", "residual", "batch norm")
 _RULES = ("fa", "usf", "kp", "adafa")
 _COLOUR: dict[str, str] = dict(zip(_SHOWN_CASES, (INK, *COLOURS), strict=True))
@@ -76,7 +78,7 @@ def _convolutional(model: str) -> bool:
     return model.endswith((":pooled", ":normalised"))
 
 
-def drifts(data: pl.DataFrame) -> "Figure":
+def _draw_drifts(data: pl.DataFrame) -> "Figure":
     """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -124,7 +126,7 @@ def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: st
 
 _CASES: dict[str, dict[str, Scalar]] = {
     "plain": {},
-    "momentum": {"momentum": MOMENTUM},
+    "momentum": {"momentum": _MOMENTUM},
     "Adam": {"optimizer": "adam"},
     "decay": {"weight_decay": 0.01},
     "equilibrium": {"weight_decay": 0.05},
@@ -134,14 +136,14 @@ _CASES: dict[str, dict[str, Scalar]] = {
 }
 """Case -> options of training."""
 
-_RATES = {"momentum": 1 - MOMENTUM, "Adam": 0.02}
+_RATES = {"momentum": 1 - _MOMENTUM, "Adam": 0.02}
 """η of a case over that of plain descent. Momentum: the same effective rate η/(1-μ). Adam: about the same progress."""
 _TRACKING = 0.1
 """adafa: α/η, so that there is a limit of small steps."""
 _RECORDS = 4
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -207,7 +209,7 @@ _NEAR = 5.0
 _KEPT = (pl.col("case") == "plain") & (pl.col("rule") != "adafa")
 
 
-def off_diagonal(table: pl.DataFrame) -> pl.DataFrame:
+def _off_diagonal(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run, at its end.
 
     ``apart``: ``Σ_k |C_k(T) - C_k(0)|`` over the neurons of all layers. ``degrees``: the angle between the diagonal and
@@ -241,7 +243,7 @@ def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
 
 def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
     """Slope of log drift against log η: within the bounds by half its interval, or around 1 with it on top."""
-    logs = off_diagonal(table).with_columns(pl.col("rate").log(), pl.col("apart").log())
+    logs = _off_diagonal(table).with_columns(pl.col("rate").log(), pl.col("apart").log())
     kinds = _kinds(logs, _KIND)
     checks = []
     for label, runs in kinds:
@@ -252,7 +254,7 @@ def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
 
 
 def _near(table: pl.DataFrame) -> Evidence:
-    runs = off_diagonal(table)
+    runs = _off_diagonal(table)
     kinds = _kinds(runs.filter(pl.col("rate") == pl.col("rate").min().over(_KIND)), _POINT)
     checks = []
     for label, rows in kinds:
@@ -262,12 +264,12 @@ def _near(table: pl.DataFrame) -> Evidence:
 
 
 def _momentum(table: pl.DataFrame) -> Evidence:
-    runs = off_diagonal(table)
+    runs = _off_diagonal(table)
     keys = ["dataset", "rule", "model", "rate", "seed"]
     plain = runs.filter(pl.col("case") == "plain").select(*keys, than="apart")
     both = runs.filter(pl.col("case") == "momentum").join(plain, on=keys)
     both = both.with_columns(ratio=pl.col("apart") / pl.col("than"))
-    kinds, most = _kinds(both, _POINT), (1 + MOMENTUM) / (1 - MOMENTUM)
+    kinds, most = _kinds(both, _POINT), (1 + _MOMENTUM) / (1 - _MOMENTUM)
     checks = []
     for label, rows in kinds:
         estimate = mean(rows["ratio"], of=label)
@@ -279,7 +281,7 @@ def _momentum(table: pl.DataFrame) -> Evidence:
 
 
 def _rests(table: pl.DataFrame) -> Evidence:
-    runs = off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
+    runs = _off_diagonal(table).with_columns(ratio=(pl.col("incoming") - pl.col("value")) / (2 * pl.col("incoming")))
     return around(
         [(label, mean(rows["ratio"], of=label)) for label, rows in _kinds(runs, _POINT)],
         1,
@@ -301,7 +303,7 @@ _DRIFT = (
 _HALF = "Half the 99 % interval over the seeds (Student's t, all together) on top."
 _BY_HALF = " by half the 99 % interval over the seeds (Student's t, all together)"
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="on-the-diagonal",
         statement="Under plain descent the change of ½|W_l|² + ½|b_l|² of a layer is that of ⟨B, W_l+1⟩.",
@@ -350,7 +352,7 @@ CLAIMS = (
         origin="theory",
         reference="Derived: (1+μ)/(1-μ) times for gradients that change slowly, once for those that are noise",
         method="Drift over that of plain descent, paired by seed: the same weights and batches.",
-        tolerance_reason=f"Between 1 and {(1 + MOMENTUM) / (1 - MOMENTUM):.0f}," + _BY_HALF + ".",
+        tolerance_reason=f"Between 1 and {(1 + _MOMENTUM) / (1 - _MOMENTUM):.0f}," + _BY_HALF + ".",
         read=_momentum,
         scope=pl.col("case").is_in(["plain", "momentum"]) & (pl.col("rule") == "fa"),
     ),
@@ -389,7 +391,7 @@ CLAIMS = (
 _COLUMNS = 5
 
 
-def diagonals(data: pl.DataFrame) -> "Figure":
+def _diagonals(data: pl.DataFrame) -> "Figure":
     """Change of ½|W|² + ½|b|² against that of ⟨B, W⟩: a panel a rule, then a panel a departure; in rows by data set."""
     from matplotlib.lines import Line2D
 
@@ -443,7 +445,7 @@ def _diagonal(table: pl.DataFrame) -> pl.DataFrame:
 
 def _drifts(table: pl.DataFrame) -> pl.DataFrame:
     """Σ|C(T) - C(0)| over all neurons at the end, by rate."""
-    runs = off_diagonal(table.filter(pl.col("case") != "equilibrium"))
+    runs = _off_diagonal(table.filter(pl.col("case") != "equilibrium"))
     return summary(runs, "apart", by=["dataset", "case", "rule", "model", "rate"])
 
 
@@ -462,7 +464,7 @@ CONSERVATION = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 5, "paper": 5},
-    run=run,
+    run=_run,
     agreement=1e-9,
     together=("case", "rule", "model", "rate", "steps", "batch"),
     at_most=8,
@@ -475,7 +477,7 @@ CONSERVATION = Experiment(
             "½Ση²|g|². Filled: perceptron; open: convolutions. usf has Σ|B||W|, kp ⟨B, W⟩ - ½|W|² in place of ⟨B, W⟩; "
             "adafa's own motion of B takes it off the diagonal.",
             data=_diagonal,
-            draw=diagonals,
+            draw=_diagonals,
         ),
         Picture(
             name="conservation-rates",
@@ -483,8 +485,8 @@ CONSERVATION = Experiment(
             "in η × steps (momentum and Adam: the η of plain descent beside which they are put); mean ± standard "
             "deviation. Where the law holds in the limit it falls as η. Filled: perceptron; open: convolutions.",
             data=_drifts,
-            draw=drifts,
+            draw=_draw_drifts,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

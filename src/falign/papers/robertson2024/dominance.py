@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STARTS = {"fa": ("dominant", "small", "generic", "anti"), "usf": ("dominant", "small", "generic")}
+__all__ = ["DOMINANCE"]
+
+_RULE_STARTS = {"fa": ("dominant", "small", "generic", "anti"), "usf": ("dominant", "small", "generic")}
 """Of each rule; feedback with the weights' own signs has no name against it."""
 
 
@@ -43,13 +45,13 @@ def _points(dataset: str, models: Sequence[str], **sizes: Scalar) -> tuple[Point
     return tuple(
         point
         for model in models
-        for rule, starts in STARTS.items()
+        for rule, starts in _RULE_STARTS.items()
         if rule == "fa" or model == models[0]
         for point in grid(dataset=dataset, model=model, rule=rule, start=starts, scale=1.0, **sizes)
     )
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -109,7 +111,7 @@ _RUN = [*_POINT, "seed"]
 _DEEP = pl.col("model").str.contains("-")
 
 
-def predicted(table: pl.DataFrame) -> pl.DataFrame:
+def _predicted(table: pl.DataFrame) -> pl.DataFrame:
     """Records with the loss that the split of its descent sums up to, and the most that dominance allows.
 
     ``integrated``: ``L(0) - Σ η Σ_l ⟨g_l, f_l⟩``. ``bound``: the lower of ``L(0) exp(-κμ₁t)`` and
@@ -149,7 +151,7 @@ def _by_point(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def _never_rises(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, runs in _by_point(predicted(table)):
+    for label, runs in _by_point(_predicted(table)):
         rises = runs["rise"].drop_nulls().to_numpy() > 0
         checks.append(Check(label=f"{label}: share of {rises.size} steps", measured=float(rises.mean()), high=0.0))
     return Evidence(checks=tuple(checks))
@@ -165,7 +167,7 @@ def _dominates(table: pl.DataFrame) -> Evidence:
 
 def _suffices(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, runs in _by_point(predicted(table)):
+    for label, runs in _by_point(_predicted(table)):
         rises = runs.filter(pl.col("dominance") > -1)["rise"].drop_nulls().to_numpy() > 0
         if not rises.size:
             raise Missing(f"{label}: D is never above -1")
@@ -187,7 +189,7 @@ def _recovers(table: pl.DataFrame) -> Evidence:
 
 def _integrates(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, runs in _by_point(predicted(table)):
+    for label, runs in _by_point(_predicted(table)):
         ends = runs.group_by("seed").agg(
             ratio=(pl.col("loss").first() - pl.col("integrated").last())
             / (pl.col("loss").first() - pl.col("loss").last())
@@ -199,7 +201,7 @@ def _integrates(table: pl.DataFrame) -> Evidence:
 
 def _bounds(table: pl.DataFrame) -> Evidence:
     checks = []
-    for label, rows in _by_point(predicted(table)):
+    for label, rows in _by_point(_predicted(table)):
         there = rows.filter(pl.col("bound").is_not_null())
         if there.is_empty():
             continue
@@ -225,7 +227,7 @@ def _kept(table: pl.DataFrame) -> Evidence:
 
 _ABSTRACT = "Abstract: “sufficient conditions for convergence based on the concept of alignment dominance”. "
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="dominance-suffices",
         statement="Where alignment dominates, D = Σ_(l<L) ⟨g_l, f_l⟩/|g_L|² > -1, the loss falls.",
@@ -312,7 +314,7 @@ _STARTS = ("dominant", "small", "generic", "anti")
 _COLOUR: dict[str, str] = dict(zip(_STARTS, (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))
 
 
-def dominance_and_loss(data: pl.DataFrame) -> "Figure":
+def _dominance_and_loss(data: pl.DataFrame) -> "Figure":
     """D above, losses below, by step; a column a network and rule, a pair of rows a data set."""
     sets = each_of(data, "dataset")
     cases = sorted(data.select("rule", "model").unique().rows())
@@ -375,7 +377,7 @@ def _losses(panel: "Axes", data: pl.DataFrame) -> None:
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
-    runs = predicted(table)
+    runs = _predicted(table)
     keys = ["dataset", "model", "rule", "start", "step"]
     shown = ("dominance", "loss", "integrated", "bound")
     parts = [summary(runs, value, by=keys).with_columns(shown=pl.lit(value)) for value in shown]
@@ -397,7 +399,7 @@ DOMINANCE = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    run=run,
+    run=_run,
     agreement=1e-4,
     together=("model", "rule", "start"),
     at_most=8,
@@ -410,8 +412,8 @@ DOMINANCE = Experiment(
             "bounds L(0) exp(-κμt) and L(0)/(1 + κμL(0)t) with the run's own constants (dotted, where κ > 0). Mean ± "
             "standard deviation.",
             data=_picture_data,
-            draw=dominance_and_loss,
+            draw=_dominance_and_loss,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

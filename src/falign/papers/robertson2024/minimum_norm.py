@@ -30,6 +30,8 @@ from falign.theory.minimum_norm import minimum_norm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["MINIMUM_NORM"]
+
 _SIZES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """s: the first layer begins with entries N(0, s²/d)."""
 
@@ -42,7 +44,7 @@ _FITTED = 1e-13
 """|f - Y|/|Y| at which a run ends."""
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -113,7 +115,7 @@ _ZERO = 1e-5
 """Place of s = 0 on the logarithmic axis."""
 
 
-def deviation_by_size(data: pl.DataFrame) -> "Figure":
+def _deviation_by_size(data: pl.DataFrame) -> "Figure":
     """Deviation against s; the points at s = 0 stand at the left of the axis."""
     figure, (axes,) = panels(
         1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4
@@ -156,7 +158,7 @@ MINIMUM_NORM = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 8, "paper": 20},
-    run=run,
+    run=_run,
     agreement=1e-9,
     together=("size",),
     cost=lambda *, p: float(p),
@@ -166,7 +168,7 @@ MINIMUM_NORM = Experiment(
             caption="How far the solution that feedback alignment finds is from X⁺Y, the one of least norm, against "
             "the size of the first layer's initial weights; mean ± standard deviation. At s = 0 rounding is left.",
             data=_picture_data,
-            draw=deviation_by_size,
+            draw=_deviation_by_size,
         ),
     ),
     claims=(

@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+__all__ = ["Shortcut", "normalised", "pooled", "residual"]
+
 
 class Shortcut(nn.Module):
     """``y = relu(x + W x + b)``: a shortcut around a layer, added before the activation."""

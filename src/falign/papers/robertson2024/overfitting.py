@@ -25,14 +25,16 @@ from falign.papers.robertson2024._training import STYLES, Record, course, start_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RULES = ("bp", "fa", "usf")
-NOISE = 0.2
+__all__ = ["OVERFITTING"]
+
+_RULES = ("bp", "fa", "usf")
+_NOISE = 0.2
 """Share of wrong labels in the paper's experiment."""
 
 
 def _points(dataset: str, **sizes: Scalar) -> tuple[Point, ...]:
     """All rules with and without noise."""
-    return grid(dataset=dataset, rule=RULES, noise=(0.0, NOISE), **sizes)
+    return grid(dataset=dataset, rule=_RULES, noise=(0.0, _NOISE), **sizes)
 
 
 _SIZES = {"scale": 0.6, "rate": 0.1, "momentum": 0.9, "batch": 100}
@@ -40,7 +42,7 @@ _SIZES = {"scale": 0.6, "rate": 0.1, "momentum": 0.9, "batch": 100}
 _RECORDS = 20
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -141,7 +143,7 @@ _INDEX = (
 
 _ZERO = "0 or less, and half the 99 % interval of the difference on top (Student's t over the seeds, all together)."
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="interpolates",
         statement="Each rule learns the training labels by heart, the wrong ones too.",
@@ -184,7 +186,7 @@ CLAIMS = (
 )
 
 
-def errors_and_norms(data: pl.DataFrame) -> "Figure":
+def _errors_and_norms(data: pl.DataFrame) -> "Figure":
     """Training error, test error and squared norm of the weights by epoch; a row a data set."""
     from matplotlib.lines import Line2D
 
@@ -245,7 +247,7 @@ OVERFITTING = Experiment(
         ),
     },
     seeds={"smoke": 2, "quick": 8, "paper": 10},
-    run=run,
+    run=_run,
     agreement=1e-4,
     together=("rule", "noise"),
     at_most=8,
@@ -257,8 +259,8 @@ OVERFITTING = Experiment(
             "ones included, that the network does not give; test error on right labels; sum of the squared weights. "
             "Mean ± standard deviation; dotted: the same with all labels right, means only.",
             data=_picture_data,
-            draw=errors_and_norms,
+            draw=_errors_and_norms,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

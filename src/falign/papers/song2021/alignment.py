@@ -28,26 +28,28 @@ from falign.theory.two_layer import bytes_needed
 from falign.theory.two_layer._width_free import sample
 from falign.theory.two_layer.theorems import theorem_4_6
 
-EXPECTED = {(2.0, 3.0): 0.61, (5.0, 3.0): 0.39, (5.0, 10.0): 0.79}
+__all__ = ["ALIGNMENT"]
+
+_EXPECTED = {(2.0, 3.0): 0.61, (5.0, 3.0): 0.39, (5.0, 10.0): 0.79}
 """(L, c_S) -> the cosine that an independent simulation gave, ± 0.03, for n = 10, d = 1000."""
-NORM = 1.18
+_NORM = 1.18
 """|y|/√n at which that simulation's three values come out; it does not state its targets."""
-SUMMABLE = ("inverse-square", "exponential")
+_SUMMABLE = ("inverse-square", "exponential")
 
 
 def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:
     """All (L, c_S) with the cutoff, the other schedules for the first of them, and n > d."""
     cutoff = [
         point
-        for L, c in EXPECTED
-        for point in grid(L=L, c=c, schedule="cutoff", p=widths, n=n, d=d, rate=0.1, norm=(1.0, NORM))
+        for L, c in _EXPECTED
+        for point in grid(L=L, c=c, schedule="cutoff", p=widths, n=n, d=d, rate=0.1, norm=(1.0, _NORM))
     ]
-    others = grid(L=2.0, c=3.0, schedule=(*SUMMABLE, "constant"), p=widths, n=n, d=d, rate=0.1, norm=1.0)
+    others = grid(L=2.0, c=3.0, schedule=(*_SUMMABLE, "constant"), p=widths, n=n, d=d, rate=0.1, norm=1.0)
     tall = grid(L=2.0, c=3.0, schedule="cutoff", p=widths, n=d, d=n, rate=0.1 * n / d, norm=1.0)
     return (*cutoff, *others, *tall)
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -75,7 +77,7 @@ def run(
     return outcome(check)
 
 
-def memory(*, n: int, d: int, p: int) -> int:
+def _memory(*, n: int, d: int, p: int) -> int:
     """Bytes of a block: its runs are computed one after the other."""
     return 4 * bytes_needed(engine="width-free", n=n, d=d, p=p)
 
@@ -109,7 +111,7 @@ def _values(table: pl.DataFrame, norm: float) -> Evidence:
     return Evidence(
         checks=tuple(
             Check(label=f"L = {L:g}, c_S = {c:g}, p = {p}", measured=found.value, low=value - 0.03, high=value + 0.03)
-            for (L, c), value in EXPECTED.items()
+            for (L, c), value in _EXPECTED.items()
             for p, found in _cosines(table, _where(L, c, norm=norm)).items()
         )
     )
@@ -132,10 +134,10 @@ def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Evidence:
 
 def _flat(table: pl.DataFrame) -> Evidence:
     checks = []
-    for L, c in EXPECTED:
+    for L, c in _EXPECTED:
         runs = table.filter(_where(L, c)).with_columns(pl.col("p").log())
         tilt, ends = slope(runs, "p", "mean_cosine"), runs["p"].unique().sort()[[0, -1]]
-        allowed = tilt.half(len(EXPECTED)) + exp(-ends[0] / 2) / (ends[1] - ends[0])
+        allowed = tilt.half(len(_EXPECTED)) + exp(-ends[0] / 2) / (ends[1] - ends[0])
         checks.append(
             Check(
                 label=f"L = {L:g}, c_S = {c:g}: change of the cosine for each e-fold of p",
@@ -150,7 +152,7 @@ def _flat(table: pl.DataFrame) -> Evidence:
 def _same(table: pl.DataFrame) -> Evidence:
     differences = [
         (f"{schedule}, p = {p}: less that of the cutoff", each)
-        for schedule in SUMMABLE
+        for schedule in _SUMMABLE
         for p, each in _differences(table, _where(2.0, 3.0, schedule)).items()
     ]
     return around(differences, 0)
@@ -168,7 +170,7 @@ def _endless(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="theorem-4-6",
         statement="With λ(t) = Lγ until T and 0 after it, cos∠(b, β(t)) ≥ c > 0 for all t > T_c.",
@@ -176,7 +178,7 @@ CLAIMS = (
         method="Mean cosine when the error has fallen to 10⁻¹⁰ |y|.",
         tolerance_reason="Above 3/√p, three times what chance gives, by half the 99 % interval (Student's t, all "
         "together).",
-        read=lambda table: _above(table, {f"L = {L:g}, c_S = {c:g}": _where(L, c) for L, c in EXPECTED}),
+        read=lambda table: _above(table, {f"L = {L:g}, c_S = {c:g}": _where(L, c) for L, c in _EXPECTED}),
     ),
     Claim(
         name="theorem-4-6-constant",
@@ -205,7 +207,7 @@ CLAIMS = (
         method="As for theorem-4-6-values, every draw's targets scaled to |y| = 1.18√n, an ordinary draw's size.",
         tolerance_reason="The simulation's values ± 0.03. The number 1.18 was fitted: this shows that one number "
         "explains three values at every width, no more.",
-        read=partial(_values, norm=NORM),
+        read=partial(_values, norm=_NORM),
     ),
     Claim(
         name="other-schedules-align",
@@ -214,7 +216,7 @@ CLAIMS = (
         reference="Section 4.2, remark on the cutoff schedule",
         method="Mean final cosine, the first λ(t) and the sum being those of the cutoff schedule.",
         tolerance_reason="As for theorem-4-6.",
-        read=lambda table: _above(table, {name: _where(2.0, 3.0, name) for name in SUMMABLE}),
+        read=lambda table: _above(table, {name: _where(2.0, 3.0, name) for name in _SUMMABLE}),
     ),
     Claim(
         name="other-schedules-same",
@@ -261,11 +263,11 @@ ALIGNMENT = Experiment(
         "paper": _points((1000, 4000, 16000, 64000, 10**6), n=10, d=1000),
     },
     seeds={"smoke": 3, "quick": 10, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-9,
     together=("seed",),
     at_most=25,
-    memory=memory,
+    memory=_memory,
     pictures=(
         Picture(
             name="theorem-4-6",
@@ -276,5 +278,5 @@ ALIGNMENT = Experiment(
             draw=constant_cosine,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -13,6 +13,8 @@ from falign.theory.two_layer import Penalty, bytes_needed, draw
 from falign.theory.two_layer._width_free import sample
 from falign.theory.two_layer.theorems import TheoremCheck, theorem_3_2, theorem_4_2, theorem_4_3
 
+__all__ = ["CONVERGENCE"]
+
 _ACTIVATIONS = ("tanh", "sigmoid")
 """The activations that the paper names for which the theorem's conditions hold."""
 
@@ -36,7 +38,7 @@ def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Po
     return (*bounded, *linear)
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -65,7 +67,7 @@ def _check(
     return theorem_3_2(start, activation=activation, rate=rate, steps=steps, delta=DELTA)
 
 
-def memory(*, activation: str, n: int, d: int, p: int) -> int:
+def _memory(*, activation: str, n: int, d: int, p: int) -> int:
     """Bytes of a block: its runs are computed one after the other, in float64."""
     if activation == "identity":
         return 2 * bytes_needed(engine="width-free", n=n, d=d, p=p)
@@ -151,10 +153,10 @@ CONVERGENCE = Experiment(
         "paper": _points((500, 1000, 2000, 4000, 8000, 16000), (5, 10, 20, 40), steps=500),
     },
     seeds={"smoke": 3, "quick": 8, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-7,
     at_most=10,
-    memory=memory,
+    memory=_memory,
     pictures=(
         Picture(
             name="distances",

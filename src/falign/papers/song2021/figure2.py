@@ -33,8 +33,10 @@ from falign.papers.song2021._shared import (
 )
 from falign.theory.two_layer import Dual, WidthFree, draw_reduced, spaced
 
+__all__ = ["FIGURE2"]
 
-def points(
+
+def _points(
     widths: Sequence[int], *, n: int = 50, d: int = 150, shorter: int = 1, inputs: Sequence[str] = ("standard",)
 ) -> tuple[Point, ...]:
     """Every activation with its rate and its ridges, at several widths and laws of the inputs.
@@ -69,7 +71,7 @@ _NANOSECONDS_DRAWN = 6.5
 """Nanoseconds for an entry of W."""
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -101,13 +103,13 @@ def run(
     return batch.outcomes(simulate_quietly(engine, spaced(steps, 150), _KEPT, progress=setting.report))
 
 
-def memory(*, seeds: Sequence[int], activation: str, p: int, strength: Sequence[float], n: int, d: int) -> int:
+def _memory(*, seeds: Sequence[int], activation: str, p: int, strength: Sequence[float], n: int, d: int) -> int:
     """Bytes of a block."""
     engine, dtype = ("width-free", torch.float64) if activation == "identity" else ("dual", torch.float32)
     return Batch(seeds, p, strength).bytes_needed(engine, n=n, d=d, dtype=dtype)
 
 
-def cost(*, activation: str, p: int, n: int, d: int, steps: int) -> float:
+def _cost(*, activation: str, p: int, n: int, d: int, steps: int) -> float:
     """Nanoseconds of a core that a run costs: its steps, and the drawing of its weights."""
     width = 1 if activation == "identity" else p
     return _NANOSECONDS[activation] * n**2 * steps * width + _NANOSECONDS_DRAWN * p * d
@@ -125,7 +127,7 @@ def _ends(table: pl.DataFrame, activation: str) -> pl.DataFrame:
     return final(table.filter(pl.col("activation") == activation), by=_RUN)
 
 
-def vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
+def _vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
     """Check that the cosine falls between the narrowest and the widest network at least as 1/√p does.
 
     Args:
@@ -151,7 +153,7 @@ def vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
 def _vanishes(table: pl.DataFrame) -> Evidence:
     names = _activations(table)
     ends = {name: _ends(table, name).filter(pl.col("strength") == 0) for name in names}
-    return Evidence(checks=tuple(vanishing(ends[name], name, len(names)) for name in names))
+    return Evidence(checks=tuple(_vanishing(ends[name], name, len(names)) for name in names))
 
 
 def _growth(ends: pl.DataFrame, p: int, low: float, high: float) -> Estimate:
@@ -233,7 +235,7 @@ def _plateau(table: pl.DataFrame) -> Evidence:
     return Evidence(checks=tuple(checks))
 
 
-VANISHES = Claim(
+_VANISHES = Claim(
     name="alignment-vanishes",
     statement="For all three types of networks, as p increases, alignment vanishes if there is no regularization.",
     reference="Section 5, figure 2a-c; cos∠(b, β) = O(n/√p), section 4.1",
@@ -243,7 +245,7 @@ VANISHES = Claim(
     read=_vanishes,
 )
 
-GROWS = Claim(
+_GROWS = Claim(
     name="alignment-grows",
     statement="Alignment grows with the level of regularization λ for the same network.",
     reference="Section 5, figure 2a-c",
@@ -253,7 +255,7 @@ GROWS = Claim(
     read=_grows,
 )
 
-SLOWER = Claim(
+_SLOWER = Claim(
     name="loss-slower",
     statement="The training loss converges slower with larger regularization.",
     reference="Section 5, figure 2d-f",
@@ -264,7 +266,7 @@ SLOWER = Claim(
     read=partial(_slower, share=100),
 )
 
-EARLY = Claim(
+_EARLY = Claim(
     name="loss-slower-early",
     statement="The training loss converges slower with larger regularization from the beginning.",
     origin="beyond",
@@ -275,7 +277,7 @@ EARLY = Claim(
     read=partial(_slower, share=10),
 )
 
-PLATEAU = Claim(
+_PLATEAU = Claim(
     name="loss-of-order-lambda",
     statement="Due to the regularization, the loss converges to a positive number that is of the same order as λ.",
     reference="Section 5",
@@ -300,16 +302,16 @@ FIGURE2 = Experiment(
     source="Song, Xu and Lafferty 2021, section 5, figure 2",
     revision=1,
     grid={
-        "smoke": points((40, 80, 160), n=10, d=30, shorter=20),
-        "quick": points((200, 800, 3200)),
-        "paper": points(WIDTHS),
+        "smoke": _points((40, 80, 160), n=10, d=30, shorter=20),
+        "quick": _points((200, 800, 3200)),
+        "paper": _points(WIDTHS),
     },
     seeds={"smoke": 2, "quick": 5, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-4,
     together=("strength",),
-    memory=memory,
-    cost=cost,
+    memory=_memory,
+    cost=_cost,
     pictures=(
         Picture(
             name="figure-2",
@@ -320,5 +322,5 @@ FIGURE2 = Experiment(
             draw=alignment_and_loss,
         ),
     ),
-    claims=(VANISHES, GROWS, SLOWER, EARLY, PLATEAU),
+    claims=(_VANISHES, _GROWS, _SLOWER, _EARLY, _PLATEAU),
 )

@@ -14,7 +14,9 @@ from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import Start, WeightSpace, bytes_needed, draw_weights
 from falign.theory.two_layer._trajectory import Trajectory
 
-STRENGTHS = (0.0, 0.1, 0.3)
+__all__ = ["FIGURE3"]
+
+_STRENGTHS = (0.0, 0.1, 0.3)
 
 
 def _points(*sets: str, p: int, size: int, epochs: int) -> tuple[Point, ...]:
@@ -25,7 +27,7 @@ def _points(*sets: str, p: int, size: int, epochs: int) -> tuple[Point, ...]:
         for point in grid(
             dataset=name,
             weights=("standard", "scaled"),
-            strength=STRENGTHS,
+            strength=_STRENGTHS,
             p=p,
             batch=size,
             rate=1e-2,
@@ -59,7 +61,7 @@ class _Judged:
         return {**self._engine.measure(_MEASURED), "accuracy": self._engine.accuracy(self._images, self._labels)}
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -112,7 +114,7 @@ def _in_epochs(trajectory: Trajectory, steps: int) -> Trajectory:
     return Trajectory(steps=trajectory.steps // steps, values=trajectory.values, diverged=diverged)
 
 
-def memory(*, seeds: Sequence[int], dataset: str, strength: Sequence[float], p: int, batch: int) -> int:
+def _memory(*, seeds: Sequence[int], dataset: str, strength: Sequence[float], p: int, batch: int) -> int:
     """Bytes of a block: the engine, the images twice more while they are loaded, the pieces that are measured."""
     block = Batch(seeds, p, strength)
     pixels, train, test = _IMAGES[dataset]
@@ -181,7 +183,7 @@ def _gains(table: pl.DataFrame) -> Evidence:
     return _judged(table, _compared(table, "accuracy", ((0.0, 0.1), (0.0, 0.3))))
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="images-align",
         statement="Both alignment and convergence are improved by adding regularization, and increasing λ can "
@@ -250,10 +252,10 @@ FIGURE3 = Experiment(
         "paper": _points("mnist", "mnist-10k", "fashion-mnist", p=1000, size=600, epochs=300),
     },
     seeds={"smoke": 2, "quick": 4, "paper": 10},
-    run=run,
+    run=_run,
     agreement=1e-3,
     together=("strength",),
-    memory=memory,
+    memory=_memory,
     cost=lambda *, dataset, p, epochs: float(_IMAGES[dataset][0] * p * epochs),
     pictures=(
         Picture(
@@ -264,5 +266,5 @@ FIGURE3 = Experiment(
             draw=alignment_and_accuracy,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

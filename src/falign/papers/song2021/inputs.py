@@ -26,11 +26,13 @@ from falign.theory.two_layer._start import inputs_of
 from falign.theory.two_layer.kernels import hermite_coefficients, limiting_kernel
 from falign.theory.two_layer.theorems import is_isometric
 
+__all__ = ["INPUTS"]
+
 _RATIO = 2.0
 """d/n for proposition 3.3."""
 
 
-def unit(n: int, epsilon: float) -> float:
+def _unit(n: int, epsilon: float) -> float:
     """``(1/ε) log(n/δ) + (n/ε) log(1/ε)``: the dimension of proposition 4.5 but for its constant."""
     return log(n / DELTA) / epsilon + n / epsilon * log(1 / epsilon)
 
@@ -51,13 +53,13 @@ def _points(sizes: Sequence[int], isometric: Sequence[int], constants: Sequence[
             for n, epsilon in pairs
             for c in constants
             for point in grid(
-                proposition="4.5", activation="none", n=n, d=round(c * unit(n, epsilon)), epsilon=epsilon, constant=c
+                proposition="4.5", activation="none", n=n, d=round(c * _unit(n, epsilon)), epsilon=epsilon, constant=c
             )
         ),
     )
 
 
-def run(
+def _run(
     *,
     seed: int,
     setting: Setting,
@@ -77,7 +79,7 @@ def run(
     return Outcome(records={"smallest": [smallest], "limit": [_limit(psi.name, _RATIO)]})
 
 
-def memory(*, n: Sequence[int], d: Sequence[int]) -> int:
+def _memory(*, n: Sequence[int], d: Sequence[int]) -> int:
     """Bytes of the largest draw: its inputs thrice, its kernel and its terms; draws are made one after the other."""
     return max(8 * rows * (3 * columns + 6 * rows + 4096) for rows, columns in zip(n, d, strict=True))
 
@@ -160,9 +162,9 @@ INPUTS = Experiment(
         "paper": _points((20, 40, 80, 160, 320), (10, 20, 40, 80), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)),
     },
     seeds={"smoke": 5, "quick": 20, "paper": 200},
-    run=run,
+    run=_run,
     together=("proposition", "activation", "n", "d", "epsilon", "constant"),
-    memory=memory,
+    memory=_memory,
     pictures=(
         Picture(
             name="inputs",

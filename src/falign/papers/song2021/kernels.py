@@ -21,6 +21,8 @@ from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["KERNELS"]
+
 _RATE = 0.1
 _RIDGE = 0.1
 
@@ -32,7 +34,7 @@ def _points(widths: Sequence[int], *, n: int, d: int, steps: int) -> tuple[Point
 _RECORDS = 20
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -103,7 +105,7 @@ def _norm(kernel: Float[Tensor, "*runs n n"]) -> Float[Tensor, "*runs"]:
     return torch.linalg.eigvalsh(kernel).abs().amax(-1)
 
 
-def memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d: int, steps: int) -> int:
+def _memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d: int, steps: int) -> int:
     """Bytes of a block: the engine's, and the arrays [n p] of all runs that its kernels are made of."""
     batch = Batch(seeds, p, strength)
     engine = batch.bytes_needed("dual", n=n, d=d, dtype=torch.float64)
@@ -111,7 +113,7 @@ def memory(*, seeds: Sequence[int], strength: Sequence[float], p: int, n: int, d
     return engine + 8 * runs * n * (6 * p + steps + 8 * n) + (128 << 20)
 
 
-def worst(table: pl.DataFrame, column: str) -> pl.DataFrame:
+def _worst(table: pl.DataFrame, column: str) -> pl.DataFrame:
     """The largest value of each run."""
     return table.group_by("activation", "strength", "p", "n", "seed").agg(pl.col(column).max())
 
@@ -135,7 +137,7 @@ def _feedback_kernel(table: pl.DataFrame) -> Evidence:
 def _constancy(table: pl.DataFrame) -> Evidence:
     """Exponents of the largest changes of G and H."""
     exponents = [
-        (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(worst(runs, column), column))
+        (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(_worst(runs, column), column))
         for (name,), runs in _groups(table.filter(pl.col("strength") == 0), "activation")
         for column, kernel in (("G_change", "G"), ("H_change", "H"))
     ]
@@ -147,7 +149,7 @@ def _prediction(table: pl.DataFrame) -> Evidence:
     exponents = [
         (
             f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|",
-            _exponent(worst(runs, "discrepancy"), "discrepancy"),
+            _exponent(_worst(runs, "discrepancy"), "discrepancy"),
         )
         for (name, strength), runs in _groups(table, "activation", "strength")
     ]
@@ -167,7 +169,7 @@ def _contraction(table: pl.DataFrame) -> Evidence:
     return share_at_least(shares, 1 - DELTA)
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim(
         name="feedback-kernel-vanishes",
         statement="H is close to 0 at initialization if the network is over-parameterized.",
@@ -213,7 +215,7 @@ _SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
 """Column -> its name and its line."""
 
 
-def kernels_by_width(data: pl.DataFrame) -> "Figure":
+def _kernels_by_width(data: pl.DataFrame) -> "Figure":
     """|H(0)| and the largest change of G against the width; how far the error is from its prediction along training."""
     figure, (left, right) = panels(
         2,
@@ -260,7 +262,7 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     along = table.filter(pl.col("activation") == "tanh")
     parts = (
         (start, "H_norm", ["activation", "p"]),
-        (worst(plain, "G_change"), "G_change", ["activation", "p"]),
+        (_worst(plain, "G_change"), "G_change", ["activation", "p"]),
         (along, "discrepancy", ["strength", "p", "step"]),
     )
     collected = [summary(runs, column, by=by).with_columns(shown=pl.lit(column)) for runs, column, by in parts]
@@ -279,11 +281,11 @@ KERNELS = Experiment(
         "paper": _points((800, 1600, 3200, 6400, 12800), n=50, d=150, steps=500),
     },
     seeds={"smoke": 8, "quick": 8, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-10,
     together=("strength",),
     at_most=20,
-    memory=memory,
+    memory=_memory,
     cost=lambda *, p, n, steps: float(p * n * steps),
     pictures=(
         Picture(
@@ -292,8 +294,8 @@ KERNELS = Experiment(
             "spectral norms relative to λ_min(Ḡ), mean ± standard deviation. Right: how far the error of tanh networks "
             "is from e∞(t), what infinite width makes of the same e(0); dotted with a ridge.",
             data=_picture_data,
-            draw=kernels_by_width,
+            draw=_kernels_by_width,
         ),
     ),
-    claims=CLAIMS,
+    claims=_CLAIMS,
 )

@@ -11,8 +11,10 @@ from falign.lab.experiment.statistics import final, paired, summary
 from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
 from falign.papers.song2021._shared import Batch, simulate_quietly
-from falign.papers.song2021.figure2 import vanishing
+from falign.papers.song2021.figure2 import _vanishing
 from falign.theory.two_layer import WeightSpace, draw, spaced
+
+__all__ = ["DROPOUT", "OPEN"]
 
 _SHARE = 0.5
 """Of the hidden neurons, dropped; the paper names none."""
@@ -22,11 +24,11 @@ _RATE = 5e-4
 
 def _points(p: int, *, longer: int, shorter: int = 1, n: int = 50, d: int = 150) -> tuple[dict, ...]:
     """Figure 2's points at one width with both laws of the inputs, trained for longer."""
-    found = figure2.points((p,), n=n, d=d, shorter=shorter, inputs=("standard", "scaled"))
+    found = figure2._points((p,), n=n, d=d, shorter=shorter, inputs=("standard", "scaled"))
     return tuple({**point, "steps": int(point["steps"]) * longer} for point in found)
 
 
-def run_dropout(
+def _run_dropout(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -54,7 +56,7 @@ def run_dropout(
     return batch.outcomes(simulate_quietly(engine, spaced(steps, 40), ("loss", "cosine"), progress=setting.report))
 
 
-def memory_dropout(*, seeds: Sequence[int], p: int, strength: float, n: int, d: int) -> int:
+def _memory_dropout(*, seeds: Sequence[int], p: int, strength: float, n: int, d: int) -> int:
     """Bytes of a block: the engine, and three arrays of hidden activities for the masks."""
     batch = Batch(seeds, p, strength)
     masks = 3 * len(batch.rows) * len(batch.penalties) * p * n
@@ -70,7 +72,7 @@ def _helps(table: pl.DataFrame) -> Evidence:
 
 def _fails_wide(table: pl.DataFrame) -> Evidence:
     ends = final(table.filter(pl.col("dropout") == _SHARE), by=["activation", "p"])
-    return Evidence(checks=(vanishing(ends, f"dropout {_SHARE:g}", 1),))
+    return Evidence(checks=(_vanishing(ends, f"dropout {_SHARE:g}", 1),))
 
 
 def _paths(table: pl.DataFrame) -> pl.DataFrame:
@@ -93,10 +95,10 @@ DROPOUT = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 4, "paper": 50},
-    run=run_dropout,
+    run=_run_dropout,
     agreement=1e-4,
     at_most=50,
-    memory=memory_dropout,
+    memory=_memory_dropout,
     cost=lambda *, p, steps: float(p * steps),
     pictures=(
         Picture(
@@ -141,11 +143,11 @@ OPEN = Experiment(
         "paper": _points(800, longer=8),
     },
     seeds={"smoke": 2, "quick": 2, "paper": 20},
-    run=figure2.run,
+    run=figure2._run,
     agreement=1e-4,
     together=("strength",),
-    memory=figure2.memory,
-    cost=figure2.cost,
+    memory=figure2._memory,
+    cost=figure2._cost,
     pictures=(
         Picture(
             name="readings",

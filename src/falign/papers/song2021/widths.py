@@ -11,10 +11,12 @@ from falign.papers.song2021._drawing import cosine_by_width, time_by_width
 from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import WidthFree, spaced
 
+__all__ = ["TIME", "WIDTHS"]
+
 _RATE = 1e-4
 
 
-def run(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -41,7 +43,7 @@ def run(
     return batch.outcomes(simulate_quietly(engine, spaced(steps, records), names, progress=setting.report))
 
 
-def memory(*, seeds: Sequence[int], p: Sequence[int], strength: Sequence[float], n: int, d: int) -> int:
+def _memory(*, seeds: Sequence[int], p: Sequence[int], strength: Sequence[float], n: int, d: int) -> int:
     """Bytes of a block."""
     return Batch(seeds, p, strength).bytes_needed("width-free", n=n, d=d, dtype=torch.float64)
 
@@ -139,10 +141,10 @@ WIDTHS = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 10, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-12,
     together=("p", "strength"),
-    memory=memory,
+    memory=_memory,
     pictures=(
         Picture(
             name="figure-2-continued",
@@ -183,10 +185,10 @@ TIME = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 6, "paper": 50},
-    run=run,
+    run=_run,
     agreement=1e-12,
     together=("p", "strength"),
-    memory=memory,
+    memory=_memory,
     pictures=(
         Picture(
             name="time-to-alignment",
