@@ -49,7 +49,7 @@ _LONGEST = 10**9
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number; booleans are not."""
+    """Test for a finite real number; booleans are none."""
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         return False
     try:
@@ -59,7 +59,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is of an integer type; booleans are not."""
+    """Test for a value of an integer type; booleans are of none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

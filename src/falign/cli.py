@@ -68,7 +68,7 @@ def _exit_code(words: list[str]) -> int:
 
 
 def _is_argument(word: str) -> bool:
-    """Whether a system could hand over such a word: no NUL, no half of a letter. Then it is fit for a path, too."""
+    """Test for a word that a system could hand over, and that is fit for a path: no NUL, no half of a letter."""
     try:
         return b"\0" not in os.fsencode(word)
     except UnicodeEncodeError:
@@ -76,7 +76,7 @@ def _is_argument(word: str) -> bool:
 
 
 def _is_from_printing(error: BaseException) -> bool:
-    """Whether an error comes from printing: its innermost frame is that of what prints."""
+    """Test for an error of printing: its innermost frame is that of what prints."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__") in ("rich.console", "falign.lab._streams")
 
@@ -102,7 +102,7 @@ def _explain(error: Exception) -> tuple[str, int] | None:
 
 
 def _is(error: Exception, module: str, name: str) -> bool:
-    """Whether an error is of a class. If nobody has imported the class, nobody can have raised it."""
+    """Test for an error of a class. If nobody has imported the class, nobody can have raised it."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(error, kind)
 

@@ -52,7 +52,7 @@ def typed(called: Called) -> Called:
 
 
 def outermost() -> bool:
-    """Whether the decorated function that asks was called from outside, not by another decorated one."""
+    """Test whether the decorated function that asks was called from outside, not by another decorated one."""
     return _depth.get() == 1
 
 

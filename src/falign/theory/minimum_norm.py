@@ -185,7 +185,7 @@ def _train(
 
 
 def _ended(error: Tensor, enough: Tensor) -> bool:
-    """Whether all runs have converged or diverged."""
+    """Test whether all runs have converged or diverged."""
     size = error.flatten(2).norm(dim=2)
     return bool(((size <= enough) | ~size.isfinite()).all())
 

@@ -44,7 +44,7 @@ class LinearMargin:
 
     @property
     def holds(self) -> bool:
-        """Whether every class can be separated from the rest."""
+        """True if every class can be separated from the rest."""
         return min(self.margins) > 0
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class OrthogonalSeparability:
 
     @property
     def holds(self) -> bool:
-        """Whether ``min within > 0 ≥ max between``."""
+        """True if ``min within > 0 ≥ max between``."""
         return self.least_within > 0 >= self.largest_between
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class FullRankGram:
 
     @property
     def holds(self) -> bool:
-        """Whether the rank is n."""
+        """True if the rank is n."""
         return self.rank == self.points
 
     def __str__(self) -> str:

@@ -79,7 +79,7 @@ class TheoremCheck:
 
     @property
     def held(self) -> Bool[Tensor, " runs"]:
-        """Whether the bound held at all times, to rounding; a run that is not finite did not hold."""
+        """True if the bound held at all times, to rounding; a run that is not finite did not hold."""
         return (self.margin >= -_ROUNDING * self.scale[:, None]).all(1)
 
     @property

@@ -349,7 +349,7 @@ def read_regular_file(path: Path | str) -> tuple[bytes, os.stat_result]:
 
 
 def _regular(path: Path | str) -> bool:
-    """Whether a name is that of a regular file; True where the system does not tell."""
+    """Test for the name of a regular file; True where the system does not tell."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except PermissionError:

@@ -160,7 +160,7 @@ class Schedule:
             self.progress.log(f"{run.experiment}: {what}: {run.message}")
 
     def _is_stored(self, counts: RunCounts, task: Task) -> bool:
-        """Whether a run is in the store by now, maybe as one that failed again meanwhile; if so it is counted."""
+        """Look for a run in the store, where it may have failed again meanwhile, and count it if it is there."""
         run = self.store.get(task)
         if run is None or (run.status in RETRIED and run == self.failed_before.get(task.key)):
             return False

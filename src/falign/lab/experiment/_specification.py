@@ -399,7 +399,7 @@ def grid(**axes: Scalar | Sequence[Scalar]) -> tuple[Point, ...]:
 
 
 def misnamed(name: object) -> str | None:
-    """Why something cannot name a column; None if it can."""
+    """The reason why something cannot name a column; None if it can."""
     if not isinstance(name, str):
         return f"its name is a {type(name).__name__}, expected a text"
     if not name.strip() or not name.isprintable():  # which half a pair of surrogates and NUL are not

@@ -97,12 +97,12 @@ def make_store(folder: Path) -> None:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder has a marker, even a damaged one: nothing is written in a store that has lost it."""
+    """Test for a marker, even a damaged one: nothing is written in a store that has lost it."""
     return os.path.lexists(folder / MARKER)
 
 
 def _empty(folder: Path) -> bool:
-    """Whether a folder holds nothing, or just the marker that another process is writing."""
+    """Test for a folder that holds nothing, or just the marker that another process is writing."""
     return folder.is_dir() and all(path.name == MARKER or path in leftovers(folder) for path in folder.iterdir())
 
 
@@ -230,7 +230,7 @@ def _concat_layouts(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _is_exact_as_float(column: pl.Series) -> bool:
-    """Whether every whole number of a column is equal to a float; so are numbers of any other type."""
+    """Test whether every whole number of a column is equal to a float; so are numbers of any other type."""
     if column.dtype != pl.Int64:
         return True
     return column.cast(pl.Float64).cast(pl.Int64, strict=False).equals(column, null_equal=True)
@@ -482,7 +482,7 @@ class Store:
 
 
 def _is_corrupt(path: Path, moved: Path | None = None) -> bool:
-    """Whether the file of a run is damaged, which may have been moved to another name in its folder."""
+    """Test for a damaged file of a run, which may have been moved to another name in its folder."""
     key = path.name.removesuffix(SUFFIX)
     _, unusable = read_runs(path.parent, [key], None, (moved or path).name.removeprefix(key))
     return any(isinstance(error, CorruptRun) for error in unusable.values())

@@ -20,6 +20,7 @@ __all__ = [
     "GRID",
     "INK",
     "MARKERS",
+    "RC_PARAMS",
     "band",
     "each_of",
     "expected",
@@ -91,7 +92,7 @@ def logarithmic(
     """
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    from falign.lab.report._ticks import Decades, Powers
+    from falign.lab.report._figures import Decades, Powers
 
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if which not in (name, "both"):

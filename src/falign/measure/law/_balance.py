@@ -82,7 +82,7 @@ class Balance:
         targets: The layers downstream.
         decays: All weight decays so far.
         rate_changes: Reasons why the first-order terms did not cancel, in words.
-        frozen_steps: Whether one side of the law had gradients in some step and the other had none.
+        frozen_steps: Test whether one side of the law had gradients in some step and the other had none.
 
     Args:
         layer: The source.
@@ -286,7 +286,7 @@ class Balance:
             self.rate_changes += [why] if why not in self.rate_changes else []
 
     def _lacks_gradients(self, rates: Rates) -> bool:
-        """Whether one side of ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` has a gradient and the other has none.
+        """Test whether one side of ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` has a gradient and the other has none.
 
         One of several layers downstream may lack a gradient: one that a batch does not use returns no error either.
         """

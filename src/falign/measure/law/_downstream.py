@@ -362,7 +362,7 @@ class DownstreamBatchNorm(Downstream):
 
     @property
     def lost_to_rounding(self) -> bool:
-        """Whether the mean of a channel exceeds its standard deviation by so much that rounding hides the law."""
+        """Test for a mean of a channel that exceeds its standard deviation by so much that rounding hides the law."""
         digits = self.weight.dtype if self.weight.dtype.itemsize > 4 else torch.float32
         return 10 * float(self.level.sqrt()) * torch.finfo(digits).eps > (1e-4 if digits is torch.float32 else 1e-10)
 
@@ -373,7 +373,7 @@ class DownstreamBatchNorm(Downstream):
 
     @property
     def motion(self) -> str:
-        """That of the ε."""
+        """The kind of the law to which ε adds its drift."""
         return self.kind.motion if self._epsilon else ""
 
     @property
@@ -429,5 +429,5 @@ class DownstreamBatchNorm(Downstream):
 
 
 def _data_parallel() -> bool:
-    """Whether gradients are means over processes, each with batches, and so variances, of its own."""
+    """Test for gradients that are means over processes, each with batches, and so variances, of its own."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -43,7 +43,7 @@ class Law:
 
     @property
     def holds_exactly(self) -> bool:
-        """Whether the residual is zero to rounding."""
+        """True if the residual is zero to rounding."""
         return self.status in ("exact", "accounted")
 
 

@@ -139,7 +139,7 @@ class Operation(NamedTuple):
 
     @property
     def in_place(self) -> bool:
-        """Whether it writes into its first operand."""
+        """True if it writes into its first operand."""
         return self.function.overloadpacket.__name__.endswith("_")
 
     @property
@@ -293,7 +293,7 @@ def _other(operation: Operation) -> Propagated:
 
 
 def keeps_order(operation: Operation) -> bool:
-    """Whether the result is the operand, element by element in its order."""
+    """Test whether the result is the operand, element by element in its order."""
     return operation.name in _SAME_ORDER
 
 
@@ -307,7 +307,7 @@ def _labels_of_result(operation: Operation) -> Tensor:
 
 
 def _is_zero(leaf: Any, operation: Operation) -> bool:
-    """Whether it is the number zero; an activation may be zero by chance, and a parameter only before training."""
+    """Test for the number zero; an activation may be zero by chance, and a parameter only before training."""
     return leaf.dim() == 0 and not (leaf.any() or operation.varies(leaf)) if isinstance(leaf, Tensor) else leaf == 0
 
 

@@ -59,7 +59,7 @@ class Rates:
 
 
 def skips_step(optimizer: Optimizer) -> bool:
-    """Whether the next step will do nothing, as a gradient scaler has found that gradients overflowed."""
+    """Test for a next step that does nothing, as a gradient scaler has found that gradients overflowed."""
     overflow = getattr(optimizer, "found_inf", None)
     return overflow is not None and bool(overflow)
 
@@ -90,7 +90,7 @@ def descent_direction(parameter: Tensor, gradient: Tensor, group: GroupSettings)
 
 
 def differ(one: float, other: float) -> bool:
-    """Whether two rates differ by more than a scheduler's rounding."""
+    """Test whether two rates differ by more than a scheduler's rounding."""
     return abs(one - other) > 1e-10 * max(abs(one), abs(other))
 
 

@@ -62,17 +62,17 @@ class LawRow:
 
     @property
     def checked(self) -> bool:
-        """Whether the residual should be rounding."""
+        """True if the residual should be rounding."""
         return self.status in ("exact", "accounted")
 
     @property
     def broken(self) -> bool:
-        """Whether the residual moved by more than rounding can."""
+        """True if the residual moved by more than rounding can."""
         return self.leap is not None and self.tolerance is not None and not self.leap <= self.tolerance
 
     @property
     def conclusive(self) -> bool:
-        """Whether it is broken, or the terms of C have moved by so much that a broken law would have been seen."""
+        """True if it is broken, or the terms of C have moved by so much that a broken law would have been seen."""
         moved, residual = self.moved or 0.0, self.residual or 0.0
         return self.checked and (self.broken or moved > (self.tolerance or 0.0) or residual < moved / 10)
 
@@ -106,7 +106,7 @@ class LawReport:
 
     @property
     def conclusive(self) -> bool:
-        """Whether weights moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
+        """True if weights moved enough in some law that is exact or accounted for; else ``holds`` proves nothing."""
         return any(row.conclusive for row in self.laws)
 
     @property
@@ -116,7 +116,7 @@ class LawReport:
 
     @property
     def holds(self) -> bool:
-        """Whether no law that is exact or accounted for is broken; true where there is none: see ``conclusive``."""
+        """True if no law that is exact or accounted for is broken, and where there is none: see ``conclusive``."""
         return not any(row.broken for row in self.laws)
 
     def __bool__(self) -> bool:

@@ -274,7 +274,7 @@ class _Tracer(TorchDispatchMode):
         return result
 
     def _varies(self, leaf: Tensor) -> bool:
-        """Whether training changes it: if it is zero now, as a new bias is, it will not stay so."""
+        """True if training changes it: if it is zero now, as a new bias is, it will not stay so."""
         return leaf.requires_grad or leaf in self._trained or bool(self._of(leaf))
 
     def _labels(self, source: str, leaf: Any) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.lab.data import DataError
 from falign.lab.experiment import Evidence, Outcome, Setting
-from falign.lab.experiment.readings import largest
+from falign.lab.experiment.statistics import largest
 from falign.lab.report.style import COLOURS, INK
 from falign.papers._images import load_images
 from falign.theory import factorisation

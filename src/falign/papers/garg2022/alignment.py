@@ -7,8 +7,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.readings import around
-from falign.lab.experiment.statistics import final, mean, slope
+from falign.lab.experiment.statistics import around, final, mean, slope
 from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
 from falign.theory.two_layer import spaced

@@ -17,8 +17,7 @@ from falign.lab.experiment import (
     Scalar,
     Setting,
 )
-from falign.lab.experiment.readings import above_zero, around
-from falign.lab.experiment.statistics import final, mean, slope
+from falign.lab.experiment.statistics import above_zero, around, final, mean, slope
 from falign.lab.report.style import facets, legend, logarithmic
 from falign.papers.garg2022._shared import (
     groups,

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.readings import above_zero
-from falign.lab.experiment.statistics import mean
+from falign.lab.experiment.statistics import above_zero, mean
 from falign.lab.report.style import AXIS, band, each_of, facets, law, legend, sequence
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
 from falign.theory import factorisation

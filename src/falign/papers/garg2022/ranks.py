@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.readings import above_zero
-from falign.lab.experiment.statistics import mean
+from falign.lab.experiment.statistics import above_zero, mean
 from falign.lab.report.style import AXIS, facets, law, legend, logarithmic
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
 from falign.theory.factorisation import best_error, stationary_error

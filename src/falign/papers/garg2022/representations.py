@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
-from falign.lab.experiment.readings import around
-from falign.lab.experiment.statistics import mean, slope
+from falign.lab.experiment.statistics import around, mean, slope
 from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers.garg2022._shared import groups, matrix, sample_feedback
 from falign.theory import factorisation

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
-from falign.lab.experiment.readings import around, share_at_least
-from falign.lab.experiment.statistics import CONFIDENCE, slope
+from falign.lab.experiment.statistics import CONFIDENCE, around, share_at_least, slope
 from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
 from falign.papers.garg2022._shared import groups, largest_in_groups
 from falign.theory import factorisation

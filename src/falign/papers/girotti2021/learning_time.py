@@ -19,7 +19,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import largest
+from falign.lab.experiment.statistics import largest
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
 from falign.theory.deep_linear import critical_target, depth_slope, gradient_flow, learning_time

@@ -20,8 +20,7 @@ from falign.lab.experiment import (
     Scalar,
     Setting,
 )
-from falign.lab.experiment.readings import above_zero, below_zero
-from falign.lab.experiment.statistics import Estimate, mean, paired, slope
+from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, mean, paired, slope
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import (

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.readings import largest
+from falign.lab.experiment.statistics import largest
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
 

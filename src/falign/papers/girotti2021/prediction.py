@@ -12,8 +12,7 @@ from torch import Tensor
 from falign.feedback import Normal, draw, generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.readings import above_zero, largest
-from falign.lab.experiment.statistics import mean
+from falign.lab.experiment.statistics import above_zero, largest, mean
 from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import converted, descend, sample_images

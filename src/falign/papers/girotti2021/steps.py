@@ -22,8 +22,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import largest
-from falign.lab.experiment.statistics import final
+from falign.lab.experiment.statistics import final, largest
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels, thinned
 from falign.papers.girotti2021._modes import batches, paced
 from falign.theory.deep_linear import (

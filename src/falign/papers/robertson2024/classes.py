@@ -19,8 +19,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import above_zero
-from falign.lab.experiment.statistics import mean, paired, summary
+from falign.lab.experiment.statistics import above_zero, mean, paired, summary
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import STYLES, Record, course, points, start_training, with_classes

@@ -17,8 +17,7 @@ from falign.lab.experiment import (
     Scalar,
     Setting,
 )
-from falign.lab.experiment.readings import around
-from falign.lab.experiment.statistics import mean, slope, summary
+from falign.lab.experiment.statistics import around, mean, slope, summary
 from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
 from falign.papers._images import load_images

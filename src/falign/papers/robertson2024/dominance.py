@@ -22,8 +22,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import above_zero
-from falign.lab.experiment.statistics import Estimate, mean, summary
+from falign.lab.experiment.statistics import Estimate, above_zero, mean, summary
 from falign.lab.report.style import AXIS, COLOURS, INK, band, each_of, legend, logarithmic, panels
 from falign.measure import Alignment, alignment
 from falign.papers._images import load_images

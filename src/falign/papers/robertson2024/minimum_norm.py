@@ -20,8 +20,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import around, largest
-from falign.lab.experiment.statistics import slope, summary
+from falign.lab.experiment.statistics import around, largest, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import with_classes, with_images

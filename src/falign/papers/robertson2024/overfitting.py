@@ -16,8 +16,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import around, largest
-from falign.lab.experiment.statistics import final, mean, paired, summary
+from falign.lab.experiment.statistics import around, final, largest, mean, paired, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import STYLES, Record, course, start_training, with_images, with_noise

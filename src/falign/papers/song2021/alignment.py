@@ -20,8 +20,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import around
-from falign.lab.experiment.statistics import Estimate, mean, slope, summary
+from falign.lab.experiment.statistics import Estimate, around, mean, slope, summary
 from falign.papers.song2021._drawing import constant_cosine
 from falign.papers.song2021._shared import DELTA, outcome
 from falign.theory.two_layer import bytes_needed

@@ -18,7 +18,7 @@ from falign.lab.experiment import (
     Setting,
     grid,
 )
-from falign.lab.experiment.readings import share_at_least
+from falign.lab.experiment.statistics import share_at_least
 from falign.papers.song2021._drawing import eigenvalues_and_isometry
 from falign.papers.song2021._shared import DELTA
 from falign.theory.two_layer import activation as named_activation

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.readings import around, share_at_least
-from falign.lab.experiment.statistics import Estimate, slope, summary
+from falign.lab.experiment.statistics import Estimate, around, share_at_least, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
 from falign.papers.song2021._shared import DELTA, Batch

@@ -6,8 +6,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Setting, grid
-from falign.lab.experiment.readings import above_zero
-from falign.lab.experiment.statistics import final, paired, summary
+from falign.lab.experiment.statistics import above_zero, final, paired, summary
 from falign.papers.song2021 import figure2
 from falign.papers.song2021._drawing import dropout_by_width, readings
 from falign.papers.song2021._shared import Batch, simulate_quietly

@@ -160,7 +160,7 @@ class State(NamedTuple):
 @typed
 @dataclass(frozen=True, kw_only=True)
 class Dynamics:
-    """How a network learns: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; a step is η times that.
+    """The dynamics of learning: ``Ẇ_l = -r_l (ĝ_l + λ_l W_l)``, biases likewise; a step is η times that.
 
     ĝ_l is the gradient as the rule computes it.
 

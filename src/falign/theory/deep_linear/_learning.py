@@ -60,7 +60,14 @@ def learning_slope(modes: Modes, tolerance: float = 0.1) -> Float[Tensor, "*mode
 
 @recording
 def learning_time_and_slope(modes: Modes, tolerance: float = 0.1) -> tuple[Tensor, Tensor]:
-    """``learning_time`` and ``learning_slope``, nan where that is, from one quadrature."""
+    """``learning_time`` and ``learning_slope``, nan where that is, from one quadrature.
+
+    Returns:
+        Both [modes].
+
+    Raises:
+        ValueError: As ``learning_time``.
+    """
     if positive("tolerance", tolerance) >= 1:
         raise ValueError(f"tolerance is {describe(tolerance)}, expected a share of λ, below 1")
     path = reduced_ode(modes)

@@ -180,7 +180,25 @@ def draw_data(
     outputs: int | None = None,
     test: int = 0,
 ) -> dict[str, Tensor]:
-    """X, y and, where ``test`` points are asked for, X_test and y_test, in float64 on the CPU; see ``draw``."""
+    """X, y and, where ``test`` points are asked for, X_test and y_test, in float64 on the CPU.
+
+    Args:
+        seeds: As for ``draw``, as all others.
+        n: Training points.
+        d: Input dimension.
+        p: Hidden neurons of the teacher.
+        activation: The teacher's ψ.
+        inputs: ``standard`` or ``scaled``.
+        teacher: ``network`` or ``linear``.
+        outputs: k, or None for the scalar output.
+        test: Points beyond n.
+
+    Returns:
+        {"X": [runs n d], "y": [runs n] or [runs n k]}, and the same for the test points.
+
+    Raises:
+        ValueError: As ``draw``.
+    """
     check_sizes(seeds=len(seeds), n=n, d=d, p=p, outputs=outputs)
     whole_between("test", test, 0)
     one_of("inputs", inputs, get_args(Scale))
@@ -208,7 +226,23 @@ def draw_weights(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """W, beta and b, all N(0, 1); with ``weights="scaled"`` W is N(0, 1/d)."""
+    """W, beta and b, all N(0, 1); with ``weights="scaled"`` W is N(0, 1/d).
+
+    Args:
+        seeds: As for ``draw``, as all others.
+        p: Hidden neurons.
+        d: Input dimension.
+        outputs: k, or None for the scalar output.
+        weights: ``standard`` or ``scaled``.
+        dtype: Of everything returned.
+        device: Of everything returned.
+
+    Returns:
+        {"W": [runs p d], "beta": [runs p] or [runs p k], "b": as beta}.
+
+    Raises:
+        ValueError: As ``draw``.
+    """
     check_sizes(seeds=len(seeds), d=d, p=p, outputs=outputs)
     one_of("weights", weights, get_args(Scale))
     check_dtype(dtype)

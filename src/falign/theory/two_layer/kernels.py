@@ -25,6 +25,7 @@ __all__ = [
     "limiting_kernel",
     "limiting_kernel_by_quadrature",
     "pair_means",
+    "predicted_error",
 ]
 
 # Means of products of an activation under correlated Gaussians, for any activation, to a stated accuracy.
@@ -249,7 +250,15 @@ def kernels_of_weights(
     b: Float[Tensor, "*#runs p"],
     activation: Activation,
 ) -> Kernels:
-    """G and H from the inputs X [*runs n d] and the first layer's weights W [*runs p d]; see ``kernels``."""
+    """G and H from the first layer's weights; see ``kernels``.
+
+    Args:
+        X: Inputs [*runs n d].
+        W: Weights of the first layer [*runs p d].
+        beta: Output weights [*runs p].
+        b: Feedback [*runs p].
+        activation: ψ.
+    """
     return kernels(W @ X.mT, X @ X.mT, beta, b, activation)
 
 

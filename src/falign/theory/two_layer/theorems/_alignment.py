@@ -172,7 +172,11 @@ def _until_small(penalty: Penalty, gamma: float) -> int:
 
 @public
 def width_independent(checks: list[TheoremCheck]) -> Tensor:
-    """Mean final cosine and its standard error for each of some checks of theorem 4.6, [checks 2]."""
+    """Mean final cosine and its standard error for each of some checks of theorem 4.6, [checks 2].
+
+    Raises:
+        ValueError: There is no check.
+    """
     if not checks:
         raise ValueError("checks are empty, expected those of theorem 4.6, one a width")
     rows = [(check.measured[:, -1].mean(), check.measured[:, -1].std() / sqrt(len(check.measured))) for check in checks]
