@@ -24,7 +24,7 @@ Numbers: TypeAlias = Tensor | ArrayLike | Sequence[Any] | float | int
 """Tensors, arrays, nested sequences or plain numbers."""
 
 Value = TypeVar("Value")
-Real = TypeVar("Real", bound=float)
+Real = TypeVar("Real", int, float)
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60

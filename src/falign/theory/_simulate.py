@@ -102,7 +102,7 @@ def integrate(
     times: Float[Tensor, " times"],
     *,
     tolerance: float,
-    longest: float,
+    longest: int,
     advice: str,
     diverging: str,
     method: str = "DOP853",
@@ -157,7 +157,7 @@ def solve(
     start: np.ndarray,
     at: np.ndarray,
     *,
-    longest: float,
+    longest: int,
     advice: str,
     **options: Any,
 ) -> Any:

@@ -131,7 +131,7 @@ def call_memory(memory: Callable, tasks: Sequence["Task"]) -> int:
     return memory(**seeds, **_columns(form, tasks))
 
 
-def call_cost(cost: Callable, task: "Task") -> float:
+def call_cost(cost: Callable, task: "Task") -> int | float:
     """Cost of a run, by whichever form ``cost`` has."""
     form = _form(cost)
     return cost(task) if form.tasks or not form.kinds else cost(**_scalars(form, task.point))
