@@ -340,6 +340,23 @@ def test_another_revision_is_left_alone(tmp_path: Path) -> None:
     assert before.items() <= {path: path.read_bytes() for path in (tmp_path / "toy.decay").iterdir()}.items()
 
 
+def test_a_folder_that_another_process_makes_a_store_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look for its marker and the look for anything else."""
+    exists = os.path.lexists
+    looks = iter([False])
+
+    def first_look_is_too_early(path: object) -> bool:
+        if not next(looks, True):
+            Store(folder=tmp_path).open(create=True)
+            (tmp_path / "toy.decay").mkdir()
+            return False
+        return exists(path)
+
+    monkeypatch.setattr("os.path.lexists", first_look_is_too_early)
+    Store(folder=tmp_path).open(create=True)
+    assert next(looks, None) is None
+
+
 def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match=r"is an output folder that is not ours, it has no falign.json: give a new"):
