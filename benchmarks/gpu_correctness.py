@@ -235,11 +235,11 @@ def start_rows(device: torch.device, scheme: str) -> list[Row]:
 def eager_cases(record: Record, setting: Setting) -> None:
     """All that is not compiled, the rules' gradients first."""
     device = setting.device
-    for rule in cases.RULES:
+    for rule in falign.ALL_RULES:
         record.case("gradients", rule, lambda rule=rule: rule_rows(device, rule), needs=10)
-    for rule in cases.LAYERWISE:
+    for rule in (name for name, each in falign.ALL_RULES.items() if each.wiring == "layerwise"):
         record.case("conservation law", rule, lambda rule=rule: law_rows(device, rule), needs=5)
-    for rule in ("fa", "dfa") if setting.small else cases.RULES:
+    for rule in ("fa", "dfa") if setting.small else falign.ALL_RULES:
         record.case("autocast", rule, lambda rule=rule: autocast_rows(device, rule), needs=5)
         record.case("dropout", rule, lambda rule=rule: dropout_rows(device, rule), needs=5)
     for scheme in falign.init.SCHEMES:
@@ -265,7 +265,7 @@ def compiled_cases(record: Record, setting: Setting) -> None:
 def traced_cases(record: Record, setting: Setting) -> None:
     """Every rule, traced and partitioned as for the code generator, but run by PyTorch's own kernels."""
     backend = "aot_eager_decomp_partition"
-    for rule in () if setting.small else cases.RULES:
+    for rule in () if setting.small else falign.ALL_RULES:
 
         def run(rule: str = rule) -> list[Row]:
             return compiled_rows(setting.device, rule, ["mlp", "conv", "sequence"], backend)

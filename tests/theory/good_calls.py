@@ -256,6 +256,16 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         kernels.limiting_kernel_by_quadrature,
         lambda: {"X": numbers(3, 4), "value": torch.tanh, "tolerance": 1e-6},
     ),
+    "kernels.predicted_error": (
+        kernels.predicted_error,
+        lambda: {
+            "kernel": numbers(3, 3),
+            "error": numbers(3),
+            "y": numbers(3),
+            "rate": 0.1,
+            "strengths": numbers(4).abs(),
+        },
+    ),
     "kernels.pair_means": (
         kernels.pair_means,
         lambda: {

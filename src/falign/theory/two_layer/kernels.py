@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from falign._validation import check_recording
+from falign._validation import check_recording, positive
 from falign.theory._coerce import public
 from falign.theory._simulate import Recorded, record
 from falign.theory.two_layer._activations import Activation
@@ -397,6 +397,7 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
 # The error of a two-layer network of infinite width under feedback alignment, with and without ridge.
 
 
+@public
 def predicted_error(
     kernel: Float[Tensor, "*#runs n n"],
     error: Float[Tensor, "*#runs n"],
@@ -428,8 +429,12 @@ def predicted_error(
     Returns:
         e(0), …, e(steps) [*runs steps+1 n].
 
+    Raises:
+        ValueError: The rate is not positive, or shapes do not fit.
+
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 3; the ridge term read as 1 - ηλ(t).
     """
+    positive("rate", rate)
     runs = torch.broadcast_shapes(kernel.shape[:-2], error.shape[:-1], y.shape[:-1], strengths.shape[:-1])
     e = error.expand(*runs, -1)
     trajectory = [e]
