@@ -58,6 +58,7 @@ def test_a_good_argument_comes_back(returned, expected):
         (lambda: v.whole_number("steps", 1e9), r"steps must be an integer, got 1000000000\.0 of type float: write int"),
         (lambda: v.whole_number("n", 2**63), "n must be below 2⁶³"),
         (lambda: v.whole_between("depth", 1, 2, 9), "depth is 1, expected a whole number from 2 on, up to 9"),
+        (lambda: v.whole_between("r", 10**400, 1), "r must be below 2⁶³"),
         (lambda: v.whole_between("test", -1, 0), "test is -1, expected a whole number from 0 on$"),
         (lambda: v.check_sizes(n=2, p=0), "p is 0, expected a whole number from 1 on"),
         (lambda: v.step_count(0, least=1), "steps is 0, expected a whole number from 1 on"),

@@ -129,11 +129,12 @@ def whole_between(name: str, value: int, least: int, most: int | None = None) ->
     """Return a whole number from ``least`` on, up to ``most`` if that is given.
 
     Raises:
-        ValueError: it is not of an integer type, or out of that range.
+        ValueError: it is not of an integer type, out of that range, or beyond 2⁶³, which no tensor could hold.
     """
     if not is_whole(value) or value < least or (most is not None and value > most):
         limit = "on" if most is None else f"on, up to {most}"
         raise ValueError(f"{name} is {describe(value)}, expected a whole number from {least} {limit}")
+    whole_number(name, value)
     return value
 
 
