@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from math import prod
 from pathlib import Path
+from pkgutil import resolve_name
 from reprlib import Repr
 
 import torch
@@ -121,14 +122,9 @@ def _called(model: str, shape: Shape, classes: int) -> object:
 
 
 def _import(option: str, named: str) -> object:
-    module, _, path = named.partition(":")
     # An import may draw random numbers, but only the first one in a process does: the factory must not notice.
     with seeded(0), as_config_error(f"{option} {named} cannot be imported"):
-        __import__(module)
-        imported: object = sys.modules[module]
-        for part in path.split("."):
-            imported = getattr(imported, part)
-    return imported
+        return resolve_name(named)
 
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -4,7 +4,7 @@ Nothing of a paper is imported before it is asked for: neither the paper, nor th
 """
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
+from pkgutil import resolve_name
 
 from falign.lab.experiment import Paper
 
@@ -22,8 +22,7 @@ class _Papers(Mapping[str, Paper]):
     """Papers that are imported when they are asked for."""
 
     def __getitem__(self, name: str) -> Paper:
-        module, _, value = _WHERE[name].partition(":")
-        return getattr(import_module(module), value)
+        return resolve_name(_WHERE[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(_WHERE)

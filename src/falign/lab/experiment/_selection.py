@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module
+from pkgutil import resolve_name
 
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
@@ -71,7 +70,7 @@ def _imported(name: str, papers: Mapping[str, Paper]) -> Paper:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # and it stays there: worker processes import the paper's functions as well
     try:
-        paper = reduce(getattr, path.split("."), import_module(module))
+        paper = resolve_name(name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: what is imported is the user's own code

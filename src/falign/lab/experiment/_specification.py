@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from importlib import import_module
 from itertools import product
 from math import inf, isfinite
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, overload
 
 import polars as pl
@@ -339,8 +339,7 @@ class LazyExperiments(Sequence[Experiment]):
 
     def named(self, name: str) -> Experiment:
         """The experiment of a name."""
-        module, _, value = self.where[name].partition(":")
-        return getattr(import_module(module), value)
+        return resolve_name(self.where[name])
 
     @overload
     def __getitem__(self, index: int) -> Experiment: ...

@@ -146,8 +146,6 @@ def largest_in_groups(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], hi
 
 # The matrices Y that are factored: spectra whose basis does not matter, normal entries, and images by pixels.
 
-SYNTHETIC = ("power law", "gaussian")
-
 
 def matrix(data: str, n: int, m: int, setting: Setting, *, rank: int = 0) -> Float[Tensor, "n m"]:
     """A matrix by its name, in float64, scaled so that its largest singular value is 1.

@@ -269,8 +269,6 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     return table.group_by(keys).agg(pl.col("error", "predicted", "stationary", "best").mean()).sort(keys)
 
 
-_FRESH = pl.col("inputs") == "fresh"
-
 NETWORKS = Experiment(
     name="garg2022.networks",
     title="Two-layer linear networks",
