@@ -27,6 +27,22 @@ def _seeded():
     return
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell ``--dist loadgroup`` the groups: pytest-xdist 3.8 writes them where pytest 9.2 no longer reads them.
+
+    See https://github.com/pytest-dev/pytest-xdist/issues/1386. Without them, every process makes what a group's tests
+    share, such as the runs of a paper.
+    """
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        groups = sorted({mark.args[0] for mark in item.iter_markers("xdist_group")})
+        suffix = f"@{'_'.join(groups)}"
+        if groups and not item.nodeid.endswith(suffix):
+            item._id = type(item.id).parse(item.nodeid + suffix)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """The folder with the real data sets, or skip."""

@@ -141,5 +141,12 @@ def test_all_that_is_public_is_explained(path, value):
         assert source, f"{path}: no source"
 
 
+@pytest.mark.xdist_group("house")
+def test_groups_are_seen_where_tests_are_spread_over_processes(request: pytest.FixtureRequest):
+    """Where they are not, nothing fails, but every process makes what a group's tests should share."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@house")
+
+
 if __name__ == "__main__":
     FROZEN.write_text(surface(), encoding="utf-8")
