@@ -250,10 +250,7 @@ def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[RunData, str, str]]) -
 
 def _names(runs: Sequence[RunData]) -> list[str]:
     """Name the runs in the figure: by rule, else by rule and seed, else by folder."""
-    for names in (
-        [run.config.rule for run in runs],
-        [f"{run.config.rule}, seed {run.config.seed}" for run in runs],
-    ):
+    for names in ([run.config.rule for run in runs], [f"{run.config.rule}, seed {run.config.seed}" for run in runs]):
         if len(set(names)) == len(runs):
             return names
     return [run.name for run in runs]

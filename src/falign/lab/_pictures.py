@@ -198,11 +198,7 @@ def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, st
         to its input, mean over samples; the first layer hands none on.
     """
     figure, (left, right) = panels(
-        2,
-        titles=["Gradient taken", "Error delivered"],
-        ylabels=["degrees to the true one"],
-        share="all",
-        height=4.0,
+        2, titles=["Gradient taken", "Error delivered"], ylabels=["degrees to the true one"], share="all", height=4.0
     )
     figure.suptitle(f"Angle to the true gradient — {about}", **TITLE)
     gradients = [line(records, f"angle_{name}", name, colour) for name, colour in colours.items()]

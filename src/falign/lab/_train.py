@@ -191,12 +191,7 @@ def _prepare(config: TrainConfig, data: Path | None, console: Console) -> Setup:
 
 
 def _carry_out(
-    run: RunFolder,
-    setup: Setup,
-    checkpoint: Path | None,
-    origin: dict[str, Any],
-    console: Console,
-    stop: GracefulStop,
+    run: RunFolder, setup: Setup, checkpoint: Path | None, origin: dict[str, Any], console: Console, stop: GracefulStop
 ) -> TrainingOutcome:
     """Train, and have the status say how the run ended, whatever ends it."""
     learner, config = setup.learner, setup.learner.config

@@ -18,12 +18,7 @@ from torch import Tensor
 from falign.lab.data._dataset import DataError, Dataset
 from falign.lab.data._download import DEFLATED, GZIP_FAULTS, check_memory, is_gzip, open_regular, open_unpacked
 
-IDX_NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """The four standard names, in the order that :class:`Idx` reads them; each may end in ``.gz``."""
 
 _UNSIGNED_BYTE = 8

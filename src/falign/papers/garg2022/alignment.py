@@ -201,12 +201,7 @@ _CLAIMS = (
     ),
 )
 
-_DRAWN_METHODS = {
-    "alignment": "tr(BZ)",
-    "cosine": "cos∠(Z, Bᵀ)",
-    "lyapunov": "|BR|²",
-    "error": "|R| / |Y|",
-}
+_DRAWN_METHODS = {"alignment": "tr(BZ)", "cosine": "cos∠(Z, Bᵀ)", "lyapunov": "|BR|²", "error": "|R| / |Y|"}
 
 
 def _alignment_by_time(data: pl.DataFrame) -> "Figure":

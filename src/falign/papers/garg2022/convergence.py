@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import torch
 
-from falign.lab.experiment import (
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-)
+from falign.lab.experiment import Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import above_zero, around, final, mean, slope
 from falign.lab.report.style import facets, legend, logarithmic
 from falign.papers.garg2022._shared import (

@@ -31,16 +31,7 @@ _POWERS = (0, 1, 2)
 
 
 def _run(
-    *,
-    seeds: Sequence[int],
-    setting: Setting,
-    data: str,
-    n: int,
-    m: int,
-    share: float,
-    r: int,
-    rate: float,
-    steps: int,
+    *, seeds: Sequence[int], setting: Setting, data: str, n: int, m: int, share: float, r: int, rate: float, steps: int
 ) -> list[Outcome]:
     """Range finders of the draws of a block together, and for each oversampling FA trained so wide and cut to r."""
     Y = (flat_tail(r, n - r, share) if share else matrix(data, n, m, setting)).to(setting.device)

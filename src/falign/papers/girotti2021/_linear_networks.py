@@ -188,13 +188,7 @@ def start(
     widths = [learned.X.shape[1], *[hidden] * (depth - 1), learned.Y.shape[1]]
     family = Orthogonal() if basis == "spectral" else Normal()
     B = [
-        draw(
-            family,
-            (widths[-1] if rule == "dfa" else out, into),
-            seed=seed,
-            name=f"{place}",
-            deviation=into**-0.5,
-        )
+        draw(family, (widths[-1] if rule == "dfa" else out, into), seed=seed, name=f"{place}", deviation=into**-0.5)
         for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
     ]
     B = [_orthonormal(part.double()) if basis == "spectral" else part.double() for part in B]

@@ -7,18 +7,7 @@ import torch
 from torch import Tensor
 
 from falign.feedback import generator
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.report.style import INK, each_of, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import (

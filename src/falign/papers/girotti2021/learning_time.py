@@ -7,18 +7,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import largest
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
@@ -279,11 +268,7 @@ LEARNING_TIME = Experiment(
     source="Girotti, Mitliagkas and Gidel 2021, abstract (“approximately learned by decreasing order”); the laws are "
     "derived",
     revision=1,
-    grid={
-        "smoke": _points(_targets(7), 201),
-        "quick": _points(_targets(22), 401),
-        "paper": _points(_targets(85), 801),
-    },
+    grid={"smoke": _points(_targets(7), 201), "quick": _points(_targets(22), 401), "paper": _points(_targets(85), 801)},
     seeds={"smoke": 1, "quick": 1, "paper": 1},
     run=_run,
     agreement=1e-6,

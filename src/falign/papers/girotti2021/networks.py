@@ -8,18 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, mean, paired, slope
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images

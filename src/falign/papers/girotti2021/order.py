@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, logarithmic_times, orders, paced
 from falign.theory.deep_linear import critical_target, gradient_flow, learning_time

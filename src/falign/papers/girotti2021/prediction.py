@@ -138,13 +138,7 @@ def _start(widths: list[int], *, direct: bool, size: float, seed: int) -> tuple[
         for place, (into, out) in enumerate(pairwise(widths), 1)
     ]
     B = [
-        draw(
-            Normal(),
-            (widths[-1] if direct else out, into),
-            seed=seed,
-            name=f"{place}",
-            deviation=into**-0.5,
-        )
+        draw(Normal(), (widths[-1] if direct else out, into), seed=seed, name=f"{place}", deviation=into**-0.5)
         for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
     ]
     return [size * part for part in W], [part.double() for part in B]

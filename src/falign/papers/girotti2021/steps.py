@@ -10,18 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import final, largest
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels, thinned
 from falign.papers.girotti2021._modes import batches, paced
@@ -90,10 +79,7 @@ def _run(
             "flow": exact,
             "drift": (course.invariants - course.invariants[0])[:, 0] / rates ** (1 / (begun.depth - 1)),
         }
-        left = {
-            "account_left": conserved_invariants(course),
-            "recursion_left": error_recursion(course),
-        }
+        left = {"account_left": conserved_invariants(course), "recursion_left": error_recursion(course)}
         settling = asymptotic_rate(begun) * rates
         for column, place in enumerate(places):
             count = int(course.error[:, column].isfinite().sum())

@@ -119,8 +119,7 @@ def _correlations(runs: pl.DataFrame) -> pl.DataFrame:
     Null where all rules are equally accurate.
     """
     rows = runs.group_by("dataset", "classes", "seed").agg(
-        correlation=pl.corr("cosine", "accuracy"),
-        slope=pl.cov("cosine", "accuracy") / pl.col("cosine").var(),
+        correlation=pl.corr("cosine", "accuracy"), slope=pl.cov("cosine", "accuracy") / pl.col("cosine").var()
     )
     return rows.with_columns(pl.col("correlation").fill_nan(None)).sort("dataset", "classes", "seed")
 

@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import around, mean, slope, summary
 from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw

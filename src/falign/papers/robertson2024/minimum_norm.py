@@ -9,17 +9,7 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.lab.data import Dataset
-from falign.lab.experiment import (
-    Claim,
-    Evidence,
-    Experiment,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import around, largest, slope, summary
 from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
 from falign.papers._images import load_images

@@ -4,18 +4,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Outcome,
-    Picture,
-    Point,
-    Scalar,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import around, final, largest, mean, paired, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
 from falign.papers._images import load_images

@@ -8,18 +8,7 @@ from math import exp, sqrt
 import polars as pl
 import torch
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, around, mean, slope, summary
 from falign.papers.song2021._drawing import constant_cosine
 from falign.papers.song2021._shared import DELTA, outcome
@@ -49,17 +38,7 @@ def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:
 
 
 def _run(
-    *,
-    seed: int,
-    setting: Setting,
-    L: float,
-    c: float,
-    schedule: str,
-    p: int,
-    n: int,
-    d: int,
-    rate: float,
-    norm: float,
+    *, seed: int, setting: Setting, L: float, c: float, schedule: str, p: int, n: int, d: int, rate: float, norm: float
 ) -> Outcome:
     """Try the theorem with the run's own γ and M, its targets scaled to |y| = norm √n."""
     gram = sample([seed], n=n, d=d, p=p, inputs="scaled")

@@ -39,16 +39,7 @@ def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Po
 
 
 def _run(
-    *,
-    seed: int,
-    setting: Setting,
-    activation: str,
-    strength: float,
-    n: int,
-    d: int,
-    p: int,
-    rate: float,
-    steps: int,
+    *, seed: int, setting: Setting, activation: str, strength: float, n: int, d: int, p: int, rate: float, steps: int
 ) -> Outcome:
     """Try a theorem with the run's own γ."""
     return outcome(_check(seed, activation, strength, n=n, d=d, p=p, rate=rate, steps=steps))
@@ -76,11 +67,7 @@ def _memory(*, activation: str, n: int, d: int, p: int) -> int:
 
 def _theorem(name: str) -> pl.Expr:
     linear = pl.col("activation") == "identity"
-    return {
-        "3.2": ~linear & (pl.col("strength") == 0),
-        "4.2": ~linear & (pl.col("strength") > 0),
-        "4.3": linear,
-    }[name]
+    return {"3.2": ~linear & (pl.col("strength") == 0), "4.2": ~linear & (pl.col("strength") > 0), "4.3": linear}[name]
 
 
 def _held(table: pl.DataFrame) -> Evidence:

@@ -8,29 +8,10 @@ from math import sqrt
 import polars as pl
 import torch
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, final, mean, paired, summary
 from falign.papers.song2021._drawing import alignment_and_loss
-from falign.papers.song2021._shared import (
-    RATES,
-    STEPS,
-    STRENGTHS,
-    WIDTHS,
-    Batch,
-    shown_width,
-    simulate_quietly,
-)
+from falign.papers.song2021._shared import RATES, STEPS, STRENGTHS, WIDTHS, Batch, shown_width, simulate_quietly
 from falign.theory.two_layer import Dual, WidthFree, draw_reduced, spaced
 
 __all__ = ["FIGURE2"]

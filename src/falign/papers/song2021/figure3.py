@@ -25,13 +25,7 @@ def _points(*sets: str, p: int, size: int, epochs: int) -> tuple[Point, ...]:
         point
         for name in sets
         for point in grid(
-            dataset=name,
-            weights=("standard", "scaled"),
-            strength=_STRENGTHS,
-            p=p,
-            batch=size,
-            rate=1e-2,
-            epochs=epochs,
+            dataset=name, weights=("standard", "scaled"), strength=_STRENGTHS, p=p, batch=size, rate=1e-2, epochs=epochs
         )
     )
 

@@ -6,18 +6,7 @@ from math import log, sqrt
 import polars as pl
 import torch
 
-from falign.lab.experiment import (
-    Check,
-    Claim,
-    Evidence,
-    Experiment,
-    Missing,
-    Outcome,
-    Picture,
-    Point,
-    Setting,
-    grid,
-)
+from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import share_at_least
 from falign.papers.song2021._drawing import eigenvalues_and_isometry
 from falign.papers.song2021._shared import DELTA
@@ -60,15 +49,7 @@ def _points(sizes: Sequence[int], isometric: Sequence[int], constants: Sequence[
 
 
 def _run(
-    *,
-    seed: int,
-    setting: Setting,
-    proposition: str,
-    activation: str,
-    n: int,
-    d: int,
-    epsilon: float,
-    constant: float,
+    *, seed: int, setting: Setting, proposition: str, activation: str, n: int, d: int, epsilon: float, constant: float
 ) -> Outcome:
     """Draw inputs and measure of them what a proposition is about."""
     X = inputs_of(seed, n, d, "scaled")

@@ -42,15 +42,7 @@ def _run_dropout(
 ) -> list[Outcome]:
     """Train with dropout on the hidden neurons, every weight in memory."""
     batch = Batch(seeds, p, strength)
-    start = draw(
-        batch.row_seeds,
-        n=n,
-        d=d,
-        p=p,
-        activation=activation,
-        dtype=torch.float32,
-        device=setting.device,
-    )
+    start = draw(batch.row_seeds, n=n, d=d, p=p, activation=activation, dtype=torch.float32, device=setting.device)
     engine = WeightSpace(start, activation=activation, rate=rate, penalties=batch.penalties, dropout=dropout)
     return batch.outcomes(simulate_quietly(engine, spaced(steps, 40), ("loss", "cosine"), progress=setting.report))
 

@@ -16,12 +16,7 @@ from falign.theory.conservation._network import Dynamics, State, feedback_matric
 
 @public
 def draw(
-    widths: Sequence[int],
-    *,
-    seeds: Sequence[int],
-    dynamics: Dynamics,
-    bias: bool = True,
-    scale: float = 1.0,
+    widths: Sequence[int], *, seeds: Sequence[int], dynamics: Dynamics, bias: bool = True, scale: float = 1.0
 ) -> State:
     """Draw a start: W_l and B_l with independent normal entries of variance 1/inputs, biases zero, in float64.
 

@@ -141,13 +141,7 @@ _ROUNDING = 1e-13
 
 @recording
 def two_layer_convergence(
-    state: State,
-    X: Numbers,
-    Y: Numbers,
-    *,
-    rate: float | None = None,
-    steps: int = 100,
-    times: Numbers | None = None,
+    state: State, X: Numbers, Y: Numbers, *, rate: float | None = None, steps: int = 100, times: Numbers | None = None
 ) -> TheoremCheck:
     """Check that the loss seen through B of a two-layer network under fa falls exponentially, on any data.
 

@@ -52,11 +52,7 @@ def alignment(
     """``cos∠(b, β)``, ``|β|`` and ``<b, β>``, over neurons and outputs together."""
     dot = (b * beta).sum((-1, -2))
     norm = beta.square().sum((-1, -2)).sqrt()
-    return {
-        "cosine": ratio(dot, norm * b.square().sum((-1, -2)).sqrt()),
-        "beta_norm": norm,
-        "b_dot_beta": dot,
-    }
+    return {"cosine": ratio(dot, norm * b.square().sum((-1, -2)).sqrt()), "beta_norm": norm, "b_dot_beta": dot}
 
 
 def largest(change: Float[Tensor, "*runs p width"]) -> Float[Tensor, "*runs"]:

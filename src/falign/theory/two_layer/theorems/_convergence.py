@@ -99,13 +99,7 @@ _PAPER = "Song, Xu and Lafferty 2021 (NeurIPS)"
 
 @typed
 def theorem_3_2(
-    start: Start,
-    *,
-    activation: str,
-    rate: float,
-    steps: int,
-    gamma: float | None = None,
-    delta: float = 0.1,
+    start: Start, *, activation: str, rate: float, steps: int, gamma: float | None = None, delta: float = 0.1
 ) -> TheoremCheck:
     """Check ``|e(t+1)| ≤ (1 - ηγ/4)|e(t)|`` at every step, and measure the constants of the parameter bounds.
 
