@@ -18,7 +18,7 @@ from falign.papers.girotti2021._linear_networks import (
     AGAINST,
     Problem,
     converted,
-    descend,
+    gradient_descent,
     path,
     problem,
     product,
@@ -251,7 +251,7 @@ def test_networks_take_the_steps_of_their_rule(rule: str, digits: Dataset) -> No
     X, Y = learned.X.numpy(), learned.Y.numpy()
     trained = [
         product(model).numpy()
-        for model in descend(converted(weights, feedback, rule), learned.X, learned.Y, 0.5, [slice(None)] * 5)
+        for model in gradient_descent(converted(weights, feedback, rule), learned.X, learned.Y, 0.5, [slice(None)] * 5)
     ]
     for step in range(6):
         assert trained[step] == pytest.approx(W[2] @ W[1] @ W[0], abs=1e-12)

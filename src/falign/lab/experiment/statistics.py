@@ -31,6 +31,7 @@ __all__ = [
     "paired",
     "share_at_least",
     "slope",
+    "sorted_groups",
     "summary",
 ]
 
@@ -65,6 +66,15 @@ class Estimate:
     def above(self, comparisons: int = 1) -> float:
         """Value that a mean must reach to be above 0 with 99 % confidence."""
         return max(self.half(comparisons), float(np.finfo(np.float64).tiny))
+
+
+def sorted_groups(table: pl.DataFrame, by: Sequence[str]) -> list[tuple[tuple, pl.DataFrame]]:
+    """Group the rows that agree in some columns, the groups sorted by these.
+
+    Returns:
+        (values of the columns, rows) of each group.
+    """
+    return list(table.sort(by).group_by(by, maintain_order=True))
 
 
 def final(table: pl.DataFrame, *, over: str = "step", by: Sequence[str]) -> pl.DataFrame:
@@ -110,10 +120,10 @@ def mean(values: Values, *, of: str) -> Estimate:
     Raises:
         Missing: There are fewer than two values, so that there is no standard error.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if found.size < 2:
-        raise Missing(f"{of}: {found.size} runs are done, expected at least 2 for a standard error")
-    return Estimate(float(found.mean()), float(found.std(ddof=1) / sqrt(found.size)), found.size)
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.size < 2:
+        raise Missing(f"{of}: {sample.size} runs are done, expected at least 2 for a standard error")
+    return Estimate(float(sample.mean()), float(sample.std(ddof=1) / sqrt(sample.size)), sample.size)
 
 
 def paired(table: pl.DataFrame, value: str, *, axis: str, low: object, high: object, by: Sequence[str]) -> Estimate:

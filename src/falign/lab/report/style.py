@@ -23,6 +23,7 @@ __all__ = [
     "RC_PARAMS",
     "band",
     "each_of",
+    "error_bars",
     "expected",
     "facets",
     "law",
@@ -235,6 +236,16 @@ def band(
     """
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(x, mean, color=colour, label=label, marker=marker, linewidth=1.7, markersize=4.5)
+
+
+def error_bars(mean: pl.Series, sd: pl.Series) -> list[pl.Series]:
+    """Lengths of the bars below and above, for ``errorbar(yerr=…)`` on a logarithmic axis, on which 0 has no place.
+
+    Returns:
+        The standard deviation, 0 where it is null, as of single runs; below at most nine tenths of the mean.
+    """
+    above = sd.fill_null(0)
+    return [pl.select(pl.min_horizontal(above, mean * 0.9)).to_series(), above]
 
 
 def law(axes: "matplotlib.axes.Axes", x: ArrayLike, y: ArrayLike, label: str) -> None:

@@ -1,4 +1,4 @@
-"""Draws of B that are trained together, back to each run's outcome; matrices that are factored; looks of methods."""
+"""Draws of B that are trained together, back to each run's outcome; styles of methods; evidence; matrices."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
@@ -12,7 +12,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.lab.data import DataError
 from falign.lab.experiment import Evidence, Outcome, Setting
-from falign.lab.experiment.statistics import largest
+from falign.lab.experiment.statistics import above_zero, largest, mean, sorted_groups
 from falign.lab.report.style import COLOURS, INK
 from falign.papers._images import load_images
 from falign.theory import factorisation
@@ -28,6 +28,7 @@ def initial_state(
     seeds: Sequence[int], Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"], *, method: str, scale: float
 ) -> State:
     """Orthonormal rows of W for fa*; else entries N(0, scale²), where 0 is the zero start."""
+    # FA* conserves WWᵀ in the flow: from orthonormal rows it stays the identity, which its laws are stated for.
     if method == "fa*":
         return factorisation.orthonormal(Y, B, seeds=seeds)
     return factorisation.normal(Y, B, seeds=seeds, scale=scale) if scale else factorisation.zero(Y, B)
@@ -75,6 +76,7 @@ def outcomes(at: Sequence[int], columns: Mapping[str, Float[Tensor, "runs times"
         One outcome a run, with a record at every recorded step until it diverged; None for what is not defined there,
         such as the cosine of Z = 0.
     """
+    # The first number that is not finite ends a run, whatever comes after it.
     lasted = columns["error"].isfinite().cumprod(1).sum(1).tolist()
     return [
         Outcome(
@@ -119,12 +121,18 @@ def style_of(method: str, scale: float) -> Style:
 
 def methods(data: pl.DataFrame) -> list[tuple[Style, pl.DataFrame]]:
     """Each method and start that is there, with its rows, in the order of legends."""
-    there = [(style_of(*key), data.filter(method=key[0], scale=key[1])) for key in _kinds(data)]
-    return sorted(there, key=lambda found: STYLES.index(found[0]))
+    kinds = data.select("method", "scale").unique().rows()
+    styled = [(style_of(method, scale), data.filter(method=method, scale=scale)) for method, scale in kinds]
+    return sorted(styled, key=lambda pair: STYLES.index(pair[0]))
 
 
-def _kinds(data: pl.DataFrame) -> list[tuple[str, float]]:
-    return data.select("method", "scale").unique().rows()
+def quartiles(name: str) -> dict[str, pl.Expr]:
+    """Median and quartiles of a column over the draws, as the columns "median", "low" and "high" of a picture."""
+    return {
+        "median": pl.col(name).median(),
+        "low": pl.col(name).quantile(0.25),
+        "high": pl.col(name).quantile(0.75),
+    }
 
 
 # How claims are read off groups of runs.
@@ -132,7 +140,7 @@ def _kinds(data: pl.DataFrame) -> list[tuple[str, float]]:
 
 def groups(table: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pl.DataFrame]]:
     """(such as "digits, fa, r = 8", its rows) of each group, sorted."""
-    for values, runs in table.sort(by).group_by(by, maintain_order=True):
+    for values, runs in sorted_groups(table, by):
         words = (
             value if isinstance(value, str) else f"{name} = {value:.4g}" for name, value in zip(by, values, strict=True)
         )
@@ -142,6 +150,23 @@ def groups(table: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pl.Dat
 def largest_in_groups(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], high: float, note: str = "") -> Evidence:
     """The largest value of each group beside a limit."""
     return largest(groups(table.with_columns(value=value), by), "value", high, note=note)
+
+
+def above_gradient_descent(table: pl.DataFrame, column: str, by: Sequence[str], note: str = "") -> Evidence:
+    """What FA has in a column over what gradient descent has, of the same draw: that the log is above 0 in each group.
+
+    The logarithm, because ratios have a heavy tail: one unlucky draw would be the mean.
+    """
+    keys = [*by, "seed"]
+    fa, gd = (table.filter(method=method).select(*keys, column) for method in ("fa", "gd"))
+    both = fa.join(gd, on=keys, suffix="_gd").with_columns(ratio=pl.col(column) / pl.col(f"{column}_gd"))
+    return above_zero(
+        [
+            (f"{label}: log of the ratio (median {runs['ratio'].median():.3g})", mean(runs["ratio"].log(), of=label))
+            for label, runs in groups(both, by)
+        ],
+        note=note,
+    )
 
 
 # The matrices Y that are factored: spectra whose basis does not matter, normal entries, and images by pixels.
@@ -167,6 +192,7 @@ def matrix(data: str, n: int, m: int, setting: Setting, *, rank: int = 0) -> Flo
         whole = torch.zeros(n, m, dtype=torch.float64)
         whole.diagonal().copy_(torch.arange(1, min(n, m) + 1, dtype=torch.float64) ** -0.5)
     elif data == "gaussian":
+        # One matrix for all runs: only the feedback and the starts are drawn anew.
         whole = torch.randn(n, m, generator=generator(0, data, f"{n} by {m}"), dtype=torch.float64)
     else:
         whole = _images(data, n, m, setting)

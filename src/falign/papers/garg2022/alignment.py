@@ -9,7 +9,16 @@ import torch
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import around, final, mean, slope
 from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
-from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
+from falign.papers.garg2022._shared import (
+    groups,
+    largest_in_groups,
+    matrix,
+    methods,
+    outcomes,
+    quartiles,
+    sample_feedback,
+    train,
+)
 from falign.theory.two_layer import spaced
 
 if TYPE_CHECKING:
@@ -49,8 +58,8 @@ def _run(
     """Train the draws of a block together and record every step."""
     Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
     B, at = sample_feedback(seeds, Y, r), list(range(steps + 1))
-    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=_NAMES, progress=setting.report)
-    columns = {name.replace(" ", "_"): course.values[name] for name in _NAMES}
+    trajectory = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=_NAMES, progress=setting.report)
+    columns = {name.replace(" ", "_"): trajectory.values[name] for name in _NAMES}
     nuclear = torch.linalg.svdvals(B @ Y).sum(-1)[:, None].expand(-1, len(at))
     return outcomes(at, {**columns, "error": columns["error"] / Y.norm(), "nuclear": nuclear})
 
@@ -58,6 +67,7 @@ def _run(
 _RUN = ["data", "method", "scale", "rate"]
 _KIND = _RUN[:-1]
 _TOLERANCE = 1e-8
+"""Fall of tr(BZ) in a step that steps of finite size may cause: WWᵀ, constant in the flow, drifts with η."""
 _VISIBLE = 1e-6
 """A rise or fall by that share counts."""
 _STAR, _FA = (pl.col("method") == method for method in ("fa*", "fa"))
@@ -100,8 +110,10 @@ def _monotone(table: pl.DataFrame) -> Evidence:
 
 def _facilitates(table: pl.DataFrame) -> Evidence:
     """Least |BR|² so far, over ``(|W(0)| + |W(t)|) |BY|_*/(η(t + 1))``."""
+    # The rows of W(0) are orthonormal, so that |W(0)| = 1, and |W(t)|² is at most 1 + |W(t)W(t)ᵀ - I|.
     size = 1 + (1 + pl.col("gram_drift")).sqrt()
     bound = size * pl.col("nuclear") / (pl.col("rate") * pl.col("step"))
+    # The bound at step t is on the steps before it, of which the record of t itself is not one.
     least = pl.col("lyapunov").shift().cum_min().over([*_RUN, "seed"], order_by="step")
     return largest_in_groups(
         table.with_columns(so_far=least).filter(pl.col("step") > 0), pl.col("so_far") / bound, _RUN, 1.0
@@ -115,9 +127,9 @@ def _drift(table: pl.DataFrame) -> Evidence:
 
 
 def _falls(table: pl.DataFrame) -> Evidence:
-    begun = pl.col("lyapunov").first().over([*_RUN, "seed"], order_by="step")
-    rows = _steps(table.with_columns(begun=begun))
-    return largest_in_groups(rows, pl.col("lyapunov_gain") / pl.col("begun"), _RUN, 1e-12)
+    initial = pl.col("lyapunov").first().over([*_RUN, "seed"], order_by="step")
+    rows = _steps(table.with_columns(initial=initial))
+    return largest_in_groups(rows, pl.col("lyapunov_gain") / pl.col("initial"), _RUN, 1e-12)
 
 
 def _wavers(table: pl.DataFrame) -> Evidence:
@@ -201,16 +213,19 @@ _CLAIMS = (
     ),
 )
 
-_DRAWN_METHODS = {"alignment": "tr(BZ)", "cosine": "cos∠(Z, Bᵀ)", "lyapunov": "|BR|²", "error": "|R| / |Y|"}
+_DRAWN = {"alignment": "tr(BZ)", "cosine": "cos∠(Z, Bᵀ)", "lyapunov": "|BR|²", "error": "|R| / |Y|"}
+"""Column -> its title in the picture."""
 
 
 def _alignment_by_time(data: pl.DataFrame) -> "Figure":
     """A row a matrix, a column a quantity."""
     sets = each_of(data, "data")
-    titles = [f"{name}: {title}" if not column else title for name, _ in sets for column, title in _titles()]
-    figure, axes = panels(len(_DRAWN_METHODS), len(sets), titles=titles, xlabels=["η × steps"], height=2.6)
+    titles = [
+        f"{name}: {title}" if not column else title for name, _ in sets for column, title in enumerate(_DRAWN.values())
+    ]
+    figure, axes = panels(len(_DRAWN), len(sets), titles=titles, xlabels=["η × steps"], height=2.6)
     for row, (_, whole) in enumerate(sets):
-        for panel, shown in zip(axes[len(_DRAWN_METHODS) * row :], _DRAWN_METHODS, strict=False):
+        for panel, shown in zip(axes[len(_DRAWN) * row :], _DRAWN, strict=False):
             rows = whole.filter((pl.col("shown") == shown) & pl.col("median").is_not_null())
             timed = rows.with_columns(time=pl.col("rate") * pl.col("step")).filter(pl.col("time") > 0).sort("time")
             for style, runs in methods(timed):
@@ -232,11 +247,6 @@ def _alignment_by_time(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _titles() -> list[tuple[int, str]]:
-    return list(enumerate(_DRAWN_METHODS.values()))
-
-
-_SHOWN = ("alignment", "cosine", "lyapunov", "error")
 _RECORDS = 50
 """Points of a line in the picture."""
 
@@ -251,12 +261,10 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
             kept.group_by(keys)
             .agg(
                 shown=pl.lit(name),
-                median=pl.col(name).median(),
-                low=pl.col(name).quantile(0.25),
-                high=pl.col(name).quantile(0.75),
+                **quartiles(name),
             )
             .sort(keys)
-            for name in _SHOWN
+            for name in _DRAWN
         ]
     )
 

@@ -119,15 +119,16 @@ def _run(
     network = _network(Y, r, seed)
     first, second = (layer.weight for layer in network)
     B, start = from_network(first, second, network[1].get_buffer("feedback.B"))  # pyright: ignore
+    # Backpropagation's network is converted, too, and reverted: both start from the same weights and have one B.
     if method == "bp":
         falign.revert(network)
     simulated = "gd" if method == "bp" else method
-    course = factorisation.gradient_descent(simulated, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
+    trajectory = factorisation.gradient_descent(simulated, Y, B, start, rate=rate, steps=at[-1], names=["error"], at=at)
     measured = _trained(network, given, rate, at)
     rests = {"stationary": float(stationary_error(Y, B)), "best": float(best_error(Y, B.shape[1]))}
     columns = {
         "error": measured,
-        "predicted": course.values["error"][0].tolist(),
+        "predicted": trajectory.values["error"][0].tolist(),
         **{name: [value] * len(measured) for name, value in rests.items()},
     }
     size = float(Y.norm())
@@ -143,7 +144,7 @@ def _run(
 
 
 def _network(Y: Float[Tensor, "n m"], r: int, seed: int) -> nn.Sequential:
-    """Two linear layers with PyTorch's own initial weights, converted; the feedback's entries have variance 1/n."""
+    """Two linear layers with the initial weights of PyTorch, converted; the feedback's entries have variance 1/n."""
     n, m = Y.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

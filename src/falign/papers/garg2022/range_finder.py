@@ -11,7 +11,7 @@ from torch import Tensor
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import above_zero, mean
 from falign.lab.report.style import AXIS, band, each_of, facets, law, legend, sequence
-from falign.papers.garg2022._shared import groups, largest_in_groups, matrix
+from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, quartiles
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_tail, optimum, range_finder_ratios
 
@@ -35,6 +35,7 @@ def _run(
 ) -> list[Outcome]:
     """Range finders of the draws of a block together, and for each oversampling FA trained so wide and cut to r."""
     Y = (flat_tail(r, n - r, share) if share else matrix(data, n, m, setting)).to(setting.device)
+    # One B for all oversamplings, of which the smaller ones use the first rows: they are compared draw by draw.
     B = factorisation.feedback(n, r + max(_OVERSAMPLING), seeds=seeds).to(Y)
     ratios = range_finder_ratios(Y, B, rank=r, oversampling=_OVERSAMPLING, power=_POWERS)
     trained = []
@@ -60,8 +61,8 @@ def _cut(
 ) -> Float[Tensor, " runs"]:
     """``|Y - [ZW]_r|/optimum``: FA is trained from zero with as many hidden units as B has rows, and cut to rank r."""
     start = factorisation.zero(Y, B)
-    course = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-    cut = optimum(course.end.Z @ course.end.W, r)
+    trajectory = factorisation.gradient_descent("fa", Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
+    cut = optimum(trajectory.end.Z @ trajectory.end.W, r)
     return (Y - cut).square().sum((1, 2)).sqrt() / best_error(Y, r)
 
 
@@ -86,13 +87,12 @@ def _bound(table: pl.DataFrame) -> Evidence:
 
 
 def _buys(table: pl.DataFrame, p: int, q: int) -> Evidence:
-    """Mean over the draws of ratio - 1 with p and q over that of FA with the same B."""
+    """Share of FA's ratio - 1 that p and q take away, with the same B; mean over the draws."""
     keys = ["data", "seed"]
     plain, better = (
         table.filter(oversampling=a, power=b).select(*keys, excess=pl.col("ratio") - 1) for a, b in ((0, 0), (p, q))
     )
-    both = better.join(plain, on=keys, suffix="_fa")
-    both = both.with_columns(taken=1 - pl.col("excess") / pl.col("excess_fa"))
+    both = better.join(plain, on=keys, suffix="_fa").with_columns(taken=1 - pl.col("excess") / pl.col("excess_fa"))
     return above_zero(
         [
             (
@@ -179,13 +179,10 @@ def _ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and quartiles over the draws."""
     keys = ["data", "r", "power", "oversampling"]
-    ratio = pl.col("ratio")
     return (
         table.group_by(keys)
         .agg(
-            median=ratio.median(),
-            low=ratio.quantile(0.25),
-            high=ratio.quantile(0.75),
+            **quartiles("ratio"),
             trained=pl.col("trained").median(),
         )
         .sort(keys)

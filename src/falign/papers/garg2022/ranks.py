@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.statistics import above_zero, mean
 from falign.lab.report.style import AXIS, facets, law, legend, logarithmic
-from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, methods, outcomes, sample_feedback, train
+from falign.papers.garg2022._shared import (
+    above_gradient_descent,
+    largest_in_groups,
+    matrix,
+    methods,
+    outcomes,
+    quartiles,
+    sample_feedback,
+    train,
+)
 from falign.theory.factorisation import best_error, stationary_error
 
 if TYPE_CHECKING:
@@ -44,10 +52,10 @@ def _run(
     """Train the draws of a block together, and record the end beside the closed forms."""
     Y = matrix(data, n, m, setting, rank=rank).to(setting.device)
     B, at, names = sample_feedback(seeds, Y, r), [steps], ["error", "distance"]
-    course = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=names, progress=setting.report)
+    trajectory = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=at, names=names, progress=setting.report)
     columns = {
-        "error": course.values["error"],
-        "distance": course.values["distance"],
+        "error": trajectory.values["error"],
+        "distance": trajectory.values["distance"],
         "stationary": stationary_error(Y, B)[:, None],
         "best": best_error(Y, B.shape[1]).expand(len(B), 1),
     }
@@ -72,17 +80,7 @@ def _starts(table: pl.DataFrame) -> Evidence:
 
 
 def _above(table: pl.DataFrame) -> Evidence:
-    """Logarithm of the ratio of FA's error to that of gradient descent of the same draw."""
-    keys = [*_KIND, "seed"]
-    fa, gd = (table.filter(method=method).select(*keys, "error") for method in ("fa", "gd"))
-    both = fa.join(gd, on=keys, suffix="_gd").with_columns(ratio=pl.col("error") / pl.col("error_gd"))
-    return above_zero(
-        [
-            (f"{label}: log of the ratio (median {runs['ratio'].median():.3g})", mean(runs["ratio"].log(), of=label))
-            for label, runs in groups(both, _KIND)
-        ],
-        note=f"{table['seed'].n_unique()} draws a point",
-    )
+    return above_gradient_descent(table, "error", _KIND, note=f"{table['seed'].n_unique()} draws a point")
 
 
 _CLAIMS = (
@@ -161,16 +159,13 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     """Median and quartiles of the trained errors, median of the closed form, and the optimum."""
     keys = ["data", "method", "scale", "r"]
     main = table.filter((pl.col("method") == "gd") | ((pl.col("method") == "fa") & (pl.col("scale") == 0)))
-    error = pl.col("error")
     return (
         main.group_by(keys)
         .agg(
-            median=error.median(),
-            low=error.quantile(0.25),
-            high=error.quantile(0.75),
+            **quartiles("error"),
             stationary=pl.col("stationary").median(),
             best=pl.col("best").first(),
-            ratio=(error / pl.col("best")).median(),
+            ratio=(pl.col("error") / pl.col("best")).median(),
         )
         .sort(keys)
     )

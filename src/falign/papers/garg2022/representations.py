@@ -10,9 +10,8 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import around, mean, slope
-from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, law, logarithmic, panels
-from falign.papers.garg2022._shared import groups, matrix, sample_feedback
-from falign.theory import factorisation
+from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels
+from falign.papers.garg2022._shared import groups, matrix, sample_feedback, train
 from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows, overlap, stationary_error
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ __all__ = ["REPRESENTATIONS"]
 def _points(sizes: Sequence[int], tried: Sequence[int], *, r: int, steps: int) -> tuple[Point, ...]:
     """Closed forms for every m, trainings for some."""
     return tuple(
-        {"data": data, "m": m, "r": r, "found": found, "rate": 0.3, "steps": steps if found == "trained" else 0}
+        {"data": data, "m": m, "r": r, "found": source, "rate": 0.3, "steps": steps if source == "trained" else 0}
         for data in ("flat", "gaussian")
-        for found, those in (("closed form", sizes), ("trained", tried))
+        for source, those in (("closed form", sizes), ("trained", tried))
         for m in those
     )
 
@@ -38,17 +37,15 @@ _SCALE = 0.02
 def _run(
     *, seeds: Sequence[int], setting: Setting, data: str, m: int, r: int, found: str, rate: float, steps: int
 ) -> list[Outcome]:
-    """Errors and representations of the draws of a block together, from closed forms or from trainings."""
+    """Errors and representations of the draws of a block together, found in closed form or by training."""
     whole = flat_spectrum(m, r) if data == "flat" else matrix(data, m, m, setting)
     Y = (whole / torch.linalg.matrix_norm(whole, 2)).to(setting.device)
     B = sample_feedback(seeds, Y, r)
     if found == "trained":
         ratio, shared = _trained(seeds, Y, B, setting, rate=rate, steps=steps)
     else:
-        ratio, shared = (
-            stationary_error(Y, B) / best_error(Y, r),
-            overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m)),
-        )
+        ratio = stationary_error(Y, B) / best_error(Y, r)
+        shared = overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m))
     columns = {"ratio": ratio.tolist(), "overlap": shared.tolist()}
     return [Outcome(records={name: [values[run]] for name, values in columns.items()}) for run in range(len(seeds))]
 
@@ -63,14 +60,11 @@ def _trained(
     steps: int,
 ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
     """FA from zero, gradient descent from a random start; at the end of both."""
-    starts = {"fa": factorisation.zero(Y, B), "gd": factorisation.normal(Y, B, seeds=seeds, scale=_SCALE)}
-    ends = []
-    for method, start in starts.items():
-        ends.append(
-            factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-        )
-        setting.report(len(ends) / len(starts))
-    fa, gd = ends
+    # Gradient descent never leaves the zero start.
+    fa = train(seeds, Y, B, method="fa", scale=0.0, rate=rate, at=[steps], names=["error"])
+    setting.report(0.5)
+    gd = train(seeds, Y, B, method="gd", scale=_SCALE, rate=rate, at=[steps], names=["error"])
+    setting.report(1.0)
     return (fa.values["error"] / gd.values["error"])[:, 0], overlap(fa.end.W, gd.end.W)
 
 
@@ -156,15 +150,14 @@ def _ratio_and_overlap(data: pl.DataFrame) -> "Figure":
     )
     sizes = sorted(data["m"].unique().to_list())
     for colour, marker, (name, whole) in zip(COLOURS, MARKERS, each_of(data, "data"), strict=False):
-        for found, runs in each_of(whole, "found"):
-            trained = found == "trained"
+        for source, runs in each_of(whole, "found"):
+            trained = source == "trained"
             for panel, value in ((left, "ratio"), (right, "overlap")):
-                spread = runs[f"{value}_sd"].fill_null(0)
-                low = pl.select(pl.min_horizontal(spread, runs[f"{value}_mean"] * 0.9)).to_series()
+                middle, sd = runs[f"{value}_mean"], runs[f"{value}_sd"]
                 panel.errorbar(
                     runs["m"],
-                    runs[f"{value}_mean"],
-                    yerr=None if trained else [low, spread],
+                    middle,
+                    yerr=None if trained else error_bars(middle, sd),
                     color=colour,
                     marker=marker,
                     markersize=9 if trained else 4.5,

@@ -13,7 +13,7 @@ from torch import Tensor
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import CONFIDENCE, around, share_at_least, slope
 from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
-from falign.papers.garg2022._shared import groups, largest_in_groups
+from falign.papers.garg2022._shared import groups, largest_in_groups, train
 from falign.theory import factorisation
 from falign.theory.factorisation import (
     RatioLaw,
@@ -85,12 +85,9 @@ def _trained(
     method: str, Y: Float[Tensor, "n n"], B: Float[Tensor, "runs r n"], seeds: Sequence[int], rate: float, steps: int
 ) -> list[float]:
     """Errors at the end of a training: FA from zero; gradient descent from a random start, a quarter as long."""
-    if method == "fa":
-        start = factorisation.zero(Y, B)
-    else:
-        start, steps = factorisation.normal(Y, B, seeds=seeds, scale=_SCALE), steps // 4
-    course = factorisation.gradient_descent(method, Y, B, start, rate=rate, steps=steps, names=["error"], at=[steps])
-    return course.values["error"][:, 0].tolist()
+    scale, last = (0.0, steps) if method == "fa" else (_SCALE, steps // 4)
+    trajectory = train(seeds, Y, B, method=method, scale=scale, rate=rate, at=[last], names=["error"])
+    return trajectory.values["error"][:, 0].tolist()
 
 
 _LAST = pl.col("tail") == 1
@@ -121,10 +118,10 @@ def _law(table: pl.DataFrame) -> Evidence:
     for label, runs in kinds:
         law, squares = RatioLaw(r=int(runs["r"][0]), epsilon=float(runs["epsilon"][0])), runs["ratio"].to_numpy() ** 2
         low, middle, high = law.quantile([0.1, 0.5, 0.9])
-        found = scipy.stats.kstest(squares, law.cdf).statistic
+        distance = scipy.stats.kstest(squares, law.cdf).statistic
         limit = scipy.stats.kstwo.ppf(1 - (1 - CONFIDENCE) / len(kinds), len(squares))
         name = f"{label}: distance of distributions (10, 50, 90 %: {low:.3g}, {middle:.3g}, {high:.4g})"
-        checks.append(Check(label=name, measured=float(found), high=float(limit)))
+        checks.append(Check(label=name, measured=float(distance), high=float(limit)))
     return Evidence(checks=tuple(checks))
 
 
@@ -141,8 +138,8 @@ def _reached(table: pl.DataFrame) -> Evidence:
     gd = largest_in_groups(table.drop_nulls("gd"), (pl.col("gd") - 1).abs(), ["tail", "r", "share"], 0.01)
     named = [
         Check(label=f"{method}, {check.label}", measured=check.measured, high=check.high)
-        for method, found in (("fa", fa), ("gd", gd))
-        for check in found.checks
+        for method, evidence in (("fa", fa), ("gd", gd))
+        for check in evidence.checks
     ]
     return Evidence(checks=tuple(named))
 

@@ -29,7 +29,7 @@ def converted(W: Sequence[Tensor], B: Sequence[Tensor], rule: str, activation: s
     return model
 
 
-def descend(
+def gradient_descent(
     model: nn.Sequential, X: Tensor, Y: Tensor, rate: float, batches: Sequence[Tensor | slice]
 ) -> Iterator[nn.Sequential]:
     """Steps of gradient descent on the mean of ½|f - y|²; yields the model before every step and after the last."""
@@ -152,6 +152,7 @@ def _white(points: Float[Tensor, "n d"], inputs: int) -> Float[Tensor, "n inputs
 
 def _scaled(X: Tensor, Y: Tensor) -> Problem:
     U, λ, Vh = torch.linalg.svd(Y.mT @ X / len(X), full_matrices=False)
+    # λ_1 = 1, so that learning times and step sizes of different data sets are of one unit.
     kept = int((λ > _DISTINCT * λ[0]).sum())
     return Problem(X=X, Y=Y / λ[0], U=U[:, :kept], λ=λ[:kept] / λ[0], V=Vh[:kept].mT)
 
@@ -161,7 +162,7 @@ def _scaled(X: Tensor, Y: Tensor) -> Problem:
 AGAINST = 1.8
 """Size c of the start against the feedback path: λ_c = c³/(3√3) = 1.12 is above all components; the largest is 1."""
 SMALL = 1e-2
-"""Size of small random weights, entries N(0, size²/inputs); PyTorch's own are of size 0.6."""
+"""Size of small random weights, entries N(0, size²/inputs); those of PyTorch are of size 0.6."""
 
 
 def start(
@@ -186,19 +187,25 @@ def start(
         anti-aligned start is that of feedback alignment.
     """
     widths = [learned.X.shape[1], *[hidden] * (depth - 1), learned.Y.shape[1]]
-    family = Orthogonal() if basis == "spectral" else Normal()
-    B = [
-        draw(family, (widths[-1] if rule == "dfa" else out, into), seed=seed, name=f"{place}", deviation=into**-0.5)
-        for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
-    ]
-    B = [_orthonormal(part.double()) if basis == "spectral" else part.double() for part in B]
+    B = draw_feedback(Orthogonal() if basis == "spectral" else Normal(), widths, direct=rule == "dfa", seed=seed)
+    if basis == "spectral":
+        B = [_orthonormal(part) for part in B]
     W = [torch.zeros(out, into, dtype=torch.float64) for into, out in pairwise(widths)]
     if scheme == "small":
         W = [_small(part, seed, place) for place, part in enumerate(W, 1)]
     if scheme == "anti-aligned":
         directions = path(B, direct=rule == "dfa") @ learned.U
+        # Columns of norm 1 before the factor: every component begins with the same hidden weight, -c along its path.
         W[0] = -AGAINST * directions / directions.norm(dim=0) @ learned.V.mT
     return W, B
+
+
+def draw_feedback(family: Normal | Orthogonal, widths: Sequence[int], *, direct: bool, seed: int) -> list[Tensor]:
+    """B_2, …, B_L of a network of these widths, of entries of variance 1/columns; if direct, all from the outputs."""
+    return [
+        draw(family, (widths[-1] if direct else out, into), seed=seed, name=f"{place}", deviation=into**-0.5).double()
+        for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
+    ]
 
 
 def path(B: Sequence[Tensor], *, direct: bool) -> Tensor:

@@ -12,7 +12,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from falign.theory.deep_linear import Modes, initialisation, modes
+from falign.lab.experiment.statistics import sorted_groups
+from falign.theory.deep_linear import Modes, critical_target, initialisation, modes
+
+CRITICAL = float(critical_target(-0.5, 1.0))
+"""λ_c of the anti-aligned start of two layers, θ_1 = -1, θ_2 = 0, for which K = -½; m = 1. It is 1/(3√3)."""
+TINY = float(np.finfo(float).tiny)
+"""Lower end of a check on what is above 0: the ends of a check belong to it."""
 
 
 def batches(
@@ -32,6 +38,7 @@ def batches(
     """
     kinds = list(zip(rule, depth, strict=True))
     for kind in dict.fromkeys(kinds):
+        # One integration takes modes of one rule and depth only; starts, sizes and targets may differ.
         places = [place for place, each in enumerate(kinds) if each == kind]
         starts = [initialisation(scheme[place]).start(size[place], depth[place]) for place in places]
         weights = torch.tensor([[float(weight) for weight in start] for start in starts], dtype=torch.float64).mT
@@ -39,24 +46,26 @@ def batches(
         yield places, modes(targets, list(weights), rule=kind[0])  # pyright: ignore[reportArgumentType]  # it checks
 
 
-def paced(begun: Modes, pace: Float[Tensor, "*modes"]) -> Modes:
+def paced(initial: Modes, pace: Float[Tensor, "*modes"]) -> Modes:
     """The same modes in units in which time runs so many times faster.
 
     ``θ_l → aθ_l``, ``λ → a^L λ`` and ``c_l → a^(L-l) c_l`` leave the shares as they are and multiply ρ by
     ``a^(2L-2)``: an exact symmetry of every rule. So one list of times, or one step size, fits all modes.
 
     Args:
-        begun: Any modes with s = 1.
+        initial: Any modes with s = 1.
         pace: ``a^(2L-2)`` of each.
     """
-    depth = begun.depth
+    depth = initial.depth
     a = pace ** (1 / (2 * depth - 2))
-    powers = [depth - 1 - place if begun.rule == "dfa" else 1 for place in range(depth - 1)]
+    # fa's c_l is the product of the L - l factors above layer l, so that each of them takes one a; dfa's is a single
+    # factor, which takes them all.
+    powers = [depth - 1 - place if initial.rule == "dfa" else 1 for place in range(depth - 1)]
     return replace(
-        begun,
-        weights=begun.weights * a,
-        feedback=torch.stack([m * a**power for m, power in zip(begun.feedback, powers, strict=True)]),
-        target=begun.target * a**depth,
+        initial,
+        weights=initial.weights * a,
+        feedback=torch.stack([m * a**power for m, power in zip(initial.feedback, powers, strict=True)]),
+        target=initial.target * a**depth,
     )
 
 
@@ -92,7 +101,7 @@ def crossing(times: ArrayLike, shares: ArrayLike, left: float = TOLERANCE) -> fl
     if not done.size:
         return None
     at = int(done[0])
-    if at == 0:
+    if at == 0:  # there is no record before it to draw a line from
         return float(t[0])
     before, after = missing[at - 1], missing[at]
     return float(t[at - 1] + (t[at] - t[at - 1]) * before / (before - after))
@@ -113,6 +122,12 @@ def in_order(sizes: Sequence[float], times: Sequence[float | None]) -> float:
     return sum(0.5 if large[1] == small[1] else float(large[1] < small[1]) for large, small in pairs) / len(pairs)
 
 
+def exponent(x: pl.Series, y: pl.Series) -> float:
+    """Slope of log y on log x by least squares."""
+    log_x, log_y = (values.cast(pl.Float64).log().to_numpy() for values in (x, y))
+    return float(np.polyfit(log_x, log_y, 1)[0])
+
+
 def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target", time: str = "learned") -> pl.DataFrame:
     """``in_order`` of every group.
 
@@ -128,6 +143,6 @@ def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target", time
     rows = [
         {**dict(zip(by, values, strict=True)), "in_order": in_order(runs[size].to_list(), runs[time].to_list())}
         | {"components": runs.height}
-        for values, runs in table.sort(by).group_by(list(by), maintain_order=True)
+        for values, runs in sorted_groups(table, by)
     ]
     return pl.DataFrame(rows)

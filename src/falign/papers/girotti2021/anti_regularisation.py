@@ -10,8 +10,8 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels
-from falign.papers.girotti2021._modes import paced
-from falign.theory.deep_linear import asymptotic_rate, critical_target, gradient_flow, learning_time, limit, modes
+from falign.papers.girotti2021._modes import CRITICAL, TINY, paced
+from falign.theory.deep_linear import asymptotic_rate, gradient_flow, learning_time, limit, modes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ANTI_REGULARISATION"]
 
-_CRITICAL = float(critical_target(-0.5, 1.0))
-"""λ_c for θ_1 = -1, θ_2 = 0 and m = 1, which is 1/(3√3)."""
-
 
 def _points(shares: Sequence[float], records: int) -> tuple[Point, ...]:
     """Components at shares of λ_c, and the two on either side of it, for unit start and feedback."""
-    targets = sorted({*(round(share * _CRITICAL, 8) for share in shares), 0.19, 0.195})
+    targets = sorted({*(round(share * CRITICAL, 8) for share in shares), 0.19, 0.195})
     return tuple({"size": 1.0, "feedback": 1.0, "target": target, "records": records} for target in targets)
 
 
@@ -42,19 +39,20 @@ def _run(
     target: Sequence[float],
     records: int,
 ) -> list[Outcome]:
-    """Integrate all runs together, each in units of its own time, and fit their rates."""
+    """Integrate all runs together, each in units of its learning time, and fit their rates."""
     sizes, m, targets = (torch.tensor(values).double() for values in (size, feedback, target))
-    begun = modes(targets, [-sizes, torch.zeros_like(sizes)], feedback=m)
+    initial = modes(targets, [-sizes, torch.zeros_like(sizes)], feedback=m)
+    # Each run ends when its error should be the lower end of the fit: it spends its records where the rate is read.
     moments = torch.linspace(0, 1, records, dtype=torch.float64)
-    units = learning_time(begun, _FITTED[1])
-    course = gradient_flow(paced(begun, units), times=moments, tolerance=1e-12)
-    missing = (1 - course.share).abs()
+    units = learning_time(initial, _FITTED[1])
+    trajectory = gradient_flow(paced(initial, units), times=moments, tolerance=1e-12)
+    missing = (1 - trajectory.share).abs()
     columns = {
-        "rate": asymptotic_rate(begun),
+        "rate": asymptotic_rate(initial),
         "fitted": torch.stack([_slope(moments, runs) for runs in missing.mT]) / units,
-        "limit": limit(begun),
-        "hidden": course.weights[-1, 0] / units.sqrt(),
-        "learned": learning_time(begun),
+        "limit": limit(initial),
+        "hidden": trajectory.weights[-1, 0] / units.sqrt(),  # back from the weights of the paced modes
+        "learned": learning_time(initial),
     }
     return [
         Outcome(records={name: [float(values[at])] for name, values in columns.items()}) for at in range(len(seeds))
@@ -63,16 +61,16 @@ def _run(
 
 def _slope(moments: Tensor, missing: Tensor) -> Tensor:
     """``-d ln|e|/dt`` of the last records between the two sizes of error."""
+    # The error may cross the upper end more than once: only what follows the last crossing is the end.
     late = (missing <= _FITTED[0]) & (moments > moments[missing > _FITTED[0]].max())
     return -torch.tensor(np.polyfit(moments[late], missing[late].log(), 1)[0])
 
 
 _RATES = {0.2: 0.880, 0.5: 0.674, 0.9: 0.279, 0.99: 0.084}
 """λ/λ_c -> ρ*."""
-_BELOW = pl.col("target") < _CRITICAL
-_TABLE = pl.any_horizontal(*((pl.col("target") / _CRITICAL - share).abs() < 1e-6 for share in _RATES))
+_BELOW = pl.col("target") < CRITICAL
+_TABLE = pl.any_horizontal(*((pl.col("target") / CRITICAL - share).abs() < 1e-6 for share in _RATES))
 _SIDES = pl.col("target").is_in([0.19, 0.195])
-_TINY = float(np.finfo(float).tiny)
 
 
 def _falls(table: pl.DataFrame) -> Evidence:
@@ -81,8 +79,8 @@ def _falls(table: pl.DataFrame) -> Evidence:
     times = runs["learned"].diff().drop_nulls().to_numpy()
     return Evidence(
         checks=(
-            Check(label=f"least fall of the rate in {len(steps)} steps", measured=float(-steps.max()), low=_TINY),
-            Check(label=f"least rise of the time in {len(times)} steps", measured=float(times.min()), low=_TINY),
+            Check(label=f"least fall of the rate in {len(steps)} steps", measured=float(-steps.max()), low=TINY),
+            Check(label=f"least rise of the time in {len(times)} steps", measured=float(times.min()), low=TINY),
         )
     )
 
@@ -90,7 +88,7 @@ def _falls(table: pl.DataFrame) -> Evidence:
 def _values(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
-        share = min(_RATES, key=lambda each: abs(row["target"] / _CRITICAL - each))
+        share = min(_RATES, key=lambda each: abs(row["target"] / CRITICAL - each))
         near = {"low": _RATES[share] - 5e-4, "high": _RATES[share] + 5e-4}
         checks.append(Check(label=f"λ = {share:g} λ_c: closed form", measured=row["rate"], **near))
         checks.append(Check(label="fitted over closed form", measured=row["fitted"] / row["rate"], low=0.99, high=1.01))
@@ -100,9 +98,9 @@ def _values(table: pl.DataFrame) -> Evidence:
 def _sides(table: pl.DataFrame) -> Evidence:
     checks = []
     for row in table.sort("target").to_dicts():
-        sign = {"high": -_TINY} if row["target"] < _CRITICAL else {"low": _TINY}
+        sign = {"high": -TINY} if row["target"] < CRITICAL else {"low": TINY}
         checks.append(Check(label=f"λ = {row['target']:g}: θ_1 at the end", measured=row["hidden"], **sign))
-    return Evidence(checks=tuple(checks), note=f"λ_c = {_CRITICAL:.5f}")
+    return Evidence(checks=tuple(checks), note=f"λ_c = {CRITICAL:.5f}")
 
 
 def _vanishes(table: pl.DataFrame) -> Evidence:
@@ -110,9 +108,7 @@ def _vanishes(table: pl.DataFrame) -> Evidence:
     near = table.sort("target").tail(2)
     (first, last), (low, high) = near["target"].to_list(), near["fitted"].pow(2).to_list()
     crossing = last + (last - first) * high / (low - high)
-    return Evidence(
-        checks=(Check(label="zero of ρ*²", measured=crossing, low=_CRITICAL - 1e-3, high=_CRITICAL + 1e-3),)
-    )
+    return Evidence(checks=(Check(label="zero of ρ*²", measured=crossing, low=CRITICAL - 1e-3, high=CRITICAL + 1e-3),))
 
 
 _CLAIMS = (
@@ -167,7 +163,7 @@ def _rates_and_limits(data: pl.DataFrame) -> "Figure":
     )
     for panel, shown, closed in ((rate, "fitted", "rate"), (hidden, "hidden", "limit"), (time, "learned", "")):
         for below, colour in ((True, COLOURS[1]), (False, COLOURS[0])):
-            runs = data.filter((pl.col("target") < _CRITICAL) == below)
+            runs = data.filter((pl.col("target") < CRITICAL) == below)
             panel.plot(runs["target"], runs[shown], "o", color=colour, markersize=4)
             if closed:
                 law(panel, runs["target"], runs[closed], "")
@@ -178,8 +174,8 @@ def _rates_and_limits(data: pl.DataFrame) -> "Figure":
 
 
 def _critical(panel: "Axes") -> None:
-    panel.axvline(_CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
-    panel.annotate("λ_c", (_CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
+    panel.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
+    panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:

@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
+from falign.lab.experiment.statistics import sorted_groups
 from falign.lab.report.style import COLOURS, each_of, law, logarithmic, panels
 from falign.theory.deep_linear import critical_target, phase_diagram
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["CHART"]
 
 
+_BRANCHES = ("output", "aligned", "anti-aligned")
+
+
 def _points(cells: int) -> tuple[Point, ...]:
-    return grid(branch=("output", "aligned", "anti-aligned"), feedback=(1.0, 4.0), cells=cells)
+    return grid(branch=_BRANCHES, feedback=(1.0, 4.0), cells=cells)
 
 
 _SIDES = 3.0, (0.02, 10.0)
@@ -26,17 +30,18 @@ _SIDES = 3.0, (0.02, 10.0)
 
 def _run(*, seed: int, setting: Setting, branch: str, feedback: float, cells: int) -> Outcome:
     """Chart the learning times of a branch over K and λ."""
+    # Middles of an even number of cells, so that none is K = 0, at which all three branches are the zero start.
     middles = (np.arange(cells) + 0.5) / cells
     invariants = _SIDES[0] * (2 * middles - 1 if branch == "output" else middles - 1)
     targets = np.geomspace(*_SIDES[1], cells)
-    found = phase_diagram(invariants, targets, feedback=feedback, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
+    diagram = phase_diagram(invariants, targets, feedback=feedback, branch=branch)  # pyright: ignore[reportArgumentType]  # it checks
     return Outcome(
         records={
             "invariant": np.repeat(invariants, cells).tolist(),
             "target": np.tile(targets, cells).tolist(),
-            "critical": found.critical.repeat_interleave(cells).tolist(),
-            "time": found.time.flatten().tolist(),
-            "slope": found.slope.flatten().tolist(),
+            "critical": diagram.critical.repeat_interleave(cells).tolist(),
+            "time": diagram.time.flatten().tolist(),
+            "slope": diagram.slope.flatten().tolist(),
         }
     )
 
@@ -52,7 +57,7 @@ def _falls(table: pl.DataFrame) -> Evidence:
             Check(
                 label=f"{branch}, m = {m:g}: share of {runs.height} cells", measured=_share(runs["slope"] < 0), low=1.0
             )
-            for (branch, m), runs in table.sort(_MAP).group_by(_MAP, maintain_order=True)
+            for (branch, m), runs in sorted_groups(table, _MAP)
         )
     )
 
@@ -83,7 +88,6 @@ def _share(right: pl.Series) -> float:
     return float(np.mean(right.to_numpy())) if len(right) else 0.0
 
 
-_BRANCHES = ("output", "aligned", "anti-aligned")
 _NAMES = {"output": "θ₁ = 0, θ₂ = K", "aligned": "θ₁ = √(-2K), θ₂ = 0", "anti-aligned": "θ₁ = -√(-2K), θ₂ = 0"}
 
 
@@ -98,6 +102,7 @@ def _maps(data: pl.DataFrame) -> "Figure":
         height=2.9,
     )
     finite = data["time"].filter(data["time"].is_finite()).to_numpy()
+    # Next to λ_c the time grows without bound: one cell there would take all colours.
     norm = LogNorm(float(finite.min()), min(float(finite.max()), 50.0))
     signs = LinearSegmentedColormap.from_list("order", [COLOURS[0], "#f4f4f2", COLOURS[1]])
     rows = axes[: len(_BRANCHES)], axes[len(_BRANCHES) :]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from falign.feedback import generator
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
+from falign.lab.experiment.statistics import sorted_groups
 from falign.lab.report.style import INK, each_of, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import (
@@ -41,8 +42,8 @@ def _points(draws: int) -> tuple[Point, ...]:
 
 
 _LENGTH, _LONG = 30.0, 5000.0
-"""Of courses, in units of 1/ρ_max: with positive invariants; in steps from any start, as some pass close by a point of
-rest that has just vanished."""
+"""Length of a trajectory in units of 1/ρ_max: with positive invariants; in steps from any start, as some pass close by
+a fixed point that has just vanished."""
 _LEFT = 1e-3
 """Share of the component, or of the first error, at which it has converged."""
 _RECORDS = 40
@@ -52,27 +53,27 @@ def _run(
     *, seed: int, setting: Setting, rule: str, depth: int, start: str, dynamics: str, share: float, draws: int
 ) -> Outcome:
     """Follow a batch of random starts, in units in which ρ_max is 1, so that one step size fits all."""
-    begun = _sample_modes(seed, rule, depth, start, draws)
-    begun = paced(begun, sufficient_rate(begun))
-    return (_guaranteed if start == "positive" else _reached)(begun, dynamics, share)
+    initial = _sample_modes(seed, rule, depth, start, draws)
+    initial = paced(initial, sufficient_rate(initial))
+    return (_guaranteed if start == "positive" else _reached)(initial, dynamics, share)
 
 
-def _guaranteed(begun: Modes, dynamics: str, share: float) -> Outcome:
+def _guaranteed(initial: Modes, dynamics: str, share: float) -> Outcome:
     """Errors beside their bound; of steps only where they meet the theorem's condition on their size."""
     steps = round(_LENGTH / (share or 1))
     if dynamics == "flow":
-        course = gradient_flow(begun, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
-        met = torch.ones_like(begun.target, dtype=torch.bool)
+        trajectory = gradient_flow(initial, times=torch.linspace(0, _LENGTH, _RECORDS + 1, dtype=torch.float64))
+        met = torch.ones_like(initial.target, dtype=torch.bool)
     else:
-        course = gradient_descent(begun, rate=share, steps=steps, at=range(steps + 1))
-        met = (share * step_rates(course) <= 1).all(0)
-    check = exponential_convergence(course)
-    kept = torch.linspace(0, len(course.times) - 1, _RECORDS + 1).round().long()
+        trajectory = gradient_descent(initial, rate=share, steps=steps, at=range(steps + 1))
+        met = (share * step_rates(trajectory) <= 1).all(0)
+    check = exponential_convergence(trajectory)
+    kept = torch.linspace(0, len(trajectory.times) - 1, _RECORDS + 1).round().long()
     over = (check.measured / check.bound)[met][:, kept].amax(0)
     count = len(kept)
     return Outcome(
         records={
-            "time": course.times[kept].tolist(),
+            "time": trajectory.times[kept].tolist(),
             "over_bound": over.tolist(),
             "met": [int(met.sum())] * count,
             "held": [_share(check.held[met])] * count,
@@ -80,15 +81,16 @@ def _guaranteed(begun: Modes, dynamics: str, share: float) -> Outcome:
     )
 
 
-def _reached(begun: Modes, dynamics: str, share: float) -> Outcome:
+def _reached(initial: Modes, dynamics: str, share: float) -> Outcome:
     """Share of the starts whose error is gone: in the flow at the predicted time, in steps after very many."""
     if dynamics == "flow":
-        begun = paced(begun, learning_time(begun, _LEFT))
-        error = gradient_flow(begun, times=[0.0, 1.0]).error
+        initial = paced(initial, learning_time(initial, _LEFT))
+        error = gradient_flow(initial, times=[0.0, 1.0]).error
     else:
-        error = gradient_descent(begun, rate=share, steps=(steps := round(_LONG / share)), at=[0, steps]).error
-    left = error[-1].abs() / torch.maximum(begun.target, error[0].abs())
-    met = len(left)
+        error = gradient_descent(initial, rate=share, steps=(steps := round(_LONG / share)), at=[0, steps]).error
+    # A start may lie almost on its target: what is left is then measured by the target.
+    left = error[-1].abs() / torch.maximum(initial.target, error[0].abs())
+    met = len(left)  # no condition: all of them
     return Outcome(records={"time": [0.0], "over_bound": [None], "met": [met], "held": [_share(left <= 1.001 * _LEFT)]})
 
 
@@ -104,14 +106,15 @@ def _sample_modes(seed: int, rule: str, depth: int, start: str, draws: int) -> M
 
     feedback = (normal("feedback", depth - 1, draws) / 2).exp()
     weights = list(normal("weights", depth, draws))
-    begun = modes(normal("target", draws).exp(), weights, feedback=list(feedback), rule=rule)  # pyright: ignore
+    initial = modes(normal("target", draws).exp(), weights, feedback=list(feedback), rule=rule)  # pyright: ignore
     if start == "any":
-        return begun
-    carriers, gaps = begun.feedback_factors, normal("gaps", depth - 1, draws).exp()
+        return initial
+    # From below, each weight is raised to where its invariant with the one below is positive, by a random gap.
+    factors, gaps = initial.feedback_factors, normal("gaps", depth - 1, draws).exp()
     for layer in range(depth - 1):
-        ratio = carriers[layer + 1] / carriers[layer]
+        ratio = factors[layer + 1] / factors[layer]
         weights[layer + 1] = ratio * (weights[layer].square() / 2 + gaps[layer])
-    return begun.at(torch.stack(weights))
+    return initial.at(torch.stack(weights))
 
 
 _KIND = ["dynamics", "rule", "depth", "share"]
@@ -122,7 +125,7 @@ _FLOW = pl.col("dynamics") == "flow"
 def _held(table: pl.DataFrame) -> Evidence:
     runs = table.unique([*_KIND, "start", "seed"], keep="first", maintain_order=True)
     checks = []
-    for (dynamics, rule, depth, share), rows in runs.sort(_KIND).group_by(_KIND, maintain_order=True):
+    for (dynamics, rule, depth, share), rows in sorted_groups(runs, _KIND):
         step = f", η = {share:g}/ρ_max" if dynamics == "steps" else ""
         tried, met = int(rows["draws"].sum()), int(rows["met"].sum())
         left_out = f", {tried - met} are not under the condition" if met < tried else ""

@@ -8,10 +8,10 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import largest
+from falign.lab.experiment.statistics import largest, sorted_groups
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
-from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, paced
-from falign.theory.deep_linear import critical_target, depth_slope, gradient_flow, learning_time
+from falign.papers.girotti2021._modes import CRITICAL, TINY, TOLERANCE, batches, crossing, exponent, paced
+from falign.theory.deep_linear import depth_slope, gradient_flow, learning_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,15 +70,14 @@ def _run(
 
 _CONSTANT = 2.0107
 """Time to 90 % of a component of size 1 from zero weights, two layers, m = 1."""
-_BELOW = float(critical_target(-0.5, 1.0))
 _FA = pl.col("rule") == "fa"
 _ZERO = _FA & (pl.col("scheme") == "zero")
 
 
 def _slopes(table: pl.DataFrame) -> Evidence:
     checks = []
-    for (depth,), runs in table.sort("depth", "target").group_by(["depth"], maintain_order=True):
-        measured = float(np.polyfit(runs["target"].log().to_numpy(), runs["learned"].log().to_numpy(), 1)[0])
+    for (depth,), runs in sorted_groups(table.sort("depth", "target"), ["depth"]):
+        measured = exponent(runs["target"], runs["learned"])
         law = depth_slope(int(str(depth)))
         checks.append(Check(label=f"{depth} layers: exponent of λ", measured=measured, low=law - 1e-3, high=law + 1e-3))
     return Evidence(checks=tuple(checks), note=f"{table['target'].n_unique()} sizes from 0.01 to 30")
@@ -115,13 +114,12 @@ def _logarithmic(table: pl.DataFrame) -> Evidence:
 
 def _turns(table: pl.DataFrame) -> Evidence:
     """Steps of the logarithm of the time between neighbouring sizes, below λ_c and above twice λ_c."""
-    below = _small(table, _BELOW)["learned"].log().diff().drop_nulls().to_numpy()
-    above = table.filter(pl.col("target") > 2 * _BELOW).sort("target")["learned"].log().diff().drop_nulls().to_numpy()
-    tiny = float(np.finfo(float).tiny)
+    below = _small(table, CRITICAL)["learned"].log().diff().drop_nulls().to_numpy()
+    above = table.filter(pl.col("target") > 2 * CRITICAL).sort("target")["learned"].log().diff().drop_nulls().to_numpy()
     return Evidence(
         checks=(
-            Check(label=f"least rise of {len(below)}, λ < λ_c", measured=float(below.min()), low=tiny),
-            Check(label=f"least fall of {len(above)}, λ > 2λ_c", measured=float(-above.max()), low=tiny),
+            Check(label=f"least rise of {len(below)}, λ < λ_c", measured=float(below.min()), low=TINY),
+            Check(label=f"least fall of {len(above)}, λ > 2λ_c", measured=float(-above.max()), low=TINY),
         )
     )
 
@@ -130,9 +128,7 @@ def _exact(table: pl.DataFrame) -> Evidence:
     far = table.with_columns(far=(pl.col("learned") / pl.col("predicted") - 1).abs().fill_null(1.0))
     starts = [
         (f"{rule}, {depth} layers, {scheme}", runs)
-        for (rule, depth, scheme), runs in far.sort("rule", "depth", "scheme").group_by(
-            ["rule", "depth", "scheme"], maintain_order=True
-        )
+        for (rule, depth, scheme), runs in sorted_groups(far, ["rule", "depth", "scheme"])
     ]
     return largest(starts, "far", 1e-3, label="{label}: farthest of {rows}")
 
@@ -140,7 +136,7 @@ def _exact(table: pl.DataFrame) -> Evidence:
 def _gradient(table: pl.DataFrame) -> Evidence:
     """Slope of log time on log λ of gradient descent, where the start is small beside the component."""
     runs = table.filter(pl.col("target") >= 0.1).sort("target")
-    measured = float(np.polyfit(runs["target"].log().to_numpy(), runs["learned"].log().to_numpy(), 1)[0])
+    measured = exponent(runs["target"], runs["learned"])
     return Evidence(checks=(Check(label="exponent of λ", measured=measured, high=-0.75),))
 
 
@@ -241,7 +237,7 @@ def _times_by_size(data: pl.DataFrame) -> "Figure":
     for colour, marker, (scheme, runs) in zip(COLOURS, MARKERS, each_of(two, "scheme", _SCHEMES), strict=False):
         _times(right, runs, colour, marker, scheme)
     _times(right, data.filter(pl.col("rule") == "bp"), INK, "", "gradient descent, small")
-    right.axvline(float(critical_target(-0.5, 1.0)), color=AXIS, linestyle=":", linewidth=1.2)
+    right.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
     for panel in (left, right):
         logarithmic(panel, "both")
         panel.legend(fontsize=8)

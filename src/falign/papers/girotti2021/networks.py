@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, mean, paired, slope
+from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, mean, paired, slope, sorted_groups
 from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import (
     AGAINST,
     Problem,
     converted,
-    descend,
+    gradient_descent,
     one_thread,
     problem,
     product,
     start,
 )
-from falign.papers.girotti2021._modes import TOLERANCE, crossing, orders
+from falign.papers.girotti2021._modes import TOLERANCE, crossing, exponent, orders
 from falign.theory.deep_linear import depth_slope, limit, matrix_gradient_descent, modes, network
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _SPANS = {
 sixth of the largest, those of images are a fifth and more."""
 
 _OTHERS, _RESTING = 8.0, 30.0
+"""The same of the other starts, and of those that rest long enough for the end of their rest to be seen coming."""
 
 
 def _points(
@@ -106,13 +107,12 @@ def _run(
     W, B = start(learned, rule=rule, depth=depth, hidden=hidden, scheme=scheme, basis=basis, seed=seed)
     model = converted(W, B, rule)
     everything = [slice(None)] * steps
-    maps = [product(each) for each in descend(model, learned.X, learned.Y, rate, everything)]
-    products = torch.stack(maps)
+    products = torch.stack([product(each) for each in gradient_descent(model, learned.X, learned.Y, rate, everything)])
     shares = learned.shares(products)
     if not shares[-1].isfinite().all():
         return Outcome(records={}, diverged="the weights were not finite at the end: lower the rate")
     state = network(W, B, rule=rule)  # pyright: ignore[reportArgumentType]  # it checks
-    course = matrix_gradient_descent(
+    trajectory = matrix_gradient_descent(
         state,
         learned.X,
         learned.Y,
@@ -122,7 +122,7 @@ def _run(
         names=["map"],
         at=list(range(compared + 1)),
     )
-    apart = float((learned.shares(course["map"][0]) - shares[: compared + 1]).abs().max())
+    apart = float((learned.shares(trajectory["map"][0]) - shares[: compared + 1]).abs().max())
     outside = learned.outside(products) if len(learned.λ) < learned.X.shape[1] else None
     return _outcome(learned, rate, shares, outside, records=records, apart=apart)
 
@@ -161,22 +161,20 @@ _GROWING = 1e-13, 1e-4
 
 def _modes_of(table: pl.DataFrame) -> pl.DataFrame:
     """One row a component of a run: when it was learned and begun."""
-    columns = [*_KIND, "seed", "mode", "component", "learned", "begun"]
-    return table.filter(pl.col("time") == 0).select(columns).sort(columns[:8])
+    keys = [*_KIND, "seed", "mode"]
+    return table.filter(pl.col("time") == 0).select(*keys, "component", "learned", "begun").sort(keys)
 
 
 def _orders(table: pl.DataFrame) -> pl.DataFrame:
     return orders(_modes_of(table), by=[*_KIND, "seed"], size="component")
 
 
-def _named(values: Sequence[object]) -> str:
-    """Such as "digits, pixels, fa, 2 layers, small, random"."""
-    dataset, task, rule, depth, *rest = values
-    return ", ".join(map(str, (dataset, task, rule, f"{depth} layers", *rest)))
-
-
 def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), rows) for values, rows in runs.sort(_KIND).group_by(_KIND, maintain_order=True)]
+    """Runs by kind, labelled such as "digits, pixels, fa, 2 layers, small, random"."""
+    return [
+        (f"{dataset}, {task}, {rule}, {depth} layers, {scheme}, {basis}", rows)
+        for (dataset, task, rule, depth, scheme, basis), rows in sorted_groups(runs, _KIND)
+    ]
 
 
 def _decreasing(table: pl.DataFrame, sign: int) -> Evidence:
@@ -222,15 +220,10 @@ def _gradient_slopes(table: pl.DataFrame) -> Evidence:
     """Differences of the slopes of log time on log λ, paired by seed."""
     keys = ["dataset", "task", "rule", "seed"]
     rows = [
-        {**dict(zip(keys, values, strict=True)), "slope": _log_slope(run)}
-        for values, run in _modes_of(table).sort(keys).group_by(keys, maintain_order=True)
+        {**dict(zip(keys, values, strict=True)), "slope": exponent(run["component"], run["learned"])}
+        for values, run in sorted_groups(_modes_of(table), keys)
     ]
     return below_zero(_differences(pl.DataFrame(rows), "slope", "rule", "fa", "bp"))
-
-
-def _log_slope(runs: pl.DataFrame) -> float:
-    x, y = (runs[name].cast(pl.Float64).log().to_numpy() for name in ("component", "learned"))
-    return float(np.polyfit(x, y, 1)[0])
 
 
 def _waits(table: pl.DataFrame) -> Evidence:
@@ -269,8 +262,8 @@ def _exactly(table: pl.DataFrame) -> Evidence:
     checks = []
     for label, runs in _kinds(_orders(table)):
         wanted = 0.0 if runs["scheme"][0] == "anti-aligned" else 1.0
-        found = runs["in_order"].to_numpy()
-        for kind, value in (("least", found.min()), ("most", found.max())):
+        shares = runs["in_order"].to_numpy()
+        for kind, value in (("least", shares.min()), ("most", shares.max())):
             checks.append(Check(label=f"{label}: {kind}", measured=float(value), low=wanted, high=wanted))
     return Evidence(checks=tuple(checks))
 
@@ -407,7 +400,7 @@ def _of(data: pl.DataFrame, kind: tuple[str, int, str, str]) -> pl.DataFrame:
     )
 
 
-def _courses(data: pl.DataFrame) -> "Figure":
+def _shares_over_time(data: pl.DataFrame) -> "Figure":
     """A column a rule and start, a row a problem; the larger the component, the darker."""
     problems = _problems(data)
     figure, axes = panels(
@@ -452,20 +445,22 @@ def _components(data: pl.DataFrame) -> "Figure":
         share="all",
         height=3.6,
     )
-    looks = dict(zip(_PANELS, zip((*COLOURS[:5], INK), MARKERS, strict=True), strict=True))
+    styles = dict(zip(_PANELS, zip((*COLOURS[:5], INK), MARKERS, strict=True), strict=True))
     for panel, (name, task) in zip(axes, problems, strict=True):
         whole = data.filter((pl.col("dataset") == name) & (pl.col("task") == task))
-        for kind, (colour, marker) in looks.items():
+        for kind, (colour, marker) in styles.items():
             rule, depth, scheme, _ = kind
             _draw_points(panel, _of(whole, kind), colour, marker, f"{rule}, {depth} layers, {scheme}")
         for kind, scheme in (("small", "zero"), ("anti-aligned", "anti-aligned")):
-            own = _of(whole, ("fa", 2, scheme, "spectral"))
-            _draw_points(panel, own, looks["fa", 2, kind, "random"][0], "o", "", open_=True)
-        for kind, exponent in ((_PANELS[0], -2 / 3), (_PANELS[2], -6 / 7), (_PANELS[4], -1.0)):
-            own = _of(whole, kind).drop_nulls("learned")
-            sizes = [float(size) for size in (own["component"].to_numpy().min(), own["component"].to_numpy().max())]
-            scale = float((own["learned"].log() - exponent * own["component"].log()).to_numpy().mean())
-            law(panel, sizes, [2.718281828459045**scale * size**exponent for size in sizes], "")
+            spectral = _of(whole, ("fa", 2, scheme, "spectral"))
+            _draw_points(panel, spectral, styles["fa", 2, kind, "random"][0], "o", "", open_=True)
+        for kind, power in ((_PANELS[0], -2 / 3), (_PANELS[2], -6 / 7), (_PANELS[4], -1.0)):
+            runs = _of(whole, kind).drop_nulls("learned")
+            components, times = runs["component"].to_numpy(), runs["learned"].to_numpy()
+            # The law has one free constant: its line goes through the mean of the points in logarithms.
+            constant = np.exp(np.mean(np.log(times) - power * np.log(components)))
+            sizes = np.array([components.min(), components.max()])
+            law(panel, sizes, constant * sizes**power, "")
         logarithmic(panel, "both")
     legend(figure, columns=3)
     return figure
@@ -486,11 +481,10 @@ def _draw_points(
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
-    keys = ["dataset", "task", "rule", "depth", "scheme", "basis"]
     return (
         table.filter((pl.col("seed") == 0) & (pl.col("basis") == "random"))
-        .select(*keys, "mode", "component", "time", "share")
-        .sort(*keys, "mode", "time")
+        .select(*_KIND, "mode", "component", "time", "share")
+        .sort(*_KIND, "mode", "time")
     )
 
 
@@ -527,7 +521,7 @@ NETWORKS = Experiment(
             "their feedback path the negligible ones, at the same data, feedback and steps; where random feedback "
             "couples the components, they do not rest there and are lost again. Dashed: 90 %.",
             data=_picture_data,
-            draw=_courses,
+            draw=_shares_over_time,
         ),
         Picture(
             name="networks-times",

@@ -8,8 +8,8 @@ import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
-from falign.papers.girotti2021._modes import TOLERANCE, batches, crossing, logarithmic_times, orders, paced
-from falign.theory.deep_linear import critical_target, gradient_flow, learning_time
+from falign.papers.girotti2021._modes import CRITICAL, TOLERANCE, batches, crossing, logarithmic_times, orders, paced
+from falign.theory.deep_linear import gradient_flow, learning_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,17 +51,18 @@ def _run(
     """Integrate the runs of a rule and depth together, each in units of the time that it takes."""
     outcomes: dict[int, Outcome] = {}
     for places, started in batches(rule, depth, scheme, size, target):
+        # Gradient descent from zero never learns: its time is infinite, and no unit to record in.
         units = learning_time(started, TOLERANCE).nan_to_num(posinf=_NEVER)
         moments = logarithmic_times(*_SPAN, records)
         shares = gradient_flow(paced(started, units), times=moments).share
         for column, place in enumerate(places):
-            own, times = shares[:, column], units[column] * moments
+            learned, times = shares[:, column], units[column] * moments
             outcomes[place] = Outcome(
                 records={
                     "time": times.tolist(),
-                    "share": own.tolist(),
-                    "learned": [crossing(times, own)] * len(times),
-                    "begun": [crossing(times, own, 1 - TOLERANCE)] * len(times),
+                    "share": learned.tolist(),
+                    "learned": [crossing(times, learned)] * len(times),
+                    "begun": [crossing(times, learned, 1 - TOLERANCE)] * len(times),
                 }
             )
     return [outcomes[place] for place in range(len(seeds))]
@@ -70,14 +71,12 @@ def _run(
 _KIND = ["rule", "depth", "scheme"]
 _FEEDBACK = pl.col("rule") != "bp"
 _TWO = pl.col("depth") == 2
-_BELOW = float(critical_target(-0.5, 1.0))
-"""λ_c of the anti-aligned start of two layers, θ_1 = -1, θ_2 = 0, for which K = -½."""
-_AGAINST = (pl.col("rule") == "fa") & (pl.col("scheme") == "anti-aligned") & (pl.col("target") < _BELOW)
-_SAME = (pl.col("rule") == "fa") & pl.col("scheme").is_in(["zero", "anti-aligned"]) & (pl.col("target") < _BELOW)
+_AGAINST = (pl.col("rule") == "fa") & (pl.col("scheme") == "anti-aligned") & (pl.col("target") < CRITICAL)
+_SAME = (pl.col("rule") == "fa") & pl.col("scheme").is_in(["zero", "anti-aligned"]) & (pl.col("target") < CRITICAL)
 
 
-def _final_records(table: pl.DataFrame) -> pl.DataFrame:
-    """One row a run: when it was learned and begun."""
+def _one_row_a_run(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a run: "learned" and "begun" are the same in all of its records, so that any one of them does."""
     return table.filter(pl.col("time") == 0)
 
 
@@ -87,7 +86,7 @@ def _label(values: Sequence[object]) -> str:
 
 
 def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
-    runs = orders(_final_records(table), by=_KIND)
+    runs = orders(_one_row_a_run(table), by=_KIND)
     return Evidence(
         checks=tuple(
             Check(
@@ -103,7 +102,7 @@ def _ordered(table: pl.DataFrame, low: float, high: float) -> Evidence:
 
 def _both(table: pl.DataFrame) -> Evidence:
     zero, against = (
-        float(orders(_final_records(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
+        float(orders(_one_row_a_run(table.filter(pl.col("scheme") == name)), by=_KIND)["in_order"][0])
         for name in ("zero", "anti-aligned")
     )
     return Evidence(checks=(Check(label="zero less anti-aligned", measured=zero - against, low=1.0),))
@@ -111,7 +110,7 @@ def _both(table: pl.DataFrame) -> Evidence:
 
 def _simultaneous(table: pl.DataFrame) -> Evidence:
     """Learning times of components well below K^(3/2), relative to ln 10/(mK)."""
-    small = _final_records(table).filter(pl.col("target") <= 0.1)
+    small = _one_row_a_run(table).filter(pl.col("target") <= 0.1)
     return Evidence(
         checks=tuple(
             Check(label=f"λ = {row['target']:g}", measured=row["learned"] / log(10), low=0.98, high=1.02)
@@ -122,11 +121,11 @@ def _simultaneous(table: pl.DataFrame) -> Evidence:
 
 def _no_staircase(table: pl.DataFrame) -> Evidence:
     """Of all the time that a component takes, the part before its first tenth is there."""
-    waits = _final_records(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
+    waits = _one_row_a_run(table).with_columns(wait=pl.col("begun") / pl.col("learned"))
     checks = []
     for row in waits.sort("rule", "target", descending=[True, False]).to_dicts():
-        own = {"high": 0.35} if row["rule"] == "fa" else {"low": 0.5}
-        checks.append(Check(label=f"{row['rule']}, λ = {row['target']:g}", measured=row["wait"], **own))
+        end = {"high": 0.35} if row["rule"] == "fa" else {"low": 0.5}
+        checks.append(Check(label=f"{row['rule']}, λ = {row['target']:g}", measured=row["wait"], **end))
     return Evidence(checks=tuple(checks))
 
 
@@ -204,7 +203,7 @@ _CLAIMS = (
 )
 
 
-def _courses(data: pl.DataFrame) -> "Figure":
+def _shares_over_time(data: pl.DataFrame) -> "Figure":
     """One line a component; the larger, the darker."""
     figure, axes = panels(
         len(_SIZES),
@@ -262,7 +261,7 @@ ORDER = Experiment(
             "anti-aligned hidden weight those below λ_c = 0.19 come in the reverse order. Negative products are cut "
             "off at -½.",
             data=_picture_data,
-            draw=_courses,
+            draw=_shares_over_time,
         ),
     ),
     claims=_CLAIMS,

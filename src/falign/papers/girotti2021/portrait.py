@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import largest
+from falign.lab.experiment.statistics import largest, sorted_groups
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
 
@@ -32,25 +32,25 @@ def _run(
 ) -> Outcome:
     """Integrate a trajectory by itself: to the last digit of a vanishing error it is the same in any block."""
     invariant = share * abs(float(critical_invariant(target, feedback)))
-    begun = modes(target, [start, invariant + start**2 / (2 * feedback)], feedback=feedback)
+    initial = modes(target, [start, invariant + start**2 / (2 * feedback)], feedback=feedback)
     times = torch.tensor([*(_SHOWN * k / (records - 2) for k in range(records - 1)), _LONG], dtype=torch.float64)
-    course = gradient_flow(begun, times=times)
+    trajectory = gradient_flow(initial, times=times)
     return Outcome(
         records={
             "time": times.tolist(),
-            "hidden": course.weights[:, 0].tolist(),
-            "error": course.error.tolist(),
+            "hidden": trajectory.weights[:, 0].tolist(),
+            "error": trajectory.error.tolist(),
             "invariant": [invariant] * records,
-            "limit": [float(limit(begun))] * records,
+            "limit": [float(limit(initial))] * records,
         }
     )
 
 
 def _roots(*, target: float, feedback: float, share: float, invariant: float) -> pl.DataFrame:
     """The fixed points and which of them are stable, by the closed form."""
-    found = fixed_points(invariant, target, feedback)
-    there = found.weights.isfinite()
-    hidden, stable = found.weights[there].tolist(), found.stable[there].tolist()
+    points = fixed_points(invariant, target, feedback)
+    real = points.weights.isfinite()  # above K_c two of the cubic's three roots are complex: nan
+    hidden, stable = points.weights[real].tolist(), points.stable[real].tolist()
     return pl.DataFrame({"hidden": hidden, "stable": stable}).with_columns(share=pl.lit(share), velocity=pl.lit(0.0))
 
 
@@ -61,15 +61,14 @@ def _final_records(table: pl.DataFrame) -> pl.DataFrame:
 
 def _learned(table: pl.DataFrame) -> Evidence:
     left = _final_records(table).with_columns(left=(pl.col("error") / pl.col("target")).abs())
-    groups = left.sort("share").group_by(["share"], maintain_order=True)
-    kinds = [(f"K = {share:+g} |K_c|", runs) for (share,), runs in groups]
+    kinds = [(f"K = {share:+g} |K_c|", runs) for (share,), runs in sorted_groups(left, ["share"])]
     return largest(kinds, "left", 1e-4, label="{label}: most of {rows}")
 
 
 def _counted(table: pl.DataFrame) -> Evidence:
     """Distinct ends of the trajectories: stable fixed points that are reached."""
     checks = []
-    for (share,), runs in _final_records(table).sort("share").group_by(["share"], maintain_order=True):
+    for (share,), runs in sorted_groups(_final_records(table), ["share"]):
         places = np.sort(runs["hidden"].to_numpy())
         wanted = 2.0 if float(str(share)) < -1 else 1.0
         reached = 1.0 + float((np.diff(places) > 0.1).sum())
@@ -84,12 +83,12 @@ def _limits(table: pl.DataFrame) -> Evidence:
 
 def _parted(table: pl.DataFrame) -> Evidence:
     """Number of trajectories, K below K_c, that end on another side than that of the unstable point they began on."""
-    found, wrong = _final_records(table), 0
-    for row in found.to_dicts():
+    ends, wrong = _final_records(table), 0
+    for row in ends.to_dicts():
         points = _roots(**{name: row[name] for name in ("target", "feedback", "share", "invariant")})
         (unstable,) = points.filter(~pl.col("stable"))["hidden"].to_list()
         wrong += (row["start"] > unstable) != (row["hidden"] > 0)
-    return Evidence(checks=(Check(label=f"of {found.height} on the other side", measured=float(wrong), high=0.0),))
+    return Evidence(checks=(Check(label=f"of {ends.height} on the other side", measured=float(wrong), high=0.0),))
 
 
 _CLAIMS = (
@@ -193,7 +192,7 @@ def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> No
         line = path.sort("time")
         colour = COLOURS[0] if line["hidden"][-1] > 0 else COLOURS[1]
         panel.plot(line["time"], line["hidden"], color=colour, linewidth=1.2)
-    panel.set_xlim(0, 12)
+    panel.set_xlim(0, _SHOWN)
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,5 @@
 """Predicted loss curves, mode by mode, beside trained networks: linear ones, and the first epochs of ReLU networks."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING
@@ -9,13 +8,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.feedback import Normal, draw, generator
+from falign.feedback import Normal, generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.statistics import above_zero, largest, mean
+from falign.lab.experiment.statistics import above_zero, largest, mean, sorted_groups
 from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
-from falign.papers.girotti2021._linear_networks import converted, descend, sample_images
+from falign.papers.girotti2021._linear_networks import converted, draw_feedback, gradient_descent, sample_images
 from falign.theory.deep_linear import predict
 
 if TYPE_CHECKING:
@@ -32,16 +31,19 @@ _KINDS: tuple[tuple[str, str, int, float], ...] = (
     ("relu", "fa", 2, 1.0),
     ("relu", "fa", 3, 1.0),
 )
-"""Activation, rule, depth, and size of the weights in PyTorch's own."""
+"""Activation, rule, depth, and size of the weights as a multiple of PyTorch's."""
 
 
 def _points(dataset: str, *, steps: int, epochs: int, batch: int, **sizes: Scalar) -> tuple[Point, ...]:
     """Linear networks take full-batch steps; ReLU networks mini-batches for some epochs."""
     points = int(sizes["points"])
-    own = {"linear": {"steps": steps, "batch": points}, "relu": {"steps": epochs * (points // batch), "batch": batch}}
+    training = {
+        "linear": {"steps": steps, "batch": points},
+        "relu": {"steps": epochs * (points // batch), "batch": batch},
+    }
     return tuple(
         {"dataset": dataset, "activation": activation, "rule": rule, "depth": depth, "size": size, **sizes}
-        | own[activation]
+        | training[activation]
         for activation, rule, depth, size in _KINDS
     )
 
@@ -84,9 +86,10 @@ def _run(
         activation=activation,  # pyright: ignore[reportArgumentType]  # it checks
         exact=activation == "linear",
     )
+    # Modes' losses are compared above the least that a linear map leaves: the prediction is of nothing else.
     least = _least(X, Y, prediction.outputs)
     model, kept, trained = converted(W, B, rule, activation), set(at), []
-    for step, each in enumerate(descend(model, X, Y, rate, _batches(len(X), batch, steps, seed))):
+    for step, each in enumerate(gradient_descent(model, X, Y, rate, _batches(len(X), batch, steps, seed))):
         if step in kept:
             trained.append(_losses(each, X, Y, prediction.outputs, least))
     losses = torch.stack(trained)
@@ -137,15 +140,11 @@ def _start(widths: list[int], *, direct: bool, size: float, seed: int) -> tuple[
         (2 * torch.rand(out, into, generator=generator(seed, str(place), "weights")).double() - 1) / sqrt(into)
         for place, (into, out) in enumerate(pairwise(widths), 1)
     ]
-    B = [
-        draw(Normal(), (widths[-1] if direct else out, into), seed=seed, name=f"{place}", deviation=into**-0.5)
-        for place, (into, out) in enumerate(pairwise(widths[1:]), 2)
-    ]
-    return [size * part for part in W], [part.double() for part in B]
+    return [size * part for part in W], draw_feedback(Normal(), widths, direct=direct, seed=seed)
 
 
 def _batches(points: int, batch: int, steps: int, seed: int) -> list[Tensor | slice]:
-    """Of every step: all points, or a batch of them, each epoch in an order of its own."""
+    """Of every step: all points, or a batch of them, every epoch in a new order."""
     if batch >= points:
         return [slice(None)] * steps
     an_epoch = points // batch
@@ -189,13 +188,11 @@ def _errors(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _named(values: Sequence[object]) -> str:
-    dataset, activation, rule, depth, size = values
-    return f"{dataset}, {activation}, {rule}, {depth} layers, weights × {size:g}"
-
-
 def _kinds(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), rows) for values, rows in runs.group_by(_KIND, maintain_order=True)]
+    return [
+        (f"{dataset}, {activation}, {rule}, {depth} layers, weights × {size:g}", rows)
+        for (dataset, activation, rule, depth, size), rows in sorted_groups(runs, _KIND)
+    ]
 
 
 def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
@@ -206,9 +203,9 @@ def _near(table: pl.DataFrame, column: str, most: float) -> Evidence:
 
 def _passed(table: pl.DataFrame) -> Evidence:
     last = table.filter((pl.col("mode") == _WHOLE) & (pl.col("step") == pl.col("steps")))
-    first = table.filter((pl.col("mode") == _WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", begun="trained")
+    first = table.filter((pl.col("mode") == _WHOLE) & (pl.col("step") == 0)).select(*_KIND, "seed", initial="trained")
     runs = last.join(first, on=[*_KIND, "seed"])
-    kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("begun")).sort(_KIND))
+    kinds = _kinds(runs.with_columns(less=(pl.col("predicted") - pl.col("trained")) / pl.col("initial")))
     return above_zero([(label, mean(rows["less"], of=label)) for label, rows in kinds])
 
 
@@ -301,11 +298,10 @@ def _lines(panel: "Axes", runs: pl.DataFrame, modes: tuple[int, ...], colours: l
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
-    keys = ["dataset", "activation", "rule", "depth", "size"]
     return (
         table.filter(pl.col("seed") == 0)
-        .select(*keys, "mode", "component", "step", "trained", "predicted")
-        .sort(*keys, "mode", "step")
+        .select(*_KIND, "mode", "component", "step", "trained", "predicted")
+        .sort(*_KIND, "mode", "step")
     )
 
 

@@ -5,15 +5,14 @@ from math import isfinite
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import final, largest
+from falign.lab.experiment.statistics import final, largest, sorted_groups
 from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels, thinned
-from falign.papers.girotti2021._modes import batches, paced
+from falign.papers.girotti2021._modes import batches, exponent, paced
 from falign.theory.deep_linear import (
     Modes,
     asymptotic_rate,
@@ -64,45 +63,46 @@ def _run(
     share: Sequence[float],
     steps: int,
 ) -> list[Outcome]:
-    """Runs of a depth together, each in units of its own step size, so that every step is one unit of time."""
+    """Runs of a depth together, each in units of its step size, so that every step is one unit of time."""
     outcomes: dict[int, Outcome] = {}
-    for places, begun in batches(rule, depth, scheme, size, target):
+    for places, initial in batches(rule, depth, scheme, size, target):
         shares = torch.tensor([share[place] for place in places], dtype=torch.float64)
-        rates = shares * _stable(begun)
-        paced_ = paced(begun, rates)
+        rates = shares * _stable(initial)
+        paced_modes = paced(initial, rates)
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # beyond the stable rate is what some runs are about
-            course = gradient_descent(paced_, rate=1.0, steps=steps, at=range(steps + 1))
-        exact = gradient_flow(paced_, times=course.times).share
+            trajectory = gradient_descent(paced_modes, rate=1.0, steps=steps, at=range(steps + 1))
+        flow = gradient_flow(paced_modes, times=trajectory.times).share
         columns = {
-            "learned": course.share,
-            "flow": exact,
-            "drift": (course.invariants - course.invariants[0])[:, 0] / rates ** (1 / (begun.depth - 1)),
+            "learned": trajectory.share,
+            "flow": flow,
+            "drift": (trajectory.invariants - trajectory.invariants[0])[:, 0] / rates ** (1 / (initial.depth - 1)),
         }
-        left = {"account_left": conserved_invariants(course), "recursion_left": error_recursion(course)}
-        settling = asymptotic_rate(begun) * rates
+        left = {"account_left": conserved_invariants(trajectory), "recursion_left": error_recursion(trajectory)}
+        settling = asymptotic_rate(initial) * rates
         for column, place in enumerate(places):
-            count = int(course.error[:, column].isfinite().sum())
+            count = int(trajectory.error[:, column].isfinite().sum())
             records = {name: values[:count, column].tolist() for name, values in columns.items()}
             records |= {name: [_relative(check, column)] * count for name, check in left.items()}
             outcomes[place] = Outcome(
                 records={
                     "step": list(range(count)),
-                    "time": (rates[column] * course.times[:count]).tolist(),
+                    "time": (rates[column] * trajectory.times[:count]).tolist(),
                     "settling": [float(settling[column])] * count,
-                    "diverged": [int(course.diverged[column])] * count,
+                    "diverged": [int(trajectory.diverged[column])] * count,
                     **records,
                 }
             )
     return [outcomes[place] for place in range(len(seeds))]
 
 
-def _stable(begun: Modes) -> Tensor:
+def _stable(initial: Modes) -> Tensor:
     """η_max of each; starts that are the same are looked up once."""
-    numbers = torch.cat([begun.weights, begun.target[None]])
+    # η_max is found by trial on the recursion, which is slow: runs of one component at many shares of it have one.
+    numbers = torch.cat([initial.weights, initial.target[None]])
     _, which = numbers.unique(dim=1, return_inverse=True)
     first = torch.stack([(which == kind).int().argmax() for kind in range(int(which.max()) + 1)])
-    return stable_rate(begun.take(first))[which]
+    return stable_rate(initial.take(first))[which]
 
 
 def _relative(check: TheoremCheck, run: int) -> float | None:
@@ -119,10 +119,6 @@ _SLOW = 0.1
 """Shares of η_max up to which the first order in η is looked at."""
 
 
-def _groups(runs: pl.DataFrame, by: list[str]) -> list[tuple[tuple, pl.DataFrame]]:
-    return [(values, rows) for values, rows in runs.sort(by).group_by(by, maintain_order=True)]
-
-
 def _missing(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run, at its end: what is missing of the component."""
     return final(table, by=_RUN).with_columns(missing=(1 - pl.col("learned")).abs())
@@ -131,7 +127,7 @@ def _missing(table: pl.DataFrame) -> pl.DataFrame:
 def _converges(table: pl.DataFrame) -> Evidence:
     kinds = [
         (f"{scheme}, {depth} layers, η = {share:g} η_max", runs)
-        for (scheme, depth, share), runs in _groups(_missing(table), ["scheme", "depth", "share"])
+        for (scheme, depth, share), runs in sorted_groups(_missing(table), ["scheme", "depth", "share"])
     ]
     return largest(kinds, "missing", _LEARNED, label="{label}: most of {rows}")
 
@@ -145,7 +141,7 @@ def _fails_to_converge(table: pl.DataFrame) -> Evidence:
                 measured=float(runs["still"].to_numpy().min()),
                 low=_LEARNED,
             )
-            for (depth, share), runs in _groups(ends, ["depth", "share"])
+            for (depth, share), runs in sorted_groups(ends, ["depth", "share"])
         ),
         note=f"{int((ends['diverged'] >= 0).sum())} of {ends.height} left the finite numbers, which counts as 1",
     )
@@ -161,39 +157,32 @@ def _universal(table: pl.DataFrame) -> Evidence:
                 low=_UNIVERSAL - 1e-3,
                 high=_UNIVERSAL + 1e-3,
             )
-            for (target,), rows in _groups(runs, ["target"])
+            for (target,), rows in sorted_groups(runs, ["target"])
         )
     )
 
 
 def _first_order(table: pl.DataFrame) -> Evidence:
-    slow = table.filter(pl.col("share") <= _SLOW)
-    far = slow.with_columns(far=(pl.col("learned") - pl.col("flow")).abs())
-    most = far.group_by(_RUN).agg(pl.col("far").max())
-    checks = []
-    for (scheme, depth, target), runs in _groups(most, ["scheme", "depth", "target"]):
-        if runs.height < 2:
-            raise Missing(f"a slope needs two step sizes up to {_SLOW:g} η_max, got {runs.height}")
-        measured = float(np.polyfit(runs["share"].log().to_numpy(), runs["far"].log().to_numpy(), 1)[0])
-        checks.append(
-            Check(
-                label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=measured, low=0.8, high=1.2
-            )
-        )
-    return Evidence(checks=tuple(checks))
+    far = table.with_columns(far=(pl.col("learned") - pl.col("flow")).abs())
+    return _exponents_of_the_step(far.group_by(_RUN).agg(pl.col("far").max()), "far")
 
 
 def _drifts(table: pl.DataFrame) -> Evidence:
-    """Slope of the logarithm of the drift of K against log η, and whether it ever rose."""
-    ends = final(table, by=_RUN)
+    """Exponent of the fall of K in η; a rise would have no logarithm."""
+    return _exponents_of_the_step(final(table, by=_RUN).with_columns(fall=-pl.col("drift")), "fall")
+
+
+def _exponents_of_the_step(runs: pl.DataFrame, column: str) -> Evidence:
+    """Exponent of η in a column, for every component and start."""
     checks = []
-    for (scheme, depth, target), runs in _groups(ends, ["scheme", "depth", "target"]):
-        measured = float(np.polyfit(runs["share"].log().to_numpy(), (-runs["drift"]).log().to_numpy(), 1)[0])
-        checks.append(
-            Check(
-                label=f"{scheme}, {depth} layers, λ = {target:g}: exponent of η", measured=measured, low=0.8, high=1.2
-            )
+    for (scheme, depth, target), rows in sorted_groups(runs, ["scheme", "depth", "target"]):
+        if rows.height < 2:
+            raise Missing(f"a slope needs two step sizes up to {_SLOW:g} η_max, got {rows.height}")
+        label, measured = (
+            f"{scheme}, {depth} layers, λ = {target:g}: exponent of η",
+            exponent(rows["share"], rows[column]),
         )
+        checks.append(Check(label=label, measured=measured, low=0.8, high=1.2))
     return Evidence(checks=tuple(checks))
 
 

@@ -47,7 +47,7 @@ class Training:
     y: Tensor
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches for ever, epoch by epoch, each in an order of its own."""
+        """Batches for ever, epoch by epoch, every epoch in a new order."""
         config, epoch = self.learner.config, 0
         while True:
             images = order(config.seed, epoch, len(self.train)).to(self.x.device)
@@ -71,6 +71,7 @@ class Training:
     def cosine(self) -> float:
         """Mean over the layers below the output of the cosine between the gradient taken and the true one."""
         *hidden, _ = alignment(self.learner.model, cross_entropy, self.x, self.y).layers
+        # A gradient that is zero has no direction, and no cosine: such a layer counts as not aligned.
         return sum(layer.cosine or 0.0 for layer in hidden) / len(hidden)
 
 
@@ -91,12 +92,12 @@ def start_training(
     Args:
         data: What it learns.
         seed: Of weights, feedback and batches.
+        setting: Where it is computed.
         dataset: Name of the data set that the data were cut from.
         model: "mlp:128-128" has hidden layers only.
         rule: The rule.
         rate: Learning rate.
         batch: Images in a batch.
-        setting: Where it is computed.
         options: Further fields of ``TrainConfig``; the optimizer is gradient descent, without momentum, by default.
 
     Returns:
@@ -128,7 +129,7 @@ def _sized(model: str, data: Dataset) -> str:
     return f"mlp:{prod(data.shape)}-{model.removeprefix('mlp:')}-{len(data.classes)}"
 
 
-def course(training: Training, at: Iterable[int], measure: Callable[[int], list[Record]]) -> Outcome:
+def train_and_measure(training: Training, at: Iterable[int], measure: Callable[[int], list[Record]]) -> Outcome:
     """Train, and measure before some steps.
 
     Args:
@@ -146,15 +147,16 @@ def course(training: Training, at: Iterable[int], measure: Callable[[int], list[
             while done < step:
                 learner.step(*next(batches), done)
                 done += 1
+            # Before measuring: a measure of infinite weights would fail with an error of its own kind.
             if not (is_finite(learner.model) and isfinite(training.loss())):
                 raise learner.locate_fault(training.x, done)
             rows += [{"step": done, **record} for record in measure(done)]
     except Diverged as diverged:
-        return outcome(rows, diverged=f"{diverged}: lower the rate")
-    return outcome(rows)
+        return _outcome(rows, diverged=f"{diverged}: lower the rate")
+    return _outcome(rows)
 
 
-def outcome(rows: list[Record], diverged: str | None = None) -> Outcome:
+def _outcome(rows: list[Record], diverged: str | None = None) -> Outcome:
     """Records as columns."""
     names = rows[0] if rows else {}
     return Outcome(records={name: [row[name] for row in rows] for name in names}, diverged=diverged)
@@ -179,6 +181,7 @@ def with_classes(data: Dataset, count: int, seed: int) -> Dataset:
     """
     if count > len(data.classes):
         raise DataError(f"{data.name} has {len(data.classes)} classes, expected at least {count}: ask for fewer")
+    # One order of the classes a seed, cut off at the count: so the subsets are nested.
     chosen = torch.randperm(len(data.classes), generator=generator(seed, data.name, "classes"))[:count]
 
     def cut(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,6 +234,7 @@ def with_noise(data: Dataset, share: float, seed: int) -> Dataset:
     """
     random, labels = generator(seed, data.name, "noise"), data.train_labels.clone()
     wrong = torch.randperm(len(labels), generator=random)[: round(share * len(labels))]
+    # A step of 1 to classes - 1 around the circle of the classes: never the right one, the others equally likely.
     steps = torch.randint(1, len(data.classes), (len(wrong),), generator=random)
     labels[wrong] = (labels[wrong] + steps) % len(data.classes)
     return replace(data, train_labels=labels)

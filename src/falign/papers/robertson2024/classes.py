@@ -22,7 +22,14 @@ from falign.lab.experiment import (
 from falign.lab.experiment.statistics import above_zero, mean, paired, summary
 from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
 from falign.papers._images import load_images
-from falign.papers.robertson2024._training import STYLES, Record, course, points, start_training, with_classes
+from falign.papers.robertson2024._training import (
+    STYLES,
+    Record,
+    points,
+    start_training,
+    train_and_measure,
+    with_classes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +54,7 @@ def _points(dataset: str, counts: Sequence[int], **sizes: Scalar) -> tuple[Point
 
 
 _SMALL = {"model": "mlp:128-128-128", "scale": 0.6, "rate": 0.01, "momentum": 0.9, "batch": 32}
-"""Feedback of all rules is of the size of PyTorch's own weights: its norm is no difference between them."""
+"""Feedback of all rules is of the size of the weights that PyTorch draws: its norm is no difference between them."""
 _PAPER = {**_SMALL, "model": "mlp:512-512-512", "batch": 128, "steps": 10000}
 _CONVOLUTIONAL = {**_PAPER, "model": "lenet", "steps": 40000}
 
@@ -89,7 +96,7 @@ def _run(
         accuracy = learner.test(training.test)[1] if done == steps else None
         return [{"cosine": training.cosine(), "accuracy": accuracy}]
 
-    return course(training, sorted({round(steps * k / _RECORDS) for k in range(_RECORDS + 1)}), measure)
+    return train_and_measure(training, sorted({round(steps * k / _RECORDS) for k in range(_RECORDS + 1)}), measure)
 
 
 _KEYS = ["dataset", "rule", "tracking", "classes", "seed"]
@@ -97,7 +104,7 @@ _RANDOM = ("fa", "dfa")
 """Rules whose feedback never hears of the weights."""
 
 
-def _final_records(table: pl.DataFrame) -> pl.DataFrame:
+def _one_row_a_run(table: pl.DataFrame) -> pl.DataFrame:
     """One row a run: the cosine's mean over the records of its training, and test accuracy and error at its end."""
     runs = table.group_by(_KEYS, maintain_order=True).agg(
         pl.col("cosine").mean(), pl.col("accuracy").drop_nulls().last()
@@ -107,7 +114,8 @@ def _final_records(table: pl.DataFrame) -> pl.DataFrame:
 
 def _compared(table: pl.DataFrame) -> pl.DataFrame:
     """Final records that compare rules: those of adafa with the one tracking rate that is run at every number."""
-    runs = _final_records(table)
+    runs = _one_row_a_run(table)
+    # The other tracking rates are of the dial, which is run at the largest number of classes only.
     counts = runs.group_by("dataset", "rule", "tracking").agg(numbers=pl.col("classes").n_unique())
     everywhere = counts.filter(pl.col("numbers") == pl.col("numbers").max().over("dataset")).drop("numbers")
     return runs.join(everywhere, on=["dataset", "rule", "tracking"], how="semi").sort(_KEYS)
@@ -134,15 +142,15 @@ def _mean_with_interval(correlation: Sequence[float], comparisons: int = 1) -> t
     Returns:
         The mean and the ends of the interval.
     """
+    # Fisher's z of a perfect correlation is infinite: two classes and few rules may give one.
     bounded = [max(-1 + 1e-12, min(1 - 1e-12, each)) for each in correlation]
     estimate = mean([atanh(each) for each in bounded], of="correlation")
     half = estimate.half(comparisons)
     return tanh(estimate.value), tanh(estimate.value - half), tanh(estimate.value + half)
 
 
-def _extremes(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame, int, int]]:
-    """[(data set, its runs that compare rules, least and largest number of classes)]."""
-    runs = _compared(table)
+def _extremes(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame, int, int]]:
+    """[(data set, its runs, least and largest number of classes)]."""
     collected = []
     for (name,), rows in runs.group_by(["dataset"], maintain_order=True):
         counts = rows["classes"].unique().sort()
@@ -154,14 +162,14 @@ def _helps(table: pl.DataFrame) -> Evidence:
     checks = []
     cases = [
         (f"{name}, {most} classes, {words}", rows.filter((pl.col("classes") == most) & kept))
-        for name, rows, _, most in _extremes(table)
+        for name, rows, _, most in _extremes(_compared(table))
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
     ]
     for label, runs in cases:
-        found = _correlations(runs)["correlation"]
-        if found.null_count():
-            raise Missing(f"{label}: in {found.null_count()} seeds all rules are equally accurate")
-        value, low, high = _mean_with_interval(found.to_list(), len(cases))
+        correlations = _correlations(runs)["correlation"]
+        if correlations.null_count():
+            raise Missing(f"{label}: in {correlations.null_count()} seeds all rules are equally accurate")
+        value, low, high = _mean_with_interval(correlations.to_list(), len(cases))
         # the check is on the lower end of the interval: the mean would have to clear a bound that z bends
         checks.append(Check(label=f"{label}: lower end of {value:.3f} [{low:.3f}, {high:.3f}]", measured=low, low=1e-9))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} seeds; one correlation a seed")
@@ -169,49 +177,35 @@ def _helps(table: pl.DataFrame) -> Evidence:
 
 def _helps_more(table: pl.DataFrame) -> Evidence:
     estimates = []
-    for name, runs, least, most in _extremes(table):
+    for name, runs, least, most in _extremes(_compared(table)):
         slopes = _correlations(runs)
         label = f"{name}: accuracy per unit of cosine, {most} classes less {least}"
         estimates.append((label, paired(slopes, "slope", axis="classes", low=least, high=most, by=["dataset"])))
     return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
-def _grows(table: pl.DataFrame) -> Evidence:
+def _change(runs: pl.DataFrame, value: str, words: str, *, rules: Sequence[str] = (), falls: bool = False) -> Evidence:
+    """What a column gains, or loses, from the least to the largest number of classes, rule by rule, paired by seed."""
     estimates = []
-    for name, rows, least, most in _extremes(table):
-        for rule in rows["rule"].unique().sort().to_list():
-            runs = rows.filter(pl.col("rule") == rule)
-            label = f"{name}, {rule}: test error, {most} classes less {least}"
-            estimates.append((label, paired(runs, "error", axis="classes", low=least, high=most, by=["dataset"])))
+    for name, rows, least, most in _extremes(runs):
+        low, high = (most, least) if falls else (least, most)
+        for rule in rules or rows["rule"].unique().sort().to_list():
+            one = rows.filter(pl.col("rule") == rule).drop_nulls(value)
+            label = f"{name}, {rule}: {words}, {high} classes less {low}"
+            estimates.append((label, paired(one, value, axis="classes", low=low, high=high, by=["dataset"])))
     return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
 
 
 def _gap(table: pl.DataFrame) -> Evidence:
-    keys = ["dataset", "classes", "seed"]
-    estimates = []
-    for name, runs, least, most in _extremes(table):
-        best = runs.filter(pl.col("rule") == "bp").select(*keys, than="accuracy")
-        for rule in _RANDOM:
-            behind = runs.filter(pl.col("rule") == rule).join(best, on=keys)
-            behind = behind.with_columns(behind=pl.col("than") - pl.col("accuracy"))
-            label = f"{name}, {rule}: accuracy behind bp, {most} classes less {least}"
-            estimates.append((label, paired(behind, "behind", axis="classes", low=least, high=most, by=["dataset"])))
-    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
-
-
-def _misaligned(table: pl.DataFrame) -> Evidence:
-    estimates = []
-    for name, rows, least, most in _extremes(table):
-        for rule in _RANDOM:
-            runs = rows.filter(pl.col("rule") == rule)
-            label = f"{name}, {rule}: cosine, {least} classes less {most}"
-            estimates.append((label, paired(runs, "cosine", axis="classes", low=most, high=least, by=["dataset"])))
-    return above_zero(estimates, note=f"{estimates[0][1].runs} runs a point")
+    runs, keys = _compared(table), ["dataset", "classes", "seed"]
+    best = runs.filter(pl.col("rule") == "bp").select(*keys, best="accuracy")
+    behind = runs.join(best, on=keys, how="left").with_columns(behind=pl.col("best") - pl.col("accuracy"))
+    return _change(behind, "behind", "accuracy behind bp", rules=_RANDOM)
 
 
 def _dial(table: pl.DataFrame) -> pl.DataFrame:
     """Runs of fa (tracking 0), of adafa by tracking rate, and of bp (1), at the largest number of classes."""
-    runs = _final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = _one_row_a_run(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     ends_of_dial = pl.col("rule").replace_strict({"fa": 0.0, "bp": 1.0}, default=pl.col("tracking"))
     return runs.filter(pl.col("rule").is_in(["fa", "adafa", "bp"])).with_columns(alpha=ends_of_dial)
 
@@ -284,7 +278,7 @@ _CLAIMS = (
         method="Test error at the largest number of classes less that at the smallest, paired by seed; equal numbers "
         "of steps.",
         tolerance_reason=_T,
-        read=_grows,
+        read=lambda table: _change(_compared(table), "error", "test error"),
     ),
     Claim(
         name="gap-grows",
@@ -303,7 +297,7 @@ _CLAIMS = (
         reference="Derived, as for gap-grows",
         method=_COSINE + "At the smallest number of classes less that at the largest, paired by seed.",
         tolerance_reason=_T,
-        read=_misaligned,
+        read=lambda table: _change(_compared(table), "cosine", "cosine", rules=_RANDOM, falls=True),
     ),
 )
 
@@ -398,12 +392,12 @@ def _by_classes(table: pl.DataFrame) -> pl.DataFrame:
     keys = ["dataset", "rule", "classes"]
     parts = [summary(runs, value, by=keys).with_columns(shown=pl.lit(value)) for value in ("accuracy", "cosine")]
     rows = [
-        {"dataset": name, "classes": count, "of": words, "shown": "correlation", **found}
+        {"dataset": name, "classes": count, "of": words, "shown": "correlation", **interval}
         for words, kept in (("all rules", pl.lit(True)), ("without bp", pl.col("rule") != "bp"))
         for (name, count), part in _correlations(runs.filter(kept)).group_by(
             ["dataset", "classes"], maintain_order=True
         )
-        if (found := _interval(part["correlation"]))
+        if (interval := _interval(part["correlation"]))
     ]
     return pl.concat([*parts, pl.DataFrame(rows)], how="diagonal")
 
@@ -420,7 +414,7 @@ def _interval(correlation: pl.Series) -> dict[str, float] | None:
 
 
 def _by_alignment(table: pl.DataFrame) -> pl.DataFrame:
-    runs = _final_records(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
+    runs = _one_row_a_run(table).filter(pl.col("classes") == pl.col("classes").max().over("dataset"))
     keys = ["dataset", "rule", "tracking"]
     alphas = _dial(table).select(*keys, "alpha").unique()
     rows = runs.group_by([*keys, "classes"]).agg(

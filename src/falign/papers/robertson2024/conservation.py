@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.experiment.statistics import around, mean, slope, summary
-from falign.lab.report.style import COLOURS, INK, each_of, law, logarithmic, panels, sequence
+from falign.lab.experiment.statistics import around, mean, slope, sorted_groups, summary
+from falign.lab.report.style import COLOURS, INK, each_of, error_bars, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
 from falign.papers._images import load_images
-from falign.papers.robertson2024._training import STYLES, Record, Training, course, start_training, with_images
+from falign.papers.robertson2024._training import (
+    STYLES,
+    Record,
+    Training,
+    start_training,
+    train_and_measure,
+    with_images,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,12 +105,10 @@ def _draw_drifts(data: pl.DataFrame) -> "Figure":
 
 
 def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: str) -> None:
-    spread = data["sd"].fill_null(0)
-    low = pl.select(pl.min_horizontal(spread, data["mean"] * 0.9)).to_series()
     panel.errorbar(
         data["rate"],
         data["mean"],
-        yerr=[low, spread],
+        yerr=error_bars(data["mean"], data["sd"]),
         color=colour,
         marker="o",
         fillstyle="none" if _convolutional(model) else "full",
@@ -147,6 +152,7 @@ def _run(
     steps: int,
 ) -> Outcome:
     """Train a network in float64, and record both sides of the law on the way."""
+    # float64: the drift is a small difference of large sums, which float32 would drown.
     options = {"dtype": "float64", "scale": scale, **_CASES[case]}
     if rule == "adafa":
         options["adafa_rate"] = _TRACKING * rate
@@ -163,7 +169,7 @@ def _run(
     )
     law = ConservationLaw(training.learner.model, training.learner.optimizer, example=training.x[:2])
     at = [round(steps * k / _RECORDS) for k in range(1, _RECORDS + 1)]
-    return course(training, at, lambda done: list(_rows(training, law)))
+    return train_and_measure(training, at, lambda done: list(_rows(training, law)))
 
 
 def _rows(training: Training, law: ConservationLaw) -> Iterator[Record]:
@@ -171,8 +177,8 @@ def _rows(training: Training, law: ConservationLaw) -> Iterator[Record]:
     changes, values, drifts = law.changes(), law.value(), law.drift()
     for depth, row in enumerate(law.report().laws):
         incoming, outgoing = (float(change.sum()) for change in changes[row.layer])
-        own = training.learner.model.get_submodule(row.layer).named_parameters()
-        weights = [part for name, part in own if "feedback" not in name.split(".")]
+        parameters = training.learner.model.get_submodule(row.layer).named_parameters()
+        weights = [part for name, part in parameters if "feedback" not in name.split(".")]
         size = sum(float(part.detach().square().sum()) for part in weights) / 2
         value = values[row.layer]
         yield {
@@ -221,13 +227,12 @@ def _off_diagonal(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _named(values: tuple) -> str:
-    """Such as "digits, plain, fa, pooled"."""
-    return ", ".join(str(value).rpartition("networks:")[2] for value in values)
-
-
 def _kinds(runs: pl.DataFrame, by: list[str]) -> list[tuple[str, pl.DataFrame]]:
-    return [(_named(values), rows) for values, rows in runs.sort(by).group_by(by, maintain_order=True)]
+    """Runs by the values of some columns, labelled such as "digits, plain, fa, pooled"."""
+    return [
+        (", ".join(str(value).rpartition("networks:")[2] for value in values), rows)
+        for values, rows in sorted_groups(runs, by)
+    ]
 
 
 def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
@@ -237,6 +242,7 @@ def _exponents(table: pl.DataFrame, low: float, high: float) -> Evidence:
     checks = []
     for label, runs in kinds:
         estimate = slope(runs, "rate", "apart")
+        # Around 1 the law is to be met, within its interval; of one-sided bounds the whole interval is to be beyond.
         half = estimate.half(len(kinds)) * (1 if low < 1 < high < inf else -1)
         checks.append(Check(label=f"{label}: exponent of η", measured=estimate.value, low=low - half, high=high + half))
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
@@ -428,14 +434,14 @@ def _draw_diagonal(panel: "Axes", data: pl.DataFrame, colours: list[str]) -> Non
 def _diagonal(table: pl.DataFrame) -> pl.DataFrame:
     """Changes of both sides along the training of the first seed at the smallest rate, a row a record and layer."""
     shown = (pl.col("seed") == 0) & (pl.col("case") != "equilibrium") & (pl.col("rate") == pl.col("rate").min())
-    columns = ["dataset", "case", "rule", "model", "layer", "depth", "step", "incoming_change", "outgoing_change"]
-    return table.filter(shown).select(columns).sort(columns[:-2])
+    keys = [*_KIND, "layer", "depth", "step"]
+    return table.filter(shown).select(*keys, "incoming_change", "outgoing_change").sort(keys)
 
 
 def _drifts(table: pl.DataFrame) -> pl.DataFrame:
     """Σ|C(T) - C(0)| over all neurons at the end, by rate."""
     runs = _off_diagonal(table.filter(pl.col("case") != "equilibrium"))
-    return summary(runs, "apart", by=["dataset", "case", "rule", "model", "rate"])
+    return summary(runs, "apart", by=_POINT)
 
 
 CONSERVATION = Experiment(

@@ -11,7 +11,7 @@ from falign.feedback import generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import around, largest, slope, summary
-from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels
+from falign.lab.report.style import COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import with_classes, with_images
 from falign.theory.minimum_norm import minimum_norm
@@ -78,6 +78,7 @@ def _gaussian(n: int, d: int, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
 def _one_image_a_class(images: Dataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """An image of each of n classes, less the mean of all training images, and these classes."""
     part = with_classes(images, n, seed)
+    # Shuffled, so that the first image of a class is another one for every seed.
     mixed = with_images(part, len(part.train_labels), seed)
     first = (mixed.train_labels == torch.arange(n)[:, None]).int().argmax(1)
     X = (mixed.train_images[first] - images.train_images.double().mean(0)).flatten(1)
@@ -111,10 +112,9 @@ def _deviation_by_size(data: pl.DataFrame) -> "Figure":
     )
     for colour, marker, (name, runs) in zip(COLOURS, MARKERS, each_of(data, "dataset"), strict=False):
         shown = runs.with_columns(pl.col("size").replace(0.0, _ZERO)).sort("size")
-        spread = shown["sd"].fill_null(0)
-        low = pl.select(pl.min_horizontal(spread, shown["mean"] * 0.9)).to_series()
+        bars = error_bars(shown["mean"], shown["sd"])
         axes.errorbar(
-            shown["size"], shown["mean"], yerr=[low, spread], color=colour, marker=marker, linestyle="none", label=name
+            shown["size"], shown["mean"], yerr=bars, color=colour, marker=marker, linestyle="none", label=name
         )
     sizes = sorted(size for size in data["size"].unique().to_list() if size > 0)
     at = data.filter(pl.col("size") == sizes[0])["mean"].to_numpy().mean()

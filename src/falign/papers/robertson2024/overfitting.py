@@ -5,10 +5,17 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
-from falign.lab.experiment.statistics import around, final, largest, mean, paired, summary
+from falign.lab.experiment.statistics import around, final, largest, mean, paired, sorted_groups, summary
 from falign.lab.report.style import AXIS, band, each_of, panels
 from falign.papers._images import load_images
-from falign.papers.robertson2024._training import STYLES, Record, course, start_training, with_images, with_noise
+from falign.papers.robertson2024._training import (
+    STYLES,
+    Record,
+    start_training,
+    train_and_measure,
+    with_images,
+    with_noise,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +82,9 @@ def _run(
             }
         ]
 
+    # Dense early, when most is learned.
     at = sorted({round(epochs * (k / _RECORDS) ** 2) for k in range(_RECORDS + 1)})
-    return course(training, [epoch * steps for epoch in at], measure)
+    return train_and_measure(training, [epoch * steps for epoch in at], measure)
 
 
 _RUN = ["dataset", "noise", "rule"]
@@ -86,8 +94,7 @@ _FITTED = 0.01
 
 def _by_rule(runs: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """[("digits, fa", its runs)]."""
-    groups = runs.sort("dataset", "rule").group_by(["dataset", "rule"], maintain_order=True)
-    return [(f"{name}, {rule}", rows) for (name, rule), rows in groups]
+    return [(f"{name}, {rule}", rows) for (name, rule), rows in sorted_groups(runs, ["dataset", "rule"])]
 
 
 def _interpolates(table: pl.DataFrame) -> Evidence:
@@ -174,6 +181,9 @@ _CLAIMS = (
 )
 
 
+_SHOWN = ("train_error", "test_error", "norm")
+
+
 def _errors_and_norms(data: pl.DataFrame) -> "Figure":
     """Training error, test error and squared norm of the weights by epoch; a row a data set."""
     from matplotlib.lines import Line2D
@@ -189,7 +199,7 @@ def _errors_and_norms(data: pl.DataFrame) -> "Figure":
     )
     noise = float(data["noise"].to_numpy().max())
     for row, (_, rows) in enumerate(sets):
-        for panel, shown in zip(axes[3 * row :], ("train_error", "test_error", "norm"), strict=False):
+        for panel, shown in zip(axes[3 * row :], _SHOWN, strict=False):
             for rule, runs in each_of(rows.filter(pl.col("shown") == shown), "rule", tuple(STYLES)):
                 clean = runs.filter(pl.col("noise") == 0).sort("epoch")
                 panel.plot(clean["epoch"], clean["mean"], color=STYLES[rule].colour, linestyle=":", linewidth=1.4)
@@ -210,9 +220,6 @@ def _errors_and_norms(data: pl.DataFrame) -> "Figure":
     labels += [f"{noise:.0%} of the labels wrong", "all labels right", "share of wrong labels"]
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
-
-
-_SHOWN = ("train_error", "test_error", "norm")
 
 
 def _picture_data(table: pl.DataFrame) -> pl.DataFrame:

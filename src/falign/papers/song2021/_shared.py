@@ -1,9 +1,9 @@
-"""A simulator's batch of the runs of a block, theorems as experiments, and the sizes of figure 2."""
+"""A simulator's batch of the runs of a block, theorems as experiments, and what figure 2 and its kin have in common."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from math import isfinite, sqrt
 from warnings import catch_warnings, simplefilter
 
 import polars as pl
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from falign.lab.experiment import Check, Missing, Outcome
-from falign.lab.experiment.statistics import least_share
+from falign.lab.experiment.statistics import least_share, mean, sorted_groups
 from falign.theory.two_layer import Engine, Penalty, Trajectory, bytes_needed, simulate
 from falign.theory.two_layer.theorems import TheoremCheck
 
@@ -145,8 +145,9 @@ def shares(table: pl.DataFrame, by: Sequence[str], label: str) -> tuple[Check, .
         Missing: A group has no run that meets the assumptions, or too few to contradict anything.
     """
     checks = []
-    for values, runs in table.sort(by).group_by(by, maintain_order=True):
+    for values, runs in sorted_groups(table, by):
         name = label.format(**dict(zip(by, values, strict=True)))
+        # Of runs outside its assumptions a theorem says nothing: they speak neither for it nor against it.
         met = runs.filter(pl.col("verdict") != "assumption fails")
         if met.is_empty():
             failing = ", ".join(sorted(set(runs["failing"].drop_nulls().to_list())))
@@ -162,7 +163,7 @@ def shares(table: pl.DataFrame, by: Sequence[str], label: str) -> tuple[Check, .
     return tuple(checks)
 
 
-# Rates, ridges, widths and lengths of the synthetic runs: the paper's own, and those that it leaves open.
+# Rates, ridges, widths and lengths of the synthetic runs: the paper's, and those that it leaves open.
 
 RATES = {"identity": 1e-4, "relu": 1e-3, "tanh": 1e-2}
 """η of each activation, as the paper states them."""
@@ -179,3 +180,26 @@ def shown_width(table: pl.DataFrame) -> int:
     """The width whose trajectories are shown."""
     widths = sorted(table["p"].unique().to_list())
     return max((width for width in widths if width <= SHOWN), default=widths[0])
+
+
+def vanishing(ends: pl.DataFrame, label: str, comparisons: int) -> Check:
+    """Check that the cosine falls between the narrowest and the widest network at least as 1/√p does.
+
+    Args:
+        ends: One row a run: columns "p", "seed" and "cosine", two widths or more.
+        label: What the runs are.
+        comparisons: How many such checks are judged together.
+    """
+    widths = sorted(ends["p"].unique().to_list())
+    if len(widths) < 2:
+        raise Missing(f"{label}: there is only one width")
+    shrink = sqrt(widths[0] / widths[-1])
+    narrow, wide = (ends.filter(pl.col("p") == p).sort("seed") for p in (widths[0], widths[-1]))
+    mean_narrow, mean_wide = (mean(rows["cosine"], of=label) for rows in (narrow, wide))
+    excess = mean(wide["cosine"] - shrink * narrow["cosine"], of=label)
+    return Check(
+        label=f"{label}: mean cosine at p = {widths[-1]}, where {mean_narrow.value:.3f} at p = {widths[0]}",
+        measured=mean_wide.value,
+        low=-mean_wide.half(comparisons),
+        high=shrink * mean_narrow.value + excess.half(comparisons),
+    )

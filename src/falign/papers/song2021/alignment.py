@@ -40,7 +40,7 @@ def _points(widths: Sequence[int], *, n: int, d: int) -> tuple[Point, ...]:
 def _run(
     *, seed: int, setting: Setting, L: float, c: float, schedule: str, p: int, n: int, d: int, rate: float, norm: float
 ) -> Outcome:
-    """Try the theorem with the run's own γ and M, its targets scaled to |y| = norm √n."""
+    """Try the theorem with γ and M of the run's inputs, its targets scaled to |y| = norm √n."""
     gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
     size = norm * sqrt(n) / float(torch.cat([gram.y, gram.rest], 1).norm())
     check = theorem_4_6(
@@ -88,24 +88,24 @@ def _values(table: pl.DataFrame, norm: float) -> Evidence:
         raise Missing("the simulation's values are those of n = 10, d = 1000, and other sizes were run")
     return Evidence(
         checks=tuple(
-            Check(label=f"L = {L:g}, c_S = {c:g}, p = {p}", measured=found.value, low=value - 0.03, high=value + 0.03)
+            Check(label=f"L = {L:g}, c_S = {c:g}, p = {p}", measured=cosine.value, low=value - 0.03, high=value + 0.03)
             for (L, c), value in _EXPECTED.items()
-            for p, found in _cosines(table, _where(L, c, norm=norm)).items()
+            for p, cosine in _cosines(table, _where(L, c, norm=norm)).items()
         )
     )
 
 
 def _above(table: pl.DataFrame, settings: dict[str, pl.Expr]) -> Evidence:
     """Mean final cosines above what chance gives."""
-    found = {
+    cosines = {
         f"{label}, p = {p}": (p, each)
         for label, where in settings.items()
         for p, each in _cosines(table, where).items()
     }
     return Evidence(
         checks=tuple(
-            Check(label=label, measured=each.value, low=each.half(len(found)) + 3 / p**0.5)
-            for label, (p, each) in found.items()
+            Check(label=label, measured=each.value, low=each.half(len(cosines)) + 3 / p**0.5)
+            for label, (p, each) in cosines.items()
         )
     )
 
@@ -115,6 +115,7 @@ def _flat(table: pl.DataFrame) -> Evidence:
     for L, c in _EXPECTED:
         runs = table.filter(_where(L, c)).with_columns(pl.col("p").log())
         tilt, ends = slope(runs, "p", "mean_cosine"), runs["p"].unique().sort()[[0, -1]]
+        # The widths are in logarithms: exp(-p/2) is the correction 1/√p of the narrowest, spread over the range.
         allowed = tilt.half(len(_EXPECTED)) + exp(-ends[0] / 2) / (ends[1] - ends[0])
         checks.append(
             Check(

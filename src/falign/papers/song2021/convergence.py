@@ -11,7 +11,7 @@ from falign.papers.song2021._drawing import distances
 from falign.papers.song2021._shared import DELTA, outcome, shares
 from falign.theory.two_layer import Penalty, bytes_needed, draw
 from falign.theory.two_layer._width_free import sample
-from falign.theory.two_layer.theorems import TheoremCheck, theorem_3_2, theorem_4_2, theorem_4_3
+from falign.theory.two_layer.theorems import theorem_3_2, theorem_4_2, theorem_4_3
 
 __all__ = ["CONVERGENCE"]
 
@@ -41,21 +41,18 @@ def _points(widths: Sequence[int], sizes: Sequence[int], steps: int) -> tuple[Po
 def _run(
     *, seed: int, setting: Setting, activation: str, strength: float, n: int, d: int, p: int, rate: float, steps: int
 ) -> Outcome:
-    """Try a theorem with the run's own γ."""
-    return outcome(_check(seed, activation, strength, n=n, d=d, p=p, rate=rate, steps=steps))
-
-
-def _check(
-    seed: int, activation: str, strength: float, *, n: int, d: int, p: int, rate: float, steps: int
-) -> TheoremCheck:
-    penalty = Penalty(strength, "exponential", 20.0) if strength else Penalty()
+    """Try the theorem that speaks of such a run, with γ of its inputs."""
+    penalties = [Penalty(strength, "exponential", 20.0) if strength else Penalty()]
     if activation == "identity":
         gram = sample([seed], n=n, d=d, p=p, inputs="scaled")
-        return theorem_4_3(gram, d=d, rate=rate, steps=steps, penalties=[penalty], delta=DELTA, on_column_space=n > d)
+        check = theorem_4_3(gram, d=d, rate=rate, steps=steps, penalties=penalties, delta=DELTA, on_column_space=n > d)
+        return outcome(check)
     start = draw([seed], n=n, d=d, p=p, activation=activation, inputs="scaled")
     if strength:
-        return theorem_4_2(start, activation=activation, rate=rate, steps=steps, penalties=[penalty], delta=DELTA)
-    return theorem_3_2(start, activation=activation, rate=rate, steps=steps, delta=DELTA)
+        check = theorem_4_2(start, activation=activation, rate=rate, steps=steps, penalties=penalties, delta=DELTA)
+    else:
+        check = theorem_3_2(start, activation=activation, rate=rate, steps=steps, delta=DELTA)
+    return outcome(check)
 
 
 def _memory(*, activation: str, n: int, d: int, p: int) -> int:
@@ -102,6 +99,7 @@ def _along(table: pl.DataFrame, activation: str, value: str, axis: str) -> Estim
 def _scaling(table: pl.DataFrame) -> Evidence:
     moved = _distances(table)
     narrow, wide = min(moved["p"]), max(moved["p"])
+    # The bound on w_r has √log p beside 1/√p: what its slope is above -½ between the narrowest and the widest.
     logarithm = 0.5 * log(log(wide) / log(narrow)) / log(wide / narrow)
     checks, count = [], 4 * len(_ACTIVATIONS)
     for activation in _ACTIVATIONS:

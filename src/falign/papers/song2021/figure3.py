@@ -6,9 +6,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.data import load
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, final, paired, summary
+from falign.papers._images import load_images
 from falign.papers.song2021._drawing import alignment_and_accuracy
 from falign.papers.song2021._shared import Batch, simulate_quietly
 from falign.theory.two_layer import Start, WeightSpace, bytes_needed, draw_weights
@@ -31,10 +31,12 @@ def _points(*sets: str, p: int, size: int, epochs: int) -> tuple[Point, ...]:
 
 
 _MEASURED = ("loss", "cosine", "error_cosine")
-_IMAGES = {"digits": (64, 1437, 360), "mnist": (784, 60000, 10000)}
+_MNIST = (784, 60000, 10000)
+_IMAGES = {"digits": (64, 1437, 360), "mnist": _MNIST, "fashion-mnist": _MNIST, "mnist-10k": (784, 9000, 1000)}
+"""Data set -> pixels, training images, test images: a block's memory is asked for before its images are loaded."""
 
 
-class _Judged:
+class _WithAccuracy:
     """An engine that measures its accuracy on test images as well."""
 
     def __init__(self, engine: WeightSpace, images: Tensor, labels: Tensor) -> None:
@@ -87,15 +89,16 @@ def _run(
     )
     engine = WeightSpace(start, activation="relu", rate=rate, penalties=block.penalties, loss="softmax", batch=batch)
     steps = -(-len(images) // batch)
+    # Dense early, when accuracy changes most.
     recorded = sorted({round(epochs * (k / 20) ** 2) for k in range(21)})
-    judged = _Judged(engine, test_images, test_labels)
-    trajectory = simulate_quietly(judged, [epoch * steps for epoch in recorded], progress=setting.report)
+    measured = _WithAccuracy(engine, test_images, test_labels)
+    trajectory = simulate_quietly(measured, [epoch * steps for epoch in recorded], progress=setting.report)
     return block.outcomes(_in_epochs(trajectory, steps), "epoch")
 
 
 def _data(name: str, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images as vectors, normalised by mean and standard deviation of all training pixels, and labels."""
-    data = load(name, folder=setting.data, progress=False)
+    data = load_images(name, setting)
     train, test = (images.flatten(1).float() for images in (data.train_images, data.test_images))
     mean, sd = train.mean(), train.std()
     moved = ((train - mean) / sd, data.train_labels.long(), (test - mean) / sd, data.test_labels.long())
@@ -148,13 +151,13 @@ def _compared(
     ]
 
 
-def _judged(table: pl.DataFrame, found: list[tuple[str, Estimate, bool]]) -> Evidence:
+def _signs(table: pl.DataFrame, differences: list[tuple[str, Estimate, bool]]) -> Evidence:
     """All differences above 0 (below, where they should fall) with 99 % confidence together."""
     checks = (
-        Check(label=label, measured=each.value, high=-each.above(len(found)))
+        Check(label=label, measured=each.value, high=-each.above(len(differences)))
         if falls
-        else Check(label=label, measured=each.value, low=each.above(len(found)))
-        for label, each, falls in found
+        else Check(label=label, measured=each.value, low=each.above(len(differences)))
+        for label, each, falls in differences
     )
     return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
 
@@ -166,15 +169,15 @@ def _aligns(table: pl.DataFrame) -> Evidence:
         (f"{label}, after a quarter of the epochs", *rest)
         for label, *rest in _compared(early, "accuracy", ((0.0, 0.1), (0.0, 0.3)))
     ]
-    return _judged(table, [*cosines, *accuracies])  # pyright: ignore[reportArgumentType]  # three parts each
+    return _signs(table, [*cosines, *accuracies])  # pyright: ignore[reportArgumentType]  # three parts each
 
 
 def _fits(table: pl.DataFrame) -> Evidence:
-    return _judged(table, _compared(table, "logarithm", ((0.0, 0.1), (0.0, 0.3)), falls=True))
+    return _signs(table, _compared(table, "logarithm", ((0.0, 0.1), (0.0, 0.3)), falls=True))
 
 
 def _gains(table: pl.DataFrame) -> Evidence:
-    return _judged(table, _compared(table, "accuracy", ((0.0, 0.1), (0.0, 0.3))))
+    return _signs(table, _compared(table, "accuracy", ((0.0, 0.1), (0.0, 0.3))))
 
 
 _CLAIMS = (
@@ -231,9 +234,6 @@ def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
         ]
     )
 
-
-_IMAGES |= {"mnist-10k": (784, 9000, 1000), "fashion-mnist": _IMAGES["mnist"]}
-"""Name -> pixels, training images, test images."""
 
 FIGURE3 = Experiment(
     name="song2021.figure3",

@@ -7,7 +7,7 @@ import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import share_at_least
+from falign.lab.experiment.statistics import share_at_least, sorted_groups
 from falign.papers.song2021._drawing import eigenvalues_and_isometry
 from falign.papers.song2021._shared import DELTA
 from falign.theory.two_layer import activation as named_activation
@@ -74,7 +74,7 @@ def _limit(name: str, ratio: float) -> float:
 def _away(table: pl.DataFrame) -> Evidence:
     runs = table.filter(pl.col("proposition") == "3.3")
     checks: list[Check] = []
-    for (name, n), rows in runs.sort("activation", "n").group_by(["activation", "n"], maintain_order=True):
+    for (name, n), rows in sorted_groups(runs, ["activation", "n"]):
         checks.append(
             Check(
                 label=f"{name}, n = {n}, d = {rows['d'][0]}: least λ_min(Ḡ) of {rows.height} draws",
@@ -94,6 +94,7 @@ def _frequency(table: pl.DataFrame) -> pl.DataFrame:
 def _enough(frequencies: pl.DataFrame, n: int, epsilon: float) -> float:
     """The smallest constant from which on the frequency is at least 1 - δ."""
     runs = frequencies.filter((pl.col("n") == n) & (pl.col("epsilon") == epsilon))
+    # By chance a smaller constant may do where a larger one does not: it has to be enough from there on.
     short = runs.filter(pl.col("frequency") < 1 - DELTA)["constant"].to_list()
     enough = [c for c in runs["constant"].to_list() if c > max(short, default=0.0)]
     if not enough:

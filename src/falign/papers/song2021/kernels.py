@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import Estimate, around, share_at_least, slope, summary
-from falign.lab.report.style import COLOURS, MARKERS, each_of, law, logarithmic, panels, sequence
+from falign.lab.experiment.statistics import Estimate, around, share_at_least, slope, sorted_groups, summary
+from falign.lab.report.style import COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
 from falign.papers.song2021._shared import DELTA, Batch
 from falign.theory.two_layer import Dual, Trajectory, draw_reduced, spaced
@@ -59,10 +59,9 @@ def _run(
     )
     at = spaced(steps, min(_RECORDS, steps + 1))
     columns = _followed(engine, at, predicted, torch.linalg.eigvalsh(limit)[..., 0], setting)
-    whole = torch.full(
-        (len(batch.rows), len(batch.penalties)), -1
-    )  # a number that is not finite is refused with its record
-    return batch.outcomes(Trajectory(steps=torch.tensor(at), values=columns, diverged=whole))
+    # None is marked: a number that is not finite is refused with its record.
+    diverged = torch.full((len(batch.rows), len(batch.penalties)), -1)
+    return batch.outcomes(Trajectory(steps=torch.tensor(at), values=columns, diverged=diverged))
 
 
 def _followed(
@@ -122,13 +121,9 @@ def _exponent(runs: pl.DataFrame, column: str) -> Estimate:
     return slope(runs.with_columns(pl.col("p").log(), pl.col(column).log()), "p", column)
 
 
-def _groups(table: pl.DataFrame, *columns: str) -> list[tuple[tuple, pl.DataFrame]]:
-    return list(table.sort(columns).group_by(columns, maintain_order=True))
-
-
 def _feedback_kernel(table: pl.DataFrame) -> Evidence:
     """Exponent of |H(0)|."""
-    groups = _groups(table.filter((pl.col("step") == 0) & (pl.col("strength") == 0)), "activation")
+    groups = sorted_groups(table.filter((pl.col("step") == 0) & (pl.col("strength") == 0)), ["activation"])
     exponents = [(f"{name}: exponent of p in |H(0)|", _exponent(runs, "H_norm")) for (name,), runs in groups]
     return around(exponents, -0.5, note=f"{table['seed'].n_unique()} seeds")
 
@@ -137,7 +132,7 @@ def _constancy(table: pl.DataFrame) -> Evidence:
     """Exponents of the largest changes of G and H."""
     exponents = [
         (f"{name}: exponent of p in max |{kernel}(t) - {kernel}(0)|", _exponent(_worst(runs, column), column))
-        for (name,), runs in _groups(table.filter(pl.col("strength") == 0), "activation")
+        for (name,), runs in sorted_groups(table.filter(pl.col("strength") == 0), ["activation"])
         for column, kernel in (("G_change", "G"), ("H_change", "H"))
     ]
     return around(exponents, -0.5, side="at most", note=f"{table['seed'].n_unique()} seeds")
@@ -150,7 +145,7 @@ def _prediction(table: pl.DataFrame) -> Evidence:
             f"{name}, λ = {strength:g}: exponent of p in max |e(t) - e∞(t)|/|y|",
             _exponent(_worst(runs, "discrepancy"), "discrepancy"),
         )
-        for (name, strength), runs in _groups(table, "activation", "strength")
+        for (name, strength), runs in sorted_groups(table, ["activation", "strength"])
     ]
     return around(exponents, -0.5, note=f"{table['seed'].n_unique()} seeds")
 
@@ -161,7 +156,7 @@ def _contraction(table: pl.DataFrame) -> Evidence:
     unit = pl.col("rate") * pl.col("gamma")
     runs = plain.group_by("activation", "p", "seed").agg(slowest=((1 - pl.col("contraction")) / unit).min())
     shares = []
-    for (name, p), rows in _groups(runs, "activation", "p"):
+    for (name, p), rows in sorted_groups(runs, ["activation", "p"]):
         slowest = rows["slowest"].to_numpy()
         label = f"{name}, p = {p}: share of {rows.height} runs (slowest: 1 - {slowest.min():.2f}ηγ)"
         shares.append((label, float((slowest >= 0.25).mean()), rows.height))
@@ -193,7 +188,7 @@ _CLAIMS = (
         statement="The error follows e(t+1) = (I - ηḠ)e(t) up to 1/√p; with a ridge, "
         "e(t+1) = ((1 - ηλ)I - ηḠ)e(t) + ηλy.",
         reference="Section 3, G + H ≈ Ḡ made exact in the limit; the order and the ridge's term are derived here",
-        method="Slope, as before, of the largest |e(t) - e∞(t)|/|y| of a run, e∞ begun at the run's own e(0).",
+        method="Slope, as before, of the largest |e(t) - e∞(t)|/|y| of a run, e∞ begun at e(0) of the run.",
         tolerance_reason="-½: G(0) - Ḡ and H(0) are means of p independent matrices; ± half of the slope's 99 % "
         "interval.",
         read=_prediction,
@@ -227,11 +222,10 @@ def _kernels_by_width(data: pl.DataFrame) -> "Figure":
     for colour, marker, (activated, runs) in zip(COLOURS, MARKERS, each_of(ends, "activation"), strict=False):
         for column, (name, style) in _SHOWN.items():
             each = runs.filter(pl.col("shown") == column)
-            sd = each["sd"].fill_null(0)
             left.errorbar(
                 each["p"],
                 each["mean"],
-                yerr=[pl.select(pl.min_horizontal(sd, 0.9 * each["mean"])).to_series(), sd],
+                yerr=error_bars(each["mean"], each["sd"]),
                 color=colour,
                 marker=marker,
                 linestyle=style,
@@ -239,6 +233,7 @@ def _kernels_by_width(data: pl.DataFrame) -> "Figure":
                 label=f"{NAMES[activated]}: {name}",
             )
     first = ends.filter(pl.col("shown") == "H_norm").group_by("p").agg(pl.col("mean").max()).sort("p")
+    # Above the points, so that they do not hide the line.
     law(left, first["p"], 1.6 * first["mean"][0] * (first["p"][0] / first["p"]).sqrt(), "∝ 1/√p")
     logarithmic(left, "both")
     left.legend(fontsize=8)

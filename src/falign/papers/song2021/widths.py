@@ -55,8 +55,8 @@ _REACHED = 0.5
 def _gained(table: pl.DataFrame) -> pl.DataFrame:
     """``(<b, β(T)> - <b, β(0)>)/(|b||β(T)|)`` of each run without a ridge: the cosine less what chance gave it."""
     plain = table.filter(pl.col("strength") == 0)
-    begun = plain.filter(pl.col("step") == 0).select("p", "seed", start="b_dot_beta")
-    ends = final(plain, by=["p", "n"]).join(begun, on=["p", "seed"])
+    initial = plain.filter(pl.col("step") == 0).select("p", "seed", start="b_dot_beta")
+    ends = final(plain, by=["p", "n"]).join(initial, on=["p", "seed"])
     return ends.with_columns(gained=pl.col("cosine") * (1 - pl.col("start") / pl.col("b_dot_beta")))
 
 
@@ -80,6 +80,7 @@ def _times(table: pl.DataFrame) -> pl.DataFrame:
     """The step at which the cosine of each run reached 0.5, between records in log t; null where it did not."""
     keys = ["p", "strength", "seed"]
     before = pl.col("cosine").shift().over(keys, order_by="step")
+    # Records are nearly evenly spaced in log t: there a straight line between two of them is the better guess.
     earlier = pl.col("step").shift().over(keys, order_by="step").cast(pl.Float64).log()
     share = (_REACHED - before) / (pl.col("cosine") - before)
     crossing = (
@@ -113,7 +114,7 @@ def _growth(table: pl.DataFrame) -> Evidence:
     )
 
 
-def _data(table: pl.DataFrame) -> pl.DataFrame:
+def _picture_data(table: pl.DataFrame) -> pl.DataFrame:
     ends = summary(final(table, by=["p", "strength"]), "cosine", by=["p", "strength"])
     gained = summary(_gained(table), "gained", by=["p", "n"])
     return pl.concat(
@@ -152,7 +153,7 @@ WIDTHS = Experiment(
             "deviation. After a fixed number of steps with a constant ridge alignment vanishes too, only at larger "
             "widths. Right: the cosine that training without a ridge adds to that of the start, with standard errors, "
             "and the law n/p.",
-            data=_data,
+            data=_picture_data,
             draw=cosine_by_width,
         ),
     ),

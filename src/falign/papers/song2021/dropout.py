@@ -1,4 +1,4 @@
-"""Remarks of section 5: dropout; and how figure 2 depends on what the paper leaves open."""
+"""The remark of section 5 on dropout: it helps narrow networks to align, and wide ones not."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,11 @@ import torch
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Setting, grid
 from falign.lab.experiment.statistics import above_zero, final, paired, summary
-from falign.papers.song2021 import figure2
-from falign.papers.song2021._drawing import dropout_by_width, readings
-from falign.papers.song2021._shared import Batch, simulate_quietly
-from falign.papers.song2021.figure2 import _vanishing
+from falign.papers.song2021._drawing import dropout_by_width
+from falign.papers.song2021._shared import Batch, simulate_quietly, vanishing
 from falign.theory.two_layer import WeightSpace, draw, spaced
 
-__all__ = ["DROPOUT", "OPEN"]
+__all__ = ["DROPOUT"]
 
 _SHARE = 0.5
 """Of the hidden neurons, dropped; the paper names none."""
@@ -21,13 +19,7 @@ _RATE = 5e-4
 """η: half of figure 2's for ReLU, as dropout doubles the second moments that bound a stable step."""
 
 
-def _points(p: int, *, longer: int, shorter: int = 1, n: int = 50, d: int = 150) -> tuple[dict, ...]:
-    """Figure 2's points at one width with both laws of the inputs, trained for longer."""
-    found = figure2._points((p,), n=n, d=d, shorter=shorter, inputs=("standard", "scaled"))
-    return tuple({**point, "steps": int(point["steps"]) * longer} for point in found)
-
-
-def _run_dropout(
+def _run(
     *,
     seeds: Sequence[int],
     setting: Setting,
@@ -47,7 +39,7 @@ def _run_dropout(
     return batch.outcomes(simulate_quietly(engine, spaced(steps, 40), ("loss", "cosine"), progress=setting.report))
 
 
-def _memory_dropout(*, seeds: Sequence[int], p: int, strength: float, n: int, d: int) -> int:
+def _memory(*, seeds: Sequence[int], p: int, strength: float, n: int, d: int) -> int:
     """Bytes of a block: the engine, and three arrays of hidden activities for the masks."""
     batch = Batch(seeds, p, strength)
     masks = 3 * len(batch.rows) * len(batch.penalties) * p * n
@@ -63,11 +55,7 @@ def _helps(table: pl.DataFrame) -> Evidence:
 
 def _fails_wide(table: pl.DataFrame) -> Evidence:
     ends = final(table.filter(pl.col("dropout") == _SHARE), by=["activation", "p"])
-    return Evidence(checks=(_vanishing(ends, f"dropout {_SHARE:g}", 1),))
-
-
-def _paths(table: pl.DataFrame) -> pl.DataFrame:
-    return summary(table, "cosine", by=["activation", "inputs", "strength", "p", "step"])
+    return Evidence(checks=(vanishing(ends, f"dropout {_SHARE:g}", 1),))
 
 
 DROPOUT = Experiment(
@@ -86,10 +74,10 @@ DROPOUT = Experiment(
         )
     },
     seeds={"smoke": 2, "quick": 4, "paper": 50},
-    run=_run_dropout,
+    run=_run,
     agreement=1e-4,
     at_most=50,
-    memory=_memory_dropout,
+    memory=_memory,
     cost=lambda *, p, steps: float(p * steps),
     pictures=(
         Picture(
@@ -119,34 +107,6 @@ DROPOUT = Experiment(
             tolerance_reason="It falls at least as 1/√p, the rate by which section 4.1 bounds alignment without "
             "regularization; half the 99 % interval of the difference on top (Student's t, paired by seed).",
             read=_fails_wide,
-        ),
-    ),
-)
-
-OPEN = Experiment(
-    name="song2021.open",
-    title="What figure 2 depends on",
-    source="Song, Xu and Lafferty 2021, section 5: the input law and the end of training are not stated there",
-    revision=1,
-    grid={
-        "smoke": _points(60, longer=1, shorter=20, n=10, d=30),
-        "quick": _points(200, longer=2),
-        "paper": _points(800, longer=8),
-    },
-    seeds={"smoke": 2, "quick": 2, "paper": 20},
-    run=figure2._run,
-    agreement=1e-4,
-    together=("strength",),
-    memory=figure2._memory,
-    cost=figure2._cost,
-    pictures=(
-        Picture(
-            name="readings",
-            caption="Cosine along training for both laws of the inputs, mean ± standard deviation; the vertical line "
-            "is where figure 2 is read. With constant λ > 0 the cosine keeps rising: there is no fixed point, and the "
-            "end of training is a choice. With inputs N(0, I/d) the same rates learn d times slower.",
-            data=_paths,
-            draw=readings,
         ),
     ),
 )
