@@ -168,6 +168,7 @@ def solve(
     """
     calls = 0
 
+    # SciPy sets no bound on its evaluations: a stiff problem would be integrated for ever.
     def counted(time: float, numbers: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1

@@ -96,6 +96,7 @@ def split(
     """
     check_same_shape(descent=descent, gradient_norm=gradient_norm, taken_norm=taken_norm)
     norms = gradient_norm * taken_norm
+    # A gradient of 0 has no direction: it counts as orthogonal.
     cosine = torch.where(norms > 0, descent / torch.where(norms > 0, norms, 1.0), 0.0)
     return Split(alignment=cosine, gradient=gradient_norm, update=taken_norm, descent=descent)
 
@@ -185,6 +186,7 @@ def lojasiewicz_constant(
     if not is_number(exponent):
         raise ValueError(f"exponent is {describe(exponent)}, expected a number")
     ratio = gradient_norm.square() / loss.clamp_min(torch.finfo(loss.dtype).tiny) ** exponent
+    # Where the loss is 0 every μ will do.
     return torch.where(loss > 0, ratio, torch.inf).amin(-1)
 
 

@@ -154,6 +154,7 @@ def _checked(sizes: Sequence[float], seeds: Sequence[int], hidden: int, k: int) 
 
 def _norm(W: Float[Tensor, "*runs rows columns"]) -> Float[Tensor, "*runs"]:
     """Return spectral norms; nan where a run diverged."""
+    # The SVD refuses what is not finite: one run that diverged would take all others with it.
     finite = W.isfinite().all(-1).all(-1)
     return torch.linalg.matrix_norm(W.where(finite[..., None, None], 0.0), 2).where(finite, torch.nan)
 
@@ -176,6 +177,7 @@ def _train(
     enough = converged * Y.norm()
     error = X @ W_1.mT @ W_2.mT - Y
     for step in range(steps):
+        # To look at all runs costs about as much as a step.
         if step % 100 == 0 and _ended(error, enough):
             break
         scaled_error = rate / len(X) * error.mT

@@ -121,6 +121,7 @@ def linear_margin(X: Numbers, labels: Numbers, *, bias: bool = True) -> LinearMa
     X, labels, classes = _checked(X, labels)
     points = X.numpy()
     scale = float(np.abs(points).max()) or 1.0
+    # Two classes have one split, which is the same from either side.
     sides = [np.where(labels.numpy() == one, 1.0, -1.0) for one in (classes[1:] if len(classes) == 2 else classes)]
     margins = tuple(scale * _margin(points / scale, side, bias) for side in sides)
     return LinearMargin(classes=classes, margins=margins, bias=bias)
@@ -133,6 +134,7 @@ def _margin(X: np.ndarray, side: np.ndarray, bias: bool) -> float:
     does for large m, to a relative 1/m².
     """
     weight = _SUMS if bias else 1.0
+    # The bias takes up any shift: centring changes no margin, and keeps the digits of points far from the origin.
     X = X - X.mean(0) if bias else X
     sums = np.stack([side > 0, side < 0]) if bias else np.ones((1, len(side)))
     matrix = np.concatenate([(X * side[:, None]).T, weight * sums])
@@ -183,6 +185,7 @@ def full_rank_gram(X: Numbers) -> FullRankGram:
     X = feature_table("inputs", X)
     check_squarable("inputs", X)
     n, d = X.shape
+    # Of X, not of XXᵀ: the squares of small singular values would drown in the rounding of the large ones.
     values = torch.linalg.svdvals(X)
     rank = int((values > max(n, d) * torch.finfo(torch.float64).eps * values[0]).sum())
     full = rank == n

@@ -80,6 +80,7 @@ class TheoremCheck:
     @property
     def held(self) -> Bool[Tensor, " runs"]:
         """True if the bound held at all times, to rounding; a run that is not finite did not hold."""
+        # A comparison with nan is false: so a run that is not finite did not hold.
         return (self.margin >= -_ROUNDING * self.scale[:, None]).all(1)
 
     @property

@@ -164,6 +164,7 @@ class ReducedOde:
 def reduced_ode(modes: Modes) -> ReducedOde:
     """Reduce each mode to the equation of its driving weight."""
     flat = modes.flat().double()
+    # Under bp all θ_l² - θ_i² are constant: only from the least weight is every other the root of a sum, never below 0.
     least = flat.weights.abs().argmin(0)
     return ReducedOde(modes=flat, driver=least if modes.rule == "bp" else torch.zeros_like(least))
 
@@ -298,6 +299,7 @@ def _beyond(gap: _Gap, way: Tensor) -> Float[Tensor, " modes"]:
     """Find a point past the one sought, by doubling."""
     start, modes = gap.ode.start, gap.ode.modes
     far = start.abs() + (modes.target / modes.variance) ** (1 / modes.depth)
+    # Doubling 0 would stay at 0: λ = 0 from zero weights.
     far = far.clamp(min=torch.finfo(torch.float64).tiny)
     for _ in range(_DOUBLINGS):
         short = gap((start + way * far)[:, None])[:, 0] > 0
@@ -401,6 +403,8 @@ def integrated(path: ReducedOde, times: Tensor, tolerance: float) -> Float[Tenso
     driving = start.expand(len(times), -1).clone()
     rows, x, now = torch.arange(len(start)), start, 0.0
     while True:
+        # Twice the margin at which the leg ends, as the solver finds that point to its tolerance only; or carried past
+        # the limit.
         arrived = (end[rows] - x).abs() <= 2 * near[rows]
         arrived |= (end[rows] - x) * (end[rows] - start[rows]) <= 0
         _finish(path.take(rows[arrived]), times, driving, rows[arrived], x[arrived], end[rows[arrived]], now)

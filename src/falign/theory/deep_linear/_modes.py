@@ -15,6 +15,7 @@ from falign.theory._coerce import public, typed
 # Checks of the numbers that a mode may have.
 
 _LARGEST = 1e100
+"""Of a number given: the product of three such is still one in float64, which ends at 1e308."""
 
 DEEPEST = 1000
 """Layers up to which 2^L is a number in float64."""
@@ -227,6 +228,7 @@ def modes(
         raise ValueError(
             f"λ, s, θ and m have shapes {shapes}, which do not broadcast: pass one number a mode"
         ) from None
+    # Feedback and variance, plain numbers as a rule, have no say in the format.
     kind = reduce(torch.promote_types, [values[name].dtype for name in values if name == "λ" or name.startswith("θ")])
     together = torch.stack([part.to("cpu", kind) for part in parts])
     made = Modes(

@@ -45,6 +45,7 @@ class PhaseDiagram:
         The anti-aligned branch turns at ``λ_c/(1 - tolerance)``: up to there the mode comes within the tolerance where
         the fixed point was.
         """
+        # PyTorch's sign of nan is 0.
         return self.slope.sign().where(~self.slope.isnan(), torch.nan)
 
 
@@ -77,6 +78,7 @@ def phase_diagram(
     if m.ndim:
         raise ValueError(f"feedback has shape {tuple(m.shape)}, expected one number: make a diagram for each")
     depth = -2 * m * K
+    # Along m and λ ≥ 0: with m < 0 the sign of an aligned θ_1 turns, too.
     side = {"output": 0.0, "aligned": 1.0, "anti-aligned": -1.0}[branch] * m.sign()
     weights = (
         [torch.zeros_like(K), K] if branch == "output" else [side * depth.clamp(min=0).sqrt(), torch.zeros_like(K)]

@@ -174,6 +174,7 @@ def relu_gains(state: State, X: Points) -> tuple[Float[Tensor, "runs _"], ...]:
     for W in state.W[:-1]:
         z = h @ W.mT
         h = z.clamp(min=0)
+        # A neuron that is 0 on all points gets gain 0, not 0/0.
         gains.append((h * z).sum(-2) / z.square().sum(-2).clamp_min(torch.finfo(z.dtype).tiny))
     return tuple(gains)
 
@@ -202,6 +203,7 @@ def relu_linearisation(state: State, X: Points, rule: Rule = "fa") -> State:
         raise ValueError("a ReLU network under bp has no linear network in its stead: pass rule 'fa' or 'dfa'")
     gains = relu_gains(state, X)
     W = [g.unsqueeze(-1) * part for g, part in zip(gains, state.W, strict=False)]
+    # A neuron that is never on sends nothing back: its feedback is 0, not infinite.
     above = [torch.where(g > 0, 1 / g, 0.0).unsqueeze(-1) for g in gains[1:]] if rule == "fa" else []
     above += [torch.ones(()).to(gains[0])] * (len(gains) - len(above))
     B = [

@@ -49,6 +49,7 @@ def common_bases(X: Numbers, Y: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor
     V, λ = V[:, order], λ[order]
     learned, rank = int((λ > noise).sum()), min(yx.shape)
     U, R = torch.linalg.qr((yx @ V)[:, :learned], mode="complete")
+    # QR is free in the signs of its columns; λ must come out positive.
     U[:, :learned] *= R.diagonal()[:learned].sign()
     λ = λ.where(λ > noise, 0.0)[:rank]
     s = (V.mT @ xx @ V).diagonal()[:rank]
@@ -64,6 +65,7 @@ def _turned(xx: Tensor, yx: Tensor, limit: float) -> tuple[Tensor, float]:
     _, λ, V = torch.linalg.svd(yx, full_matrices=True)
     V, largest = V.mT.clone(), float(λ[0])
     λ = torch.cat([λ, λ.new_zeros(len(V) - len(λ))])
+    # Of λ nearer than √ε rounding has turned the singular vectors among each other: any basis of their span is one.
     for equal in _groups(λ, limit * largest):
         block = V[:, equal]
         s, turn = torch.linalg.eigh(block.mT @ xx @ block)

@@ -189,6 +189,7 @@ def _converges(modes: Modes, times: Tensor, rates: Tensor) -> Bool[Tensor, " mod
     converge if it fell by a tenth since half of them.
     """
     scale = torch.maximum(modes.target, modes.error.abs())
+    # Four times the flow's learning time, in steps, and some more for modes that would learn in a few.
     needed = (4 * times / rates + 400).nan_to_num(posinf=_LONGEST).clamp(max=_LONGEST)
     converges = torch.zeros_like(rates, dtype=torch.bool)
     rows, reached, before = torch.arange(len(rates)), 0, modes.error.abs()
@@ -199,8 +200,10 @@ def _converges(modes: Modes, times: Tensor, rates: Tensor) -> Bool[Tensor, " mod
         reached += steps
         now = modes.take(rows).at(torch.from_numpy(recursion.weights))
         error, contraction = now.error.abs(), rates[rows] * now.decay_rate
+        # Of a small error a step leaves the share 1 - ηρ, which is below 1 in size for 0 < ηρ < 2.
         small = (error <= _SMALL * scale[rows]) & (contraction > 0) & (contraction < 2) | (error == 0)
         over = reached >= needed[rows]
+        # Out of steps with a large error: if its second half took a tenth of it away, it is on its way down.
         converges[rows] = small | (over & (error <= 0.9 * before))
         left = ~small & ~over & error.isfinite()
         rows, before = rows[left], error[left]
@@ -340,6 +343,7 @@ def _warn_of_large_rate(trajectory: ModeTrajectory) -> None:
     learned = trajectory.error[-1].flatten().cpu().abs() <= _SMALL * scale
     beyond = (largest < rate) & ~learned | (trajectory.diverged.flatten().cpu() >= 0)
     if beyond.any():
+        # A mode may have diverged though its limit is stable at this rate: of it is known only that less is needed.
         largest = largest.clamp(max=rate).where(beyond, torch.inf)
         worst = int(largest.argmin())
         safe = float(sufficient_rate(flat.take(slice(worst, worst + 1))))

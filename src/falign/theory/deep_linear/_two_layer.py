@@ -21,6 +21,7 @@ _MEETING = 1e-12
 """Slope at which two roots count as one, relative to their scale."""
 
 _TINY = 1e-200
+"""Radius³ below which p counts as 0: what is divided by it would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +227,13 @@ def _unit_time(given: Modes) -> Float[Tensor, "*modes"]:
 def _clock(left: Tensor) -> Tensor:
     """σ at ``u = 1 - exp(-left)``."""
     u = -torch.expm1(-left)
+    # The two arcus tangents as one: near u = 0 their difference would have no digits left.
     return left / 3 + torch.log1p(u + u.square()) / 6 + torch.atan(3**0.5 * u / (2 + u)) / 3**0.5
 
 
 def _remainder(clock: Tensor) -> Tensor:
     """``-ln(1 - u)`` at σ, by Newton's rule: ``dσ/d(-ln(1 - u)) = 1/(1 + u + u²)`` only falls, from 1 to 1/3."""
+    # σ is concave in it and this start is below the root: each step comes nearer from below, none can overshoot.
     left = clock.clone()
     for _ in range(60):
         u = -torch.expm1(-left)

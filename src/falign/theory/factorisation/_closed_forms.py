@@ -24,7 +24,7 @@ from falign._validation import (
 )
 from falign.theory._coerce import public
 from falign.theory.factorisation._methods import conserved, row_basis
-from falign.theory.factorisation._problem import State, fitting, sized
+from falign.theory.factorisation._problem import State, fitting, frobenius, sized
 
 
 @public
@@ -48,7 +48,7 @@ def stationary(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> Flo
 @public
 def stationary_error(Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"]) -> Float[Tensor, " runs"]:
     """``|Y (I - P)|``, P onto the rows of BY: the error of fa and fa* at rest."""
-    return _norm(Y - stationary(Y, B))
+    return frobenius(Y - stationary(Y, B))
 
 
 @public
@@ -123,10 +123,6 @@ def lyapunov_rate(
     BR = B @ (Y - Z @ W)
     held = (conserved(Z, W, B) @ BR * BR).sum((-1, -2))
     return held - 2 * (BR @ W.mT).square().sum((-1, -2)) - (W.mT @ BR).square().sum((-1, -2))
-
-
-def _norm(A: Tensor) -> Tensor:
-    return A.square().sum((-1, -2)).sqrt()
 
 
 def _ranked(Y: Tensor, r: int) -> None:
@@ -309,6 +305,7 @@ def range_finder(
         )
     rows = row_basis(B @ Y)
     for _ in range(power):
+        # Orthonormal after every pass: powers of the singular values would lose the small ones to rounding.
         rows = row_basis(rows @ Y.mT @ Y)
     sketch = Y @ rows.mT
     if rank < B.shape[1]:
@@ -347,12 +344,9 @@ def range_finder_ratios(
         raise ValueError(f"oversampling is {wide}, expected 0 to {B.shape[1] - rank}, as B has {B.shape[1]} rows")
     Y = fitting(Y, B)
     least = best_error(Y, rank)
-    if bool((least <= 1e-12 * Y.square().sum((1, 2)).sqrt()).any()):
+    if bool((least <= 1e-12 * frobenius(Y)).any()):
         raise ValueError(f"Y has rank {rank} or less: the least error is 0, and there is no ratio to it")
-    errors = [
-        [(Y - range_finder(Y, B[:, : rank + p], rank=rank, power=q)).square().sum((1, 2)).sqrt() for q in often]
-        for p in wide
-    ]
+    errors = [[frobenius(Y - range_finder(Y, B[:, : rank + p], rank=rank, power=q)) for q in often] for p in wide]
     return torch.stack([torch.stack(line, -1) for line in errors], 1) / least[:, None, None]
 
 

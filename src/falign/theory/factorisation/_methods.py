@@ -23,7 +23,9 @@ def best_output(Y: Float[Tensor, "... n m"], W: Float[Tensor, "*runs r m"]) -> F
     By ``Wᵀ = QU``, ``Z = YQ U⁻ᵀ``: WWᵀ would square the condition number of W.
     """
     if W.shape[-2] > W.shape[-1]:
+        # More rows than columns are dependent; the product has the shape and the format of the answer.
         return (Y @ W.mT) * torch.nan
+    # By QR, at the condition of W: the inverse of WWᵀ would have its square.
     Q, U = torch.linalg.qr(W.mT)
     Z = torch.linalg.solve_triangular(U.mT, Y @ Q, upper=False, left=False)
     sizes = U.diagonal(dim1=-2, dim2=-1).abs()

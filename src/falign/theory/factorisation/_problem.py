@@ -36,6 +36,11 @@ Start: TypeAlias = State | tuple[Tensor, Tensor]
 """A state, or its Z and W as a plain pair."""
 
 
+def frobenius(A: Float[Tensor, "... rows columns"]) -> Float[Tensor, "..."]:
+    """``|A|``, of every run."""
+    return A.square().sum((-1, -2)).sqrt()
+
+
 @public
 def feedback(n: int, r: int, *, seeds: Sequence[int], scale: float = 1.0) -> Float[Tensor, "runs r n"]:
     """Fixed random feedback B with entries N(0, scale²/n), in float64 on the CPU.

@@ -13,7 +13,7 @@ from falign.theory._coerce import recording
 from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn
 from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
-from falign.theory.factorisation._problem import Start, State
+from falign.theory.factorisation._problem import Start, State, frobenius
 
 # Measurements by name, and the record of a run.
 
@@ -75,14 +75,14 @@ MEASUREMENTS: dict[str, Measurement] = {
     "loss": lambda at, ref: (_square(at.R) + ref.outside.square()) / 2,
     "lyapunov": lambda at, ref: _square(ref.B @ at.R),
     "alignment": lambda at, ref: _trace(ref.B @ at.Z),
-    "cosine": lambda at, ref: _trace(ref.B @ at.Z) / (ref.whole_B * _norm(at.Z)),
+    "cosine": lambda at, ref: _trace(ref.B @ at.Z) / (ref.whole_B * frobenius(at.Z)),
     "weighted": lambda at, ref: _trace(ref.B @ at.Z @ at.W @ at.W.mT),
-    "invariant": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B)),
-    "drift": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant),
-    "account": lambda at, ref: _norm(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant - at.gained),
-    "gram drift": lambda at, ref: _norm(at.W @ at.W.mT - ref.start.W @ ref.start.W.mT),
+    "invariant": lambda at, ref: frobenius(ref.method.invariant(at.Z, at.W, ref.B)),
+    "drift": lambda at, ref: frobenius(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant),
+    "account": lambda at, ref: frobenius(ref.method.invariant(at.Z, at.W, ref.B) - ref.invariant - at.gained),
+    "gram drift": lambda at, ref: frobenius(at.W @ at.W.mT - ref.start.W @ ref.start.W.mT),
     "growth": lambda at, ref: at.growth,
-    "distance": lambda at, ref: _norm(ref.Y - at.R - ref.stationary),
+    "distance": lambda at, ref: frobenius(ref.Y - at.R - ref.stationary),
     "overlap": lambda at, ref: _square(row_basis(at.W) @ ref.optimum.mT) / at.W.shape[1],
 }
 """name -> what it is at a state [runs].
@@ -128,10 +128,6 @@ def _square(A: Tensor) -> Tensor:
     return A.square().sum((-1, -2))
 
 
-def _norm(A: Tensor) -> Tensor:
-    return _square(A).sqrt()
-
-
 def _trace(A: Tensor) -> Tensor:
     return A.diagonal(dim1=-1, dim2=-2).sum(-1)
 
@@ -146,8 +142,8 @@ class _Lens:
             Y=small.Y,
             B=small.B,
             start=small.start,
-            outside=(Y - small.of_all(small.Y)).square().sum((1, 2)).sqrt(),
-            whole_B=B.square().sum((1, 2)).sqrt(),
+            outside=frobenius(Y - small.of_all(small.Y)),
+            whole_B=frobenius(B),
             optimal_rows=self._optimal_rows,
         )
 

@@ -10,6 +10,7 @@ from falign._validation import positive
 from falign.theory._coerce import recording
 from falign.theory.factorisation._closed_forms import stationary_error
 from falign.theory.factorisation._methods import conserved, row_basis, sufficient_rate
+from falign.theory.factorisation._problem import frobenius
 from falign.theory.factorisation._simulate import Trajectory
 from falign.theory.statement import Assumption, TheoremCheck
 
@@ -49,8 +50,8 @@ def _within_reach(trajectory: Trajectory) -> tuple[Assumption, ...]:
 
 
 def _outside(Z: Float[Tensor, "runs n r"], columns: Float[Tensor, "runs k n"]) -> float:
-    size = Z.square().sum((1, 2)).sqrt()
-    left = (Z - columns.mT @ (columns @ Z)).square().sum((1, 2)).sqrt()
+    size = frobenius(Z)
+    left = frobenius(Z - columns.mT @ (columns @ Z))
     return float((left / size.clamp(min=torch.finfo(Z.dtype).tiny)).max())
 
 
@@ -82,8 +83,8 @@ def _long_enough(trajectory: Trajectory, tolerance: float) -> Assumption:
     """
     Z, W = trajectory.end
     R, BY = trajectory.Y - Z @ W, trajectory.B @ trajectory.Y
-    size = _norm(trajectory.Y).clamp(min=torch.finfo(R.dtype).tiny)
-    left = _norm(R @ W.mT) / (_least(W) * size) + _norm(trajectory.B @ R) / _least(BY)
+    size = frobenius(trajectory.Y).clamp(min=torch.finfo(R.dtype).tiny)
+    left = frobenius(R @ W.mT) / (_least(W) * size) + frobenius(trajectory.B @ R) / _least(BY)
     measured = float(left.max())
     return Assumption(
         name="long enough",
@@ -134,10 +135,6 @@ def later(trajectory: Trajectory) -> None:
         raise ValueError("nothing was recorded after the first time: take steps, and record more (at)")
 
 
-def _norm(A: Float[Tensor, "runs rows columns"]) -> Float[Tensor, " runs"]:
-    return A.square().sum((1, 2)).sqrt()
-
-
 def _least(A: Float[Tensor, "runs rows columns"]) -> Float[Tensor, " runs"]:
     """The least singular value above the root of the precision; inf where there is none, as of 0."""
     sizes = torch.linalg.svdvals(A.nan_to_num(0.0, 0.0, 0.0))
@@ -183,7 +180,7 @@ def conservation(trajectory: Trajectory, tolerance: float | None = None) -> Theo
     judged(trajectory)
     method = trajectory.method
     tolerance = (1e-10 if trajectory.rate else 1e-6) if tolerance is None else positive("tolerance", tolerance)
-    gram = (trajectory.end.W @ trajectory.end.W.mT).square().sum((1, 2)).sqrt()
+    gram = frobenius(trajectory.end.W @ trajectory.end.W.mT)
     scale = torch.maximum(trajectory["invariant"].amax(1), gram).clamp(min=torch.finfo(gram.dtype).tiny)
     residual = trajectory["account"] / scale[:, None]
     return TheoremCheck(
@@ -254,7 +251,7 @@ def optimum_reached(trajectory: Trajectory, tolerance: float = 1e-6) -> TheoremC
     start = _negative_invariant(trajectory)
     proven = bool(start.holds) or trajectory.method.name == "fa*"
     open_start = () if proven else (replace(start, holds=None),)
-    size = trajectory.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
+    size = frobenius(trajectory.Y).clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
     measured = (trajectory["error"][:, -1] / size)[:, None]
     return TheoremCheck(
         name="Convergence for r ≥ rank Y" + ("" if proven else ", seen but not proven from this start,"),
@@ -292,7 +289,7 @@ def stationary_limit(trajectory: Trajectory, tolerance: float = 1e-8) -> Theorem
         raise ValueError("the statement is about fa and fa*, the trajectory is of gd: its limit is optimum(Y, r)")
     judged(trajectory)
     positive("tolerance", tolerance)
-    size = trajectory.Y.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
+    size = frobenius(trajectory.Y).clamp(min=torch.finfo(trajectory.Y.dtype).tiny)
     known = stationary_error(trajectory.Y, trajectory.B)
     beside = (trajectory["error"][:, -1] - known).abs()
     ranks = torch.linalg.matrix_rank(trajectory.B @ trajectory.Y)
@@ -339,7 +336,7 @@ def alignment_growth(trajectory: Trajectory, tolerance: float = 1e-8) -> Theorem
     """
     judged(trajectory, "fa*")
     gained = trajectory["weighted"] - trajectory["weighted"][:, :1]
-    size = (trajectory.B @ trajectory.Y).square().sum((1, 2)).sqrt() * trajectory.end.W.square().sum((1, 2)).sqrt()
+    size = frobenius(trajectory.B @ trajectory.Y) * frobenius(trajectory.end.W)
     scale = (size + (gained.abs() + trajectory["growth"]).amax(1)).clamp(min=torch.finfo(gained.dtype).tiny)
     residual = (gained - trajectory["growth"]).abs() / scale[:, None]
     return TheoremCheck(
@@ -416,7 +413,7 @@ def gram_drift(trajectory: Trajectory) -> TheoremCheck:
         assumptions=(finite(trajectory, "gram drift", "growth"),),
         bound=bound,
         measured=measured,
-        scale=(trajectory.start.W @ trajectory.start.W.mT).square().sum((1, 2)).sqrt(),
+        scale=frobenius(trajectory.start.W @ trajectory.start.W.mT),
         series={"by its own growth": trajectory.rate * trajectory["growth"]},
     )
 

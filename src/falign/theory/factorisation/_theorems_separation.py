@@ -54,6 +54,7 @@ def separation(r: int, epsilon: float, *, seeds: Sequence[int], delta: float = 0
         measured=ratio,
         relation="at least",
         scale=torch.ones(len(B), dtype=ratio.dtype),
+        # Three standard errors of a share of so many draws.
         share_needed=max(0.0, 1 - delta - 3 * sqrt(delta * (1 - delta) / len(B))),
         constants={"median": float(ratio.median()), "median of the law": float(law.quantile(0.5))},
     )
@@ -88,6 +89,7 @@ def near_orthogonality(Y: Float[Tensor, "n m"], B: Float[Tensor, "runs r n"]) ->
     sizes = torch.linalg.svdvals(Y)
     ratios = (stationary_error(Y, B) / least).square()
     shared = overlap(B @ Y, optimal_rows(Y, r).expand(len(B), r, m))
+    # The bound is on the expectation: the mean of the draws may be three standard errors above it.
     chance = float(shared.std() / sqrt(len(B)))
     flatness = float((sizes[0] / sizes[-1]).square()) if Y.shape[0] >= m else float("inf")
     return TheoremCheck(

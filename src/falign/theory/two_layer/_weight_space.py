@@ -201,7 +201,7 @@ class WeightSpace:
             else:
                 X = X.take_along_dim(chosen[..., None], 1)
                 y = y.take_along_dim(chosen[..., None], 1)
-        return X, y if y.dim() == 2 else y.unsqueeze(1)
+        return X, self._targets(y)
 
     def _pieces(self, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Outputs at X in pieces of its points, [seeds penalties points k]."""
@@ -220,7 +220,7 @@ class WeightSpace:
             ValueError: the inputs are others.
         """
         self._fits(X)
-        f = torch.cat([f for _, f in self._pieces(X)], dim=2)
+        f = self._outputs(X)
         return f[..., 0] if self._scalar else f
 
     @public
@@ -255,6 +255,7 @@ class WeightSpace:
         return e[..., 0] if self._scalar else e
 
     def _targets(self, y: Tensor) -> Tensor:
+        """Targets of all seeds as they are, of each with an axis for the penalties."""
         return y if y.dim() == 2 else y.unsqueeze(1)
 
     @recording

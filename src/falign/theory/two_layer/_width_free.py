@@ -153,6 +153,7 @@ def _factor(seed: int, size: int, p: int) -> Tensor:
         normals = torch.randn(size, p, generator=random, dtype=torch.float64)
         return torch.nn.functional.pad(normals, (0, size - p)) / p**0.5
     lower = torch.randn(size, size, generator=random, dtype=torch.float64).tril(-1)
+    # PyTorch draws no χ² from a generator: NumPy does, seeded by the same stream.
     squares = np.random.default_rng(random.initial_seed()).chisquare(p - np.arange(size))
     return (lower + torch.from_numpy(np.sqrt(squares)).diag()) / p**0.5
 
@@ -312,7 +313,9 @@ class WidthFree:
         dot = a * root * rho + u_b + tau * c
         square = a * a * p * nu + (u @ gram.Z_Z * u).sum(-1) + c * c * tau / p
         square = square + 2 * a * (u_beta + c * rho / root) + 2 * c * u_b / p
+        # Where its terms cancel, rounding may leave |β|² below 0.
         norm = square.clamp_min(0).sqrt()
+        # σ = Kq: along a direction that no input has, both are 0.
         q = torch.where(gram.K > 0, 1 / gram.K, 0.0).unsqueeze(1) * self._sigma
         rest = gram.rest.square().sum(-1, keepdim=True)
         values = {

@@ -271,7 +271,7 @@ def limiting_kernel(
 ) -> Float[Tensor, "*runs n n"]:
     """The mean of G over Gaussian first-layer weights, ``Ḡ_ij = E_{w~N(0,I_d)} ψ(wᵀx_i) ψ(wᵀx_j)``.
 
-    Closed forms for identity, relu and erf; any other activation by ``expectation.pair_means``. The paper prints
+    Closed forms for identity, relu and erf; any other activation by ``pair_means``. The paper prints
     N(0, I_p) for w, which has d entries: read as N(0, I_d).
 
     Args:

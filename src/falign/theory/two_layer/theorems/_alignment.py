@@ -51,7 +51,8 @@ def theorem_4_6(
     ``constant`` never ends, has no finite sum, and is followed for as many steps as the cutoff would be.
 
     Args:
-        gram: Initial draw and data, of ``gram.from_start`` or ``gram.sample``; n ≤ d, or n > d on the column space.
+        gram: Initial draw and data, as ``gram`` of ``WidthFree.from_start(…)`` or of ``WidthFree.sample(…)``;
+            n ≤ d, or n > d on the column space.
         d: Input dimension.
         rate: η.
         strength: L, in units of γ.
@@ -87,6 +88,7 @@ def theorem_4_6(
         raise ValueError(f"{total / ridge:.4g} steps of λ are needed, above longest={longest}: choose a smaller c_S")
     last = floor(total / ridge)
     after = last if schedule in ("cutoff", "constant") else _until_small(penalty, gamma)
+    # Theorem 4.3 lets the error shrink by 1 - ηγ/2 a step: so many for a factor of 10¹⁰.
     onward = log(1e10) / (rate * gamma / 2) if rate * gamma > 0 else inf
     steps = after + floor(onward) + 1 if onward < longest else longest + 1
     if steps > longest:
@@ -149,8 +151,10 @@ def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:
             "choose a larger c_S or p, or a smaller L"
         )
     if schedule == "cutoff":
+        # Half a step before the end, so that rounding cannot add a step.
         return Penalty(strength, schedule, floor(total / strength) - 0.5)
     if schedule == "exponential":
+        # Σ exp(-t/τ) over t = 0, 1, … is 1/(1 - exp(-1/τ)): solved for τ.
         ratio = strength / total
         return Penalty(strength, schedule, -1 / log(1 - ratio) if ratio < 1 else 1e-3)
 
@@ -160,6 +164,7 @@ def penalty_of_sum(strength: float, total: float, schedule: str) -> Penalty:
     if excess(1e-6) >= 0:
         return Penalty(strength, schedule, 1e-6)
     steps = scipy.optimize.root_scalar(excess, bracket=(1e-6, 10 * total / strength + 10), rtol=1e-12).root
+    # A root that rounding puts above the exact one would break Σλ ≤ S_λ.
     return Penalty(strength, schedule, float(steps) * (1 - 1e-11))
 
 
@@ -379,6 +384,7 @@ def parameter_scaling(
     if not (table > 0).all() or not np.isfinite(table).all():
         raise ValueError(f"a run with rate={rate} did not move or diverged: exponents need a rate of another size")
     design = np.column_stack([np.ones(len(rows)), np.log(table[:, 0]), np.log(table[:, 1])])
+    # The bound on w_r has √(log p) beside its power of p: it is divided out.
     weight_n, weight_p = _slopes(design, np.log(table[:, 2] * table[:, 4]) - np.log(np.log(table[:, 1])) / 2)
     beta_n, beta_p = _slopes(design, np.log(table[:, 3] * table[:, 4]))
     return ParameterScaling(

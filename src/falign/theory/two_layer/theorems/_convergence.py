@@ -264,7 +264,7 @@ def theorem_4_3(
     step can keep.
 
     Args:
-        gram: Initial draw and data, of ``gram.from_start`` or ``gram.sample``.
+        gram: Initial draw and data, as ``gram`` of ``WidthFree.from_start(…)`` or of ``WidthFree.sample(…)``.
         d: Input dimension.
         rate: η.
         steps: Steps to follow.
