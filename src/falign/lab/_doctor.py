@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from falign.lab._files import is_locked
-from falign.lab._requirements import install, lacking, requirements
+from falign.lab._memory import GIB, available, cores
+from falign.lab._requirements import PACKAGES, install, lacking, requirements
 from falign.lab._text import plain_cell, print_plain
 
-_GIB = 2**30
 _MOST_FILES = 200_000
 """Files of a folder that are counted: a home folder would take minutes."""
 _LISTED = 5
@@ -29,7 +29,6 @@ _LEFTOVERS = {
     ".lock": "locks of processes that are gone: harmless, they hold nothing back",
 }
 _OPTIONAL = {"ray": "for --ray", "tensorboard": "for --tensorboard"}
-_IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,26 +111,27 @@ def _packages() -> Iterator[dict]:
     if not needed:
         yield {"name": "versions", "text": f"falign is not installed, so nothing can be checked: {install('lab')}"}
     for requirement in needed:
-        if requirement.found is None:
+        if requirement.installed is None:
             why = f", only needed {_OPTIONAL[requirement.extra]}" if requirement.extra in _OPTIONAL else ""
             yield {"name": requirement.package, "text": f"missing{why}: {requirement.remedy}", "broken": not why}
         elif not requirement.fits:
-            text = f"{requirement.found}, expected {requirement.wanted}: {requirement.remedy}"
+            text = f"{requirement.installed}, expected {requirement.wanted}: {requirement.remedy}"
             yield {"name": requirement.package, "text": text, "broken": True}
         elif requirement.extra in _OPTIONAL or (fault := _fault(requirement.package)) is None:
-            yield {"name": requirement.package, "text": requirement.found}
+            yield {"name": requirement.package, "text": requirement.installed}
         else:
             yield {
                 "name": requirement.package,
-                "text": f"{requirement.found} {fault}: {requirement.remedy}",
+                "text": f"{requirement.installed} {fault}: {requirement.remedy}",
                 "broken": True,
             }
 
 
 def _fault(package: str) -> str | None:
     """Describe why an installed package cannot be imported; None if it can."""
+    names = {installed: imported for imported, installed in PACKAGES.items()}
     try:
-        import_module(_IMPORT_NAMES.get(package, package))
+        import_module(names.get(package, package))
     except Exception as error:  # packages that do not fit together raise errors of all kinds
         return f"cannot be imported ({type(error).__name__}: {error})"
     return None
@@ -140,18 +140,15 @@ def _fault(package: str) -> str | None:
 def _machine() -> Iterator[dict]:
     import torch
 
-    from falign.lab._memory import available
-
     yield {"name": "system", "text": platform.platform()}
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield {"name": "cores", "text": f"{usable} of {os.cpu_count()}"}
-    yield {"name": "memory", "text": f"{available() / _GIB:.1f} GiB"}
+    yield {"name": "cores", "text": f"{cores()} of {os.cpu_count()}"}
+    yield {"name": "memory", "text": f"{available() / GIB:.1f} GiB"}
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
     yield {"name": "threads", "text": ", ".join([f"PyTorch computes with {torch.get_num_threads()}", *settings])}
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(number):
         properties = torch.cuda.get_device_properties(index)
-        yield {"name": f"cuda:{index}", "text": f"{properties.name}, {properties.total_memory / _GIB:.1f} GiB"}
+        yield {"name": f"cuda:{index}", "text": f"{properties.name}, {properties.total_memory / GIB:.1f} GiB"}
     if not number:
         built = "" if torch.version.cuda else ", and this PyTorch was built without it"
         yield {"name": "cuda", "text": f"no device{built}"}

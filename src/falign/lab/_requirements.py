@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 
-_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Packages that are imported by another name than they are installed by."""
 _OF_OTHER_EXTRAS = {"ray": "ray", "tensorboard": "tensorboard"}
 _SHOWN = ("", "lab", "ray", "tensorboard")
@@ -23,14 +23,14 @@ class Requirement:
         package: Its name.
         extra: The extra that needs it; empty if falign itself does.
         wanted: The versions that will do, such as ``>=2.6``.
-        found: The version that is installed; None if none is.
+        installed: The version there is; None if none is.
         fits: Whether that one will do.
     """
 
     package: str
     extra: str
     wanted: str
-    found: str | None
+    installed: str | None
     fits: bool
 
     @property
@@ -62,7 +62,7 @@ def requirements() -> tuple[Requirement, ...]:
             except InvalidVersion:  # a private build: it cannot be said to be too old
                 fits = True
             by_name[name] = Requirement(
-                package=name, extra=extra, wanted=str(line.specifier), found=version, fits=bool(fits)
+                package=name, extra=extra, wanted=str(line.specifier), installed=version, fits=bool(fits)
             )
     return tuple(by_name.values())
 
@@ -90,13 +90,13 @@ def lacking(error: BaseException) -> str | None:
         One sentence; None if falign's own code is at fault.
     """
     name = ((error.name if isinstance(error, ImportError) else None) or "").partition(".")[0]
-    package = _PACKAGES.get(name, name)
+    package = PACKAGES.get(name, name)
     remedy = f'pip install "falign[{_OF_OTHER_EXTRAS.get(package, "lab")}]"'
     if isinstance(error, ModuleNotFoundError) and name and name != "falign" and not _there(name):
         return f"the package {package} is missing, which this command needs: {remedy}"
     for each in requirements():
-        if each.found is not None and not each.fits:
-            return f"{each.package} {each.found} is installed, expected {each.wanted}: {each.remedy}"
+        if each.installed is not None and not each.fits:
+            return f"{each.package} {each.installed} is installed, expected {each.wanted}: {each.remedy}"
     if not isinstance(error, ImportError) or name == "falign":
         return None
     what = f"the package {package}" if package else "a package that this command needs"

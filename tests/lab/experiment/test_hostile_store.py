@@ -23,7 +23,7 @@ from falign.lab.experiment._run_file import (
     MAX_BYTES,
     CorruptRun,
     OlderFormat,
-    Shape,
+    RecordsShape,
     StoredRun,
     decode,
     encode,
@@ -246,7 +246,7 @@ def judged(content: bytes, store: Store) -> None:
             raise AssertionError("it is one sentence") from error
         return
     assert isinstance(entry, StoredRun)
-    assert isinstance(shape, Shape)
+    assert isinstance(shape, RecordsShape)
     assert Task(entry.experiment, entry.revision, entry.point, entry.seed).key == entry.key
 
 

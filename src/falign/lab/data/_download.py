@@ -210,7 +210,7 @@ class PublishedFile:
     Attributes:
         name: Its name.
         unpacked: Name of the file or folder that it unpacks to, accepted in its place.
-        sha256: Checksum of its content as :func:`falign.lab.data._download.digest` gives it; None if nobody
+        sha256: Checksum of its content as :func:`falign.lab.data._download.content_sha256` gives it; None if nobody
             published the file, and then it is not verified.
         mirrors: Addresses that ``name`` is appended to, tried in turn; none if the file is never downloaded.
         size: Its bytes as published: no mirror may send much more.

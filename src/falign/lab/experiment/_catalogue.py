@@ -67,8 +67,8 @@ class Catalogue:
         runs: One row a run, of the columns ``RUN_COLUMNS``: ``origin`` is an index into ``origins``, ``layout`` one
             into ``layouts``, null if the records were not read; ``started`` is JSON.
         origins: Provenances without the time of the start, as JSON.
-        layouts: Columns and types of records, as in :class:`~falign.lab.experiment._run_file.Shape`; experiments may
-            leave other columns at other points.
+        layouts: Columns and types of records, as in :class:`~falign.lab.experiment._run_file.RecordsShape`;
+            experiments may leave other columns at other points.
         records: One table a layout: its runs' records, in the order of ``runs``.
     """
 

@@ -80,7 +80,7 @@ class BlockResult:
         data_missing: Whether the error is that a data set is not on this machine.
         worker_died: Whether the worker process died meanwhile, so that the block is worth another try.
         seconds: Time that the block took.
-        provenance: Machine and versions, see :func:`falign.lab._provenance.place`; empty if the worker died.
+        provenance: Machine and versions, see :func:`falign.lab._provenance.block_provenance`; empty if the worker died.
     """
 
     run_results: tuple[RunResult, ...] | None = None
@@ -244,7 +244,7 @@ def make_blocks(experiment: Experiment, tasks: Iterable[Task], *, memory: int, s
 
     Runs of a block have the same values on all axes that ``experiment.together`` does not name. A block has at
     most ``experiment.at_most`` runs and needs at most ``memory`` bytes, unless it is a single run: see
-    :func:`refusal`. If that leaves fewer blocks than there are slots, the longest blocks are halved.
+    :func:`memory_refusal`. If that leaves fewer blocks than there are slots, the longest blocks are halved.
 
     Args:
         experiment: The experiment.
@@ -299,7 +299,7 @@ def memory_needed(block: Block) -> int:
     """Bytes of memory that a block needs; 0 if its experiment does not say.
 
     Raises:
-        Unknown: The experiment's ``memory`` raises, or tells what is no number of bytes.
+        UnknownMemory: The experiment's ``memory`` raises, or tells what is no number of bytes.
     """
     if block.experiment.memory is None:
         return 0

@@ -53,7 +53,7 @@ _LOOPBACK = "127.0.0.1"
 _OBJECTS = 2**28
 """Bytes of shared memory of a local cluster: records are small, and by default Ray takes 30 % of the memory."""
 _REACH, _JOIN, _ASK = 5.0, 20.0, 60.0
-"""Seconds to wait for an result of the address, for joining, and for the nodes to tell their version."""
+"""Seconds to wait for an answer from the address, for joining, and for the nodes to tell their version."""
 
 # Where no Ray cluster answers, ray.init tries for minutes and may end the process: so another process tries first.
 _PROBE = """

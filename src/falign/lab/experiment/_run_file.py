@@ -241,7 +241,7 @@ class StoredRun:
         status: How it ended.
         message: Why and when it diverged or failed; None if done.
         seconds: Its share of the time that its block took.
-        provenance: Machine and versions, see :func:`falign.lab._provenance.place`, and ``started``.
+        provenance: Machine and versions, see :func:`falign.lab._provenance.block_provenance`, and ``started``.
     """
 
     key: str
@@ -275,7 +275,7 @@ class StoredRun:
 
 
 @dataclass(frozen=True)
-class Shape:
+class RecordsShape:
     """Shape of a run's records.
 
     Args:
@@ -305,7 +305,7 @@ def encode(run: StoredRun, records: pl.DataFrame) -> bytes:
     return stream.getvalue()
 
 
-def read_run(path: Path) -> tuple[StoredRun, Shape]:
+def read_run(path: Path) -> tuple[StoredRun, RecordsShape]:
     """Read the file of a run and verify its checksum; its records are not decoded.
 
     Args:
@@ -358,7 +358,7 @@ def _regular(path: Path | str) -> bool:
         return False
 
 
-def decode(content: bytes) -> tuple[StoredRun, Shape]:
+def decode(content: bytes) -> tuple[StoredRun, RecordsShape]:
     """Decode a run from the content of its file; see :func:`read_run`."""
     at = last_seal(content)
     if at < 0:
@@ -381,7 +381,7 @@ def decode(content: bytes) -> tuple[StoredRun, Shape]:
         raise CorruptRun(f"its key is {values['key']}, but its experiment, revision, point and seed have {key}")
     changed = {"message": _text(values["message"]), "seconds": float(values["seconds"])}
     run = StoredRun(**{name: values[name] for name in _FIELDS} | changed)
-    return run, Shape(tuple(values["columns"].items()), values["rows"])
+    return run, RecordsShape(tuple(values["columns"].items()), values["rows"])
 
 
 def _text(value: str | None) -> str | None:

@@ -250,8 +250,8 @@ class Experiment:
         memory: Bytes that a block needs, of ``seeds`` and those axes that it names.
         cost: What a run costs, in any unit, of those axes that it names; for the estimate of the time left.
         agreement: Largest difference between the records of a run computed in one block and in another, by any number
-            of threads, on the same kind of machine, as :func:`falign.lab.experiment._run_file.difference` has it: 0 is
-            to the bit.
+            of threads, on the same kind of machine, as
+            :func:`falign.lab.experiment._run_file.relative_difference` has it: 0 is to the bit.
         pictures: Figures.
         claims: Claims.
 
@@ -282,9 +282,9 @@ class Experiment:
                 for axis, value in point.items():
                     self._check_axis(axis, value)
                     kinds.setdefault(axis, set()).add(type(value))
-            for axis, found in kinds.items():
-                if len(found) > 1 and found != {int, float}:
-                    listed = ", ".join(sorted(kind.__name__ for kind in found))
+            for axis, types in kinds.items():
+                if len(types) > 1 and types != {int, float}:
+                    listed = ", ".join(sorted(kind.__name__ for kind in types))
                     raise ValueError(f"the grid of {self.name} has {listed} on axis {axis!r}, expected one kind")
             if (wrong := mismatch(self.run, points, self.together)) is not None:
                 raise ValueError(f"experiment {self.name!r}: {wrong}")

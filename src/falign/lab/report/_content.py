@@ -43,7 +43,7 @@ class ClaimCounts:
 
 
 @dataclass(frozen=True)
-class RunCounts:
+class RunTotals:
     """Numbers of runs, by status, and the seconds that they took, added up."""
 
     done: int = 0
@@ -53,7 +53,7 @@ class RunCounts:
     seconds: float = 0.0
 
     def __add__(self, other: "RunCounts") -> "RunCounts":
-        return RunCounts(
+        return RunTotals(
             self.done + other.done,
             self.diverged + other.diverged,
             self.failed + other.failed,
@@ -74,7 +74,7 @@ class Counts:
 
     stated: ClaimCounts = ClaimCounts()
     derived: ClaimCounts = ClaimCounts()
-    runs: RunCounts = RunCounts()
+    runs: RunTotals = RunTotals()
 
     @property
     def claims(self) -> ClaimCounts:
@@ -125,7 +125,7 @@ class ExperimentPart:
         return Counts(
             stated=count_verdicts(each for each in self.verdicts if each.claim.origin == "paper"),
             derived=count_verdicts(each for each in self.verdicts if each.claim.origin != "paper"),
-            runs=RunCounts(
+            runs=RunTotals(
                 **{status: self.results.count(status) for status in ("done", "diverged", "failed")},
                 missing=self.results.count("missing") + self.results.count("no data"),
                 seconds=float(self.results.runs["seconds"].sum() or 0.0),
@@ -192,13 +192,13 @@ class PaperPart:
     @cached_property
     def provenance(self) -> dict[str, list[str]]:
         """{what: its distinct values over all runs}; nested settings are named by their path."""
-        found: dict[str, list[str]] = {}
+        values: dict[str, list[str]] = {}
         for part in self.experiments:
             for setting in part.results.provenance:
                 for name, value in _flat(setting):
-                    if value not in found.setdefault(name, []):
-                        found[name].append(value)
-        return found
+                    if value not in values.setdefault(name, []):
+                        values[name].append(value)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

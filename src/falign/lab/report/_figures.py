@@ -103,8 +103,8 @@ def _rename(root: ElementTree.Element, prefix: str) -> None:
             if name == "href" and value.startswith("#"):
                 used.add(value[1:])
                 element.attrib[name] = f"#{prefix}-{value[1:]}"
-            elif found := references.findall(value):
-                used.update(found)
+            elif targets := references.findall(value):
+                used.update(targets)
                 element.attrib[name] = references.sub(rf"url(#{prefix}-\1)", value)
     for element in root.iter():
         name = element.attrib.pop("id", None)
@@ -121,7 +121,9 @@ def _theme(root: ElementTree.Element) -> set[str]:
             continue
         kept = [part.strip() for part in style.split(";") if not part.strip().startswith("font-family")]
         colours |= {colour.lower() for colour in _COLOUR.findall(style)}
-        element.attrib["style"] = _COLOUR.sub(lambda found: f"var({variable(found[0])})", ";".join(filter(None, kept)))
+        element.attrib["style"] = _COLOUR.sub(
+            lambda colour: f"var({variable(colour[0])})", ";".join(filter(None, kept))
+        )
     return colours
 
 
