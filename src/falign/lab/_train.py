@@ -264,9 +264,11 @@ def _advice(config: TrainConfig) -> str:
 
 
 def _check_epochs(run: RunFolder, config: TrainConfig, state: TrainingState) -> None:
-    begun = state.epoch + (state.batch > 0)
+    epochs_begun = state.epoch + (state.batch > 0)
     if config.epochs < begun:
-        raise ConfigError(f"--epochs is {config.epochs}, but {run.folder} is in epoch {begun}: give {begun} or more")
+        raise ConfigError(
+            f"--epochs is {config.epochs}, but {run.folder} is in epoch {epochs_begun}: give {epochs_begun} or more"
+        )
 
 
 def _check_place(path: Path, setup: Setup, state: TrainingState) -> None:

@@ -142,7 +142,7 @@ def settled(method: Method, Y: Float[Tensor, "... n m"], state: State) -> State:
     return state if method.free_output else State(best_output(Y, state.W), state.W)
 
 
-def begun(
+def prepared(
     method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r n"], start: Start
 ) -> tuple[Method, Float[Tensor, "runs n m"], State]:
     """The method, Y of every run, and the start with the method's Z.
@@ -151,11 +151,11 @@ def begun(
         ValueError: the method is unknown, what was given does not fit, or rows of W(0) nearly depend on each other
             under fa*.
     """
-    how, start = _method_of(method), State(*start)
+    algorithm, start = _method_of(method), State(*start)
     Y = fitting(Y, B, start)
-    if not how.free_output:
+    if not algorithm.free_output:
         independent(start.W)
-    return how, Y, settled(how, Y, start)
+    return algorithm, Y, settled(algorithm, Y, start)
 
 
 @public
@@ -167,13 +167,13 @@ def velocity(method: str, Y: Float[Tensor, "... n m"], B: Float[Tensor, "runs r 
         ValueError: the method is unknown, shapes or types do not fit, or rows of W nearly depend on each other under
             fa*.
     """
-    how, state = _method_of(method), State(*state)
+    algorithm, state = _method_of(method), State(*state)
     Y = sized(Y, B, state)
-    if not how.free_output:
+    if not algorithm.free_output:
         independent(state.W)
     R, out = torch.empty_like(Y), State(torch.zeros_like(state.Z), torch.zeros_like(state.W))
-    how.move(Y, B, state, R, out)
-    if how.free_output:
+    algorithm.move(Y, B, state, R, out)
+    if algorithm.free_output:
         return out
     W = state.W
     R = Y - best_output(Y, W) @ W
@@ -210,11 +210,11 @@ def sufficient_rate(
 
     Source: derived; for one mode it is 1/ρ_max of the scalar theory of Girotti, Mitliagkas and Gidel 2021.
     """
-    how, Y, (Z, W) = begun(method, Y, B, start)
+    algorithm, Y, (Z, W) = prepared(method, Y, B, start)
     if method == "fa*":
         return torch.linalg.svdvals(W)[:, -1] / _largest(B @ Y)
     if method == "gd":
-        imbalance = torch.linalg.eigvalsh(how.invariant(Z, W, B)).abs().amax(-1)
+        imbalance = torch.linalg.eigvalsh(algorithm.invariant(Z, W, B)).abs().amax(-1)
         largest = _largest(Y[:1]).expand(len(B)) if Y.stride(0) == 0 else _largest(Y)
         return (imbalance.square() + 4 * largest.square()).rsqrt()
     eigenvalues = torch.linalg.eigvalsh(conserved(Z, W, B))

@@ -12,7 +12,7 @@ from falign._validation import positive, recording_steps, recording_times, step_
 from falign.theory._coerce import recording
 from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn
 from falign.theory.factorisation._closed_forms import optimal_rows
-from falign.theory.factorisation._methods import Method, Small, begun, reduced, row_basis, settled, sufficient_rate
+from falign.theory.factorisation._methods import Method, Small, prepared, reduced, row_basis, settled, sufficient_rate
 from falign.theory.factorisation._problem import Start, State, frobenius
 
 # Measurements by name, and the record of a run.
@@ -220,10 +220,10 @@ def gradient_descent(
     positive("rate", rate)
     step_count(steps)
     at, names = recording_steps(steps, at), measurements_named(names, MEASUREMENTS)
-    how, Y, start = begun(method, Y, B, start)
+    algorithm, Y, start = prepared(method, Y, B, start)
     _warn_of_large_steps(method, Y, B, start, rate)
-    small = reduced(how, Y, B, start)
-    lens = _Lens(how, Y, B, start, small, names)
+    small = reduced(algorithm, Y, B, start)
+    lens = _Lens(algorithm, Y, B, start, small, names)
     now = State(*(part.clone() for part in small.start))
     R, move = torch.empty_like(small.Y, memory_format=torch.contiguous_format), State(*map(torch.zeros_like, now))
     gained, growth = torch.zeros_like(lens.reference.invariant), Y.new_zeros(len(B))
@@ -232,13 +232,14 @@ def gradient_descent(
 
     def advance(count: int) -> None:
         for _ in range(count):
-            how.move(small.Y, small.B, now, R, move)
+            algorithm.move(small.Y, small.B, now, R, move)
             if keeps:
-                gained.add_(how.gain(*move), alpha=rate**2)
+                gained.add_(algorithm.gain(*move), alpha=rate**2)
                 growth.add_(move.W.square().sum((1, 2)), alpha=rate)
             now.W.add_(move.W, alpha=rate)
-            if how.free_output:
+            if algorithm.free_output:
                 now.Z.add_(move.Z, alpha=rate)
+            # A sum of all entries shows any that is not finite, at less than a look at each.
             finite.logical_and_((now.W.sum((1, 2)) + now.Z.sum((1, 2))).isfinite())
             lasted.add_(finite)
 
@@ -280,16 +281,16 @@ def gradient_flow(
     names = measurements_named(names, MEASUREMENTS)
     positive("tolerance", tolerance)
     times = recording_times(times)
-    how, Y, start = begun(method, Y, B, start)
+    algorithm, Y, start = prepared(method, Y, B, start)
     if Y.dtype != torch.float64:
         raise ValueError(f"Y is in {Y.dtype}: gradient flow is integrated in float64")
-    small = reduced(how, Y, B, start)
+    small = reduced(algorithm, Y, B, start)
     runs = []
     for run in range(len(B)):
-        runs.append(_integrated(how, small, run, times, tolerance))
+        runs.append(_integrated(algorithm, small, run, times, tolerance))
         if progress is not None:
             progress(len(runs) / len(B))
-    lens = _Lens(how, Y, B, start, small, names)
+    lens = _Lens(algorithm, Y, B, start, small, names)
     still, finite = torch.zeros_like(lens.reference.invariant), torch.ones(len(B), dtype=torch.bool, device=Y.device)
     here, rows = small.start, []
     for moment in range(len(times)):
