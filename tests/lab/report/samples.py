@@ -161,7 +161,7 @@ def six_panels(data: pl.DataFrame) -> Figure:
     ridges = sorted(set(data["ridge"]))
     for index, panel in enumerate(panels):
         kind = "cosine" if index < 3 else "loss"
-        for ridge, colour, marker in zip(ridges, style.sequence(len(ridges)), style.markers(len(ridges)), strict=True):
+        for ridge, colour, marker in zip(ridges, style.sequence(len(ridges)), style.MARKERS, strict=False):
             line = data.filter(panel=kind, activation=names[index % 3], ridge=ridge)
             x, mean, sd = (line[column].to_numpy() for column in ("x", "mean", "sd"))
             low, high = (mean - sd, mean + sd) if kind == "cosine" else (mean * np.exp(-sd), mean * np.exp(sd))

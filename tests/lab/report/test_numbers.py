@@ -163,7 +163,7 @@ def test_panels_bands_and_legend_hold_what_they_are_given() -> None:
         2, 2, titles=["a", "b", "c", "d"], xlabels=["up", "down"], ylabels=["one", "two"], share="row"
     )
     for panel in panels:
-        for colour, marker in zip(style.sequence(2), style.markers(2), strict=True):
+        for colour, marker in zip(style.sequence(2), style.MARKERS, strict=False):
             style.band(
                 panel,
                 data["x"],

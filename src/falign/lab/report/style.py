@@ -4,7 +4,6 @@ matplotlib is imported by the functions that draw: who imports an experiment to 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
@@ -29,7 +28,6 @@ __all__ = [
     "law",
     "legend",
     "logarithmic",
-    "markers",
     "panels",
     "sequence",
     "thinned",
@@ -204,11 +202,6 @@ def sequence(count: int) -> list[str]:
 
     shades = colormaps["plasma"]
     return [to_hex(shades(0.62 - 0.57 * index / max(1, count - 1))) for index in range(count)]
-
-
-def markers(count: int) -> list[str]:
-    """Markers for as many lines."""
-    return list(islice(cycle(MARKERS), count))
 
 
 def band(

@@ -6,8 +6,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
-from falign.lab.experiment.statistics import Estimate, final, paired, summary
+from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
+from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, final, paired, summary
 from falign.papers._images import load_images
 from falign.papers.song2021._drawing import alignment_and_accuracy
 from falign.papers.song2021._shared import Batch, simulate_quietly
@@ -136,48 +136,37 @@ _WORDS = {"error_cosine": "cosine", "accuracy": "test accuracy", "logarithm": "l
 
 
 def _compared(
-    table: pl.DataFrame, value: str, pairs: Sequence[tuple[float, float]], *, falls: bool = False
-) -> list[tuple[str, Estimate, bool]]:
-    """Differences between pairs of ridges, data set by data set: label, estimate, whether it should fall."""
+    table: pl.DataFrame, value: str, pairs: Sequence[tuple[float, float]] = ((0.0, 0.1), (0.0, 0.3)), when: str = ""
+) -> list[tuple[str, Estimate]]:
+    """Differences between pairs of ridges, paired by seed, data set by data set."""
     ends = final(table.with_columns(logarithm=pl.col("loss").log()), by=_RUN)
     return [
         (
-            f"{name}: {_WORDS[value]}, λ = {high:g} less λ = {low:g}",
+            f"{name}: {_WORDS[value]}, λ = {high:g} less λ = {low:g}{when}",
             paired(ends.filter(pl.col("dataset") == name), value, axis="strength", low=low, high=high, by=["dataset"]),
-            falls,
         )
         for name in sorted(ends["dataset"].unique().to_list())
         for low, high in pairs
     ]
 
 
-def _signs(table: pl.DataFrame, differences: list[tuple[str, Estimate, bool]]) -> Evidence:
-    """All differences above 0 (below, where they should fall) with 99 % confidence together."""
-    checks = (
-        Check(label=label, measured=each.value, high=-each.above(len(differences)))
-        if falls
-        else Check(label=label, measured=each.value, low=each.above(len(differences)))
-        for label, each, falls in differences
-    )
-    return Evidence(checks=tuple(checks), note=f"{table['seed'].n_unique()} runs a point")
+def _runs(table: pl.DataFrame) -> str:
+    return f"{table['seed'].n_unique()} runs a point"
 
 
 def _aligns(table: pl.DataFrame) -> Evidence:
     early = table.filter(pl.col("step") == (pl.col("epochs") / 4).round())
     cosines = _compared(table, "error_cosine", ((0.0, 0.1), (0.0, 0.3), (0.1, 0.3)))
-    accuracies = [
-        (f"{label}, after a quarter of the epochs", *rest)
-        for label, *rest in _compared(early, "accuracy", ((0.0, 0.1), (0.0, 0.3)))
-    ]
-    return _signs(table, [*cosines, *accuracies])  # pyright: ignore[reportArgumentType]  # three parts each
+    accuracies = _compared(early, "accuracy", when=", after a quarter of the epochs")
+    return above_zero([*cosines, *accuracies], note=_runs(table))
 
 
 def _fits(table: pl.DataFrame) -> Evidence:
-    return _signs(table, _compared(table, "logarithm", ((0.0, 0.1), (0.0, 0.3)), falls=True))
+    return below_zero(_compared(table, "logarithm"), note=_runs(table))
 
 
 def _gains(table: pl.DataFrame) -> Evidence:
-    return _signs(table, _compared(table, "accuracy", ((0.0, 0.1), (0.0, 0.3))))
+    return above_zero(_compared(table, "accuracy"), note=_runs(table))
 
 
 _CLAIMS = (
