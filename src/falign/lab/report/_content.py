@@ -52,7 +52,7 @@ class RunTotals:
     missing: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: "RunCounts") -> "RunCounts":
+    def __add__(self, other: "RunTotals") -> "RunTotals":
         return RunTotals(
             self.done + other.done,
             self.diverged + other.diverged,
