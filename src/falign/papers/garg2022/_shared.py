@@ -153,7 +153,7 @@ def largest_in_groups(table: pl.DataFrame, value: pl.Expr, by: Sequence[str], hi
 
 
 def above_gradient_descent(table: pl.DataFrame, column: str, by: Sequence[str], note: str = "") -> Evidence:
-    """What FA has in a column over what gradient descent has, of the same draw: that the log is above 0 in each group.
+    """FA's value in a column over gradient descent's of the same draw: evidence that its log is above 0 in each group.
 
     The logarithm, because ratios have a heavy tail: one unlucky draw would be the mean.
     """

@@ -185,7 +185,7 @@ def _helps_more(table: pl.DataFrame) -> Evidence:
 
 
 def _change(runs: pl.DataFrame, value: str, words: str, *, rules: Sequence[str] = (), falls: bool = False) -> Evidence:
-    """What a column gains, or loses, from the least to the largest number of classes, rule by rule, paired by seed."""
+    """Gain, or loss, in a column from the least to the largest number of classes, rule by rule, paired by seed."""
     estimates = []
     for name, rows, least, most in _extremes(runs):
         low, high = (most, least) if falls else (least, most)
