@@ -265,7 +265,7 @@ def _advice(config: TrainConfig) -> str:
 
 def _check_epochs(run: RunFolder, config: TrainConfig, state: TrainingState) -> None:
     epochs_begun = state.epoch + (state.batch > 0)
-    if config.epochs < begun:
+    if config.epochs < epochs_begun:
         raise ConfigError(
             f"--epochs is {config.epochs}, but {run.folder} is in epoch {epochs_begun}: give {epochs_begun} or more"
         )
