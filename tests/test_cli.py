@@ -475,7 +475,7 @@ def test_errors_of_the_system_and_of_memory_are_sentences_and_faults_of_falign_a
 def test_a_package_that_is_too_old_is_named_whatever_it_makes_go_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = _requirements.Requirement(package="rich", extra="lab", wanted=">=13.7", found="9.1", fits=False)
+    found = _requirements.Requirement(package="rich", extra="lab", wanted=">=13.7", installed="9.1", fits=False)
     monkeypatch.setattr(_requirements, "requirements", lambda: (found,))
     monkeypatch.setattr(_commands, "run", lambda words: [].missing)  # pyright: ignore
     assert main(["list"]) == 1

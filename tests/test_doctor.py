@@ -71,7 +71,7 @@ def test_packages_that_are_missing_too_old_or_broken(
         ("numpy", "", ">=1", "2.0", True),
         ("tomllib2", "lab", "", "1", True),
     ]
-    made = tuple(Requirement(package=a, extra=b, wanted=c, found=d, fits=e) for a, b, c, d, e in asked_for)
+    made = tuple(Requirement(package=a, extra=b, wanted=c, installed=d, fits=e) for a, b, c, d, e in asked_for)
     monkeypatch.setattr(_doctor, "requirements", lambda: made)
     code, found = asked(capsys)
     assert code == 1
@@ -160,5 +160,5 @@ def test_requirements_are_those_of_the_installed_package() -> None:
     if not found:
         pytest.skip("falign is not installed")
     assert [found[name].extra for name in ("torch", "polars", "ray")] == ["", "lab", "ray"]
-    assert all(each.fits for each in found.values() if each.found)
+    assert all(each.fits for each in found.values() if each.installed)
     assert "pytest" not in found
