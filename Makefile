@@ -1,14 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-checked test-unchecked test-slow lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m falign.lab.demo runs/demo
 	$(BIN)/falign reproduce song2021 --preset quick --workers 2 --out results
 
-test: .venv/installed
+test: test-checked test-unchecked
+
+test-checked: .venv/installed
 	OMP_NUM_THREADS=1 FALIGN_TYPECHECK=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not compiled and not unchecked"
+
+test-unchecked: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "(compiled or unchecked) and not slow"
 
 test-slow: .venv/installed

@@ -21,6 +21,7 @@ EAGER = ("plain", "checkpointed", "functional", "deep-copied", "wrapped", "resum
 COMPILED = ("compiled", "compiled after its twin")
 compiled = [
     pytest.mark.compiled,
+    pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
     pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]

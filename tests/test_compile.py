@@ -11,6 +11,7 @@ from cases import DIRECT, RULES, batch, build, gradients, loss_of, relative, ste
 
 pytestmark = [
     pytest.mark.compiled,
+    pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
     pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]

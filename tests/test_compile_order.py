@@ -14,6 +14,7 @@ from cases import batch, build, gradients, loss_of, relative
 
 pytestmark = [
     pytest.mark.compiled,
+    pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
     pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]

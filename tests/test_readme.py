@@ -1,34 +1,39 @@
-"""The README's first example runs as it is printed."""
+"""Examples of the README and of the docs run as they are printed."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from forks import run_each
+
 README = Path(__file__).parents[1] / "README.md"
+PAGES = ("two_layer.md", "deep_linear.md", "factorisation.md", "laboratory.md", "measuring.md")
+
+
+def examples(path: Path) -> list[str]:
+    """Code of a page."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
-def test_first_example(tmp_path):
-    text = README.read_text()
-    example = tmp_path / "example.py"
-    example.write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
-    clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True, env=clean, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    accuracy = float(re.search(r"test accuracy ([\d.]+)", done.stdout)[1])
+def test_examples_run_as_they_are_printed(tmp_path):
+    """The README's first one, and of every page of the docs all in a row."""
+    pages = [path for path in (README.parent / "docs" / name for name in PAGES) if path.exists()]
+    scripts = [examples(README)[0], *("\n".join(examples(path)) for path in pages)]
+    first, *others = run_each(scripts, tmp_path)
+    assert first.returncode == 0, first.stderr
+    accuracy = float(re.search(r"test accuracy ([\d.]+)", first.stdout)[1])
     assert accuracy > 0.88
-    assert "rule fa: loss" in done.stdout
-    assert "holds (2 layers of 2 checked" in done.stdout
+    assert "rule fa: loss" in first.stdout
+    assert "holds (2 layers of 2 checked" in first.stdout
+    for path, done in zip(pages, others, strict=True):
+        assert done.returncode == 0, f"{path}: {done.stderr}"
 
 
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 def test_example_of_the_theory(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (example,) = (block for block in blocks if "learning_time" in block)
+    (example,) = (each for each in examples(README) if "learning_time" in each)
     exec(example, {})
     assert re.findall(r"\d+\.\d{2}", capsys.readouterr().out)[:3] == ["20.82", "9.33", "7.12"]
 
@@ -37,19 +42,3 @@ def test_every_rule_stands_in_the_table():
     import falign
 
     assert all(f"| `{name}` |" in README.read_text() for name in falign.ALL_RULES)
-
-
-@pytest.mark.parametrize(
-    "page", ["two_layer.md", "deep_linear.md", "factorisation.md", "laboratory.md", "measuring.md"]
-)
-def test_examples_of_the_docs(page, tmp_path):
-    path = README.parent / "docs" / page
-    if not path.exists():
-        pytest.skip("the docs are not beside the tests")
-    example = tmp_path / "example.py"
-    example.write_text("\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)))
-    clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", example], capture_output=True, text=True, env=clean, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr

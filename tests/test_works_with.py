@@ -29,6 +29,7 @@ from cases import loss_of, relative
 
 pytestmark = [
     pytest.mark.compiled,
+    pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning",
         "ignore::FutureWarning",

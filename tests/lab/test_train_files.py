@@ -22,7 +22,10 @@ from falign.lab._run_folder import RunFolder
 from falign.lab._train import default_folder, train
 from falign.lab.config import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "no_pictures"),
+    pytest.mark.xdist_group("processes"),  # forked from one that is started once a process of the tests
+]
 
 FILES = ("config.json", "status.json", "records.parquet", "checkpoint-00000006.safetensors")
 

@@ -19,7 +19,10 @@ from falign.lab._run_folder import RunFolder
 from falign.lab._signals import GracefulStop, Stopped
 from falign.lab.config import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "no_pictures"),
+    pytest.mark.xdist_group("processes"),  # forked from one that is started once a process of the tests
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME = [pytest.param(number, marks=[] if number == signal.SIGTERM else [pytest.mark.slow]) for number in SIGNALS]

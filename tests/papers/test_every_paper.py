@@ -1,11 +1,9 @@
 """What holds of the experiments of every paper, and of their runs at the smallest size."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import pytest
@@ -16,6 +14,7 @@ from falign.lab.experiment._execution import compute
 from falign.lab.experiment._results import Results, judge
 from falign.lab.report._figures import RenderedFigure, render
 from falign.papers import PAPERS
+from forks import run_each
 
 RUN_ONE = """
 import sys
@@ -73,21 +72,20 @@ def test_the_registry_names_papers_and_experiments_as_they_name_themselves() -> 
         assert paper.names == tuple(experiment.name for experiment in paper.experiments)
 
 
-@pytest.mark.parametrize(
-    "name", ["song2021.figure2", "girotti2021.networks", "garg2022.ranks", "robertson2024.conservation"]
-)
-def test_a_worker_imports_neither_matplotlib_nor_other_experiments(name: str) -> None:
-    paper = PAPERS[name.partition(".")[0]]
-    assert isinstance(paper.experiments, LazyExperiments)
-    others = {where.partition(":")[0] for each, where in paper.experiments.where.items() if each != name}
-    code = RUN_ONE.format(where=paper.experiments.where[name])
-    clean = {key: value for key, value in os.environ.items() if key != "FALIGN_TYPECHECK"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
-    drawing, *modules = done.stdout.split()
-    assert drawing == "False"
-    assert paper.experiments.where[name].partition(":")[0] in modules
-    assert others.isdisjoint(modules)
-    assert not any(module.split(".")[2] in {*PAPERS} - {paper.name} for module in modules)
+def test_a_worker_imports_neither_matplotlib_nor_other_experiments(tmp_path: Path) -> None:
+    names = ["song2021.figure2", "girotti2021.networks", "garg2022.ranks", "robertson2024.conservation"]
+    papers = [PAPERS[name.partition(".")[0]] for name in names]
+    places = [dict(cast(LazyExperiments, paper.experiments).where) for paper in papers]
+    scripts = [RUN_ONE.format(where=where[name]) for name, where in zip(names, places, strict=True)]
+    for name, paper, where, done in zip(names, papers, places, run_each(scripts, tmp_path), strict=True):
+        assert isinstance(paper.experiments, LazyExperiments)
+        assert done.returncode == 0, done.stderr
+        others = {place.partition(":")[0] for each, place in where.items() if each != name}
+        drawing, *modules = done.stdout.split()
+        assert drawing == "False"
+        assert where[name].partition(":")[0] in modules
+        assert others.isdisjoint(modules)
+        assert not any(module.split(".")[2] in {*PAPERS} - {paper.name} for module in modules)
 
 
 @pytest.mark.parametrize(("paper", "experiment"), EXPERIMENTS)

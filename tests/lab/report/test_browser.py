@@ -16,7 +16,7 @@ from falign.lab.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install falign[test]")
 
-pytestmark = pytest.mark.xdist_group("browser")  # what is made once for the module is made in one process
+pytestmark = pytest.mark.xdist_group("report")  # what is made once for the module is made in one process
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
