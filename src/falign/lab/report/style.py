@@ -10,8 +10,10 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:  # for annotations only, so that no experiment waits for matplotlib either
+    Axes = Figure = Any
 
 __all__ = [
     "AXIS",
@@ -20,6 +22,8 @@ __all__ = [
     "INK",
     "MARKERS",
     "RC_PARAMS",
+    "Axes",
+    "Figure",
     "band",
     "each_of",
     "error_bars",
@@ -79,9 +83,7 @@ RC_PARAMS: dict[Any, Any] = {
 """Settings of matplotlib in which the report draws every picture."""
 
 
-def logarithmic(
-    axes: "matplotlib.axes.Axes", which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None
-) -> None:
+def logarithmic(axes: Axes, which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None) -> None:
     """Scale axes by powers of ten.
 
     Args:
@@ -116,7 +118,7 @@ def panels(
     share: Literal["none", "row", "all"] = "none",
     width: float | int = 9.0,
     height: float | int = 2.8,
-) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
+) -> "tuple[Figure, list[Axes]]":
     """A figure of panels in the house style.
 
     Args:
@@ -161,7 +163,7 @@ def facets(
     share: Literal["none", "row", "all"] = "none",
     width: float | int = 9.0,
     height: float | int = 2.8,
-) -> "tuple[matplotlib.figure.Figure, list[tuple[Any, pl.DataFrame, list[matplotlib.axes.Axes]]]]":
+) -> "tuple[Figure, list[tuple[Any, pl.DataFrame, list[Axes]]]]":
     """A figure with a column of panels for each value of a column of the data.
 
     Args:
@@ -205,7 +207,7 @@ def sequence(count: int) -> list[str]:
 
 
 def band(
-    axes: "matplotlib.axes.Axes",
+    axes: Axes,
     x: ArrayLike,
     mean: ArrayLike,
     low: ArrayLike,
@@ -241,17 +243,17 @@ def error_bars(mean: pl.Series, sd: pl.Series) -> list[pl.Series]:
     return [pl.select(pl.min_horizontal(above, mean * 0.9)).to_series(), above]
 
 
-def law(axes: "matplotlib.axes.Axes", x: ArrayLike, y: ArrayLike, label: str) -> None:
+def law(axes: Axes, x: ArrayLike, y: ArrayLike, label: str) -> None:
     """Draw a law of the theory, dashed and in ink."""
     axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2, label=label, zorder=3)
 
 
-def expected(axes: "matplotlib.axes.Axes", low: float | int, high: float | int, label: str) -> None:
+def expected(axes: Axes, low: float | int, high: float | int, label: str) -> None:
     """An interval in which values should lie, as a grey stripe."""
     axes.axhspan(low, high, color=AXIS, alpha=0.2, linewidth=0, label=label, zorder=0)
 
 
-def legend(figure: "matplotlib.figure.Figure", title: str = "", columns: int = 6) -> None:
+def legend(figure: Figure, title: str = "", columns: int = 6) -> None:
     """One legend under all panels, each label once, in the order in which the lines were drawn."""
     from matplotlib import rc_context
 

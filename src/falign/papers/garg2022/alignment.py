@@ -1,14 +1,13 @@
 """Forward and feedback matrices that come closer, step by step: FA and FA*."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import around, final, mean, slope
-from falign.lab.report.style import AXIS, band, each_of, legend, logarithmic, panels
+from falign.lab.report.style import AXIS, Figure, band, each_of, legend, logarithmic, panels
 from falign.papers.garg2022._shared import (
     groups,
     largest_in_groups,
@@ -20,9 +19,6 @@ from falign.papers.garg2022._shared import (
     train,
 )
 from falign.theory.two_layer import spaced
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["ALIGNMENT"]
 
@@ -217,7 +213,7 @@ _DRAWN = {"alignment": "tr(BZ)", "cosine": "cos∠(Z, Bᵀ)", "lyapunov": "|BR|�
 """Column -> its title in the picture."""
 
 
-def _alignment_by_time(data: pl.DataFrame) -> "Figure":
+def _alignment_by_time(data: pl.DataFrame) -> Figure:
     """A row a matrix, a column a quantity."""
     sets = each_of(data, "data")
     titles = [

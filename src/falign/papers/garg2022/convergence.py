@@ -1,14 +1,13 @@
 """Error against iteration where the inner dimension suffices: gradient descent, FA and FA*."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import around, final, slope
-from falign.lab.report.style import facets, legend, logarithmic
+from falign.lab.report.style import Figure, facets, legend, logarithmic
 from falign.papers.garg2022._shared import (
     above_gradient_descent,
     groups,
@@ -22,9 +21,6 @@ from falign.papers.garg2022._shared import (
 )
 from falign.theory import factorisation
 from falign.theory.two_layer import spaced
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["CONVERGENCE"]
 
@@ -213,7 +209,7 @@ _LEAST = 1e-16
 """Below it errors are rounding."""
 
 
-def _errors_by_step(data: pl.DataFrame) -> "Figure":
+def _errors_by_step(data: pl.DataFrame) -> Figure:
     """A column a matrix; above r = rank(Y), below more."""
     figure, matrices = facets(
         data,

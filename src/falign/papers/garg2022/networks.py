@@ -1,7 +1,7 @@
 """The corollary: two-layer linear PyTorch networks on isotropic inputs are the factorisation."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 import torch
@@ -13,16 +13,13 @@ import falign
 from falign.feedback import generator
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import final
-from falign.lab.report.style import COLOURS, INK, each_of, facets, law, legend, logarithmic
+from falign.lab.report.style import COLOURS, INK, Figure, each_of, facets, law, legend, logarithmic
 from falign.papers._images import load_images
 from falign.papers.garg2022._shared import largest_in_groups, matrix
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, stationary_error
 from falign.theory.factorisation._network import from_network, isotropic
 from falign.theory.two_layer import spaced
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["NETWORKS"]
 
@@ -226,7 +223,7 @@ _CLAIMS = (
 _METHODS = {"fa": ("FA", COLOURS[0], "stationary"), "bp": ("backpropagation", INK, "best")}
 
 
-def _errors_by_step(data: pl.DataFrame) -> "Figure":
+def _errors_by_step(data: pl.DataFrame) -> Figure:
     """A column a kind of inputs; above a hidden layer that is wide enough, below one that is not."""
     images = sorted(set(data["inputs"].unique().to_list()) - {"isotropic", "fresh"})
     figure, kinds = facets(

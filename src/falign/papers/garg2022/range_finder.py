@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 import polars as pl
 from jaxtyping import Float
@@ -10,13 +9,10 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import above_zero, mean
-from falign.lab.report.style import AXIS, band, each_of, facets, law, legend, sequence
+from falign.lab.report.style import AXIS, Figure, band, each_of, facets, law, legend, sequence
 from falign.papers.garg2022._shared import groups, largest_in_groups, matrix, quartiles
 from falign.theory import factorisation
 from falign.theory.factorisation import best_error, flat_tail, optimum, range_finder_ratios
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["RANGE_FINDER"]
 
@@ -147,7 +143,7 @@ _CLAIMS = (
 )
 
 
-def _ratios_by_oversampling(data: pl.DataFrame) -> "Figure":
+def _ratios_by_oversampling(data: pl.DataFrame) -> Figure:
     """A column a matrix, a line a number of power iterations."""
     figure, matrices = facets(data, "data", xlabels=["oversampling p"], ylabels=["error / optimum"], height=3.2)
     for _, whole, (panel,) in matrices:

@@ -1,12 +1,11 @@
 """Error against the inner dimension on a fixed Y: where FA rests in closed form, and the optimum."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
-from falign.lab.report.style import AXIS, facets, law, legend, logarithmic
+from falign.lab.report.style import AXIS, Figure, facets, law, legend, logarithmic
 from falign.papers.garg2022._shared import (
     above_gradient_descent,
     largest_in_groups,
@@ -18,9 +17,6 @@ from falign.papers.garg2022._shared import (
     train,
 )
 from falign.theory.factorisation import best_error, stationary_error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["RANKS"]
 
@@ -126,7 +122,7 @@ _CLAIMS = (
 )
 
 
-def _errors_by_rank(data: pl.DataFrame) -> "Figure":
+def _errors_by_rank(data: pl.DataFrame) -> Figure:
     """Errors above, ratio to the optimum below; a column a matrix."""
     figure, matrices = facets(
         data,

@@ -1,7 +1,6 @@
 """Equal errors, representations that are almost orthogonal: ratio and overlap against m at fixed r."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -10,12 +9,9 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import around, mean, slope
-from falign.lab.report.style import AXIS, COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels
+from falign.lab.report.style import AXIS, COLOURS, MARKERS, Figure, each_of, error_bars, law, logarithmic, panels
 from falign.papers.garg2022._shared import groups, matrix, sample_feedback, train
 from falign.theory.factorisation import best_error, flat_spectrum, optimal_rows, overlap, stationary_error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["REPRESENTATIONS"]
 
@@ -143,7 +139,7 @@ _CLAIMS = (
 )
 
 
-def _ratio_and_overlap(data: pl.DataFrame) -> "Figure":
+def _ratio_and_overlap(data: pl.DataFrame) -> Figure:
     """Ratio of errors on the left, overlap on the right."""
     figure, (left, right) = panels(
         2, titles=["FA's error / gradient descent's", "Overlap of representations"], xlabels=["size m"], height=3.4

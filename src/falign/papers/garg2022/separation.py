@@ -1,7 +1,6 @@
 """Matrices on which FA is far from optimal, over thousands of draws of the feedback."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
 from falign.lab.experiment.statistics import CONFIDENCE, around, share_at_least, slope
-from falign.lab.report.style import each_of, law, logarithmic, panels, sequence
+from falign.lab.report.style import Figure, each_of, law, logarithmic, panels, sequence
 from falign.papers.garg2022._shared import groups, largest_in_groups, train
 from falign.theory import factorisation
 from falign.theory.factorisation import (
@@ -23,9 +22,6 @@ from falign.theory.factorisation import (
     last_direction,
     stationary_error,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["SEPARATION"]
 
@@ -210,7 +206,7 @@ _CLAIMS = (
 )
 
 
-def _ratios(data: pl.DataFrame) -> "Figure":
+def _ratios(data: pl.DataFrame) -> Figure:
     """Share of the draws below a ratio: one cheap direction on the left, a flat tail on the right."""
     figure, (left, right) = panels(
         2,

@@ -1,7 +1,6 @@
 """Implicit anti-regularisation: from an anti-aligned hidden weight a larger component is learned more slowly."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -9,13 +8,9 @@ import torch
 from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting
-from falign.lab.report.style import AXIS, COLOURS, law, logarithmic, panels
+from falign.lab.report.style import AXIS, COLOURS, Axes, Figure, law, logarithmic, panels
 from falign.papers.girotti2021._modes import CRITICAL, TINY, paced
 from falign.theory.deep_linear import asymptotic_rate, gradient_flow, learning_time, limit, modes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["ANTI_REGULARISATION"]
 
@@ -156,7 +151,7 @@ _CLAIMS = (
 )
 
 
-def _rates_and_limits(data: pl.DataFrame) -> "Figure":
+def _rates_and_limits(data: pl.DataFrame) -> Figure:
     """Three panels over λ, those below λ_c in orange."""
     figure, (rate, hidden, time) = panels(
         3, titles=["Rate ρ*", "Hidden weight at the end", "Time to 90 %"], xlabels=["λ"], height=3.0
@@ -173,7 +168,7 @@ def _rates_and_limits(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _critical(panel: "Axes") -> None:
+def _critical(panel: Axes) -> None:
     panel.axvline(CRITICAL, color=AXIS, linestyle=":", linewidth=1.2)
     panel.annotate("λ_c", (CRITICAL, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points")
 

@@ -1,18 +1,12 @@
 """The map of (K, λ): how long a component takes, and whether a larger one takes less time or more."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import polars as pl
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import sorted_groups
-from falign.lab.report.style import COLOURS, each_of, law, logarithmic, panels
+from falign.lab.report.style import COLOURS, Figure, each_of, law, logarithmic, panels
 from falign.theory.deep_linear import critical_target, phase_diagram
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["CHART"]
 
@@ -91,8 +85,10 @@ def _share(right: pl.Series) -> float:
 _NAMES = {"output": "θ₁ = 0, θ₂ = K", "aligned": "θ₁ = √(-2K), θ₂ = 0", "anti-aligned": "θ₁ = -√(-2K), θ₂ = 0"}
 
 
-def _maps(data: pl.DataFrame) -> "Figure":
+def _maps(data: pl.DataFrame) -> Figure:
     """A column a branch of starts: time above, its slope in λ below."""
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
     figure, axes = panels(
         len(_BRANCHES),
         2,

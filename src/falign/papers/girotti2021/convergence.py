@@ -1,7 +1,5 @@
 """Convergence at a guaranteed rate, in continuous and in discrete time, tried on random starts at three depths."""
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 import torch
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from falign.feedback import generator
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import sorted_groups
-from falign.lab.report.style import INK, each_of, logarithmic, panels, sequence
+from falign.lab.report.style import INK, Figure, each_of, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import paced
 from falign.theory.deep_linear import (
     Modes,
@@ -21,9 +19,6 @@ from falign.theory.deep_linear import (
     sufficient_rate,
 )
 from falign.theory.deep_linear._theorems_modes import step_rates
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["CONVERGENCE"]
 
@@ -177,7 +172,7 @@ _CLAIMS = (
 )
 
 
-def _bounds(data: pl.DataFrame) -> "Figure":
+def _bounds(data: pl.DataFrame) -> Figure:
     """A panel a rule and depth."""
     figure, axes = panels(
         len(_KINDS),

@@ -1,7 +1,6 @@
 """The time in which a component is learned against its size: power laws by depth, and what other starts do to them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -9,13 +8,21 @@ import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import largest, sorted_groups
-from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, each_of, law, logarithmic, panels, sequence
+from falign.lab.report.style import (
+    AXIS,
+    COLOURS,
+    INK,
+    MARKERS,
+    Axes,
+    Figure,
+    each_of,
+    law,
+    logarithmic,
+    panels,
+    sequence,
+)
 from falign.papers.girotti2021._modes import CRITICAL, TINY, TOLERANCE, batches, crossing, exponent, paced
 from falign.theory.deep_linear import depth_slope, gradient_flow, learning_time
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["LEARNING_TIME"]
 
@@ -216,7 +223,7 @@ _CLAIMS = (
 _SCHEMES = ("zero", "positive", "negative", "aligned", "anti-aligned")
 
 
-def _times_by_size(data: pl.DataFrame) -> "Figure":
+def _times_by_size(data: pl.DataFrame) -> Figure:
     """Zero start by depth on the left, starts of two layers and gradient descent on the right."""
     figure, (left, right) = panels(
         2,
@@ -244,7 +251,7 @@ def _times_by_size(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _times(panel: "Axes", runs: pl.DataFrame, colour: str, marker: str, label: str) -> None:
+def _times(panel: Axes, runs: pl.DataFrame, colour: str, marker: str, label: str) -> None:
     line = runs.sort("target")
     panel.plot(line["target"], line["predicted"], color=colour, linewidth=1.2)
     panel.plot(

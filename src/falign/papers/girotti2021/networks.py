@@ -1,7 +1,6 @@
 """The order of learning in PyTorch networks that falign trains, from starts that differ and nothing else."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -10,7 +9,19 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import Estimate, above_zero, below_zero, mean, paired, slope, sorted_groups
-from falign.lab.report.style import AXIS, COLOURS, INK, MARKERS, law, legend, logarithmic, panels, sequence
+from falign.lab.report.style import (
+    AXIS,
+    COLOURS,
+    INK,
+    MARKERS,
+    Axes,
+    Figure,
+    law,
+    legend,
+    logarithmic,
+    panels,
+    sequence,
+)
 from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import (
     AGAINST,
@@ -24,10 +35,6 @@ from falign.papers.girotti2021._linear_networks import (
 )
 from falign.papers.girotti2021._modes import TOLERANCE, crossing, exponent, orders
 from falign.theory.deep_linear import depth_slope, limit, matrix_gradient_descent, modes, network
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["NETWORKS"]
 
@@ -400,7 +407,7 @@ def _of(data: pl.DataFrame, kind: tuple[str, int, str, str]) -> pl.DataFrame:
     )
 
 
-def _shares_over_time(data: pl.DataFrame) -> "Figure":
+def _shares_over_time(data: pl.DataFrame) -> Figure:
     """A column a rule and start, a row a problem; the larger the component, the darker."""
     problems = _problems(data)
     figure, axes = panels(
@@ -434,7 +441,7 @@ def _shares_over_time(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _components(data: pl.DataFrame) -> "Figure":
+def _components(data: pl.DataFrame) -> Figure:
     """A column a problem, a line a rule and start."""
     problems = _problems(data)
     figure, axes = panels(
@@ -466,9 +473,7 @@ def _components(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _draw_points(
-    panel: "Axes", runs: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False
-) -> None:
+def _draw_points(panel: Axes, runs: pl.DataFrame, colour: str, marker: str, label: str, *, open_: bool = False) -> None:
     panel.plot(
         runs["component"],
         runs["learned"],

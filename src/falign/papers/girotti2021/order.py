@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 from math import log
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
-from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, sequence
+from falign.lab.report.style import AXIS, INK, Figure, each_of, legend, logarithmic, panels, sequence
 from falign.papers.girotti2021._modes import CRITICAL, TOLERANCE, batches, crossing, logarithmic_times, orders, paced
 from falign.theory.deep_linear import gradient_flow, learning_time
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["ORDER"]
 
@@ -203,7 +199,7 @@ _CLAIMS = (
 )
 
 
-def _shares_over_time(data: pl.DataFrame) -> "Figure":
+def _shares_over_time(data: pl.DataFrame) -> Figure:
     """One line a component; the larger, the darker."""
     figure, axes = panels(
         len(_SIZES),

@@ -1,7 +1,6 @@
 """The phase portrait of a component: where its hidden weight goes, with K above and below its critical value."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -9,12 +8,8 @@ import torch
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import largest, sorted_groups
-from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels
+from falign.lab.report.style import AXIS, COLOURS, INK, Axes, Figure, each_of, panels
 from falign.theory.deep_linear import critical_invariant, fixed_points, gradient_flow, limit, modes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["PORTRAIT"]
 
@@ -146,7 +141,7 @@ _MOST = 5
 """Columns: of more invariants, those that are nearest to K_c on both sides, and the outermost."""
 
 
-def _portraits(data: pl.DataFrame) -> "Figure":
+def _portraits(data: pl.DataFrame) -> Figure:
     """A column an invariant, the largest first."""
     shares = _shown(sorted(data["share"].unique().to_list(), reverse=True))
     figure, axes = panels(
@@ -175,7 +170,7 @@ def _shown(shares: list[float]) -> list[float]:
     return [share for share in shares if share in (*near, shares[0], shares[-1])]
 
 
-def _field(panel: "Axes", field: pl.DataFrame, roots: pl.DataFrame) -> None:
+def _field(panel: Axes, field: pl.DataFrame, roots: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
     panel.plot(field["hidden"], field["velocity"], color=INK, linewidth=1.3)
     panel.set_ylim(-5, 5)
@@ -184,7 +179,7 @@ def _field(panel: "Axes", field: pl.DataFrame, roots: pl.DataFrame) -> None:
         panel.plot(runs["hidden"], runs["velocity"], "o", color=INK, markerfacecolor=face, markersize=6, zorder=4)
 
 
-def _trajectories(panel: "Axes", paths: pl.DataFrame, roots: pl.DataFrame) -> None:
+def _trajectories(panel: Axes, paths: pl.DataFrame, roots: pl.DataFrame) -> None:
     for stable, runs in each_of(roots, "stable"):
         for place in runs["hidden"]:
             panel.axhline(place, color=INK, linewidth=0.9, linestyle="-" if stable else ":")

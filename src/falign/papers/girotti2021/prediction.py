@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -12,14 +11,10 @@ from falign.feedback import Normal, generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import above_zero, largest, mean, sorted_groups
-from falign.lab.report.style import INK, each_of, legend, logarithmic, panels, sequence
+from falign.lab.report.style import INK, Axes, Figure, each_of, legend, logarithmic, panels, sequence
 from falign.papers._images import load_images
 from falign.papers.girotti2021._linear_networks import converted, draw_feedback, gradient_descent, sample_images
 from falign.theory.deep_linear import predict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["PREDICTION"]
 
@@ -262,7 +257,7 @@ _SHOWN = (0, 2, 4, 6, 8)
 _PREDICTED = (0, (4, 2.5))
 
 
-def _beside(data: pl.DataFrame) -> "Figure":
+def _beside(data: pl.DataFrame) -> Figure:
     """Whole losses above, those of components below, on a logarithmic axis; predictions dashed."""
     sets = each_of(data, "dataset")
     kinds = data.select(_KIND[1:]).unique().sort(pl.all()).rows()
@@ -290,7 +285,7 @@ def _beside(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _lines(panel: "Axes", runs: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
+def _lines(panel: Axes, runs: pl.DataFrame, modes: tuple[int, ...], colours: list[str]) -> None:
     for colour, (mode, line) in zip(colours, each_of(runs, "mode", modes), strict=False):
         label = "whole" if mode == _WHOLE else f"component {mode + 1}"
         panel.plot(line["step"], line["trained"], color=colour, linewidth=1.4, label=label)

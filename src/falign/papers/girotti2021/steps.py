@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
 
 import polars as pl
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Missing, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import final, largest, sorted_groups
-from falign.lab.report.style import AXIS, COLOURS, INK, each_of, panels, thinned
+from falign.lab.report.style import AXIS, COLOURS, INK, Figure, each_of, panels, thinned
 from falign.papers.girotti2021._modes import batches, exponent, paced
 from falign.theory.deep_linear import (
     Modes,
@@ -23,9 +22,6 @@ from falign.theory.deep_linear import (
     stable_rate,
 )
 from falign.theory.statement import TheoremCheck
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["STEPS"]
 
@@ -245,7 +241,7 @@ _CLAIMS = (
 _MOST = 5
 
 
-def _beside_the_flow(data: pl.DataFrame) -> "Figure":
+def _beside_the_flow(data: pl.DataFrame) -> Figure:
     """Shares learned over time."""
     shares = sorted(data["share"].unique().to_list())
     wanted = [share for share in (0.1, 0.5, 0.9, 1.02, 1.1) if share in shares] or shares[-_MOST:]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import isfinite, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 import torch
@@ -18,11 +18,8 @@ from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
 from falign.lab.data import DataError, Dataset
 from falign.lab.experiment import Outcome, Scalar, Setting
-from falign.lab.report.style import COLOURS, INK
+from falign.lab.report.style import COLOURS, INK, Axes
 from falign.measure import alignment
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Record = dict[str, Scalar | None]
 """Numbers that are measured together, by column."""
@@ -260,7 +257,7 @@ STYLES = {
 """Of every rule of the paper's experiments: the same in all pictures."""
 
 
-def points(axes: "Axes", data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
+def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
     """Means of a rule along an axis, with bars of a standard deviation."""
     colour, marker = STYLES[rule]
     axes.errorbar(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import atanh, tanh
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -20,7 +19,7 @@ from falign.lab.experiment import (
     grid,
 )
 from falign.lab.experiment.statistics import above_zero, mean, paired, summary
-from falign.lab.report.style import AXIS, INK, each_of, legend, logarithmic, panels, thinned
+from falign.lab.report.style import AXIS, INK, Axes, Figure, each_of, legend, logarithmic, panels, thinned
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import (
     STYLES,
@@ -30,10 +29,6 @@ from falign.papers.robertson2024._training import (
     train_and_measure,
     with_classes,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["CLASSES"]
 
@@ -302,7 +297,7 @@ _CLAIMS = (
 )
 
 
-def _draw_by_classes(data: pl.DataFrame) -> "Figure":
+def _draw_by_classes(data: pl.DataFrame) -> Figure:
     """Test accuracy, cosine and their correlation against the number of classes; a row a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -328,7 +323,7 @@ def _draw_by_classes(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _correlation(panel: "Axes", data: pl.DataFrame) -> None:
+def _correlation(panel: Axes, data: pl.DataFrame) -> None:
     panel.axhline(0, color=AXIS, linewidth=0.8)
     for shift, (words, runs) in zip((1.0, 1.04), each_of(data, "of"), strict=False):
         hollow = words != "all rules"
@@ -346,7 +341,7 @@ def _correlation(panel: "Axes", data: pl.DataFrame) -> None:
     panel.set_ylabel("Pearson's r over the rules")
 
 
-def _draw_by_alignment(data: pl.DataFrame) -> "Figure":
+def _draw_by_alignment(data: pl.DataFrame) -> Figure:
     """Test accuracy against cosine at the largest number of classes, the dial as a line; a panel a data set."""
     sets = each_of(data, "dataset")
     figure, axes = panels(

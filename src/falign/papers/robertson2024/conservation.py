@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from math import ceil, inf
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting
 from falign.lab.experiment.statistics import around, mean, slope, sorted_groups, summary
-from falign.lab.report.style import COLOURS, INK, each_of, error_bars, law, logarithmic, panels, sequence
+from falign.lab.report.style import COLOURS, INK, Axes, Figure, each_of, error_bars, law, logarithmic, panels, sequence
 from falign.measure import ConservationLaw
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import (
@@ -19,10 +18,6 @@ from falign.papers.robertson2024._training import (
     train_and_measure,
     with_images,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["CONSERVATION"]
 
@@ -74,7 +69,7 @@ def _convolutional(model: str) -> bool:
     return model.endswith((":pooled", ":normalised"))
 
 
-def _draw_drifts(data: pl.DataFrame) -> "Figure":
+def _draw_drifts(data: pl.DataFrame) -> Figure:
     """Drift against the rate: rules under plain descent on the left, departures from it on the right."""
     sets = each_of(data, "dataset")
     figure, axes = panels(
@@ -104,7 +99,7 @@ def _draw_drifts(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _drift(panel: "Axes", data: pl.DataFrame, colour: str, model: str, label: str) -> None:
+def _drift(panel: Axes, data: pl.DataFrame, colour: str, model: str, label: str) -> None:
     panel.errorbar(
         data["rate"],
         data["mean"],
@@ -386,7 +381,7 @@ _CLAIMS = (
 _COLUMNS = 5
 
 
-def _diagonals(data: pl.DataFrame) -> "Figure":
+def _diagonals(data: pl.DataFrame) -> Figure:
     """Change of ½|W|² + ½|b|² against that of ⟨B, W⟩: a panel a rule, then a panel a departure; in rows by data set."""
     from matplotlib.lines import Line2D
 
@@ -420,7 +415,7 @@ def _diagonals(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _draw_diagonal(panel: "Axes", data: pl.DataFrame, colours: list[str]) -> None:
+def _draw_diagonal(panel: Axes, data: pl.DataFrame, colours: list[str]) -> None:
     """One line a network and layer, from no change to the end of training."""
     low, high = 0.0, 0.0
     for (model, _, depth), layer in data.group_by(["model", "layer", "depth"], maintain_order=True):

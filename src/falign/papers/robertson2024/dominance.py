@@ -1,7 +1,6 @@
 """Alignment dominance along training from four starts, and the loss that it predicts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -23,15 +22,11 @@ from falign.lab.experiment import (
     grid,
 )
 from falign.lab.experiment.statistics import above_zero, mean, sorted_groups, summary
-from falign.lab.report.style import AXIS, COLOURS, INK, band, each_of, legend, logarithmic, panels
+from falign.lab.report.style import AXIS, COLOURS, INK, Axes, Figure, band, each_of, legend, logarithmic, panels
 from falign.measure import Alignment, alignment
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import Record, Training, start_training, train_and_measure, with_images
 from falign.theory.dominance import largest_kappa, lojasiewicz_constant, predicted_loss
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["DOMINANCE"]
 
@@ -306,7 +301,7 @@ _CLAIMS = (
 _COLOUR: dict[str, str] = dict(zip(_STARTS, (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))
 
 
-def _dominance_and_loss(data: pl.DataFrame) -> "Figure":
+def _dominance_and_loss(data: pl.DataFrame) -> Figure:
     """D above, losses below, by step; a column a network and rule, a pair of rows a data set."""
     sets = each_of(data, "dataset")
     cases = sorted(data.select("rule", "model").unique().rows())
@@ -338,7 +333,7 @@ def _dominance_and_loss(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _dominance(panel: "Axes", data: pl.DataFrame) -> None:
+def _dominance(panel: Axes, data: pl.DataFrame) -> None:
     for name, runs in each_of(data, "start", _STARTS):
         spread = runs["sd"].fill_null(0)
         band(
@@ -357,7 +352,7 @@ def _dominance(panel: "Axes", data: pl.DataFrame) -> None:
     panel.minorticks_off()
 
 
-def _losses(panel: "Axes", data: pl.DataFrame) -> None:
+def _losses(panel: Axes, data: pl.DataFrame) -> None:
     for name, runs in each_of(data, "start", _STARTS):
         colour = _COLOUR[name]
         for shown, style in (("bound", ":"), ("integrated", "--"), ("loss", "-")):

@@ -1,7 +1,6 @@
 """Two-layer linear networks with more weights than data: which of all solutions feedback alignment finds."""
 
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -11,13 +10,10 @@ from falign.feedback import generator
 from falign.lab.data import Dataset
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import around, largest, slope, summary
-from falign.lab.report.style import COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels
+from falign.lab.report.style import COLOURS, MARKERS, Figure, each_of, error_bars, law, logarithmic, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import with_classes, with_images
 from falign.theory.minimum_norm import minimum_norm
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["MINIMUM_NORM"]
 
@@ -105,7 +101,7 @@ _ZERO = 1e-5
 """Place of s = 0 on the logarithmic axis."""
 
 
-def _deviation_by_size(data: pl.DataFrame) -> "Figure":
+def _deviation_by_size(data: pl.DataFrame) -> Figure:
     """Deviation against s; the points at s = 0 stand at the left of the axis."""
     figure, (axes,) = panels(
         1, xlabels=["size s of the first layer at the start"], ylabels=["|W - X⁺Y| / |X⁺Y|"], width=5.5, height=3.4

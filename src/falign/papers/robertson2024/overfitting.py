@@ -1,12 +1,10 @@
 """Training on labels of which some are wrong, until they are learned by heart."""
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 
 from falign.lab.experiment import Check, Claim, Evidence, Experiment, Outcome, Picture, Point, Scalar, Setting, grid
 from falign.lab.experiment.statistics import around, final, largest, mean, paired, sorted_groups, summary
-from falign.lab.report.style import AXIS, band, each_of, panels
+from falign.lab.report.style import AXIS, Figure, band, each_of, panels
 from falign.papers._images import load_images
 from falign.papers.robertson2024._training import (
     STYLES,
@@ -16,9 +14,6 @@ from falign.papers.robertson2024._training import (
     with_images,
     with_noise,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["OVERFITTING"]
 
@@ -184,7 +179,7 @@ _CLAIMS = (
 _SHOWN = ("train_error", "test_error", "norm")
 
 
-def _errors_and_norms(data: pl.DataFrame) -> "Figure":
+def _errors_and_norms(data: pl.DataFrame) -> Figure:
     """Training error, test error and squared norm of the weights by epoch; a row a data set."""
     from matplotlib.lines import Line2D
 

@@ -1,20 +1,27 @@
 """The pictures of Song, Xu and Lafferty 2021, each as a function of what is drawn."""
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 
-from falign.lab.report.style import AXIS, COLOURS, band, each_of, facets, law, logarithmic, panels, sequence, thinned
+from falign.lab.report.style import (
+    AXIS,
+    COLOURS,
+    Axes,
+    Figure,
+    band,
+    each_of,
+    facets,
+    law,
+    logarithmic,
+    panels,
+    sequence,
+    thinned,
+)
 from falign.papers.song2021._shared import STEPS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NAMES = {"identity": "Linear", "relu": "ReLU", "tanh": "Tanh"}
 
 
-def lines(axes: "Axes", data: pl.DataFrame, x: str, colours: list[str], *, positive: bool = False) -> None:
+def lines(axes: Axes, data: pl.DataFrame, x: str, colours: list[str], *, positive: bool = False) -> None:
     """One line a ridge, with its band of a standard deviation.
 
     Where only positive numbers can be drawn, the band's lower edge stays at a tenth of the mean.
@@ -33,7 +40,7 @@ def lines(axes: "Axes", data: pl.DataFrame, x: str, colours: list[str], *, posit
         )
 
 
-def alignment_and_loss(data: pl.DataFrame) -> "Figure":
+def alignment_and_loss(data: pl.DataFrame) -> Figure:
     """Final cosines by width above, losses by step below; a column an activation."""
     width = data.filter(pl.col("shown") == "loss")["p"][0]
     figure, activations = facets(
@@ -61,7 +68,7 @@ def alignment_and_loss(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def cosine_by_width(data: pl.DataFrame) -> "Figure":
+def cosine_by_width(data: pl.DataFrame) -> Figure:
     """Final cosines of linear networks of any width on the left; what is gained against n/p on the right."""
     figure, (left, right) = panels(
         2, titles=["At the end", "Gained without a ridge"], xlabels=["width p"], ylabels=["cos∠(b, β)"], height=3.4
@@ -85,7 +92,7 @@ def cosine_by_width(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def time_by_width(data: pl.DataFrame) -> "Figure":
+def time_by_width(data: pl.DataFrame) -> Figure:
     """Steps until a cosine is reached, against the width."""
     figure, (axes,) = panels(1, xlabels=["width p"], ylabels=["steps until cos∠(b, β) = 0.5"], width=5.5, height=3.4)
     lines(axes, data.sort("p"), "p", sequence(data["strength"].n_unique()), positive=True)
@@ -96,7 +103,7 @@ def time_by_width(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def alignment_and_accuracy(data: pl.DataFrame) -> "Figure":
+def alignment_and_accuracy(data: pl.DataFrame) -> Figure:
     """Cosine of the error signals and test accuracy along training; a row a data set and law of the weights."""
     rows = sorted(data.select("dataset", "weights").unique().rows(), key=lambda row: (row[0], row[1] == "scaled"))
     laws = {"standard": "W(0) ~ N(0, 1)", "scaled": "W(0) ~ N(0, 1/d)"}
@@ -120,7 +127,7 @@ def alignment_and_accuracy(data: pl.DataFrame) -> "Figure":
 # Pictures of the theorems and the remarks, each as a function of what is drawn.
 
 
-def distances(data: pl.DataFrame) -> "Figure":
+def distances(data: pl.DataFrame) -> Figure:
     """Distances that the weights went against the width, a line a sample size; a row an activation."""
     names = sorted(data["activation"].unique().to_list())
     figure, axes = panels(
@@ -144,7 +151,7 @@ def distances(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def constant_cosine(data: pl.DataFrame) -> "Figure":
+def constant_cosine(data: pl.DataFrame) -> Figure:
     """Final cosines against the width: all strengths and sums with the cutoff, and all schedules."""
     figure, (left, right) = panels(
         2,
@@ -172,13 +179,13 @@ def constant_cosine(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def _errors(axes: "Axes", runs: pl.DataFrame, colour: str, label: str) -> None:
+def _errors(axes: Axes, runs: pl.DataFrame, colour: str, label: str) -> None:
     axes.errorbar(
         runs["p"], runs["mean"], yerr=runs["sd"].fill_null(0), color=colour, marker="o", label=label, capsize=2
     )
 
 
-def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
+def eigenvalues_and_isometry(data: pl.DataFrame) -> Figure:
     """Smallest eigenvalues against n, and the share of isometric draws against the constant of the dimension."""
     figure, (left, right) = panels(2, titles=["Proposition 3.3", "Proposition 4.5"], height=3.2)
     left.set(xlabel="sample size n", ylabel="λ_min(Ḡ)")
@@ -202,7 +209,7 @@ def eigenvalues_and_isometry(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def dropout_by_width(data: pl.DataFrame) -> "Figure":
+def dropout_by_width(data: pl.DataFrame) -> Figure:
     """Final cosines against the width, with and without dropout."""
     figure, (axes,) = panels(1, xlabels=["width p"], ylabels=["cos∠(b, β)"], width=5.5, height=3.2)
     for colour, (share, runs) in zip(COLOURS, each_of(data, "dropout"), strict=False):
@@ -213,7 +220,7 @@ def dropout_by_width(data: pl.DataFrame) -> "Figure":
     return figure
 
 
-def readings(data: pl.DataFrame) -> "Figure":
+def readings(data: pl.DataFrame) -> Figure:
     """Cosines along training: a column an activation, a row a law of the inputs."""
     laws = {"standard": "N(0, I)", "scaled": "N(0, I/d)"}
     figure, activations = facets(

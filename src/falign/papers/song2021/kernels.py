@@ -1,7 +1,6 @@
 """Section 3's account of convergence: G stays at Ḡ, H stays near 0, and the error is what infinite width predicts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -10,15 +9,12 @@ from torch import Tensor
 
 from falign.lab.experiment import Claim, Evidence, Experiment, Outcome, Picture, Point, Setting, grid
 from falign.lab.experiment.statistics import Estimate, around, share_at_least, slope, sorted_groups, summary
-from falign.lab.report.style import COLOURS, MARKERS, each_of, error_bars, law, logarithmic, panels, sequence
+from falign.lab.report.style import COLOURS, MARKERS, Figure, each_of, error_bars, law, logarithmic, panels, sequence
 from falign.papers.song2021._drawing import NAMES
 from falign.papers.song2021._shared import DELTA, Batch
 from falign.theory.two_layer import Dual, Trajectory, draw_reduced, spaced
 from falign.theory.two_layer import activation as named_activation
 from falign.theory.two_layer.kernels import kernels_of_engine, limiting_kernel, predicted_error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["KERNELS"]
 
@@ -209,7 +205,7 @@ _SHOWN = {"H_norm": ("|H(0)|", "-"), "G_change": ("max |G(t) - G(0)|", ":")}
 """Column -> its name and its line."""
 
 
-def _kernels_by_width(data: pl.DataFrame) -> "Figure":
+def _kernels_by_width(data: pl.DataFrame) -> Figure:
     """|H(0)| and the largest change of G against the width; how far the error is from its prediction along training."""
     figure, (left, right) = panels(
         2,
