@@ -128,20 +128,19 @@ def exponent(x: pl.Series, y: pl.Series) -> float:
     return float(np.polyfit(log_x, log_y, 1)[0])
 
 
-def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target", time: str = "learned") -> pl.DataFrame:
+def orders(table: pl.DataFrame, *, by: Sequence[str], size: str = "target") -> pl.DataFrame:
     """``in_order`` of every group.
 
     Args:
-        table: One row a component.
+        table: One row a component, "learned" its time.
         by: Columns that tell groups apart.
         size: Column of λ.
-        time: Column of the times.
 
     Returns:
         One row a group, sorted: columns ``by``, "in_order", "components".
     """
     rows = [
-        {**dict(zip(by, values, strict=True)), "in_order": in_order(runs[size].to_list(), runs[time].to_list())}
+        {**dict(zip(by, values, strict=True)), "in_order": in_order(runs[size].to_list(), runs["learned"].to_list())}
         | {"components": runs.height}
         for values, runs in sorted_groups(table, by)
     ]

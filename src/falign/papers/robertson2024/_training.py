@@ -257,7 +257,7 @@ STYLES = {
 """Of every rule of the paper's experiments: the same in all pictures."""
 
 
-def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None = None) -> None:
+def points(axes: Axes, data: pl.DataFrame, x: str, rule: str) -> None:
     """Means of a rule along an axis, with bars of a standard deviation."""
     colour, marker = STYLES[rule]
     axes.errorbar(
@@ -269,5 +269,5 @@ def points(axes: Axes, data: pl.DataFrame, x: str, rule: str, label: str | None 
         markersize=4.5,
         linewidth=1.4,
         elinewidth=0.9,
-        label=label or rule,
+        label=rule,
     )

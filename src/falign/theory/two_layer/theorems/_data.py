@@ -165,9 +165,9 @@ def _from_where(constant: Sequence[float], share: Sequence[float], needed: float
     return least
 
 
-def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion: a covering of at least ``level`` for every true value."""
-    tail = (1 - level) / 2
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """The exact interval of a proportion: it covers every true value with at least 95 %."""
+    tail = (1 - 0.95) / 2
     low = 0.0 if hits == 0 else float(scipy.stats.beta.ppf(tail, hits, trials - hits + 1))
     high = 1.0 if hits == trials else float(scipy.stats.beta.ppf(1 - tail, hits + 1, trials - hits))
     return low, high
@@ -176,6 +176,7 @@ def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float,
 # Proposition 3.3: for Gaussian inputs λ_min(Ḡ) stays away from 0, so that assumption 3.1 is met.
 
 _WIDEST = 1e9
+"""d/n: beyond it inputs would fit into no memory."""
 
 
 @public
