@@ -74,7 +74,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict_on_the_runs(tmp_p
         f"e.do(e.experiment(), Path({str(tmp_path / 'out')!r}), 2)  # without the guard that spawned processes need\n"
     )
     environment = {**os.environ, "PYTHONPATH": examples.module_path()}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert "RunError: a worker process cannot start (exit code 1): use --workers 1" in done.stderr
     assert not (tmp_path / "out" / "toy.decay").exists()
 
