@@ -223,7 +223,7 @@ def test_a_hostile_mirror_costs_little_and_the_next_is_asked(mirrors, tmp_path, 
         fetch(published(bad), tmp_path / "cache", progress=False)
     assert list((tmp_path / "cache").iterdir()) == []
     assert fetch(published(bad, good), tmp_path / "cache", progress=False).read_bytes() == CONTENT
-    assert time.monotonic() - begun < 30  # and not for ever, on a machine that is busy as well
+    assert time.monotonic() - begun < 10
 
 
 def test_what_a_server_packs_for_the_way_is_unpacked(mirrors, tmp_path):
