@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from falign._delivery import Cut, EitherWay, deliver_layerwise, transformed
-from falign._guard import Guard, guards_of, matrices_of
+from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
 from falign._preserve import look_at_hooks
 from falign.layers import KINDS, Layer
 
@@ -29,8 +29,14 @@ class SharedSequence(nn.Module):
         self.register_buffer("values", values, persistent=False)
 
 
+class FeedbackOfParameters(nn.Module):
+    """The feedback of parameters that a module multiplies by hand: a ``Feedback`` each, under the parameter's name."""
+
+    is_feedback = True
+
+
 class Feedback(nn.Module):
-    """The feedback of one layer: a submodule of it, so that B follows it everywhere, with the hooks of the layer.
+    """The feedback of one layer or parameter: a submodule, so that B follows it everywhere, with the layer's hooks.
 
     ``B`` is a buffer outside ``state_dict`` (for learned or adaptive feedback: in it) with the layer's device and
     dtype. Under the shared family it is None, and the layer reads ``gain`` times a stretch of the one ``sequence``.
@@ -52,6 +58,9 @@ class Feedback(nn.Module):
         self.channels = channels
         self.gain = 1.0
         self.first_end = 0
+        self.parameter: str | None = None  # name in its module of what is multiplied by hand; None: a layer's weight
+        self.running_pass: Callable[[], Any] | None = None  # of the latest forward, for products of the same parameter
+        self.follows = False  # whether a learned B takes the gradient of W itself, whatever uses W has
         # Standard deviations of B's entries, one an output: all else of B is a function of seed, name and family, so
         # with these numbers in the state_dict a model that is built anew gets the same B.
         self.deviations: list[float] = []
@@ -62,7 +71,11 @@ class Feedback(nn.Module):
         self.passes_since_backward, self.last_backward = 0, -1
         self.untraceable = False  # it runs where no backward can be told apart: compiled, within vmap
         self.last_pass = -1  # number of the model's forward in which it ran last
-        self.backwards: deque[int] = deque(maxlen=16)  # numbers of the backward passes that met the layer's output
+        # Numbers of the backward passes that met the layer's output or took B for the parameter; and of those that met
+        # it where no error was delivered.
+        self.backwards: deque[int] = deque(maxlen=16)
+        self.true_backwards: deque[int] = deque(maxlen=16)
+        self.sharers: list[Feedback] = [self]  # all feedback with the same B: that of tied weights
         if rule.learned:
             self.B = matrix if isinstance(matrix, nn.Parameter) else nn.Parameter(matrix)
         else:
@@ -80,6 +93,20 @@ class Feedback(nn.Module):
     def matrices(self) -> dict[int, Tensor]:
         """Map the number of each output that delivers here to the feedback of its error, for a direct rule."""
         return {self.first_end: self.matrix, **{end: self.get_buffer(name) for end, (name, _) in self.others.items()}}
+
+    def inputs_of_pass(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Collect the tensors that determine the feedback of a parameter in this pass, which may move with it."""
+        rule = self.wiring.rule
+        reads = rule.reads_weight or rule.wiring == "direct"
+        return rule.feedback_inputs(self, weight if reads else None, advance=rule.advances and self._advances())
+
+    def met(self, backward: int) -> bool:
+        """Tell whether a backward pass, by its number, was carried by B."""
+        return any(backward in part.backwards for part in self.sharers)
+
+    def note_pass(self) -> None:
+        """Note that a module runs that may multiply by the parameter."""
+        self.last_pass = self.wiring.passes
 
     def feedback_matrix(self, weight: Tensor) -> Tensor:
         """Make the matrix that carries this layer's error now, signs included; to be read only, it may be B itself."""
@@ -104,7 +131,7 @@ class Feedback(nn.Module):
 
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input: forward pre-hook of the layer, layerwise wiring."""
-        if not (torch.is_grad_enabled() and self._is_on()):
+        if not (torch.is_grad_enabled() and self.is_on()):
             return None
         x = self._first(layer, args)
         return (_cut(x, x if wants_error(x) or self._learns(layer) else None), *args[1:])
@@ -117,7 +144,7 @@ class Feedback(nn.Module):
         """
         if not torch.is_grad_enabled():
             return None
-        if not self._is_on():
+        if not self.is_on():
             self._note_backwards(y)
             return None
         x = self._uncut(args[0])
@@ -135,7 +162,7 @@ class Feedback(nn.Module):
         weight = layer.weight if rule.reads_weight or way is not None else None
         inputs = rule.feedback_inputs(self, weight, advance=rule.advances and self._advances())
         if rule.learned and not self._learns(layer):
-            inputs = (inputs[0].detach(), *inputs[1:])  # where W stands still, so does B
+            inputs = (inputs[0].detach(), *inputs[1:])  # where W stands still, so does B; or it takes W's gradient
         if way is not None:
             assert weight is not None
             rule, inputs = (
@@ -149,7 +176,7 @@ class Feedback(nn.Module):
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
-        if not (torch.is_grad_enabled() and self._is_on()):
+        if not (torch.is_grad_enabled() and self.is_on()):
             return None
         wiring, x = self.wiring, self._first(layer, args)
         runs = wiring.state.runs
@@ -176,7 +203,7 @@ class Feedback(nn.Module):
         """Deliver the error where it begins at this layer's output: forward hook of the layer, direct wiring."""
         if not torch.is_grad_enabled():
             return None
-        if not self._is_on():
+        if not self.is_on():
             self._note_backwards(y)
             return None
         self._uncut(args[0])
@@ -233,15 +260,25 @@ class Feedback(nn.Module):
             destination._metadata[prefix[:-1]]["deviations"] = list(self.deviations)
 
     def guard(self, layer: Layer) -> None:
-        """Check every gradient that arrives at the layer's weights: it must have come by the layer itself."""
-        for weight in matrices_of(layer):
+        """Check every gradient that arrives at the layer's weights: it must have come by the layer itself.
+
+        Learned feedback of a parameter, which no delivery sees, receives that gradient as well.
+        """
+        weights = matrices_of(layer)
+        if self.parameter is not None:
+            weights = [weight for weight in weights if weight is layer._parameters.get(self.parameter)]
+        for weight in weights:
+            followed = any((part := hook.part()) is not None and part.B is self.B for hook in followers_of(weight))
+            if self.follows and weight.requires_grad and not followed:
+                weight.register_hook(Follower(self))
             if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
                 weight.register_post_accumulate_grad_hook(Guard(self))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what passes have left: the numbers of backwards mean nothing to a copy or a pickle."""
-        fresh = {"backwards": deque(maxlen=16), "last_pass": -1, "passes_since_backward": 0, "last_backward": -1}
-        return {**self.__dict__, **fresh}
+        fresh = {"last_pass": -1, "passes_since_backward": 0, "last_backward": -1, "running_pass": None}
+        backwards = {"backwards": deque(maxlen=16), "true_backwards": deque(maxlen=16)}
+        return {**self.__dict__, **fresh, **backwards}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -274,7 +311,7 @@ class Feedback(nn.Module):
         if torch.compiler.is_compiling() or transformed() or not isinstance(y, Tensor) or y.grad_fn is None:
             self.untraceable = True
             return
-        backwards = self.backwards
+        backwards = self.true_backwards
         y.grad_fn.register_prehook(lambda errors: backwards.append(torch._C._current_graph_task_id()))
 
     def _uncut(self, cut: Any) -> Tensor | None:
@@ -299,7 +336,7 @@ class Feedback(nn.Module):
 
     def _learns(self, layer: Layer) -> bool:
         """Tell whether B receives a gradient: a learned B of a weight that receives one."""
-        if not self.wiring.rule.learned or self.wiring.state.way is not None:
+        if not self.wiring.rule.learned or self.follows or self.wiring.state.way is not None:
             return False
         weight = layer._parameters.get("weight")
         # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.
@@ -311,7 +348,7 @@ class Feedback(nn.Module):
             )
         )
 
-    def _is_on(self) -> bool:
+    def is_on(self) -> bool:
         """Tell whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""
         wiring = self.wiring
         state = wiring.state
@@ -336,14 +373,9 @@ class Feedback(nn.Module):
                 f"the forward of layer {self.name!r} was replaced after convert, so its map is not known: call "
                 "falign.revert, and convert the model again as it is now"
             )
-        if torch.compiler.is_compiling():
-            if _exporting():
-                self.wiring.state.runs.clear()
-                raise RuntimeError(_NO_GRAPH)
-        else:
-            self.last_pass = self.wiring.passes
-            if torch._C._get_tracing_state() is not None:
-                raise RuntimeError(_NO_GRAPH)
+        self.refuse_graphs()
+        if not torch.compiler.is_compiling():
+            self.note_pass()
             self._fits(layer)  # not before: under tracing, sizes are tensors
             if forward_ad._current_level >= 0:
                 raise RuntimeError(
@@ -351,6 +383,19 @@ class Feedback(nn.Module):
                     "`with falign.backprop(model):`, where they are exact"
                 )
         return args[0]
+
+    def refuse_graphs(self) -> None:
+        """Raise where a graph is made that outlives the rule.
+
+        Raises:
+            RuntimeError: the model is exported or traced.
+        """
+        if torch.compiler.is_compiling():
+            if _exporting():
+                self.wiring.state.runs.clear()
+                raise RuntimeError(_NO_GRAPH)
+        elif torch._C._get_tracing_state() is not None:
+            raise RuntimeError(_NO_GRAPH)
 
     def _fits(self, layer: Layer) -> None:
         """Refuse weights that are of another shape than they were: neurons were removed or added.

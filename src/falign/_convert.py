@@ -12,8 +12,9 @@ from falign._guard import matrices_of, unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget_compiled_code
+from falign._saved import SavedHooks
 from falign._validation import whole_number
-from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks, parts_of
 from falign.feedback import faults_of
 from falign.rules import Rule
 
@@ -117,13 +118,13 @@ def revert(model: nn.Module) -> nn.Module:
     converted(model)
     for module in list(model.modules()):
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [
-                key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), (Feedback, Wiring))
-            ]:
+            ours = (Feedback, SavedHooks, Wiring)
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ours)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
         # In _modules and __dict__, not by getattr, which some wrappers forward to the module that they wrap.
-        if isinstance(module._modules.get("feedback"), Feedback):
+        if parts_of(module):
             for weight in matrices_of(module):
                 unguard(weight)
             del module._modules["feedback"]

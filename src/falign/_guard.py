@@ -27,15 +27,43 @@ class Guard:
             RuntimeError: the weight was used by other means than its layer.
         """
         part = self.part()  # a weak reference: a weight that outlives its model must not keep the feedback alive
-        if part is None or part.untraceable or part.last_pass == part.wiring.passes:
+        if part is None:
             return
-        if torch._C._current_graph_task_id() in part.backwards or part.wiring.lenient or _is_penalty(weight):
+        parts = [other for guard in guards_of(weight) if (other := guard.part()) is not None]  # of all its uses
+        task = torch._C._current_graph_task_id()
+        if any(use.untraceable or use.last_pass == use.wiring.passes for use in parts):
+            return
+        if any(task in use.backwards or task in use.true_backwards for use in parts):
+            return
+        if part.wiring.lenient or _is_penalty(weight):
             return
         raise RuntimeError(
             f"the weight of layer {part.name!r} received a gradient, but the layer itself did not run: its weight is "
             "used by other means (F.linear, @, layer.forward, compiled code of before convert), and the error returns "
             "through it by backpropagation. Call the layer, name it in skip=, or call torch.compiler.reset()"
         )
+
+
+class Follower:
+    """A hook on a weight: gives its gradient to its learned feedback as well."""
+
+    def __init__(self, part: "Feedback") -> None:
+        self.part: Callable[[], Feedback | None] = ref(part)
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Add the gradient of a backward to that of B, if the backward met B."""
+        part = self.part()
+        if part is None or part.B is None or not part.B.requires_grad or torch.is_grad_enabled():
+            return
+        if part.wiring.measuring or not part.met(torch._C._current_graph_task_id()):
+            return
+        gradient = gradient.detach().to(part.B.dtype)
+        part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
+
+
+def followers_of(weight: Tensor) -> list[Follower]:
+    """List the followers that are attached to a parameter."""
+    return [hook for hook in (weight._backward_hooks or {}).values() if isinstance(hook, Follower)]
 
 
 def _is_penalty(weight: Tensor) -> bool:
@@ -58,9 +86,12 @@ def guards_of(weight: Tensor) -> list[Guard]:
 
 
 def unguard(weight: Tensor) -> None:
-    """Take the guards off a parameter."""
+    """Take the guards and followers off a parameter."""
     hooks = getattr(weight, "_post_accumulate_grad_hooks", None) or {}
     for key in [key for key, hook in hooks.items() if isinstance(hook, Guard)]:
+        del hooks[key]
+    hooks = weight._backward_hooks or {}
+    for key in [key for key, hook in hooks.items() if isinstance(hook, Follower)]:
         del hooks[key]
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import Feedback, SharedSequence
+from falign._attached import Feedback, FeedbackOfParameters, SharedSequence
 from falign._guard import watch_optimizers
 from falign._outputs import NESTED, Outputs, pick
 from falign._preserve import forget_compiled_code
+from falign._saved import SavedHooks, Site
 from falign._survey import Survey, call, detached, without_trace
 from falign._validation import describe
-from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, wirings
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, parts_of, wirings
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
 from falign.layers import Layer, weight_of
 from falign.rules import ALL_RULES, Rule
@@ -72,20 +73,27 @@ class Plan:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
+        self.by_hand = survey.by_hand
         if survey.lazy:
             return  # a run would give the layers their shapes, behind the user's back
-        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
-        if not self.layers and not self.problems:
+        if example is None:
+            self.problems += survey.unclear
+        if not (self.layers or self.by_hand or self.problems or survey.unclear):
             self.problems.append(
                 f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
             )
-        result = survey.run(example) if example is not None and self.layers else None
+        something = self.layers or self.by_hand or survey.unclear
+        result = survey.run(example) if example is not None and something else None
+        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
+        by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
         if self.rule.wiring == "direct" and not self.problems:
             if example is None:
                 example, result = self._make_example()
             self._direct_shapes(result, example)
         else:
             self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
+        self.shapes |= {name: {0: (tuple(weight.shape), 0)} for name, weight in by_hand.items()}
+        self.weights |= by_hand
         self.scale = self._scale(scale)
         if self.scale is None and self.rule.wiring == "direct" and example is not None and not self.problems:
             self.gains = self._gains(example)
@@ -164,8 +172,8 @@ class Plan:
 
     def _tensors(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in given.items():
-            if name not in self.layers:
-                near = get_close_matches(str(name), self.layers, n=3) or list(self.layers)[:6]
+            if name not in self.weights:
+                near = get_close_matches(str(name), self.weights, n=3) or list(self.weights)[:6]
                 self.problems.append(f"feedback names {name!r}, which takes no feedback; layers: {', '.join(near)}")
             elif not isinstance(tensor, Tensor):
                 self.problems.append(f"feedback of layer {name!r} is a {type(tensor).__name__}, expected a tensor")
@@ -292,6 +300,8 @@ class Plan:
         parts: dict[str, Feedback] = {}
         for name in layers:
             parts[name] = self._feedback(wiring, name, parts)
+        for name in self.by_hand:
+            parts[name] = self._feedback(wiring, name, parts)
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
@@ -312,6 +322,7 @@ class Plan:
             else:
                 layer.register_forward_pre_hook(part.cut_layerwise)
                 layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
+        self._attach_by_hand(wiring, parts)
         for bag in self.model.modules():
             if isinstance(bag, nn.EmbeddingBag):
                 bag.register_forward_pre_hook(wiring.no_weighted_bag, with_kwargs=True)
@@ -325,13 +336,36 @@ class Plan:
             f"{name}.{key}"
             for name, part in self.model.named_modules(remove_duplicate=False)
             if isinstance(part, (Feedback, SharedSequence))
-            for key, _ in part.named_buffers(recurse=False)
+            for key, _ in (*part.named_buffers(recurse=False), *_followers(part))
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])
         forget_compiled_code()  # made before there were hooks
 
+    def _attach_by_hand(self, wiring: Wiring, parts: dict[str, Feedback]) -> None:
+        """Attach the feedback of parameters that are multiplied by hand, and hooks to the modules that do so."""
+        sites: dict[str, list[Site]] = {}
+        for name, one in self.by_hand.items():
+            part = parts[name]
+            part.parameter = one.key
+            if not parts_of(one.owner):
+                one.owner._modules["feedback"] = FeedbackOfParameters()
+            one.owner._modules["feedback"]._modules[one.key] = part  # type: ignore[union-attr]
+            part.train(one.owner.training)
+            part.guard(one.owner)
+            for module in sorted(one.modules):
+                expected = module in one.expected
+                site = Site(owner=one.owner, key=one.key, part=part, nodes=one.nodes, expected=expected)
+                sites.setdefault(module, []).append(site)
+        for name, listed in sites.items():
+            module, hooks = self.model.get_submodule(name), SavedHooks(wiring, listed, root=not name)
+            module.register_forward_pre_hook(hooks.enter, with_kwargs=True)
+            module.register_forward_hook(hooks.leave, always_call=True)
+        wiring.explained = self.survey.explained
+        wiring.owners = [(one.owner, name) for name, one in self.by_hand.items()]
+
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
-        layer, weight, kind = self.layers[name], self.weights[name], self.kinds[name]
+        weight = self.weights[name]
+        kind = self.kinds[name].name if name in self.kinds else "parameter"
 
         def initial(number: int) -> Tensor:
             shape, _ = self.shapes[name][number]
@@ -356,12 +390,19 @@ class Plan:
 
         (first, (_, channels)), *further = self.shapes[name].items()
         if self.rule.learned:
+            parameter = self._parameter(name)
             for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
-                tied = self.layers[other]._parameters.get("weight") is layer._parameters.get("weight", layer)
-                if tied and name not in self.given and kind is self.kinds[other]:
+                tied = parameter is not None and self._parameter(other) is parameter
+                if tied and name not in self.given and self.weights[other].shape == weight.shape:
                     assert part.B is not None
-                    return Feedback(wiring, name, kind.name, channels, part.B)
-        part = Feedback(wiring, name, kind.name, channels, initial(first))
+                    twin = Feedback(wiring, name, kind, channels, part.B)
+                    twin.sharers = part.sharers
+                    twin.sharers.append(twin)
+                    for sharer in twin.sharers:
+                        sharer.follows = self._follows(parameter)
+                    return twin
+        part = Feedback(wiring, name, kind, channels, initial(first))
+        part.follows = self.rule.learned and self._follows(self._parameter(name))
         part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
@@ -370,13 +411,33 @@ class Plan:
             part.register_buffer(f"B{number}", initial(number), persistent=False)
         return part
 
+    def _parameter(self, name: str) -> nn.Parameter | None:
+        """Give the parameter that is a layer's weight, or that is multiplied by hand; None of a weight that is made."""
+        if name in self.by_hand:
+            return self.by_hand[name].owner._parameters[self.by_hand[name].key]
+        return self.layers[name]._parameters.get("weight")
+
+    def _follows(self, parameter: nn.Parameter | None) -> bool:
+        """Tell whether a parameter has a use whose gradient no delivery sees: by hand, or in a lookup."""
+        if parameter is None:
+            return False
+        if any(self._parameter(name) is parameter for name in self.by_hand):
+            return True
+        layers = {id(layer) for layer in self.layers.values()}
+        return any(
+            other is parameter and id(module) not in layers
+            for module in self.model.modules()
+            for other in module._parameters.values()
+        )
+
     def _deviation(self, number: int, name: str, shape: tuple[int, ...]) -> float:
         """Give the standard deviation of the entries of a layer's B: as asked for, or the default (docs/scales.md).
 
         By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
         """
-        kind, layer, direct = self.kinds[name], self.layers[name], self.rule.wiring == "direct"
-        layer_fan_in = max(kind.fan_in(layer), 1)
+        direct = self.rule.wiring == "direct" and name not in self.by_hand
+        fan_in = self.by_hand[name].fan_in if name in self.by_hand else self.kinds[name].fan_in(self.layers[name])
+        layer_fan_in = max(fan_in, 1)
         fan_in = max(shape[1], 1) if direct else layer_fan_in
         if self.scale is not None:
             return self.scale / sqrt(fan_in)
@@ -462,12 +523,25 @@ def _rounded(gain: float, step: float) -> float:
     return default * step ** round(log(gain / default, step)) if 0 < gain < inf else default
 
 
+def _followers(part: nn.Module) -> list[tuple[str, Tensor]]:
+    """List the learned B, by its name, that takes its weight's gradient: of that DDP has averaged it already."""
+    return [("B", part.B)] if isinstance(part, Feedback) and part.follows and part.B is not None else []
+
+
 def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
     """Name, in a sentence each, layers of a converted model that came after ``convert`` and do not take its rule."""
     survey = Survey(model, skip)
-    problems = [line for line in survey.problems if not line.startswith("skip names")]
-    return problems + [
-        f"layer {name!r} ({type(layer).__name__}) takes no feedback"
-        for name, layer in survey.layers.items()
-        if "feedback" not in layer._modules
+    problems = [line for line in survey.problems if not line.startswith("skip names")] + survey.unclear
+    return [
+        *problems,
+        *(
+            f"parameter {name!r} takes no feedback"
+            for name, one in survey.by_hand.items()
+            if one.key not in {part.parameter for part in parts_of(one.owner)}
+        ),
+        *[
+            f"layer {name!r} ({type(layer).__name__}) takes no feedback"
+            for name, layer in survey.layers.items()
+            if "feedback" not in layer._modules
+        ],
     ]

@@ -1,9 +1,11 @@
 """Survey of a model before a rule: the layers that take it, and everything that stands in its way."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,226 +13,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from falign._labels import ERROR, ErrorWatch, Use, Watch
 from falign._preserve import preserve_generators
+from falign._saved import PRODUCT_NODES
 from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of, replaced_method
-
-# Labels say of every tensor in a pass what it is made of: parameters, activity of layers, errors, feedback.
-
-#: Marks beside the names of parameters and layers; no name of a module holds a blank.
-ACTIVITY, ERROR, FEEDBACK = "an activity", "an error", "a feedback"
-_MARKS = frozenset((ACTIVITY, ERROR, FEEDBACK))
-
-Made = frozenset[str]
-"""Names of the parameters that a tensor is made of, with the marks of whatever else it is made of."""
-
-
-def is_weight(made: Made) -> bool:
-    """Tell whether a tensor is made of parameters, and of nothing else but constants."""
-    return bool(made) and not made & _MARKS
-
-
-class Labels(TorchDispatchMode):
-    """Label every tensor with what it is made of, by its memory: views, casts and scalings keep the label.
-
-    Labels are those of whole storages. What an operation writes takes the labels of its operands; feedback swallows
-    the weights that it is mixed with (c · sign(W) is feedback), unless an activity or an error is among them.
-
-    Args:
-        named: {name: parameter}.
-        feedback: tensors that are feedback.
-    """
-
-    def __init__(self, named: Iterable[tuple[str, Tensor]], feedback: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self._made: dict[int, Made] = {}
-        self._spans: dict[int, list[tuple[int, int, str]]] = {}  # several parameters may lie in one storage
-        for name, parameter in named:
-            if not isinstance(parameter, UninitializedParameter) and (place := _place(parameter)) is not None:
-                self._made[place] = self._made.get(place, frozenset()) | {name}
-                self._spans.setdefault(place, []).append((*_span(parameter), name))
-        for matrix in feedback:
-            self.label(matrix, frozenset((FEEDBACK,)))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else entering the mode imports the compiler, for a second
-
-    def label(self, tensor: Any, made: Made) -> None:
-        """Say what a tensor is made of."""
-        if isinstance(tensor, Tensor) and (place := _place(tensor)) is not None:
-            self._made[place] = made
-
-    def made_of(self, tensor: Any) -> Made:
-        """Look up what a tensor is made of: nothing, if of constants."""
-        place = _place(tensor) if isinstance(tensor, Tensor) else None
-        if place is None:
-            return frozenset()
-        made = self._made.get(place, frozenset())
-        spans = self._spans.get(place, ())
-        if len(spans) > 1:
-            low, high = _span(tensor)
-            others = {name for start, stop, name in spans if stop <= low or start >= high}
-            made = made - others
-        return made
-
-    def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
-        """Look at an operation that has run; here nothing, for subclasses."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
-        operands = [(tensor, self.made_of(tensor)) for tensor in inputs]
-        result = func(*args, **kwargs)  # first: an operation that raises has made nothing
-        out = kwargs.get("out")  # what was in it is overwritten
-        made: Made = frozenset().union(*(label for tensor, label in operands if tensor is not out))
-        if FEEDBACK in made:  # else sign(W) of a sign rule would be taken for the weight itself
-            made = made & _MARKS if made & {ACTIVITY, ERROR} else frozenset((FEEDBACK,))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (place := _place(tensor)) is not None and place not in self._spans:
-                if made and (tensor.is_floating_point() or tensor.is_complex()):  # an index carries nothing
-                    self._made[place] = made
-                else:
-                    self._made.pop(place, None)
-        self.met(func, args, operands, result)
-        return result
-
-
-def _place(tensor: Tensor) -> int | None:
-    """Give the address of a tensor's memory, of a subclass that of the first tensor in it; None where it has none."""
-    while hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        tensor = getattr(tensor, names[0])
-    if tensor.layout is not torch.strided:
-        return None
-    try:
-        return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):
-        return None
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """Give the first byte, and the one behind the last, of a tensor within its storage."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        return 0, 1 << 62  # all of it
-    start = int(tensor.storage_offset()) * tensor.element_size()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + int(extent) * tensor.element_size()
-
-
-_PRODUCTS = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in (
-        "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "convolution", "_convolution", "_trilinear",
-        "matmul", "addbmm", "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "_grouped_mm",
-        "_scaled_mm", "_scaled_grouped_mm", "_cdist_forward", "outer", "ger", "mkldnn_rnn_layer", "lstm", "gru",
-        "rnn_tanh", "rnn_relu", "_cudnn_rnn", "bilinear",
-    )
-    if hasattr(torch.ops.aten, name)
-)  # fmt: skip
-
-
-class Watch(Labels):
-    """Look for products with a parameter outside the layer that owns it: they would be plain backpropagation.
-
-    It also sees which layers an output is made of.
-
-    Args:
-        model: the model that runs while this mode is entered.
-        layers: {name: layer} within which products are the layer's own business, and whose outputs are activity.
-        spared: modules within which products are their own business too.
-        explained: parameters about which there is nothing to say, or something was said already.
-        inputs: what the model is run on.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: dict[str, nn.Module],
-        spared: list[nn.Module],
-        explained: list[nn.Parameter],
-        inputs: Any,
-    ) -> None:
-        super().__init__(model.named_parameters())
-        self._depth = 0  # of calls of layers within layers: a product at depth 0 belongs to no layer
-        self._silent = {name for name, parameter in model.named_parameters() if any(parameter is p for p in explained)}
-        self._products: dict[str, str] = {}
-        self._reaching: dict[str, Made] = {}
-        self.order: list[str] = []
-        self.outputs: dict[str, Tensor] = {}
-        for leaf in tree_leaves(inputs):
-            self.label(leaf, frozenset((ACTIVITY,)))
-        self._handles = [
-            handle
-            for name, module in (*layers.items(), *(("", module) for module in spared))
-            for handle in (
-                module.register_forward_pre_hook(self._enter(name)),
-                module.register_forward_hook(self._leave(name), always_call=True),  # or one that raises counts for ever
-            )
-        ]
-
-    def _enter(self, name: str) -> Any:
-        def enter(module: nn.Module, args: tuple) -> None:
-            self._depth += 1
-            if name and args:
-                self._reaching[name] = self._reaching.get(name, frozenset()) | self.upstream(args[0])
-
-        return enter
-
-    def _leave(self, name: str) -> Any:
-        def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            self._depth -= 1
-            if name and isinstance(output, Tensor):
-                self.order.append(name)
-                self.outputs[name] = output
-                self.label(output, frozenset((ACTIVITY, f"layer {name}")))
-
-        return leave
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-    def sources(self, tensor: Any) -> Made:
-        """Name the layers and parameters that a tensor is directly made of."""
-        return self.made_of(tensor) - _MARKS
-
-    def upstream(self, tensor: Any) -> Made:
-        """Name all layers that a tensor is made of, directly or by way of others."""
-        direct = {name.removeprefix("layer ") for name in self.made_of(tensor) if name.startswith("layer ")}
-        return frozenset(direct).union(*(self._reaching.get(name, ()) for name in direct))
-
-    def problems(self) -> list[str]:
-        """Say, in a sentence each, which parameters were multiplied outside their layer."""
-        return [
-            f"parameter {name!r} is multiplied by {operation} outside its layer: the error would return through it by "
-            "backpropagation; call the layer itself, or name the layer in skip="
-            for name, operation in self._products.items()
-        ]
-
-    def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
-        """Note the parameters of a product outside all layers."""
-        if self._depth == 0 and func.overloadpacket in _PRODUCTS:
-            for _, made in operands:
-                if is_weight(made) and not made <= self._silent:
-                    for name in made:
-                        self._products.setdefault(name, func.overloadpacket.__name__)
-
 
 #: Layers whose parameters scale and shift what passes: no weight transport, so autograd carries the error exactly.
 _NORMALISATIONS = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU,
 )  # fmt: skip
 
-_REFUSED: dict[type[nn.Module], str] = {
-    nn.MultiheadAttention: "write its projections as nn.Linear around scaled_dot_product_attention",
-    nn.RNNBase: "unroll it with nn.Linear cells",
-    nn.RNNCellBase: "write its two maps as nn.Linear",
-    nn.Bilinear: "write it as nn.Linear on the outer product",
+#: PyTorch's own modules that multiply by parameters of their own, which of these, and which of them meet the input.
+_BY_HAND: dict[type[nn.Module], tuple[re.Pattern[str], re.Pattern[str]]] = {
+    nn.MultiheadAttention: (
+        re.compile(r"in_proj_weight|[qkv]_proj_weight|out_proj\.weight"),
+        re.compile(r"in_proj_weight"),
+    ),
+    nn.RNNBase: (re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?"), re.compile(r"weight_ih_l0(_reverse)?")),
+    nn.RNNCellBase: (re.compile(r"weight_(ih|hh)"), re.compile("")),
+    nn.Bilinear: (re.compile(r"weight"), re.compile("")),
 }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByHand:
+    """A parameter that is multiplied outside a layer of a known kind.
+
+    Attributes:
+        owner: the module that has it.
+        key: its name there.
+        fan_in: number of the inputs to which one element of the error is carried.
+        nodes: names of autograd's nodes in which it carries the error.
+        modules: names of the modules in whose forward it is multiplied.
+        expected: those of them in which autograd must save it wherever the module's input wants an error.
+    """
+
+    owner: nn.Module
+    key: str
+    fan_in: float
+    nodes: frozenset[str]
+    modules: frozenset[str]
+    expected: frozenset[str]
 
 
 class Survey:
@@ -244,6 +69,9 @@ class Survey:
         problems: one sentence each.
         watch: what the run on the example showed, or None.
         lazy: whether a layer has no shape yet.
+        explained: parameters of which an example has shown what they do.
+        by_hand: name -> parameter that is multiplied outside a layer.
+        unclear: one sentence for each module with matrices of its own, of which only an example can show what they do.
     """
 
     def __init__(self, model: nn.Module, skip: Iterable[str]) -> None:
@@ -255,6 +83,9 @@ class Survey:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.watch: Watch | None = None
         self.lazy = False
+        self.explained: tuple[str, ...] = ()
+        self.by_hand: dict[str, ByHand] = {}
+        self.unclear: list[str] = []
         self._free: list[nn.Module] = []
         self._explained: list[nn.Parameter] = []
         self._skip = set(skip)
@@ -307,24 +138,41 @@ class Survey:
             self._free.append(module)
             self._explained += module.parameters(recurse=False)
             self._children(name, module, seen)
-        elif refused := next((base for base in _REFUSED if isinstance(module, base)), None):
+        elif (base := _by_hand(module)) is not None:
             self._explained += module.parameters()
-            self._refuse(
-                name, module, f"cannot take feedback: {_REFUSED[refused]}, or name it in skip= (backpropagation)"
-            )
+            self._take_by_hand(name, module, base)
         else:
             if any(max(parameter.shape, default=1) < parameter.numel() for parameter in parameters.values()):
-                self._explained += parameters.values()
                 listed = ", ".join(f"{key} {'x'.join(map(str, p.shape))}" for key, p in parameters.items())
-                self._refuse(
-                    name, module,
-                    f"uses parameters of its own ({listed}) in a way that falign cannot see: put them into nn.Linear "
-                    "or a convolution, or name the parameter in skip= (backpropagation) if it only adds or scales",
-                )  # fmt: skip
+                self.unclear.append(
+                    f"layer {name or '(root)'!r} ({type(module).__name__}) uses parameters of its own ({listed}) in a "
+                    "way that falign sees only on an example: pass example=x with a batch x, or name the parameter in "
+                    "skip= (backpropagation)"
+                )
             self._children(name, module, seen)
+
+    def _take_by_hand(self, name: str, module: nn.Module, base: type[nn.Module]) -> None:
+        """Take the matrices of one of PyTorch's own modules that multiply by hand."""
+        matrices, first = _BY_HAND[base]
+        for key, parameter in module.named_parameters():
+            if not matrices.fullmatch(key) or f"{name}.{key}".lstrip(".") in self._skip:
+                continue
+            *path, last = key.split(".")
+            self.by_hand[f"{name}.{key}".lstrip(".")] = ByHand(
+                owner=module.get_submodule(".".join(path)),
+                key=last,
+                fan_in=float(parameter.shape[-1]),
+                nodes=PRODUCT_NODES,
+                modules=frozenset((name,)),
+                expected=frozenset((name,)) if first.fullmatch(key) else frozenset(),
+            )
+            if parameter.is_meta or parameter.is_complex():
+                self._refuse(name, module, f"has a parameter {key} without real numbers: load its weights first")
 
     def _children(self, name: str, module: nn.Module, seen: set[int]) -> None:
         for child_name, child in module.named_children():
+            if getattr(child, "is_feedback", False):
+                continue
             self._visit(f"{name}.{child_name}".lstrip("."), child, seen)
 
     def _take(self, name: str, module: Layer, kind: Kind, seen: set[int]) -> None:
@@ -388,15 +236,86 @@ class Survey:
             for handle in handles:
                 handle.remove()
             watch.remove()
-        for name in self.layers:
-            if name not in self.shapes:
-                self.problems.append(
-                    f"layer {name!r} did not run on the example, so no error can reach it: call it in forward "
-                    "(using its weight by other means passes falign by), or name it in skip="
-                )
-        self.problems.extend(watch.problems())
         self.watch = watch
+        if (self.unclear or watch.problems()) and not self._look_at_uses(example):
+            self.problems += self.unclear + watch.problems()
+        for name in list(self.layers):
+            if name not in self.shapes:
+                if f"{name}.weight" in self.by_hand:
+                    del self.layers[name], self.kinds[name]
+                    continue
+                self.problems.append(
+                    f"layer {name!r} did not run on the example, so no error can reach it: call it in forward, or name "
+                    "it in skip="
+                )
         return result
+
+    def _look_at_uses(self, example: Any) -> bool:
+        """Find out, by a pass forward and back, which parameters carry the error outside all layers; False if it fails.
+
+        A parameter that only adds or scales carries none, and needs no feedback.
+        """
+        silent = {id(parameter) for parameter in self._explained}
+        names = {name: p for name, p in self.model.named_parameters() if id(p) not in silent}
+        try:
+            uses = self._error_watch(example, inputs=True)
+            at_root = any("" in use.modules for use in uses.values())
+            alone = self._error_watch(example, inputs=False) if at_root else uses
+        except Exception:
+            return False
+        self.explained = tuple(names)
+        for name, use in uses.items():
+            if name not in names:
+                continue
+            *path, key = name.split(".")
+            if use.derived:
+                self.problems.append(
+                    f"parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and the "
+                    "error would return through what is made of it by backpropagation: multiply by the parameter "
+                    "itself, or name it in skip="
+                )
+                continue
+            self.by_hand[name] = ByHand(
+                owner=self.model.get_submodule(".".join(path)),
+                key=key,
+                fan_in=use.fan_in,
+                nodes=frozenset(use.nodes),
+                modules=frozenset(use.modules),
+                expected=frozenset(module for module in use.modules if module or name in alone),
+            )
+        return True
+
+    def _error_watch(self, example: Any, *, inputs: bool) -> dict[str, Use]:
+        """Run forward and back, the layers' inputs cut, and list the parameters that carried the error.
+
+        Args:
+            example: the model's input.
+            inputs: whether its floating-point tensors want a gradient as well.
+        """
+        example = tree_map(lambda leaf: _wanting(leaf, inputs), example)
+        handles = []
+        layers = [*self.layers.values(), *self.spared]
+        watch = ErrorWatch(self.model, layers, example)
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(_stub_cut))
+            handles.append(layer.register_forward_hook(_stub_deliver))
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        try:
+            with without_trace(self.model, gradients=True), watch:
+                outputs = [
+                    leaf for leaf in tree_leaves(call(self.model, example))
+                    if isinstance(leaf, Tensor) and leaf.requires_grad
+                ]  # fmt: skip
+                errors = [torch.ones_like(output) for output in outputs]
+                for error in errors:
+                    watch.label(error, frozenset((ERROR,)))
+                leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.requires_grad]
+                gradients = torch.autograd.grad(outputs, [*parameters, *leaves], errors, allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+            watch.remove()
+        return watch.uses(gradients)
 
     def run_doubled(self, example: Any) -> Any:
         """Run the model on the example with every sample twice; None where that cannot be tried."""
@@ -423,6 +342,36 @@ class Survey:
                 self.shapes.setdefault(name, []).append(tuple(args[0].shape))
 
         return note
+
+
+def _by_hand(module: nn.Module) -> type[nn.Module] | None:
+    """Give the class of PyTorch's own that multiplies by hand and that a module is of, with its forward."""
+    base = next((base for base in _BY_HAND if isinstance(module, base)), None)
+    return base if base is not None and _has_torch_forward(module) else None
+
+
+def _wanting(leaf: Any, wanted: bool) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = leaf.detach().clone()
+    return leaf.requires_grad_() if wanted and leaf.is_floating_point() else leaf
+
+
+def _stub_cut(layer: nn.Module, args: tuple) -> tuple | None:
+    """Detach the input of a layer, as a delivery will."""
+    if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
+        return None
+    cut = args[0].detach()
+    cut._falign_before = args[0]  # type: ignore[attr-defined]
+    return (cut, *args[1:])
+
+
+def _stub_deliver(layer: nn.Module, args: tuple, y: Any) -> Any:
+    """Let errors pass the layer without its weight: what is watched is where they go, and not their values."""
+    before = getattr(args[0], "_falign_before", None) if args else None
+    if before is None or not isinstance(y, Tensor):
+        return None
+    return y + before.reshape(-1)[:1].sum().to(y.dtype) * 0
 
 
 _BASES = tuple(base for kind in KINDS.values() for base in kind.types)

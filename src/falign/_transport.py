@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
 from falign._convert import targets
+from falign._labels import ERROR, ErrorWatch
 from falign._preserve import force_eager, preserve_generators
-from falign._survey import ACTIVITY, ERROR, Labels, Made, call, is_weight
+from falign._survey import call
 from falign._wiring import wirings
 
 
@@ -78,7 +79,14 @@ def uncompiled_passes(twin: nn.Module, target: Tensor | None) -> Iterator[None]:
 
 def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> Transported:
     """Run a copy of a model forward and back, leaving gradients in its parameters; list what carried the error."""
-    watch = _Backward(twin, x)
+    parts = [part for part in twin.modules() if isinstance(part, Feedback)]
+    watch = ErrorWatch(
+        twin,
+        [layer for layer in twin.modules() if isinstance(layer._modules.get("feedback"), Feedback)],
+        x,
+        [p for part in parts for p in (*part.parameters(), *part.buffers(), part.matrix)],
+        {id(p) for part in parts for p in part.parameters()},
+    )
     try:
         with watch:
             loss = check_loss(compute_loss(twin, x, loss_fn))
@@ -87,7 +95,8 @@ def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> T
             torch.autograd.backward(loss, seed)
     finally:
         watch.remove()
-    return watch.transported(parameter.grad for parameter in twin.parameters())
+    uses = watch.uses(parameter.grad for parameter in twin.parameters())
+    return Transported({name: use.operation for name, use in uses.items()})
 
 
 def compute_loss(model: nn.Module, x: Any, loss_fn: Callable[[Any], Any]) -> Any:
@@ -170,131 +179,3 @@ def gradients_aside(model: nn.Module) -> Iterator[None]:
 
 #: What every module has; parameters and buffers are leaves.
 _MODULE = frozenset(nn.Module().__dict__)
-
-
-class _Backward(Labels):
-    """Look at a pass forward and back for operations in which a weight meets an error."""
-
-    def __init__(self, twin: nn.Module, x: Any) -> None:
-        parts = [part for part in twin.modules() if isinstance(part, Feedback)]
-        learned = {id(p) for part in parts for p in part.parameters()}
-        super().__init__(
-            ((name, p) for name, p in twin.named_parameters() if id(p) not in learned),
-            [p for part in parts for p in (*part.parameters(), *part.buffers(), part.matrix)],
-        )
-        self._events: dict[str, str] = {}
-        self._sums: dict[int, tuple[Made, str]] = {}
-        self._scaled: dict[int, tuple[Made, tuple[int, ...], frozenset[int]]] = {}
-        self._weights: set[Any] = set()  # nodes behind a converted layer: from its output to its weight
-        for leaf in tree_leaves(x):
-            self.label(leaf, frozenset((ACTIVITY,)))
-        self._handles = [
-            layer.register_forward_hook(self._layer, prepend=True)
-            for layer in twin.modules()
-            if isinstance(layer._modules.get("feedback"), Feedback)
-        ]
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-    def transported(self, gradients: Iterator[Tensor | None]) -> Transported:
-        """Say what carried the error; a sum that is the gradient of a parameter carried it nowhere."""
-        # Such as the gradient of a bias in front of a scale γ, Σ γ ⊙ e.
-        for gradient in gradients:
-            if gradient is not None and gradient.layout is torch.strided:
-                self._sums.pop(gradient.untyped_storage().data_ptr(), None)
-        for made, operation in self._sums.values():
-            self._note(made, operation)
-        return Transported(sorted(self._events.items()))
-
-    def _layer(self, layer: nn.Module, args: tuple, y: Any) -> None:
-        """Forward hook of a converted layer: its input is cut, so what lies behind its output is its weight alone."""
-        if not isinstance(y, Tensor):
-            return
-        self.label(y, frozenset((ACTIVITY,)))
-        if y.grad_fn is None or (isinstance(args[0], Tensor) and args[0].requires_grad):
-            return
-        nodes = [y.grad_fn]
-        while nodes:
-            node = nodes.pop()
-            if node not in self._weights:
-                self._weights.add(node)
-                nodes += [child for child, _ in node.next_functions if child is not None]
-
-    def _note(self, made: Made, operation: str) -> None:
-        for name in made:
-            self._events.setdefault(name, operation)
-
-    def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
-        """Look for weights that meet an error."""
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not outputs or not any(ERROR in made for _, made in operands):
-            return
-        name = func.overloadpacket.__name__
-        if name == "convolution_backward" and not args[-1][0]:  # only the weight's own gradient is asked for
-            return
-        weights = frozenset().union(*(made for _, made in operands if is_weight(made)))
-        # A weight meets an error by right in two places: behind a converted layer, where the gradient goes to that
-        # weight itself, and in a delivery, where what is taken for the weight is B.
-        node = torch._C._current_autograd_node()
-        if node is not None and (node in self._weights or node.name() in _DELIVERIES):
-            return
-        if torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
-            self._scale(name, operands, outputs[0])
-        elif name in ("sum", "mean"):
-            self._sum(operands[0][0], args[1] if len(args) > 1 else None, outputs[0])
-        elif weights and not _normalises(name):
-            self._note(weights, name)
-
-    def _scale(self, name: str, operands: list[tuple[Tensor, Made]], out: Tensor) -> None:
-        """Remember an error that was scaled elementwise by a weight, until it is summed."""
-        place, made, varying = out.untyped_storage().data_ptr(), frozenset(), set()
-        if any(ACTIVITY in label and ERROR not in label for _, label in operands):
-            self._scaled.pop(place, None)  # the product of two activities' derivatives, no sum over weights alone
-            return
-        for tensor, label in operands:
-            if is_weight(label) and name in ("mul", "mul_", "div"):
-                made |= label
-                shift = out.dim() - tensor.dim()
-                varying |= {axis + shift for axis, size in enumerate(tensor.shape) if size > 1}
-            elif tensor.layout is torch.strided:
-                before = self._scaled.get(tensor.untyped_storage().data_ptr())
-                if before is not None:
-                    made |= before[0]
-                    varying |= before[2] if before[1] == tuple(out.shape) else set(range(out.dim()))
-        if made:
-            self._scaled[place] = made, tuple(out.shape), frozenset(varying)
-        else:
-            self._scaled.pop(place, None)
-
-    def _sum(self, tensor: Tensor, axes: Any, out: Tensor) -> None:
-        """Note a sum of what a weight has scaled over axes along which the weight differs: a product in two steps."""
-        before = self._scaled.get(tensor.untyped_storage().data_ptr()) if tensor.layout is torch.strided else None
-        if before is None:
-            return
-        made, shape, varying = before
-        listed = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
-        summed = {axis % max(tensor.dim(), 1) for axis in listed}
-        if len(varying) > 1 and (shape != tuple(tensor.shape) or summed & varying):
-            self._sums[out.untyped_storage().data_ptr()] = made, "a broadcast product, summed"
-
-
-#: Nodes in which errors meet feedback, and under learned feedback the layer's input.
-_DELIVERIES = frozenset(("_LayerwiseBackward", "_DirectBackward"))
-
-#: Operations that copy, arrange or scale, beside those that PyTorch itself calls pointwise.
-_ELEMENTWISE = frozenset(
-    (
-        "copy_", "clone", "_to_copy", "cat", "stack", "index_put", "index_put_", "scatter", "scatter_add", "index_add",
-        "index_copy", "select_scatter", "slice_scatter", "as_strided_scatter", "masked_fill", "masked_scatter",
-        "_softmax_backward_data", "_log_softmax_backward_data", "_prelu_kernel_backward", "native_dropout_backward",
-        "view_as", "expand_as", "is_same_size", "embedding_dense_backward",
-    )
-)  # fmt: skip
-
-
-def _normalises(name: str) -> bool:
-    """Tell whether an operation is the backward of a normalisation, whose parameters scale and shift."""
-    return "norm" in name and "backward" in name

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from falign._attached import Feedback, in_backward
+from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
 from falign._delivery import overrides_error
+from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._transport import (
     Transported,
@@ -168,8 +170,11 @@ def _like(layer: Layer) -> Any:
 
 
 def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
-    parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in feedbacks(twin).items()]
+    layers = [(name, part) for name, part in feedbacks(twin).items() if part.parameter is None]
+    parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in layers]
+    by_hand = {name: part for name, part in feedbacks(twin).items() if part.parameter is not None}
     learned = converted(twin)[0].rule.learned
+    matrices = _matrices_by_hand(twin, by_hand)
     revert(twin)
     kept: list[Tensor | None] = [None]  # the input of the layer that runs, for the hook behind it: layers do not nest
     for layer, part in parts:
@@ -193,7 +198,9 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
             through = feedback_layer(kept[0], *args[1:], **kwargs)
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
-            if learned and layer.weight.requires_grad:  # and B's own gradient: that of a weight in its place
+            if (
+                learned and layer.weight.requires_grad and not part.follows
+            ):  # and B's own gradient: that of a weight in its place
                 feedback_layer.__dict__["weight"] = part.B
                 through = feedback_layer(args[0], *args[1:], **kwargs)
                 y = y + (through - through.detach())
@@ -201,7 +208,85 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after, prepend=True, with_kwargs=True)
-    check_loss(compute_loss(twin, x, loss_fn)).backward()
+    with _Exchange(twin, matrices, x) as exchange:
+        exchange.backward(check_loss(compute_loss(twin, x, loss_fn)))
+    _attach_gradients(twin, by_hand, [(layer, part) for layer, part in parts if part.follows])
+
+
+def _matrices_by_hand(twin: nn.Module, by_hand: dict[str, Feedback]) -> dict[str, Tensor]:
+    """Make {parameter: B, as it carries the error in this pass} of what is multiplied by hand."""
+    matrices = {}
+    for name, part in by_hand.items():
+        weight = twin.get_parameter(name)
+        part.wiring.rule.feedback_inputs(part, weight, advance=part.training)
+        matrices[name] = part.feedback_matrix(weight).detach()
+    return matrices
+
+
+def _attach_gradients(twin: nn.Module, by_hand: dict[str, Feedback], tied: list[tuple[Layer, Feedback]]) -> None:
+    """Give the feedback of parameters back to the model; learned feedback has the gradient of its parameter."""
+    for layer, part in tied:
+        if part.B is not None and layer.weight.grad is not None:
+            part.B.grad = layer.weight.grad.clone()
+    for name, part in by_hand.items():
+        parameter = twin.get_parameter(name)
+        assert part.parameter is not None
+        owner = twin.get_submodule(name.rpartition(".")[0])
+        if not isinstance(owner._modules.get("feedback"), (Feedback, FeedbackOfParameters)):
+            owner._modules["feedback"] = FeedbackOfParameters()
+        owner._modules["feedback"]._modules[part.parameter] = part  # type: ignore[union-attr]
+        if part.wiring.rule.learned and part.B is not None and parameter.grad is not None:
+            part.B.grad = parameter.grad.clone()
+
+
+class _Exchange(Labels):
+    """Run a pass of plain autograd, in whose backward every product of an error with a parameter has B for it.
+
+    The exchange is made below autograd, operation by operation, and not where tensors are saved.
+    """
+
+    def __init__(self, twin: nn.Module, matrices: dict[str, Tensor], x: Any) -> None:
+        super().__init__((name, twin.get_parameter(name)) for name in matrices)
+        self._twins: dict[int, Tensor] = {}  # by the place of a copy that is made of parameters alone: the same of B
+        self._parameters = {name: twin.get_parameter(name) for name in matrices}
+        self._matrices = {
+            name: torch.empty_like(p, requires_grad=False).copy_(matrices[name]) for name, p in self._parameters.items()
+        }
+        for leaf in tree_leaves(x):
+            self.label(leaf, frozenset((ACTIVITY,)))
+
+    def backward(self, loss: Tensor) -> None:
+        """Walk back from a loss."""
+        seed = torch.ones_like(loss)
+        self.label(seed, frozenset((ERROR,)))
+        torch.autograd.backward(loss, seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        made = [self.made_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        meets = any(ERROR in one for one in made) and any(is_weight(one) for one in made)
+        if meets and carries_errors(func):
+            args, kwargs = tree_map(self._exchanged, (args, kwargs))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        moves = name in MOVEMENTS and made and all(is_weight(one) for one in made) and isinstance(result, Tensor)
+        if moves and result.untyped_storage().data_ptr() not in self._spans:  # a copy
+            self._twins[result.untyped_storage().data_ptr()] = func(*tree_map(self._exchanged, args), **kwargs)
+        return result
+
+    def _exchanged(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not is_weight(self.made_of(leaf)):
+            return leaf
+        place = leaf.untyped_storage().data_ptr()
+        if place in self._twins:
+            twin = self._twins[place]
+            return twin.as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
+        for name in self.made_of(leaf):
+            parameter = self._parameters[name]
+            if parameter.untyped_storage().data_ptr() == place:
+                offset = leaf.storage_offset() - parameter.storage_offset()
+                return self._matrices[name].as_strided(leaf.size(), leaf.stride(), offset)
+        return leaf
 
 
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:

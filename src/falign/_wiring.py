@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import PASS_MARKS, Feedback
+from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
 from falign._delivery import Cut, Way, deliver_direct, transformed
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
+from falign._saved import SavedHooks
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
@@ -40,6 +41,7 @@ class ThreadState(threading.local):
         way: how errors return while both gradients are taken from one forward, else None.
         runs: the forwards at work under a direct rule, the innermost last.
         fired: names of the layers that the latest of them cut.
+        saved: the modules at work in which parameters are multiplied by hand, with what they do to saved tensors.
     """
 
     def __init__(self) -> None:
@@ -50,6 +52,7 @@ class ThreadState(threading.local):
         self.way: Way | None = None
         self.runs: list[Run] = []
         self.fired: set[str] | None = None
+        self.saved: list[tuple[SavedHooks, Any]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ThreadState, ()  # a copy or a pickle of a model takes nothing of a forward along
@@ -106,6 +109,9 @@ class Wiring:
         self.fired: set[str] = set()
         self.followed = True
         self.passes = 0  # forwards of the model so far
+        self.measuring = 0  # measurements at work, whose gradients train nothing
+        self.explained: tuple[str, ...] = ()  # parameters of which an example has shown what they do
+        self.owners: list[tuple[nn.Module, str]] = []  # of parameters that are multiplied by hand, with their names
         self.lenient = False  # whether a gradient that came by a weight alone is listed (transport), not refused
         self.modules: list[nn.Module] = []  # seen by the latest forward; not their ids, which Python gives again
         self.layers: list[tuple[Layer, Feedback, Any]] = []  # layer, its feedback, the weight that is guarded
@@ -127,16 +133,15 @@ class Wiring:
         self.passes += 1
         modules = modules_of(model)
         if modules != self.modules:
-            if problems := self.newcomers(model, self.skip):
+            problems = self.newcomers(model, (*self.skip, *self.explained))
+            here = {id(module) for module in modules}
+            problems += [f"parameter {name!r} was replaced" for owner, name in self.owners if id(owner) not in here]
+            if problems:
                 raise RuntimeError(_CHANGED + ":\n" + "\n".join(f"- {line}" for line in problems))
             self.modules = modules
-            self.layers = [
-                (module, part, None)
-                for module in modules
-                if isinstance(part := module._modules.get("feedback"), Feedback)
-            ]
+            self.layers = [(module, part, None) for module in modules for part in parts_of(module)]
         for index, (layer, part, weight) in enumerate(self.layers):
-            weight_now = layer._parameters.get("weight", layer)
+            weight_now = layer._parameters.get(part.parameter or "weight", layer)
             if weight_now is not weight:  # the first time, or replaced since (load_state_dict(assign=True))
                 part.guard(layer)
                 self.layers[index] = layer, part, weight_now
@@ -228,7 +233,7 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what forwards have left, and the modules: a copy of one layer would copy the whole model."""
-        return {**self.__dict__, "modules": [], "layers": [], "lenient": False}
+        return {**self.__dict__, "modules": [], "layers": [], "lenient": False, "measuring": 0}
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -240,6 +245,15 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
                 seen.add(id(child))
                 modules.append(child)
     return modules
+
+
+def parts_of(module: nn.Module) -> list[Feedback]:
+    """List the feedback that a module has: as a layer, and of the parameters that are multiplied by hand."""
+    feedback = module._modules.get("feedback")
+    if not isinstance(feedback, (Feedback, FeedbackOfParameters)):
+        return []
+    own = [feedback] if isinstance(feedback, Feedback) else []
+    return own + [part for part in feedback._modules.values() if isinstance(part, Feedback)]
 
 
 def _refuse_another_way(reached: list[int], error: Tensor) -> None:
@@ -282,12 +296,17 @@ def converted(model: nn.Module) -> list[Wiring]:
 def feedbacks(model: nn.Module) -> dict[str, Feedback]:
     """Map the names of layers, from this model on, to their feedback; of a part of a converted model as well.
 
+    The feedback of a parameter that is multiplied by hand is under the name of the parameter.
+
     Raises:
         ValueError: the model is not converted.
     """
     converted(model)
-    parts = ((name, part) for name, part in model.named_modules() if isinstance(part, Feedback))
-    return {name.removesuffix("feedback").removesuffix("."): part for name, part in parts}
+    return {
+        ".".join(word for word in (name, part.parameter) if word): part
+        for name, module in model.named_modules()
+        for part in parts_of(module)
+    }
 
 
 def wiring_of(model: nn.Module) -> Wiring | None:
@@ -337,6 +356,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     before = [(wiring, dict(vars(wiring.state)), wiring.followed, wiring.fired) for wiring in wirings(model)]
     for wiring, *_ in before:
         wiring.state.measured = True
+        wiring.measuring += 1
     with preserve_generators(model):
         try:
             yield
@@ -352,6 +372,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
                 vars(part).update(values)
             for wiring, state, followed, fired in before:
                 vars(wiring.state).update(state)
+                wiring.measuring -= 1
                 wiring.followed, wiring.fired = followed, fired
 
 
