@@ -323,6 +323,9 @@ class Plan:
                 layer.register_forward_pre_hook(part.cut_layerwise)
                 layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
         self._attach_by_hand(wiring, parts)
+        if self.survey.watch is None:
+            wiring.unseen = self.survey.weights()
+            self.model.register_forward_hook(wiring.end_first_pass, always_call=True)
         for bag in self.model.modules():
             if isinstance(bag, nn.EmbeddingBag):
                 bag.register_forward_pre_hook(wiring.no_weighted_bag, with_kwargs=True)

@@ -181,6 +181,35 @@ class SavedHooks:
                 )
 
 
+class FirstPass:
+    """Saved-tensor hooks of the first forward of a model that no example has shown.
+
+    They look for weights of layers, and of lookups, that are multiplied outside: the error would return through them.
+
+    Args:
+        weights: {name: parameter}.
+        lenient: () -> whether what carries the error is listed by somebody else.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], lenient: Callable[[], bool]) -> None:
+        self._names = {_place(weight): name for name, weight in weights.items() if weight.layout is torch.strided}
+        self._lenient = lenient
+        self.hooks = saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> tuple[str | None, Tensor]:
+        return self._names.get(_place(tensor)) if tensor.layout is torch.strided else None, tensor
+
+    def _unpack(self, kept: tuple[str | None, Tensor]) -> Tensor:
+        name, tensor = kept
+        node = torch._C._current_autograd_node()
+        if name is not None and node is not None and node.name() in PRODUCT_NODES and not self._lenient():
+            raise RuntimeError(
+                f"parameter {name!r} is multiplied outside its layer (F.linear, @), and the error returns through it "
+                "by backpropagation: convert with example=x, which shows such products, or name it in skip="
+            )
+        return tensor
+
+
 def _note(parts: list["Feedback"]) -> None:
     """Note that the running backward meets the output of a module that multiplies by hand."""
     task = torch._C._current_graph_task_id()

@@ -207,6 +207,13 @@ class Survey:
     def _refuse(self, name: str, module: nn.Module, why: str) -> None:
         self.problems.append(f"layer {name or '(root)'!r} ({type(module).__name__}) {why}")
 
+    def weights(self) -> frozenset[str]:
+        """Name the weights of layers and lookups, but for those that keep backpropagation."""
+        spared = {id(parameter) for module in self.spared for parameter in module.parameters()}
+        ours = [*self.layers.values(), *(module for module in self._free if isinstance(module, LOOKUPS))]
+        taken = {id(parameter) for module in ours for parameter in module.parameters()} - spared
+        return frozenset(name for name, p in self.model.named_parameters() if id(p) in taken and p.dim() > 1)
+
     def run(self, example: Any) -> Any:
         """Run the example once, without gradients and leaving no trace; note which layers ran, on which shapes.
 

@@ -198,9 +198,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
             through = feedback_layer(kept[0], *args[1:], **kwargs)
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
-            if (
-                learned and layer.weight.requires_grad and not part.follows
-            ):  # and B's own gradient: that of a weight in its place
+            # And B's own gradient: that of a weight in its place.
+            if learned and layer.weight.requires_grad and not part.follows:
                 feedback_layer.__dict__["weight"] = part.B
                 through = feedback_layer(args[0], *args[1:], **kwargs)
                 y = y + (through - through.detach())

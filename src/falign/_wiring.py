@@ -14,7 +14,7 @@ from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
 from falign._delivery import Cut, Way, deliver_direct, transformed
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
-from falign._saved import SavedHooks
+from falign._saved import FirstPass, SavedHooks
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
@@ -42,6 +42,7 @@ class ThreadState(threading.local):
         runs: the forwards at work under a direct rule, the innermost last.
         fired: names of the layers that the latest of them cut.
         saved: the modules at work in which parameters are multiplied by hand, with what they do to saved tensors.
+        first_pass: what looks at the first forward of a model that no example has shown.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class ThreadState(threading.local):
         self.runs: list[Run] = []
         self.fired: set[str] | None = None
         self.saved: list[tuple[SavedHooks, Any]] = []
+        self.first_pass: FirstPass | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ThreadState, ()  # a copy or a pickle of a model takes nothing of a forward along
@@ -112,6 +114,7 @@ class Wiring:
         self.measuring = 0  # measurements at work, whose gradients train nothing
         self.explained: tuple[str, ...] = ()  # parameters of which an example has shown what they do
         self.owners: list[tuple[nn.Module, str]] = []  # of parameters that are multiplied by hand, with their names
+        self.unseen: frozenset[str] = frozenset()  # weights of which no example has shown that layers alone use them
         self.lenient = False  # whether a gradient that came by a weight alone is listed (transport), not refused
         self.modules: list[nn.Module] = []  # seen by the latest forward; not their ids, which Python gives again
         self.layers: list[tuple[Layer, Feedback, Any]] = []  # layer, its feedback, the weight that is guarded
@@ -132,6 +135,10 @@ class Wiring:
             return
         self.passes += 1
         modules = modules_of(model)
+        if self.unseen and self.state.first_pass is None:
+            weights = {name: p for name, p in model.named_parameters() if name in self.unseen}
+            self.state.first_pass = FirstPass(weights, lambda: self.lenient)
+            self.state.first_pass.hooks.__enter__()
         if modules != self.modules:
             problems = self.newcomers(model, (*self.skip, *self.explained))
             here = {id(module) for module in modules}
@@ -145,6 +152,14 @@ class Wiring:
             if weight_now is not weight:  # the first time, or replaced since (load_state_dict(assign=True))
                 part.guard(layer)
                 self.layers[index] = layer, part, weight_now
+
+    def end_first_pass(self, model: nn.Module, args: tuple, result: Any) -> None:
+        """Stop looking for weights that are multiplied outside their layer: forward hook of the root."""
+        first, self.state.first_pass = self.state.first_pass, None
+        if first is not None:
+            first.hooks.__exit__(None, None, None)
+            if result is not None:
+                self.unseen = frozenset()
 
     def start(self, model: nn.Module, args: tuple) -> None:
         """Begin a run: forward pre-hook of the root under a direct rule.
