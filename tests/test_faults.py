@@ -54,13 +54,28 @@ USES = {
 @pytest.mark.parametrize("rule", ["fa", "usf", "kp", "adafa", "dfa"])
 def test_a_gradient_that_came_by_the_weight_alone_is_refused_at_that_step(use, rule):
     x, y = data()
+    if rule == "dfa":  # it makes an example for itself, and sees how the weight is used
+        test_a_weight_that_is_used_by_other_means_takes_feedback_of_its_own(use, rule)
+        return
     model = falign.convert(ByWeight(USES[use]), rule)
-    with pytest.raises(RuntimeError, match="layer 'b' received a gradient, but the layer itself did not run"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"layer 'b' received a gradient, but the layer itself did not run|'b.weight' is multiplied outside its",
+    ):
         loss_of(model(x), y).backward()
     verified = falign.verify(model, x, lambda output: loss_of(output, y))
     assert not verified
     assert "b.weight" in verified.transported
-    assert falign.check(ByWeight(USES[use]), rule, example=x) != []
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("rule", ["fa", "usf", "kp", "adafa", "dfa"])
+def test_a_weight_that_is_used_by_other_means_takes_feedback_of_its_own(use, rule):
+    x, y = data()
+    problems = falign.check(ByWeight(USES[use]), rule, example=None if rule == "dfa" else x)
+    assert (problems == []) == (use != "scaled"), problems
+    if not problems:
+        assert falign.verify(falign.convert(ByWeight(USES[use]), rule, example=x), x, lambda output: loss_of(output, y))
 
 
 def test_it_is_refused_at_the_step_at_which_it_begins():

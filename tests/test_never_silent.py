@@ -155,10 +155,16 @@ class Product(nn.Module):
         return self.b(nn.functional.linear(h, self.a.weight * 0.3))
 
 
-@pytest.mark.parametrize(("kind", "name"), [("vector", "v"), ("rank one", "v"), ("scaled", "a.weight")])
-def test_products_with_any_parameter_are_found(kind, name):
-    (problem,) = falign.check(Product(kind), "fa", example=torch.randn(5, 8))
-    assert f"parameter {name!r} is multiplied by" in problem
+@pytest.mark.parametrize("kind", ["vector", "rank one"])
+def test_products_with_any_parameter_are_found(kind, x, y):
+    model = falign.convert(Product(kind).double(), "fa", example=x)
+    assert set(falign.feedback_state(model)) == {"a", "b", "v"}
+    assert falign.verify(model, x, lambda output: loss_of(output, y))
+
+
+def test_a_weight_that_is_changed_before_its_product_is_refused():
+    (problem,) = falign.check(Product("scaled"), "fa", example=torch.randn(5, 8))
+    assert "parameter 'a.weight' is changed by mul before its product" in problem
 
 
 def test_a_layer_class_with_a_forward_of_its_own_is_refused():
@@ -170,7 +176,7 @@ def test_a_layer_class_with_a_forward_of_its_own_is_refused():
     assert "layer '0' (Scaled) has a forward of its own" in problem
 
 
-def test_position_embeddings_are_named_in_skip():
+def test_position_embeddings_need_an_example_or_skip():
     class Vision(nn.Module):
         def __init__(self):
             super().__init__()
@@ -181,8 +187,11 @@ def test_position_embeddings_are_named_in_skip():
             return self.head((self.patch(x) + self.position).tanh().mean(1))
 
     example = torch.randn(3, 5, 8)
-    (problem,) = falign.check(Vision(), "fa", example=example)
+    (problem,) = falign.check(Vision(), "fa")
     assert "name the parameter in skip=" in problem
+    shown = falign.convert(Vision(), "fa", example=example)  # position is added, and in no product
+    assert set(falign.feedback_state(shown)) == {"patch", "head"}
+    assert falign.verify(shown, example, lambda output: loss_of(output, torch.randint(4, (3,))))
     model = falign.convert(Vision(), "dfa", skip=("position",), example=example)
     assert falign.verify(model, example, lambda output: loss_of(output, torch.randint(4, (3,))))
 

@@ -60,6 +60,7 @@ class Feedback(nn.Module):
         self.first_end = 0
         self.parameter: str | None = None  # name in its module of what is multiplied by hand; None: a layer's weight
         self.running_pass: Callable[[], Any] | None = None  # of the latest forward, for products of the same parameter
+        self.nodes: frozenset[str] = frozenset()  # of autograd, in which that parameter carries the error
         self.follows = False  # whether a learned B takes the gradient of W itself, whatever uses W has
         # Standard deviations of B's entries, one an output: all else of B is a function of seed, name and family, so
         # with these numbers in the state_dict a model that is built anew gets the same B.

@@ -256,6 +256,8 @@ class ErrorWatch(Labels):
         feedback: tensors that are feedback.
         inputs: what the model is run on.
         silent: ids of parameters that are feedback too.
+        outputs: whether errors begin at the outputs, each element its own. Else they begin at a loss, which may add up
+            what a scale has scaled: no product of the network.
     """
 
     def __init__(
@@ -265,8 +267,11 @@ class ErrorWatch(Labels):
         inputs: Any,
         feedback: Iterable[Tensor] = (),
         silent: Collection[int] = (),
+        *,
+        outputs: bool = False,
     ) -> None:
         super().__init__(((name, p) for name, p in model.named_parameters() if id(p) not in silent), feedback)
+        self._outputs = outputs
         self._uses: dict[str, Use] = {}
         self._modules: dict[str, set[str]] = {}
         self._running: list[str] = []
@@ -394,6 +399,11 @@ class ErrorWatch(Labels):
                 made |= label
                 shift = out.dim() - tensor.dim()
                 varying |= {axis + shift for axis, size in enumerate(tensor.shape) if size > 1}
+                spread = {axis for other, its in operands if ERROR in its for axis in self._spread(other, out)}
+                if any(varies in spread and out.shape[varies] > 1 for varies in varying):
+                    for weight in label:  # one element of the error goes to many inputs, each times a weight
+                        use = self._use(weight, "an outer product", node)
+                        use.fan_in = use.fan_in or float(tensor.numel())
             elif tensor.layout is torch.strided:
                 before = self._scaled.get(tensor.untyped_storage().data_ptr())
                 if before is not None:
@@ -403,6 +413,15 @@ class ErrorWatch(Labels):
             self._scaled[place] = _Scaled(made, tuple(out.shape), frozenset(varying), node)
         else:
             self._scaled.pop(place, None)
+
+    def _spread(self, error: Tensor, out: Tensor) -> set[int]:
+        """List the axes of a result along which an error is repeated (expanded, if errors begin at the outputs)."""
+        shift = out.dim() - error.dim()
+        return set(range(shift)) | {
+            axis + shift
+            for axis, (size, step) in enumerate(zip(error.shape, error.stride(), strict=True))
+            if size == 1 or (step == 0 and self._outputs)
+        }
 
     def _sum(self, tensor: Tensor, axes: Any, out: Tensor) -> None:
         """Note a sum of what a weight has scaled over axes along which the weight differs: a product in two steps."""

@@ -15,7 +15,7 @@ from falign._guard import watch_optimizers
 from falign._outputs import NESTED, Outputs, pick
 from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
-from falign._survey import Survey, call, detached, without_trace
+from falign._survey import ByHand, Survey, call, detached, without_trace
 from falign._validation import describe
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, parts_of, wirings
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
@@ -52,6 +52,7 @@ class Plan:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
         self.skip: tuple[str, ...] = ()
+        self.by_hand: dict[str, ByHand] = {}
         self.gains: dict[tuple[int, str], float] = {}
         chosen = self._rule(rule)
         self._refuse_wrapped()
@@ -85,13 +86,15 @@ class Plan:
         something = self.layers or self.by_hand or survey.unclear
         result = survey.run(example) if example is not None and something else None
         self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
-        by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
         if self.rule.wiring == "direct" and not self.problems:
             if example is None:
                 example, result = self._make_example()
+                self.layers, self.kinds = self.survey.layers, self.survey.kinds
             self._direct_shapes(result, example)
         else:
             self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
+        self.by_hand = self.survey.by_hand
+        by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
         self.shapes |= {name: {0: (tuple(weight.shape), 0)} for name, weight in by_hand.items()}
         self.weights |= by_hand
         self.scale = self._scale(scale)
@@ -201,6 +204,7 @@ class Plan:
         trial = Survey(self.model, self.skip)
         result = trial.run(example)
         if trial.problems:
+            self.problems += trial.derived
             return None, None
         self.survey = trial
         return example, result
@@ -349,7 +353,7 @@ class Plan:
         sites: dict[str, list[Site]] = {}
         for name, one in self.by_hand.items():
             part = parts[name]
-            part.parameter = one.key
+            part.parameter, part.nodes = one.key, one.nodes
             if not parts_of(one.owner):
                 one.owner._modules["feedback"] = FeedbackOfParameters()
             one.owner._modules["feedback"]._modules[one.key] = part  # type: ignore[union-attr]
@@ -357,7 +361,7 @@ class Plan:
             part.guard(one.owner)
             for module in sorted(one.modules):
                 expected = module in one.expected
-                site = Site(owner=one.owner, key=one.key, part=part, nodes=one.nodes, expected=expected)
+                site = Site(owner=one.owner, key=one.key, part=part, expected=expected)
                 sites.setdefault(module, []).append(site)
         for name, listed in sites.items():
             module, hooks = self.model.get_submodule(name), SavedHooks(wiring, listed, root=not name)

@@ -58,14 +58,12 @@ class Site:
         owner: the module that has the parameter.
         key: its name there.
         part: its feedback.
-        nodes: names of the nodes of autograd in which it carries the error.
         expected: whether it must be saved wherever the input of the module wants an error.
     """
 
     owner: nn.Module
     key: str
     part: "Feedback"
-    nodes: frozenset[str]
     expected: bool
 
 
@@ -202,12 +200,20 @@ class FirstPass:
     def _unpack(self, kept: tuple[str | None, Tensor]) -> Tensor:
         name, tensor = kept
         node = torch._C._current_autograd_node()
-        if name is not None and node is not None and node.name() in PRODUCT_NODES and not self._lenient():
+        if name is not None and node is not None and _carries(node) and not self._lenient():
             raise RuntimeError(
                 f"parameter {name!r} is multiplied outside its layer (F.linear, @), and the error returns through it "
                 "by backpropagation: convert with example=x, which shows such products, or name it in skip="
             )
         return tensor
+
+
+def _carries(node: Any) -> bool:
+    """Tell whether a node hands an error on, and not only its gradient to a weight: the inputs of layers are cut."""
+    if node.name() not in PRODUCT_NODES:
+        return False
+    inputs = [child for child, _ in node.next_functions if child is not None]
+    return any(not all(isinstance(leaf, nn.Parameter) for leaf in _leaves(child) or [None]) for child in inputs)
 
 
 def _note(parts: list["Feedback"]) -> None:
@@ -254,13 +260,13 @@ class _Running:
                 covered = [(site, weight) for site, weight in here if _overlaps(tensor, weight)]
                 if covered:
                     passes = [self._pass(site, weight) for site, weight in covered]
-                    first, nodes = passes[0], covered[0][0].nodes
+                    first, nodes = passes[0], covered[0][0].part.nodes
                     make = _viewing(passes, tensor)
             elif tensor.grad_fn is not None and tensor.grad_fn.name() in _MOVEMENTS:
                 leaves = _leaves(tensor.grad_fn)
                 if leaves and all(id(leaf) in self.by_parameter for leaf in leaves):
                     passes = [self._pass(self.by_parameter[id(leaf)], leaf) for leaf in leaves]
-                    first, nodes = passes[0], self.by_parameter[id(leaves[0])].nodes
+                    first, nodes = passes[0], self.by_parameter[id(leaves[0])].part.nodes
                     moved = _moved(tensor, passes)
                     make = lambda: moved  # noqa: E731
         if make is None or first is None or nodes is None:

@@ -69,6 +69,7 @@ class Survey:
         problems: one sentence each.
         watch: what the run on the example showed, or None.
         lazy: whether a layer has no shape yet.
+        derived: one sentence for each parameter that is changed before its product.
         explained: parameters of which an example has shown what they do.
         by_hand: name -> parameter that is multiplied outside a layer.
         unclear: one sentence for each module with matrices of its own, of which only an example can show what they do.
@@ -84,6 +85,7 @@ class Survey:
         self.watch: Watch | None = None
         self.lazy = False
         self.explained: tuple[str, ...] = ()
+        self.derived: list[str] = []
         self.by_hand: dict[str, ByHand] = {}
         self.unclear: list[str] = []
         self._free: list[nn.Module] = []
@@ -246,6 +248,7 @@ class Survey:
         self.watch = watch
         if (self.unclear or watch.problems()) and not self._look_at_uses(example):
             self.problems += self.unclear + watch.problems()
+        self.problems += self.derived
         for name in list(self.layers):
             if name not in self.shapes:
                 if f"{name}.weight" in self.by_hand:
@@ -276,7 +279,7 @@ class Survey:
                 continue
             *path, key = name.split(".")
             if use.derived:
-                self.problems.append(
+                self.derived.append(
                     f"parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and the "
                     "error would return through what is made of it by backpropagation: multiply by the parameter "
                     "itself, or name it in skip="
@@ -302,7 +305,7 @@ class Survey:
         example = tree_map(lambda leaf: _wanting(leaf, inputs), example)
         handles = []
         layers = [*self.layers.values(), *self.spared]
-        watch = ErrorWatch(self.model, layers, example)
+        watch = ErrorWatch(self.model, layers, example, outputs=True)
         for layer in layers:
             handles.append(layer.register_forward_pre_hook(_stub_cut))
             handles.append(layer.register_forward_hook(_stub_deliver))

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
 from falign._delivery import overrides_error
-from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, carries_errors, is_weight
+from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._transport import (
     Transported,
@@ -207,7 +207,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
 
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after, prepend=True, with_kwargs=True)
-    with _Exchange(twin, matrices, x) as exchange:
+    with _Exchange(twin, matrices, {name: part.nodes for name, part in by_hand.items()}, x) as exchange:
         exchange.backward(check_loss(compute_loss(twin, x, loss_fn)))
     _attach_gradients(twin, by_hand, [(layer, part) for layer, part in parts if part.follows])
 
@@ -244,8 +244,9 @@ class _Exchange(Labels):
     The exchange is made below autograd, operation by operation, and not where tensors are saved.
     """
 
-    def __init__(self, twin: nn.Module, matrices: dict[str, Tensor], x: Any) -> None:
+    def __init__(self, twin: nn.Module, matrices: dict[str, Tensor], nodes: dict[str, frozenset[str]], x: Any) -> None:
         super().__init__((name, twin.get_parameter(name)) for name in matrices)
+        self._nodes = nodes  # where a scaling by the parameter is a product, since the error is spread or summed
         self._twins: dict[int, Tensor] = {}  # by the place of a copy that is made of parameters alone: the same of B
         self._parameters = {name: twin.get_parameter(name) for name in matrices}
         self._matrices = {
@@ -264,14 +265,18 @@ class _Exchange(Labels):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         made = [self.made_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        meets = any(ERROR in one for one in made) and any(is_weight(one) for one in made)
-        if meets and carries_errors(func):
+        weights: Made = frozenset().union(*(one for one in made if is_weight(one)))
+        if weights and any(ERROR in one for one in made) and (carries_errors(func) or self._is_product(weights)):
             args, kwargs = tree_map(self._exchanged, (args, kwargs))
         result = super().__torch_dispatch__(func, types, args, kwargs)
         moves = name in MOVEMENTS and made and all(is_weight(one) for one in made) and isinstance(result, Tensor)
         if moves and result.untyped_storage().data_ptr() not in self._spans:  # a copy
             self._twins[result.untyped_storage().data_ptr()] = func(*tree_map(self._exchanged, args), **kwargs)
         return result
+
+    def _is_product(self, weights: Made) -> bool:
+        node = torch._C._current_autograd_node()
+        return node is not None and any(node.name() in self._nodes[name] for name in weights)
 
     def _exchanged(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not is_weight(self.made_of(leaf)):
