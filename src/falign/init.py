@@ -16,13 +16,12 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from falign._preserve import DrawOnCPU
 from falign._validation import describe, fraction, is_whole, positive
 from falign._wiring import converted, unwrapped
-from falign.layers import kind_of
 from falign.measure.law._balance import Balance
 from falign.measure.law._downstream import Downstream
 from falign.measure.law._laws import find_laws
@@ -87,10 +86,10 @@ def _lawful(model: nn.Module, example: Any) -> tuple[dict[str, Balance], Followe
 def _is_about_alignment(balance: Balance) -> bool:
     """Tell whether the law is about the alignment ⟨B, W⟩: not before a batch normalisation, as |w| stays by itself.
 
-    Nor where B is a function of W of which no integral is known.
+    Nor of queries and keys, whose law has no B, nor where B is a function of W of which no integral is known.
     """
     forms = {target.kind for target in balance.targets}
-    return bool(forms) and not forms & {LawKind.NORMALISED, LawKind.PATH}
+    return bool(forms) and not forms & {LawKind.NORMALISED, LawKind.PATH, LawKind.PARTNER}
 
 
 def _has_weight_signs(target: Downstream) -> bool:
@@ -156,11 +155,11 @@ def dominant(model: _Model, *, example: Any, seed: int = 0, share: float = 0.5) 
     _check_resolution("share", share, max(_smallest_normal(balance) for balance in balances.values()))
     generic(model, seed=seed)
     with torch.no_grad():
-        for name, balance in reversed(balances.items()):
+        for balance in reversed(balances.values()):
             for target in balance.targets:
                 _align(target)
             allowed = share * balance.outgoing() / balance.incoming().clamp_min(torch.finfo(torch.float64).tiny)
-            _scale(unwrapped(model).get_submodule(name), balance, allowed.clamp(0, 1).sqrt())
+            balance.scale(allowed.clamp(0, 1).sqrt())
     return model
 
 
@@ -189,8 +188,8 @@ def small(model: _Model, *, example: Any, seed: int = 0, size: float = 0.01) -> 
     _check_resolution("size", size, max(_smallest_normal(balance) for balance in balances.values()) ** 0.5)
     inner = unwrapped(generic(model, seed=seed))
     with torch.no_grad():
-        for name, balance in balances.items():
-            _scale(inner.get_submodule(name), balance, torch.full_like(balance.incoming(), size))
+        for balance in balances.values():
+            balance.scale(torch.full_like(balance.incoming(), size))
         for name in followed.outputs:
             for parameter in inner.get_submodule(name).parameters(recurse=False):
                 parameter.zero_()
@@ -254,20 +253,6 @@ def _align(target: Downstream) -> None:
     weight, feedback = target.weight, target.feedback().to(target.weight.dtype)
     size = torch.minimum(weight.abs(), feedback.abs()) if target.kind is LawKind.LEARNED else weight.abs()
     weight.copy_(torch.where(feedback == 0, weight, size * feedback.sign()))
-
-
-def _scale(layer: nn.Module, balance: Balance, factor: Float[Tensor, " neurons"]) -> None:
-    """Multiply the weights and the bias into each neuron by its factor."""
-    weight, kind = balance.weight, kind_of(layer)
-    if kind is None:
-        factors = factor
-    else:  # the transpose of the sum over a neuron's incoming weights, for any kind of layer
-        place = torch.zeros_like(weight, dtype=factor.dtype).requires_grad_()
-        with torch.enable_grad():
-            (factors,) = torch.autograd.grad(kind.incoming(place, layer), place, factor)
-    weight.mul_(factors.to(weight.dtype))
-    if balance.bias is not None:
-        balance.bias.mul_(factor.to(balance.bias.dtype))
 
 
 SCHEMES: dict[str, Callable[..., nn.Module]] = {

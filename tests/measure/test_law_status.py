@@ -209,8 +209,9 @@ def test_attention_keeps_the_law_of_its_values_and_a_mixing_of_positions_that_of
         for name in ("first", "v", "out"):
             assert rows[name].status in ("exact", "accounted")
             assert rows[name].residual <= 1e-13
-        for name in ("q", "k"):
-            assert (rows[name].status, rows[name].reason) == ("none", "attention is not homogeneous")
+        assert (rows["q"].targets, rows["q"].status) == ("k", "exact")  # whose law is the keys' as well
+        assert rows["q"].residual <= 1e-13
+        assert "k" not in rows
 
 
 def test_layers_that_keep_backpropagation_have_its_law():

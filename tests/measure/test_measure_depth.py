@@ -68,16 +68,16 @@ def test_measuring_is_linear_in_depth(rule):
 
 def test_of_a_residual_network_each_layer_is_summed_once():
     """Every layer feeds all later ones: pairs are quadratic in number, but sums over weights are not."""
-    from falign.measure.law import _downstream
+    from falign.measure.law import _weights
 
     def sums(depth: int) -> int:
         model, seen = residual(depth), []
-        original = _downstream._pieces
-        _downstream._pieces = lambda *args: (seen.append(args[0]), original(*args))[1]
+        original = _weights._pieces
+        _weights._pieces = lambda *args: (seen.append(args[0]), original(*args))[1]
         try:
             costs(model, "fa")
         finally:
-            _downstream._pieces = original
+            _weights._pieces = original
         return len(seen)
 
     assert sums(32) < 4.4 * sums(8)

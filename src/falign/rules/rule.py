@@ -46,6 +46,7 @@ class LawKind(Enum):
     SIGNS = ("Σ|B||W|", "its feedback follows the signs of the weights", "O(η)")
     MOVING = ("⟨B(t),W⟩", "its feedback moves by itself", "O(1)")
     PATH = ("∫⟨B(W),dW⟩", "its feedback is a function of the weights", "O(η)")
+    PARTNER = ("½|w'|²", "", "")  # no rule's: of neurons multiplied with each other, as queries with keys
     NORMALISED = ("", "the ε of its batch normalisation", "O(ε/v)")  # no rule's: a normalisation leaves |w| alone
 
     @property

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from falign.layers import kind_of
-from falign.measure.law._downstream import Downstream, factor_text, incoming_sums
+from falign.measure.law._downstream import Downstream, factor_text
 from falign.measure.law._rates import Rates, descent_direction, differ
+from falign.measure.law._weights import Neurons, Rows
 from falign.rules import LawKind
 
 # Rounding: how far it can move the residual of a neuron within a stretch of steps.
@@ -73,8 +73,9 @@ def _shortened() -> bool:
 class Balance:
     """Keeps C = P - Σ_t s_t V_t for each neuron of a source, and the change of it that the steps explain.
 
-    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron; V_t is that of layer t downstream (``LawKind``); s_b and
-    s_t are the rate of w over those of b and of W_t, so that the terms below cancel where layers differ in rate. A step
+    ``P = ½|w|² + s_b ½b²`` over the weights into the neuron, of all its maps (a recurrent neuron has two); V_t is that
+    of layer t downstream (``LawKind``); s_b and s_t are the rate of w over those of b and of W_t, so that the terms
+    below cancel where layers differ in rate. A step
     of gradient descent with decay λ changes, exactly, ``ΔP_w = -η⟨w, ∇w⟩ + ½|Δw|² - ηλ|w|²`` and likewise the others;
     as ``⟨w, ∇w⟩ + b∇b = Σ_t⟨B_t, ∇W_t⟩`` in every batch, the first-order terms cancel and the rest is accounted for.
 
@@ -85,16 +86,15 @@ class Balance:
         frozen_steps: Test whether one side of the law had gradients in some step and the other had none.
 
     Args:
-        layer: The source.
+        neurons: The source, with the weights into it.
         targets: The layers downstream.
         rates: The optimizer's.
         precision: The floating-point type with the fewest bits in a pass.
     """
 
-    def __init__(self, layer: nn.Module, targets: list[Downstream], rates: Rates, precision: torch.dtype) -> None:
-        self._layer, self.targets = layer, targets
-        self.weight: Tensor = layer.get_parameter("weight")
-        self.bias: Tensor | None = layer._parameters.get("bias")
+    def __init__(self, neurons: Neurons, targets: list[Downstream], rates: Rates, precision: torch.dtype) -> None:
+        self.neurons, self.targets = neurons, targets
+        self.weight: Tensor = neurons.parts[0].parameter
         self.decays: set[float] = set()
         self.rate_changes: list[str] = []
         self.frozen_steps, self._resting = False, True
@@ -106,15 +106,13 @@ class Balance:
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters in the law."""
-        incoming = [self.weight] if self.bias is None else [self.weight, self.bias]
+        incoming = [part.parameter for part in self.neurons.parts]
         return incoming + [parameter for target in self.targets for parameter in target.parameters]
 
     @property
     def form(self) -> str:
         """C as text."""
-        text, bias = ("½|w|²", "½b²") if kind_of(self._layer) is not None else ("½γ²", "½β²")
-        if self.bias is not None:
-            text += f" + {factor_text(self._bias_coefficient)}{bias}"
+        text = " + ".join(factor_text(ratio) + part.text for ratio, part in self._parts())
         pairs = zip(self.targets, self._coefficients, strict=True)
         pairs = [(target, coefficient) for target, coefficient in pairs if target.kind is not LawKind.NORMALISED]
         terms = Counter(factor_text(coefficient) + target.text for target, coefficient in pairs)
@@ -128,7 +126,7 @@ class Balance:
     def begin(self, rates: Rates) -> None:
         """Make the weights and rates of now the start."""
         self.decays = self._current_decays(rates)
-        self._bias_coefficient = 1.0 if self.bias is None else rates.ratio(self.weight, self.bias)
+        self._ratios = [rates.ratio(self.weight, part.parameter) for part in self.neurons.parts]
         self._coefficients = [rates.ratio(self.weight, target.weight) for target in self.targets]
         for target in self.targets:
             target.begin(rates)
@@ -140,10 +138,13 @@ class Balance:
 
     def incoming(self) -> Float[Tensor, " neurons"]:
         """P now."""
-        P = 0.5 * incoming_sums(self._layer, self.weight, self.weight)
-        if self.bias is not None:
-            P = P + 0.5 * self._bias_coefficient * incoming_sums(self._layer, self.bias, self.bias)
-        return P
+        sums = (ratio * self.neurons.sums(part, part.parameter, part.parameter) for ratio, part in self._parts())
+        return 0.5 * sum(sums, torch.zeros((), dtype=torch.float64, device=self.weight.device))
+
+    def scale(self, factors: Float[Tensor, " neurons"]) -> None:
+        """Multiply all weights and biases into each neuron by its factor, in place."""
+        for part in self.neurons.parts:
+            part.parameter.mul_(part.spread_out(factors).to(part.parameter.dtype))
 
     def outgoing(self) -> Float[Tensor, " neurons"]:
         """Σ s_t V_t now."""
@@ -183,12 +184,13 @@ class Balance:
             self._stretch_start = (residual, self._accounted)
         self._steps += 1
         reference = rates[self.weight].rate
-        change = self._second_order(self.weight, 1.0, reference, rates)
-        if self.bias is not None:
-            change = change + self._second_order(self.bias, self._bias_coefficient, reference, rates)
+        change = torch.zeros_like(self._accounted)
+        for ratio, part in self._parts():
+            change = change + self._second_order(part, ratio, reference, rates)
         for target, coefficient in zip(self.targets, self._coefficients, strict=True):
             if target.kind is not LawKind.NORMALISED:
-                self._compare_rates(coefficient, rates[target.weight].rate, reference)
+                for rate in target.paired_rates(rates):
+                    self._compare_rates(coefficient, rate, reference)
             more = target.step(rates, reference, coefficient)
             change = change if more is None else change + more
         self._accounted = self._accounted + change
@@ -202,7 +204,7 @@ class Balance:
             "steps": self._steps,
             "worst": self._worst,
             "stretch_start": list(self._stretch_start),
-            "bias_coefficient": self._bias_coefficient,
+            "ratios": list(self._ratios),
             "coefficients": list(self._coefficients),
             "rate_changes": list(self.rate_changes),
             "decays": sorted(self.decays),
@@ -221,8 +223,10 @@ class Balance:
             part.to(self.weight.device, copy=True) for part in (state["worst"], *state["stretch_start"])
         )
         self._stretch_start = tuple(stretch_start)
-        self._bias_coefficient, self._coefficients, self.rate_changes = (
-            state["bias_coefficient"],
+        # A state that an earlier version saved has the weight's and one bias's.
+        former = [1.0, state.get("bias_coefficient", 1.0)][: len(self._ratios)]
+        self._ratios, self._coefficients, self.rate_changes = (
+            list(state.get("ratios", former)),
             list(state["coefficients"]),
             list(state["rate_changes"]),
         )
@@ -252,28 +256,34 @@ class Balance:
 
     def _spread(self) -> Tensor:
         """``√Σ(∂C/∂p · p)²`` over the weights p into and out of each neuron."""
-        squares = incoming_sums(self._layer, self.weight.detach().square(), self.weight.detach().square())
-        if self.bias is not None:
-            squares = squares + (self._bias_coefficient * incoming_sums(self._layer, self.bias, self.bias)).square()
+        squares = torch.zeros_like(self._accounted)
+        for ratio, part in self._parts():
+            square = part.parameter.detach().square()
+            squares = squares + ratio**2 * self.neurons.sums(part, square, square)
         spreads = [
             target.spread() * coefficient**2
             for target, coefficient in zip(self.targets, self._coefficients, strict=True)
         ]
         return (squares + sum(spreads, torch.zeros_like(squares))).sqrt()
 
-    def _second_order(self, parameter: Tensor, coefficient: float, reference: float, rates: Rates) -> Tensor:
+    def _second_order(self, part: Rows, coefficient: float, reference: float, rates: Rates) -> Tensor:
         """Change of coefficient · ½|p|² beyond the first-order term, for a parameter p of the source."""
+        parameter = part.parameter
         gradient, group = rates.gradient(parameter), rates[parameter]
         if gradient is None:
             return torch.zeros_like(self._accounted)
         step = descent_direction(parameter, gradient, group)
-        change = 0.5 * coefficient * group.rate**2 * incoming_sums(self._layer, step, step)
+        change = 0.5 * coefficient * group.rate**2 * self.neurons.sums(part, step, step)
         if group.decay:
-            change = change - coefficient * group.rate * group.decay * incoming_sums(self._layer, parameter, parameter)
+            change = change - coefficient * group.rate * group.decay * self.neurons.sums(part, parameter, parameter)
         if differ(coefficient * group.rate, reference):
             self._compare_rates(coefficient, group.rate, reference)
-            change = change - (coefficient * group.rate - reference) * incoming_sums(self._layer, parameter, gradient)
+            change = change - (coefficient * group.rate - reference) * self.neurons.sums(part, parameter, gradient)
         return change
+
+    def _parts(self) -> list[tuple[float, Rows]]:
+        """The parts of P, each with the rate of the weight over its own."""
+        return list(zip(self._ratios, self.neurons.parts, strict=True))
 
     def _current_decays(self, rates: Rates) -> set[float]:
         return {rates[parameter].decay for parameter in self.parameters} - {0.0}
@@ -299,7 +309,8 @@ class Balance:
             return not all(targets)
         if all(targets) or any(not target.weight.requires_grad for target in self.targets):
             return True
-        return self.bias is not None and frozen(self.bias) and bool(torch.any(self.bias != 0))
+        _, *others = self.neurons.parts
+        return any(frozen(part.parameter) and bool(torch.any(part.parameter != 0)) for part in others)
 
     def _weighted_sum(self, values: list[Tensor]) -> Tensor:
         pairs = zip(self._coefficients, values, strict=True)

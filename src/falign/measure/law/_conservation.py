@@ -12,11 +12,12 @@ from falign._delivery import transformed
 from falign._survey import call
 from falign._wiring import converted, is_measured, unwrapped
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import DownstreamBatchNorm, sums_cached
+from falign.measure.law._downstream import DownstreamBatchNorm
 from falign.measure.law._laws import Law, WatchedLaw, find_laws
 from falign.measure.law._rates import Rates, run_after_closure, skips_step
 from falign.measure.law._report import LawReport, rows_of
 from falign.measure.law._trace import trace
+from falign.measure.law._weights import sums_cached
 
 
 class ConservationLaw:

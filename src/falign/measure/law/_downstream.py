@@ -4,9 +4,7 @@ For a neuron k with the weights w into it and W[:, k] out of it, the law is ``C 
 V_t for every layer t that the neuron feeds. What V is depends on how the feedback follows the weights (``LawKind``).
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from falign._attached import Feedback
-from falign.layers import LINEAR, kind_of
 from falign.measure.law._rates import Rates, descent_direction, differ
+from falign.measure.law._weights import LinearMap, Neurons, Rows, cached
 from falign.rules import LawKind
 
 
@@ -44,71 +42,6 @@ def law_kind(part: Feedback | None, *, trained: bool) -> LawKind:
     return LawKind.STILL if kind is LawKind.LEARNED and not trained else kind
 
 
-# Sums of products over the weights into and out of each neuron, in float64: the terms of C.
-
-_PIECE = 1 << 16
-"""Elements at a time: their float64 products stay in the processor's cache."""
-
-_SUMS: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("sums", default=None)
-"""Sums made so far within ``sums_cached``; None outside."""
-
-
-@contextmanager
-def sums_cached() -> Iterator[None]:
-    """Let ``cached`` reuse sums: within it no weight and no gradient may change.
-
-    A layer of a residual network is fed by every layer before it: its sums are made once and not for each of them.
-    """
-    token = _SUMS.set({}) if _SUMS.get() is None else None
-    try:
-        yield
-    finally:
-        if token is not None:
-            _SUMS.reset(token)
-
-
-def cached(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """Call ``make``, or within ``sums_cached`` return what it gave for that key before; do not write to the result."""
-    sums = _SUMS.get()
-    if sums is None:
-        return make()
-    if key not in sums:
-        sums[key] = make()
-    return sums[key]
-
-
-def incoming_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
-    """``Σ_j one[k, j] · other[k, j]`` over the weights into each neuron k; of biases the products themselves.
-
-    Args:
-        layer: The layer.
-        one: Of its weight's shape, or of its bias's.
-        other: Of the same.
-    """
-    kind = kind_of(layer)
-    if kind is None or one.dim() == 1:
-        return one.detach().double() * other.detach().double()
-    return torch.cat([kind.incoming(piece, layer) for piece in _pieces(layer, one, other)])
-
-
-def outgoing_sums(layer: nn.Module, one: Tensor, other: Tensor) -> Float[Tensor, " in"]:
-    """``Σ_i one[i, k] · other[i, k]`` over the weights out of each input k; of a normalisation the products."""
-    kind = kind_of(layer)
-    if kind is None:
-        return one.detach().double() * other.detach().double()
-    first, *rest = (kind.outgoing(piece, layer) for piece in _pieces(layer, one, other))
-    for more in rest:
-        first += more
-    return first
-
-
-def _pieces(layer: nn.Module, one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """Multiply some rows of a linear map at a time; a convolution's ``incoming`` and ``outgoing`` want it whole."""
-    rows = max(1, _PIECE // max(1, one.shape[1:].numel())) if kind_of(layer) is LINEAR else len(one)
-    for some, same in zip(one.detach().split(rows), other.detach().split(rows), strict=True):
-        yield some.double() * same.double()
-
-
 class Downstream:
     """A layer that a source feeds: V, and its changes, for each neuron of the source.
 
@@ -124,19 +57,16 @@ class Downstream:
         expected_length: ``length`` as it must be if nothing but the steps has changed the weights.
 
     Args:
-        name: The layer's name in the model.
-        layer: The layer.
+        linear: The layer's map.
         part: Its feedback; None where its error returns by backpropagation.
         columns: For every feature of its input the neuron of the source that it is, -1 for none.
         neurons: Number of the source's neurons.
         rates: The optimizer's.
     """
 
-    def __init__(
-        self, name: str, layer: nn.Module, part: Feedback | None, columns: Tensor, neurons: int, rates: Rates
-    ) -> None:
-        self.name, self.layer, self.part = name, layer, part
-        self.weight: Tensor = layer.get_parameter("weight")
+    def __init__(self, linear: LinearMap, part: Feedback | None, columns: Tensor, neurons: int, rates: Rates) -> None:
+        self.map, self.name, self.part = linear, linear.name, part
+        self.weight: Tensor = linear.weight.parameter
         self.kind = law_kind(part, trained=part is not None and part.matrix in rates)
         self._used = (columns >= 0).to(self.weight.device)
         self._columns = columns.to(self.weight.device)[self._used]
@@ -166,6 +96,10 @@ class Downstream:
         """V as text."""
         return self.kind.text.format(share=factor_text(self._learned_ratio))
 
+    def paired_rates(self, rates: Rates) -> list[float]:
+        """Rates whose ratio to the source's must stay that of the start."""
+        return [rates[self.weight].rate]
+
     @property
     def rounding_growth(self) -> float:
         """Factor by which the layer enlarges rounding errors of its input."""
@@ -191,7 +125,7 @@ class Downstream:
             what: Name of the pair, under which the sum is cached.
             pair: Returns one and other, of the weight's shape.
         """
-        return self.summed(cached((id(self.layer), what), lambda: outgoing_sums(self.layer, *pair())))
+        return self.summed(cached((id(self.map), what), lambda: self.map.weight.outgoing(*pair())))
 
     def feedback(self) -> Tensor:
         """Return the matrix B of the latest pass; W where the error returns by backpropagation."""
@@ -341,6 +275,106 @@ def _twice(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor, tensor
 
 
+# Neurons that a source is multiplied with, as queries are with keys: Σδq q = Σδk k, whatever comes after.
+
+
+class Partner(Downstream):
+    """Neurons with which those of a source are multiplied: V is their own ``½|w|² + ½b²``.
+
+    A score ``Σ_k q_k k_k`` is linear in the queries and in the keys, so the sums of error × value of both are the same
+    in every batch, whatever is done with the score and whatever feedback returned the error to it: no B is between.
+    ``V`` then changes by ``½|Δw|²`` beyond the first order, as that of backpropagation.
+
+    Args:
+        partner: The neurons.
+        places: For each of them the neuron of the source that it is multiplied with, -1 for none.
+        neurons: Number of the source's neurons.
+        rates: The optimizer's.
+    """
+
+    def __init__(self, partner: Neurons, places: Tensor, neurons: int, rates: Rates) -> None:
+        super().__init__(partner.maps[0], None, places, neurons, rates)
+        self.name, self.kind, self.partner = partner.name, LawKind.PARTNER, partner
+        self._ratios = [1.0 for _ in partner.parts]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All weights and biases into the partner."""
+        return [part.parameter for part in self.partner.parts]
+
+    @property
+    def text(self) -> str:
+        """V as text, with the partner's weights as w' and b'."""
+        terms = (
+            factor_text(ratio) + part.text.replace("w", "w'").replace("b", "b'")
+            for ratio, part in zip(self._ratios, self.partner.parts, strict=True)
+        )
+        return f"({' + '.join(terms)})"
+
+    def paired_rates(self, rates: Rates) -> list[float]:
+        """Rates of all its parameters, each relative to that of the start."""
+        return [ratio * rates[one].rate for ratio, one in zip(self._ratios, self.parameters, strict=True)]
+
+    def begin(self, rates: Rates) -> None:
+        """Make the weights and rates of now the start."""
+        self._ratios = [rates.ratio(self.weight, parameter) for parameter in self.parameters]
+        super().begin(rates)
+
+    def term(self) -> Float[Tensor, " neurons"]:
+        """V now."""
+        return 0.5 * self._total(lambda parameter: (parameter, parameter))
+
+    def size(self) -> Float[Tensor, " neurons"]:
+        """V itself."""
+        return self.term()
+
+    def spread(self) -> Float[Tensor, " neurons"]:
+        """``Σ(∂V/∂p · p)²`` over its weights p."""
+        return self._total(lambda parameter: _twice(parameter.detach().square()), power=2)
+
+    def length(self) -> Float[Tensor, " neurons"]:
+        """Zero: V is read from the weights themselves."""
+        return self.zeros()
+
+    def progress(self) -> Float[Tensor, " neurons"]:
+        """``Σ⟨w, Δw⟩`` over the steps since the start."""
+        return self.term() - self.start + self.step_sum
+
+    def step(self, rates: Rates, reference: float, coefficient: float) -> Float[Tensor, " neurons"] | None:
+        """Account for a step that is about to be made."""
+        change = self.zeros()
+        for ratio, part in zip(self._ratios, self.partner.parts, strict=True):
+            parameter, group = part.parameter, rates[part.parameter]
+            gradient = rates.gradient(parameter)
+            if gradient is None:
+                continue
+            direction = descent_direction(parameter, gradient, group)
+            self.step_sum = self.step_sum - 0.5 * ratio * group.rate**2 * self._sums(part, direction, direction)
+            rate = coefficient * ratio * group.rate
+            if differ(rate, reference):
+                change = change + (rate - reference) * self._sums(part, parameter, gradient)
+            if group.decay:
+                change = change + rate * group.decay * self._sums(part, parameter, parameter)
+        return change
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers that a resumed run needs."""
+        return {**super().state(), "ratios": list(self._ratios)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` returned."""
+        super().load(state)
+        self._ratios = list(state["ratios"])
+
+    def _total(self, pair: Callable[[Tensor], tuple[Tensor, Tensor]], power: int = 1) -> Float[Tensor, " neurons"]:
+        """Sum a product of each parameter's over the partner's weights, times its ratio to a power."""
+        pairs = zip(self._ratios, self.partner.parts, strict=True)
+        return self._sum(ratio**power * self._sums(part, *pair(part.parameter)) for ratio, part in pairs)
+
+    def _sums(self, part: Rows, one: Tensor, other: Tensor) -> Float[Tensor, " neurons"]:
+        return self.summed(self.partner.sums(part, one, other))
+
+
 # Batch normalisation downstream: its output does not depend on |w|, so that ½|w|² has a law without an alignment term.
 
 
@@ -354,8 +388,9 @@ class DownstreamBatchNorm(Downstream):
             large numbers, and rounding hides the law.
     """
 
-    def __init__(self, name: str, layer: nn.Module, columns: Tensor, neurons: int, rates: Rates) -> None:
-        super().__init__(name, layer, None, columns, neurons, rates)
+    def __init__(self, linear: LinearMap, layer: nn.Module, columns: Tensor, neurons: int, rates: Rates) -> None:
+        super().__init__(linear, None, columns, neurons, rates)
+        self.layer = layer
         self.kind = LawKind.NORMALISED
         self._variances: list[Tensor] = []
         self.level = torch.zeros((), dtype=torch.float64, device=self.weight.device)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from falign._attached import Feedback
 from falign._wiring import feedbacks
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
-from falign.measure.law._downstream import Downstream, DownstreamBatchNorm
+from falign.measure.law._downstream import Downstream, DownstreamBatchNorm, Partner
+from falign.measure.law._products import Product, components
 from falign.measure.law._rates import Rates, departure
-from falign.measure.law._trace import Followed
+from falign.measure.law._trace import Connection, Followed
+from falign.measure.law._weights import LinearMap, Neurons, map_of_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,7 @@ def find_laws(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dic
         followed: Its neurons, as one run of it showed them.
         optimizer: The optimizer that trains it.
     """
-    rates, parts = Rates(optimizer), feedbacks(model)
-    laws = {
-        name: _watched(name, model, parts, followed, rates)
-        for name in followed.neurons
-        if followed.targets(name) or name not in followed.outputs
-    }
+    laws = _Finder(model, followed, Rates(optimizer)).laws()
     for name, watched in laws.items():
         for target in watched.balance.targets if watched.balance is not None else ():
             if isinstance(target, DownstreamBatchNorm):
@@ -110,40 +106,104 @@ def find_laws(model: nn.Module, followed: Followed, optimizer: Optimizer) -> dic
     return laws
 
 
-def _watched(name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates) -> WatchedLaw:
-    layer, neurons = model.get_submodule(name), followed.neurons[name]
-    targets = tuple(connection.target for connection in followed.targets(name))
+class _Finder:
+    """Puts the laws of one model together.
 
-    def law(status: str, reason: str, order: str) -> Law:
-        return Law(
-            name=name, targets=targets, form="", status=status, reason=reason, order=order, neurons=neurons
-        )  # ``WatchedLaw.current`` asks the balance for the form, which changes with the rates
+    Args:
+        model: The converted model, unwrapped.
+        followed: Its neurons, as one run of it showed them.
+        rates: The optimizer's.
+    """
 
-    weightless = (one for one in (name, *targets) if model.get_submodule(one)._parameters.get("weight") is None)
-    if (bare := next(weightless, None)) is not None:
-        return WatchedLaw(law=law("none", followed.reasons.get(name, f"layer {bare!r} has no weight of its own"), ""))
-    downstream = _downstream(name, model, parts, followed, rates)
-    problem = next((problem for target in downstream if (problem := _direct_problem(target, followed.outputs))), "")
-    if problem or not downstream:
-        reason = problem or followed.reasons.get(name, "it feeds no other layer")
-        return WatchedLaw(law=law("none", reason, ""))
-    balance = Balance(layer, downstream, rates, followed.precision)
-    departed = departure(rates, balance.parameters)
-    return WatchedLaw(law=law(*_status(name, followed, balance, rates)), balance=balance, departed=departed)
+    def __init__(self, model: nn.Module, followed: Followed, rates: Rates) -> None:
+        self._model, self._followed, self._rates = model, followed, rates
+        self._parts = feedbacks(model)
+        self._maps: dict[str, LinearMap] = {}
 
+    def laws(self) -> dict[str, WatchedLaw]:
+        """The law of every layer by itself, and of the heads of those that weigh values, in running order."""
+        followed, laws = self._followed, {}
+        partners = {product.partner for product in followed.products if product.groups is None}
+        for name in followed.neurons:
+            products = [product for product in followed.products if product.source == name]
+            plain = [product for product in products if product.groups is None]
+            if name not in partners and (followed.targets(name) or plain or name not in followed.outputs):
+                laws[name] = self._law(name, plain)
+            for product in products:
+                if product.groups is not None:
+                    laws[f"{name} (heads)"] = self._law_of_heads(product, product.groups)
+        return laws
 
-def _downstream(
-    name: str, model: nn.Module, parts: dict[str, Feedback], followed: Followed, rates: Rates
-) -> list[Downstream]:
-    layers = []
-    for connection in followed.targets(name):
-        layer, neurons = model.get_submodule(connection.target), followed.neurons[name]
-        if kind_of(layer) is None:
-            layers.append(DownstreamBatchNorm(connection.target, layer, connection.columns, neurons, rates))
-        else:
-            part = parts.get(connection.target)
-            layers.append(Downstream(connection.target, layer, part, connection.columns, neurons, rates))
-    return layers
+    def _law(self, name: str, products: list[Product]) -> WatchedLaw:
+        targets = tuple(connection.target for connection in self._followed.targets(name))
+        reason = self._followed.reasons.get(name, "")
+        for one in (name, *targets):
+            if one not in self._followed.maps and self._model.get_submodule(one)._parameters.get("weight") is None:
+                return self._none(name, targets, reason or f"layer {one!r} has no weight of its own")
+        targets += tuple(product.partner for product in products)
+        neurons = self._neurons(name)
+        places = [components(product.pairs, neurons.count, self._count(product.partner)) for product in products]
+        if any(not torch.equal(groups, torch.arange(neurons.count)) for groups, _, _ in places):
+            if len(targets) > 1:
+                return self._none(name, targets, reason or "several of its neurons are multiplied with the same one")
+            ((groups, _, count),) = places
+            neurons = self._neurons(name, groups, count)
+        downstream = [self._downstream(connection, neurons.count) for connection in self._followed.targets(name)]
+        problems = (_direct_problem(target, self._followed.outputs) for target in downstream)
+        if problem := next(filter(None, problems), ""):
+            return self._none(name, targets, problem)
+        for product, (_, sets, _) in zip(products, places, strict=True):
+            downstream.append(Partner(self._neurons(product.partner), sets, neurons.count, self._rates))
+        if not downstream:
+            return self._none(name, targets, reason or "it feeds no other layer")
+        return self._watched(name, targets, neurons, downstream, reason)
+
+    def _law_of_heads(self, product: Product, groups: Tensor) -> WatchedLaw:
+        """The law of scores that weigh values: ``½|w|²`` of a head's queries less that of its values."""
+        sets, places, count = components(product.pairs, int(groups.max()) + 1, self._count(product.partner))
+        neurons = self._neurons(product.source, torch.where(groups >= 0, sets[groups], -1), count)
+        partner = Partner(self._neurons(product.partner), places, count, self._rates)
+        return self._watched(f"{product.source} (heads)", (product.partner,), neurons, [partner], "")
+
+    def _watched(
+        self, name: str, targets: tuple[str, ...], neurons: Neurons, downstream: list[Downstream], reason: str
+    ) -> WatchedLaw:
+        balance = Balance(neurons, downstream, self._rates, self._followed.precision)
+        status, reason, order = _status(reason, balance, self._rates)
+        # ``WatchedLaw.current`` asks the balance for the form, which changes with the rates.
+        law = Law(name=name, targets=targets, form="", status=status, reason=reason, order=order, neurons=neurons.count)
+        return WatchedLaw(law=law, balance=balance, departed=departure(self._rates, balance.parameters))
+
+    def _none(self, name: str, targets: tuple[str, ...], reason: str) -> WatchedLaw:
+        count = self._count(name)
+        law = Law(name=name, targets=targets, form="", status="none", reason=reason, order="", neurons=count)
+        return WatchedLaw(law=law)
+
+    def _downstream(self, connection: Connection, neurons: int) -> Downstream:
+        name, columns = connection.target, connection.columns
+        if name not in self._followed.maps and kind_of(layer := self._model.get_submodule(name)) is None:
+            return DownstreamBatchNorm(self._map(name), layer, columns, neurons, self._rates)
+        linear = self._map(name)
+        part = self._parts.get(name) or self._parts.get(linear.key)
+        return Downstream(linear, part, columns, neurons, self._rates)
+
+    def _neurons(self, name: str, groups: Tensor | None = None, count: int | None = None) -> Neurons:
+        maps = self._followed.into.get(name, (name,))
+        return Neurons(
+            name=name,
+            maps=tuple(self._map(one) for one in maps),
+            count=self._count(name) if count is None else count,
+            groups=groups,
+        )
+
+    def _count(self, name: str) -> int:
+        return self._followed.neurons[name]
+
+    def _map(self, name: str) -> LinearMap:
+        if name not in self._maps:
+            known = self._followed.maps.get(name)
+            self._maps[name] = known or map_of_layer(name, self._model.get_submodule(name))
+        return self._maps[name]
 
 
 def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
@@ -163,9 +223,9 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
     return ""
 
 
-def _status(name: str, followed: Followed, balance: Balance, rates: Rates) -> tuple[str, str, str]:
-    """(status, reason, order)."""
-    if reason := followed.reasons.get(name, "") or next(_untrained(balance, rates), ""):
+def _status(reason: str, balance: Balance, rates: Rates) -> tuple[str, str, str]:
+    """(status, reason, order) of a law that the run gave that reason against, or none."""
+    if reason := reason or next(_untrained(balance, rates), ""):
         return "none", reason, "O(1)"
     reasons = {target.motion: target.kind.order for target in balance.targets if target.motion}
     orders = set(reasons.values())
@@ -197,12 +257,15 @@ def _untrained(balance: Balance, rates: Rates) -> Iterator[str]:
     def state(parameter: Tensor) -> str:
         return "frozen" if not parameter.requires_grad else "not in the optimizer" if parameter not in rates else ""
 
-    if why := state(balance.weight):
-        yield f"its weight is {why}"
-    if balance.bias is not None and (why := state(balance.bias)) and bool(torch.any(balance.bias != 0)):
-        yield f"its bias is {why} and not zero"
+    partners = [target.partner for target in balance.targets if isinstance(target, Partner)]
+    for neurons in (balance.neurons, *partners):
+        whose = "its" if neurons is balance.neurons else f"layer {neurons.name!r}'s"
+        for part in neurons.parts:
+            parameter = part.parameter
+            if (why := state(parameter)) and (part.what == "weight" or bool(torch.any(parameter != 0))):
+                yield f"{whose} {part.what} is {why}" + " and not zero" * (part.what != "weight")
     for target in balance.targets:
-        if why := state(target.weight):
+        if not isinstance(target, Partner) and (why := state(target.weight)):
             yield f"the weight of layer {target.name!r} is {why}"
 
 

@@ -7,6 +7,7 @@ either keeps this, and its labels move as its elements do, or it becomes a reaso
 
 import re
 from collections.abc import Callable
+from math import inf, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +30,12 @@ class NeuronLabels(NamedTuple):
     Attributes:
         labels: The neuron of each element, OTHER or ZERO.
         is_output: Whether the activation is the source's output itself, element by element in its order.
+        direct: Whether no product with another activation is on the way from the source.
     """
 
     labels: Tensor
     is_output: bool
+    direct: bool = True
 
 
 def common_label(labels: Tensor, axes: list[int], keep: bool) -> tuple[Tensor, bool]:
@@ -207,8 +210,10 @@ def _chosen(operation: Operation) -> Propagated:
 
 def _broadcast(choice: Any, operation: Operation) -> Tensor:
     labels = operation.labels(choice)
-    if labels is None:
-        zero = not (choice.any() or operation.varies(choice)) if isinstance(choice, Tensor) else choice == 0
+    if labels is None:  # a score of -∞ is left out of attention: relu and softmax make it zero
+        number = float(choice) if not isinstance(choice, Tensor) or choice.numel() == 1 else nan
+        zero = number in (0.0, -inf) or (isinstance(choice, Tensor) and not choice.any())
+        zero = zero and not (isinstance(choice, Tensor) and operation.varies(choice))
         labels = operation.first.new_full((), ZERO if zero else OTHER)
     return labels.broadcast_to(_output(operation.result).shape)
 

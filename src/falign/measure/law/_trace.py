@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -19,16 +19,19 @@ from falign._preserve import force_eager
 from falign._survey import call
 from falign._wiring import preserve_state, unwrapped, wiring_of
 from falign.layers import LOOKUPS, kind_of
+from falign.measure.law._products import Factors, Product, factors, grouped, paired, summed_labels
 from falign.measure.law._propagate import (
     OTHER,
     NeuronLabels,
     Operation,
     Propagated,
+    common_label,
     keeps_order,
     labels_of_output,
     neuron_of_feature,
     propagate,
 )
+from falign.measure.law._weights import LinearMap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +63,9 @@ class Followed:
         outputs: Layers whose output is an output of the model, element by element; under a direct rule those where the
             error begins.
         precision: The floating-point type with the fewest bits among the inputs of layers.
+        products: Layers whose neurons are multiplied with each other, as queries with keys.
+        maps: {name: linear map} of those that are no layers of their own, such as the rows of a fused weight.
+        into: {layer: all maps whose sum its neurons are given}, where there are several.
     """
 
     connections: tuple[Connection, ...]
@@ -67,6 +73,9 @@ class Followed:
     neurons: dict[str, int]
     outputs: frozenset[str]
     precision: torch.dtype
+    products: tuple[Product, ...] = ()
+    maps: dict[str, LinearMap] = field(default_factory=dict)
+    into: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def targets(self, source: str) -> tuple[Connection, ...]:
         """The connections out of one layer."""
@@ -132,12 +141,35 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
         neurons=tracer.neurons,
         outputs=tracer.outputs,
         precision=min(tracer.types, key=lambda dtype: dtype.itemsize, default=torch.get_default_dtype()),
+        products=tracer.products(),
     )
 
 
 # The run itself: labels travel with every tensor that still holds the output of a layer.
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+_HEADS = " (heads)"
+"""Behind a layer's name: its scores, followed as groups of its neurons."""
+
+
+class _Product(NamedTuple):
+    """What a product of two activations says of the layers whose outputs they are.
+
+    Attributes:
+        scores: {layer with ``_HEADS``: its group in each matrix of the result}.
+        paired: Layers whose every neuron meets a known one of another layer: they are followed no further.
+        values: Layers that are weighed by scores.
+    """
+
+    scores: dict[str, Tensor]
+    paired: set[str]
+    values: set[str]
+
+
+def _constant(*labels: Tensor | None) -> bool:
+    """Test whether all labels are the same along the axis that is summed over, or are not known."""
+    return all(label is None or common_label(label, [-1], False)[1] for label in labels)
 
 
 class _Tracer(TorchDispatchMode):
@@ -153,6 +185,7 @@ class _Tracer(TorchDispatchMode):
         neurons: {layer: number of its neurons}.
         types: Data types of the layers' inputs.
         outputs: The layers whose output is the run's.
+        used: Sources whose output does something else than be a factor of a product of activations.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -167,6 +200,10 @@ class _Tracer(TorchDispatchMode):
         self.types: list[torch.dtype] = []
         self._faults = _faults(model)
         self.outputs: frozenset[str] = frozenset()
+        self.used: set[str] = set()
+        self._unpaired: dict[str, str] = {}
+        self._pairs: dict[tuple[str, str], Tensor] = {}
+        self._groups: dict[str, Tensor] = {}
         self._new: dict[tuple[Any, ...], Tensor] = {}
         self._handles: list[Any] = []
         for name, module in model.named_modules():
@@ -194,14 +231,49 @@ class _Tracer(TorchDispatchMode):
         self.outputs = frozenset(
             source for tensor in with_error for source, labels in self._of(tensor).items() if labels.is_output
         )
-        for source in (source for tensor in tree_leaves(result) for source in self._of(tensor)):
-            self._complain(source, "its output is an output of the model")
+        for source, labels in (pair for tensor in tree_leaves(result) for pair in self._of(tensor).items()):
+            self._complain(source, "its output is an output of the model", labels.direct)
         for name in (name for name, runs in self._runs.items() if runs > 1):
             self._faults.setdefault(name, "runs twice in a pass")
         for source, target in self.connections:
             if target in self._faults:
                 self.reasons[source] = f"layer {target!r}, which it feeds, {self._faults[target]}"
         self.reasons |= {name: f"it {fault}" for name, fault in self._faults.items()}
+        self._check_products()
+
+    def _check_products(self) -> None:
+        """Keep the products of which one factor is nothing else, so that its sum of error × value is the other's."""
+        counts = Counter(name for pair in self._pairs if pair[0] not in self._groups for name in pair)
+        for source, partner in list(self._pairs):
+            pairs = self._pairs.pop((source, partner))
+            if source in self._groups:
+                factor = source.removesuffix(_HEADS)
+                alone = not {source, factor, partner} & self.used and counts[factor] <= 1
+                if alone and not ({source, partner} & set(self.reasons) or factor in self._faults):
+                    self._pairs[source, partner] = pairs
+                continue
+            for one, other, both in ((source, partner, pairs), (partner, source, pairs.flip(1))):
+                if other not in self.used and other not in self.reasons and counts[other] == 1:
+                    self._pairs[one, other] = both
+                    break
+            else:
+                for one, other in ((source, partner), (partner, source)):
+                    reason = self.reasons.get(other, "it is used elsewhere as well")
+                    self._complain(one, f"layer {other!r}, with which it is multiplied, is under no law: {reason}")
+        for name in self._groups:
+            self.reasons.pop(name, None)
+
+    def products(self) -> tuple[Product, ...]:
+        """The pairs of layers that are multiplied with each other and have a law by it."""
+        return tuple(
+            Product(
+                source=source.removesuffix(_HEADS) if source in self._groups else source,
+                partner=partner,
+                pairs=pairs,
+                groups=self._groups.get(source),
+            )
+            for (source, partner), pairs in self._pairs.items()
+        )
 
     def _of(self, tensor: Any) -> dict[str, NeuronLabels]:
         return self._labels_by_tensor.get(tensor, {}) if isinstance(tensor, Tensor) else {}
@@ -213,8 +285,10 @@ class _Tracer(TorchDispatchMode):
             self._new[key] = labels_of_output(output, axis)
         return self._new[key]
 
-    def _complain(self, source: str, reason: str) -> None:
+    def _complain(self, source: str, reason: str, direct: bool = True) -> None:
         self.reasons.setdefault(source, reason)
+        if direct:
+            self.used.add(source)
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._depth += 1
@@ -224,7 +298,11 @@ class _Tracer(TorchDispatchMode):
         self.types.append(x.dtype)
         moving = isinstance(module, _BatchNorm) and not (module.training or module.running_mean is None)
         columns_of: dict[int, Tensor | None] = {}  # in a residual network many sources share their labels
-        for source, (labels, _) in self._of(x).items():
+        for source, (labels, _, direct) in self._of(x).items():
+            if direct or source in self._groups:
+                self.used.add(source)
+            if source in self._groups:
+                continue
             if id(labels) not in columns_of:
                 columns_of[id(labels)] = neuron_of_feature(labels, _axis(module, x))
             columns = columns_of[id(labels)]
@@ -248,6 +326,7 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
         result = func(*args, **kwargs)
+        product = self._multiply(func.overloadpacket.__name__, args) if any(operands) else _Product({}, set(), set())
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if any(isinstance(leaf, Tensor) and self._varies(leaf) for leaf in tree_leaves((args, kwargs))):
             self._trained.update((output, True) for output in outputs)
@@ -255,6 +334,8 @@ class _Tracer(TorchDispatchMode):
         # In a residual network most sources have the same labels in the same operands: they are propagated once.
         known: dict[tuple[tuple[int, bool] | None, ...], tuple[Propagated, bool]] = {}
         for source in dict.fromkeys(source for operand in operands for source in operand):
+            if source in product.paired:
+                continue
             given = (operand.get(source) for operand in operands)
             key = tuple(None if labels is None else (id(labels.labels), labels.is_output) for labels in given)
             if key not in known:
@@ -264,14 +345,69 @@ class _Tracer(TorchDispatchMode):
                 )
                 known[key] = propagate(operation), is_output
             propagated, is_output = known[key]
+            direct = all(operand[source].direct for operand in operands if source in operand)
             if propagated.reason is not None:
-                self._complain(source, propagated.reason)
+                self._complain(source, propagated.reason, direct and source + _HEADS not in product.scores)
             for by_source, labels in zip(labels_of_outputs, tree_leaves(propagated.labels), strict=False):
                 if labels is not None:
-                    by_source[source] = NeuronLabels(labels, is_output)
+                    by_source[source] = NeuronLabels(labels, is_output, direct and source not in product.values)
+        for source, groups in product.scores.items():
+            labels_of_outputs[0][source] = NeuronLabels(groups.expand(outputs[0].shape).clone(), False, False)
         if any(operands):
             self._labels_by_tensor.update(zip(outputs, labels_of_outputs, strict=True))
         return result
+
+    def _multiply(self, name: str, args: tuple) -> "_Product":
+        """Note which neurons an operation multiplies with which, if it is a product of two activations."""
+        product = _Product({}, set(), set())
+        if (found := factors(name, args)) is None:
+            return product
+        sides = [
+            {source: summed_labels(labels.labels, axis) for source, labels in self._of(factor).items()}
+            for factor, axis in zip((found.first, found.second), found.axes, strict=True)
+        ]
+        for source, features in sides[0].items():
+            if source in self._groups:
+                self._weigh(source, found, product)
+                continue
+            for partner, others in sides[1].items():
+                pairs = None if features is None or others is None else paired(features, others)
+                if pairs is not None and partner != source and not _constant(features, others):
+                    known = self._pairs.get((source, partner), pairs)
+                    self._pairs[source, partner] = torch.cat([known, pairs]).unique(dim=0)
+                    product.paired.update((source, partner))
+        if name in ("mm", "bmm"):
+            factor = next((side for side in sides if len(side) == 1 and not _constant(*side.values())), {})
+            for source, features in factor.items():
+                self._score(source, features, product)
+        return product
+
+    def _score(self, source: str, features: Tensor | None, product: "_Product") -> None:
+        """Follow scores, which are homogeneous in all neurons that are summed to one."""
+        sets = None if features is None or source in self._groups else grouped(features, self.neurons[source])
+        if sets is None:
+            return
+        groups, numbers = sets
+        if source + _HEADS not in self._groups:
+            self._groups[source + _HEADS] = groups
+        elif not torch.equal(groups, self._groups[source + _HEADS]):
+            self._complain(source + _HEADS, "its neurons are summed in several ways")
+        product.scores[source + _HEADS] = numbers[..., None, None]
+
+    def _weigh(self, scores: str, found: Factors, product: "_Product") -> None:
+        """Note which neurons, the values, a group of scores weighs."""
+        group, same = common_label(self._of(found.first)[scores].labels, [-2, -1], True)
+        values = self._of(found.second)
+        if not (found.scores and same and len(values) == 1 and bool((group >= 0).all())):
+            return
+        ((partner, labels),) = values.items()
+        members = torch.stack([group.expand(labels.labels.shape).flatten(), labels.labels.flatten()], 1).unique(dim=0)
+        if partner in self._groups or bool((members < 0).any()):
+            return
+        known = self._pairs.get((scores, partner), members)
+        self._pairs[scores, partner] = torch.cat([known, members]).unique(dim=0)
+        product.paired.add(scores)
+        product.values.add(partner)
 
     def _varies(self, leaf: Tensor) -> bool:
         """True if training changes it: if it is zero now, as a new bias is, it will not stay so."""
