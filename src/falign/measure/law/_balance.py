@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from falign.measure.law._downstream import Downstream, factor_text
+from falign.measure.law._downstream import Downstream, factor_text, sum_text
 from falign.measure.law._rates import Rates, descent_direction, differ
 from falign.measure.law._weights import Neurons, Rows
 from falign.rules import LawKind
@@ -112,7 +112,7 @@ class Balance:
     @property
     def form(self) -> str:
         """C as text."""
-        text = " + ".join(factor_text(ratio) + part.text for ratio, part in self._parts())
+        text = sum_text(factor_text(ratio) + part.text for ratio, part in self._parts())
         pairs = zip(self.targets, self._coefficients, strict=True)
         pairs = [(target, coefficient) for target, coefficient in pairs if target.kind is not LawKind.NORMALISED]
         terms = Counter(factor_text(coefficient) + target.text for target, coefficient in pairs)

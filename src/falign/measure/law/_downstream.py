@@ -4,6 +4,7 @@ For a neuron k with the weights w into it and W[:, k] out of it, the law is ``C 
 V_t for every layer t that the neuron feeds. What V is depends on how the feedback follows the weights (``LawKind``).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,10 +18,17 @@ from falign.measure.law._rates import Rates, descent_direction, differ
 from falign.measure.law._weights import LinearMap, Neurons, Rows, cached
 from falign.rules import LawKind
 
+_PRIMES = str.maketrans({"w": "w'", "b": "b'"})
+
 
 def factor_text(factor: float) -> str:
     """Write a factor before a term of C; 1 is left out."""
     return "" if abs(factor - 1) < 1e-9 else f"{factor:.4g}·"
+
+
+def sum_text(terms: Iterable[str]) -> str:
+    """Write a sum of terms; several that read alike are one with a Σ."""
+    return " + ".join("Σ" * (count > 1) + term for term, count in Counter(terms).items())
 
 
 def law_kind(part: Feedback | None, *, trained: bool) -> LawKind:
@@ -305,11 +313,8 @@ class Partner(Downstream):
     @property
     def text(self) -> str:
         """V as text, with the partner's weights as w' and b'."""
-        terms = (
-            factor_text(ratio) + part.text.replace("w", "w'").replace("b", "b'")
-            for ratio, part in zip(self._ratios, self.partner.parts, strict=True)
-        )
-        return f"({' + '.join(terms)})"
+        parts = zip(self._ratios, self.partner.parts, strict=True)
+        return f"({sum_text(factor_text(ratio) + part.text for ratio, part in parts)})".translate(_PRIMES)
 
     def paired_rates(self, rates: Rates) -> list[float]:
         """Rates of all its parameters, each relative to that of the start."""

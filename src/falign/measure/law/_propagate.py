@@ -84,6 +84,9 @@ _MOVES = {
 }  # fmt: skip
 """Move elements to other places, without changing them."""
 
+_PACKINGS = {"_pack_padded_sequence", "_pad_packed_sequence"}
+"""Move the positions of sequences of several lengths together, or apart."""
+
 _CHOICES = {"where", "masked_fill"}
 """Take each element from one of two operands."""
 
@@ -196,6 +199,15 @@ def _moved(operation: Operation) -> Propagated:
         filling = args[2] if len(args) > 2 else 0
         args = (*args[:2], ZERO if filling == 0 else OTHER)
     return Propagated(operation.function(*args, **kwargs))
+
+
+def _packed(operation: Operation) -> Propagated:
+    """Propagate through packing of sequences and back; positions that are padded with zero are ZERO."""
+    labels, *others = operation.args
+    if operation.name == "_pad_packed_sequence":
+        others[2] = ZERO if others[2] == 0 else OTHER
+    moved, _ = operation.function(operation.labels(labels), *others)
+    return Propagated([moved, None])
 
 
 def _chosen(operation: Operation) -> Propagated:
@@ -317,6 +329,6 @@ def _is_zero(leaf: Any, operation: Operation) -> bool:
 
 
 _PROPAGATIONS: tuple[tuple[set[str], Callable[[Operation], Propagated]], ...] = (
-    (_MOVES, _moved), (_CHOICES, _chosen), (_SCALINGS, _scaled), (_CLIPS, _clipped),
+    (_MOVES, _moved), (_PACKINGS, _packed), (_CHOICES, _chosen), (_SCALINGS, _scaled), (_CLIPS, _clipped),
     (_JOINS, _joined), (_REDUCTIONS, _reduced), (_PRODUCTS, _multiplied),
 )  # fmt: skip

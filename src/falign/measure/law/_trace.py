@@ -31,6 +31,7 @@ from falign.measure.law._propagate import (
     neuron_of_feature,
     propagate,
 )
+from falign.measure.law._structures import Structure, labels_of_outputs, structure_of
 from falign.measure.law._weights import LinearMap
 
 
@@ -142,6 +143,8 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
         outputs=tracer.outputs,
         precision=min(tracer.types, key=lambda dtype: dtype.itemsize, default=torch.get_default_dtype()),
         products=tracer.products(),
+        maps=tracer.maps,
+        into=tracer.into,
     )
 
 
@@ -206,9 +209,23 @@ class _Tracer(TorchDispatchMode):
         self._groups: dict[str, Tensor] = {}
         self._new: dict[tuple[Any, ...], Tensor] = {}
         self._handles: list[Any] = []
+        self.maps: dict[str, LinearMap] = {}
+        self.into: dict[str, tuple[str, ...]] = {}
+        inside: tuple[str, ...] = ()  # of a module whose inside is known
         for name, module in model.named_modules():
-            if kind_of(module) is not None or isinstance(module, _BatchNorm):
+            if name.startswith(inside):
+                continue
+            structure = structure_of(name, module)
+            if structure is not None:
+                inside = (*inside, f"{name}." if name else "")
+                self.maps |= structure.maps
+                self.into |= {source.name: source.maps for source in structure.sources if len(source.maps) > 1}
+                for one in structure.maps if name in self._faults else ():
+                    self._faults[one] = self._faults[name]
+                enter, leave = partial(self._enter_whole, structure), partial(self._leave_whole, structure)
+            else:
                 enter, leave = partial(self._enter, name), partial(self._leave, name)
+            if structure is not None or kind_of(module) is not None or isinstance(module, _BatchNorm):
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
@@ -295,8 +312,12 @@ class _Tracer(TorchDispatchMode):
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(x, Tensor):
             return
-        self.types.append(x.dtype)
         moving = isinstance(module, _BatchNorm) and not (module.training or module.running_mean is None)
+        self._feed(name, x, _axis(module, x), moving)
+
+    def _feed(self, name: str, x: Tensor, axis: int, moving: bool = False) -> None:
+        """Note whose neurons are the input of a layer, along an axis."""
+        self.types.append(x.dtype)
         columns_of: dict[int, Tensor | None] = {}  # in a residual network many sources share their labels
         for source, (labels, _, direct) in self._of(x).items():
             if direct or source in self._groups:
@@ -304,7 +325,7 @@ class _Tracer(TorchDispatchMode):
             if source in self._groups:
                 continue
             if id(labels) not in columns_of:
-                columns_of[id(labels)] = neuron_of_feature(labels, _axis(module, x))
+                columns_of[id(labels)] = neuron_of_feature(labels, axis)
             columns = columns_of[id(labels)]
             if moving:
                 self._complain(source, "batch normalisation by running statistics shifts its output")
@@ -312,6 +333,37 @@ class _Tracer(TorchDispatchMode):
                 self._complain(source, f"its neurons are not the same inputs of layer {name!r} in all positions")
             elif bool((columns != OTHER).any()):
                 self.connections.setdefault((source, name), columns)
+
+    def _enter_whole(self, structure: Structure, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Pre-hook of a module whose inside is known."""
+        self._depth += 1
+        given = [*args, *kwargs.values()]
+        for x, names in zip(given, structure.inputs, strict=False):
+            x = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
+            for name in names if isinstance(x, Tensor) else ():
+                self._feed(name, x, x.dim() - 1)
+        state = given[1] if structure.recurrent and len(given) > 1 else None
+        state = state[0] if isinstance(state, tuple) else state
+        if isinstance(state, Tensor) and (self._varies(state) or bool(state.any())):
+            for source in structure.sources:
+                self._complain(source.name, source.reason or "it starts from a state that is not zero")
+
+    def _leave_whole(self, structure: Structure, module: nn.Module, args: tuple, result: Any) -> None:
+        """Hook of a module whose inside is known: its neurons, which feed maps inside, and what it returned."""
+        self._depth -= 1
+        for source in structure.sources:
+            self._runs[source.name] += 1
+            self.neurons[source.name] = structure.maps[source.name].weight.count
+            if source.reason:
+                self._complain(source.name, source.reason)
+            for target, columns in source.targets.items():
+                self.connections.setdefault((source.name, target), columns)
+        for pair in structure.products:
+            pairs = torch.arange(self.neurons[pair[0]])
+            self._pairs[pair] = torch.stack([pairs, pairs], 1)
+        for tensor, source, labels, is_output in labels_of_outputs(structure, result):
+            known = self._of(tensor)
+            self._labels_by_tensor[tensor] = {**known, source: NeuronLabels(labels, is_output)}
 
     def _leave(self, name: str, module: nn.Module, args: tuple, y: Any) -> None:
         self._depth -= 1

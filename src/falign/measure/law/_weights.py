@@ -71,6 +71,11 @@ class Rows:
     layer: nn.Module | None = None
     vector: bool = False
 
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len((self.parameter.flatten() if self.vector else self.parameter)[self.rows])
+
     def incoming(self, one: Tensor, other: Tensor) -> Float[Tensor, " out"]:
         """``Σ_j one[k, j] · other[k, j]`` over the weights into each neuron k; of a vector the products themselves.
 

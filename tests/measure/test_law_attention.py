@@ -1,0 +1,408 @@
+"""The laws of attention: queries against keys, scores against values, values against outputs; what breaks them."""
+
+import math
+
+import law_attention as cases
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from law_attention import Attention, data, made, train, watched
+from law_training import by_layer, slopes
+from torch import Tensor, nn
+
+import falign
+from falign.measure.law import ConservationLaw, follow
+
+pytestmark = pytest.mark.unchecked
+
+RULES = ["bp", "fa", "usf", "frsf", "kp", "adafa", "dfa"]
+
+
+@pytest.mark.filterwarnings("ignore:rule 'kp'")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("attend", [cases.softmax, cases.relu])
+def test_queries_and_keys_have_their_law_under_every_rule(attend, rule):
+    rows = by_layer(watched(made(Attention(attend), rule)))
+    assert (rows["q"].targets, rows["q"].status, rows["q"].form) == ("k", "exact", "½|w|² + ½b² - (½|w'|² + ½b'²)")
+    assert "k" not in rows  # its law is that of the queries
+    assert ("q (heads)" in rows) == (attend is cases.relu)
+    for name in ("first", "v", "o"):  # the laws that a feedback matrix is in
+        assert (rows[name].status == "none") == (rule == "dfa")
+    for row in rows.values():
+        if row.checked:
+            assert row.residual <= 1e-14
+            assert row.drift > 1e-8
+            assert not row.broken
+
+
+@pytest.mark.parametrize(
+    "attend", [cases.causal, cases.linear, cases.einsums, cases.grouped, cases.repeated, F.scaled_dot_product_attention]
+)
+def test_attention_is_followed_however_it_is_written(attend):
+    rows = by_layer(watched(made(Attention(attend, bias=attend is not cases.linear))))
+    assert [rows[name].status for name in ("first", "q", "v", "o")] == ["exact"] * 4
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+    shared = attend in (cases.grouped, cases.repeated)
+    assert rows["q"].neurons == (2 if shared else 4)  # one key for the queries of both heads
+    assert ("q (heads)" in rows) == (attend is cases.causal)
+
+
+def _softmax(scores: np.ndarray) -> tuple[np.ndarray, object]:
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights, lambda error: weights * (error - (weights * error).sum(-1, keepdims=True))
+
+
+def _relu(scores: np.ndarray) -> tuple[np.ndarray, object]:
+    return np.maximum(scores, 0), lambda error: error * (scores > 0)
+
+
+class _OneHead(nn.Module):
+    def __init__(self, softmax: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o, self.last = (nn.Linear(3, 3) for _ in range(5))
+        self.softmax = softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        scores = q @ k.mT
+        weights = scores.softmax(-1) if self.softmax else scores.relu()
+        return self.last(self.o(weights @ v).relu()).mean(1)
+
+
+def _by_hand(model: nn.Module, rate: float, steps: int) -> tuple[dict, dict]:
+    """Feedback alignment in NumPy, every gradient written out: (weights with the bias as a column, feedback)."""
+    weights = {
+        name: np.concatenate([layer.weight.detach().numpy(), layer.bias.detach().numpy()[:, None]], 1)
+        for name, layer in model.named_children()
+    }
+    B = {name: matrix.numpy() for name, matrix in falign.feedback_state(model).items()}
+    x, y = (part.numpy() for part in data())
+    one, activation = np.ones((*x.shape[:2], 1)), _softmax if model.softmax else _relu
+    for _ in range(steps):
+        inputs = {name: np.concatenate([x, one], 2) for name in "qkv"}
+        q, k, v = (inputs[name] @ weights[name].T for name in "qkv")
+        A, back = activation(q @ k.transpose(0, 2, 1))
+        inputs["o"] = np.concatenate([A @ v, one], 2)
+        z = inputs["o"] @ weights["o"].T
+        inputs["last"] = np.concatenate([z * (z > 0), one], 2)
+        f = (inputs["last"] @ weights["last"].T).mean(1)
+        p, _ = _softmax(f)
+        e = (p - np.eye(3)[y]) / len(y)
+        errors = {"last": np.broadcast_to(e[:, None] / x.shape[1], (*x.shape[:2], 3))}
+        errors["o"] = (errors["last"] @ B["last"]) * (z > 0)
+        mixed = errors["o"] @ B["o"]
+        scores = back(mixed @ v.transpose(0, 2, 1))
+        errors |= {"q": scores @ k, "k": scores.transpose(0, 2, 1) @ q, "v": A.transpose(0, 2, 1) @ mixed}
+        for name, error in errors.items():
+            weights[name] = weights[name] - rate * np.einsum("nti,ntj->ij", error, inputs[name])
+    return weights, B
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_it_measures_what_a_training_by_hand_computes(softmax):
+    model = made(_OneHead(softmax))
+    start, B = _by_hand(model, 0.1, 0)
+    end, _ = _by_hand(model, 0.1, 15)
+    drift = {name: torch.from_numpy(0.5 * ((end[name] ** 2).sum(1) - (start[name] ** 2).sum(1))) for name in start}
+    aligned = {name: torch.from_numpy((B[name] * (end[name] - start[name])[:, :-1]).sum(0)) for name in ("o", "last")}
+    law = watched(model, 15, 0.1)
+    expected = {"q": drift["q"] - drift["k"], "v": drift["v"] - aligned["o"], "o": drift["o"] - aligned["last"]}
+    if not softmax:
+        expected["q (heads)"] = (drift["q"].sum() - drift["v"].sum())[None]
+    assert set(law.drift()) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(law.drift()[name], value, rtol=1e-9, atol=1e-14)
+        assert float(value.abs().max()) > 1e-6
+    assert law.report().holds
+
+
+def test_scores_under_softmax_have_no_law_with_the_values():
+    """What relu attention conserves moves under softmax, and does not move less at a smaller rate."""
+
+    def drift(rate: float, attend: cases.Attend) -> float:
+        model = made(Attention(attend))
+        before = _head_balance(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        train(model, optimizer, round(0.8 / rate))
+        return float((_head_balance(model) - before).abs().max())
+
+    rates = [0.02, 0.01, 0.005]
+    assert slopes(lambda rate: drift(rate, cases.softmax), rates) == pytest.approx([0, 0], abs=0.1)
+    assert slopes(lambda rate: drift(rate, cases.relu), rates) == pytest.approx([1, 1], abs=0.2)
+
+
+def _head_balance(model: nn.Module) -> Tensor:
+    """½|w|² of each head's queries less that of its values."""
+    squares = [
+        0.5 * (layer.weight.detach().square().sum(1) + layer.bias.detach().square()).view(2, 2).sum(1)
+        for layer in (model.q, model.v)
+    ]
+    return squares[0] - squares[1]
+
+
+@pytest.mark.parametrize("attend", [cases.softmax, cases.relu])
+def test_the_drift_of_a_few_steps_is_of_second_order_in_the_rate(attend):
+    def drift(rate: float) -> float:
+        law = watched(made(Attention(attend)), steps=5, rate=rate)
+        return float(torch.cat([value for name, value in law.drift().items() if name[0] == "q"]).abs().mean())
+
+    assert slopes(drift, [1e-3, 5e-4, 2.5e-4]) == pytest.approx([2, 2], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("q", {"q", "q (heads)"}), ("k", {"q"}), ("v", {"v", "q (heads)"}), ("o", {"v", "o"})]
+)
+def test_a_gradient_wrong_by_a_millionth_is_found(name, broken):
+    model = made(Attention(cases.relu))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    law = ConservationLaw(model, optimizer)
+    x, y = data()
+    for step in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        if step == 4:
+            model.get_submodule(name).weight.grad *= 1 + 1e-6
+        optimizer.step()
+    reads = {"first"} if name in "qkv" else set()  # the neurons below have all three weights in their law
+    assert {row.layer for row in law.report().laws if row.broken} == broken | reads
+
+
+def test_weight_decay_and_rates_of_their_own_are_accounted_for():
+    model = made(Attention(cases.relu))
+    groups = [
+        {"params": [parameter], "lr": 0.01 * (place + 1), "weight_decay": 0.01 * place}
+        for place, parameter in enumerate(model.parameters())
+    ]
+    optimizer = torch.optim.SGD(groups)
+    law = ConservationLaw(model, optimizer)
+    train(model, optimizer, 10)
+    for group in optimizer.param_groups[::2]:
+        group["lr"] *= 0.5
+    train(model, optimizer, 10)
+    rows = by_layer(law)
+    assert all("ratio of the learning rates" in rows[name].reason for name in ("q", "q (heads)"))
+    assert all(rows[name].status == "accounted" for name in ("first", "q", "q (heads)", "v", "o"))
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+
+
+def test_a_frozen_key_leaves_no_law():
+    model = made(Attention(cases.softmax))
+    model.k.weight.requires_grad_(False)
+    assert by_layer(watched(model, 2))["q"].reason == "layer 'k''s weight is frozen"
+
+
+def test_a_resumed_law_goes_on():
+    model = made(Attention(cases.relu))
+    whole = watched(made(Attention(cases.relu)), 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    first = ConservationLaw(model, optimizer)
+    train(model, optimizer, 10)
+    state = first.state_dict()
+    first.detach()
+    second = ConservationLaw(model, optimizer)
+    second.load_state_dict(state)
+    train(model, optimizer, 10)
+    for name, value in whole.drift().items():
+        torch.testing.assert_close(second.drift()[name], value, rtol=1e-9, atol=1e-15)
+    assert second.report().holds
+
+
+class _Merged(nn.Module):
+    """Scores x W x of one matrix in place of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qk, self.v, self.o = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o((self.qk(x) @ x.mT).relu() @ self.v(x)).mean(1)
+
+
+def test_one_matrix_for_queries_and_keys_has_the_law_of_scores():
+    """½|W_QK|² - ½|W_V|², in the form in which papers write relu attention."""
+    model = made(_Merged())
+    before = [0.5 * layer.weight.detach().square().sum() for layer in (model.qk, model.v)]
+    law = watched(model)
+    rows = by_layer(law)
+    assert (rows["qk"].status, rows["qk (heads)"].status, rows["v"].status) == ("none", "exact", "exact")
+    assert rows["qk (heads)"].form == "½|w|² - (½|w'|²)"
+    after = [0.5 * layer.weight.detach().square().sum() for layer in (model.qk, model.v)]
+    expected = after[0] - before[0] - (after[1] - before[1])
+    torch.testing.assert_close(law.drift()["qk (heads)"], expected[None], rtol=1e-9, atol=1e-15)
+    assert rows["qk (heads)"].residual <= 1e-14
+
+
+REFUSED = {
+    "layer 'v', with which it is multiplied, is under no law: its output is added to another": lambda q, k, v: (
+        cases.softmax(q, k, v) + (q @ v.mT).sum(-1, keepdim=True)
+    ),
+    "multiplied by a matrix outside": lambda q, k, v: cases.softmax(q, torch.ones_like(k), v),
+    "not homogeneous": lambda q, k, v: cases.softmax(q.tanh(), k, v),
+    "a number is added": lambda q, k, v: cases.softmax(q + 1, k, v),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_why_queries_are_under_no_law_is_said(reason):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return REFUSED[reason](q, k, v)
+
+    rows = by_layer(watched(made(Attention(attend)), 3))
+    assert rows["q"].status == "none"
+    assert reason in rows["q"].reason
+
+
+def test_a_layer_that_is_multiplied_by_itself_has_no_law_with_itself():
+    rows = by_layer(watched(made(Attention(lambda q, k, v: cases.softmax(q, q, v))), 3))
+    assert rows["q"].status == "none"
+
+
+def test_scores_that_something_is_added_to_are_followed_no_further():
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT + 0.5).relu() @ v
+
+    rows = by_layer(watched(made(Attention(attend))))
+    assert rows["q"].status == "exact"  # any function of the scores keeps this one
+    assert "q (heads)" not in rows
+
+
+def test_the_pairs_are_those_of_the_features_that_are_summed_over():
+    order = [2, 0, 3, 1]
+
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.q(x) @ self.k(x)[..., order].mT).softmax(-1)
+
+    (product,) = follow(Shuffled(), torch.randn(2, 5, 3)).products
+    assert (product.source, product.partner, product.groups) == ("q", "k", None)
+    assert product.pairs.tolist() == [[place, neuron] for place, neuron in enumerate(order)]
+
+
+def test_initial_weights_ask_the_laws_of_alignment_alone():
+    model = falign.init.dominant(made(Attention(cases.relu)), example=data()[0])
+    aligned = falign.init.aligned_forever(model, example=data()[0])
+    assert set(aligned) == {"first", "v", "o"}
+    assert all(bool(value.all()) for value in aligned.values())
+
+
+class Wrapped(nn.Module):
+    """A module of PyTorch's between two layers."""
+
+    def __init__(self, inner: nn.Module, width: int = 4) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 4), inner, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        other = x if getattr(self.inner, "kdim", 4) == 3 else h
+        y = self.inner(h, other, other) if isinstance(self.inner, nn.MultiheadAttention) else self.inner(h)
+        return self.last(y[0].relu()).mean(1)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}, {"kdim": 3, "vdim": 3}]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_rows_of_multihead_attention_are_neurons(options, training):
+    inner = nn.MultiheadAttention(4, 2, batch_first=True, **options)
+    rows = by_layer(watched(made(Wrapped(inner), "bp").train(training)))
+    q, k, v = (f"inner.{part}_proj_weight" if "kdim" in options else f"inner.in_proj_weight[{part}]" for part in "qkv")
+    assert [(name, row.targets) for name, row in rows.items()] == [
+        ("first", q if "kdim" in options else f"{q}, {k}, {v}"), (q, k), (v, "inner.out_proj"),
+        ("inner.out_proj", "last"), ("last", ""),
+    ]  # fmt: skip
+    assert [row.status for row in rows.values()] == ["exact"] * 4 + ["none"]
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+    assert min(row.drift for row in rows.values() if row.checked) > 1e-9
+
+
+def test_attention_in_one_piece_and_of_layers_have_the_same_laws():
+    """The same numbers as of four linear layers with the same weights."""
+    whole = made(Wrapped(nn.MultiheadAttention(4, 2, batch_first=True)), "bp")
+    parts = Attention(F.scaled_dot_product_attention).double()
+    parts.first, parts.last, parts.o = (type(nn.Linear(1, 1))(i, o).double() for i, o in ((3, 4), (4, 3), (4, 4)))
+    for place, name in enumerate("qkv"):
+        layer = nn.Linear(4, 4).double()
+        layer.weight.data = whole.inner.in_proj_weight.data[4 * place : 4 * place + 4].clone()
+        layer.bias.data = whole.inner.in_proj_bias.data[4 * place : 4 * place + 4].clone()
+        setattr(parts, name, layer)
+    for layer, other in ((parts.first, whole.first), (parts.last, whole.last), (parts.o, whole.inner.out_proj)):
+        layer.load_state_dict(other.state_dict())
+
+    def after(model: nn.Module) -> Tensor:
+        return model(data()[0]).detach()
+
+    parts.attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v)
+    falign.convert(parts, "bp", example=data()[0])
+    x = data()[0]
+    torch.testing.assert_close(whole.last(whole.inner(*[whole.first(x).relu()] * 3)[0].relu()).mean(1), after(parts))
+    one, other = watched(whole, rate=0.1), watched(parts, rate=0.1)
+    names = {"first": "first", "q": "inner.in_proj_weight[q]", "v": "inner.in_proj_weight[v]", "o": "inner.out_proj"}
+    for name, fused in names.items():
+        torch.testing.assert_close(one.drift()[fused], other.drift()[name], rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False, "num_layers": 2}])
+def test_a_recurrent_neuron_has_two_weights_into_it_and_feeds_itself(options):
+    inner = nn.RNN(4, 4, nonlinearity="relu", batch_first=True, **options)
+    model = made(Wrapped(inner, 8 if "bidirectional" in options else 4), "bp")
+    rows = by_layer(watched(model, rate=0.01))
+    assert all(row.status == "exact" for name, row in rows.items() if name != "last")
+    assert rows["inner.weight_ih_l0"].targets.startswith("inner.weight_hh_l0, ")
+    biases = " + Σ½b²" if inner.bias else ""
+    assert rows["inner.weight_ih_l0"].form == f"Σ½|w|²{biases} - Σₜ½|W|²"
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+    assert len(rows) == 2 + inner.num_layers * (2 if inner.bidirectional else 1)
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        (nn.RNN(4, 4, batch_first=True), "tanh is not homogeneous"),
+        (nn.GRU(4, 4, batch_first=True), "its gates are not homogeneous"),
+        (nn.LSTM(4, 4, batch_first=True), "its gates and tanh are not homogeneous"),
+    ],
+)
+def test_behind_gates_there_is_no_law_and_before_them_there_is(inner, reason):
+    rows = by_layer(watched(made(Wrapped(inner), "bp")))
+    assert (rows["inner.weight_ih_l0"].status, rows["inner.weight_ih_l0"].reason) == ("none", reason)
+    assert rows["first"].status == "exact"
+    assert rows["first"].residual <= 1e-14
+
+
+def test_the_projection_of_an_lstm_has_a_law():
+    inner = nn.LSTM(4, 5, proj_size=2, num_layers=2, batch_first=True)
+    rows = by_layer(watched(made(Wrapped(inner, 2), "bp")))
+    assert rows["inner.weight_hr_l0"].targets == "inner.weight_hh_l0, inner.weight_ih_l1"
+    assert rows["inner.weight_hr_l1"].targets == "inner.weight_hh_l1, last"
+    for name in ("inner.weight_hr_l0", "inner.weight_hr_l1"):
+        assert rows[name].status == "exact"
+        assert rows[name].residual <= 1e-14
+
+
+def test_a_state_that_is_not_zero_is_said():
+    class Started(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(self.first(x).relu(), torch.ones(1, len(x), 4, dtype=x.dtype))[0]).mean(1)
+
+    rows = by_layer(watched(made(Started(nn.RNN(4, 4, nonlinearity="relu", batch_first=True)), "bp"), 3))
+    assert rows["inner.weight_ih_l0"].reason == "it starts from a state that is not zero"
+    assert not math.isclose(rows["inner.weight_ih_l0"].drift, 0, abs_tol=1e-9)
+
+
+def test_packed_sequences_and_the_last_state_are_followed():
+    class Packed(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(self.first(x).relu(), [4, 4, 3, 2, 2, 1], batch_first=True)
+            return self.last(self.inner(packed)[1][-1])
+
+    rows = by_layer(watched(made(Packed(nn.RNN(4, 4, nonlinearity="relu", batch_first=True)), "bp")))
+    assert [rows[name].status for name in ("first", "inner.weight_ih_l0")] == ["exact", "exact"]
+    assert rows["inner.weight_ih_l0"].targets == "inner.weight_hh_l0, last"
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
