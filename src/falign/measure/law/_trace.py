@@ -425,14 +425,17 @@ class _Tracer(TorchDispatchMode):
             for partner, others in sides[1].items():
                 pairs = None if features is None or others is None else paired(features, others)
                 if pairs is not None and partner != source and not _constant(features, others):
-                    known = self._pairs.get((source, partner), pairs)
-                    self._pairs[source, partner] = torch.cat([known, pairs]).unique(dim=0)
+                    self._note_pairs(source, partner, pairs)
                     product.paired.update((source, partner))
         if name in ("mm", "bmm"):
             factor = next((side for side in sides if len(side) == 1 and not _constant(*side.values())), {})
             for source, features in factor.items():
                 self._score(source, features, product)
         return product
+
+    def _note_pairs(self, source: str, partner: str, pairs: Tensor) -> None:
+        known = [self._pairs[source, partner]] if (source, partner) in self._pairs else []
+        self._pairs[source, partner] = torch.cat([*known, pairs]).unique(dim=0)
 
     def _score(self, source: str, features: Tensor | None, product: "_Product") -> None:
         """Follow scores, which are homogeneous in all neurons that are summed to one."""
@@ -456,8 +459,7 @@ class _Tracer(TorchDispatchMode):
         members = torch.stack([group.expand(labels.labels.shape).flatten(), labels.labels.flatten()], 1).unique(dim=0)
         if partner in self._groups or bool((members < 0).any()):
             return
-        known = self._pairs.get((scores, partner), members)
-        self._pairs[scores, partner] = torch.cat([known, members]).unique(dim=0)
+        self._note_pairs(scores, partner, members)
         product.paired.add(scores)
         product.values.add(partner)
 
