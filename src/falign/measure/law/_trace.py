@@ -157,7 +157,7 @@ _HEADS = " (heads)"
 
 
 class _Product(NamedTuple):
-    """What a product of two activations says of the layers whose outputs they are.
+    """Layers whose outputs a product of two activations has as factors.
 
     Attributes:
         scores: {layer with ``_HEADS``: its group in each matrix of the result}.
