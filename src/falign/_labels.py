@@ -277,6 +277,7 @@ class ErrorWatch(Labels):
         self._running: list[str] = []
         self._arithmetic: dict[int, str] = {}  # of tensors made of weights alone: how, if not by views and copies
         self._sums: dict[int, tuple[_Scaled, float]] = {}
+        self._settled: list[tuple[_Scaled, float]] = []
         self._scaled: dict[int, _Scaled] = {}
         self._weights: set[Any] = set()  # nodes behind a converted layer: from its output to its weight
         for leaf in tree_leaves(inputs):
@@ -311,7 +312,7 @@ class ErrorWatch(Labels):
         for gradient in gradients:
             if gradient is not None and gradient.layout is torch.strided:
                 self._sums.pop(gradient.untyped_storage().data_ptr(), None)
-        for scaled, summed in self._sums.values():
+        for scaled, summed in (*self._settled, *self._sums.values()):
             for name in scaled.made:
                 use = self._use(name, "a broadcast product, summed", scaled.node)
                 use.fan_in = use.fan_in or self._size(name) / max(summed, 1)
@@ -347,6 +348,7 @@ class ErrorWatch(Labels):
         if not outputs:
             return
         name = func.overloadpacket.__name__
+        self._forget({_place(tensor) for tensor in outputs} - {_place(tensor) for tensor, _ in operands})
         weights = frozenset().union(*(made for _, made in operands if is_weight(made)))
         if not any(ERROR in made for _, made in operands):
             self._forward(name, weights, operands, outputs)
@@ -369,6 +371,14 @@ class ErrorWatch(Labels):
                         use = self._use(weight, name, "" if node is None else node.name())
                         use.fan_in = use.fan_in or _fan_in(name, tensor, right=place == len(operands) - 1)
                         use.derived = use.derived or self._arithmetic.get(tensor.untyped_storage().data_ptr(), "")
+
+    def _forget(self, places: set[int | None]) -> None:
+        """Forget what was in memory that was freed and is used again: what a sum there carried is settled."""
+        for place in places:
+            if place is not None:
+                self._scaled.pop(place, None)
+                if place in self._sums:
+                    self._settled.append(self._sums.pop(place))
 
     def _forward(self, name: str, weights: Made, operands: list[tuple[Tensor, Made]], outputs: list[Tensor]) -> None:
         """Note in which module a weight meets an activity, and which tensors are made of weights by arithmetic."""
