@@ -260,15 +260,19 @@ class Feedback(nn.Module):
         if hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["deviations"] = list(self.deviations)
 
+    def weights(self, layer: Layer) -> list[nn.Parameter]:
+        """List what the error would return through without feedback: a layer's matrices, or the one parameter."""
+        if self.parameter is None:
+            return matrices_of(layer)
+        weight = layer._parameters.get(self.parameter)
+        return [weight] if isinstance(weight, nn.Parameter) else []
+
     def guard(self, layer: Layer) -> None:
         """Check every gradient that arrives at the layer's weights: it must have come by the layer itself.
 
         Learned feedback of a parameter, which no delivery sees, receives that gradient as well.
         """
-        weights = matrices_of(layer)
-        if self.parameter is not None:
-            weights = [weight for weight in weights if weight is layer._parameters.get(self.parameter)]
-        for weight in weights:
+        for weight in self.weights(layer):
             followed = any((part := hook.part()) is not None and part.B is self.B for hook in followers_of(weight))
             if self.follows and weight.requires_grad and not followed:
                 weight.register_hook(Follower(self))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import Feedback
-from falign._guard import matrices_of, unguard
+from falign._guard import unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget_compiled_code
@@ -124,8 +124,8 @@ def revert(model: nn.Module) -> nn.Module:
                 module._forward_hooks_always_called.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
         # In _modules and __dict__, not by getattr, which some wrappers forward to the module that they wrap.
-        if parts_of(module):
-            for weight in matrices_of(module):
+        if parts := parts_of(module):
+            for weight in (weight for part in parts for weight in part.weights(module)):
                 unguard(weight)
             del module._modules["feedback"]
         module.__dict__.pop(SPARED, None)

@@ -320,7 +320,10 @@ class Survey:
                 for error in errors:
                     watch.label(error, frozenset((ERROR,)))
                 leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.requires_grad]
-                gradients = torch.autograd.grad(outputs, [*parameters, *leaves], errors, allow_unused=True)
+                with gradients_aside(self.model):
+                    # And not autograd.grad, which re-entrant checkpointing refuses.
+                    torch.autograd.backward(outputs, errors)
+                    gradients = [tensor.grad for tensor in (*parameters, *leaves)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -438,6 +441,19 @@ def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+@contextmanager
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """Put the gradients of a model aside, so that a copy has none, and back afterwards."""
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
 
 
 def detached(example: Any) -> Any:

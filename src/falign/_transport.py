@@ -13,7 +13,7 @@ from falign._attached import Feedback
 from falign._convert import targets
 from falign._labels import ERROR, ErrorWatch
 from falign._preserve import force_eager, preserve_generators
-from falign._survey import call
+from falign._survey import call, gradients_aside
 from falign._wiring import wirings
 
 
@@ -162,19 +162,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied, and a copy is what is looked at ({type(error).__name__}: {error}): keep no "
             "graph, file or generator in its attributes"
         ) from error
-
-
-@contextmanager
-def gradients_aside(model: nn.Module) -> Iterator[None]:
-    """Put the gradients of a model aside, so that a copy has none, and back afterwards."""
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    for parameter in gradients:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
 
 
 #: What every module has; parameters and buffers are leaves.
