@@ -84,6 +84,8 @@ class Labels(TorchDispatchMode):
         result = func(*args, **kwargs)  # first: an operation that raises has made nothing
         out = kwargs.get("out")  # what was in it is overwritten
         made: Made = frozenset().union(*(label for tensor, label in operands if tensor is not out))
+        if made and func.overloadpacket.__name__ in _LOOKUPS:
+            made |= {ACTIVITY}  # the index is one, or a position, which is as good
         if FEEDBACK in made:  # else sign(W) of a sign rule would be taken for the weight itself
             made = made & _MARKS if made & {ACTIVITY, ERROR} else frozenset((FEEDBACK,))
         for tensor in tree_leaves(result):
@@ -118,6 +120,9 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return start, start + int(extent) * tensor.element_size()
 
 
+#: Operations that look rows of a table up.
+_LOOKUPS = frozenset(("embedding", "_embedding_bag", "_embedding_bag_forward_only"))
+
 _PRODUCTS = frozenset(
     getattr(torch.ops.aten, name)
     for name in (
@@ -128,6 +133,9 @@ _PRODUCTS = frozenset(
     )
     if hasattr(torch.ops.aten, name)
 )  # fmt: skip
+
+
+_PRODUCT_NAMES = frozenset(operation.__name__ for operation in _PRODUCTS)
 
 
 class Watch(Labels):
@@ -245,6 +253,7 @@ class _Scaled(NamedTuple):
     shape: tuple[int, ...]
     varying: frozenset[int]
     node: str
+    derived: str
 
 
 class ErrorWatch(Labels):
@@ -256,6 +265,7 @@ class ErrorWatch(Labels):
         feedback: tensors that are feedback.
         inputs: what the model is run on.
         silent: ids of parameters that are feedback too.
+        multiplied: names of parameters that are known to be weights: what they are multiplied by is an activity.
         outputs: whether errors begin at the outputs, each element its own. Else they begin at a loss, which may add up
             what a scale has scaled: no product of the network.
     """
@@ -269,9 +279,12 @@ class ErrorWatch(Labels):
         silent: Collection[int] = (),
         *,
         outputs: bool = False,
+        multiplied: Collection[str] = (),
     ) -> None:
         super().__init__(((name, p) for name, p in model.named_parameters() if id(p) not in silent), feedback)
         self._outputs = outputs
+        self._multiplied = frozenset(multiplied)
+        self._activities: Made = frozenset()  # parameters that such weights are multiplied by: learned queries, states
         self._uses: dict[str, Use] = {}
         self._modules: dict[str, set[str]] = {}
         self._running: list[str] = []
@@ -315,7 +328,10 @@ class ErrorWatch(Labels):
         for scaled, summed in (*self._settled, *self._sums.values()):
             for name in scaled.made:
                 use = self._use(name, "a broadcast product, summed", scaled.node)
+                use.derived = use.derived or scaled.derived
                 use.fan_in = use.fan_in or self._size(name) / max(summed, 1)
+        for name in self._activities:
+            self._uses.pop(name, None)
         for name, use in self._uses.items():
             use.modules |= self._modules.get(name, set())
         return dict(sorted(self._uses.items()))
@@ -385,6 +401,10 @@ class ErrorWatch(Labels):
         if weights and any(ACTIVITY in made for _, made in operands):
             for weight in weights:
                 self._modules.setdefault(weight, set()).add(self._running[-1] if self._running else "")
+        if name in _PRODUCT_NAMES and weights & self._multiplied and is_weight(self.made_of(outputs[0])):
+            self._activities |= weights - self._multiplied
+            for tensor in outputs:
+                self.label(tensor, self.made_of(tensor) | {ACTIVITY})
         before = ""
         for tensor, made in operands:
             if is_weight(made) and tensor.layout is torch.strided:
@@ -400,13 +420,14 @@ class ErrorWatch(Labels):
 
     def _scale(self, name: str, operands: list[tuple[Tensor, Made]], out: Tensor, node: str) -> None:
         """Remember an error that was scaled elementwise by a weight, until it is summed."""
-        place, made, varying = out.untyped_storage().data_ptr(), frozenset(), set()
+        place, made, varying, derived = out.untyped_storage().data_ptr(), frozenset(), set(), ""
         if any(ACTIVITY in label and ERROR not in label for _, label in operands):
             self._scaled.pop(place, None)  # the product of two activities' derivatives, no sum over weights alone
             return
         for tensor, label in operands:
             if is_weight(label) and name in ("mul", "mul_", "div"):
                 made |= label
+                derived = derived or self._arithmetic.get(tensor.untyped_storage().data_ptr(), "")
                 shift = out.dim() - tensor.dim()
                 varying |= {axis + shift for axis, size in enumerate(tensor.shape) if size > 1}
                 spread = {axis for other, its in operands if ERROR in its for axis in self._spread(other, out)}
@@ -414,13 +435,14 @@ class ErrorWatch(Labels):
                     for weight in label:  # one element of the error goes to many inputs, each times a weight
                         use = self._use(weight, "an outer product", node)
                         use.fan_in = use.fan_in or float(tensor.numel())
+                        use.derived = use.derived or derived
             elif tensor.layout is torch.strided:
                 before = self._scaled.get(tensor.untyped_storage().data_ptr())
                 if before is not None:
-                    made, node = made | before.made, before.node
+                    made, node, derived = made | before.made, before.node, before.derived or derived
                     varying |= before.varying if before.shape == tuple(out.shape) else set(range(out.dim()))
         if made:
-            self._scaled[place] = _Scaled(made, tuple(out.shape), frozenset(varying), node)
+            self._scaled[place] = _Scaled(made, tuple(out.shape), frozenset(varying), node, derived)
         else:
             self._scaled.pop(place, None)
 
@@ -467,9 +489,9 @@ MOVEMENTS = frozenset(
     (
         "t", "transpose", "permute", "movedim", "view", "_unsafe_view", "reshape", "_reshape_alias", "expand",
         "squeeze", "unsqueeze", "slice", "select", "narrow", "as_strided", "alias", "detach", "clone", "_to_copy",
-        "contiguous", "split", "split_with_sizes", "chunk", "unbind", "repeat", "flip", "index_select",
-        "constant_pad_nd", "cat", "stack", "diagonal", "unfold", "copy_", "lift_fresh", "unsafe_chunk", "unsafe_split",
-        "unsafe_split_with_sizes",
+        "contiguous", "split", "split_with_sizes", "chunk", "unbind", "repeat", "flip", "index_select", "index",
+        "gather", "constant_pad_nd", "cat", "stack", "diagonal", "unfold", "copy_", "lift_fresh", "unsafe_chunk",
+        "unsafe_split", "unsafe_split_with_sizes",
     )
 )  # fmt: skip
 

@@ -360,11 +360,11 @@ class Plan:
             part.train(one.owner.training)
             part.guard(one.owner)
             for module in sorted(one.modules):
-                expected = module in one.expected
-                site = Site(owner=one.owner, key=one.key, part=part, expected=expected)
+                expected, always = module in one.expected, module in one.always
+                site = Site(owner=one.owner, key=one.key, part=part, expected=expected, always=always)
                 sites.setdefault(module, []).append(site)
         for name, listed in sites.items():
-            module, hooks = self.model.get_submodule(name), SavedHooks(wiring, listed, root=not name)
+            module, hooks = self.model.get_submodule(name), SavedHooks(wiring, listed)
             module.register_forward_pre_hook(hooks.enter, with_kwargs=True)
             module.register_forward_hook(hooks.leave, always_call=True)
         wiring.explained = self.survey.explained

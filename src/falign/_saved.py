@@ -45,7 +45,7 @@ _VIEWS = (
 )  # fmt: skip
 _COPIES = (
     "ToCopyBackward0", "CloneBackward0", "CatBackward0", "StackBackward0", "RepeatBackward0", "FlipBackward0",
-    "IndexSelectBackward0", "ConstantPadNdBackward0", "CopyBackwards",
+    "IndexSelectBackward0", "IndexBackward0", "GatherBackward0", "ConstantPadNdBackward0", "CopyBackwards",
 )  # fmt: skip
 _MOVEMENTS = frozenset(_VIEWS + _COPIES)
 
@@ -59,12 +59,14 @@ class Site:
         key: its name there.
         part: its feedback.
         expected: whether it must be saved wherever the input of the module wants an error.
+        always: whether it must be saved whatever the input wants.
     """
 
     owner: nn.Module
     key: str
     part: "Feedback"
     expected: bool
+    always: bool
 
 
 class _Held(NamedTuple):
@@ -120,10 +122,9 @@ class _Pass:
 class SavedHooks:
     """Forward pre-hook and hook of a module in which parameters are multiplied by hand."""
 
-    def __init__(self, wiring: "Wiring", sites: list[Site], *, root: bool) -> None:
+    def __init__(self, wiring: "Wiring", sites: list[Site]) -> None:
         self.wiring = wiring
         self.sites = sites
-        self.root = root
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Begin to hand out B: forward pre-hook.
@@ -147,7 +148,7 @@ class SavedHooks:
                 "`with falign.backprop(model):`, where they are exact"
             )
         self.sites[0].part.refuse_graphs()
-        wanted = self.root or any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
+        wanted = any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
         running = _Running(self.sites, wanted)
         stack.append((self, running))
         running.hooks.__enter__()
@@ -169,8 +170,12 @@ class SavedHooks:
         for tensor in _tensors(result):
             if tensor.grad_fn is not None:
                 tensor.grad_fn.register_prehook(lambda errors: _note(parts))
-        if result is not None and running.wanted:
-            missed = [site.part.name for site in self.sites if site.expected and id(site) not in running.passes]
+        if result is not None:
+            missed = [
+                site.part.name
+                for site in self.sites
+                if id(site) not in running.passes and (site.always or (site.expected and running.wanted))
+            ]
             if missed:
                 raise RuntimeError(
                     f"{missed[0]!r} took part in no product that autograd recorded, so its error would return by "

@@ -48,6 +48,7 @@ class ByHand:
         nodes: names of autograd's nodes in which it carries the error.
         modules: names of the modules in whose forward it is multiplied.
         expected: those of them in which autograd must save it wherever the module's input wants an error.
+        always: those in which it must be saved whatever the input wants.
     """
 
     owner: nn.Module
@@ -56,6 +57,7 @@ class ByHand:
     nodes: frozenset[str]
     modules: frozenset[str]
     expected: frozenset[str]
+    always: frozenset[str]
 
 
 class Survey:
@@ -125,13 +127,12 @@ class Survey:
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
         elif (kind := kind_of(module)) is not None:
             self._take(name, module, kind, seen)
-        elif isinstance(module, _BASES):
-            self._explained += parameters.values()
-            self._refuse(
-                name, module,
-                f"has a {replaced_method(module)} of its own, so its map is not known: use the plain layer, or name it "
-                "in skip= (backpropagation)",
-            )  # fmt: skip
+        elif isinstance(module, _BASES) and any(parameter.dim() > 1 for parameter in parameters.values()):
+            self.unclear.append(
+                f"layer {name or '(root)'!r} ({type(module).__name__}) has a {replaced_method(module)} of its own, so "
+                "its map is known only on an example: pass example=x with a batch x, use the plain layer, or name it "
+                "in skip= (backpropagation)"
+            )
         elif isinstance(module, LOOKUPS):
             if _has_torch_forward(module):
                 self._free.append(module)
@@ -167,6 +168,7 @@ class Survey:
                 nodes=PRODUCT_NODES,
                 modules=frozenset((name,)),
                 expected=frozenset((name,)) if first.fullmatch(key) else frozenset(),
+                always=frozenset(),
             )
             if parameter.is_meta or parameter.is_complex():
                 self._refuse(name, module, f"has a parameter {key} without real numbers: load its weights first")
@@ -291,7 +293,8 @@ class Survey:
                 fan_in=use.fan_in,
                 nodes=frozenset(use.nodes),
                 modules=frozenset(use.modules),
-                expected=frozenset(module for module in use.modules if module or name in alone),
+                expected=frozenset(use.modules),
+                always=frozenset(module for module in use.modules if not module and name in alone),
             )
         return True
 
@@ -305,7 +308,7 @@ class Survey:
         example = tree_map(lambda leaf: _wanting(leaf, inputs), example)
         handles = []
         layers = [*self.layers.values(), *self.spared]
-        watch = ErrorWatch(self.model, layers, example, outputs=True)
+        watch = ErrorWatch(self.model, layers, example, outputs=True, multiplied=self.by_hand)
         for layer in layers:
             handles.append(layer.register_forward_pre_hook(_stub_cut))
             handles.append(layer.register_forward_hook(_stub_deliver))

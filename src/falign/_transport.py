@@ -152,7 +152,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for tensor in tree_leaves({key: value for key, value in module.__dict__.items() if key not in _MODULE}):
+        kept = {key: value for key, value in module.__dict__.items() if key not in _MODULE}
+        for tensor in tree_leaves((kept, dict(module._buffers))):
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 memo[id(tensor)] = tensor.detach().clone()  # deepcopy refuses it; the next forward makes it anew
     try:
