@@ -244,6 +244,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         *(
             "--model",
             "--activation",
+            "--context",
             "--epochs",
             "--rule",
             "--rule-option",

@@ -232,7 +232,7 @@ def test_a_network_of_which_nothing_can_be_followed_says_so() -> None:
 @pytest.mark.parametrize("points", [0, 1])
 def test_few_points(points: int, tmp_path: Path) -> None:
     draw(RunFolder(tmp_path), measured(2, points, law=True), CONFIG)
-    assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
+    assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES if name != "perplexity.png")  # of texts
 
 
 def written(folder: Path, rule: str, **status: object) -> Path:

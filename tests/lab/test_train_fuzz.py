@@ -266,6 +266,7 @@ ODD: dict[str, list[Any]] = {
     "rate_decay": [1e-320, 0.0],
     "device": ["cpu:7", "meta", "cuda:99", "[/x]", "\n"],
     "activation": ["identity"],
+    "context": [2**62, 0, -1, 1],
     "autocast": ["bf16"],
     "dtype": ["float64"],
     "optimizer": ["adamw"],

@@ -33,7 +33,7 @@ def test_the_tables_are_what_measuring_the_network_gives(tmp_path: Path) -> None
     setup = prepare_run(resolve(options), data=None, progress=False)
     learner = setup.learner
     restore(outcome.run.checkpoints()[-1], learner)
-    x, y = setup.probe_images, setup.probe_labels
+    x, y = setup.probe_inputs, setup.probe_labels
     expected = falign.measure.alignment(learner.model, cross_entropy, x, y, optimizer=learner.optimizer)
 
     table = pl.read_parquet(tmp_path / "alignment.parquet")

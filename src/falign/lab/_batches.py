@@ -1,14 +1,16 @@
-"""Normalised images on the training's device, and the order in which a training sees them."""
+"""Images and pieces of text on the training's device, the order in which a training sees them, and their loss."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from falign.feedback import generator
-from falign.lab.data import Dataset
+from falign.lab.data import DataError, Dataset, Text
 
 _ROOM = 2 << 30
 """Bytes of normalised images that are kept; larger sets are normalised batch by batch."""
@@ -31,8 +33,16 @@ class Images:
     mean: Float[Tensor, "channels 1 1"]
     deviation: Float[Tensor, "channels 1 1"]
 
+    labels_each: ClassVar[int] = 1
+    """Labels of one image."""
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def numbers_each(self) -> int:
+        """Numbers that an image takes in a forward pass."""
+        return self.pixels[0].numel()
 
     def take(self, index: Tensor | slice) -> tuple[Float[Tensor, "batch channels height width"], Tensor]:
         """Return images and labels at some positions; the images as ``(x - mean) / deviation``."""
@@ -77,11 +87,97 @@ def _normalised(pixels: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     return pixels.to(mean.dtype).sub_(mean).div_(deviation)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pieces:
+    """One part of a text on the training's device, cut into pieces that follow each other.
+
+    The labels of a piece are its characters moved by one: at every position the next character. What is left behind the
+    last whole piece is not used.
+
+    Attributes:
+        characters: Positions in the vocabulary, of a type as small as that allows, ``(n · context + 1,)``.
+        context: Characters of a piece.
+        vocabulary: Number of characters of the vocabulary.
+    """
+
+    characters: Tensor
+    context: int
+    vocabulary: int
+
+    def __len__(self) -> int:
+        return len(self.characters) // self.context
+
+    @property
+    def labels_each(self) -> int:
+        """Labels of one piece."""
+        return self.context
+
+    @property
+    def numbers_each(self) -> int:
+        """Numbers that a piece takes in a forward pass: those of its output."""
+        return self.context * self.vocabulary
+
+    def take(self, index: Tensor | slice) -> tuple[Int64[Tensor, "batch context"], Int64[Tensor, "batch context"]]:
+        """Return pieces at some positions, and the character that follows each of theirs."""
+        pieces, labels = (part.unflatten(0, (-1, self.context)) for part in (self.characters[:-1], self.characters[1:]))
+        return pieces[index].long(), labels[index].long()
+
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all pieces in their order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+
+Samples = Images | Pieces
+"""What a network learns from."""
+
+
+def cut(text: Text, *, context: int, device: torch.device) -> tuple[Pieces, Pieces, Pieces]:
+    """Cut the parts of a text into pieces.
+
+    Args:
+        text: The text.
+        context: Characters of a piece.
+        device: Device of the pieces.
+
+    Returns:
+        Those for training, for validation and for the test.
+
+    Raises:
+        DataError: A part is shorter than a piece and the character behind it.
+    """
+    parts = {"training": text.train, "validation": text.validation, "test": text.test}
+    for name, part in parts.items():
+        if len(part) <= context:
+            raise DataError(
+                f"{text.name}: its {name} part has {len(part):,} characters, expected more than the context of "
+                f"{context:,}: use a smaller --context, or a longer text"
+            )
+
+    def pieces(part: Tensor) -> Pieces:
+        whole = (len(part) - 1) // context * context + 1
+        return Pieces(characters=part[:whole].to(device), context=context, vocabulary=len(text.vocabulary))
+
+    train, validation, test = map(pieces, parts.values())
+    return train, validation, test
+
+
+def label_loss(output: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Compute the cross-entropy in nats, for pieces of text over all positions.
+
+    Args:
+        output: ``(batch, classes)`` or ``(batch, context, classes)``.
+        labels: ``(batch,)`` or ``(batch, context)``.
+        reduction: "mean" or "sum", over all labels.
+    """
+    return cross_entropy(output.flatten(0, -2), labels.flatten(), reduction=reduction)
+
+
 def order(seed: int, epoch: int, size: int) -> Int64[Tensor, " size"]:
-    """Draw the order of the training images in an epoch; a resumed run draws the same."""
+    """Draw the order of the training images, or pieces of text, in an epoch; a resumed run draws the same."""
     return torch.randperm(size, generator=generator(seed, str(epoch), "batches"))
 
 
 def probe(seed: int, size: int, count: int) -> Int64[Tensor, " count"]:
-    """Draw the ``count`` training images, or all there are, on which the angles are measured."""
+    """Draw the ``count`` training images or pieces, or all there are, on which the angles are measured."""
     return torch.randperm(size, generator=generator(seed, "", "probe"))[:count]

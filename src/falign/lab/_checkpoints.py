@@ -66,9 +66,9 @@ class TrainingState:
         step: Steps done.
         epoch: Epochs done.
         batch: Batches of the running epoch done.
-        loss_sum: Sum of the losses of the images of the running epoch, each in its own batch.
-        correct: Images of the running epoch that were classified correctly.
-        seen: Images of the running epoch that were trained on.
+        loss_sum: Sum of the losses of the images or texts of the running epoch, each in its own batch.
+        correct: Labels of the running epoch that were right: one an image, one a character of a text.
+        seen: Images or texts of the running epoch that were trained on.
         seconds: Time spent training and measuring.
         level: Running mean of log(loss / initial loss).
         far_steps: Steps in a row with a level above that at which a run is stopped, without halving.
@@ -102,7 +102,7 @@ class TrainingState:
         )
 
     def end_step(self, *, loss: float, correct: int, size: int) -> None:
-        """Count one batch of ``size`` images."""
+        """Count one batch of ``size`` images or texts."""
         self.step += 1
         self.batch += 1
         self.loss_sum += loss * size

@@ -21,6 +21,7 @@ from rich.text import Text
 from falign.lab._files import RunError
 from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degrees, line, literal, plot
 from falign.lab._run_folder import RunFolder
+from falign.lab._tables import TEXT_COLUMNS
 from falign.lab._text import plain_cell
 from falign.lab.config import TrainConfig
 from falign.lab.report.style import COLOURS, RC_PARAMS, panels
@@ -75,6 +76,16 @@ class RunData:
         return measured[-1] if len(measured) else None
 
     @property
+    def is_text(self) -> bool:
+        """Tell whether the run is of a text, with its validation and perplexity."""
+        return set(TEXT_COLUMNS) <= set(self.records.columns)
+
+    @property
+    def perplexity(self) -> float | None:
+        """Last perplexity of the test; None of images, or where no float holds it."""
+        return self.tested()["perplexity"][-1] if self.is_text and self.tested().height else None
+
+    @property
     def law(self) -> str | None:
         """Verdict of the conservation law; None where it was not checked."""
         verdict = self.status.get("law")
@@ -120,13 +131,14 @@ def show(runs: Sequence[RunData], console: Console) -> None:
 def table(runs: Sequence[RunData]) -> Table:
     """Make a table for the terminal, one row for each run; options that all runs share are its title.
 
-    Accuracies are of the test set, in percent, and of no run that diverged; the loss is the last epoch's mean over
-    the training images; angles are the last ones, layer by layer in degrees, or their mean over the layers before the
-    last, which always has its true gradient; D is the last alignment dominance; law is the verdict of the
-    conservation law.
+    Accuracies are of the test set, in percent, and of no run that diverged: the last one, and the best, which of a text
+    is the one where the loss of the validation was least. The loss is the last epoch's mean over the training set;
+    perplexity, exp of the last loss of the test, has a column if a run is of a text. Angles are the last ones, layer by
+    layer in degrees, or their mean over the layers before the last, which always has its true gradient; D is the last
+    alignment dominance; law is the verdict of the conservation law.
     """
     common = shared(runs)
-    checked = any(run.law for run in runs)
+    checked, texts = any(run.law for run in runs), any(run.is_text for run in runs)
     made = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -137,14 +149,15 @@ def table(runs: Sequence[RunData]) -> Table:
     for name in _WORDS:
         if name not in common:
             made.add_column(name, overflow="fold", max_width=_WIDTH)
-    for name in ("epochs", "test %", "best %", "train loss", "angles °", "D", "seconds"):
+    perplexity = ("perplexity",) if texts else ()
+    for name in ("epochs", "test %", "best %", "train loss", *perplexity, "angles °", "D", "seconds"):
         made.add_column(name, justify="right", no_wrap=True)
     for name in ("law", "status") if checked else ("status",):
         made.add_column(name, no_wrap=True)
     for run in runs:
         words = [str(getattr(run.config, name)) for name in _WORDS if name not in common]
         law = [(run.law or "—")[:_SHOWN]] if checked else []
-        made.add_row(*map(_literal, (run.name, *words, *_figures(run), *law, _status(run)[:_SHOWN])))
+        made.add_row(*map(_literal, (run.name, *words, *_figures(run, texts), *law, _status(run)[:_SHOWN])))
     return made
 
 
@@ -159,9 +172,12 @@ def shared(runs: Sequence[RunData]) -> dict[str, str]:
     return {name: different.pop() for name, different in values.items() if len(runs) > 1 and len(different) == 1}
 
 
-def _figures(run: RunData) -> list[str]:
+def _figures(run: RunData, texts: bool) -> list[str]:
     tested = run.tested()
     accuracy = tested["test_accuracy"].drop_nulls()
+    chosen = tested.drop_nulls("validation_loss").sort("validation_loss") if run.is_text else None
+    best = accuracy.max() if chosen is None or not chosen.height else chosen["test_accuracy"][0]
+    perplexity = "—" if run.perplexity is None or run.diverged else f"{run.perplexity:.4g}"
     losses = tested["train_loss"].drop_nulls()
     last = run.records.tail(1)
     learned = len(accuracy) and not run.diverged  # the accuracy of a network that diverged is chance
@@ -173,8 +189,9 @@ def _figures(run: RunData) -> list[str]:
     return [
         f"{tested['epoch'].max() or 0:g}" if tested.height else "0",
         f"{100 * accuracy[-1]:.2f}" if learned else "—",
-        f"{100 * float(accuracy.max()):.2f}" if learned else "—",  # pyright: ignore[reportArgumentType]
+        f"{100 * float(best):.2f}" if learned and best is not None else "—",  # pyright: ignore[reportArgumentType]
         f"{losses[-1]:.4g}" if len(losses) else "—",
+        *([perplexity] if texts else []),
         angle or "—",
         "—" if run.dominance is None else f"{run.dominance:.2f}",
         f"{last['seconds'].item():.1f}" if last.height else "—",
@@ -198,10 +215,12 @@ _MANY = matplotlib.colormaps["turbo"]
 def comparison_figure(runs: Sequence[RunData]) -> Figure:
     """Draw test accuracy, training loss, mean angle and dominance against the epoch, and the last angle of every layer.
 
-    One line for each run; the last panel is the legend.
+    One line for each run; the last panel is the legend. Where all runs are of texts, perplexity takes the place of
+    accuracy.
     """
+    texts = all(run.is_text for run in runs)
     titles = (
-        "Test accuracy",
+        "Test perplexity" if texts else "Test accuracy",
         "Training loss",
         "Mean angle before the last layer",
         "Alignment dominance D",
@@ -216,16 +235,20 @@ def comparison_figure(runs: Sequence[RunData]) -> Figure:
     def lines(column: str, factor: float = 1.0) -> list[Line]:
         return [line(run.tested(), column, name, colour, factor) for run, name, colour in labels]
 
-    plot(accuracy, lines("test_accuracy", 100.0))
-    _trained(accuracy)
+    if texts:
+        plot(accuracy, lines("perplexity"))
+        decades(accuracy)
+    else:
+        plot(accuracy, lines("test_accuracy", 100.0))
+        _trained(accuracy)
     plot(loss, lines("train_loss"))
     decades(loss)
     plot(mean, lines("mean_angle"))
     against_minus_one(dominance, lines("dominance"))
     _angles_at_the_end(layers, labels)
     degrees(mean, layers)
-    accuracy.set_ylabel("right answers, %")
-    loss.set_ylabel("cross-entropy")
+    accuracy.set_ylabel("characters" if texts else "right answers, %")
+    loss.set_ylabel("cross-entropy, nats")
     mean.set_ylabel("degrees")
     layers.set_ylabel("degrees")
     names.axis("off")

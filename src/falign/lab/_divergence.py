@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 RUNAWAY_FACTOR, RUNAWAY_STEPS = 10.0, 200
 """A run is stopped once its running loss has been above ``RUNAWAY_FACTOR`` times the initial one for ``RUNAWAY_STEPS``
@@ -100,7 +101,7 @@ def running_order(model: nn.Module, forward: Callable[[], object]) -> dict[str, 
 
     def hook_for(name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple, output: Any) -> None:
-            finite = not isinstance(output, Tensor) or bool(torch.isfinite(output).all())
+            finite = _all_finite(part for part in tree_leaves(output) if isinstance(part, Tensor))
             finite_outputs[name] = finite_outputs.get(name, True) and finite
 
         return note

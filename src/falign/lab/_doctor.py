@@ -160,9 +160,10 @@ def _machine() -> Iterator[dict]:
 
 
 def _data(folder: Path | None) -> Iterator[dict]:
+    from falign.lab.config import TEXTS
     from falign.lab.data._loading import NAMES, locate
 
-    for name in NAMES:
+    for name in (*NAMES, *TEXTS):
         location = locate(name, folder)
         path = location.paths[0] if len(location.paths) == 1 else location.paths[0].parent if location.paths else None
         yield {"name": name, "text": location.remedy if path is None else f"{path}, {_bytes(location.bytes)}"}

@@ -5,38 +5,39 @@ from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import falign
 from falign._preserve import seeded
 from falign._wiring import preserve_state
 from falign.feedback import generator
-from falign.lab._batches import Images
+from falign.lab._batches import Samples, label_loss
 from falign.lab._divergence import locate, running_order
-from falign.lab._models import build, is_own
+from falign.lab._models import build
 from falign.lab._own_models import (
     Shape,
     as_config_error,
     check_output,
     differing_tensors,
     is_reproducible,
+    samples,
     try_single_image,
     try_training,
 )
 from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
-from falign.lab._validate import make_rule
+from falign.lab._validate import is_built_in, make_rule
 from falign.lab.config import ConfigError, TrainConfig
 from falign.layers import kind_of
 from falign.measure import Alignment, alignment
 from falign.measure.law import ConservationLaw
 from falign.theory.two_layer._schedules import SCHEDULES
 
+_Number = TypeVar("_Number", int, float)
 _TEST_BATCH, _TEST_BYTES = 1000, 16 << 20
-"""Images of one forward pass of a test: this many, or as many as fit into this many bytes, and at least one."""
+"""Images or texts of one forward pass of a test: this many, or as many as fit into so many bytes, and at least one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,22 +68,22 @@ class Learner:
         """Learn from one batch.
 
         Args:
-            x: Images, ``(batch, channels, height, width)``.
-            y: Labels, ``(batch,)``.
+            x: Images, ``(batch, channels, height, width)``, or texts, ``(batch, context)``.
+            y: Labels, ``(batch,)``, or ``(batch, context)``.
             done: Steps done before this one.
 
         Returns:
-            The batch's loss before the step, and the number of its images that were classified correctly.
+            The batch's loss before the step, and the number of its labels that were right.
 
         Raises:
             Diverged: The loss is not finite; then the step was not made.
         """
         with falign.targets(self.model, y), self._casting():
             output = self.model(x)
-            loss = cross_entropy(output, y)
+            loss = label_loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        correct = (output.detach().argmax(1) == y).sum()
+        correct = (output.detach().argmax(-1) == y).sum()
         value, count = torch.stack([loss.detach().double(), correct.double()]).tolist()  # one wait for the device
         if value - value != 0:  # infinite or not a number
             raise self.locate_fault(x, done)
@@ -101,37 +102,38 @@ class Learner:
         """Make the exception for numbers that are not finite; it names the layer in which they came up first."""
         return locate(self.model, lambda: self._forward(x), steps=done)
 
-    def test(self, images: Images) -> tuple[float, float]:
-        """Compute mean loss and accuracy, a share from 0 to 1, over a set, in evaluation mode."""
+    def test(self, data: Samples) -> tuple[float, float]:
+        """Compute mean loss and accuracy, a share from 0 to 1, over the labels of a set, in evaluation mode."""
         self.model.eval()
         loss, correct = 0.0, 0
         try:
             with torch.no_grad():
-                for x, y in images.pieces(self._test_batch(images)):
+                for x, y in data.pieces(self._test_batch(data)):
                     output = self._forward(x)
-                    loss += cross_entropy(output.to(self.dtype), y, reduction="sum").item()
-                    correct += int((output.argmax(1) == y).sum())
+                    loss += label_loss(output.to(self.dtype), y, reduction="sum").item()
+                    correct += int((output.argmax(-1) == y).sum())
         finally:
             self.model.train()
-        return loss / len(images), correct / len(images)
+        labels = len(data) * data.labels_each
+        return loss / labels, correct / labels
 
     def alignment(self, x: Tensor, y: Tensor) -> Alignment:
         """Measure rule and optimizer on a batch against its true gradient; nothing is left changed."""
         with self.attributes.kept(), self._casting():
-            return alignment(self.model, lambda output, y: cross_entropy(output, y), x, y, optimizer=self.optimizer)
+            return alignment(self.model, label_loss, x, y, optimizer=self.optimizer)
 
     def has_finite_loss(self, x: Tensor, y: Tensor) -> bool:
         """Tell whether the loss of a batch is a finite number."""
         with torch.no_grad(), falign.targets(self.model, y):
-            return bool(torch.isfinite(cross_entropy(self._forward(x), y)))
+            return bool(torch.isfinite(label_loss(self._forward(x), y)))
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of weights and images."""
         return getattr(torch, self.config.dtype)
 
-    def _test_batch(self, images: Images) -> int:
-        return max(1, min(_TEST_BATCH, _TEST_BYTES // max(1, images.pixels[0].numel() * self.dtype.itemsize)))
+    def _test_batch(self, data: Samples) -> int:
+        return max(1, min(_TEST_BATCH, _TEST_BYTES // max(1, data.numbers_each * self.dtype.itemsize)))
 
     def _forward(self, x: Tensor) -> Tensor:
         with self._casting():
@@ -155,9 +157,9 @@ def make_learner(
 
     Args:
         config: The resolved configuration.
-        shape: Channels, height and width of the images.
-        classes: Number of classes.
-        example: A few normalised images, on the training's device.
+        shape: Channels, height and width of the images; of texts, the characters of a context.
+        classes: Number of classes; of texts, characters of the vocabulary.
+        example: A few normalised images, or texts, on the training's device.
         sizes: Sizes of the batches that will come.
 
     Returns:
@@ -166,6 +168,11 @@ def make_learner(
     Raises:
         ConfigError: The network does not fit the data, or the rule not the network.
     """
+    if make_rule(config).targeted and shape == (classes,):  # targets (batch, context) fit both axes of the output then
+        raise ConfigError(
+            f"--context is {classes}, as many as the text has characters, and --rule {config.rule} could not tell "
+            "positions from characters: use another context"
+        )
     with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
         model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
         with preserve_state(model):
@@ -202,7 +209,7 @@ def _network(
 
     def placed(model: nn.Module) -> nn.Module:
         with as_config_error(f"--model {name} cannot be used as {config.dtype} on {config.device}"):
-            return model.to(example.device, example.dtype).train()
+            return model.to(example.device, getattr(torch, config.dtype)).train()
 
     def built() -> nn.Module:
         room = _room(config) if example.device.type == "cpu" else 4
@@ -210,7 +217,7 @@ def _network(
             return build(name, shape=shape, classes=classes, seed=config.seed, activation=config.activation, room=room)
 
     model = built()
-    if not is_own(name):
+    if is_built_in(name):
         model = placed(model)
         if single:
             try_single_image(name, deepcopy(model), example)
@@ -296,10 +303,10 @@ def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
     output: list[object] = []
     model.eval()
-    with as_config_error(f"--model {config.model} does not run on images of shape {tuple(example.shape)}"):
+    with as_config_error(f"--model {config.model} does not run on {samples(example)} of shape {tuple(example.shape)}"):
         order = running_order(model, lambda: output.append(model(example)))
     model.train()
-    check_output(config.model, output[0], (len(example), classes), "in evaluation")
+    check_output(config.model, output[0], example, classes, "in evaluation")
     layers = tuple(name for name in order if kind_of(model.get_submodule(name)) is not None)
     if not layers:
         raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")
@@ -347,7 +354,7 @@ def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return kind(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
 
-def required(value: float | None) -> float:
+def required(value: _Number | None) -> _Number:
     """Return a number that a resolved configuration has."""
     assert value is not None, "the configuration is not resolved"
     return value

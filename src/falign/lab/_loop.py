@@ -18,9 +18,12 @@ from falign.lab._progress import TrainingProgress
 from falign.lab._run_folder import RunFolder
 from falign.lab._setup import Setup
 from falign.lab._signals import GracefulStop
-from falign.lab._tables import NETWORK_COLUMNS, finite_or_none, layer_rows, neuron_table
+from falign.lab._tables import NETWORK_COLUMNS, TEXT_COLUMNS, finite_or_none, layer_rows, neuron_table
 from falign.measure import Alignment
 from falign.measure._monitor import write, writer
+
+_LARGEST_EXPONENT = 709.0
+"""Losses above it have a perplexity that no float holds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,8 +62,8 @@ class Loop:
             self.progress.log_record(self._measure(start, ends_epoch=True))
         while state.epoch < config.epochs:
             # The order depends on seed and epoch only, so a run that goes on in the middle of an epoch finds its place.
-            images = order(config.seed, state.epoch, len(self.setup.train)).to(self.setup.probe_images.device)
-            batches = images.split(config.batch_size)
+            places = order(config.seed, state.epoch, len(self.setup.train)).to(self.setup.probe_inputs.device)
+            batches = places.split(config.batch_size)
             self.setup.learner.begin_epoch(state.epoch)
             for batch in batches[state.batch :]:
                 self._step(*self.setup.train.take(batch))
@@ -89,9 +92,14 @@ class Loop:
             state.far_steps += 1
         else:
             state.far_steps, state.far_level = int(state.level > log(RUNAWAY_FACTOR)), state.level
-        self.progress.update(state.step, state.loss_sum / state.seen, state.correct / state.seen)
+        self.progress.update(state.step, state.loss_sum / state.seen, self._train_accuracy)
         if state.far_steps >= RUNAWAY_STEPS:
             raise self._runaway(f"after {RUNAWAY_STEPS} steps above {RUNAWAY_FACTOR:g} times")
+
+    @property
+    def _train_accuracy(self) -> float:
+        """Share of the labels of the running epoch that were right."""
+        return self.state.correct / (self.state.seen * self.setup.train.labels_each)
 
     def _runaway(self, when: str) -> Diverged:
         """Make the exception for a running loss that stays far above the initial one."""
@@ -116,15 +124,19 @@ class Loop:
         learner = setup.learner
         test_loss, test_accuracy = learner.test(setup.test) if ends_epoch else (None, None)
         if not is_finite(learner.model) or not isfinite(test_loss or 0.0):
-            raise learner.locate_fault(setup.probe_images, state.step)
+            raise learner.locate_fault(setup.probe_inputs, state.step)
         record: dict[str, Any] = {
             "step": state.step,
             "epoch": state.epoch + state.seen / len(setup.train),
             "train_loss": state.loss_sum / state.seen if state.seen else None,
-            "train_accuracy": state.correct / state.seen if state.seen else None,
+            "train_accuracy": self._train_accuracy if state.seen else None,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
         }
+        if setup.validation is not None:
+            validation = learner.test(setup.validation) if ends_epoch else (None, None)
+            perplexity = None if test_loss is None or test_loss > _LARGEST_EXPONENT else exp(test_loss)
+            record |= dict(zip(TEXT_COLUMNS, (*validation, perplexity), strict=True))
         alignment = self._alignment()
         layers = layer_rows(alignment, step=state.step, epoch=record["epoch"])
         record |= {f"angle_{row['layer']}": row["gradient_angle"] for row in layers if row["gradient_norm"] is not None}
@@ -138,12 +150,12 @@ class Loop:
         return record
 
     def _alignment(self) -> Alignment:
-        """Measure the alignment on the probe images.
+        """Measure the alignment on the probe.
 
         Raises:
             Diverged: Their loss is not finite.
         """
-        x, y, learner = self.setup.probe_images, self.setup.probe_labels, self.setup.learner
+        x, y, learner = self.setup.probe_inputs, self.setup.probe_labels, self.setup.learner
         try:
             return learner.alignment(x, y)
         except ValueError:
@@ -161,7 +173,7 @@ class Loop:
 
 # Events for TensorBoard: loss, accuracy and everything that is measured of the alignment.
 
-_SCALARS = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+_SCALARS = ("train_loss", "validation_loss", "test_loss", "train_accuracy", "validation_accuracy", "test_accuracy")
 
 
 class Events:
@@ -185,9 +197,11 @@ class Events:
         self._run.check_lock()
         with _write_errors(self._run):
             for name in _SCALARS:
-                if record[name] is not None:
+                if record.get(name) is not None:
                     split, quantity = name.split("_")
                     self._to.add_scalar(f"{quantity}/{split}", record[name], record["step"])
+            if record.get("perplexity") is not None:
+                self._to.add_scalar("perplexity/test", record["perplexity"], record["step"])
             write(self._to, record["step"], alignment)
             self._to.flush()  # TensorBoard's thread would write what waits even into a folder that was given away
 

@@ -1,9 +1,10 @@
-"""The networks of ``--model``: perceptrons, LeNet-5, ResNet-20, and the user's own."""
+"""The networks of ``--model``: perceptrons, LeNet-5, ResNet-20, recurrent ones, transformers, and the user's own."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
-from math import prod
+from math import gcd, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ from falign.feedback import generator
 from falign.lab import _own_models
 from falign.lab._memory import GIB, available
 from falign.lab._own_models import Shape
-from falign.lab._validate import check_model
+from falign.lab._validate import DIGITS, check_model, is_built_in, sizes
 from falign.lab.config import ConfigError
 
 _LAYERS = 10_000
 """Layers that an mlp may have."""
-_DIGITS = 12
-"""Digits that the size of a layer may have: no memory holds larger ones."""
+_BLOCKS = 1_000
+"""Blocks that a transformer may have, and layers of a recurrent network."""
+_EMBEDDING = 0.02
+"""Standard deviation of gpt's embeddings before training, that of GPT-2."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -38,15 +41,16 @@ def build(
     While it is made, Python's and NumPy's global generators start from the seed too.
 
     Args:
-        model: ``mlp:SIZES``, ``lenet``, ``resnet20`` or ``package.module:factory``.
-        shape: Channels, height and width of the images.
-        classes: Number of classes.
+        model: A model of ``--model``.
+        shape: Channels, height and width of the images; of texts, the characters of a context.
+        classes: Number of classes; of texts, characters of the vocabulary.
         seed: Seed of the weights; the same seed gives the same weights whatever was drawn before.
-        activation: A name of ``ACTIVATIONS``, for ``mlp`` and ``lenet``; None is relu.
+        activation: A name of ``ACTIVATIONS``, for ``mlp``, ``lenet``, ``vit`` and ``gpt``; None is relu.
         room: Bytes that a run needs for each weight.
 
     Returns:
-        The network, float32 on the CPU, from (batch, channels, height, width) to (batch, classes).
+        The network, float32 on the CPU, from (batch, channels, height, width) to (batch, classes), or from
+        (batch, context) to (batch, context, classes).
 
     Raises:
         ConfigError: There is no such network, it does not fit the data, or no memory holds it.
@@ -54,18 +58,23 @@ def build(
     check_model(model)
     between = ACTIVATIONS[activation or "relu"]
     with seeded(generator(seed, "", "weights").initial_seed()):
-        if model.startswith("mlp:"):
+        if not is_built_in(model):
+            return _own_models.make_model(model, shape, classes)
+        name = model.partition(":")[0]
+        text = len(shape) == 1
+        if text and name not in ("gru", "lstm", "gpt"):
+            raise ConfigError(f"--model {model} is for images, and the data are a text: use gpt, gru or lstm")
+        if name == "gpt" and not text:
+            raise ConfigError(f"--model {model} is for text, and the data are images: use vit, gru or lstm")
+        if name == "mlp":
             return _mlp(model, shape, classes, between, room)
-        if model == "lenet":
+        if name == "lenet":
             return _lenet(shape, classes, between, room)
-        if model == "resnet20":
+        if name == "resnet20":
             return ResNet20(shape[0], classes)
-        return _own_models.make_model(model, shape, classes)
-
-
-def is_own(model: str) -> bool:
-    """Tell whether a text names a network of the user's own."""
-    return model not in ("lenet", "resnet20") and not model.startswith("mlp:")
+        if name in ("gru", "lstm"):
+            return _recurrent(model, shape, classes, room)
+        return _transformer(model, shape, classes, between, room)
 
 
 def _refuse_large(model: str, weights: int, room: int) -> None:
@@ -81,8 +90,8 @@ def _mlp(model: str, shape: Shape, classes: int, between: Callable[[], nn.Module
     """Linear layers fc1, fc2, … with an activation after all but the last; PyTorch's own initial weights."""
     parts = model.removeprefix("mlp:").split("-")
     longest = max(parts, key=len)
-    if len(parts) > _LAYERS or len(longest) > _DIGITS:
-        much = f"{len(parts) - 1:,} layers" if len(parts) > _LAYERS else f"a layer of {longest[:_DIGITS]}… neurons"
+    if len(parts) > _LAYERS or len(longest) > DIGITS:
+        much = f"{len(parts) - 1:,} layers" if len(parts) > _LAYERS else f"a layer of {longest[:DIGITS]}… neurons"
         raise ConfigError(f"--model {model[:40]}… has {much}: no memory holds that, use fewer or smaller layers")
     sizes = [int(size) for size in parts]
     if (sizes[0], sizes[-1]) != (prod(shape), classes):
@@ -191,3 +200,226 @@ class ResNet20(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.fc(x.mean((2, 3)))
+
+
+# Recurrent networks.
+
+
+def _recurrent(model: str, shape: Shape, classes: int, room: int) -> nn.Module:
+    name, read = model.partition(":")[0], _fitting(model)
+    hidden, layers = read["hidden"], read["layers"]
+    gates = {"gru": 3, "lstm": 4}[name]
+    embedding, inputs = (classes * hidden, hidden) if len(shape) == 1 else (0, shape[0] * shape[2])
+    recurrent = gates * hidden * (inputs + hidden + 2 + (layers - 1) * (2 * hidden + 2))
+    _refuse_large(model, embedding + recurrent + (hidden + 1) * classes, room)
+    kind = {"gru": nn.GRU, "lstm": nn.LSTM}[name]
+    return Recurrent(kind, shape, classes, hidden=hidden, layers=layers)
+
+
+def _fitting(model: str) -> Any:
+    """Read the sizes of a model, and refuse more blocks or layers than can be."""
+    read = sizes(model)
+    for name in ("layers", "blocks"):
+        if (number := read.get(name) or 0) > _BLOCKS:
+            raise ConfigError(f"--model {model} has {number:,} {name}, expected at most {_BLOCKS:,}: use fewer")
+    return read
+
+
+class Recurrent(nn.Module):
+    """A GRU or an LSTM that reads an image row by row, or a text character by character, and a linear layer behind it.
+
+    Of an image the state after the last row gives the classes; of a text every state gives the next character.
+
+    Args:
+        kind: ``nn.GRU`` or ``nn.LSTM``.
+        shape: Channels, height and width of the images; of texts, the characters of a context.
+        classes: Numbers of the output; of texts, characters of the vocabulary too.
+        hidden: Size of the state.
+        layers: Recurrent layers on top of each other.
+    """
+
+    def __init__(
+        self, kind: type[nn.GRU] | type[nn.LSTM], shape: Shape, classes: int, *, hidden: int, layers: int
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, hidden) if len(shape) == 1 else None
+        inputs = hidden if len(shape) == 1 else shape[0] * shape[2]
+        self.rnn = kind(inputs, hidden, layers, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to (batch, classes), or (batch, context) to (batch, context, classes)."""
+        if self.embedding is not None:
+            return self.head(self.rnn(self.embedding(x))[0])
+        rows = x.transpose(1, 2).flatten(2)
+        return self.head(self.rnn(rows)[0][:, -1])
+
+
+# Transformers.
+
+
+def _transformer(model: str, shape: Shape, classes: int, between: Callable[[], nn.Module], room: int) -> nn.Module:
+    read = _fitting(model)
+    width, blocks = read["width"], read["blocks"]
+    if len(shape) == 1:
+        first, positions = classes * width, shape[0]
+    else:
+        channels, *sides = shape
+        patch = read["patch"] = read["patch"] or _usual_patch(*sides)
+        if any(side % patch for side in sides):
+            raise ConfigError(
+                f"--model {model} has patches of {patch}×{patch} pixels, of which no whole number covers images of "
+                f"{sides[0]}×{sides[1]}: use a patch that divides both"
+            )
+        first, positions = channels * patch**2 * width, prod(sides) // patch**2
+    _refuse_large(model, first + positions * width + blocks * 12 * width**2 + width * classes, room)
+    if len(shape) == 1:
+        return CharacterTransformer(shape[0], classes, between=between, **read)
+    return VisionTransformer(shape, classes, between=between, **read)
+
+
+def _usual_patch(height: int, width: int) -> int:
+    """Return the side of the largest patches of which at least 4 × 4 cover an image: 2 for 8 × 8 pixels, 7 for 28²."""
+    fitting = (side for side in range(1, min(height, width) // 4 + 1) if gcd(height, width) % side == 0)
+    return max(fitting, default=1)
+
+
+class Attention(nn.Module):
+    """Attention of several heads, ``softmax(q kᵀ / √d) v`` of linear q, k and v, and a linear layer behind it.
+
+    Args:
+        width: Numbers of a position.
+        heads: Heads, which share the width.
+        causal: Whether a position sees those before it and itself only.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, width) to the same."""
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + fc2(act(fc1(norm(x))))`` with 4 times the width in between.
+
+    Args:
+        width: Numbers of a position.
+        heads: Heads of the attention.
+        between: Makes the activation.
+        causal: Whether a position sees those before it and itself only.
+    """
+
+    def __init__(self, width: int, heads: int, between: Callable[[], nn.Module], *, causal: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.act = between()
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, width) to the same."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Square patches of an image as positions: linear, embedding of the position, blocks, norm, mean, linear.
+
+    Args:
+        shape: Channels, height and width of the images.
+        classes: Numbers of the output.
+        patch: Side of a patch in pixels.
+        width: Numbers of a position.
+        blocks: Blocks.
+        heads: Heads of the attention.
+        between: Makes the activation.
+
+    Source: Dosovitskiy et al. 2021 (ICLR), section 3.1; the mean over the positions in place of a class token as in
+    Beyer, Zhai and Kolesnikov 2022 (arXiv:2205.01580).
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        *,
+        patch: int,
+        width: int,
+        blocks: int,
+        heads: int,
+        between: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        channels, height, width_of_image = shape
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.positions = Positions((height // patch) * (width_of_image // patch), width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, between, causal=False) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to (batch, classes)."""
+        x = self.positions(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+class CharacterTransformer(nn.Module):
+    """Characters as positions: embedding of character and position, causal blocks, norm, linear.
+
+    Args:
+        context: Characters that it sees at once.
+        classes: Characters of the vocabulary.
+        width: Numbers of a position.
+        blocks: Blocks.
+        heads: Heads of the attention.
+        between: Makes the activation.
+
+    Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3 (GPT-2), without
+    dropout, and with an output layer that shares no weights with the embedding.
+    """
+
+    def __init__(
+        self, context: int, classes: int, *, width: int, blocks: int, heads: int, between: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(classes, width)
+        self.positions = Positions(context, width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, between, causal=True) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        nn.init.normal_(self.characters.weight, std=_EMBEDDING)
+        nn.init.normal_(self.positions.embedding.weight, std=_EMBEDDING)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, context) to (batch, context, classes)."""
+        return self.head(self.norm(self.blocks(self.positions(self.characters(x)))))
+
+
+class Positions(nn.Module):
+    """Adds the embedding of its position to every position.
+
+    Args:
+        number: Positions.
+        width: Numbers of a position.
+    """
+
+    def __init__(self, number: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(number, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, width) to the same."""
+        return x + self.embedding(torch.arange(x.shape[1], device=x.device))

@@ -14,18 +14,19 @@ from reprlib import Repr
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
 from falign._preserve import seeded
 from falign._wiring import preserve_state
+from falign.lab._batches import label_loss
 from falign.lab._packing import JSON_LIMIT
 from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 from falign.rules import ALL_RULES, Rule
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
+"""Channels, height and width of images; of texts, the characters of a context."""
 
 _SHORT = Repr()
 _SHORT.maxstring = 60
@@ -62,8 +63,8 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
 
     Args:
         model: As it was given.
-        shape: Channels, height and width of the images.
-        classes: Number of classes.
+        shape: Channels, height and width of the images; of texts, the characters of a context.
+        classes: Number of classes; of texts, characters of the vocabulary.
 
     Returns:
         The network.
@@ -168,9 +169,14 @@ def _materialise(model: str, made: nn.Module, shape: Shape) -> None:
             return
         kinds = [tensor.dtype for tensor in made.parameters() if not is_lazy(tensor) and tensor.is_floating_point()]
         x = torch.linspace(-1, 1, 2 * prod(shape), dtype=[*kinds, torch.float32][0]).reshape(2, *shape)
+        if len(shape) == 1:
+            x = torch.zeros(2, *shape, dtype=torch.int64)
         modes = [(module, module.training) for module in made.modules()]
         buffers = [(buffer, buffer.clone()) for buffer in made.buffers() if not is_lazy(buffer)]
-        with as_config_error(f"--model {model} does not run on images of shape {tuple(x.shape)}"), torch.no_grad():
+        with (
+            as_config_error(f"--model {model} does not run on {samples(x)} of shape {tuple(x.shape)}"),
+            torch.no_grad(),
+        ):
             made.train(training)
             made(x)
             for buffer, value in buffers:
@@ -179,8 +185,8 @@ def _materialise(model: str, made: nn.Module, shape: Shape) -> None:
             module.training = mode
     if waiting := _lazy(made):
         raise ConfigError(
-            f"--model {model} has a layer without a shape, {waiting[0]!r}, which did not run on images: leave it out, "
-            "or give it its sizes"
+            f"--model {model} has a layer without a shape, {waiting[0]!r}, which did not run on the data: leave it "
+            "out, or give it its sizes"
         )
 
 
@@ -207,7 +213,7 @@ def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single
     Args:
         model: As it was given.
         made: The network; buffers, gradients and attributes change.
-        x: Two images or more.
+        x: Two images or pieces of text, or more.
         classes: Number of classes.
         single: Whether a batch of one image will come.
 
@@ -221,21 +227,23 @@ def try_training(model: str, made: nn.Module, x: Tensor, classes: int, *, single
     learns = [parameter.requires_grad for parameter in made.parameters()]
     if learns and not any(learns):
         raise ConfigError(f"--model {model} has no parameter that learns: requires_grad is False for all of them")
-    labels = torch.arange(len(x), device=x.device) % classes
+    labels = torch.arange(len(x), device=x.device) % classes if x.is_floating_point() else x
     seen: list[dict[str, object]] = []
     before = x.clone()
-    what = f"--model {model} does not train on images of shape {tuple(x.shape)}"
+    what = f"--model {model} does not train on {samples(x)} of shape {tuple(x.shape)}"
     with as_config_error(what), torch.enable_grad():
         made.train()
         for _ in range(3):
             output = made(x)
-            check_output(model, output, (len(x), classes), "in training")
+            check_output(model, output, x, classes, "in training")
             if not output.requires_grad:
                 raise ConfigError(f"{what}: its output has no gradient, so that nothing in it can learn")
-            cross_entropy(output, labels).backward()
+            label_loss(output, labels).backward()
             seen.append(attribute_fingerprints(made, package))
     if not torch.equal(x, before):
-        raise ConfigError(f"--model {model} changes the images that it is given: let it work on a copy, x.clone()")
+        raise ConfigError(
+            f"--model {model} changes the {samples(x)} that it is given: let it work on a copy, x.clone()"
+        )
     if sparse := [name for name, each in made.named_parameters() if each.grad is not None and each.grad.is_sparse]:
         raise ConfigError(f"--model {model} has sparse gradients, of {sparse[0]!r}: leave out sparse=True")
     if single:
@@ -257,7 +265,7 @@ def is_reproducible(model: str, made: nn.Module, x: Tensor, classes: int) -> boo
     Args:
         model: As it was given.
         made: The network; everything that a checkpoint holds is put back.
-        x: Two images or more.
+        x: Two images or pieces of text, or more.
         classes: Number of classes.
 
     Raises:
@@ -270,9 +278,9 @@ def is_reproducible(model: str, made: nn.Module, x: Tensor, classes: int) -> boo
     attributes, outputs = Attributes(made), []
     for training in (True, True, False, False):
         with preserve_state(made), attributes.kept(), seeded(0, [x.device]):
-            with as_config_error(f"--model {model} does not run on images of shape {tuple(x.shape)}"):
+            with as_config_error(f"--model {model} does not run on {samples(x)} of shape {tuple(x.shape)}"):
                 output = made.train(training)(x.clone())
-            check_output(model, output, (len(x), classes), "in training" if training else "in evaluation")
+            check_output(model, output, x, classes, "in training" if training else "in evaluation")
             outputs.append(output.detach().contiguous().view(torch.uint8))
         with as_config_error(f"--model {model} does not take back its own state_dict()"):
             made.load_state_dict(deepcopy(state))
@@ -281,21 +289,28 @@ def is_reproducible(model: str, made: nn.Module, x: Tensor, classes: int) -> boo
 
 def try_single_image(model: str, made: nn.Module, x: Tensor) -> None:
     """Refuse a network that cannot be trained on one image, where a batch of one will come."""
-    what = f"--model {model} does not train on a batch of one image, and one will come: give another --batch-size"
+    one = samples(x).removesuffix("s")
+    what = f"--model {model} does not train on a batch of one {one}, and one will come: give another --batch-size"
     with as_config_error(what), torch.no_grad():
         made.train()
         made(x[:1])
 
 
-def check_output(model: str, output: object, expected: tuple[int, int], when: str) -> None:
-    """Refuse an output that is not one number for each image and class."""
-    number, classes = expected
+def check_output(model: str, output: object, x: Tensor, classes: int, when: str) -> None:
+    """Refuse an output that is not one number for each image and class, or for each position and character."""
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    expected = (len(x), classes) if x.is_floating_point() else (*x.shape, classes)
     if came != expected:
+        each = f"each of the {classes} classes" if x.is_floating_point() else f"each position and {classes} characters"
         raise ConfigError(
-            f"--model {model} returned {came} for {number} images, expected {expected} {when}: one number for each of "
-            f"the {classes} classes"
+            f"--model {model} returned {came} for {len(x)} {samples(x)}, expected {expected} {when}: one number for "
+            f"{each}"
         )
     if isinstance(output, Tensor) and not output.is_floating_point():
         kind = str(output.dtype).removeprefix("torch.")
         raise ConfigError(f"--model {model} returned numbers of type {kind} {when}, expected float32 or float64")
+
+
+def samples(x: Tensor) -> str:
+    """Name a batch in a sentence: images are real numbers, texts whole ones."""
+    return "images" if x.is_floating_point() else "texts"

@@ -48,7 +48,8 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
         config: Configuration of the run, for the titles.
 
     Returns:
-        {file name: figure}, not yet drawn; that of the conservation law only where it was checked.
+        {file name: figure}, not yet drawn; that of the perplexity for texts only, that of the conservation law where it
+        was checked.
     """
     about = literal(f"{config.rule} · {config.dataset} · {config.model}")
     records, alignment, colours = tables.records, tables.alignment, _layer_colours(tables.records)
@@ -59,6 +60,8 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
         "neurons.png": neurons(tables.neurons, colours, about),
         "dominance.png": dominance(records, alignment, colours, about),
     }
+    if "perplexity" in records.columns:
+        pictures["perplexity.png"] = perplexity(records, about)
     return pictures if tables.law is None else pictures | {"law.png": law(tables.law, colours, about)}
 
 
@@ -214,13 +217,21 @@ def angles(records: pl.DataFrame, alignment: pl.DataFrame, colours: dict[str, st
     return figure
 
 
-# Loss and accuracy of training and test set.
+# Loss and accuracy of training and test set, and perplexity of texts.
 
 
 def loss(records: pl.DataFrame, about: str) -> Figure:
     """Draw the mean cross-entropy, on a logarithmic axis: losses fall by orders of magnitude."""
     figure = _training_and_test(records, "loss", f"Loss — {about}", 1.0, "cross-entropy")
     decades(figure.axes[0])
+    return figure
+
+
+def perplexity(records: pl.DataFrame, about: str) -> Figure:
+    """Draw the perplexity of a text, exp of the loss of the test: so many characters as likely as each other."""
+    figure, (axes,) = panels(1, titles=[f"Perplexity — {about}"], ylabels=["characters"], width=7, height=4.2)
+    plot(axes, [line(records, "perplexity", "test", COLOURS[0])])
+    decades(axes)
     return figure
 
 
@@ -235,6 +246,8 @@ def _training_and_test(records: pl.DataFrame, what: str, title: str, factor: flo
         line(records, f"train_{what}", "training (mean over the epoch)", AXIS, factor),
         line(records, f"test_{what}", "test", COLOURS[0], factor),
     ]
+    if f"validation_{what}" in records.columns:
+        lines.append(line(records, f"validation_{what}", "validation", COLOURS[1], factor))
     plot(axes, lines)
     axes.legend()
     return figure

@@ -114,7 +114,7 @@ class TrainingProgress:
         Args:
             step: Steps done.
             loss: Mean training loss of the running epoch.
-            accuracy: Share of its images that were classified correctly.
+            accuracy: Share of its labels that were right.
         """
         if self._bar.disable or monotonic() < self._next_update:
             return
@@ -132,11 +132,12 @@ class TrainingProgress:
         trained = " " * 30
         if record["train_loss"] is not None:
             trained = f"loss {record['train_loss']:<8.4g} train {record['train_accuracy']:6.2%}  "
+        perplexity = "" if record.get("perplexity") is None else f"perplexity {record['perplexity']:.4g}  "
         dominance = "" if record["dominance"] is None else f"D {record['dominance']:.2f}  "
         print_plain(
             self._console,
             f"epoch {self._of_all_epochs(round(record['epoch']))}  {trained}"
-            f"test {record['test_accuracy']:6.2%}  {angles}  {dominance}{record['seconds']:.1f} s",
+            f"test {record['test_accuracy']:6.2%}  {perplexity}{angles}  {dominance}{record['seconds']:.1f} s",
         )
 
     def _of_all_epochs(self, epoch: int) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONFIG, _STATUS, _RECORDS = "config.json", "status.json", "records.parquet"
 _ALIGNMENT, _NEURONS, _LAW = "alignment.parquet", "neurons.parquet", "law.parquet"
 TRACEBACK = "traceback.txt"
-PICTURES = ("loss.png", "accuracy.png", "angles.png", "neurons.png", "dominance.png", "law.png")
+PICTURES = ("loss.png", "accuracy.png", "perplexity.png", "angles.png", "neurons.png", "dominance.png", "law.png")
 _EVENTS = "tensorboard"
 _FILES = (CONFIG, _STATUS, _RECORDS, _ALIGNMENT, _NEURONS, _LAW, TRACEBACK, *PICTURES)
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8,18})\.safetensors")
@@ -223,7 +223,7 @@ class RunFolder:
         stored, token, provenance = (content.get(name) for name in ("config", "run", "provenance"))
         if not isinstance(stored, dict) or not isinstance(token, str) or not isinstance(provenance, dict):
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
-        stored = {"rule_option": [], **stored}  # to_json() leaves it out where it is empty
+        stored = {"rule_option": [], "context": None, **stored}  # to_json() leaves them out where they say nothing
         if stored.keys() != kinds.keys():
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
         for name, value in stored.items():

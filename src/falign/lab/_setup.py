@@ -1,4 +1,4 @@
-"""Preparation of a run: the converted network, the images, and the images on which angles are measured."""
+"""Preparation of a run: the converted network, the data, and the part of them on which angles are measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from falign.lab._batches import Images, prepare, probe
+from falign.lab._batches import Samples, cut, prepare, probe
 from falign.lab._divergence import Baseline, weight_norms
-from falign.lab._learner import Learner, make_learner
+from falign.lab._learner import Learner, make_learner, required
+from falign.lab._own_models import Shape
 from falign.lab._provenance import fingerprint
 from falign.lab._validate import make_rule
-from falign.lab.config import TrainConfig
-from falign.lab.data import load
+from falign.lab.config import TrainConfig, is_text
+from falign.lab.data import load, load_text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,19 +22,22 @@ class Setup:
 
     Attributes:
         learner: The network before its first step.
-        train: Training images.
-        test: Test images.
-        probe_images: Training images on which the angles are measured, ``(probe, channels, height, width)``.
-        probe_labels: Their labels, ``(probe,)``.
+        train: What is trained on.
+        validation: What is measured beside the test, of a text; None of images.
+        test: What is tested on.
+        probe_inputs: Part of it on which the angles are measured: images, ``(probe, channels, height, width)``, or
+            texts, ``(probe, context)``.
+        probe_labels: Their labels, ``(probe,)`` or ``(probe, context)``.
         baseline: Loss and weights before the first step, by which a runaway training is recognised.
-        data_sha256: Checksum of all images and labels.
+        data_sha256: Checksum of all images and labels, or of the text.
         description: Data, network and rule in a few words, one line each.
     """
 
     learner: Learner
-    train: Images
-    test: Images
-    probe_images: Tensor
+    train: Samples
+    validation: Samples | None
+    test: Samples
+    probe_inputs: Tensor
     probe_labels: Tensor
     baseline: Baseline
     data_sha256: str
@@ -60,38 +64,83 @@ def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool) -> Se
         DataError: The data are missing or damaged.
         ConfigError: Data, network and rule do not fit each other.
     """
-    dataset = load(config.dataset, folder=data, progress=progress)
-    device = torch.device(config.device)
-    train, test = prepare(dataset, device=device, dtype=getattr(torch, config.dtype))
-    probe_images, probe_labels = train.take(probe(config.seed, len(train), config.probe_size).to(device))
+    data_of = _text if is_text(config.dataset) else _images
+    parts = data_of(config, data, progress)
+    train = parts.train
+    probe_inputs, probe_labels = train.take(probe(config.seed, len(train), config.probe_size).to(config.device))
     learner = make_learner(
         config,
-        shape=dataset.shape,
-        classes=len(dataset.classes),
-        example=probe_images[:2],
+        shape=parts.shape,
+        classes=parts.classes,
+        example=probe_inputs[:2],
         sizes=_batch_sizes(len(train), config.batch_size),
     )
-    size = "×".join(map(str, dataset.shape))
     return Setup(
         learner=learner,
         train=train,
-        test=test,
-        probe_images=probe_images,
+        validation=parts.validation,
+        test=parts.test,
+        probe_inputs=probe_inputs,
         probe_labels=probe_labels,
-        baseline=Baseline(classes=len(dataset.classes), weight_norms=weight_norms(learner.model, learner.layers)),
-        data_sha256=fingerprint(dataset),
+        baseline=Baseline(classes=parts.classes, weight_norms=weight_norms(learner.model, learner.layers)),
+        data_sha256=parts.sha256,
+        description=(*parts.description, *_describe(learner)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """Parts of a data set, images or text, as a training takes them; see :class:`Setup`."""
+
+    train: Samples
+    validation: Samples | None = None
+    test: Samples
+    shape: Shape
+    classes: int
+    sha256: str
+    description: tuple[str, ...]
+
+
+def _images(config: TrainConfig, data: Path | None, progress: bool) -> _Parts:
+    dataset = load(config.dataset, folder=data, progress=progress)
+    train, test = prepare(dataset, device=torch.device(config.device), dtype=getattr(torch, config.dtype))
+    size = "×".join(map(str, dataset.shape))
+    return _Parts(
+        train=train,
+        test=test,
+        shape=dataset.shape,
+        classes=len(dataset.classes),
+        sha256=fingerprint(dataset),
         description=(
             f"{dataset.name}: {len(train):,} training and {len(test):,} test images of {size}, "
             f"{len(dataset.classes)} classes",
             *dataset.notes,
-            *_describe(learner),
         ),
     )
 
 
-def _batch_sizes(images: int, batch: int) -> set[int]:
+def _text(config: TrainConfig, data: Path | None, progress: bool) -> _Parts:
+    text, context = load_text(config.dataset), required(config.context)
+    train, validation, test = cut(text, context=context, device=torch.device(config.device))
+    return _Parts(
+        train=train,
+        validation=validation,
+        test=test,
+        shape=(context,),
+        classes=len(text.vocabulary),
+        sha256=text.sha256,
+        description=(
+            f"{text.name}: {len(text.train):,} training, {len(text.validation):,} validation and {len(text.test):,} "
+            f"test characters of {len(text.vocabulary)} kinds, in pieces of {context}; perplexity by their frequencies "
+            f"alone: {text.unigram_perplexity():.4g}",
+            *text.notes,
+        ),
+    )
+
+
+def _batch_sizes(number: int, batch: int) -> set[int]:
     """Return the sizes of the batches of an epoch: the full one, and that of the last."""
-    return {min(batch, images), images % batch or min(batch, images)}
+    return {min(batch, number), number % batch or min(batch, number)}
 
 
 def _describe(learner: Learner) -> list[str]:

@@ -14,6 +14,8 @@ from falign.measure import Alignment, LayerAlignment
 
 _FIXED = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 """First columns of the records; the angles of the layers follow."""
+TEXT_COLUMNS = ("validation_loss", "validation_accuracy", "perplexity")
+"""Columns of the records of a text, before the angles."""
 NETWORK_COLUMNS = ("dominance", "descent")
 """Columns of the records after the angles, of the network as a whole; the last column is ``seconds``."""
 _LARGEST = {"step": 2.0**63, "epoch": 1e9, "seconds": 1e12}
@@ -46,10 +48,12 @@ class Tables:
 def record_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """Make the table of records: step, epoch, losses, accuracies, ``angle_LAYER``, dominance, descent, seconds.
 
-    Losses are mean cross-entropies, accuracies shares from 0 to 1, angles in degrees.
+    Losses are mean cross-entropies in nats, accuracies shares from 0 to 1, angles in degrees. A text has its columns of
+    the validation, and the perplexity, exp of the test loss, before the angles.
     """
+    text = [name for name in TEXT_COLUMNS if any(name in row for row in rows)]
     angles = dict.fromkeys(key for row in rows for key in row if key.startswith("angle_"))
-    columns = (*_FIXED, *angles, *NETWORK_COLUMNS, "seconds")
+    columns = (*_FIXED, *text, *angles, *NETWORK_COLUMNS, "seconds")
     schema = {name: pl.Int64 if name == "step" else pl.Float64 for name in columns}
     return pl.DataFrame([{name: row.get(name) for name in columns} for row in rows], schema=schema)
 
@@ -60,7 +64,8 @@ def check_records(table: pl.DataFrame) -> None:
     Raises:
         ValueError: A column is missing or of another type, or a number is outside of what a run can measure.
     """
-    columns = (*_FIXED, *NETWORK_COLUMNS, "seconds", *(name for name in table.columns if name.startswith("angle_")))
+    further = (name for name in table.columns if name.startswith("angle_") or name in TEXT_COLUMNS)
+    columns = (*_FIXED, *NETWORK_COLUMNS, "seconds", *further)
     for name in columns:
         if name not in table.columns:
             raise ValueError(f"it has no column {name}")

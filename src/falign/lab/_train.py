@@ -28,8 +28,8 @@ from falign.lab._run_folder import TRACEBACK, RunFolder
 from falign.lab._setup import Setup, prepare_run
 from falign.lab._signals import GracefulStop
 from falign.lab._text import print_plain, standard_console
-from falign.lab._validate import make_rule, resolve
-from falign.lab.config import ConfigError, TrainConfig
+from falign.lab._validate import is_built_in, make_rule, resolve
+from falign.lab.config import TEXTS, ConfigError, TrainConfig
 from falign.lab.data import NAMES
 
 _LONGEST_NAME = 200
@@ -141,8 +141,9 @@ def default_folder(config: TrainConfig) -> Path:
     """Name the run folder: ``runs/DATASET-MODEL-RULE-SEED``, then ``-OPTION=VALUE`` for each that is not the default.
 
     Eight digits of a hash of the whole configuration follow where the name alone does not identify it: for the path of
-    a folder of images, for the capitals and colons of the user's own model, for characters that no file name can hold
-    and for names that are too long. So no two configurations share a name, also on file systems that ignore case.
+    a folder of images or a text, for the capitals and colons of the user's own model, for characters that no file name
+    can hold and for names that are too long. So no two configurations share a name, also on file systems that ignore
+    case.
 
     Args:
         config: The configuration.
@@ -161,15 +162,15 @@ def default_folder(config: TrainConfig) -> Path:
             seed=config.seed,
         )
     )
-    dataset = config.dataset if config.dataset in NAMES else Path(config.dataset).name
-    model = config.model.replace(":", "-", 1) if config.model.startswith("mlp:") else config.model
+    dataset = config.dataset if config.dataset in (*NAMES, *TEXTS) else Path(config.dataset).name
+    model = re.sub("[:,]", "-", config.model) if is_built_in(config.model) else config.model
     words = [dataset, model, config.rule, str(config.seed)]
     for name, (value, _) in config.differences(replace(default, optimizer="sgd", rule_option=())).items():
         word = "lr" if name == "learning_rate" else name.replace("_", "-")
         words.append(word if value is True else f"{word}={_shortest(value)}")
     full = "-".join(words)
     name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", full).strip(".-")
-    if name != full or name != name.lower() or len(name) > _LONGEST_NAME or config.dataset not in NAMES:
+    if name != full or name != name.lower() or len(name) > _LONGEST_NAME or config.dataset not in (*NAMES, *TEXTS):
         digits = sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST_NAME - 1 - len(digits)]}-{digits}"
     return Path("runs") / name

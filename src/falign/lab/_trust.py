@@ -9,6 +9,7 @@ from pathlib import Path
 
 from falign.lab._files import RunError
 from falign.lab._text import plain
+from falign.lab._validate import is_built_in
 
 RECORDED = "code"
 """Entry of a run's provenance: {file: SHA-256} of the code of its own model and its own rule."""
@@ -28,7 +29,7 @@ def ask(code: str, recorded: object, folder: Path) -> None:
     Raises:
         RunError: The code is not the run's, and nobody allows it.
     """
-    if ":" not in code or code.startswith("mlp:") or (why := foreign(code, recorded)) is None:
+    if ":" not in code or is_built_in(code) or (why := foreign(code, recorded)) is None:
         return
     shown = plain(code).replace("\n", "\\n")
     named = f"{folder} names code to run, {shown}, but {why}"

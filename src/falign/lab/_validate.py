@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from falign.lab.config import (
+    CONTEXT,
     LEARNING_RATES,
     MOMENTUM,
     WEIGHT_DECAYS,
@@ -28,6 +29,7 @@ from falign.lab.config import (
     Optimizer,
     Schedule,
     TrainConfig,
+    is_text,
     option,
 )
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 _LENGTH = 60
 """Letters of a value that a message shows."""
+DIGITS = 12
+"""Digits that a size of a model may have: no memory holds larger ones."""
 _RANK = 5
 """Digits that the number of a family of feedback may have."""
 _TINY, _LARGE = 1.2e-38, 3.4e38
@@ -49,6 +53,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "rate_decay": (_TINY, 1, f"a number above 0, of at least {_TINY}, at most 1"),
     "momentum": (0, 1 - 1e-7, "a number from 0 to below 1, at most 0.9999999"),
     "weight_decay": (0, inf, "a number of at least 0"),
+    "context": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
     "batch_size": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
     "epochs": (0, _LARGEST, f"at least 0 and at most {_LARGEST:,}"),
     "ridge": (0, inf, "a number of at least 0"),
@@ -75,7 +80,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         dataset=resolve_dataset(config.dataset),
-        activation=(config.activation or "relu") if _has_activation(config) else None,
+        activation=config.activation or _default_activation(config.model),
+        context=(config.context or CONTEXT) if is_text(config.dataset) else None,
         learning_rate=_or(config.learning_rate, LEARNING_RATES[config.optimizer]),
         momentum=_or(config.momentum, MOMENTUM) if config.optimizer == "sgd" else None,
         weight_decay=_or(config.weight_decay, WEIGHT_DECAYS[config.optimizer]),
@@ -103,21 +109,78 @@ def check_options(config: TrainConfig) -> TrainConfig:
     return config
 
 
+BUILT_IN: dict[str, dict[str, int | None]] = {
+    "lenet": {},
+    "resnet20": {},
+    "gru": {"hidden": 64, "layers": 1},
+    "lstm": {"hidden": 64, "layers": 1},
+    "vit": {"patch": None, "width": 64, "blocks": 4, "heads": 4},
+    "gpt": {"width": 64, "blocks": 4, "heads": 4},
+}
+"""{model of falign's own: its sizes and their defaults}, apart from mlp; None follows from the data."""
+_MODELS = f"mlp:SIZES, {', '.join(BUILT_IN)} or package.module:factory"
+
+
+def is_built_in(model: str) -> bool:
+    """Tell whether a text names a network of falign's own, rightly or wrongly written, and none of the user's.
+
+    ``gpt:width=32`` does, but ``gpt:make`` names a factory in a module gpt.
+    """
+    name, _, rest = model.partition(":")
+    return name == "mlp" or model in BUILT_IN or bool(BUILT_IN.get(name) and not _is_path(rest))
+
+
 def check_model(model: str) -> None:
     """Refuse a text that names no network by its form; whether there is such a factory is seen when it is imported.
 
     Raises:
-        ConfigError: The text is none of mlp:SIZES, lenet, resnet20 and package.module:factory.
+        ConfigError: The text is none of mlp:SIZES, the other models of falign, and package.module:factory.
     """
-    if model.startswith("mlp:") and not re.fullmatch(r"mlp:[1-9][0-9]*(-[1-9][0-9]*)+", model):
-        raise ConfigError(f"--model is {model!r}, expected sizes like mlp:784-1000-10: inputs, hidden layers, classes")
-    module, _, path = model.partition(":")
-    names = [name for text in (module, path) for name in text.split(".")]
-    if not (model.startswith("mlp:") or model in ("lenet", "resnet20") or all(name.isidentifier() for name in names)):
+    if model.partition(":")[0] == "mlp":
+        if not re.fullmatch(r"mlp:[1-9][0-9]*(-[1-9][0-9]*)+", model):
+            expected = "sizes like mlp:784-1000-10: inputs, hidden layers, classes"
+            raise ConfigError(f"--model is {model!r}, expected {expected}")
+    elif is_built_in(model):
+        sizes(model)
+    else:
+        module, _, path = model.partition(":")
+        if not (_is_path(module) and _is_path(path)):
+            raise ConfigError(f"--model is {model!r}, expected {_MODELS}: see falign train --help")
+
+
+def _is_path(text: str) -> bool:
+    return all(name.isidentifier() for name in text.split("."))
+
+
+def sizes(model: str) -> dict[str, int | None]:
+    """Read the sizes of a model, ``vit:width=32,blocks=2``; those that are not given are the defaults.
+
+    Args:
+        model: A model of ``BUILT_IN``, with or without sizes.
+
+    Raises:
+        ConfigError: A size is unknown, given twice or no whole number of at least 1, or heads do not divide the width.
+    """
+    name, colon, text = model.partition(":")
+    known, given = BUILT_IN[name], {}
+    for part in text.split(",") if colon else ():
+        key, _, value = part.partition("=")
+        if key not in known or key in given or not re.fullmatch("[1-9][0-9]*", value):
+            example = ",".join(f"{key}={value or 4}" for key, value in known.items())
+            raise ConfigError(
+                f"--model is {_shorten(model)}, expected {name}, or sizes like {name}:{example}, each a whole number "
+                "of at least 1, given once or left out"
+            )
+        if len(value) > DIGITS:
+            raise ConfigError(f"--model {model[:40]}… has a {key} of {value[:DIGITS]}…: no memory holds that, use less")
+        given[key] = int(value)
+    read = known | given
+    width, heads = read.get("width"), read.get("heads")
+    if width and heads and width % heads:
         raise ConfigError(
-            f"--model is {model!r}, expected mlp:SIZES, lenet, resnet20 or package.module:factory: "
-            "see falign train --help"
+            f"--model {model} has a width of {width} for {heads} heads, which share it: use a multiple of {heads}"
         )
+    return read
 
 
 def _convert_types(config: TrainConfig) -> TrainConfig:
@@ -217,7 +280,12 @@ def _check_effects(config: TrainConfig) -> None:
     """Refuse options that would have no effect: whoever gave one expects it to have."""
     ineffective = (
         ("momentum", config.optimizer != "sgd", f"for sgd, the optimizer is {config.optimizer}"),
-        ("activation", not _has_activation(config), f"for mlp and lenet, the model is {config.model}"),
+        (
+            "activation",
+            _default_activation(config.model) is None,
+            f"for mlp, lenet, vit and gpt, the model is {config.model}",
+        ),
+        ("context", not is_text(config.dataset), f"for text, the data set is {_shorten(config.dataset)}"),
         ("ridge_steps", config.ridge_schedule == "constant", "for schedules other than constant"),
     )
     for name, without_effect, why in ineffective:
@@ -238,8 +306,10 @@ def _check_effects(config: TrainConfig) -> None:
         raise ConfigError(f"--autocast {config.autocast} works from --dtype float32, got {config.dtype}")
 
 
-def _has_activation(config: TrainConfig) -> bool:
-    return config.model.startswith("mlp:") or config.model == "lenet"
+def _default_activation(model: str) -> Activation | None:
+    """Return the activation of a model of which ``--activation`` chooses it; None for others."""
+    defaults: dict[str, Activation] = {"mlp": "relu", "lenet": "relu", "vit": "gelu", "gpt": "gelu"}
+    return defaults.get(model.partition(":")[0]) if is_built_in(model) else None
 
 
 def _resolve_rule(config: TrainConfig) -> TrainConfig:
@@ -371,10 +441,13 @@ def _resolve_device(config: TrainConfig) -> str:
 
 
 def resolve_dataset(dataset: str) -> str:
-    """Return the name of a data set as it is, and the path of a folder in full: a run shall find it from anywhere."""
+    """Return the name of a data set as it is, and a path in full: a run shall find folder or text from anywhere."""
     from falign.lab.data import NAMES
 
     try:
+        if dataset.startswith("text:"):
+            path = Path(dataset.removeprefix("text:")).expanduser()
+            return f"text:{path.resolve()}" if path.is_file() else dataset
         path = Path(dataset).expanduser()
         return str(path.resolve()) if dataset and dataset not in NAMES and path.is_dir() else dataset
     except (OSError, RuntimeError, ValueError):  # no path at all, too long for one, or the home of a user who is none

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 __all__ = [
+    "CONTEXT",
     "LEARNING_RATES",
     "MOMENTUM",
+    "TEXTS",
     "WEIGHT_DECAYS",
     "Activation",
     "Autocast",
@@ -18,6 +20,7 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "TrainConfig",
+    "is_text",
     "option",
 ]
 
@@ -36,6 +39,10 @@ MOMENTUM = 0.9
 """Default of ``momentum`` for sgd."""
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
 """{optimizer: default of ``weight_decay``}."""
+CONTEXT = 64
+"""Default of ``context`` for texts."""
+TEXTS = ("pydoc",)
+"""Texts that are known by name; a file is ``text:FILE``."""
 
 _RULE = Group("Rule", sort_key=1)
 _OPTIMIZER = Group("Optimizer", sort_key=2)
@@ -68,11 +75,13 @@ class TrainConfig:
     """Everything that determines the numbers of a run, apart from the data themselves.
 
     Attributes:
-        dataset: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
-            folder of IDX files or of images by class.
-        model: mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or package.module:factory; the package is looked for
-            in the working folder first.
-        activation: Between the layers of mlp and lenet.
+        dataset: Images: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
+            folder of IDX files or of images by class. Text, whose next character is learned: pydoc, the reference of
+            the Python language that Python brings along, or text:FILE, a file in UTF-8.
+        model: For images mlp:SIZES (mlp:784-1000-10), lenet, resnet20, or vit (vit:patch=4,width=64,blocks=4,heads=4);
+            for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
+            images row by row, and package.module:factory; the package is looked for in the working folder first.
+        activation: Between the layers of mlp and lenet, and in the blocks of vit and gpt.
         rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa, or package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
@@ -85,7 +94,8 @@ class TrainConfig:
         rate_decay: Factor on the learning rate after every epoch; 1 keeps it constant.
         momentum: sgd: its momentum.
         weight_decay: Of all parameters: with sgd and adam part of the gradient, with adamw apart from it.
-        batch_size: Images a step.
+        context: Text: characters that a model sees at once.
+        batch_size: Images a step, or pieces of text.
         epochs: Passes through the training set.
         ridge: Strength λ: the output layer's W ← (1 - ηλ(t)) W - …, η the learning rate, t the step from 0.
         ridge_schedule: λ(t): constant: λ; cutoff: λ for t ≤ T, then 0; inverse-square: λ/(1 + t/T)²;
@@ -104,7 +114,8 @@ class TrainConfig:
 
     dataset: str = field(kw_only=False)
     model: str
-    activation: Annotated[Activation | None, Parameter(show_default=_depends("relu"))] = None
+    activation: Annotated[Activation | None, Parameter(show_default=_depends("relu, for vit and gpt gelu"))] = None
+    context: Annotated[_Whole | None, Parameter(show_default=_depends(f"{CONTEXT} for text"))] = None
     epochs: _Whole = 10
     rule: Annotated[str, Parameter(group=_RULE)] = "fa"
     rule_option: Annotated[tuple[str, ...], Parameter(group=_RULE, negative="")] = ()
@@ -145,8 +156,13 @@ class TrainConfig:
         return {key: (value, there[key]) for key, value in asdict(self).items() if value != there[key]}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields for JSON, without ``rule_option`` where it is empty."""
-        return {key: value for key, value in asdict(self).items() if key != "rule_option" or value}
+        """Return the fields for JSON, without ``rule_option`` and ``context`` where nothing is said by them."""
+        return {key: value for key, value in asdict(self).items() if key not in ("rule_option", "context") or value}
+
+
+def is_text(dataset: str) -> bool:
+    """Tell whether a data set is a text, and not one of images."""
+    return dataset in TEXTS or dataset.startswith("text:")
 
 
 def option(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The value that every loader returns, valid by construction."""
+"""The values that loaders return: images, valid by construction, and texts."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -102,6 +102,34 @@ class Dataset:
         mean = share @ values
         variance = (share * (values - mean[:, None]).square()).sum(1)
         return mean, variance.sqrt()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Text:
+    """A text, split by position: first eight tenths for training, then one for validation and one for the test.
+
+    Attributes:
+        name: The name it was loaded by; of a file, its name.
+        vocabulary: All characters of the text, each once, by their code points.
+        train: Positions in the vocabulary, uint8, or int32 where there are more than 256 characters, ``(train,)``.
+        validation: Likewise.
+        test: Likewise.
+        sha256: Checksum of the text in UTF-8; of a file, of its bytes.
+        notes: Oddities that are no reason to refuse it: sentences for the user.
+    """
+
+    name: str
+    vocabulary: str
+    train: Tensor = field(repr=False)
+    validation: Tensor = field(repr=False)
+    test: Tensor = field(repr=False)
+    sha256: str = field(repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def unigram_perplexity(self) -> float:
+        """Perplexity of the test by the frequencies of the training characters, one added to each count."""
+        counts = self.train.bincount(minlength=len(self.vocabulary)).double() + 1
+        return float((counts / counts.sum()).log()[self.test.long()].mean().neg().exp())
 
 
 def remarks(data: Dataset) -> tuple[str, ...]:

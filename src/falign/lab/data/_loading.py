@@ -1,5 +1,6 @@
-"""Loading of a data set by name or path: the folders in which it is looked for, the download, the checks."""
+"""Loading of a data set by name or path: the folders in which it is looked for, the download, the checks; of texts."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,10 +8,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pooch
+import torch
 
+from falign.lab._files import TooLarge, Unreadable, read_bounded
+from falign.lab._memory import available
+from falign.lab.config import TEXTS, is_text
 from falign.lab.data._cache import check_unchanged
-from falign.lab.data._dataset import DataError, Dataset, remarks
+from falign.lab.data._dataset import DataError, Dataset, Text, remarks
 from falign.lab.data._download import fetch, system_reason
 from falign.lab.data._folders import read_image_folder
 from falign.lab.data._idx import Idx, find_idx
@@ -53,11 +59,13 @@ def load(name: str, *, folder: Path | None = None, download: bool = True, progre
         if name in SOURCES:
             given, cache = _places(folder)
             return load_source(SOURCES[name], given=given, cache=cache, download=download, progress=progress)
+        if is_text(name):
+            raise DataError(f"'{name}' is a text, expected images: load it by load_text")
         path = _expanded(name)
         if not name or not path.is_dir():
             raise DataError(
                 f"'{name}' is neither a known data set nor an existing folder, expected one of "
-                f"{', '.join(NAMES)} or a path: check the spelling"
+                f"{', '.join((*NAMES, *TEXTS))} or a path, of a file as text:FILE: check the spelling"
             )
         if hint := _misplaced(path):
             raise DataError(hint)
@@ -127,12 +135,14 @@ def locate(name: str, folder: Path | None = None) -> Location:
     """Look for a data set where :func:`load` would, and verify nothing.
 
     Args:
-        name: One of ``NAMES``.
+        name: One of ``NAMES``, or of the texts.
         folder: Where it is looked for first; None is what ``FALIGN_DATA`` names.
 
     Returns:
         Its place, or how to get it. Folders that cannot be read count as empty.
     """
+    if name in TEXTS:
+        return _in_python(name)
     source, (given, cache) = SOURCES[name], _places(folder)
     if not source.files:
         return _in_scikit_learn(name)
@@ -160,6 +170,15 @@ def _in_scikit_learn(name: str) -> Location:
         if path.is_file():
             return Location(name=name, paths=(path,), bytes=path.stat().st_size, remedy="")
     return Location(name=name, paths=(), bytes=0, remedy="part of scikit-learn: pip install scikit-learn")
+
+
+def _in_python(name: str) -> Location:
+    package = find_spec("pydoc_data")
+    for root in package.submodule_search_locations or () if package else ():
+        path = Path(root) / "topics.py"
+        if path.is_file():
+            return Location(name=name, paths=(path,), bytes=path.stat().st_size, remedy="")
+    return Location(name=name, paths=(), bytes=0, remedy="part of Python's standard library: install all of it")
 
 
 def _size(path: Path) -> int:
@@ -258,3 +277,86 @@ def _pickled(source: Source, folder: Path) -> str | None:
                 f"get {source.files[0].name}"
             )
     return None
+
+
+# Texts.
+
+_ROOM = 16
+"""Bytes that reading takes for every byte of a file, at most."""
+_SEPARATOR = "\n\n\n"
+"""What stands between two topics of Python's reference."""
+_SHARE = 10
+"""One part in so many is for validation, and as much for the test."""
+
+
+def load_text(name: str) -> Text:
+    """Load a text by name, or from a file.
+
+    ``pydoc`` is what Python's ``help()`` shows of the language: the chapters of the language reference that every
+    Python brings along (``pydoc_data.topics``), in the order of their names, some 450,000 characters. It differs
+    between versions of Python.
+
+    Args:
+        name: ``pydoc``, or ``text:FILE``, the path of a file in UTF-8. A mark at its beginning (U+FEFF) is dropped.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: There is no such text, or it is empty, too large, not UTF-8, or of one character only.
+    """
+    if not is_text(name):
+        raise DataError(f"'{name}' is no text, expected {', '.join(TEXTS)} or text:FILE: check the spelling")
+    if name in TEXTS:
+        return _encoded(name, text := _python_reference(), text.encode())
+    path = Path(name.removeprefix("text:"))
+    try:
+        path = path.expanduser()
+        content = read_bounded(path, available() // _ROOM)
+    except TooLarge as error:
+        raise DataError(f"{path} cannot be read ({error}, by the memory that there is): use a part of it") from None
+    except (Unreadable, RuntimeError, ValueError) as error:  # no path at all, or the home of a user who is none
+        raise DataError(f"{path} cannot be read ({error}), expected a text file in UTF-8: check the path") from None
+    try:
+        return _encoded(path.name, content.decode("utf-8-sig"), content)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in UTF-8 (byte {error.start:,} is 0x{content[error.start]:02x}): convert it, by iconv"
+        ) from None
+
+
+def _python_reference() -> str:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataError(
+            "pydoc is not part of this Python (its module pydoc_data.topics is missing), expected that of the standard "
+            "library: install all of Python, or use text:FILE"
+        ) from None
+    return _SEPARATOR.join(topics[name].strip("\n") for name in sorted(topics))
+
+
+def _encoded(name: str, text: str, content: bytes) -> Text:
+    vocabulary = "".join(sorted(set(text)))
+    if len(vocabulary) < 2:
+        what = f"of the one character {vocabulary!r}" if text else "empty"
+        raise DataError(f"{name} is {what}, expected a text to learn from: use another one")
+    kind = np.uint8 if len(vocabulary) <= 256 else np.int32
+    known, codes = (np.frombuffer(each.encode("utf-32-le"), dtype=np.uint32) for each in (vocabulary, text))
+    places = np.empty(len(codes), dtype=kind)
+    piece = 1 << 20
+    for start in range(0, len(codes), piece):  # at once, it would take 8 bytes for each
+        places[start : start + piece] = np.searchsorted(known, codes[start : start + piece])
+    share = len(text) // _SHARE
+    train, validation, test = torch.from_numpy(places).split([len(text) - 2 * share, share, share])
+    unseen = len(vocabulary) - len(train.unique())
+    note = f"{name}: {unseen} of its {len(vocabulary)} characters are not in its training part"
+    return Text(
+        name=name,
+        vocabulary=vocabulary,
+        train=train,
+        validation=validation,
+        test=test,
+        sha256=hashlib.sha256(content).hexdigest(),
+        notes=(note,) if unseen else (),
+    )
