@@ -169,7 +169,7 @@ class Trial:
         return self.step(model, model)
 
     def run(self) -> str:
-        """ "compared", "refused", or "seen"; raises where anything is wrong."""
+        """ "compared", "refused", "carried" or "seen"; raises where anything is wrong."""
         if self.mode in COMPILED:
             torch._dynamo.reset()
         try:
@@ -226,6 +226,8 @@ class Trial:
             if not refused(error):
                 raise
             return "seen"
+        if verified and found == {} and case.spoiler in BY_HAND and "example" in self.options:
+            return "carried"
         assert not verified, "verify is true"
         assert any("body" in name for name in found), f"transport is silent: {found}"
         return "seen"
@@ -259,8 +261,12 @@ def spoiled_trials(spoiler, modes, numbers):
     return ((number, rules[number % 8], modes[number // 8 % len(modes)], spoiler) for number in numbers)
 
 
+#: Spoilers that are products by hand: where an example shows them, they take feedback of their own.
+BY_HAND = {"functional", "functional and called", "layer.forward", "matrix", "einsum"}
+
+
 def caught(counts: Counter) -> None:
-    assert counts["refused"] + counts["seen"] == sum(counts.values()) > 0, counts
+    assert counts["refused"] + counts["seen"] + counts["carried"] == sum(counts.values()) > 0, counts
 
 
 @pytest.mark.parametrize("part", range(2))

@@ -1,18 +1,22 @@
 """Attach a rule to a model, look at it, take it off."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
 from falign._guard import unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
-from falign._preserve import forget_compiled_code
+from falign._preserve import forget_compiled_code, preserve_generators
 from falign._saved import SavedHooks
+from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks, parts_of
 from falign.feedback import faults_of
@@ -82,6 +86,83 @@ def convert(
     return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """Row of ``check``: a layer or parameter, and its feedback.
+
+    Attributes:
+        name: of the layer, or of the parameter that is multiplied by hand.
+        kind: "linear", "convolution" or "parameter".
+        mechanism: "cut and delivered" (a layer), "direct" (its input receives the output's error), "saved tensor" (a
+            parameter, in whose place autograd is handed B).
+        rule: the rule's name.
+        shapes: of B, one an output that delivers to it.
+        family: of which B is drawn, "given", or "signs of W".
+        bytes: of B.
+    """
+
+    name: str
+    kind: str
+    mechanism: str
+    rule: str
+    shapes: tuple[tuple[int, ...], ...]
+    family: str
+    bytes: int
+
+
+class Check(list[str]):
+    """Obstacles to a conversion, a sentence each: empty where there are none. Prints as a table.
+
+    Attributes:
+        rows: what would happen to each layer and parameter.
+        untrained: names of parameters that would receive no gradient on the example; None without one, or where the
+            converted model cannot be run on it.
+    """
+
+    def __init__(
+        self, problems: Iterable[str], rows: tuple[CheckRow, ...] = (), untrained: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__(problems)
+        self.rows = rows
+        self.untrained = untrained
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all feedback together."""
+        return sum(row.bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "mechanism", "rule", "B", "family", "memory")
+        table = [head] + [
+            (
+                row.name,
+                row.kind,
+                row.mechanism,
+                row.rule,
+                " + ".join("x".join(map(str, shape)) or "a number" for shape in row.shapes),
+                row.family,
+                _size(row.bytes),
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = [*lines, f"feedback in all: {_size(self.memory)}"] if self.rows else []
+        if self.untrained:
+            lines.append(f"trained by nobody: {', '.join(self.untrained)}")
+        if self:
+            lines += ["cannot be converted:", *(f"- {line}" for line in self)]
+        return "\n".join(lines) or "nothing to convert, and nothing in the way"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024  # pyright: ignore[reportAssignmentType]
+    return f"{count:.1f} GiB"
+
+
 def check(
     model: nn.Module,
     rule: str | Rule | type[Rule] = "fa",
@@ -91,8 +172,11 @@ def check(
     skip: Iterable[str] = (),
     example: Any = None,
     output: Outputs = None,
-) -> list[str]:
+) -> Check:
     """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
+
+    Printed, it is a table of what would happen: layer, kind, mechanism, rule, B's shape, family and memory, the sum of
+    the memory and, with an example, the parameters that no gradient would reach. The model stays as it is.
 
     Args:
         model: as for ``convert``, as are the others.
@@ -104,9 +188,36 @@ def check(
         output: see there.
 
     Returns:
-        A sentence a problem, with what came, what was expected and what to do.
+        A sentence a problem, with what came, what was expected and what to do; a ``Check``, with the table's rows.
     """
-    return Plan(model, rule, feedback, scale, skip, example, output).problems
+    plan = Plan(model, rule, feedback, scale, skip, example, output)
+    if plan.problems:
+        return Check(plan.problems)
+    untrained = None if example is None else _untrained(model, rule, feedback, scale, skip, example, output)
+    rows = tuple(CheckRow(**row) for row in plan.rows())
+    return Check((), rows, untrained)
+
+
+def _untrained(model: nn.Module, *asked: Any) -> tuple[str, ...] | None:
+    """Name the parameters that receive no gradient in a pass of a converted copy; None where there is none."""
+    example = asked[4]
+    try:
+        with gradients_aside(model), preserve_generators(model), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            twin = plain_copy(model)
+            Plan(twin, *asked).attach(0)
+            result = call(twin, detached(example))
+            outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            if converted(twin)[0].rule.targeted:
+                return None
+            torch.autograd.backward(outputs, [torch.randn_like(output) for output in outputs])
+    except Exception:  # no copy, no pass with gradients: nothing is known
+        return None
+    return tuple(
+        name
+        for name, parameter in twin.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and "feedback" not in name.split(".")
+    )
 
 
 def revert(model: nn.Module) -> nn.Module:

@@ -86,6 +86,8 @@ class Plan:
         something = self.layers or self.by_hand or survey.unclear
         result = survey.run(example) if example is not None and something else None
         self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
+        if self.rule.wiring == "direct":
+            self.problems += survey.unreached
         if self.rule.wiring == "direct" and not self.problems:
             if example is None:
                 example, result = self._make_example()
@@ -101,6 +103,29 @@ class Plan:
         if self.scale is None and self.rule.wiring == "direct" and example is not None and not self.problems:
             self.gains = self._gains(example)
         self.family, self.given = self._family(feedback)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """List what the conversion does with each layer and parameter, as ``check`` shows it."""
+        rows = []
+        for name, shapes in self.shapes.items():
+            given = tuple(shape for shape, _ in shapes.values()) if self.rule.draws else ((),)
+            mechanism = "direct" if self.rule.wiring == "direct" else "cut and delivered"
+            source = ("given" if name in self.given else str(self.family)) if self.rule.draws else "signs of W"
+            rows.append(
+                {
+                    "name": name,
+                    "kind": self.kinds[name].name if name in self.kinds else "parameter",
+                    "mechanism": "saved tensor" if name in self.by_hand else mechanism,
+                    "rule": self.rule.name,
+                    "shapes": given,
+                    "family": source,
+                    "bytes": sum(torch.Size(shape).numel() for shape in given) * self.weights[name].element_size(),
+                }
+            )
+        if isinstance(self.family, Shared) and rows:  # one sequence, as long as the largest needs
+            largest = max(row["bytes"] for row in rows)
+            rows = [{**row, "bytes": largest if row["bytes"] == largest else 0} for row in rows]
+        return rows
 
     def _rule(self, rule: str | Rule | type[Rule]) -> Rule | None:
         if isinstance(rule, Rule) and hasattr(rule, "name"):
@@ -203,7 +228,7 @@ class Plan:
         example = values.to(first.device, first.dtype)
         trial = Survey(self.model, self.skip)
         result = trial.run(example)
-        if trial.problems:
+        if trial.problems or trial.unreached:
             self.problems += trial.derived
             return None, None
         self.survey = trial

@@ -5,7 +5,7 @@ which such products were seen, a saved-tensor hook recognises W, a view or a cop
 view of B in the backward. The forward is untouched, nothing is computed twice, and fused kernels stay fused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
@@ -70,7 +70,7 @@ class Site:
 
 
 class _Held(NamedTuple):
-    """What autograd keeps in place of a weight: how to make B of the same form, and the weight itself."""
+    """Stand-in that autograd keeps for a weight: how to make B of the same form, and the weight itself."""
 
     pass_: "_Pass"
     make: Callable[[], Tensor]
@@ -190,12 +190,18 @@ class FirstPass:
     They look for weights of layers, and of lookups, that are multiplied outside: the error would return through them.
 
     Args:
-        weights: {name: parameter}.
+        parameters: {name: parameter} of the model.
+        weights: names of those that are looked for.
         lenient: () -> whether what carries the error is listed by somebody else.
     """
 
-    def __init__(self, weights: dict[str, Tensor], lenient: Callable[[], bool]) -> None:
-        self._names = {_place(weight): name for name, weight in weights.items() if weight.layout is torch.strided}
+    def __init__(self, parameters: dict[str, Tensor], weights: Collection[str], lenient: Callable[[], bool]) -> None:
+        self._names = {
+            _place(weight): name
+            for name, weight in parameters.items()
+            if name in weights and weight.layout is torch.strided
+        }
+        self._leaves = {id(parameter) for parameter in parameters.values()}
         self._lenient = lenient
         self.hooks = saved_tensors_hooks(self._pack, self._unpack)
 
@@ -205,7 +211,7 @@ class FirstPass:
     def _unpack(self, kept: tuple[str | None, Tensor]) -> Tensor:
         name, tensor = kept
         node = torch._C._current_autograd_node()
-        if name is not None and node is not None and _carries(node) and not self._lenient():
+        if name is not None and node is not None and _carries(node, self._leaves) and not self._lenient():
             raise RuntimeError(
                 f"parameter {name!r} is multiplied outside its layer (F.linear, @), and the error returns through it "
                 "by backpropagation: convert with example=x, which shows such products, or name it in skip="
@@ -213,12 +219,12 @@ class FirstPass:
         return tensor
 
 
-def _carries(node: Any) -> bool:
+def _carries(node: Any, parameters: Collection[int]) -> bool:
     """Tell whether a node hands an error on, and not only its gradient to a weight: the inputs of layers are cut."""
     if node.name() not in PRODUCT_NODES:
         return False
     inputs = [child for child, _ in node.next_functions if child is not None]
-    return any(not all(isinstance(leaf, nn.Parameter) for leaf in _leaves(child) or [None]) for child in inputs)
+    return any(not all(id(leaf) in parameters for leaf in _leaves(child) or [None]) for child in inputs)
 
 
 def _note(parts: list["Feedback"]) -> None:

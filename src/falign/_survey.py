@@ -1,5 +1,6 @@
 """Survey of a model before a rule: the layers that take it, and everything that stands in its way."""
 
+import copy
 import re
 import warnings
 from collections import Counter
@@ -71,6 +72,7 @@ class Survey:
         problems: one sentence each.
         watch: what the run on the example showed, or None.
         lazy: whether a layer has no shape yet.
+        unreached: one sentence for each layer that did not run on the example.
         derived: one sentence for each parameter that is changed before its product.
         explained: parameters of which an example has shown what they do.
         by_hand: name -> parameter that is multiplied outside a layer.
@@ -88,6 +90,7 @@ class Survey:
         self.lazy = False
         self.explained: tuple[str, ...] = ()
         self.derived: list[str] = []
+        self.unreached: list[str] = []
         self.by_hand: dict[str, ByHand] = {}
         self.unclear: list[str] = []
         self._free: list[nn.Module] = []
@@ -256,9 +259,9 @@ class Survey:
                 if f"{name}.weight" in self.by_hand:
                     del self.layers[name], self.kinds[name]
                     continue
-                self.problems.append(
-                    f"layer {name!r} did not run on the example, so no error can reach it: call it in forward, or name "
-                    "it in skip="
+                self.unreached.append(
+                    f"layer {name!r} did not run on the example, so the size of its input is not known: call it in "
+                    "forward, give an example that reaches it, or name it in skip="
                 )
         return result
 
@@ -281,8 +284,11 @@ class Survey:
                 continue
             *path, key = name.split(".")
             if use.derived:
+                layer = self.model.get_submodule(".".join(path))
+                method = replaced_method(layer) if isinstance(layer, _BASES) else None
+                own = f"layer {'.'.join(path)!r} has a {method} of its own: " if method else ""
                 self.derived.append(
-                    f"parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and the "
+                    f"{own}parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and the "
                     "error would return through what is made of it by backpropagation: multiply by the parameter "
                     "itself, or name it in skip="
                 )
@@ -444,6 +450,31 @@ def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a model deeply; activations that modules keep as attributes go along detached.
+
+    Raises:
+        ValueError: something in the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        kept = {key: value for key, value in module.__dict__.items() if key not in _MODULE}
+        for tensor in tree_leaves((kept, dict(module._buffers))):
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                memo[id(tensor)] = tensor.detach().clone()  # deepcopy refuses it; the next forward makes it anew
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be copied, and a copy is what is looked at ({type(error).__name__}: {error}): keep no "
+            "graph, file or generator in its attributes"
+        ) from error
+
+
+#: What every module has; parameters and buffers are leaves.
+_MODULE = frozenset(nn.Module().__dict__)
 
 
 @contextmanager

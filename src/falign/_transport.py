@@ -1,19 +1,17 @@
 """Find the parameters that carried the error in a backward pass: weight transport, seen where it happens."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
 from falign._convert import targets
 from falign._labels import ERROR, ErrorWatch
 from falign._preserve import force_eager, preserve_generators
-from falign._survey import call, gradients_aside
+from falign._survey import call, gradients_aside, plain_copy
 from falign._wiring import wirings
 
 
@@ -142,28 +140,3 @@ def check_loss(loss: Any) -> Tensor:
     if not loss.requires_grad:
         raise ValueError("the loss depends on no trainable parameter of the model: there is no gradient to verify")
     return loss
-
-
-def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a model deeply; activations that modules keep as attributes go along detached.
-
-    Raises:
-        ValueError: something in the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        kept = {key: value for key, value in module.__dict__.items() if key not in _MODULE}
-        for tensor in tree_leaves((kept, dict(module._buffers))):
-            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                memo[id(tensor)] = tensor.detach().clone()  # deepcopy refuses it; the next forward makes it anew
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ValueError(
-            f"the model cannot be copied, and a copy is what is looked at ({type(error).__name__}: {error}): keep no "
-            "graph, file or generator in its attributes"
-        ) from error
-
-
-#: What every module has; parameters and buffers are leaves.
-_MODULE = frozenset(nn.Module().__dict__)

@@ -13,12 +13,11 @@ from falign._convert import backprop, revert
 from falign._delivery import overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
-from falign._survey import gradients_aside
+from falign._survey import gradients_aside, plain_copy
 from falign._transport import (
     Transported,
     check_loss,
     compute_loss,
-    plain_copy,
     run_backward,
     run_model,
     uncompiled_passes,

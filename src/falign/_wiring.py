@@ -136,8 +136,7 @@ class Wiring:
         self.passes += 1
         modules = modules_of(model)
         if self.unseen and self.state.first_pass is None:
-            weights = {name: p for name, p in model.named_parameters() if name in self.unseen}
-            self.state.first_pass = FirstPass(weights, lambda: self.lenient)
+            self.state.first_pass = FirstPass(dict(model.named_parameters()), self.unseen, lambda: self.lenient)
             self.state.first_pass.hooks.__enter__()
         if modules != self.modules:
             problems = self.newcomers(model, (*self.skip, *self.explained))

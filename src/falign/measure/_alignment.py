@@ -108,7 +108,8 @@ def displacement_columns(
         steps: {parameter: -Δθ}.
         true: {parameter: true gradient}.
     """
-    names = own_parameters(layer, model.get_submodule(layer), steps)
+    by_hand = layer in steps  # the row of a parameter that is multiplied by hand
+    names = [layer] if by_hand else own_parameters(layer, model.get_submodule(layer), steps)
     if not names:
         return {}
     step_by_gradient = sum_products(names, steps, true)
@@ -260,6 +261,11 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         if name in parts and (compared := _weights(parts[name], maps[name])) is not None
     }
     slopes = {name: sum_products(names, passes.taken, passes.true) for name, names in names_of.items()}
+    inside = {parameter for names in names_of.values() for parameter in names}
+    by_hand = {name: part for name, part in parts.items() if part.parameter is not None}
+    # A weight that is a layer's as well has its gradient in the row of the layer.
+    alone = {name: sum_products([name], passes.taken, passes.true) for name in by_hand if name in passes.true}
+    alone = {name: slope for name, slope in alone.items() if name not in inside}
     rows = tuple(
         LayerAlignment(
             layer=name,
@@ -271,8 +277,17 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
             effective_rank=passes.ranks.get(name),
         )
         for name in order
+    ) + tuple(
+        LayerAlignment(
+            layer=name,
+            kind="parameter",
+            **_slopes(alone.get(name)),
+            **_compare_parameter(part, model.get_parameter(name).detach()),
+        )
+        for name, part in by_hand.items()
     )
-    inside = {parameter for names in names_of.values() for parameter in names}
+    inside |= alone.keys()
+    slopes |= alone
     rest = sum_products([name for name in passes.true if name not in inside], passes.taken, passes.true)
     descent = sum(slope.inner for slope in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
@@ -286,6 +301,17 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         neurons={name: compared.neurons for name, compared in weights.items()},
         neuron_cosines={name: compared.cosines for name, compared in weights.items()},
     )
+
+
+def _compare_parameter(part: Feedback, weight: Tensor) -> dict[str, Any]:
+    """Give the columns of B beside W of a parameter that is multiplied by hand: which axis is a neuron is not known."""
+    matrix, wide = part.feedback_matrix(weight).detach().double(), weight.double()
+    whole = products(matrix, wide)
+    return {
+        "weight_angle": whole.angle,
+        "norm_ratio": (whole.one / whole.other) ** 0.5 if whole.other > 0 else None,
+        "sign_agreement": float((matrix * wide > 0).double().mean()),
+    }
 
 
 def _kind(layer: Layer) -> str:

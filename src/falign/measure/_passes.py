@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.parametrize import is_parametrized
 
-from falign._attached import Feedback
+from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, targets
 from falign._preserve import force_eager
 from falign._transport import compute_loss
@@ -26,7 +26,7 @@ def one_forward_suffices(model: nn.Module) -> bool:
     Then all errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
     stands between the layer's input and the layer: the delivery carries errors past it.
     """
-    layers = [model.get_submodule(name) for name in feedbacks(model)]
+    layers = [model.get_submodule(name) for name, part in feedbacks(model).items() if part.parameter is None]
     return (
         all(wiring.rule.wiring != "direct" for wiring in converted(model))
         and not any(is_parametrized(layer) for layer in layers)
@@ -102,8 +102,12 @@ class Passes:
 
 
 def linear_maps(model: nn.Module) -> dict[str, Layer]:
-    """Map names to the linear maps and convolutions of a model, converted or not."""
-    return {name: layer for name, layer in model.named_modules() if kind_of(layer) is not None}
+    """Map names to the linear maps and convolutions of a model, converted or not, but those multiplied by hand."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if kind_of(layer) is not None and not isinstance(layer._modules.get("feedback"), FeedbackOfParameters)
+    }
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -19,7 +19,8 @@ class LayerAlignment:
 
     Attributes:
         layer: Its name.
-        kind: "linear" or "convolution".
+        kind: "linear", "convolution", or "parameter" of one that is multiplied by hand (attention, recurrent kernels,
+            products): its row has the gradient and B beside W, and no errors.
         delivered_angle: Mean over samples of the angle between the error that the layer hands to x and the true error
             at x, before it is multiplied by the derivative of the activation below. None where x wants no error.
         delivered_angle_sd: Standard deviation over samples.
