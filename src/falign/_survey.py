@@ -288,8 +288,8 @@ class Survey:
                 method = replaced_method(layer) if isinstance(layer, _BASES) else None
                 own = f"layer {'.'.join(path)!r} has a {method} of its own: " if method else ""
                 self.derived.append(
-                    f"{own}parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and the "
-                    "error would return through what is made of it by backpropagation: multiply by the parameter "
+                    f"{own}parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and "
+                    "the error would return through what is made of it by backpropagation: multiply by the parameter "
                     "itself, or name it in skip="
                 )
                 continue

@@ -12,7 +12,7 @@ from falign._convert import targets
 from falign._labels import ERROR, ErrorWatch
 from falign._preserve import force_eager, preserve_generators
 from falign._survey import call, gradients_aside, plain_copy
-from falign._wiring import wirings
+from falign._wiring import feedbacks, wirings
 
 
 class Transported(dict[str, str]):
@@ -84,6 +84,7 @@ def run_backward(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> T
         x,
         [p for part in parts for p in (*part.parameters(), *part.buffers(), part.matrix)],
         {id(p) for part in parts for p in part.parameters()},
+        multiplied=[name for name, part in feedbacks(twin).items() if part.parameter is not None] if parts else (),
     )
     try:
         with watch:
