@@ -417,3 +417,81 @@ def test_packed_sequences_and_the_last_state_are_followed():
     assert [rows[name].status for name in ("first", "inner.weight_ih_l0")] == ["exact", "exact"]
     assert rows["inner.weight_ih_l0"].targets == "inner.weight_hh_l0, last"
     assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+
+
+# What the instrument does not follow, as the documentation states it.
+
+
+def _changes(model: nn.Module, balance, steps: int = 10, rate: float = 0.02) -> tuple[float, float]:
+    """How far a balance moved in some steps, and half the squares of the displacements in it."""
+    x, y = data()
+    start, squares = balance(model, None), 0.0
+    for _ in range(steps):
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        squares += float(balance(model, rate))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+    return float(balance(model, None) - start), squares
+
+
+def _half(parameter: Tensor, rate: float | None) -> Tensor:
+    """½p², or of the step to come."""
+    one = parameter.detach() if rate is None else rate * parameter.grad
+    return 0.5 * one.square()
+
+
+class PreNorm(nn.Module):
+    """A stream to which an embedding, attention and a layer write, read behind normalisations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(3, 4), nn.Linear(4, 6)
+        self.attention, self.outer = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(6, 4)
+        self.norms = nn.ModuleList(nn.LayerNorm(4, eps=0) for _ in range(3))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        normed = self.norms[0](h)
+        h = h + self.attention(normed, normed, normed)[0]
+        h = h + self.outer(F.gelu(self.inner(self.norms[1](h))))
+        return self.last(self.norms[2](h)).mean(1)
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "usf"])
+def test_what_is_written_to_a_normalised_stream_keeps_its_length(rule):
+    def balance(model: nn.Module, rate: float | None) -> Tensor:
+        writers = (model.first, model.attention.out_proj, model.outer)
+        return sum(_half(parameter, rate).sum() for layer in writers for parameter in (layer.weight, layer.bias))
+
+    moved, expected = _changes(made(PreNorm(), rule), balance)
+    assert moved == pytest.approx(expected, rel=1e-9)
+    assert expected > 1e-6
+
+
+def test_rotary_positions_leave_the_law_of_each_pair():
+    def rotated(z: Tensor) -> Tensor:
+        angle = torch.arange(z.shape[-2], dtype=z.dtype)[:, None]
+        return z * angle.cos() + torch.stack([-z[..., 1], z[..., 0]], -1) * angle.sin()
+
+    def balance(model: nn.Module, rate: float | None, pairs: bool = True) -> Tensor:
+        of_q, of_k = (_half(one.weight, rate).sum(1) + _half(one.bias, rate) for one in (model.q, model.k))
+        return ((of_q - of_k).view(2, 2).sum(1) if pairs else of_q - of_k)[0]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cases.softmax(rotated(q), rotated(k), v)
+
+    moved, expected = _changes(made(Attention(attend)), balance)
+    assert moved == pytest.approx(expected, rel=1e-6)
+    moved, expected = _changes(made(Attention(attend)), lambda *given: balance(*given, pairs=False))
+    assert moved != pytest.approx(expected, rel=1e-2)
+
+
+def test_under_softmax_the_bias_of_the_keys_stays():
+    model = made(Attention(cases.softmax))
+    start = model.k.bias.detach().clone()
+    watched(model)
+    torch.testing.assert_close(model.k.bias.detach(), start, rtol=0, atol=1e-14)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from falign.theory import attention as att
 from falign.theory import conservation as law
 from falign.theory import deep_linear as deep
 from falign.theory import dominance as dom
@@ -111,6 +112,12 @@ def width_free() -> two.WidthFree:
 
 def _xy(outputs: int = 3) -> dict[str, Any]:
     return {"X": numbers(6, 4), "y": numbers(6, outputs)}
+
+
+def _attended(**others: Any) -> dict[str, Any]:
+    block = att.draw(seeds=[0, 1], dynamics=dynamics(), inputs=2, width=3, d=2, above=3)
+    data = {"X": numbers(4, 3, 2), "y": numbers(4, 2, seed=1)}
+    return {"block": block, "dynamics": dynamics(), **data, "scores": "softmax", **others}
 
 
 def _law(**more: Any) -> dict[str, Any]:
@@ -679,6 +686,39 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "law.decay_equilibrium": (
         law.decay_equilibrium,
         lambda: {"trajectory": law_trajectory(decay=0.1), "tolerance": 1e-3, "still": 1e-3},
+    ),
+    # attention
+    "att.draw": (
+        att.draw,
+        lambda: {
+            "seeds": [0, 1],
+            "dynamics": dynamics(),
+            "inputs": 2,
+            "width": 3,
+            "heads": 2,
+            "d": 2,
+            "above": 3,
+            "outputs": 2,
+            "scale": 0.5,
+        },
+    ),
+    "att.gradients": (att.gradients, _attended),
+    "att.invariants": (
+        att.invariants,
+        lambda: {name: value for name, value in _attended().items() if name not in ("X", "y")},
+    ),
+    "att.gradient_descent": (att.gradient_descent, lambda: _attended(rate=0.01, steps=3, at=[0, 3])),
+    "att.gradient_flow": (
+        att.gradient_flow,
+        lambda: _attended(times=torch.tensor([0.0, 0.01]).double(), tolerance=1e-5, longest=2000),
+    ),
+    "att.conservation": (
+        att.conservation,
+        lambda: {
+            "trajectory": att.gradient_descent(**_attended(rate=0.01, steps=3)),
+            "law": "queries",
+            "tolerance": 1e-9,
+        },
     ),
     # dominance
     "dom.split": (

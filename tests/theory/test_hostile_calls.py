@@ -9,7 +9,16 @@ import pytest
 import torch
 from good_calls import GOOD
 
-from falign.theory import conservation, deep_linear, dominance, factorisation, minimum_norm, separability, two_layer
+from falign.theory import (
+    attention,
+    conservation,
+    deep_linear,
+    dominance,
+    factorisation,
+    minimum_norm,
+    separability,
+    two_layer,
+)
 from falign.theory.two_layer import kernels, theorems
 from hostile import anything, fault, other, same
 
@@ -77,7 +86,7 @@ def test_every_hostile_argument_is_answered_right_or_in_a_sentence(name):
 def test_the_table_has_every_public_function():
     rooms = {
         "two": two_layer, "kernels": kernels, "theorems": theorems, "deep": deep_linear, "fac": factorisation,
-        "law": conservation, "dom": dominance,
+        "law": conservation, "dom": dominance, "att": attention,
     }  # fmt: skip
     public = {f"{short}.{name}" for short, room in rooms.items() for name in room.__all__}
     for room in (separability, minimum_norm):

@@ -27,8 +27,9 @@ class ConservationLaw:
     size (ReLU, dropout, pooling). Then ``⟨w, ∇w⟩ + b∇b = ⟨B, ∇W⟩`` for the gradients that a layerwise rule takes, in
     every batch, and steps of plain gradient descent change C by ``½Ση²|∇|²`` and nothing else. The instrument finds
     the pairs of layers by itself, says for which of them the law holds and why it does not for the others, and
-    accounts for weight decay, moving feedback and changing rates. What is left, the residual, is rounding if all
-    gradients were the rule's, and more if one was not::
+    accounts for weight decay, moving feedback and changing rates. Queries and keys, which no B is between, have a law
+    with each other, ``½|w_q|² + ½b_q² - ½|w_k|² - ½b_k²`` under every rule. What is left, the residual, is rounding if
+    all gradients were the rule's, and more if one was not::
 
         law = falign.measure.ConservationLaw(model, optimizer)
         ...                                                       # the training loop as it is
