@@ -534,6 +534,8 @@ def delivered(e: Tensor, matrix: Tensor, layer: nn.Module, shape: torch.Size) ->
     if isinstance(layer, nn.Linear):
         if e.dim() > 2 and shape[:-1] == e.shape[:-1]:
             return e @ matrix
+        if e.dim() == 2 and len(shape) == 3:  # one vector, at every position
+            return (e @ matrix / shape[1] ** 0.5).unsqueeze(1).expand(shape)
     elif e.dim() == len(shape) > 2 and shape[2:] == e.shape[2:]:
         return torch.einsum("no...,oc->nc...", e, matrix)
     return (e.flatten(1) @ matrix).reshape(shape)

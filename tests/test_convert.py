@@ -263,7 +263,8 @@ def test_direct_feedback_into_convolutions_is_a_full_map():
     model = falign.convert(build("conv"), "dfa", example=batch("conv")[0])
     state = falign.feedback_state(model)
     assert state["2"].shape == (5, 6 * 6 * 6)
-    carried = falign._delivery.project(torch.randn(4, 5, dtype=torch.float64), state["2"], (4, 6, 6, 6), 0)
+    route = falign._delivery.Route(("n", "k"), ("n", "c"))
+    carried = falign._delivery.project(torch.randn(4, 5, dtype=torch.float64), state["2"], (4, 6, 6, 6), route)
     assert float(carried.std(dim=(2, 3)).mean() / carried.std()) > 0.8
 
 
@@ -284,7 +285,8 @@ def test_images_in_images_out_is_per_position(rule):
     assert falign.verify(model, x, lambda output: nn.functional.cross_entropy(output, y), target=y)
 
 
-def test_pooled_sequences_get_a_map_of_the_whole_sample():
+@pytest.mark.parametrize(("positions", "sizes"), [("each", (6, 8)), ("all", (30, 40))])
+def test_pooled_sequences_get_one_vector_at_every_position_or_a_map_of_the_whole_sample(positions, sizes):
     class Pooled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -294,9 +296,9 @@ def test_pooled_sequences_get_a_map_of_the_whole_sample():
             return self.out(torch.tanh(self.mid(torch.tanh(self.inner(x)))).mean(1))
 
     model, x, y = Pooled().double(), torch.randn(4, 5, 6, dtype=torch.float64), torch.randint(3, (4,))
-    falign.convert(model, "dfa", example=x)
+    falign.convert(model, falign.ALL_RULES["dfa"](positions=positions), example=x)
     assert {name: tuple(b.shape) for name, b in falign.feedback_state(model).items()} == {
-        "inner": (3, 30), "mid": (3, 40), "out": (3, 8),
+        "inner": (3, sizes[0]), "mid": (3, sizes[1]), "out": (3, 8),
     }  # fmt: skip
     assert falign.verify(model, x, lambda output: loss_of(output, y))
 

@@ -201,12 +201,38 @@ class Steps(nn.Module):
         return torch.stack(outputs, 1)
 
 
-def test_a_layer_that_runs_once_a_position_is_refused_by_direct_rules():
-    x = torch.randn(5, 7, 4)
-    problems = falign.check(Steps(), "dfa", example=x)
-    assert len(problems) == 3
-    assert all("runs 7 times, once for each position of the output (5, 7, 3)" in problem for problem in problems)
-    assert falign.verify(falign.convert(Steps().double(), "fa"), x.double(), lambda o: o.square().sum())
+def test_a_layer_that_runs_once_a_position_gets_that_positions_error():
+    """The k-th call gets e_k B, whatever the length; written out with every input cut."""
+    model, x = Steps().double(), torch.randn(5, 7, 4).double()
+    falign.convert(model, "dfa", example=x)
+    feedback = falign.feedback_state(model)
+    assert {name: tuple(b.shape) for name, b in feedback.items()} == {"state": (3, 6), "inner": (3, 4), "out": (3, 6)}
+    for length in (7, 3):
+        x = torch.randn(5, length, 4).double()
+        h, cuts, outputs = x.new_zeros(5, 6), [], []
+        for t in range(length):
+            cuts.append(("state", t, h))
+            h = torch.tanh(model.inner.forward(x[:, t]) + model.state.forward(h.detach()))
+            cuts.append(("out", t, h))
+            outputs.append(model.out.forward(h.detach()))
+        output = torch.stack(outputs, 1)
+        (e,) = torch.autograd.grad(output.square().sum(), output, retain_graph=True)
+        total = output.square().sum()
+        for name, t, cut in cuts:
+            total = total + (e[:, t] @ feedback[name] * cut).sum()
+        with falign.backprop(model):
+            expected = torch.autograd.grad(total, list(model.parameters()))
+        model.zero_grad()
+        model(x).square().sum().backward()
+        assert (
+            relative(
+                {str(n): p.grad for n, p in enumerate(model.parameters())}, {str(n): g for n, g in enumerate(expected)}
+            )
+            <= 1e-13
+        )
+    assert falign.verify(model, x, lambda o: o.square().sum())
+    falign.revert(model)
+    assert falign.verify(falign.convert(model, "fa"), x, lambda o: o.square().sum())
 
 
 def rule_of(output):

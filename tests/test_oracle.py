@@ -51,7 +51,7 @@ def test_verify_sees_a_wrong_gradient(rule, case, monkeypatch):
         wrong = dataclasses.replace(kind, error=lambda e, b, x, spec, kind=kind: kind.error(e, b, x, spec) * 1.001)
         monkeypatch.setitem(falign.layers.KINDS, name, wrong)
     right = falign._delivery.project
-    monkeypatch.setattr(falign._delivery, "project", lambda *args: right(*args) * 1.001)
+    monkeypatch.setattr(falign._delivery, "project", lambda *args, **how: right(*args, **how) * 1.001)
     model = build(case, rule)
     x, y = batch(case)
     result = falign.verify(model, x, lambda output: loss_of(output, y), target=y)

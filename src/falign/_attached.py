@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from falign._delivery import Cut, EitherWay, deliver_layerwise, transformed
+from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, transformed
 from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
 from falign._preserve import look_at_hooks
 from falign.layers import KINDS, Layer
 
 if TYPE_CHECKING:
-    from falign._wiring import Wiring
+    from falign._wiring import Run, Wiring
 
 
 #: Attributes of a ``Feedback`` that every pass changes; a pass that only measures puts them back.
@@ -49,13 +49,19 @@ class Feedback(nn.Module):
     start: int
     shape: tuple[int, ...]
 
-    def __init__(self, wiring: "Wiring", name: str, kind: str, channels: int, matrix: Tensor) -> None:
+    def __init__(self, wiring: "Wiring", name: str, kind: str, route: Route, matrix: Tensor) -> None:
         super().__init__()
         rule = wiring.rule
         self.wiring = wiring
         self.name = name
         self.kind = kind
-        self.channels = channels
+        self.route = route
+        self.silent = False  # it cuts, and no error is delivered there
+        # Of a module that is cut as a whole: the argument that this feedback is for ("[0]", "[memory]"), what is put
+        # behind the module's name for it, and how far above the module that keeps it the cut one stands.
+        self.path = self.slot = ""
+        self.levels = 0
+        self.further: list[Feedback] = []  # that of the module's other arguments
         self.gain = 1.0
         self.first_end = 0
         self.parameter: str | None = None  # name in its module of what is multiplied by hand; None: a layer's weight
@@ -65,7 +71,7 @@ class Feedback(nn.Module):
         # Standard deviations of B's entries, one an output: all else of B is a function of seed, name and family, so
         # with these numbers in the state_dict a model that is built anew gets the same B.
         self.deviations: list[float] = []
-        self.others: dict[int, tuple[str, int]] = {}  # number of the end -> name of the buffer, channels
+        self.others: dict[int, tuple[str, Route]] = {}  # number of the end -> name of the buffer, route
         # What passes leave here, for ``Guard``, which asks whether a gradient came by the layer itself, and for rules
         # that draw anew in every pass, which must know a recomputation by activation checkpointing from a pass.
         self.has_run = False  # outside of a backward
@@ -177,9 +183,75 @@ class Feedback(nn.Module):
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
+        self._count_call()
         if not (torch.is_grad_enabled() and self.is_on()):
             return None
-        wiring, x = self.wiring, self._first(layer, args)
+        x = self._first(layer, args)
+        if (run := self._run()) is not None and wants_error(x):
+            self.note(x, run)
+        return (_cut(x, None), *args[1:])
+
+    def cut_module(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        """Detach all that a module is given and note it: forward pre-hook of a module cut as a whole, direct wiring.
+
+        Raises:
+            RuntimeError: an error wants to reach an argument for which there is no feedback.
+        """
+        parts = {part.path: part for part in (self, *self.further)}
+        for part in parts.values():
+            part._count_call()
+        if not (torch.is_grad_enabled() and self.is_on()):
+            return None
+        self.refuse_graphs()
+        if not torch.compiler.is_compiling():
+            self.note_pass()
+            _refuse_forward_mode()
+        run = self._run()
+        cuts: list[tuple[Tensor, Tensor]] = []  # one argument given twice is the same tensor behind the cut as well
+
+        def cut(path: str, x: Tensor) -> Tensor:
+            if path in parts:
+                if run is not None and wants_error(x):
+                    parts[path].note(x, run)
+            elif wants_error(x):
+                raise RuntimeError(
+                    f"module {self.name!r} got a tensor {tuple(x.shape)} at {path} that it did not get on the example, "
+                    "so there is no feedback for its error: convert the model with an example that gives it"
+                )
+            known = next((after for before, after in cuts if before is x), None)
+            if known is None:
+                known = x.detach()
+                cuts.append((x, known))
+            return known
+
+        return map_arguments(args, kwargs, cut)
+
+    def note(self, x: Tensor, run: "Run") -> None:
+        """Note a cut input in the running forward, so that the output's error is delivered to it."""
+        if not self.silent:
+            version = x._version if run.watched else -1
+            call = max(run.calls.get(self.name, 1) - 1, 0)
+            run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.routes(), call))
+
+    def note_later(self, x: Tensor) -> None:
+        """Note the input of a layer that has run on its values, and whose graph came into being after it."""
+        runs = self.wiring.state.runs
+        if runs and wants_error(x):
+            self.note(x, runs[-1])
+
+    def _count_call(self) -> None:
+        runs = self.wiring.state.runs
+        if runs and not in_backward():
+            calls = runs[-1].calls
+            calls[self.name] = calls.get(self.name, 0) + 1
+
+    def _run(self) -> "Run | None":
+        """Give the running forward of the converted model; None in a recomputation by activation checkpointing.
+
+        Raises:
+            RuntimeError: the layer runs outside of both.
+        """
+        wiring = self.wiring
         runs = wiring.state.runs
         if not runs:
             fired = wiring.fired if wiring.state.fired is None else wiring.state.fired
@@ -189,16 +261,13 @@ class Feedback(nn.Module):
                     "error can be delivered to it: call the model that was given to falign.convert, and use "
                     "torch.utils.checkpoint with use_reentrant=False"
                 )
-            return (_cut(x, None), *args[1:])
+            return None
         run = runs[-1]
         if not torch.compiler.is_compiling():
             run.fired.append(self)
         if not run.watched:
             self.untraceable = True
-        if wants_error(x):
-            version = x._version if run.watched else -1
-            run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.axes()))
-        return (_cut(x, None), *args[1:])
+        return run
 
     def deliver_direct(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
         """Deliver the error where it begins at this layer's output: forward hook of the layer, direct wiring."""
@@ -270,9 +339,10 @@ class Feedback(nn.Module):
     def guard(self, layer: Layer) -> None:
         """Check every gradient that arrives at the layer's weights: it must have come by the layer itself.
 
-        Learned feedback of a parameter, which no delivery sees, receives that gradient as well.
+        Learned feedback of a parameter, which no delivery sees, receives that gradient as well. Within a module that is
+        cut as a whole backpropagation does as it always does.
         """
-        for weight in self.weights(layer):
+        for weight in [] if self.path else self.weights(layer):
             followed = any((part := hook.part()) is not None and part.B is self.B for hook in followers_of(weight))
             if self.follows and weight.requires_grad and not followed:
                 weight.register_hook(Follower(self))
@@ -335,9 +405,9 @@ class Feedback(nn.Module):
             del cut._falign_input  # the layer's graph keeps the cut, which would keep the graph in front of it
         return x
 
-    def axes(self) -> dict[int, int]:
-        """Map the number of each output to the axis of the channels that it shares with the input, or to 0."""
-        return {self.first_end: self.channels, **{end: axis for end, (_, axis) in self.others.items()}}
+    def routes(self) -> dict[int, Route]:
+        """Map the number of each output to which of its positions are the input's."""
+        return {self.first_end: self.route, **{end: route for end, (_, route) in self.others.items()}}
 
     def _learns(self, layer: Layer) -> bool:
         """Tell whether B receives a gradient: a learned B of a weight that receives one."""
@@ -382,11 +452,7 @@ class Feedback(nn.Module):
         if not torch.compiler.is_compiling():
             self.note_pass()
             self._fits(layer)  # not before: under tracing, sizes are tensors
-            if forward_ad._current_level >= 0:
-                raise RuntimeError(
-                    "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
-                    "`with falign.backprop(model):`, where they are exact"
-                )
+            _refuse_forward_mode()
         return args[0]
 
     def refuse_graphs(self) -> None:
@@ -453,6 +519,39 @@ def _cut(x: Tensor, undetached: Tensor | None) -> Tensor:
     # What the hook behind the layer needs travels on the tensor and not in the module, which threads share.
     cut._falign_input = undetached  # type: ignore[attr-defined]
     return cut
+
+
+def map_arguments(
+    args: tuple, kwargs: dict[str, Any], function: Callable[[str, Tensor], Tensor]
+) -> tuple[tuple, dict[str, Any]]:
+    """Replace every floating-point tensor among arguments, also within tuples, lists and dicts, by a function of it.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        function: (where it is: "[0]", "[memory]", "[state][1]"; the tensor of any shape) -> a tensor.
+    """
+
+    def mapped(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            return function(path, value) if value.is_floating_point() else value
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(mapped(each, f"{path}[{at}]") for at, each in enumerate(value)))
+        if type(value) in (tuple, list):
+            return type(value)(mapped(each, f"{path}[{at}]") for at, each in enumerate(value))
+        if type(value) is dict:
+            return {key: mapped(each, f"{path}[{key}]") for key, each in value.items()}
+        return value
+
+    return mapped(args, ""), mapped(kwargs, "")
+
+
+def _refuse_forward_mode() -> None:
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
+            "`with falign.backprop(model):`, where they are exact"
+        )
 
 
 def _exporting() -> bool:

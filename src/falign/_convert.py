@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
+from falign._cuts import Cuts
+from falign._expand import contract
 from falign._guard import unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
@@ -18,7 +20,7 @@ from falign._preserve import forget_compiled_code, preserve_generators
 from falign._saved import SavedHooks
 from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
-from falign._wiring import DDP_IGNORED, SPARED, WIRING, Wiring, converted, feedbacks, parts_of
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, converted, feedbacks, parts_of
 from falign.feedback import faults_of
 from falign.rules import Rule
 
@@ -37,6 +39,8 @@ def convert(
     skip: Iterable[str] = (),
     example: Any = None,
     output: Outputs = None,
+    cut: Cuts | None = None,
+    error_at: str | tuple[str, ...] | list[str] | None = None,
 ) -> nn.Module:
     """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
 
@@ -68,6 +72,14 @@ def convert(
         output: for direct rules, which tensor carries the error where the model returns a structure: a key, an index,
             or a function of what the model returns. A tuple of these: each delivers its own error e_o, with feedback
             of its own, to the layers that it is made of: Σ_o e_o B_o (a VAE: reconstruction, mean and variance).
+        cut: for direct rules, what is cut at its input: "layers" (the default: every linear layer and convolution, the
+            products inside attention and recurrent modules, and whatever module multiplies parameters of its own),
+            "blocks" (every module of the longest row of siblings of one class: the stream between blocks), a name or a
+            pattern of module names ("blocks.*", part by part between the dots), or a tuple of these. All
+            floating-point tensors that a module is given are cut, each with a B of its own ("dec.0", "dec.0[memory]");
+            inside of it errors are backpropagated, unless its own layers are cut as well.
+        error_at: for direct rules, the name of a module (or several): at its output the error is taken in place of the
+            model's output, and what follows is backpropagated ("ln_f" in front of a vocabulary: B is then (d, d)).
 
     Returns:
         The model.
@@ -75,7 +87,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at)
     try:
         seed = whole_number("seed", seed)
     except ValueError as error:
@@ -172,6 +184,8 @@ def check(
     skip: Iterable[str] = (),
     example: Any = None,
     output: Outputs = None,
+    cut: Cuts | None = None,
+    error_at: str | tuple[str, ...] | list[str] | None = None,
 ) -> Check:
     """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
 
@@ -186,14 +200,18 @@ def check(
         skip: see there.
         example: see there.
         output: see there.
+        cut: see there.
+        error_at: see there.
 
     Returns:
         A sentence a problem, with what came, what was expected and what to do; a ``Check``, with the table's rows.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at)
     if plan.problems:
         return Check(plan.problems)
-    untrained = None if example is None else _untrained(model, rule, feedback, scale, skip, example, output)
+    untrained = (
+        None if example is None else _untrained(model, rule, feedback, scale, skip, example, output, cut, error_at)
+    )
     rows = tuple(CheckRow(**row) for row in plan.rows())
     return Check((), rows, untrained)
 
@@ -229,7 +247,7 @@ def revert(model: nn.Module) -> nn.Module:
     converted(model)
     for module in list(model.modules()):
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = (Feedback, SavedHooks, Wiring)
+            ours = (Feedback, SavedHooks, Start, Wiring)
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ours)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
@@ -243,6 +261,7 @@ def revert(model: nn.Module) -> nn.Module:
         if module.__dict__.pop(WIRING, None) is not None and DDP_IGNORED in module.__dict__:
             kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
             module.__dict__[DDP_IGNORED] = kept
+    contract(model)
     forget_compiled_code()
     return model
 

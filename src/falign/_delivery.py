@@ -7,6 +7,7 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 
 from collections import deque
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -126,7 +127,7 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Rule,
-        routes: tuple[tuple[int, float, int], ...],
+        routes: tuple[tuple[int, float, "Route", int], ...],
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -158,9 +159,9 @@ class _Direct(Function):
             projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
         wanted = ctx.needs_input_grad[-count - len(ctx.shapes) :]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
-        for feedback, (index, gain, channels) in zip(feedback_matrices, ctx.routes, strict=True):
+        for feedback, (index, gain, route, call) in zip(feedback_matrices, ctx.routes, strict=True):
             if wanted[index]:
-                error = project(_scaled(projected, gain), feedback, ctx.shapes[index], channels)
+                error = project(projected, feedback, ctx.shapes[index], route, call=call, gain=gain)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
         return e, None, None, None, None, None, None, *errors, *((None,) * count)
@@ -175,35 +176,129 @@ def _scaled(error: Tensor, gain: float) -> Tensor:
     return error if gain == 1 else error * gain
 
 
+class Route(NamedTuple):
+    """Axes of an output and of a cut input x, and which of them are the same positions.
+
+    Every axis has a letter: "k" the output's features, "c" those of x, "q" the calls of a layer that runs once for each
+    position of the output; every other letter stands for positions (or samples), and is the same where these are.
+    Features that are last in a tuple shorter than the shape are all axes from there on, flattened. Several letters at
+    one axis are axes folded into it, the first the outermost (samples and windows).
+
+    The error at x is ``e B`` at the positions that both have, summed over those of the output alone, and spread over
+    those of x alone (P of them): the same everywhere, times 1/√P, so that its norm stays that of ``e B``.
+
+    Attributes:
+        output: letters of the output's axes; empty: as many as there are, those in front of the features being x's.
+        x: letters of x's axes.
+        spread: whether the layer's calls are positions that the output does not have.
+    """
+
+    output: tuple[str, ...] = ()
+    x: tuple[str, ...] = ()
+    spread: bool = False
+
+    def sizes(
+        self, output: tuple[int, ...], x: tuple[int, ...], feedback: tuple[int, ...], calls: int = 1
+    ) -> dict[str, int] | None:
+        """Give the size of every letter; None where output, x and feedback do not fit together."""
+        known = {"k": feedback[0], "c": feedback[1]}
+        if not self.output:
+            if len(output) == 1 or torch.Size(output[1:]).numel() == feedback[0]:
+                whole = output[:1] == x[:1] and torch.Size(x[1:]).numel() == feedback[1]
+                return known if whole or len(x) == len(output) == 1 else None
+            lined_up = output[:-1] == x[:-1] and (output[-1:], x[-1:]) == (feedback[:1], feedback[1:])
+            return known if lined_up else None
+        axes = [*_letters(self.output, output), *_letters(self.x, x), ("q", calls)]
+        if len(axes) != len(self.output) + len(self.x) + 1:
+            return None
+        for _ in range(3):  # an axis of several letters may have to wait for the others
+            for letters, size in axes:
+                unknown = [letter for letter in letters if letter not in known]
+                product = 1
+                for letter in letters:
+                    product *= known.get(letter, 1)
+                if len(unknown) == 1 and product and size % product == 0:
+                    known[unknown[0]] = size // product
+                elif not unknown and product != size and (letters != "q" or "q" in "".join(self.output)):
+                    return None
+        return known if {*"".join(self.output), *"".join(self.x)} <= known.keys() else None
+
+
+def _letters(letters: tuple[str, ...], shape: tuple[int, ...]) -> list[tuple[str, int]]:
+    """Pair letters and sizes, the axes behind the last letter flattened into it; nothing where there are too few."""
+    last = len(letters) - 1
+    if len(shape) != len(letters) and (len(shape) < last or letters[last] not in "kc"):
+        return []
+    rest = 1
+    for size in shape[last:]:
+        rest *= size
+    return list(zip(letters, (*shape[:last], rest), strict=True))
+
+
 def project(
-    error: Float[Tensor, "*output"], feedback: Float[Tensor, "rows columns"], shape: tuple[int, ...], channels: int
+    error: Float[Tensor, "*output"],
+    feedback: Float[Tensor, "rows columns"],
+    shape: tuple[int, ...],
+    route: Route,
+    *,
+    call: int = 0,
+    gain: float = 1.0,
 ) -> Float[Tensor, "*input"]:
-    """``(e @ B).reshape(shape of x)``, whole samples or position by position.
+    """Carry an output's error to a cut input: ``gain · e B``, at the positions that a route says.
 
     Args:
-        error: the gradient at the network's output; its size is a multiple of B's rows.
-        feedback: B, (outputs, elements of one sample of x), or (outputs, features) where output and x share
-            position axes.
+        error: the gradient at the network's output.
+        feedback: B, (features of the output, features of x).
         shape: shape of the cut x.
-        channels: 1 where the features of output and x are axis 1 and they share the position axes behind it
-            (convolutions over positions), else 0: features are last, or the whole sample is one vector.
+        route: which positions of the two are the same.
+        call: which call of its layer x belongs to.
+        gain: what B is times.
     """
     if feedback.dtype != error.dtype:
         feedback = feedback.to(error.dtype)
-    if channels:
-        return (error.movedim(1, -1) @ feedback).movedim(-1, 1)
-    return (error.reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+    if not route.output or (route.output[:-1] == route.x[:-1] and (route.output[-1], route.x[-1]) == ("k", "c")):
+        return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+    letters, target = "".join(route.output), "".join(route.x)
+    sizes = route.sizes(tuple(error.shape), tuple(shape), tuple(feedback.shape), error.shape[_calls_axis(route)])
+    assert sizes is not None  # the forward has seen to it
+    error = error.reshape([sizes[letter] for letter in letters])
+    if "q" in letters:
+        error, letters = error.select(letters.index("q"), call), letters.replace("q", "")
+    if summed := [axis for axis, letter in enumerate(letters) if letter != "k" and letter not in target]:
+        error, letters = error.sum(summed), "".join(letter for letter in letters if letter in {"k", *target})
+    shared = [letter for letter in target if letter in letters]
+    spread = 1
+    for letter in target:
+        spread *= 1 if letter in letters or letter == "c" else sizes[letter]
+    error = error.permute([letters.index(letter) for letter in (*shared, "k")])
+    error = _scaled(error, gain if spread == 1 else gain / sqrt(spread)) @ feedback
+    placed = [letter for letter in target if letter in letters or letter == "c"]
+    error = error.movedim(-1, placed.index("c"))
+    for axis, letter in enumerate(target):
+        if letter not in placed:
+            error = error.unsqueeze(axis)
+    return error.expand([sizes[letter] for letter in target]).reshape(shape)
+
+
+def _calls_axis(route: Route) -> int:
+    return next((axis for axis, letters in enumerate(route.output) if "q" in letters), 0)
 
 
 class Cut(NamedTuple):
-    """One cut of a direct rule: the layer's input and, for each output that delivers to it, feedback and axis."""
+    """One cut of a direct rule: the input and, for each output that delivers to it, feedback and route."""
 
     layer: str
     x: Tensor
     version: int  # of x when it was cut, -1 where that is not known
     feedback: dict[int, Tensor]
     gain: float
-    channels: dict[int, int]
+    routes: dict[int, Route]
+    call: int = 0  # number of the layer's call, in this forward
+    calls: int = 1  # how often the layer has run, when the error is delivered
+
+    def share(self, number: int) -> float:
+        """Factor of an output's error: the gain of B, over √calls where these are positions of x alone."""
+        return self.gain / sqrt(self.calls) if self.routes[number].spread else self.gain
 
 
 def deliver_layerwise(
@@ -249,6 +344,6 @@ def deliver_direct(
         index = next((place for place, x in enumerate(xs) if x is cut.x), len(xs))
         if index == len(xs):
             xs.append(cut.x)
-        routes.append((index, cut.gain, cut.channels[number]))
+        routes.append((index, cut.share(number), cut.routes[number], cut.call))
     feedback_matrices = [cut.feedback[number] for cut in cuts]
     return _apply(_Direct, output, target, axis, rule, tuple(routes), reached, fired, *xs, *feedback_matrices)

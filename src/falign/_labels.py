@@ -4,7 +4,7 @@
 looks at a pass forward and back: parameters that carry the error, which is weight transport.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -149,6 +149,8 @@ class Watch(Labels):
         spared: modules within which products are their own business too.
         explained: parameters about which there is nothing to say, or something was said already.
         inputs: what the model is run on.
+        places: {name: module} of further modules that ``upstream`` tells of.
+        starts: names of layers and places behind which products are not looked for.
     """
 
     def __init__(
@@ -158,6 +160,8 @@ class Watch(Labels):
         spared: list[nn.Module],
         explained: list[nn.Parameter],
         inputs: Any,
+        places: Mapping[str, nn.Module] | None = None,
+        starts: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(model.named_parameters())
         self._depth = 0  # of calls of layers within layers: a product at depth 0 belongs to no layer
@@ -166,6 +170,9 @@ class Watch(Labels):
         self._reaching: dict[str, Made] = {}
         self.order: list[str] = []
         self.outputs: dict[str, Tensor] = {}
+        self.places: dict[str, list[Any]] = {}  # what each of the further modules returned
+        self.behind: dict[str, str] = {}  # parameters that were multiplied behind a start
+        self._starts = starts
         for leaf in tree_leaves(inputs):
             self.label(leaf, frozenset((ACTIVITY,)))
         self._handles = [
@@ -176,6 +183,8 @@ class Watch(Labels):
                 module.register_forward_hook(self._leave(name), always_call=True),  # or one that raises counts for ever
             )
         ]
+        for name, module in (places or {}).items():
+            self._handles.append(module.register_forward_hook(self._pass(name)))
 
     def _enter(self, name: str) -> Any:
         def enter(module: nn.Module, args: tuple) -> None:
@@ -195,6 +204,14 @@ class Watch(Labels):
 
         return leave
 
+    def _pass(self, name: str) -> Any:
+        def passed(module: nn.Module, args: tuple, output: Any) -> None:
+            self.places.setdefault(name, []).append(output)
+            for leaf in tree_leaves(output):
+                self.label(leaf, self.made_of(leaf) | {ACTIVITY, f"place {name}"})
+
+        return passed
+
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
@@ -202,12 +219,17 @@ class Watch(Labels):
 
     def sources(self, tensor: Any) -> Made:
         """Name the layers and parameters that a tensor is directly made of."""
-        return self.made_of(tensor) - _MARKS
+        return frozenset(name for name in self.made_of(tensor) - _MARKS if not name.startswith("place "))
 
     def upstream(self, tensor: Any) -> Made:
-        """Name all layers that a tensor is made of, directly or by way of others."""
-        direct = {name.removeprefix("layer ") for name in self.made_of(tensor) if name.startswith("layer ")}
+        """Name all layers and places that a tensor is made of, directly or by way of others."""
+        made = self.made_of(tensor)
+        direct = {name.partition(" ")[2] for name in made if name.startswith(("layer ", "place "))}
         return frozenset(direct).union(*(self._reaching.get(name, ()) for name in direct))
+
+    def reaching(self, layer: str) -> Made:
+        """Name all layers and places that a layer's input was made of, in any of its calls."""
+        return self._reaching.get(layer, frozenset())
 
     def problems(self) -> list[str]:
         """Say, in a sentence each, which parameters were multiplied outside their layer."""
@@ -220,10 +242,11 @@ class Watch(Labels):
     def met(self, func: Any, args: tuple, operands: list[tuple[Tensor, Made]], result: Any) -> None:
         """Note the parameters of a product outside all layers."""
         if self._depth == 0 and func.overloadpacket in _PRODUCTS:
+            behind = bool(self._starts) and any(self._starts & self.upstream(tensor) for tensor, _ in operands)
             for _, made in operands:
                 if is_weight(made) and not made <= self._silent:
                     for name in made:
-                        self._products.setdefault(name, func.overloadpacket.__name__)
+                        (self.behind if behind else self._products).setdefault(name, func.overloadpacket.__name__)
 
 
 @dataclass

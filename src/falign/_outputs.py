@@ -133,9 +133,5 @@ def as_output(rule: str, target: Tensor | None, output: Tensor) -> tuple[Tensor,
 
 def fits(cut: Cut, number: int, output: Tensor) -> bool:
     """Tell whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
-    x, (rows, columns) = cut.x, cut.feedback[number].shape
-    if cut.channels[number]:
-        return x.shape[0] == output.shape[0] and x.shape[2:] == output.shape[2:]
-    if output.dim() == 1 or output.shape[1:].numel() == rows:
-        return x.dim() == output.dim() == 1 or (x.shape[0] == output.shape[0] and x.shape[1:].numel() == columns)
-    return x.shape[:-1] == output.shape[:-1] and x.shape[-1] == columns and output.shape[-1] == rows
+    matrix = cut.feedback[number]
+    return cut.routes[number].sizes(tuple(output.shape), tuple(cut.x.shape), tuple(matrix.shape), cut.calls) is not None

@@ -1,8 +1,8 @@
 """A conversion before it is carried out: which layers it reaches, the shapes of their feedback, and every problem."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from math import inf, log, sqrt
 from numbers import Real
 from typing import Any
@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import Feedback, FeedbackOfParameters, SharedSequence
+from falign._cuts import Cuts, cut_modules, cut_words
+from falign._delivery import Route
+from falign._direct import DirectPlan
+from falign._direct import Site as DirectSite
+from falign._expand import contract, expand, expandable, refusal
 from falign._guard import watch_optimizers
-from falign._outputs import NESTED, Outputs, pick
+from falign._outputs import Outputs
 from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
-from falign._survey import ByHand, Survey, call, detached, without_trace
+from falign._survey import ByHand, Survey
 from falign._validation import describe
-from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Wiring, parts_of, wirings
-from falign.feedback import Family, Normal, Shared, draw, family, faults_of, generator
+from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Start, Wiring, parts_of, wirings
+from falign.feedback import Family, Normal, Shared, draw, family, faults_of
 from falign.layers import Layer, weight_of
 from falign.rules import ALL_RULES, Rule
 
@@ -44,11 +49,15 @@ class Plan:
         skip: Iterable[str],
         example: Any,
         output: Outputs,
+        cut: Cuts | None = None,
+        error_at: str | tuple[str, ...] | list[str] | None = None,
     ) -> None:
         self.model = model
         self.problems: list[str] = []
         self.layers: dict[str, Layer] = {}
-        self.shapes: dict[str, dict[int, tuple[tuple[int, ...], int]]] = {}
+        self.shapes: dict[str, dict[int, tuple[tuple[int, ...], Route]]] = {}
+        self.expanded: list[tuple[nn.Module, dict[str, nn.Module]]] = []
+        self.direct: DirectPlan | None = None
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
         self.skip: tuple[str, ...] = ()
@@ -67,41 +76,74 @@ class Plan:
             self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
             return
         self.skip = skip
+        self.words = ("layers",)
+        if self.rule.wiring != "direct":
+            given = [f"{name}=" for name, value in (("cut", cut), ("error_at", error_at)) if value is not None]
+            if given:
+                self.problems.append(
+                    f"{' and '.join(given)} is for direct rules, rule {self.rule.name!r} is none: leave it out"
+                )
+                return
+        elif cut is not None:
+            self.words, self.problems = cut_words(cut)
+        if self.rule.wiring == "direct":
+            self._start_errors_at(error_at, output)
+        if self.problems:
+            return
+        try:
+            if self.rule.wiring == "direct" and "layers" in self.words:
+                self._expand()
+            self._look(feedback, scale, example)
+        finally:
+            self.expanded = contract(model) if isinstance(model, nn.Module) else []
+
+    def _start_errors_at(self, error_at: Any, output: Outputs) -> None:
+        """Let errors begin at the outputs of modules, beside those at outputs of the model that are named as well."""
+        names = () if error_at is None else (error_at,) if isinstance(error_at, str) else tuple(error_at)
+        known = [name for name, _ in self.model.named_modules() if name]
+        for name in names:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=3) or known[:6]
+                self.problems.append(
+                    f"error_at names {describe(name)}, which the model does not have; near it: {', '.join(near)}"
+                )
+        if names:
+            starts = tuple(End(layer=name, picked=False) for name in names)
+            self.ends = starts if output is None else (*starts, *self.ends)
+
+    def _expand(self) -> None:
+        """Turn attention and recurrent modules into layers, until everything is known."""
+        for name, module in expandable(self.model, self.skip):
+            if why := refusal(module):
+                if name not in cut_modules(self.model, self.words)[0]:
+                    self.problems.append(f"layer {name or '(root)'!r} ({type(module).__name__}) {why}")
+            else:
+                expand(module)
+                self.expanded.append((module, {}))
+
+    def _look(self, feedback: FeedbackChoice, scale: float | None, example: Any) -> None:
+        """Survey the model, run it on the example, and find what the feedback has to be."""
+        model, skip, earlier = self.model, self.skip, self.problems
         survey = self.survey = Survey(model, skip)
         if self.rule.wiring == "none":
             self.problems = [line for line in survey.problems if line.startswith("skip")]
             if feedback is not None or scale is not None:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
             return
-        self.layers, self.kinds, self.problems = survey.layers, survey.kinds, survey.problems
+        self.layers, self.kinds, self.problems = survey.layers, survey.kinds, [*earlier, *survey.problems]
         self.by_hand = survey.by_hand
         if survey.lazy:
             return  # a run would give the layers their shapes, behind the user's back
-        if example is None:
-            self.problems += survey.unclear
-        if not (self.layers or self.by_hand or self.problems or survey.unclear):
-            self.problems.append(
-                f"nothing to convert: the model ({type(model).__name__}) has no nn.Linear or convolution outside skip"
-            )
-        something = self.layers or self.by_hand or survey.unclear
-        result = survey.run(example) if example is not None and something else None
-        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
         if self.rule.wiring == "direct":
-            self.problems += survey.unreached
-        if self.rule.wiring == "direct" and not self.problems:
-            if example is None:
-                example, result = self._make_example()
-                self.layers, self.kinds = self.survey.layers, self.survey.kinds
-            self._direct_shapes(result, example)
+            self._look_direct(example)
         else:
-            self.shapes = {name: {0: (tuple(weight.shape), 0)} for name, weight in self.weights.items()}
-        self.by_hand = self.survey.by_hand
+            self._look_layerwise(example)
         by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
-        self.shapes |= {name: {0: (tuple(weight.shape), 0)} for name, weight in by_hand.items()}
+        self.shapes |= {name: {0: (tuple(weight.shape), Route())} for name, weight in by_hand.items()}
         self.weights |= by_hand
         self.scale = self._scale(scale)
-        if self.scale is None and self.rule.wiring == "direct" and example is not None and not self.problems:
-            self.gains = self._gains(example)
+        if self.scale is None and self.direct is not None and not self.problems:
+            self.gains = self.direct.gains()
         self.family, self.given = self._family(feedback)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -126,6 +168,44 @@ class Plan:
             largest = max(row["bytes"] for row in rows)
             rows = [{**row, "bytes": largest if row["bytes"] == largest else 0} for row in rows]
         return rows
+
+    def _look_layerwise(self, example: Any) -> None:
+        survey = self.survey
+        if example is None:
+            self.problems += survey.unclear
+        something = self.layers or self.by_hand or survey.unclear
+        self._refuse_nothing()
+        if example is not None and something:
+            before = len(survey.problems)
+            survey.run(example)
+            self.problems += survey.problems[before:]
+        self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
+        self.by_hand = survey.by_hand
+        self.shapes = {name: {0: (tuple(weight.shape), Route())} for name, weight in self.weights.items()}
+
+    def _refuse_nothing(self) -> None:
+        if not (self.layers or self.by_hand or self.problems or self.survey.unclear):
+            self.problems.append(
+                f"nothing to convert: the model ({type(self.model).__name__}) has no nn.Linear or convolution outside "
+                "skip"
+            )
+
+    def _look_direct(self, example: Any) -> None:
+        """Find what a direct rule cuts, and take that over."""
+        direct = DirectPlan(self.model, self.rule, self.survey, self.ends, self.words, self.skip, bool(self.expanded))
+        if "layers" not in self.words:
+            cut_layers = tuple(f"layer {name!r}" for name in direct.sites)
+            self.problems = [line for line in self.problems if line.startswith(("skip", *cut_layers))]
+        self.layers = direct.layers
+        if not direct.modules:
+            self._refuse_nothing()
+        self.problems += direct.problems
+        if not self.problems:
+            direct.look(example)
+            self.problems += direct.problems
+        self.survey, self.layers, self.kinds, self.weights = direct.survey, direct.layers, direct.kinds, direct.weights
+        self.by_hand, self.shapes, self.ends = direct.by_hand, dict(direct.shapes), direct.ends
+        self.direct = direct
 
     def _rule(self, rule: str | Rule | type[Rule]) -> Rule | None:
         if isinstance(rule, Rule) and hasattr(rule, "name"):
@@ -152,7 +232,7 @@ class Plan:
                 "call falign.revert(model) first"
             )
             if WIRING in self.model.__dict__:
-                self.problems += newcomers(self.model, converted[0].skip)
+                self.problems += converted[0].newcomers(self.model, converted[0].skip)
         elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
             self.model, torch.jit.ScriptModule
         ):
@@ -218,105 +298,6 @@ class Plan:
         """Give the shape of a layer's feedback from the first output that delivers to it."""
         return next(iter(self.shapes[name].values()))[0]
 
-    def _make_example(self) -> tuple[Any, Any]:
-        """Make an example for a model of linear layers, and its result; neither where the model does not run on it."""
-        if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
-            return None, None
-        first = next(iter(self.weights.values()))
-        random = generator(0, "", "an example")
-        values = torch.randn(64, first.shape[1], generator=random, device="cpu", dtype=torch.float32)
-        example = values.to(first.device, first.dtype)
-        trial = Survey(self.model, self.skip)
-        result = trial.run(example)
-        if trial.problems or trial.unreached:
-            self.problems += trial.derived
-            return None, None
-        self.survey = trial
-        return example, result
-
-    def _direct_shapes(self, result: Any, example: Any) -> None:
-        survey = self.survey
-        if survey.watch is None:
-            others = [name for name, layer in self.layers.items() if not isinstance(layer, nn.Linear)]
-            if others:
-                self.problems.append(
-                    f"rule {self.rule.name!r} needs an example: the size of the input of {', '.join(others)} cannot "
-                    "be read off the layer; pass example=x with a batch x"
-                )
-            if len(self.ends) > 1:
-                self.problems.append("several outputs need an example: pass example=x with a batch x")
-            outputs = list(self.weights.values())[-1].shape[0]
-            self.shapes = {name: {0: ((outputs, weight.shape[1]), 0)} for name, weight in self.weights.items()}
-            self.ends = tuple(replace(end, seen=False) for end in self.ends)
-            return
-        try:
-            tensors = [pick(result, end.output) for end in self.ends]
-        except TypeError as error:
-            self.problems.append(str(error))
-            return
-        if any(tensor.is_nested for tensor in tensors):
-            self.problems.append(NESTED)
-            return
-        doubled = survey.run_doubled(example)
-        self.ends = tuple(self._end(end, tensor) for end, tensor in zip(self.ends, tensors, strict=True))
-        for number, (end, tensor) in enumerate(zip(self.ends, tensors, strict=True)):
-            self._batch_first(end, tuple(tensor.shape), doubled)
-            for name in self.kinds if end.reached is None else sorted(end.reached, key=list(self.kinds).index):
-                self._direct_shape(number, name, tuple(tensor.shape))
-
-    def _end(self, end: End, tensor: Tensor) -> End:
-        """Find where an output's error is taken, and which layers it reaches."""
-        watch = self.survey.watch
-        assert watch is not None
-        reached = None
-        if len(self.ends) > 1:
-            reached = frozenset(name for name in watch.upstream(tensor) if name in self.kinds)
-        # At the output of the last layer, if only operations without parameters follow it (a softmax): there the error
-        # is that of the logits. A layer that ran twice, or behind which the shape changes, does not tell which of its
-        # outputs that is.
-        layers = {name.removeprefix("layer ") for name in watch.sources(tensor)}
-        last = layers.pop() if len(layers) == 1 else ""
-        single = last in watch.outputs and watch.order.count(last) == 1 and watch.outputs[last].shape == tensor.shape
-        if not single or watch.outputs[last] is tensor or (reached is None and watch.order[-1] != last):
-            last = ""
-        return replace(end, layer=last or None, reached=reached)
-
-    def _batch_first(self, end: End, shape: tuple[int, ...], doubled: Any) -> None:
-        """Refuse outputs whose batch is not the first axis, or whose other axes grow with it."""
-        if doubled is None or not shape:
-            return
-        try:
-            after = tuple(pick(doubled, end.output).shape)
-        except TypeError:
-            return
-        if len(after) == len(shape) and after != (2 * shape[0], *shape[1:]):
-            self.problems.append(
-                f"the model's output {shape} becomes {after} with twice the samples: a direct rule needs the batch as "
-                "the first axis, and no other axis that grows with it; move the axis, or use a layerwise rule"
-            )
-
-    def _direct_shape(self, number: int, name: str, out: tuple[int, ...]) -> None:
-        """Note the shape of the feedback from an output to a layer, or a problem."""
-        calls, first = self.survey.shapes[name], self.kinds[name].channel_first
-        shapes = {_direct_shape(x, out, first) for x in calls}
-        if None in shapes:
-            self.problems.append(
-                f"layer {name!r} has input {calls[0]} and the model output {out}: a direct rule "
-                "needs the batch first in both; name the layer in skip= or move the axis"
-            )
-        elif len(shapes) > 1:
-            self.problems.append(
-                f"layer {name!r} runs on inputs of different sizes ({', '.join(map(str, calls))}): "
-                "one direct feedback cannot serve them; use a layerwise rule or name it in skip="
-            )
-        elif len(calls) > 1 and len(out) > 2 and len(calls[0]) < len(out) and len(calls) in out[1:]:
-            self.problems.append(
-                f"layer {name!r} runs {len(calls)} times, once for each position of the output {out}: a direct rule "
-                "would deliver the errors of all positions to each; use a layerwise rule, or name it in skip="
-            )
-        else:
-            self.shapes.setdefault(name, {})[number] = shapes.pop()  # pyright: ignore[reportArgumentType]
-
     def attach(self, seed: int) -> None:
         """Draw every B, then attach feedback and hooks to the layers: a failing draw leaves the model as it was.
 
@@ -324,7 +305,7 @@ class Plan:
         before the layers' hooks, each delivery before what other hooks do to a layer's output, and the end of a run
         after all of them.
         """
-        wiring = Wiring(self.rule, seed, self.ends, self.skip, newcomers)
+        wiring = Wiring(self.rule, seed, self.ends, self.skip, partial(newcomers, words=self.words))
         layers = [name for name in self.layers if name in self.shapes]
         parts: dict[str, Feedback] = {}
         for name in layers:
@@ -336,21 +317,38 @@ class Plan:
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
         if not parts:
             return
-        for layer in self.survey.spared:
+        for module, children in self.expanded:
+            expand(module, children)
+        sites = {} if self.direct is None else self.direct.sites
+        silent, behind = (set(), ()) if self.direct is None else (self.direct.silent, self.direct.behind)
+        spared = [self.survey.layers[name] for name in behind if name in self.survey.layers]
+        for layer in (*self.survey.spared, *spared):
             layer.__dict__[SPARED] = True  # so that compiled forwards, which survey nothing, know it from a newcomer
         if self.rule.wiring == "direct":
             self.model.register_forward_pre_hook(wiring.start)
         for name in layers:
             layer, part = self.layers[name], parts[name]
+            if name in sites and sites[name].kind is None:
+                continue
             layer.feedback = part
             part.train(layer.training)
             part.guard(layer)
             if self.rule.wiring == "direct":
+                part.silent = name in silent
                 layer.register_forward_pre_hook(part.cut_direct)
                 layer.register_forward_hook(part.deliver_direct, prepend=True)
             else:
                 layer.register_forward_pre_hook(part.cut_layerwise)
                 layer.register_forward_hook(part.deliver_layerwise, prepend=True)  # before what others do to y
+        for name, site in sites.items():  # when layers have theirs, with which it may share a place
+            if name in parts and site.kind is None:
+                _keep(parts[name], site, parts)
+        for number, end in enumerate(self.ends):
+            if end.layer is not None and (end.layer not in parts or parts[end.layer].path):
+                start = Start(wiring, number)
+                self.model.get_submodule(end.layer).register_forward_hook(start.deliver, prepend=True)
+        if self.rule.wiring == "direct":
+            wiring.free = self._free(parts)
         self._attach_by_hand(wiring, parts)
         if self.survey.watch is None:
             wiring.unseen = self.survey.weights()
@@ -395,6 +393,31 @@ class Plan:
         wiring.explained = self.survey.explained
         wiring.owners = [(one.owner, name) for name, one in self.by_hand.items()]
 
+    def _free(self, parts: Mapping[str, Feedback]) -> frozenset[str]:
+        """Name the parameters through which a direct rule lets errors pass: inside what it cuts, and behind its start.
+
+        Where it cuts all layers, those of the model outside of both are not among them.
+        """
+        cut = {
+            id(parameter)
+            for name, part in parts.items()
+            if name in self.kinds
+            for parameter in self.layers[name].parameters()
+        }
+        cut |= {id(self._parameter(name)) for name in self.by_hand}
+        for module, _ in self.expanded:
+            cut |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        direct = self.direct
+        assert direct is not None
+        inside = direct.named - self.kinds.keys()
+        everywhere = "layers" not in self.words
+        return frozenset(
+            name
+            for name, parameter in self.model.named_parameters()
+            if (id(parameter) not in cut and (everywhere or any(name.startswith(f"{one}.") for one in inside)))
+            or any(name == one or name.startswith(f"{one}.") for one in direct.behind)
+        )
+
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
         weight = self.weights[name]
         kind = self.kinds[name].name if name in self.kinds else "parameter"
@@ -420,26 +443,26 @@ class Plan:
                 )
             return matrix
 
-        (first, (_, channels)), *further = self.shapes[name].items()
+        (first, (_, route)), *further = self.shapes[name].items()
         if self.rule.learned:
             parameter = self._parameter(name)
             for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
                 tied = parameter is not None and self._parameter(other) is parameter
                 if tied and name not in self.given and self.weights[other].shape == weight.shape:
                     assert part.B is not None
-                    twin = Feedback(wiring, name, kind, channels, part.B)
+                    twin = Feedback(wiring, name, kind, route, part.B)
                     twin.sharers = part.sharers
                     twin.sharers.append(twin)
                     for sharer in twin.sharers:
                         sharer.follows = self._follows(parameter)
                     return twin
-        part = Feedback(wiring, name, kind, channels, initial(first))
+        part = Feedback(wiring, name, kind, route, initial(first))
         part.follows = self.rule.learned and self._follows(self._parameter(name))
         part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
-        for number, (_, axis) in further:
-            part.others[number] = f"B{number}", axis
+        for number, (_, other_route) in further:
+            part.others[number] = f"B{number}", other_route
             part.register_buffer(f"B{number}", initial(number), persistent=False)
         return part
 
@@ -468,58 +491,20 @@ class Plan:
         By default an error keeps on its way the norm that it would keep under backpropagation at conversion.
         """
         direct = self.rule.wiring == "direct" and name not in self.by_hand
-        fan_in = self.by_hand[name].fan_in if name in self.by_hand else self.kinds[name].fan_in(self.layers[name])
-        layer_fan_in = max(fan_in, 1)
+        layer_fan_in = 1.0
+        if name in self.by_hand:
+            layer_fan_in = max(self.by_hand[name].fan_in, 1)
+        elif name in self.kinds:
+            layer_fan_in = max(self.kinds[name].fan_in(self.layers[name]), 1)
         fan_in = max(shape[1], 1) if direct else layer_fan_in
         if self.scale is not None:
             return self.scale / sqrt(fan_in)
-        own_gain = float(self.weights[name].double().square().mean().sqrt()) * sqrt(layer_fan_in)  # rms(W) √fan_in
+        own_gain = 3**-0.5
+        if name in self.kinds or name in self.by_hand:
+            own_gain = float(self.weights[name].double().square().mean().sqrt()) * sqrt(layer_fan_in)  # rms(W) √fan_in
         if direct:
             return self.rule.size * _rounded(self.gains.get((number, name), 0.3 * own_gain), 2.0) / sqrt(fan_in)
         return self.rule.size * _rounded(own_gain, sqrt(2)) / sqrt(fan_in)
-
-    def _gains(self, example: Any) -> dict[tuple[int, str], float]:
-        """Measure {(number of the end, layer): |error that backpropagation hands to its input| / |error at the end|}.
-
-        Of one random error, on the example; empty where the model does not run with gradients.
-        """
-        inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-
-        def note(name: str) -> Any:
-            def before(layer: Layer, args: tuple) -> tuple:
-                x = args[0] if args[0].requires_grad or not args[0].is_floating_point() else args[0].requires_grad_()
-                inputs[name] = x.view_as(x)  # through it passes this layer's share of the error, and no other's
-                return (inputs[name], *args[1:])
-
-            return before
-
-        def keep(name: str) -> Any:
-            return lambda layer, args, y: outputs.update({name: y})
-
-        handles = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
-        handles += [layer.register_forward_hook(keep(name)) for name, layer in self.layers.items()]
-        gains: dict[tuple[int, str], float] = {}
-        try:
-            with without_trace(self.model, gradients=True):
-                result = call(self.model, detached(example))
-                for number, end in enumerate(self.ends):
-                    at = pick(result, end.output) if end.layer is None else outputs[end.layer]
-                    random = generator(0, "", "an error to measure by")
-                    error = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
-                    error = error.to(at.device, at.dtype)
-                    propagated = torch.autograd.grad(
-                        at, list(inputs.values()), error, retain_graph=True, allow_unused=True
-                    )
-                    for name, error_here in zip(inputs, propagated, strict=True):
-                        if error_here is not None:
-                            gains[number, name] = float(error_here.double().norm() / error.double().norm())
-        except Exception:  # a model without gradients, or one that runs only so: then the layers' own gains must do
-            return {}
-        finally:
-            for handle in handles:
-                handle.remove()
-        return gains
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
@@ -530,19 +515,6 @@ class Plan:
             shape = self._shape(name)
             gain = self._deviation(part.first_end, name, shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
-
-
-def _direct_shape(x: tuple[int, ...], out: tuple[int, ...], channel_first: bool) -> tuple[tuple[int, int], int] | None:
-    """Give (shape of B, axis of the shared channels or 0); None where x and the output do not have the batch first."""
-    if channel_first and len(x) == len(out) > 2 and x[0] == out[0] and x[2:] == out[2:]:
-        return (out[1], x[1]), 1
-    if not channel_first and len(out) > 2 and x[:-1] == out[:-1]:
-        return (out[-1], x[-1]), 0
-    if len(x) == len(out) == 1:
-        return (torch.Size(out).numel(), torch.Size(x).numel()), 0
-    if not out or not x or x[0] != out[0]:
-        return None
-    return (torch.Size(out[1:]).numel(), torch.Size(x[1:]).numel()), 0
 
 
 def _rounded(gain: float, step: float) -> float:
@@ -560,20 +532,49 @@ def _followers(part: nn.Module) -> list[tuple[str, Tensor]]:
     return [("B", part.B)] if isinstance(part, Feedback) and part.follows and part.B is not None else []
 
 
-def newcomers(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
-    """Name, in a sentence each, layers of a converted model that came after ``convert`` and do not take its rule."""
-    survey = Survey(model, skip)
-    problems = [line for line in survey.problems if not line.startswith("skip names")] + survey.unclear
-    return [
-        *problems,
-        *(
+def newcomers(model: nn.Module, skip: tuple[str, ...], words: tuple[str, ...] = ("layers",)) -> list[str]:
+    """Name, in a sentence each, what came into a converted model after ``convert`` and does not take its rule."""
+    problems: list[str] = []
+    layers: dict[str, Layer] = {}
+    if "layers" in words:
+        survey = Survey(model, skip)
+        layers = survey.layers
+        problems += [line for line in survey.problems if not line.startswith("skip names")] + survey.unclear
+        problems += [
             f"parameter {name!r} takes no feedback"
             for name, one in survey.by_hand.items()
             if one.key not in {part.parameter for part in parts_of(one.owner)}
-        ),
-        *[
-            f"layer {name!r} ({type(layer).__name__}) takes no feedback"
-            for name, layer in survey.layers.items()
-            if "feedback" not in layer._modules
-        ],
+        ]
+    layers = {**layers, **cut_modules(model, words)[0]}
+    return problems + [
+        f"layer {name!r} ({type(layer).__name__}) takes no feedback"
+        for name, layer in layers.items()
+        if "feedback" not in layer._modules and SPARED not in layer.__dict__ and not _is_cut(layer)
     ]
+
+
+def _is_cut(module: nn.Module) -> bool:
+    return any(isinstance(getattr(hook, "__self__", None), Feedback) for hook in module._forward_pre_hooks.values())
+
+
+def _keep(part: Feedback, site: DirectSite, parts: Mapping[str, Feedback]) -> None:
+    """Keep the feedback of a module that is cut as a whole, and hang its hook on the first of them.
+
+    It is the module's ``feedback``, and that of a further argument within that one. A container that runs its children
+    one by one would run it as one of them: there, the first module inside that is none keeps it.
+    """
+    part.path = site.path
+    first = parts.get(site.owner)
+    if first is not None and first is not part:
+        part.slot, part.levels = site.path, first.levels
+        first.further.append(part)
+    host = site.module
+    while isinstance(host, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(host):
+        host = next(iter(host.children()))
+        part.levels += first is None or first is part
+    if "feedback" not in host._modules:
+        host.add_module("feedback", FeedbackOfParameters())
+    host.get_submodule("feedback").add_module(f"cut {part.levels} {site.path}".replace(".", "_"), part)
+    part.train(site.module.training)
+    if first is None or first is part:
+        site.module.register_forward_pre_hook(part.cut_module, with_kwargs=True)

@@ -77,6 +77,8 @@ class Survey:
         explained: parameters of which an example has shown what they do.
         by_hand: name -> parameter that is multiplied outside a layer.
         unclear: one sentence for each module with matrices of its own, of which only an example can show what they do.
+        places: name -> further modules to watch in the run on the example.
+        starts: names of those behind which errors begin, so that backpropagation may work there.
     """
 
     def __init__(self, model: nn.Module, skip: Iterable[str]) -> None:
@@ -93,6 +95,8 @@ class Survey:
         self.unreached: list[str] = []
         self.by_hand: dict[str, ByHand] = {}
         self.unclear: list[str] = []
+        self.places: dict[str, nn.Module] = {}
+        self.starts: frozenset[str] = frozenset()
         self._free: list[nn.Module] = []
         self._explained: list[nn.Parameter] = []
         self._skip = set(skip)
@@ -143,6 +147,9 @@ class Survey:
         elif isinstance(module, _NORMALISATIONS) and _has_torch_forward(module):
             self._free.append(module)
             self._explained += module.parameters(recurse=False)
+            self._children(name, module, seen)
+        elif getattr(module, "is_expanded", False):
+            self._explained += parameters.values()
             self._children(name, module, seen)
         elif (base := _by_hand(module)) is not None:
             self._explained += module.parameters()
@@ -233,7 +240,7 @@ class Survey:
             What the model returned, or None where it failed (then there is a problem that says how).
         """
         handles = [layer.register_forward_pre_hook(self._note(name)) for name, layer in self.layers.items()]
-        watch = Watch(self.model, self.layers, self._free, self._explained, example)
+        watch = Watch(self.model, self.layers, self._free, self._explained, example, self.places, self.starts)
         modes = {module: module.training for module in self.model.modules()}
         try:
             with without_trace(self.model), watch:

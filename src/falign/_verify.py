@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
-from falign._delivery import overrides_error
+from falign._delivery import Route, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._survey import gradients_aside, plain_copy
@@ -22,7 +22,7 @@ from falign._transport import (
     run_model,
     uncompiled_passes,
 )
-from falign._wiring import Wiring, converted, feedbacks, wiring_of
+from falign._wiring import Start, Wiring, converted, feedbacks, wiring_of
 from falign.layers import KINDS, Layer
 
 
@@ -139,7 +139,9 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     transported = Transported(
         (name, how)
         for name, how in results[0].items()
-        if rule.wiring != "none" and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
+        if rule.wiring != "none"
+        and name not in wiring.free
+        and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
     )
     return Verification(rule=rule.name, tolerance=tolerance, rows=rows, transported=transported)
 
@@ -295,7 +297,7 @@ class _Exchange(Labels):
 def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     for module in twin.modules():
         for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__func__", None) in (Wiring.finish, Feedback.deliver_direct):
+            if getattr(hook, "__func__", None) in (Wiring.finish, Feedback.deliver_direct, Start.deliver):
                 del module._forward_hooks[key]
     at_layers: dict[str, Tensor] = {}
     for end in wiring.ends:
@@ -330,14 +332,32 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
         for cut in run.cuts:
             if number not in cut.feedback:
                 continue
-            matrix = cut.feedback[number] * cut.gain
-            if cut.channels[number]:
-                delivered = torch.einsum("nk...,kc->nc...", projected, matrix)
-            else:
-                rows = projected.reshape(-1, matrix.shape[0])
-                delivered = torch.einsum("nk,kc->nc", rows, matrix).reshape(cut.x.shape)
-            total = total + (delivered * cut.x).sum()
+            matrix, route = cut.feedback[number] * cut.gain, cut.routes[number]
+            calls = run.calls.get(cut.layer, 1)
+            total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
     total.backward()
+
+
+def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:
+    """Compute the error at one cut by one einsum over all positions, as the route's letters say."""
+    if not route.output:
+        return torch.einsum("nk,kc->nc", error.reshape(-1, matrix.shape[0]), matrix).reshape(shape)
+    sizes = route.sizes(tuple(error.shape), shape, tuple(matrix.shape), calls)
+    assert sizes is not None
+    output, x = "".join(route.output), "".join(route.x)
+    factors = [error.reshape([sizes[letter] for letter in output]), matrix]
+    terms = [output, "kc"]
+    if "q" in output:  # the one position that belongs to this call
+        factors.append(nn.functional.one_hot(torch.tensor(call), calls).to(error))
+        terms.append("q")
+    for letter in x:  # what x alone has: the same everywhere, of the same norm altogether
+        if letter not in output and letter != "c":
+            factors.append(error.new_full((sizes[letter],), sizes[letter] ** -0.5))
+            terms.append(letter)
+    if route.spread:
+        factors.append(error.new_full((1,), calls**-0.5))
+        terms.append("z")
+    return torch.einsum(f"{','.join(terms)}->{x}", *factors).reshape(shape)
 
 
 def _error(taken: Tensor | None, defined: Tensor | None, least: float) -> float:

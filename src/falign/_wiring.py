@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
+from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters, in_backward
 from falign._delivery import Cut, Way, deliver_direct, transformed
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
@@ -27,6 +27,7 @@ class Run:
     watched: bool  # whether versions and hooks of tensors can be looked at
     cuts: list[Cut] = field(default_factory=list)
     fired: list[Feedback] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)  # how often each layer has run
     last: Tensor | None = None  # output of the layer that ran last, where no example showed what follows it
 
 
@@ -66,16 +67,48 @@ class End:
 
     Attributes:
         output: which tensor of what the model returns.
-        layer: name of the layer behind which only operations without parameters of the same shape follow (softmax):
-            the error is taken at its output. None: at the model's.
+        layer: name of the module at whose output the error is taken: a layer behind which only operations without
+            parameters of the same shape follow (softmax), or what ``error_at`` names. None: at the model's.
         reached: names of the layers that it is delivered to; None: all.
+        picked: whether an output of the model is what the error belongs to; else it is that of the module ``layer``.
         seen: whether an example has shown what follows behind the last layer.
     """
 
     output: Output = None
     layer: str | None = None
     reached: frozenset[str] | None = None
+    picked: bool = True
     seen: bool = True
+
+
+class Start:
+    """Delivery of an error at the output of a module that has no feedback of its own: a forward hook of it."""
+
+    def __init__(self, wiring: "Wiring", number: int) -> None:
+        self.wiring, self.number = wiring, number
+
+    def deliver(self, module: nn.Module, args: tuple, y: Any) -> Any:
+        """Give the module's output, whose backward delivers its error.
+
+        Raises:
+            RuntimeError: the output is no tensor, or the module runs a second time.
+        """
+        wiring = self.wiring
+        runs, name = wiring.state.runs, wiring.ends[self.number].layer
+        if not (runs and torch.is_grad_enabled() and wiring.state.on) or in_backward():
+            return None
+        if not isinstance(y, Tensor):
+            raise RuntimeError(
+                f"the error is to be taken at {name!r}, which returned a {type(y).__name__}, expected a tensor"
+            )
+        calls = runs[-1].calls
+        calls[f"error at {name}"] = calls.get(f"error at {name}", 0) + 1
+        if calls[f"error at {name}"] > 1:
+            raise RuntimeError(
+                f"the error is to be taken at {name!r}, which runs several times in one forward, each with an error of "
+                "its own: name a module that runs once"
+            )
+        return wiring.deliver(self.number, y, runs[-1])
 
 
 class Wiring:
@@ -103,6 +136,7 @@ class Wiring:
         self.seed = seed
         self.ends = ends
         self.skip = skip
+        self.free: frozenset[str] = frozenset()  # parameters through which errors pass by the rule's definition
         self.newcomers = newcomers
         self.state = ThreadState()
         self.scratch = Scratch()
@@ -200,7 +234,7 @@ class Wiring:
     def deliver(self, number: int, output: Tensor, run: Run) -> Tensor:
         """Give the output, of the same shape, whose backward delivers its error to the cuts."""
         end, rule = self.ends[number], self.rule
-        cuts = [cut for cut in run.cuts if number in cut.feedback]
+        cuts = [cut._replace(calls=run.calls.get(cut.layer, 1)) for cut in run.cuts if number in cut.feedback]
         if not cuts:
             return output
         if output.is_nested:
@@ -213,10 +247,11 @@ class Wiring:
                 )
             if not fits(cut, number, output):
                 rows, columns = cut.feedback[number].shape
+                times = f" in each of its {cut.calls} calls" if cut.calls > 1 else ""
                 raise RuntimeError(
                     f"direct feedback of layer {cut.layer!r} is {rows} x {columns}, but the model's output is "
-                    f"{tuple(output.shape)} and the layer's input {tuple(cut.x.shape)}: convert the model with an "
-                    "example of the shape that it is trained on"
+                    f"{tuple(output.shape)} and the layer's input {tuple(cut.x.shape)}{times}: convert the model with "
+                    "an example of the shape that it is trained on"
                 )
         target, axis = None, -1
         if rule.targeted:
@@ -317,10 +352,20 @@ def feedbacks(model: nn.Module) -> dict[str, Feedback]:
     """
     converted(model)
     return {
-        ".".join(word for word in (name, part.parameter) if word): part
+        full: part
         for name, module in model.named_modules()
         for part in parts_of(module)
+        if (full := _full_name(name, part)) is not None
     }
+
+
+def _full_name(name: str, part: Feedback) -> str | None:
+    """Name what a part is the feedback of, beneath the module that keeps it; None if it is outside of this model."""
+    names = name.split(".") if name else []
+    if part.levels > len(names):
+        return None
+    names = names[: len(names) - part.levels]
+    return ".".join([*names, *([part.parameter] if part.parameter else [])]) + part.slot
 
 
 def wiring_of(model: nn.Module) -> Wiring | None:

@@ -5,6 +5,7 @@ from falign.rules.backpropagation import Backpropagation
 from falign.rules.batchwise_sign_feedback import BatchwiseRandomSignFeedback
 from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
+from falign.rules.eprop import EligibilityPropagation
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.rule import LawKind, LayerState, Rule
@@ -22,6 +23,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         DirectRandomTargetProjection,
         KolenPollack,
         AdaptiveFeedbackAlignment,
+        EligibilityPropagation,
     )
 }
 
@@ -32,6 +34,7 @@ __all__ = [
     "BatchwiseRandomSignFeedback",
     "DirectFeedbackAlignment",
     "DirectRandomTargetProjection",
+    "EligibilityPropagation",
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
     "KolenPollack",

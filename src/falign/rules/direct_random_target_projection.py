@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from falign.rules.rule import Rule
+from falign.rules._direct import DirectRule
 
 __all__ = ["DirectRandomTargetProjection"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectRandomTargetProjection(Rule):
+class DirectRandomTargetProjection(DirectRule):
     """Every layer receives the target, not the error, through a fixed random matrix.
 
     ``error at x_l = -s t B_l``, t the targets (one-hot for class indices), B_l (outputs, elements of one sample).
@@ -29,6 +29,7 @@ class DirectRandomTargetProjection(Rule):
     Args:
         output: which ŷ the output stands for: "softmax" (cross-entropy), "sigmoid" (binary cross-entropy) or
             "linear" (squared error).
+        positions: as for ``dfa``.
 
     Needs: targets, as class indices or in the output's shape. Limits: the hidden layers never see an error.
 
@@ -38,11 +39,11 @@ class DirectRandomTargetProjection(Rule):
 
     name: ClassVar[str] = "drtp"
     size: ClassVar[float] = 0.3
-    wiring: ClassVar = "direct"
     targeted: ClassVar[bool] = True
     output: Literal["softmax", "sigmoid", "linear"] = "softmax"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output not in ("softmax", "sigmoid", "linear"):
             raise ValueError(f"drtp: output is {self.output!r}, expected softmax, sigmoid or linear")
 

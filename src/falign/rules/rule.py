@@ -96,6 +96,7 @@ class Rule:
         fresh: every training pass has feedback of its own.
         reads_weight: the feedback of a pass depends on W.
         targeted: the rule needs ``falign.targets``.
+        through_time: whether a direct rule delivers errors to the states of a recurrent layer as well.
         magnitudes: what a layer keeps as B is the size of its entries, the signs are the weights'.
     """
 
@@ -110,6 +111,7 @@ class Rule:
     fresh: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
+    through_time: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = False
 
     def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
