@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import log
+from math import hypot, log
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Baseline:
 
     Attributes:
         classes: Number of classes.
-        weight_norms: {layer: norm of its weight before the first step}.
+        weight_norms: {layer: norm of its weights before the first step}.
     """
 
     classes: int
@@ -82,9 +82,21 @@ class Baseline:
         return max((factors or {next(iter(now)): 1.0}).items(), key=lambda item: item[1])
 
 
+def weighted_layers(model: nn.Module) -> list[str]:
+    """Name the modules that have weights of their own, recurrent ones and embeddings included; biases are none."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if "feedback" not in name.split(".") and any(each.dim() > 1 for each in module.parameters(recurse=False))
+    ]
+
+
 def weight_norms(model: nn.Module, layers: Iterable[str]) -> dict[str, float]:
-    """Return {layer: norm of its weight}, summed in float64: squares of large weights exceed the range of float32."""
-    return {name: float(model.get_submodule(name).weight.detach().double().norm()) for name in layers}  # pyright: ignore
+    """Return {layer: norm of its weights}, summed in float64: squares of large weights exceed the range of float32."""
+    return {
+        name: hypot(*(float(each.detach().double().norm()) for each in parameters if each.dim() > 1))
+        for name, parameters in ((name, model.get_submodule(name).parameters(recurse=False)) for name in layers)
+    }
 
 
 def running_order(model: nn.Module, forward: Callable[[], object]) -> dict[str, bool]:

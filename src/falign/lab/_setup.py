@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from falign.lab._batches import Samples, cut, prepare, probe
-from falign.lab._divergence import Baseline, weight_norms
+from falign.lab._divergence import Baseline, weight_norms, weighted_layers
 from falign.lab._learner import Learner, make_learner, required
 from falign.lab._own_models import Shape
 from falign.lab._provenance import fingerprint
@@ -82,7 +82,9 @@ def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool) -> Se
         test=parts.test,
         probe_inputs=probe_inputs,
         probe_labels=probe_labels,
-        baseline=Baseline(classes=parts.classes, weight_norms=weight_norms(learner.model, learner.layers)),
+        baseline=Baseline(
+            classes=parts.classes, weight_norms=weight_norms(learner.model, weighted_layers(learner.model))
+        ),
         data_sha256=parts.sha256,
         description=(*parts.description, *_describe(learner)),
     )
