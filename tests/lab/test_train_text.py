@@ -37,12 +37,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A part of the corpus that a test can learn from in seconds."""
     whole = load_text("pydoc")
     path = tmp_path_factory.mktemp("texts") / "part.txt"
-    path.write_text("".join(whole.vocabulary[place] for place in whole.train[:40_000].tolist()), "utf-8")
+    path.write_text("".join(whole.vocabulary[place] for place in whole.train[:24_000].tolist()), "utf-8")
     return f"text:{path}"
 
 
 def config(dataset: str, **options: Any) -> TrainConfig:
-    given = {"model": GPT, "rule": "bp", "epochs": 2, "context": 32, "optimizer": "adam", "learning_rate": 0.003}
+    given = {"model": GPT, "rule": "bp", "epochs": 2, "context": 32, "optimizer": "adam"}
+    given |= {"learning_rate": 0.003, "batch_size": 16, "probe_size": 32}
     return TrainConfig(dataset, **{**given, **options})
 
 
@@ -150,12 +151,12 @@ def test_images_are_no_text_and_texts_no_images() -> None:
 # What is reached.
 
 #: Test accuracy on the digits; measured: gru .956, lstm .944, vit .947.
-DIGITS = {"gru": {"epochs": 6}, "lstm": {"epochs": 6}, "vit:width=32,blocks=2": {"epochs": 5}}
+DIGITS = {"gru": 4, "lstm": 5, "vit:width=32,blocks=2": 4}
 
 
 @pytest.mark.parametrize("model", DIGITS)
 def test_images_are_learned_by_rows_and_by_patches(model: str, tmp_path: Path) -> None:
-    records = begin(config("digits", model=model, context=None, **DIGITS[model]), tmp_path).run.read_records()
+    records = begin(config("digits", model=model, context=None, epochs=DIGITS[model], batch_size=32), tmp_path).run.read_records()
     assert records["test_accuracy"][-1] > 0.9
     assert "perplexity" not in records.columns
 
@@ -185,8 +186,8 @@ def test_the_corpus_is_learned(tmp_path: Path) -> None:
 def test_every_rule_learns_text(rule: str, text: str, tmp_path: Path) -> None:
     options = {"scale": 0.1} if rule == "drtp" else {}
     small = "gpt:width=16,blocks=1,heads=2"
-    records = begin(config(text, rule=rule, model=small, probe_size=32, **options), tmp_path).run.read_records()
-    assert records["perplexity"][-1] < 0.5 * records["perplexity"][0]
+    records = begin(config(text, rule=rule, model=small, epochs=1, **options), tmp_path).run.read_records()
+    assert records["perplexity"][-1] < 0.6 * records["perplexity"][0]
     assert records["angle_head"][-1] == pytest.approx(0, abs=1e-3)
 
 

@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from falign._preserve import deterministic, seeded
 from falign.feedback import generator
@@ -287,10 +288,12 @@ def _check_place(path: Path, setup: Setup, state: TrainingState) -> None:
 def _repeatable(config: TrainConfig) -> Iterator[None]:
     """Seed the global generators, which dropout and the like draw from, and let PyTorch choose repeatable kernels.
 
-    cuDNN would otherwise pick its kernels by timing them, and some add in another order each time: then neither a
-    second run nor a resumed one would come to the same bits. Afterwards the process is as it was.
+    cuDNN would otherwise pick its kernels by timing them, and some add in another order each time, as CUDA's fused
+    kernels of attention do: then neither a second run nor a resumed one would come to the same bits. Afterwards the
+    process is as it was.
     """
     device = torch.device(config.device)
     seed = generator(config.seed, "", "noise").initial_seed()
-    with seeded(seed, [device]), deterministic(device):
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+    with seeded(seed, [device]), deterministic(device), attention:
         yield
