@@ -37,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A part of the corpus that a test can learn from in seconds."""
     whole = load_text("pydoc")
     path = tmp_path_factory.mktemp("texts") / "part.txt"
-    path.write_text("".join(whole.vocabulary[place] for place in whole.train[:24_000].tolist()), "utf-8")
+    path.write_text("".join(whole.vocabulary[place] for place in whole.train[:16_000].tolist()), "utf-8")
     return f"text:{path}"
 
 
@@ -156,7 +156,9 @@ DIGITS = {"gru": 4, "lstm": 5, "vit:width=32,blocks=2": 4}
 
 @pytest.mark.parametrize("model", DIGITS)
 def test_images_are_learned_by_rows_and_by_patches(model: str, tmp_path: Path) -> None:
-    records = begin(config("digits", model=model, context=None, epochs=DIGITS[model], batch_size=32), tmp_path).run.read_records()
+    records = begin(
+        config("digits", model=model, context=None, epochs=DIGITS[model], batch_size=32), tmp_path
+    ).run.read_records()
     assert records["test_accuracy"][-1] > 0.9
     assert "perplexity" not in records.columns
 
@@ -183,12 +185,27 @@ def test_the_corpus_is_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ALL_RULES)
-def test_every_rule_learns_text(rule: str, text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model", ["gpt:width=16,blocks=1,heads=2", "gru:hidden=16", pytest.param("lstm:hidden=16", marks=pytest.mark.slow)]
+)
+def test_every_rule_learns_text(model: str, rule: str, text: str, tmp_path: Path) -> None:
     options = {"scale": 0.1} if rule == "drtp" else {}
-    small = "gpt:width=16,blocks=1,heads=2"
-    records = begin(config(text, rule=rule, model=small, epochs=1, **options), tmp_path).run.read_records()
+    given = config(text, rule=rule, model=model, epochs=1, learning_rate=0.01, **options)
+    records = begin(given, tmp_path).run.read_records()
     assert records["perplexity"][-1] < 0.6 * records["perplexity"][0]
     assert records["angle_head"][-1] == pytest.approx(0, abs=1e-3)
+    angles = [name for name in records.columns if name.startswith("angle_")]
+    assert angles[-1] == "angle_head"
+    if rule != "bp" and not model.startswith("gpt"):  # whose layers are those of backpropagation, too
+        assert angles[:-1] == ["angle_rnn.weight_ih_l0", "angle_rnn.weight_hh_l0"]
+        assert 0 < records[angles[1]][-1] < 180
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "kp"])
+def test_rules_read_images_row_by_row(rule: str, tmp_path: Path) -> None:
+    """Measured after five epochs: fa .867, dfa .869, kp .906."""
+    options = config("digits", model="gru", rule=rule, context=None, epochs=2, batch_size=32)
+    assert begin(options, tmp_path).run.read_records()["test_accuracy"][-1] > 0.5
 
 
 # What is written and shown.
@@ -264,8 +281,11 @@ def test_pictures_and_events_of_a_text(text: str, tmp_path: Path, monkeypatch: p
 # Going on.
 
 
-def test_a_run_goes_on_to_the_same_numbers(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = config(text, rule="fa", model="gpt:width=16,blocks=1", probe_size=16, epochs=2)
+@pytest.mark.parametrize(("model", "rule"), [("gpt:width=16,blocks=1", "fa"), ("lstm:hidden=8", "kp")])
+def test_a_run_goes_on_to_the_same_numbers(
+    model: str, rule: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = config(text, rule=rule, model=model, probe_size=16, epochs=2, weight_decay=0.01)
     begin(options, tmp_path / "whole")
     step = Learner.step
 
@@ -347,13 +367,21 @@ def test_a_model_of_ones_own_learns_text(text: str, tmp_path: Path, monkeypatch:
         "def make(shape, classes): return nn.Sequential(nn.Embedding(classes, 8), nn.Linear(8, classes))\n"
         "def sums(shape, classes): return nn.Sequential(nn.Embedding(classes, 8), nn.Flatten(), "
         "nn.Linear(8 * shape[0], classes))\n"
+        "class Product(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.embedding = nn.Embedding(classes, 8)\n"
+        "        self.W = nn.Parameter(0.1 * self.embedding.weight.detach().mT)\n"
+        "    def forward(self, x): return self.embedding(x) @ self.W\n"
         "def lazy(classes): return nn.Sequential(nn.Embedding(classes, 8), nn.LazyLinear(classes))\n"
     )
     monkeypatch.chdir(tmp_path)
-    for name in ("make", "lazy"):
+    for name in ("make", "lazy", "Product"):
         options = config(text, model=f"model_of_characters:{name}", rule="fa")
         records = begin(options, tmp_path / name).run.read_records()
         assert records["perplexity"][-1] < 0.8 * records["perplexity"][0]
+    with pytest.raises(ConfigError, match=r"--ridge is for the last nn.Linear or convolution, .*Product has none"):
+        begin(config(text, model="model_of_characters:Product", ridge=0.1), tmp_path / "ridge")
     with pytest.raises(ConfigError, match=r"returned \(2, \d+\) for 2 texts, expected \(2, 32, \d+\) .* each position"):
         begin(config(text, model="model_of_characters:sums"), tmp_path / "sums")
 

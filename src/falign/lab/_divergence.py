@@ -79,7 +79,7 @@ class Baseline:
         """Return the layer whose weights grew most, and by which factor; layers that began at zero do not count."""
         now = weight_norms(model, self.weight_norms)
         factors = {name: now[name] / norm for name, norm in self.weight_norms.items() if norm > 0}
-        return max((factors or {next(iter(now)): 1.0}).items(), key=lambda item: item[1])
+        return max((factors or {next(iter(now), ""): 1.0}).items(), key=lambda item: item[1])
 
 
 def weighted_layers(model: nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """A network that learns by a rule: how it is made, its steps, its test, its alignment; optimizers and ridge."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -35,6 +35,8 @@ from falign.measure import Alignment, alignment
 from falign.measure.law import ConservationLaw
 from falign.theory.two_layer._schedules import SCHEDULES
 
+_PARAMETER = "parameter"
+"""Kind of the rows of the alignment that are of a parameter, such as those of recurrent layers."""
 _Number = TypeVar("_Number", int, float)
 _TEST_BATCH, _TEST_BYTES = 1000, 16 << 20
 """Images or texts of one forward pass of a test: this many, or as many as fit into so many bytes, and at least one."""
@@ -48,7 +50,8 @@ class Learner:
         config: The resolved configuration.
         model: The network, converted.
         optimizer: Optimizer of its parameters, learned feedback included.
-        layers: Names of the linear maps that have feedback or could have, in the order in which they run.
+        order: Names of the modules without children, in the order in which they run.
+        layers: Those of them that are linear maps, and have feedback or could have.
         ridge: Penalty on the output layer's weights; None if there is none.
         law: Instrument that checks the steps by the conservation law; None if it is not wanted.
         attributes: Attributes of the model's modules, which checkpoints hold.
@@ -58,6 +61,7 @@ class Learner:
     config: TrainConfig
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    order: tuple[str, ...]
     layers: tuple[str, ...]
     ridge: "Ridge | None"
     law: ConservationLaw | None
@@ -122,6 +126,21 @@ class Learner:
         with self.attributes.kept(), self._casting():
             return alignment(self.model, label_loss, x, y, optimizer=self.optimizer)
 
+    def in_running_order(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Move the rows of parameters, which follow those of layers, to where the modules run that they are of."""
+        ordered = [row for row in rows if row["kind"] != _PARAMETER]
+        for row in rows:
+            if row["kind"] == _PARAMETER:
+                behind = (at for at, other in enumerate(ordered) if self._place(other) > self._place(row))
+                ordered.insert(next(behind, len(ordered)), row)
+        return ordered
+
+    def _place(self, row: Mapping[str, Any]) -> int:
+        """Return the place in the running order of the module that a row is of, or of the first part of it to run."""
+        module = row["layer"].rpartition(".")[0] if row["kind"] == _PARAMETER else row["layer"]
+        inside = (at for at, name in enumerate(self.order) if f"{name}.".startswith(f"{module}."))
+        return next(inside, -1)
+
     def has_finite_loss(self, x: Tensor, y: Tensor) -> bool:
         """Tell whether the loss of a batch is a finite number."""
         with torch.no_grad(), falign.targets(self.model, y):
@@ -176,11 +195,16 @@ def make_learner(
     with seeded(generator(config.seed, "", "making").initial_seed(), [example.device]):
         model, attributes, notes = _network(config, shape, classes, example, single=1 in sizes)
         with preserve_state(model):
-            layers = _layers(config, model, example, classes)
+            order = _running_order(config, model, example, classes)
+        layers = tuple(name for name in order if kind_of(model.get_submodule(name)) is not None)
         _convert(config, model, example)
         optimizer = _make_optimizer(model, config)
         ridge = None
         if config.ridge:
+            if not layers:
+                raise ConfigError(
+                    f"--ridge is for the last nn.Linear or convolution, --model {config.model} has none: leave it out"
+                )
             ridge = Ridge(
                 model.get_parameter(f"{layers[-1]}.weight"),
                 strength=config.ridge,
@@ -193,6 +217,7 @@ def make_learner(
         config=config,
         model=model,
         optimizer=optimizer,
+        order=order,
         layers=layers,
         ridge=ridge,
         law=law,
@@ -300,17 +325,15 @@ def _law(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer
         raise ConfigError(f"--check-law: {error}") from None
 
 
-def _layers(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
+def _running_order(config: TrainConfig, model: nn.Module, example: Tensor, classes: int) -> tuple[str, ...]:
+    """Run the network once, and name its modules without children in the order in which they ran."""
     output: list[object] = []
     model.eval()
     with as_config_error(f"--model {config.model} does not run on {samples(example)} of shape {tuple(example.shape)}"):
         order = running_order(model, lambda: output.append(model(example)))
     model.train()
     check_output(config.model, output[0], example, classes, "in evaluation")
-    layers = tuple(name for name in order if kind_of(model.get_submodule(name)) is not None)
-    if not layers:
-        raise ConfigError(f"--model {config.model} has no nn.Linear and no convolution: nothing in it can learn")
-    return layers
+    return tuple(order)
 
 
 # The optimizers of ``--optimizer``.

@@ -138,7 +138,7 @@ class Loop:
             perplexity = None if test_loss is None or test_loss > _LARGEST_EXPONENT else exp(test_loss)
             record |= dict(zip(TEXT_COLUMNS, (*validation, perplexity), strict=True))
         alignment = self._alignment()
-        layers = layer_rows(alignment, step=state.step, epoch=record["epoch"])
+        layers = learner.in_running_order(layer_rows(alignment, step=state.step, epoch=record["epoch"]))
         record |= {f"angle_{row['layer']}": row["gradient_angle"] for row in layers if row["gradient_norm"] is not None}
         record |= {name: finite_or_none(getattr(alignment, name)) for name in NETWORK_COLUMNS}
         record["seconds"] = perf_counter() - start

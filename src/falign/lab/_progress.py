@@ -151,6 +151,8 @@ def _format_angles(record: Mapping[str, Any]) -> str:
         for key, value in record.items()
         if key.startswith("angle_") and value is not None
     }
+    if not angles:
+        return ""
     if len(angles) <= _LISTED:
         return "angles " + " ".join(f"{layer} {angle:.0f}°" for layer, angle in angles.items())
     values = list(angles.values())
