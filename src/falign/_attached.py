@@ -336,6 +336,11 @@ class Feedback(nn.Module):
         weight = layer._parameters.get(self.parameter)
         return [weight] if isinstance(weight, nn.Parameter) else []
 
+    def is_followed(self, layer: Layer) -> bool:
+        """Tell whether learned B takes the gradients of the weight: a copy of a model has no hooks on its weights."""
+        hooks = [hook for weight in self.weights(layer) for hook in followers_of(weight)]
+        return any((part := hook.part()) is not None and part.B is self.B for hook in hooks)
+
     def guard(self, layer: Layer) -> None:
         """Check every gradient that arrives at the layer's weights: it must have come by the layer itself.
 
@@ -343,8 +348,7 @@ class Feedback(nn.Module):
         cut as a whole backpropagation does as it always does.
         """
         for weight in [] if self.path else self.weights(layer):
-            followed = any((part := hook.part()) is not None and part.B is self.B for hook in followers_of(weight))
-            if self.follows and weight.requires_grad and not followed:
+            if self.follows and weight.requires_grad and not self.is_followed(layer):
                 weight.register_hook(Follower(self))
             if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
                 weight.register_post_accumulate_grad_hook(Guard(self))

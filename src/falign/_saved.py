@@ -5,6 +5,7 @@ which such products were seen, a saved-tensor hook recognises W, a view or a cop
 view of B in the backward. The forward is untouched, nothing is computed twice, and fused kernels stay fused.
 """
 
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,10 +149,14 @@ class SavedHooks:
                 "`with falign.backprop(model):`, where they are exact"
             )
         self.sites[0].part.refuse_graphs()
+        for site in self.sites:
+            if site.part.follows and not site.part.is_followed(site.owner):  # a copy of the model has no hooks yet
+                site.part.guard(site.owner)
         wanted = any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
         running = _Running(self.sites, wanted)
         stack.append((self, running))
         running.hooks.__enter__()
+        running.dynamo = _without_dynamo()
 
     def leave(self, module: nn.Module, args: tuple, result: Any) -> None:
         """End it: forward hook, called where the forward raised as well.
@@ -166,6 +171,8 @@ class SavedHooks:
         if running is None:
             return
         running.hooks.__exit__(None, None, None)
+        if running.dynamo is not None:
+            running.dynamo()
         parts = [site.part for site in self.sites]
         for tensor in _tensors(result):
             if tensor.grad_fn is not None:
@@ -182,6 +189,18 @@ class SavedHooks:
                     "backpropagation: call activation checkpointing on the module that multiplies, and not within it; "
                     "if the weight is copied by arithmetic or compiled away, name it in skip="
                 )
+
+
+def _without_dynamo() -> Callable[[], None] | None:
+    """Run what follows in this thread uncompiled; gives what puts the compiler back.
+
+    A compiled region saves what its compiler chose, in which no weight may be recognised.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return None
+    frames = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
+    before = frames.set_eval_frame(None)
+    return lambda: frames.set_eval_frame(before)
 
 
 class FirstPass:
@@ -246,6 +265,7 @@ class _Running:
 
     def __init__(self, sites: list[Site], wanted: bool) -> None:
         self.wanted = wanted
+        self.dynamo: Callable[[], None] | None = None  # puts the compiler back
         self.passes: dict[int, _Pass] = {}
         self.sites: dict[int, list[tuple[Site, Tensor]]] = {}
         self.by_parameter: dict[int, Site] = {}
