@@ -49,13 +49,42 @@ def small_conv() -> nn.Sequential:
     )  # fmt: skip
 
 
+class Pooled(nn.Module):
+    """A module over (batch, time, 128) and a linear layer behind the mean over time.
+
+    Args:
+        body: Gives (batch, time, 128), or a pair of which that is the first.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, 128) to (batch, 10)."""
+        y = self.body(x)
+        return self.head((y[0] if isinstance(y, tuple) else y).mean(1))
+
+
+def attention() -> nn.Module:
+    """Three blocks of ``nn.TransformerEncoder``, without dropout."""
+    block = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True, norm_first=True)
+    return Pooled(nn.TransformerEncoder(block, 3, enable_nested_tensor=False))
+
+
 #: name: (model, input shape without batch, classes, batch, repetitions)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int, int]] = {
     "wide": (lambda: mlp(784, 4096, 4096, 4096, 4096, 10), (784,), 10, 256, 25),
     "conv": (small_conv, (3, 32, 32), 10, 64, 60),
     "resnet20": (lambda: build("resnet20", shape=(3, 32, 32), classes=10, seed=0), (3, 32, 32), 10, 64, 30),
+    "attention": (attention, (64, 128), 10, 32, 40),
+    "lstm": (lambda: Pooled(nn.LSTM(128, 128, 2, batch_first=True)), (64, 128), 10, 32, 60),
+    "gru": (lambda: Pooled(nn.GRU(128, 128, 2, batch_first=True)), (64, 128), 10, 32, 60),
     "tiny": (lambda: mlp(20, 30, 25, 7), (20,), 7, 16, 2000),
 }
+
+SEQUENCES = ("attention", "lstm", "gru")  # biotorch knows linear layers and convolutions
 
 
 def stepper(model: nn.Module, x: Tensor, y: Tensor, optimizer: bool, targeted: bool = False) -> Callable[[], None]:
@@ -154,7 +183,8 @@ def main() -> None:
     rows = []
     for case in chosen.cases:
         for optimizer in (False, True):
-            new = measure(case, optimizer, chosen.rules, optimizer and not chosen.no_peers, chosen.repetitions)
+            others = optimizer and not chosen.no_peers and case not in SEQUENCES
+            new = measure(case, optimizer, chosen.rules, others, chosen.repetitions)
             for row in new:
                 print(
                     "{case:9} {step:17} {variant:14} {ratio:6.3f} [{low:.3f}, {high:.3f}] "
