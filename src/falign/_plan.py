@@ -335,6 +335,8 @@ class Plan:
             part.guard(layer)
             if self.rule.wiring == "direct":
                 part.silent = name in silent
+                if part.silent and part.B is not None:
+                    part.B.zero_()
                 layer.register_forward_pre_hook(part.cut_direct)
                 layer.register_forward_hook(part.deliver_direct, prepend=True)
             else:

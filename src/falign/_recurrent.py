@@ -285,5 +285,5 @@ class ExpandedCell(Expanded):
         zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
         h, c = ((zeros, zeros) if hx is None else hx) if mode == "LSTM" else (zeros if hx is None else hx, None)
         kept, added, out = _gates(mode, self.ih(input), self.hh(h))
-        state = torch.addcmul(added, kept, h if c is None else c)
+        state = added if mode.startswith("RNN") else torch.addcmul(added, kept, h if c is None else c)
         return state if out is None else (out * torch.tanh(state), state)
