@@ -218,11 +218,11 @@ class Feedback(nn.Module):
                     f"module {self.name!r} got a tensor {tuple(x.shape)} at {path} that it did not get on the example, "
                     "so there is no feedback for its error: convert the model with an example that gives it"
                 )
-            known = next((after for before, after in cuts if before is x), None)
-            if known is None:
-                known = x.detach()
-                cuts.append((x, known))
-            return known
+            for before, after in cuts:
+                if before is x:
+                    return after
+            cuts.append((x, x.detach()))
+            return cuts[-1][1]
 
         return map_arguments(args, kwargs, cut)
 
@@ -241,7 +241,7 @@ class Feedback(nn.Module):
 
     def _count_call(self) -> None:
         runs = self.wiring.state.runs
-        if runs and not in_backward():
+        if runs and (torch.compiler.is_compiling() or not in_backward()):
             calls = runs[-1].calls
             calls[self.name] = calls.get(self.name, 0) + 1
 

@@ -127,7 +127,8 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Rule,
-        routes: tuple[tuple[int, float, "Route", int], ...],
+        routes: tuple[tuple[int, int, float, "Route", int], ...],
+        count: int,
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -136,9 +137,9 @@ class _Direct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.routes, ctx.reached, ctx.fired, *cuts = inputs
-        count = len(cuts) - len(ctx.routes)
+        out, target, ctx.axis, ctx.rule, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
         ctx.shapes = [x.shape for x in cuts[:count]]
+        ctx.matrices = len(cuts) - count
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
@@ -152,19 +153,19 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count = len(ctx.routes)
+        count = ctx.matrices
         feedback_matrices, projected = ctx.saved_tensors[:count], e
         if ctx.reads_output:
             target = ctx.saved_tensors[count + 1] if ctx.targeted else None
             projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
         wanted = ctx.needs_input_grad[-count - len(ctx.shapes) :]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
-        for feedback, (index, gain, route, call) in zip(feedback_matrices, ctx.routes, strict=True):
+        for index, matrix, gain, route, call in ctx.routes:
             if wanted[index]:
-                error = project(projected, feedback, ctx.shapes[index], route, call=call, gain=gain)
+                error = project(projected, feedback_matrices[matrix], ctx.shapes[index], route, call=call, gain=gain)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
-        return e, None, None, None, None, None, None, *errors, *((None,) * count)
+        return e, None, None, None, None, None, None, None, *errors, *((None,) * count)
 
 
 def overrides_error(rule: Rule) -> bool:
@@ -339,11 +340,18 @@ def deliver_direct(
         fired: the layers that ran; each gets that number too.
     """
     xs: list[Tensor] = []  # each once: layers may share their input (query and key), and Dynamo refuses a repeated one
+    matrices: list[Tensor] = []  # so do the calls of one layer share B
     routes = []
     for cut in cuts:
-        index = next((place for place, x in enumerate(xs) if x is cut.x), len(xs))
-        if index == len(xs):
-            xs.append(cut.x)
-        routes.append((index, cut.share(number), cut.routes[number], cut.call))
-    feedback_matrices = [cut.feedback[number] for cut in cuts]
-    return _apply(_Direct, output, target, axis, rule, tuple(routes), reached, fired, *xs, *feedback_matrices)
+        index, matrix = _place_in(xs, cut.x), _place_in(matrices, cut.feedback[number])
+        routes.append((index, matrix, cut.share(number), cut.routes[number], cut.call))
+    return _apply(_Direct, output, target, axis, rule, tuple(routes), len(xs), reached, fired, *xs, *matrices)
+
+
+def _place_in(tensors: list[Tensor], tensor: Tensor) -> int:
+    """Find a tensor in a list, and append it where it is not."""
+    for place, other in enumerate(tensors):
+        if other is tensor:
+            return place
+    tensors.append(tensor)
+    return len(tensors) - 1

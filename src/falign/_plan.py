@@ -320,8 +320,8 @@ class Plan:
         for module, children in self.expanded:
             expand(module, children)
         sites = {} if self.direct is None else self.direct.sites
-        silent, behind = (set(), ()) if self.direct is None else (self.direct.silent, self.direct.behind)
-        spared = [self.survey.layers[name] for name in behind if name in self.survey.layers]
+        silent = set() if self.direct is None else self.direct.silent
+        spared = [layer for name, layer in self.survey.layers.items() if name not in parts]
         for layer in (*self.survey.spared, *spared):
             layer.__dict__[SPARED] = True  # so that compiled forwards, which survey nothing, know it from a newcomer
         if self.rule.wiring == "direct":

@@ -95,8 +95,10 @@ class Start:
         """
         wiring = self.wiring
         runs, name = wiring.state.runs, wiring.ends[self.number].layer
-        if not (runs and torch.is_grad_enabled() and wiring.state.on) or in_backward():
+        if not (runs and torch.is_grad_enabled() and wiring.state.on):
             return None
+        if not torch.compiler.is_compiling() and in_backward():
+            return None  # a recomputation by activation checkpointing
         if not isinstance(y, Tensor):
             raise RuntimeError(
                 f"the error is to be taken at {name!r}, which returned a {type(y).__name__}, expected a tensor"

@@ -26,11 +26,11 @@ def one_forward_suffices(model: nn.Module) -> bool:
     Then all errors are delivered layer by layer, the weight of a layer is what its parameter is, and nobody else's hook
     stands between the layer's input and the layer: the delivery carries errors past it.
     """
+    if any(wiring.rule.wiring == "direct" for wiring in converted(model)):
+        return False
     layers = [model.get_submodule(name) for name, part in feedbacks(model).items() if part.parameter is None]
-    return (
-        all(wiring.rule.wiring != "direct" for wiring in converted(model))
-        and not any(is_parametrized(layer) for layer in layers)
-        and all(isinstance(getattr(hook, "__self__", None), Feedback) for layer in layers for hook in _before(layer))
+    return not any(is_parametrized(layer) for layer in layers) and all(
+        isinstance(getattr(hook, "__self__", None), Feedback) for layer in layers for hook in _before(layer)
     )
 
 
