@@ -59,6 +59,22 @@ class Attention(nn.Module):
         return self.last(self.o(self.attend(q, k, v).transpose(1, 2).flatten(2)).relu()).mean(1)
 
 
+class Fused(nn.Module):
+    """As ``Attention``, of one matrix for queries, keys and values, or of one for keys and values."""
+
+    def __init__(self, attend: Attend, all_three: bool = True) -> None:
+        super().__init__()
+        self.first, self.last, self.o = nn.Linear(3, 5), nn.Linear(4, 3), nn.Linear(4, 4)
+        self.q, self.qkv = (None, nn.Linear(5, 12)) if all_three else (nn.Linear(5, 4), nn.Linear(5, 8))
+        self.attend = attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        parts = self.qkv(x) if self.q is None else torch.cat([self.q(x), self.qkv(x)], -1)
+        q, k, v = parts.unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        return self.last(self.o(self.attend(q, k, v).transpose(1, 2).flatten(2)).relu()).mean(1)
+
+
 def data(batch: int = 6, positions: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, positions, 3, generator=generator, dtype=torch.float64)

@@ -234,6 +234,31 @@ def test_one_matrix_for_queries_and_keys_has_the_law_of_scores():
     assert rows["qk (heads)"].residual <= 1e-14
 
 
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+@pytest.mark.filterwarnings("ignore:rule 'kp'")
+@pytest.mark.parametrize("attend", [cases.relu, F.scaled_dot_product_attention])
+def test_rows_of_one_matrix_are_queries_keys_and_values(attend, rule):
+    rows = by_layer(watched(made(cases.Fused(attend), rule)))
+    factors = {"qkv[q]", "qkv[q] (heads)"} if attend is cases.relu else {"qkv[q]"}
+    assert set(rows) == {"first", "qkv", "o", "last"} | factors
+    assert (rows["qkv[q]"].targets, rows["qkv[q]"].neurons) == ("qkv[k]", 4)
+    assert (rows["qkv"].targets, rows["first"].targets) == ("o", "qkv")
+    assert all(rows[name].status == "exact" for name in factors)
+    if rule != "dfa":
+        assert rows["qkv"].neurons == 4  # the values are left
+        assert all(rows[name].status == "exact" for name in ("first", "qkv", "o"))
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+
+
+def test_rows_of_one_matrix_are_keys_and_values():
+    rows = by_layer(watched(made(cases.Fused(cases.relu, all_three=False))))
+    assert [(name, row.targets, row.status) for name, row in rows.items()] == [
+        ("first", "q, qkv", "exact"), ("q", "qkv[k]", "exact"), ("q (heads)", "qkv", "exact"), ("qkv", "o", "exact"),
+        ("o", "last", "exact"), ("last", "", "none"),
+    ]  # fmt: skip
+    assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
+
+
 REFUSED = {
     "layer 'v', with which it is multiplied, is under no law: its output is added to another": lambda q, k, v: (
         cases.softmax(q, k, v) + (q @ v.mT).sum(-1, keepdim=True)

@@ -143,6 +143,10 @@ class Balance:
 
     def scale(self, factors: Float[Tensor, " neurons"]) -> None:
         """Multiply all weights and biases into each neuron by its factor, in place."""
+        groups = self.neurons.groups
+        if groups is not None:
+            groups = groups.to(factors.device)
+            factors = torch.where(groups >= 0, factors[groups], 1.0)
         for part in self.neurons.parts:
             part.parameter.mul_(part.spread_out(factors).to(part.parameter.dtype))
 

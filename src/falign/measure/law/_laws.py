@@ -121,49 +121,84 @@ class _Finder:
         self._maps: dict[str, LinearMap] = {}
 
     def laws(self) -> dict[str, WatchedLaw]:
-        """The law of every layer by itself, and of the heads of those that weigh values, in running order."""
+        """The law of every layer by itself, of queries with keys and of scores with values, in running order."""
         followed, laws = self._followed, {}
-        partners = {product.partner for product in followed.products if product.groups is None}
         for name in followed.neurons:
             products = [product for product in followed.products if product.source == name]
-            plain = [product for product in products if product.groups is None]
-            if name not in partners and (followed.targets(name) or plain or name not in followed.outputs):
-                laws[name] = self._law(name, plain)
+            if (rest := self._rest(name)) is not None:
+                laws[name] = self._law(name, rest, [one for one in products if one.groups is None and not one.alone])
+            for product in products:
+                if product.groups is None and product.alone:
+                    laws[self._called(product, 0)] = self._law_of_factors(product)
             for product in products:
                 if product.groups is not None:
-                    laws[f"{name} (heads)"] = self._law_of_heads(product, product.groups)
+                    factor = next((one for one in products if one.groups is None and one.alone), None)
+                    called = f"{name if factor is None else self._called(factor, 0)} (heads)"
+                    laws[called] = self._law_of_heads(called, product, product.groups)
         return laws
 
-    def _law(self, name: str, products: list[Product]) -> WatchedLaw:
+    def _rest(self, name: str) -> Tensor | None:
+        """Find the neurons of a layer that are not mere factors of products; None where there is no law to look for."""
+        rest = torch.ones(self._count(name), dtype=torch.bool)
+        for product in self._followed.products:
+            if product.groups is None and product.alone and product.source == name:
+                rest[product.pairs[:, 0].cpu()] = False
+            if product.groups is None and product.partner == name:
+                rest[product.pairs[:, 1].cpu()] = False
+        fed, factors = self._followed.targets(name), not bool(rest.all())
+        if factors and not (fed and rest.any()):
+            return None
+        return rest if fed or name not in self._followed.outputs else None
+
+    def _called(self, product: Product, side: int) -> str:
+        """Name one side of a product: as the layer, or of a layer with other neurons as its queries or its keys."""
+        name = (product.source, product.partner)[side]
+        several = product.source == product.partner or self._rest(name) is not None
+        return name + ("[q]", "[k]")[side] * several
+
+    def _law(self, name: str, rest: Tensor, products: list[Product]) -> WatchedLaw:
+        """The law of a layer's neurons, or of those that are left."""
         targets = tuple(connection.target for connection in self._followed.targets(name))
         reason = self._followed.reasons.get(name, "")
         for one in (name, *targets):
             if one not in self._followed.maps and self._model.get_submodule(one)._parameters.get("weight") is None:
                 return self._none(name, targets, reason or f"layer {one!r} has no weight of its own")
         targets += tuple(product.partner for product in products)
-        neurons = self._neurons(name)
-        places = [components(product.pairs, neurons.count, self._count(product.partner)) for product in products]
-        if any(not torch.equal(groups, torch.arange(neurons.count)) for groups, _, _ in places):
-            if len(targets) > 1:
-                return self._none(name, targets, reason or "several of its neurons are multiplied with the same one")
-            ((groups, _, count),) = places
-            neurons = self._neurons(name, groups, count)
-        downstream = [self._downstream(connection, neurons.count) for connection in self._followed.targets(name)]
+        groups = None if bool(rest.all()) else torch.where(rest, rest.cumsum(0) - 1, -1)
+        neurons = self._neurons(name, groups, int(rest.sum()))
+        downstream = [self._downstream(connection, neurons) for connection in self._followed.targets(name)]
         problems = (_direct_problem(target, self._followed.outputs) for target in downstream)
         if problem := next(filter(None, problems), ""):
             return self._none(name, targets, problem)
-        for product, (_, sets, _) in zip(products, places, strict=True):
-            downstream.append(Partner(self._neurons(product.partner), sets, neurons.count, self._rates))
+        for product in products:
+            _, places, count = self._sets(product)
+            if count != len(product.pairs):
+                return self._none(name, targets, reason or "several of its neurons are multiplied with the same one")
+            places = torch.full_like(places, -1)
+            places[product.pairs[:, 1].cpu()] = product.pairs[:, 0].cpu()
+            downstream.append(Partner(self._neurons(product.partner), places, neurons.count, self._rates))
         if not downstream:
             return self._none(name, targets, reason or "it feeds no other layer")
         return self._watched(name, targets, neurons, downstream, reason)
 
-    def _law_of_heads(self, product: Product, groups: Tensor) -> WatchedLaw:
+    def _law_of_factors(self, product: Product) -> WatchedLaw:
+        """The law of queries and keys: ``½|w|² + ½b²`` of each less that of its partner."""
+        sets, places, count = self._sets(product)
+        same = torch.equal(sets, torch.arange(self._count(product.source)))
+        neurons = self._neurons(product.source, None if same else sets, count)
+        partner = Partner(self._neurons(product.partner), places, count, self._rates)
+        return self._watched(self._called(product, 0), (self._called(product, 1),), neurons, [partner], "")
+
+    def _law_of_heads(self, name: str, product: Product, groups: Tensor) -> WatchedLaw:
         """The law of scores that weigh values: ``½|w|²`` of a head's queries less that of its values."""
         sets, places, count = components(product.pairs, int(groups.max()) + 1, self._count(product.partner))
+        groups = groups.cpu()
         neurons = self._neurons(product.source, torch.where(groups >= 0, sets[groups], -1), count)
         partner = Partner(self._neurons(product.partner), places, count, self._rates)
-        return self._watched(f"{product.source} (heads)", (product.partner,), neurons, [partner], "")
+        return self._watched(name, (product.partner,), neurons, [partner], "")
+
+    def _sets(self, product: Product) -> tuple[Tensor, Tensor, int]:
+        return components(product.pairs, self._count(product.source), self._count(product.partner))
 
     def _watched(
         self, name: str, targets: tuple[str, ...], neurons: Neurons, downstream: list[Downstream], reason: str
@@ -179,13 +214,15 @@ class _Finder:
         law = Law(name=name, targets=targets, form="", status="none", reason=reason, order="", neurons=count)
         return WatchedLaw(law=law)
 
-    def _downstream(self, connection: Connection, neurons: int) -> Downstream:
-        name, columns = connection.target, connection.columns
+    def _downstream(self, connection: Connection, neurons: Neurons) -> Downstream:
+        name, columns, count = connection.target, connection.columns, neurons.count
+        if neurons.groups is not None:
+            columns = torch.where(columns >= 0, neurons.groups.to(columns.device)[columns], -1)
         if name not in self._followed.maps and kind_of(layer := self._model.get_submodule(name)) is None:
-            return DownstreamBatchNorm(self._map(name), layer, columns, neurons, self._rates)
+            return DownstreamBatchNorm(self._map(name), layer, columns, count, self._rates)
         linear = self._map(name)
         part = self._parts.get(name) or self._parts.get(linear.key)
-        return Downstream(linear, part, columns, neurons, self._rates)
+        return Downstream(linear, part, columns, count, self._rates)
 
     def _neurons(self, name: str, groups: Tensor | None = None, count: int | None = None) -> Neurons:
         maps = self._followed.into.get(name, (name,))

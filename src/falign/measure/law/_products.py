@@ -25,12 +25,14 @@ class Product:
         pairs: (neuron, or group, of the source; neuron of the partner), each pair once.
         groups: The group (head) of each neuron of the source, -1 for none, where the factor is a score and not the
             neurons themselves; else None.
+        alone: Whether these neurons of the source do nothing else, as those of the partner.
     """
 
     source: str
     partner: str
     pairs: Int64[Tensor, "pairs 2"]
     groups: Int64[Tensor, " neurons"] | None = None
+    alone: bool = True
 
 
 class Factors(NamedTuple):

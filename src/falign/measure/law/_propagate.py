@@ -84,6 +84,9 @@ _MOVES = {
 }  # fmt: skip
 """Move elements to other places, without changing them."""
 
+_PARTS = {"select", "slice", "split", "split_with_sizes", "unbind"}
+"""Take parts of the elements."""
+
 _PACKINGS = {"_pack_padded_sequence", "_pad_packed_sequence"}
 """Move the positions of sequences of several lengths together, or apart."""
 
@@ -198,7 +201,10 @@ def _moved(operation: Operation) -> Propagated:
     if operation.name == "constant_pad_nd":
         filling = args[2] if len(args) > 2 else 0
         args = (*args[:2], ZERO if filling == 0 else OTHER)
-    return Propagated(operation.function(*args, **kwargs))
+    labels = operation.function(*args, **kwargs)
+    if operation.name in _PARTS:  # a part without any of the source's neurons is none of its business
+        labels = tree_map(lambda part: part if bool((part >= 0).any()) else None, labels)
+    return Propagated(labels)
 
 
 def _packed(operation: Operation) -> Propagated:
@@ -294,10 +300,17 @@ def _multiplied(operation: Operation) -> Propagated:
 
 def _attended(operation: Operation) -> Propagated:
     """Propagate through attention, which is linear in its values, and not homogeneous in queries and keys."""
-    highest, same = common_label(operation.first, [-2], True)
     values = [index for index, operand in enumerate(operation.args) if operation.labels(operand) is not None] == [2]
-    labels = highest.broadcast_to(_output(operation.result).shape) if same else None
-    return Propagated(labels, None if values and same else "attention is not homogeneous")
+    labels = attended_values(operation.first, _output(operation.result).shape)
+    return Propagated(labels, None if values and labels is not None else "attention is not homogeneous")
+
+
+def attended_values(labels: Tensor, shape: torch.Size) -> Tensor | None:
+    """Labels of what attention makes of values (..., heads, positions, features); None if it mixes neurons."""
+    common, same = common_label(labels, [-2], True)
+    if common.dim() > 2 and common.shape[-3] < shape[-3] and shape[-3] % common.shape[-3] == 0:
+        common = common.repeat_interleave(shape[-3] // common.shape[-3], -3)  # heads that share their values
+    return common.broadcast_to(shape) if same else None
 
 
 def _other(operation: Operation) -> Propagated:

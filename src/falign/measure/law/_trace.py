@@ -25,6 +25,7 @@ from falign.measure.law._propagate import (
     NeuronLabels,
     Operation,
     Propagated,
+    attended_values,
     common_label,
     keeps_order,
     labels_of_output,
@@ -163,11 +164,18 @@ class _Product(NamedTuple):
         scores: {layer with ``_HEADS``: its group in each matrix of the result}.
         paired: Layers whose every neuron meets a known one of another layer: they are followed no further.
         values: Layers that are weighed by scores.
+        carried: {layer: labels of the result}, of paired ones that have values as well, in attention in one operation.
     """
 
     scores: dict[str, Tensor]
     paired: set[str]
     values: set[str]
+    carried: dict[str, Tensor]
+
+
+def _disjoint(source: str, partner: str, pairs: Tensor) -> bool:
+    """Test whether no neuron is on both sides of the pairs, if both sides are of one layer, as of fused weights."""
+    return source != partner or not bool(torch.isin(pairs[:, 0], pairs[:, 1]).any())
 
 
 def _constant(*labels: Tensor | None) -> bool:
@@ -188,7 +196,6 @@ class _Tracer(TorchDispatchMode):
         neurons: {layer: number of its neurons}.
         types: Data types of the layers' inputs.
         outputs: The layers whose output is the run's.
-        used: Sources whose output does something else than be a factor of a product of activations.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -203,8 +210,7 @@ class _Tracer(TorchDispatchMode):
         self.types: list[torch.dtype] = []
         self._faults = _faults(model)
         self.outputs: frozenset[str] = frozenset()
-        self.used: set[str] = set()
-        self._unpaired: dict[str, str] = {}
+        self._used: list[tuple[str, Tensor | None]] = []  # neurons, by labels, whose output is no mere factor
         self._pairs: dict[tuple[str, str], Tensor] = {}
         self._groups: dict[str, Tensor] = {}
         self._new: dict[tuple[Any, ...], Tensor] = {}
@@ -249,29 +255,31 @@ class _Tracer(TorchDispatchMode):
             source for tensor in with_error for source, labels in self._of(tensor).items() if labels.is_output
         )
         for source, labels in (pair for tensor in tree_leaves(result) for pair in self._of(tensor).items()):
-            self._complain(source, "its output is an output of the model", labels.direct)
+            self._complain(source, "its output is an output of the model", [labels])
         for name in (name for name, runs in self._runs.items() if runs > 1):
             self._faults.setdefault(name, "runs twice in a pass")
         for source, target in self.connections:
             if target in self._faults:
                 self.reasons[source] = f"layer {target!r}, which it feeds, {self._faults[target]}"
         self.reasons |= {name: f"it {fault}" for name, fault in self._faults.items()}
-        self._check_products()
 
-    def _check_products(self) -> None:
-        """Keep the products of which one factor is nothing else, so that its sum of error × value is the other's."""
-        counts = Counter(name for pair in self._pairs if pair[0] not in self._groups for name in pair)
-        for source, partner in list(self._pairs):
-            pairs = self._pairs.pop((source, partner))
+    def products(self) -> tuple[Product, ...]:
+        """The pairs of layers that are multiplied with each other and have a law by it.
+
+        One factor must be nothing else, so that its whole sum of error × value is the other's by the product.
+        """
+        kept: list[Product] = []
+        for (source, partner), pairs in self._pairs.items():
             if source in self._groups:
-                factor = source.removesuffix(_HEADS)
-                alone = not {source, factor, partner} & self.used and counts[factor] <= 1
-                if alone and not ({source, partner} & set(self.reasons) or factor in self._faults):
-                    self._pairs[source, partner] = pairs
+                groups, factor = self._groups[source], source.removesuffix(_HEADS)
+                alone = self._alone(factor, groups >= 0) and self._alone(partner, pairs[:, 1])
+                if alone and source not in self.reasons:
+                    kept.append(Product(source=factor, partner=partner, pairs=pairs, groups=groups))
                 continue
             for one, other, both in ((source, partner, pairs), (partner, source, pairs.flip(1))):
-                if other not in self.used and other not in self.reasons and counts[other] == 1:
-                    self._pairs[one, other] = both
+                if self._alone(other, both[:, 1]):
+                    alone = self._alone(one, both[:, 0])
+                    kept.append(Product(source=one, partner=other, pairs=both, alone=alone))
                     break
             else:
                 for one, other in ((source, partner), (partner, source)):
@@ -279,18 +287,22 @@ class _Tracer(TorchDispatchMode):
                     self._complain(one, f"layer {other!r}, with which it is multiplied, is under no law: {reason}")
         for name in self._groups:
             self.reasons.pop(name, None)
+        return tuple(kept)
 
-    def products(self) -> tuple[Product, ...]:
-        """The pairs of layers that are multiplied with each other and have a law by it."""
-        return tuple(
-            Product(
-                source=source.removesuffix(_HEADS) if source in self._groups else source,
-                partner=partner,
-                pairs=pairs,
-                groups=self._groups.get(source),
-            )
-            for (source, partner), pairs in self._pairs.items()
-        )
+    def _alone(self, name: str, rows: Tensor) -> bool:
+        """Test whether neurons are a factor of one product at most, be it with neurons or scores, and nothing else."""
+        if name in self._faults or (name, None) in self._used:
+            return False
+        uses = torch.zeros(self.neurons[name], dtype=torch.int64)
+        for source, labels in self._used:
+            if source == name and labels is not None:
+                members = labels.unique().cpu()
+                uses[members[members >= 0]] += 2
+        for pair, pairs in self._pairs.items():
+            for one, members in zip(pair, pairs.cpu().unbind(1), strict=True):
+                if one == name:
+                    uses[members.unique()] += 1
+        return not bool((uses[rows.cpu()] > 1).any())
 
     def _of(self, tensor: Any) -> dict[str, NeuronLabels]:
         return self._labels_by_tensor.get(tensor, {}) if isinstance(tensor, Tensor) else {}
@@ -302,10 +314,18 @@ class _Tracer(TorchDispatchMode):
             self._new[key] = labels_of_output(output, axis)
         return self._new[key]
 
-    def _complain(self, source: str, reason: str, direct: bool = True) -> None:
+    def _complain(self, source: str, reason: str, operands: list[NeuronLabels] | None = None) -> None:
+        """Note a reason against a law, and which neurons it is about: all, if no labels are given."""
         self.reasons.setdefault(source, reason)
-        if direct:
-            self.used.add(source)
+        if operands is None:
+            self._used.append((source, None))
+        for operand in operands or ():
+            self._use(source, operand)
+
+    def _use(self, source: str, operand: NeuronLabels) -> None:
+        """Note neurons whose output does something else than be a factor of a product."""
+        if operand.direct:
+            self._used.append((source, operand.labels))
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._depth += 1
@@ -319,11 +339,12 @@ class _Tracer(TorchDispatchMode):
         """Note whose neurons are the input of a layer, along an axis."""
         self.types.append(x.dtype)
         columns_of: dict[int, Tensor | None] = {}  # in a residual network many sources share their labels
-        for source, (labels, _, direct) in self._of(x).items():
-            if direct or source in self._groups:
-                self.used.add(source)
+        for source, operand in self._of(x).items():
             if source in self._groups:
+                self._complain(source, "they are the input of a layer")
                 continue
+            self._use(source, operand)
+            labels = operand.labels
             if id(labels) not in columns_of:
                 columns_of[id(labels)] = neuron_of_feature(labels, axis)
             columns = columns_of[id(labels)]
@@ -378,8 +399,10 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
         result = func(*args, **kwargs)
-        product = self._multiply(func.overloadpacket.__name__, args) if any(operands) else _Product({}, set(), set())
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        product = _Product({}, set(), set(), {})
+        if any(operands):
+            self._multiply(func.overloadpacket.__name__, args, outputs[0], product)
         if any(isinstance(leaf, Tensor) and self._varies(leaf) for leaf in tree_leaves((args, kwargs))):
             self._trained.update((output, True) for output in outputs)
         labels_of_outputs: list[dict[str, NeuronLabels]] = [{} for _ in outputs]
@@ -387,6 +410,8 @@ class _Tracer(TorchDispatchMode):
         known: dict[tuple[tuple[int, bool] | None, ...], tuple[Propagated, bool]] = {}
         for source in dict.fromkeys(source for operand in operands for source in operand):
             if source in product.paired:
+                if source in product.carried:
+                    labels_of_outputs[0][source] = NeuronLabels(product.carried[source], False)
                 continue
             given = (operand.get(source) for operand in operands)
             key = tuple(None if labels is None else (id(labels.labels), labels.is_output) for labels in given)
@@ -399,8 +424,11 @@ class _Tracer(TorchDispatchMode):
             propagated, is_output = known[key]
             direct = all(operand[source].direct for operand in operands if source in operand)
             if propagated.reason is not None:
-                self._complain(source, propagated.reason, direct and source + _HEADS not in product.scores)
-            for by_source, labels in zip(labels_of_outputs, tree_leaves(propagated.labels), strict=False):
+                scored = source + _HEADS in product.scores
+                mine = [] if scored else [operand[source] for operand in operands if source in operand]
+                self._complain(source, propagated.reason, mine)
+            parts = propagated.labels if isinstance(propagated.labels, (list, tuple)) else [propagated.labels]
+            for by_source, labels in zip(labels_of_outputs, parts, strict=False):
                 if labels is not None:
                     by_source[source] = NeuronLabels(labels, is_output, direct and source not in product.values)
         for source, groups in product.scores.items():
@@ -409,11 +437,10 @@ class _Tracer(TorchDispatchMode):
             self._labels_by_tensor.update(zip(outputs, labels_of_outputs, strict=True))
         return result
 
-    def _multiply(self, name: str, args: tuple) -> "_Product":
+    def _multiply(self, name: str, args: tuple, result: Tensor, product: "_Product") -> None:
         """Note which neurons an operation multiplies with which, if it is a product of two activations."""
-        product = _Product({}, set(), set())
         if (found := factors(name, args)) is None:
-            return product
+            return
         sides = [
             {source: summed_labels(labels.labels, axis) for source, labels in self._of(factor).items()}
             for factor, axis in zip((found.first, found.second), found.axes, strict=True)
@@ -424,14 +451,17 @@ class _Tracer(TorchDispatchMode):
                 continue
             for partner, others in sides[1].items():
                 pairs = None if features is None or others is None else paired(features, others)
-                if pairs is not None and partner != source and not _constant(features, others):
+                if pairs is not None and not _constant(features, others) and _disjoint(source, partner, pairs):
                     self._note_pairs(source, partner, pairs)
                     product.paired.update((source, partner))
         if name in ("mm", "bmm"):
             factor = next((side for side in sides if len(side) == 1 and not _constant(*side.values())), {})
             for source, features in factor.items():
                 self._score(source, features, product)
-        return product
+        for source, operand in self._of(args[2]).items() if not found.scores else ():
+            labels = attended_values(operand.labels, result.shape) if source in product.paired else None
+            if labels is not None:
+                product.carried[source] = labels
 
     def _note_pairs(self, source: str, partner: str, pairs: Tensor) -> None:
         known = [self._pairs[source, partner]] if (source, partner) in self._pairs else []

@@ -186,5 +186,6 @@ class Neurons:
 
 def summed(values: Tensor, places: Tensor, count: int) -> Float[Tensor, " count"]:
     """Add every value at its place; -1 is none."""
+    places = places.to(values.device)
     used = places >= 0
     return values.new_zeros(count).index_add(0, places[used], values[used])
