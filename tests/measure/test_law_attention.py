@@ -444,6 +444,37 @@ def test_packed_sequences_and_the_last_state_are_followed():
     assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
 
 
+class Raw(nn.Module):
+    """Something between two layers, with parameters of its own and the weight of the second."""
+
+    def __init__(self, what) -> None:
+        super().__init__()
+        self.first, self.mid, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.W, self.what = nn.Parameter(torch.eye(4)), what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mid(self.what(self, self.first(x).relu()).relu()).relu()).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("what", "rule", "layer", "reason"),
+    [
+        (lambda m, h: m.W @ h, "fa", "first", "it is multiplied by parameter 'W', which has feedback of its own"),
+        (lambda m, h: h @ m.W.t(), "fa", "first", "it is multiplied by parameter 'W', which has feedback of its own"),
+        (lambda m, h: m.W @ h, "bp", "first", ""),
+        (lambda m, h: h @ m.W, "bp", "first", "it is multiplied by a matrix outside the layers"),
+        (lambda m, h: h @ m.mid.weight.t(), "fa", "mid", "it has a parameter that is used outside of it"),
+        (lambda m, h: h @ m.mid.weight.t(), "bp", "mid", "it has a parameter that is used outside of it"),
+    ],
+)
+def test_what_multiplies_by_hand_breaks_no_law_that_is_said_to_hold(what, rule, layer, reason):
+    report = watched(made(Raw(what), rule), steps=8, rate=0.02).report()
+    assert report.holds
+    (row,) = (row for row in report.laws if row.layer == layer)
+    assert row.reason == reason
+    assert (row.status == "exact") == (not reason)
+
+
 # What the instrument does not follow, as the documentation states it.
 
 

@@ -84,6 +84,9 @@ _MOVES = {
 }  # fmt: skip
 """Move elements to other places, without changing them."""
 
+VIEWS = _MOVES | {"detach", "clone", "_to_copy"}
+"""The result is the operand's elements or some of them, unchanged."""
+
 _PARTS = {"select", "slice", "split", "split_with_sizes", "unbind"}
 """Take parts of the elements."""
 

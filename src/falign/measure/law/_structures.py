@@ -36,7 +36,8 @@ class Structure(NamedTuple):
 
     Attributes:
         maps: {name: linear map}, in running order.
-        inputs: Names of the maps that each of the module's inputs feeds.
+        arguments: Names of the module's inputs.
+        inputs: Names of the maps that each of them feeds.
         sources: The neurons inside, in running order.
         products: (layer, layer) whose neurons are multiplied with each other, one by one.
         outputs: Sources side by side in the last axis of the first output.
@@ -45,6 +46,7 @@ class Structure(NamedTuple):
     """
 
     maps: dict[str, LinearMap]
+    arguments: tuple[str, ...]
     inputs: tuple[tuple[str, ...], ...]
     sources: list[Source]
     products: tuple[tuple[str, str], ...] = ()
@@ -92,7 +94,8 @@ def _attention(name: str, module: nn.MultiheadAttention) -> Structure | None:
         Source(v, (v,), {out: torch.arange(width)}),
         Source(out, (out,), {}),
     ]
-    return Structure(maps, ((q,), (k,), (v,)), sources, products=((q, k),), outputs=(out,))
+    inputs = ((q,), (k,), (v,))
+    return Structure(maps, ("query", "key", "value"), inputs, sources, products=((q, k),), outputs=(out,))
 
 
 def _recurrent(name: str, module: nn.RNNBase) -> Structure | None:
@@ -130,7 +133,7 @@ def _recurrent(name: str, module: nn.RNNBase) -> Structure | None:
             last.append(sources[-1].name if sources[-1].targets else "")
     inputs = tuple(_joined(name, f"weight_ih_l0{way}") for way in ways)
     outputs = tuple(last[-len(ways) :])
-    return Structure(maps, (inputs,), sources, outputs=outputs, last=tuple(last), recurrent=True)
+    return Structure(maps, ("input", "hx"), (inputs,), sources, outputs=outputs, last=tuple(last), recurrent=True)
 
 
 def _cell_map(name: str, module: nn.RNNBase, part: str, tail: str) -> LinearMap | None:

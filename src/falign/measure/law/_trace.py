@@ -17,11 +17,12 @@ from falign._attached import Feedback
 from falign._outputs import pick
 from falign._preserve import force_eager
 from falign._survey import call
-from falign._wiring import preserve_state, unwrapped, wiring_of
+from falign._wiring import feedbacks, preserve_state, unwrapped, wiring_of, wirings
 from falign.layers import LOOKUPS, kind_of
 from falign.measure.law._products import Factors, Product, factors, grouped, paired, summed_labels
 from falign.measure.law._propagate import (
     OTHER,
+    VIEWS,
     NeuronLabels,
     Operation,
     Propagated,
@@ -202,6 +203,9 @@ class _Tracer(TorchDispatchMode):
         super().__init__()
         self._labels_by_tensor: Any = WeakTensorKeyDictionary()
         self._trained: Any = WeakTensorKeyDictionary()  # made of parameters outside of layers: keys, the value is True
+        self._parameters: Any = WeakTensorKeyDictionary()  # parameters and views of them, with the parameter's name
+        self._parameters.update((parameter, name) for name, parameter in model.named_parameters())
+        self._fed = set(feedbacks(model)) if wirings(model) else set()
         self._depth = 0  # of layers within layers
         self._runs: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
@@ -217,6 +221,8 @@ class _Tracer(TorchDispatchMode):
         self._handles: list[Any] = []
         self.maps: dict[str, LinearMap] = {}
         self.into: dict[str, tuple[str, ...]] = {}
+        self._layers: set[str] = set()
+        self._structures: dict[str, tuple[str, ...]] = {}
         inside: tuple[str, ...] = ()  # of a module whose inside is known
         for name, module in model.named_modules():
             if name.startswith(inside):
@@ -224,6 +230,7 @@ class _Tracer(TorchDispatchMode):
             structure = structure_of(name, module)
             if structure is not None:
                 inside = (*inside, f"{name}." if name else "")
+                self._structures[name] = tuple(structure.maps)
                 self.maps |= structure.maps
                 self.into |= {source.name: source.maps for source in structure.sources if len(source.maps) > 1}
                 for one in structure.maps if name in self._faults else ():
@@ -232,6 +239,7 @@ class _Tracer(TorchDispatchMode):
             else:
                 enter, leave = partial(self._enter, name), partial(self._leave, name)
             if structure is not None or kind_of(module) is not None or isinstance(module, _BatchNorm):
+                self._layers.add(name)
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
@@ -358,7 +366,7 @@ class _Tracer(TorchDispatchMode):
     def _enter_whole(self, structure: Structure, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Pre-hook of a module whose inside is known."""
         self._depth += 1
-        given = [*args, *kwargs.values()]
+        given = [*args, *(kwargs.get(name) for name in structure.arguments[len(args) :])]
         for x, names in zip(given, structure.inputs, strict=False):
             x = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
             for name in names if isinstance(x, Tensor) else ():
@@ -400,6 +408,8 @@ class _Tracer(TorchDispatchMode):
         operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not self._depth:
+            self._note_parameters(func.overloadpacket.__name__, tree_leaves((args, kwargs)), outputs)
         product = _Product({}, set(), set(), {})
         if any(operands):
             self._multiply(func.overloadpacket.__name__, args, outputs[0], product)
@@ -437,10 +447,28 @@ class _Tracer(TorchDispatchMode):
             self._labels_by_tensor.update(zip(outputs, labels_of_outputs, strict=True))
         return result
 
+    def _note_parameters(self, operation: str, operands: list[Any], outputs: list[Tensor]) -> None:
+        """Note parameters that an operation outside of layers uses, such as the weight of a layer for another purpose.
+
+        The law of a layer knows of the layer's own use of its weight, and of no feedback but that of layers.
+        """
+        names = {self._parameters[leaf] for leaf in operands if isinstance(leaf, Tensor) and leaf in self._parameters}
+        if names and operation in VIEWS:
+            self._parameters.update((output, min(names)) for output in outputs)
+            return
+        for name in names:
+            owner = name.rpartition(".")[0]
+            for one in self._structures.get(owner, (owner,) if owner in self._layers else ()):
+                self._faults.setdefault(one, "has a parameter that is used outside of it")
+        for name in names & self._fed:
+            for source in {source for operand in operands for source in self._of(operand)}:
+                self._complain(source, f"it is multiplied by parameter {name!r}, which has feedback of its own")
+
     def _multiply(self, name: str, args: tuple, result: Tensor, product: "_Product") -> None:
         """Note which neurons an operation multiplies with which, if it is a product of two activations."""
         if (found := factors(name, args)) is None:
             return
+        trained = any(self._parameters.get(factor) for factor in (found.first, found.second))
         sides = [
             {source: summed_labels(labels.labels, axis) for source, labels in self._of(factor).items()}
             for factor, axis in zip((found.first, found.second), found.axes, strict=True)
@@ -454,7 +482,7 @@ class _Tracer(TorchDispatchMode):
                 if pairs is not None and not _constant(features, others) and _disjoint(source, partner, pairs):
                     self._note_pairs(source, partner, pairs)
                     product.paired.update((source, partner))
-        if name in ("mm", "bmm"):
+        if name in ("mm", "bmm") and not trained:
             factor = next((side for side in sides if len(side) == 1 and not _constant(*side.values())), {})
             for source, features in factor.items():
                 self._score(source, features, product)
@@ -487,7 +515,9 @@ class _Tracer(TorchDispatchMode):
             return
         ((partner, labels),) = values.items()
         members = torch.stack([group.expand(labels.labels.shape).flatten(), labels.labels.flatten()], 1).unique(dim=0)
-        if partner in self._groups or bool((members < 0).any()):
+        whose = self._groups[scores] if partner == scores.removesuffix(_HEADS) else None
+        own = whose is not None and bool((whose[members[:, 1].clamp_min(0)] >= 0).any())
+        if partner in self._groups or own or bool((members < 0).any()):
             return
         self._note_pairs(scores, partner, members)
         product.paired.add(scores)
