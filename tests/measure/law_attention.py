@@ -81,15 +81,15 @@ def data(batch: int = 6, positions: int = 4) -> tuple[Tensor, Tensor]:
     return x, torch.randint(3, (batch,), generator=generator)
 
 
-def made(model: nn.Module, rule: str = "fa") -> nn.Module:
+def made(model: nn.Module, rule: str = "fa", **options: Any) -> nn.Module:
     """With large fixed weights, so that scores matter, converted in float64."""
     generator = torch.Generator().manual_seed(2)
     for parameter in model.double().parameters():
         parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return falign.convert(model, rule, example=data()[0])
+    return falign.convert(model, rule, example=data()[0], **options)
 
 
-def watched(model: nn.Module, steps: int = 20, rate: float = 0.05, **options: Any) -> ConservationLaw:
+def watched(model: nn.Module, steps: int = 10, rate: float = 0.05, **options: Any) -> ConservationLaw:
     """The law after some steps on one batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, **options)
     law = ConservationLaw(model, optimizer)

@@ -125,12 +125,12 @@ def test_scores_under_softmax_have_no_law_with_the_values():
         model = made(Attention(attend))
         before = _head_balance(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-        train(model, optimizer, round(0.8 / rate))
+        train(model, optimizer, round(0.3 / rate))
         return float((_head_balance(model) - before).abs().max())
 
-    rates = [0.02, 0.01, 0.005]
-    assert slopes(lambda rate: drift(rate, cases.softmax), rates) == pytest.approx([0, 0], abs=0.1)
-    assert slopes(lambda rate: drift(rate, cases.relu), rates) == pytest.approx([1, 1], abs=0.2)
+    rates = [0.01, 0.005]
+    assert slopes(lambda rate: drift(rate, cases.softmax), rates) == pytest.approx([0], abs=0.1)
+    assert slopes(lambda rate: drift(rate, cases.relu), rates) == pytest.approx([1], abs=0.2)
 
 
 def _head_balance(model: nn.Module) -> Tensor:
@@ -319,41 +319,78 @@ def test_initial_weights_ask_the_laws_of_alignment_alone():
 class Wrapped(nn.Module):
     """A module of PyTorch's between two layers."""
 
-    def __init__(self, inner: nn.Module, width: int = 4) -> None:
+    def __init__(self, inner: nn.Module, width: int = 4, pooled: bool = True) -> None:
         super().__init__()
         self.first, self.inner, self.last = nn.Linear(3, 4), inner, nn.Linear(width, 3)
+        self.pooled = pooled
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x).relu()
         other = x if getattr(self.inner, "kdim", 4) == 3 else h
         y = self.inner(h, other, other) if isinstance(self.inner, nn.MultiheadAttention) else self.inner(h)
-        return self.last(y[0].relu()).mean(1)
+        z = self.last(y[0].relu())
+        return z.mean(1) if self.pooled else z
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}, {"kdim": 3, "vdim": 3}]
 )
 @pytest.mark.filterwarnings("ignore:rule 'kp'")
-@pytest.mark.parametrize("rule", ["bp", "fa", "usf", "kp", "adafa"])
+@pytest.mark.parametrize("rule", ["bp", "fa", "frsf", "kp", "adafa"])
 def test_the_rows_of_multihead_attention_are_neurons(options, rule):
     inner = nn.MultiheadAttention(4, 2, batch_first=True, **options)
-    rows = by_layer(watched(made(Wrapped(inner), rule).train(rule != "bp")))
+    rows = by_layer(watched(made(Wrapped(inner), rule).train(rule != "bp"), rate=0.02))
     q, k, v = (f"inner.{part}_proj_weight" if "kdim" in options else f"inner.in_proj_weight[{part}]" for part in "qkv")
     assert [(name, row.targets) for name, row in rows.items()] == [
         ("first", q if "kdim" in options else f"{q}, {k}, {v}"), (q, k), (v, "inner.out_proj"),
         ("inner.out_proj", "last"), ("last", ""),
     ]  # fmt: skip
-    accounted = "accounted" if rule in ("usf", "adafa") else "exact"
+    accounted = "accounted" if rule in ("frsf", "adafa") else "exact"
     assert [row.status for row in rows.values()] == [accounted, "exact", accounted, accounted, "none"]
     assert max(row.residual for row in rows.values() if row.checked) <= 1e-14
-    assert min(row.drift for row in rows.values() if row.checked) > 1e-9
+    assert max(row.drift for row in rows.values() if row.checked) > 1e-8
 
 
-def test_under_direct_feedback_queries_and_keys_keep_their_law():
-    model = made(Wrapped(nn.MultiheadAttention(4, 2, batch_first=True)), "dfa")
-    (row,) = (row for row in watched(model).report().laws if row.checked)
-    assert (row.layer, row.targets, row.status) == ("inner.in_proj_weight[q]", "inner.in_proj_weight[k]", "exact")
+def _steps(wrapped: "Wrapped", rule: str, **options) -> dict:
+    """The rows after some steps on a target at every position."""
+    model = made(wrapped, rule, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    law = ConservationLaw(model, optimizer)
+    y = torch.randint(3, (24,), generator=torch.Generator().manual_seed(0))
+    for _ in range(10):
+        optimizer.zero_grad()
+        F.cross_entropy(model(data()[0]).flatten(0, 1), y).backward()
+        optimizer.step()
+    assert law.report().holds
+    return by_layer(law)
+
+
+def test_under_direct_feedback_attention_keeps_the_law_of_queries_and_that_of_its_output():
+    rows = _steps(Wrapped(nn.MultiheadAttention(4, 2, batch_first=True), pooled=False), "dfa")
+    exact = {name for name, row in rows.items() if row.checked}
+    assert exact == {"inner.in_proj_weight[q]", "inner.out_proj"}
+    assert max(rows[name].residual for name in exact) <= 1e-14
+    assert "direct feedback" in rows["first"].reason
+
+
+def test_a_module_that_is_cut_as_a_whole_has_the_laws_of_backpropagation_inside():
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    rows = _steps(Wrapped(attention, pooled=False), "dfa", cut=("inner",))
+    assert rows["first"].status == "none"
+    assert rows["first"].reason.startswith("module 'inner' hands back the output's error")
+    assert rows["inner.in_proj_weight[v]"].form == "½|w|² + ½b² - ½|W|²"
+    assert all(rows[name].status == "exact" for name in rows if name.startswith("inner"))
+
+
+def test_e_prop_has_the_law_of_recurrent_neurons_without_the_weights_among_them():
+    """B_hh = 0, and so is its term; dfa hands the output's error from state to state, which is no neuron's own."""
+    inner = nn.RNN(4, 4, nonlinearity="relu", batch_first=True)
+    rows = _steps(Wrapped(inner, pooled=False), "eprop")
+    row = rows["inner.weight_ih_l0"]
+    assert (row.status, row.form) == ("exact", "Σ½|w|² + Σ½b² - ⟨B,W⟩")
     assert row.residual <= 1e-14
+    inner = nn.RNN(4, 4, nonlinearity="relu", batch_first=True)
+    assert _steps(Wrapped(inner, pooled=False), "dfa")["inner.weight_ih_l0"].status == "none"
 
 
 def test_attention_in_one_piece_and_of_layers_have_the_same_laws():
@@ -383,8 +420,7 @@ def test_attention_in_one_piece_and_of_layers_have_the_same_laws():
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False, "num_layers": 2}])
-@pytest.mark.filterwarnings("ignore:rule 'kp'")
-@pytest.mark.parametrize("rule", ["bp", "fa", "usf", "kp", "adafa"])
+@pytest.mark.parametrize("rule", ["bp", "fa", "adafa"])
 def test_a_recurrent_neuron_has_two_weights_into_it_and_feeds_itself(options, rule):
     inner = nn.RNN(4, 4, nonlinearity="relu", batch_first=True, **options)
     model = made(Wrapped(inner, 8 if "bidirectional" in options else 4), rule)

@@ -167,6 +167,7 @@ class _Finder:
         groups = None if bool(rest.all()) else torch.where(rest, rest.cumsum(0) - 1, -1)
         neurons = self._neurons(name, groups, int(rest.sum()))
         downstream = [self._downstream(connection, neurons) for connection in self._followed.targets(name)]
+        downstream = [target for target in downstream if not _returns_nothing(target)]
         problems = (_direct_problem(target, self._followed.outputs) for target in downstream)
         if problem := next(filter(None, problems), ""):
             return self._none(name, targets, problem)
@@ -221,7 +222,7 @@ class _Finder:
         if name not in self._followed.maps and kind_of(layer := self._model.get_submodule(name)) is None:
             return DownstreamBatchNorm(self._map(name), layer, columns, count, self._rates)
         linear = self._map(name)
-        part = self._parts.get(name) or self._parts.get(linear.key)
+        part = next((self._parts[key] for key in (name, *linear.keys) if key in self._parts), None)
         return Downstream(linear, part, columns, count, self._rates)
 
     def _neurons(self, name: str, groups: Tensor | None = None, count: int | None = None) -> Neurons:
@@ -257,7 +258,15 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
         return f"layer {target.name!r} hands back the output's error (direct feedback), not its own"
     if target.part.matrix.shape != target.weight.shape:
         return f"the direct feedback of layer {target.name!r} has not the shape of its weight"
+    if len(target.part.matrices()) > 1:
+        return f"layer {target.name!r} hands back the errors of several outputs"
     return ""
+
+
+def _returns_nothing(target: Downstream) -> bool:
+    """Test whether a rule hands no error back through a product of states, as e-prop: its term of the law is zero."""
+    rule = None if target.part is None else target.part.wiring.rule
+    return target.map.through_time and not getattr(rule, "through_time", True)
 
 
 def _status(reason: str, balance: Balance, rates: Rates) -> tuple[str, str, str]:

@@ -57,7 +57,8 @@ class Structure(NamedTuple):
 
 def structure_of(name: str, module: nn.Module) -> Structure | None:
     """Find what is inside of a module of PyTorch's own; None of one of another kind, or with parametrised weights."""
-    forward = type(module).forward
+    expanded = getattr(type(module), "is_expanded", False)  # into layers, by a direct rule: it computes the same
+    forward = (module.plain if expanded else type(module)).forward  # pyright: ignore
     if isinstance(module, nn.MultiheadAttention) and forward is nn.MultiheadAttention.forward:
         return _attention(name, module)
     if isinstance(module, nn.RNNBase) and forward in (nn.RNN.forward, nn.GRU.forward, nn.LSTM.forward):
@@ -82,7 +83,8 @@ def _attention(name: str, module: nn.MultiheadAttention) -> Structure | None:
             biases.append(Rows(parameter=more, text="½b²", what=token, vector=True))
         linear = Rows(parameter=weight, text="½|w|²", rows=rows if fused else slice(None))
         called = f"{key}[{part}]" if fused else key
-        maps[called] = LinearMap(name=called, key=key, weight=linear, biases=tuple(biases))
+        keys = (key, _joined(name, f"{part}_proj"))
+        maps[called] = LinearMap(name=called, keys=keys, weight=linear, biases=tuple(biases))
     if module.out_proj._parameters.get("weight") is None:
         return None
     out = _joined(name, "out_proj")
@@ -143,7 +145,8 @@ def _cell_map(name: str, module: nn.RNNBase, part: str, tail: str) -> LinearMap 
         return None
     biases = () if bias is None else (Rows(parameter=bias, text="½b²", what="bias", vector=True),)
     key = _joined(name, f"weight_{part}_{tail}")
-    return LinearMap(name=key, key=key, weight=Rows(parameter=weight, text="½|w|²"), biases=biases)
+    keys, rows = (key, _joined(name, f"{part}_{tail}")), Rows(parameter=weight, text="½|w|²")
+    return LinearMap(name=key, keys=keys, weight=rows, biases=biases, through_time=part == "hh")
 
 
 def _placed(neurons: int, place: int, ways: int) -> Tensor:

@@ -132,7 +132,8 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
         torch.clear_autocast_cache()  # weights cast here know of no gradient, and the next pass would take them
     wiring = wiring_of(model)
     if wiring is not None and wiring.rule.wiring == "direct":
-        tracer.finish(result, [pick(result, end.output) for end in wiring.ends])
+        tracer.finish(result, [pick(result, end.output) for end in wiring.ends if end.layer is None])
+        tracer.outputs |= {end.layer for end in wiring.ends if end.layer is not None}
     else:
         tracer.finish(result, tree_leaves(result))
     return Followed(
@@ -224,7 +225,10 @@ class _Tracer(TorchDispatchMode):
         self._layers: set[str] = set()
         self._structures: dict[str, tuple[str, ...]] = {}
         inside: tuple[str, ...] = ()  # of a module whose inside is known
+        cut = {name for name, part in (feedbacks(model) if wirings(model) else {}).items() if _is_direct(part)}
         for name, module in model.named_modules():
+            if name in cut and kind_of(module) is None:
+                self._handles.append(module.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True))
             if name.startswith(inside):
                 continue
             structure = structure_of(name, module)
@@ -362,6 +366,12 @@ class _Tracer(TorchDispatchMode):
                 self._complain(source, f"its neurons are not the same inputs of layer {name!r} in all positions")
             elif bool((columns != OTHER).any()):
                 self.connections.setdefault((source, name), columns)
+
+    def _cut(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Pre-hook of a module that a direct rule cuts as a whole: its input gets another error than its own."""
+        for tensor in tree_leaves((args, kwargs)):
+            for source in self._of(tensor):
+                self._complain(source, f"module {name!r} hands back the output's error (direct feedback), not its own")
 
     def _enter_whole(self, structure: Structure, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Pre-hook of a module whose inside is known."""
@@ -530,6 +540,11 @@ class _Tracer(TorchDispatchMode):
     def _labels(self, source: str, leaf: Any) -> Tensor | None:
         labels = self._of(leaf).get(source)
         return None if labels is None else labels.labels
+
+
+def _is_direct(part: Feedback) -> bool:
+    """Test whether feedback is of a direct rule."""
+    return part.wiring.rule.wiring == "direct"
 
 
 def _axis(module: nn.Module, x: Tensor) -> int:

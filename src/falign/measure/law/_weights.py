@@ -130,15 +130,18 @@ class LinearMap:
 
     Attributes:
         name: A layer's name; of a fused parameter its name and which of its rows: "attention.in_proj_weight[q]".
-        key: Name of the whole parameter, by which its feedback is known where it is not a layer's.
+        keys: Names by which its feedback is known where it is not a layer's: of the whole parameter, and of what runs
+            its product under a direct rule.
+        through_time: Whether it takes neurons to themselves one step later.
         weight: The rows of the weight.
         biases: Of one number a row each.
     """
 
     name: str
-    key: str
+    keys: tuple[str, ...]
     weight: Rows
     biases: tuple[Rows, ...] = ()
+    through_time: bool = False
 
 
 def map_of_layer(name: str, layer: nn.Module) -> LinearMap:
@@ -150,7 +153,7 @@ def map_of_layer(name: str, layer: nn.Module) -> LinearMap:
     texts = ("½γ²", "½β²") if normalisation else ("½|w|²", "½b²")
     biases = () if bias is None else (Rows(parameter=bias, text=texts[1], what="bias", vector=True),)
     rows = Rows(parameter=weight, text=texts[0], layer=layer, vector=normalisation)
-    return LinearMap(name=name, key=f"{name}.weight" if name else "weight", weight=rows, biases=biases)
+    return LinearMap(name=name, keys=(f"{name}.weight" if name else "weight",), weight=rows, biases=biases)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
