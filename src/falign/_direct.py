@@ -388,10 +388,12 @@ class DirectPlan:
         samples = {shape[:1] for shape in [*shapes, *base.ends] if shape}
         if plain and len(samples) < 2 and all(len(calls) == 1 for calls in base.inputs.values()):
             return runs
-        tried = {batch_axes(example)}
+        batch = batch_axes(example)
+        tried = {batch}
         for axes in axes_to_change(example):
             for group in axes:
-                if group in tried:
+                # Samples of one tensor alone are no other positions, although a broadcast may run with them.
+                if group in tried or (self._doubled is not None and group <= batch):
                     break
                 tried.add(group)
                 run = next(filter(None, (self._observe(changed(example, group, by)) for by in (None, -1))), None)

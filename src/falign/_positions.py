@@ -78,6 +78,8 @@ def find_route(
     matched = bool(x_letters)
     _unfold(x_letters, at_x, x_signs, out_letters, at_out, out_signs, names)
     _unfold(out_letters, at_out, out_signs, x_letters, at_x, x_signs, names)
+    if doubled and 0 in at_out and 0 not in out_letters and out_signs[0][1] == 2 * out[0]:
+        _find_samples(x_letters, at_x, x_signs, out_letters, out_signs[0], names)
     matched = matched or bool(x_letters)
     own, rest = [a for a in at_x if a not in x_letters], [a for a in at_out if a not in out_letters]
     if doubled and out_signs[0][:2] == (out[0], 2 * out[0]):
@@ -158,6 +160,24 @@ def _unfold(
                 others[other] = next(names)
             letters[axis] = "".join(others[other] for other in chosen) + (next(names) if factor > 1 else "")
             break
+
+
+def _find_samples(
+    letters: dict[int, str],
+    axes: list[int],
+    signs: list[Shape],
+    others: dict[int, str],
+    samples: Shape,
+    names: Iterator[str],
+) -> None:
+    """Give letters to the axis that doubles with the samples: (samples x windows), of any number of windows."""
+    for axis in axes:
+        sizes = signs[axis]
+        whole = all(size % count == 0 for size, count in zip(sizes, samples, strict=True) if count)
+        if axis not in letters and sizes[1] == 2 * sizes[0] and whole:
+            others[0] = next(names)
+            letters[axis] = others[0] + next(names)
+            return
 
 
 # Examples of other sizes, for the runs that show which axes grow together.
