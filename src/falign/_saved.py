@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from falign._delivery import Way, transformed
-from falign._preserve import run_uncompiled
 
 if TYPE_CHECKING:
     from falign._attached import Feedback
@@ -135,24 +134,9 @@ class SavedHooks:
             RuntimeError: within a transform of torch.func, forward-mode differentiation or tracing.
         """
         stack = self.wiring.state.saved
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() and self.sites[0].part.is_on()):
             stack.append((self, None))
             return
-        resume = _without_dynamo()
-        try:
-            running = self._begin(args, kwargs) if self.sites[0].part.is_on() else None
-        except RuntimeError:
-            resume()
-            raise
-        stack.append((self, running))
-        if running is None:
-            resume()
-        else:
-            running.resume = resume
-            running.hooks.__enter__()
-
-    def _begin(self, args: tuple, kwargs: dict[str, Any]) -> "_Running":
-        """Prepare the hooks of a forward."""
         if transformed():
             raise RuntimeError(
                 f"vmap and the other transforms of torch.func switch off the saved-tensor hooks by which "
@@ -168,7 +152,11 @@ class SavedHooks:
         for site in self.sites:
             if site.part.follows and not site.part.is_followed(site.owner):  # a copy of the model has no hooks yet
                 site.part.guard(site.owner)
-        return _Running(self.sites, any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
+        wanted = any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
+        running = _Running(self.sites, wanted)
+        stack.append((self, running))
+        running.hooks.__enter__()
+        running.dynamo = _without_dynamo()
 
     def leave(self, module: nn.Module, args: tuple, result: Any) -> None:
         """End it: forward hook, called where the forward raised as well.
@@ -183,13 +171,8 @@ class SavedHooks:
         if running is None:
             return
         running.hooks.__exit__(None, None, None)
-        try:
-            self._end(running, result)
-        finally:
-            running.resume()
-
-    def _end(self, running: "_Running", result: Any) -> None:
-        """Note the backwards that will meet the module's output, and look for what was never saved."""
+        if running.dynamo is not None:
+            running.dynamo()
         parts = [site.part for site in self.sites]
         for tensor in _tensors(result):
             if tensor.grad_fn is not None:
@@ -208,20 +191,16 @@ class SavedHooks:
                 )
 
 
-def _without_dynamo() -> Callable[[], None]:
+def _without_dynamo() -> Callable[[], None] | None:
     """Run what follows in this thread uncompiled; gives what puts the compiler back.
 
     A compiled region saves what its compiler chose, in which no weight may be recognised.
     """
     if "torch._dynamo" not in sys.modules:
-        return _nothing
+        return None
     frames = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
     before = frames.set_eval_frame(None)
     return lambda: frames.set_eval_frame(before)
-
-
-def _nothing() -> None:
-    pass
 
 
 class FirstPass:
@@ -286,7 +265,7 @@ class _Running:
 
     def __init__(self, sites: list[Site], wanted: bool) -> None:
         self.wanted = wanted
-        self.resume: Callable[[], None] = _nothing  # puts the compiler back
+        self.dynamo: Callable[[], None] | None = None  # puts the compiler back
         self.passes: dict[int, _Pass] = {}
         self.sites: dict[int, list[tuple[Site, Tensor]]] = {}
         self.by_parameter: dict[int, Site] = {}
@@ -442,6 +421,3 @@ def _moved(tensor: Tensor, passes: list[_Pass]) -> Tensor:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-run_uncompiled(SavedHooks.enter, SavedHooks.leave, _without_dynamo)

@@ -6,7 +6,8 @@ feedback, or a view or a rearranged copy of it, is replaced by the same view of 
 themselves are products of activities and errors, so they come out right. That ties neither to names of operations nor
 to what autograd saves. ``unrolled`` has attention and recurrent networks by hand, to check this mode itself.
 
-Direct. Every input is detached, and the gradient is that of loss + Σ_l ⟨e B_l, x_l⟩ with e and B_l constant.
+Direct. Every input is detached, and the gradient is that of loss + Σ_l ⟨e B_l, x_l⟩ with e and B_l constant; between
+the cuts, parameters that are multiplied by hand carry the error by B as under a layerwise rule.
 """
 
 from collections import Counter
@@ -285,10 +286,13 @@ def by_direct(net: nn.Module, entry: Any, feedback: dict[str, Tensor], x: Any) -
             module.register_forward_pre_hook(partial(_cut_arguments, name, cut, feedback), with_kwargs=True)
     if entry.end is not None:
         net.get_submodule(entry.end).register_forward_hook(lambda m, args, y: ends.append(y))
+    mode = ByFeedback(net, {name: matrix for name, matrix in feedback.items() if is_parameter(net, name)})
     torch.manual_seed(3)
-    result = call(net, x)
-    loss = total = entry.loss(result)
-    (e,) = torch.autograd.grad(loss, ends[0] if ends else entry.picked(result), retain_graph=True)
+    with mode:
+        result = call(net, x)
+        loss = total = entry.loss(result)
+        mode.backward = True
+        e = torch.autograd.grad(loss, ends[0], retain_graph=True)[0] if ends else entry.error(result)
     for name, at, number in cuts:
         count = calls[name]
         if count % entry.steps == 0:  # a recurrent module that is called again
@@ -296,7 +300,8 @@ def by_direct(net: nn.Module, entry: Any, feedback: dict[str, Tensor], x: Any) -
         place = count - 1 - number if name.endswith("_reverse") else number
         error = delivered(e, feedback[name], at, place, count, steps=entry.steps, channels=entry.channels)
         total = total + (error * at).sum()
-    total.backward()
+    with mode:
+        total.backward()
     return {name: p.grad for name, p in net.named_parameters()}, loss.detach()
 
 
@@ -365,27 +370,26 @@ def delivered(e: Tensor, matrix: Tensor, x: Tensor, number: int, calls: int, *, 
         return (e.flatten(1) @ matrix).reshape(x.shape) / spread**0.5
     if channels:
         e = e.movedim(1, -1)
-    if e.shape[-1] != rows:
-        e = e.flatten(1)
-    places, kept = list(e.shape[:-1]), x.shape
+    e = next(flat for axis in reversed(range(e.dim())) if (flat := e.flatten(axis)).shape[-1] == rows)
+    kept = x.shape
+    x = x.flatten(1) if x[0].numel() == columns else x
     features_first = x.dim() > 2 and x.shape[1] == columns != x.shape[-1]
     x = x.movedim(1, -1) if features_first else x
-    target = list(x.shape[:-1])
-    if places and target and target[0] not in places and target[0] % samples == 0:  # samples and positions in one axis
-        rest = target[0] // samples
-        target = [samples, rest, *target[1:]]
-    for axis in reversed(range(len(places))):
-        if places[axis] not in target:
-            e = e.sum(axis)
-            del places[axis]
-    carried = e @ matrix
-    order = [places.index(size) for size in target if size in places]
-    carried = carried.permute(*order, -1)
+    target, places = list(x.shape[:-1]), list(e.shape[:-1])
+    if target and samples not in target and target[0] % samples == 0:  # samples and positions in one axis
+        target = [samples, target[0] // samples, *target[1:]]
+    shared = {}  # axis of x -> axis of e, each once, the first of that size
     for axis, size in enumerate(target):
-        if size not in places:
+        free = [place for place, other in enumerate(places) if other == size and place not in shared.values()]
+        if free:
+            shared[axis] = free[0]
+    alone = [place for place in range(len(places)) if place not in shared.values()]
+    carried = (e.sum(alone) if alone else e) @ matrix
+    left = sorted(shared.values())
+    carried = carried.permute(*(left.index(place) for place in shared.values()), -1)
+    for axis, size in enumerate(target):
+        if axis not in shared:
             carried = carried.unsqueeze(axis)
             spread *= size
     carried = carried.expand(*target, columns) / spread**0.5
-    if features_first:
-        return carried.movedim(-1, 1).reshape(kept)
-    return carried.reshape(kept)
+    return (carried.movedim(-1, 1) if features_first else carried).reshape(kept)

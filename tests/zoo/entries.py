@@ -25,7 +25,7 @@ class Entry:
         make: gives (network, example); in either everything floating is made double afterwards.
         output: which tensor of what the network returns has the loss; as for ``falign.convert``.
         refused: {rule: words of the refusal}, where the weights that meet errors are computed from parameters.
-        options: further arguments of ``falign.convert``.
+        cut: what direct rules cut, if not all layers.
         slow: whether it is left to the slow tests.
         perturbed: size of the noise on the weights, which libraries initialise near zero.
         end: the layer behind which only operations without parameters follow: there the error of direct rules begins.
@@ -41,7 +41,7 @@ class Entry:
     make: Callable[[], tuple[nn.Module, Any]]
     output: Any = None
     refused: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
     slow: bool = False
     perturbed: float = 0.0
     end: str | None = None
@@ -73,12 +73,19 @@ class Entry:
             return self.output(result)
         return getattr(result, self.output) if hasattr(result, str(self.output)) else result[self.output]
 
-    def loss(self, result: Any) -> Tensor:
-        """Half the mean squared distance to numbers from a seed, doubled in one half of the outputs."""
+    def difference(self, result: Any) -> Tensor:
+        """From numbers of a seed."""
         y = self.picked(result)
-        random = torch.Generator().manual_seed(7)
-        target = torch.randn(y.shape, generator=random, dtype=torch.float64)
-        return 0.5 * (y - target).square().mean()
+        return y - torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+    def loss(self, result: Any) -> Tensor:
+        """Half the mean squared difference."""
+        return 0.5 * self.difference(result).square().mean()
+
+    def error(self, result: Any) -> Tensor:
+        """The gradient of the loss at the output."""
+        difference = self.difference(result).detach()
+        return difference / difference.numel()
 
     def run(self, net: nn.Module, x: Any) -> Tensor:
         """The loss of a forward; what is random in it is the same in every call."""
@@ -105,9 +112,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 def convert(entry: Entry, net: nn.Module, x: Any, rule: str) -> nn.Module:
     """Convert as a user does."""
-    options = dict(entry.options)
+    options = {}
     if falign.ALL_RULES[rule].wiring == "direct":
-        options.setdefault("output", entry.output)
+        options = {"output": entry.output, "cut": entry.cut or "layers"}
     return falign.convert(net, rule, seed=2, example=x, **options)
 
 

@@ -85,7 +85,8 @@ def pixels(size: int = 16, channels: int = 3) -> Tensor:
 
 
 def hugging(name: str, inputs: Callable[[], dict[str, Any]], output: Any = "logits", *,
-            refused: dict[str, str] | None = None, inputs_want: bool = True, **configuration: Any) -> None:  # fmt: skip
+            refused: dict[str, str] | None = None, inputs_want: bool = True, end: str | None = None,
+            cut: tuple[str, ...] = (), channels: bool = False, **configuration: Any) -> None:  # fmt: skip
     """Register a model by the name of its class; the configuration's class is that of the model."""
 
     def make() -> tuple[nn.Module, dict[str, Any]]:
@@ -99,7 +100,8 @@ def hugging(name: str, inputs: Callable[[], dict[str, Any]], output: Any = "logi
         settings._experts_implementation = "eager"  # grouped products are of float32 and bfloat16 alone
         return kind(settings), inputs()
 
-    entry("transformers", name, make, output=output, refused=refused or {}, inputs=inputs_want)
+    entry("transformers", name, make, output=output, refused=refused or {}, inputs=inputs_want, end=end, cut=cut,
+          channels=channels)  # fmt: skip
 
 
 def text() -> dict[str, Any]:
@@ -111,7 +113,7 @@ def causal() -> dict[str, Any]:
 
 
 def pairs() -> dict[str, Any]:
-    return {"input_ids": tokens(), "decoder_input_ids": tokens(8)}
+    return {"input_ids": tokens(), "decoder_input_ids": tokens(8)[:, :5]}
 
 
 decoders = partial(hugging, inputs=causal, **SMALL)
@@ -128,20 +130,21 @@ hugging("FalconForCausalLM", causal, hidden_size=16, num_hidden_layers=2, num_at
         use_cache=False)  # fmt: skip
 hugging("MptForCausalLM", causal, d_model=16, n_layers=2, n_heads=2, vocab_size=19, max_seq_len=16, use_cache=False)
 for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi", "Phi3", "Gemma", "Gemma2", "Olmo2", "StableLm", "Granite"):
-    more = {"head_dim": 8} if name in ("Qwen3", "Gemma", "Gemma2") else {}
+    more: dict[str, Any] = {"head_dim": 8} if name in ("Qwen3", "Gemma", "Gemma2") else {}
+    more |= {"end": "lm_head"} if name == "Gemma2" else {}  # its logits are capped
     decoders(f"{name}ForCausalLM", num_key_value_heads=1 if name != "Phi" else 2, **more)
 mixture = {"num_key_value_heads": 1, "num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2}
 decoders("MixtralForCausalLM", **mixture)
 decoders("Qwen2MoeForCausalLM", moe_intermediate_size=8, shared_expert_intermediate_size=8, **mixture)
 decoders("OlmoeForCausalLM", **mixture)
 decoders("GraniteMoeForCausalLM", **mixture)
-decoders("JetMoeForCausalLM", kv_channels=8, **mixture)
+decoders("JetMoeForCausalLM", kv_channels=8, cut=("model.layers.*", "lm_head"), **mixture)  # it sorts the rows
 decoders("GptOssForCausalLM", head_dim=8, **mixture)
 decoders("DeepseekV3ForCausalLM", kv_lora_rank=4, q_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
          n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, moe_intermediate_size=8,
          first_k_dense_replace=1)  # fmt: skip
 hugging("MambaForCausalLM", causal, hidden_size=8, num_hidden_layers=2, vocab_size=19, state_size=4, time_step_rank=3,
-        use_cache=False, refused=DERIVED)  # fmt: skip
+        use_cache=False, refused=DERIVED, cut=("backbone.layers.*", "lm_head"))  # fmt: skip
 hugging("Mamba2ForCausalLM", causal, hidden_size=8, num_hidden_layers=2, vocab_size=19, state_size=4, num_heads=2,
         head_dim=8, n_groups=1, chunk_size=4, use_cache=False)  # fmt: skip
 hugging("RwkvForCausalLM", causal, hidden_size=16, num_hidden_layers=2, vocab_size=19, context_length=16,
@@ -149,7 +152,7 @@ hugging("RwkvForCausalLM", causal, hidden_size=16, num_hidden_layers=2, vocab_si
 decoders("RecurrentGemmaForCausalLM", num_key_value_heads=1, head_dim=8, lru_width=16, num_hidden_layers=3)
 decoders("XGLMForCausalLM", d_model=16, num_layers=2, attention_heads=2, ffn_dim=24)
 hugging("XLNetLMHeadModel", causal, d_model=16, n_layer=2, n_head=2, d_inner=24, vocab_size=19,
-        refused=DERIVED)  # fmt: skip
+        refused=DERIVED, cut=("transformer.layer.*", "lm_loss"))  # fmt: skip
 hugging("T5ForConditionalGeneration", pairs, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=19,
         decoder_start_token_id=0, use_cache=False)  # fmt: skip
 hugging("SwitchTransformersForConditionalGeneration", pairs, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
@@ -180,7 +183,7 @@ encoders("EsmForMaskedLM", mask_token_id=3, position_embedding_type="rotary", to
 hugging("DistilBertForMaskedLM", text, dim=16, n_layers=2, n_heads=2, hidden_dim=24, vocab_size=19)
 hugging("XLMWithLMHeadModel", text, emb_dim=16, n_layers=2, n_heads=2, n_words=19, max_position_embeddings=16)
 hugging("PerceiverForMaskedLM", text, d_model=16, d_latents=16, num_latents=4, num_self_attends_per_block=1,
-        num_self_attention_heads=2, num_cross_attention_heads=2, vocab_size=19, max_position_embeddings=T,
+        num_self_attention_heads=2, num_cross_attention_heads=2, vocab_size=19, max_position_embeddings=8,
         qk_channels=8, v_channels=16)  # fmt: skip
 
 sight = {"image_size": 16, "patch_size": 8, "num_labels": 5, **{k: SMALL[k] for k in (
@@ -206,9 +209,9 @@ hugging("RegNetForImageClassification", lambda: {"pixel_values": pixels(32)}, em
         depths=[1, 1], groups_width=4, num_labels=5)  # fmt: skip
 hugging("PoolFormerForImageClassification", lambda: {"pixel_values": pixels(32)}, hidden_sizes=[4, 8, 8, 8],
         depths=[1, 1, 1, 1], num_labels=5)  # fmt: skip
-hugging("SegformerForSemanticSegmentation", lambda: {"pixel_values": pixels(32)}, num_encoder_blocks=2, depths=[1, 1],
+hugging("SegformerForSemanticSegmentation", lambda: {"pixel_values": pixels(40)}, num_encoder_blocks=2, depths=[1, 1],
         sr_ratios=[2, 1], hidden_sizes=[4, 8], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2], decoder_hidden_size=8, num_labels=5)  # fmt: skip
+        mlp_ratios=[2, 2], decoder_hidden_size=12, num_labels=5, channels=True)  # fmt: skip
 hugging("PvtV2ForImageClassification", lambda: {"pixel_values": pixels(32)}, image_size=32, hidden_sizes=[4, 8, 8, 8],
         depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], sr_ratios=[2, 1, 1, 1], mlp_ratios=[2, 2, 2, 2],
         num_labels=5)  # fmt: skip
@@ -220,9 +223,10 @@ hugging("LevitForImageClassification", lambda: {"pixel_values": pixels(64)}, ima
         num_attention_heads=[1, 1, 1], depths=[1, 1, 1], key_dim=[4, 4, 4], num_labels=5)  # fmt: skip
 hugging("BitForImageClassification", lambda: {"pixel_values": pixels(32)}, embedding_size=32, num_groups=4,
         hidden_sizes=[32, 32], depths=[1, 1], num_labels=5,
-        refused=DERIVED)  # fmt: skip
+        refused=DERIVED, cut=("bit.encoder.stages.*.layers.*", "classifier.1"))  # fmt: skip
 hugging("YolosForObjectDetection", seen, "logits", num_detection_tokens=3, image_size=[16, 16],
         **{k: v for k, v in sight.items() if k != "image_size"})  # fmt: skip
+PAIRS = {"dfa": "needs the batch"}  # the logits of all pairs of a batch
 two = {"text_config": SMALL, "vision_config": {**sight, "projection_dim": 8}, "projection_dim": 8}
 
 
@@ -230,9 +234,9 @@ def both() -> dict[str, Any]:
     return {**text(), "pixel_values": pixels()}
 
 
-hugging("CLIPModel", both, lambda result: result["logits_per_image"], **two)
+hugging("CLIPModel", both, lambda result: result["logits_per_image"], refused=PAIRS, **two)
 hugging("CLIPVisionModelWithProjection", seen, "image_embeds", projection_dim=8, **sight)
-hugging("SiglipModel", both, lambda result: result["logits_per_image"], **two)
+hugging("SiglipModel", both, lambda result: result["logits_per_image"], refused=PAIRS, **two)
 
 
 def waves() -> dict[str, Any]:
@@ -245,9 +249,9 @@ sound = {"conv_dim": (8, 8), "conv_stride": (4, 3), "conv_kernel": (8, 3), "num_
 for name in ("Wav2Vec2ForCTC", "HubertForCTC", "WavLMForCTC", "UniSpeechForCTC", "SEWForCTC"):
     hugging(name, waves, inputs_want=False, **sound)  # they set requires_grad of it themselves
 hugging("WhisperForConditionalGeneration", lambda: {
-            "input_features": torch.randn(N, 8, 16, generator=torch.Generator().manual_seed(6)),
+            "input_features": torch.randn(N, 10, 14, generator=torch.Generator().manual_seed(6)),
             "decoder_input_ids": tokens()},
-        num_mel_bins=8, max_source_positions=8, max_target_positions=16, **seq2seq)  # fmt: skip
+        num_mel_bins=10, max_source_positions=7, max_target_positions=16, **seq2seq)  # fmt: skip
 hugging("ASTForAudioClassification", lambda: {
             "input_values": torch.randn(N, 16, 8, generator=torch.Generator().manual_seed(6))},
         max_length=16, num_mel_bins=8, frequency_stride=4, time_stride=4, **{**sight, "patch_size": 4})  # fmt: skip
@@ -256,11 +260,11 @@ hugging("DecisionTransformerModel", lambda: {
             "returns_to_go": torch.randn(N, T, 1), "timesteps": torch.arange(T).expand(N, T),
             "attention_mask": torch.ones(N, T)},
         "action_preds", state_dim=4, act_dim=2, hidden_size=16, n_layer=1, n_head=2, max_ep_len=16,
-        n_positions=32)  # fmt: skip
+        n_positions=32, end="predict_action.0")  # fmt: skip
 hugging("PatchTSTForPrediction", lambda: {"past_values": torch.randn(N, 16, 2)}, "prediction_outputs",
         num_input_channels=2, context_length=16, patch_length=4, patch_stride=4, d_model=8, num_attention_heads=2,
         num_hidden_layers=1, ffn_dim=12, prediction_length=3, loss="mse", scaling=None)  # fmt: skip
-hugging("TimesformerForVideoClassification", lambda: {"pixel_values": torch.randn(N, 2, 3, 16, 16)}, num_frames=2,
+hugging("TimesformerForVideoClassification", lambda: {"pixel_values": torch.randn(N, 4, 3, 16, 16)}, num_frames=4,
         **sight)  # fmt: skip
 
 # --- PEFT -------------------------------------------------------------------------------------------------------------
@@ -273,32 +277,34 @@ def adapted(model: nn.Module, **options: Any) -> nn.Module:
     return peft.get_peft_model(model, peft.LoraConfig(**chosen))
 
 
-def adapter(name: str, base: str, refused: dict[str, str] | None = None, **options: Any) -> None:
+def adapter(name: str, base: str, cut: tuple[str, ...] = (), **options: Any) -> None:
     plain = next(e for e in ENTRIES if e.name == base)
 
     def make() -> tuple[nn.Module, Any]:
         model, x = plain.make()
         return adapted(model, **options), x
 
-    entry("peft", name, make, output="logits", refused=refused or {})
+    entry("peft", name, make, output="logits", cut=cut)
 
 
 adapter("LoRA on GPT-2", "GPT2LMHeadModel", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
 adapter("LoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj", "v_proj"])
 adapter("LoRA on Llama, modules saved", "LlamaForCausalLM", target_modules="all-linear", modules_to_save=["lm_head"])
-adapter("DoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj"], use_dora=True)
+adapter("DoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj"], use_dora=True,
+        cut=("base_model.model.model.layers.*", "base_model.model.lm_head"))  # fmt: skip
 adapter("LoRA on BERT", "BertForMaskedLM", target_modules=["query", "value"], bias="lora_only")
 
 # --- timm and torchvision ---------------------------------------------------------------------------------------------
 
 
-def timm_model(name: str, size: int = 32, refused: dict[str, str] | None = None, **options: Any) -> None:
+def timm_model(name: str, size: int = 32, refused: dict[str, str] | None = None, cut: tuple[str, ...] = (),
+               **options: Any) -> None:  # fmt: skip
     def make() -> tuple[nn.Module, Tensor]:
         timm = library("timm")
         assert timm is not None
         return timm.create_model(name, num_classes=5, **options), pixels(size)
 
-    entry("timm", name, make, refused=refused or {})
+    entry("timm", name, make, refused=refused or {}, cut=cut)
 
 
 def mixer(gated: bool) -> tuple[nn.Module, Tensor]:
@@ -321,7 +327,7 @@ timm_model("swin_tiny_patch4_window7_224", 32, img_size=32, embed_dim=8, depths=
 timm_model("swinv2_tiny_window8_256", 32, img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
 timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8))
 timm_model("resnet10t", channels=(8, 8, 16, 16))
-timm_model("nf_resnet26", refused=DERIVED)
+timm_model("nf_resnet26", refused=DERIVED, cut=("stages.*.*", "head.fc"))
 timm_model("efficientnet_lite0", 32)
 timm_model("mobilenetv3_small_050")
 
@@ -427,4 +433,4 @@ class Spiking(nn.Module):
 
 
 for kind in ("Leaky", "RLeaky"):
-    entry("snntorch", kind, lambda kind=kind: (Spiking(kind), 2 * torch.randn(N, T, 5)))
+    entry("snntorch", kind, lambda kind=kind: (Spiking(kind), 2 * torch.randn(N, T, 5)), steps=T)

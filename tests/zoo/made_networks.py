@@ -36,8 +36,8 @@ class Middle(nn.Module):
             setattr(self, name, part)
         self.use = use
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.use(self, h)
+    def forward(self, h: Tensor, *more: Tensor) -> Tensor:
+        return self.use(self, h, *more)
 
 
 class Between(nn.Module):
@@ -47,21 +47,23 @@ class Between(nn.Module):
         super().__init__()
         self.first, self.middle, self.last = nn.Linear(start, D), middle, nn.Linear(last, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.middle(torch.tanh(self.first(x))))
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.last(self.middle(torch.tanh(self.first(x)), *more))
 
 
 def between(family: str, name: str, use: Callable, *, last: int = D, refused: dict[str, str] | None = None,
-            activities: tuple[str, ...] = (), vectors: tuple[str, ...] = (), steps: int = T,
-            **parts: Callable) -> None:  # fmt: skip
+            activities: tuple[str, ...] = (), vectors: tuple[str, ...] = (), steps: int = T, cut: tuple[str, ...] = (),
+            padded: bool = False, **parts: Callable) -> None:  # fmt: skip
     """Register a network whose middle is ``use(middle, h)``; its parts are made when it is."""
 
     def make() -> tuple[nn.Module, Tensor]:
-        return Between(Middle(use, {key: part() for key, part in parts.items()}), last), torch.randn(N, T, 5)
+        net = (Padded if padded else Between)(Middle(use, {key: part() for key, part in parts.items()}), last)
+        x = torch.randn(N, T, 5)
+        return net, x * (torch.arange(T) < torch.tensor([2, 4, 3])[:, None])[..., None] if padded else x
 
     inside = {"activities": activities, "vectors": vectors}
     named = {key: tuple(f"middle.{each}" for each in names) for key, names in inside.items()}
-    ENTRIES.append(Entry(name=name, family=family, make=make, refused=refused or {}, steps=steps, **named))
+    ENTRIES.append(Entry(name=name, family=family, make=make, refused=refused or {}, steps=steps, cut=cut, **named))
 
 
 def weight(*shape: int, scale: float = 0.4) -> Callable[[], nn.Parameter]:
@@ -146,17 +148,46 @@ between("attention", "kernel of its own", lambda m, h: F.multi_head_attention_fo
             h, h, h, D, 2, m.rows, m.bias, None, None, False, 0.0, m.out.weight, m.out.bias, need_weights=False)[0],
         rows=weight(3 * D, D), bias=weight(3 * D), out=lambda: nn.Linear(D, D))  # fmt: skip
 
+between(
+    "attention",
+    "windows",
+    lambda m, h: m.part(h.unflatten(1, (-1, 2)).flatten(0, 1)).reshape(len(h), -1, D).mean(1),
+    part=encoder,
+)
+
+
+class Translator(nn.Module):
+    """A sequence made from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.first, self.last = nn.Linear(7, D), nn.Linear(5, D), nn.Linear(D, 3)
+        self.encode, self.decode = encoder(), nn.TransformerDecoderLayer(D, 2, 7, batch_first=True, dropout=0.0)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        return self.last(self.decode(self.first(x), self.encode(self.source(source))))
+
+
+network("attention", "two inputs")(lambda: (Translator(), (torch.randn(N, T, 5), torch.randn(N, 2, 7))))
+
 # --- recurrent --------------------------------------------------------------------------------------------------------
 
 
 def memory(name: str, kind: type, use: Callable = lambda m, h: m.part(h)[0], *, last: int = D, steps: int = T,
-           **options: Any) -> None:  # fmt: skip
-    between("recurrent", name, use, last=last, steps=steps, part=lambda: kind(D, D, **options))
+           padded: bool = False, **options: Any) -> None:  # fmt: skip
+    between("recurrent", name, use, last=last, steps=steps, padded=padded, part=lambda: kind(D, D, **options))
 
 
-def packed(m: nn.Module, h: Tensor, lengths: tuple = (4, 3, 2), sorted_: bool = True) -> Tensor:
-    y, _ = m.part(pack_padded_sequence(h, torch.tensor(lengths), batch_first=True, enforce_sorted=sorted_))
-    return pad_packed_sequence(y, batch_first=True)[0]
+class Padded(Between):
+    """A sequence ends where only zeros follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, x.any(-1).sum(1))
+
+
+def packed(m: nn.Module, h: Tensor, lengths: Tensor) -> Tensor:
+    y, _ = m.part(pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False))
+    return pad_packed_sequence(y, batch_first=True, total_length=h.shape[1])[0]
 
 
 both = {"batch_first": True, "bidirectional": True}
@@ -164,9 +195,8 @@ for kind in (nn.RNN, nn.GRU, nn.LSTM):
     memory(kind.__name__, kind, batch_first=True)
     memory(f"{kind.__name__}, two layers both ways", kind, last=2 * D, num_layers=2, **both)
     memory(f"{kind.__name__}, no bias, time first", kind, bias=False, steps=N)
-    memory(f"{kind.__name__}, packed", kind, packed, batch_first=True)
-memory("GRU, packed both ways, unsorted", nn.GRU,
-       lambda m, h: packed(m, h, (2, 4, 3), False), last=2 * D, **both)  # fmt: skip
+    memory(f"{kind.__name__}, packed", kind, packed, batch_first=True, padded=True)
+memory("GRU, packed both ways", nn.GRU, packed, last=2 * D, padded=True, **both)
 memory("RNN, relu", nn.RNN, batch_first=True, nonlinearity="relu")
 memory("LSTM, projected", nn.LSTM, last=2 * 4, num_layers=2, proj_size=4, **both)
 memory("LSTM, last state", nn.LSTM, lambda m, h: torch.cat(m.part(h)[1], -1)[0], last=2 * D, batch_first=True)
@@ -247,7 +277,8 @@ product("chunks of one", lambda m, h: sum(h @ w for w in m.w.chunk(2, 1)).repeat
 product("recomputed by its owner", lambda m, h: checkpoint(m.part, h, use_reentrant=False),
         part=lambda: Transposed(D, D))  # fmt: skip
 product("recomputed in part", lambda m, h: checkpoint(lambda h: torch.tanh(h @ m.w), h, use_reentrant=False),
-        w=weight(D, D), refused=dict.fromkeys(LAYERWISE, "activation checkpointing"))  # fmt: skip
+        w=weight(D, D), cut=("first", "middle", "last"),
+        refused=dict.fromkeys(LAYERWISE, "activation checkpointing"))  # fmt: skip
 
 
 class Functional(nn.Module):
@@ -359,8 +390,9 @@ class Experts(nn.Module):
         return y.view_as(h)
 
 
-for how in ("layers", "slices", "gathered", "all"):
-    product(f"experts, {how}", lambda m, h: h + m.part(h), part=lambda how=how: Experts(how))
+for how in ("layers", "slices", "gathered", "all"):  # a direct rule cuts in front of the router
+    cut = ("first", "middle.part", "last") if how == "layers" else ()
+    product(f"experts, {how}", lambda m, h: h + m.part(h), cut=cut, part=lambda how=how: Experts(how))
 
 # --- what adds or scales is never a reason to refuse ------------------------------------------------------------------
 
@@ -461,7 +493,8 @@ class LowRank(nn.Module):
 
 
 def computed(name: str, use: Callable, words: str = "", **parts: Callable) -> None:
-    between("computed", name, use, refused=dict.fromkeys(LAYERWISE, words) if words else {}, **parts)
+    cut = ("first", "middle", "last") if words else ()  # inside a module that is cut, weights may be anything
+    between("computed", name, use, refused=dict.fromkeys(LAYERWISE, words) if words else {}, cut=cut, **parts)
 
 
 DERIVED = "is changed by"
@@ -487,7 +520,12 @@ computed("gain times matrix", lambda m, h: F.linear(h, m.g[:, None] * m.w), DERI
 computed("both a product and computed", lambda m, h: (h @ m.w).tanh() @ m.w.exp(), DERIVED, w=weight(D, D))
 
 
-@network("computed", "a parametrization of low rank", refused=dict.fromkeys(LAYERWISE, "inside a parametrization"))
+@network(
+    "computed",
+    "a parametrization of low rank",
+    cut=("0", "2", "4"),
+    refused=dict.fromkeys(LAYERWISE, "inside a parametrization"),
+)
 def _():
     net = nn.Sequential(nn.Linear(5, D), nn.Tanh(), nn.Linear(D, D), nn.Tanh(), nn.Linear(D, 3))
     parametrize.register_parametrization(net[2], "weight", LowRank())

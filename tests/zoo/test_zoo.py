@@ -1,10 +1,9 @@
 """The zoo: every network × rule has the definition's gradients and no weight transport, or is refused in words."""
 
 import pytest
-from entries import LAYERWISE
+from entries import RULES
 from trials import ENTRIES, missing, outcome
 
-RULES = LAYERWISE
 #: Refused without need.
 OPEN = {
     "EsmForMaskedLM": "a head that the task does not use",

@@ -114,10 +114,11 @@ def recurrent(module: nn.RNNBase, product: Product, x: Any, state: Any = None):
 
             given, ys = times("ih", x), [None] * len(x)
             for at in reversed(range(len(x))) if way else range(len(x)):
-                later, cell = step(module.mode, given[at], h, c, partial(times, "hh"))
+                runs = (at < lengths)[:, None]
+                # Behind the end of a sequence there is no state that could receive an error.
+                later, cell = step(module.mode, given[at], h, c, lambda h, runs=runs: times("hh", h * runs))
                 if module.proj_size:
                     later = times("hr", later)
-                runs = (at < lengths)[:, None]
                 h = torch.where(runs, later, h)
                 c = torch.where(runs, cell, c) if lstm else None
                 ys[at] = torch.where(runs, h, torch.zeros_like(h))
