@@ -461,7 +461,7 @@ _STANDARD = frozenset({*vars(nn.Module()), WIRING, SPARED, DDP_IGNORED})
 
 def is_standard_attribute(name: str) -> bool:
     """Tell whether every module has an attribute, or a converted one by its conversion; all others are the user's."""
-    return name in _STANDARD
+    return name in _STANDARD or name.startswith(f"{WIRING}_")
 
 
 _CHANGED = (

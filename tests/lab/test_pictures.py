@@ -229,6 +229,13 @@ def test_a_network_of_which_nothing_can_be_followed_says_so() -> None:
     assert "no neuron" in axes.texts[0].get_text()
 
 
+def test_neurons_of_layers_without_angles_are_drawn() -> None:
+    found = measured(3, 2, law=False)
+    neurons = found.neurons.with_columns(layer=pl.lit("rnn.ih_l0"))
+    (axes,) = figures(replace(found, neurons=neurons), CONFIG)["neurons.png"].axes
+    assert axes.get_legend().get_texts()[0].get_text().startswith("into rnn.ih_l0")
+
+
 @pytest.mark.parametrize("points", [0, 1])
 def test_few_points(points: int, tmp_path: Path) -> None:
     draw(RunFolder(tmp_path), measured(2, points, law=True), CONFIG)

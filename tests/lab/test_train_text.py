@@ -196,7 +196,7 @@ def test_every_rule_learns_text(model: str, rule: str, text: str, tmp_path: Path
     assert records["angle_head"][-1] == pytest.approx(0, abs=1e-3)
     angles = [name for name in records.columns if name.startswith("angle_")]
     assert angles[-1] == "angle_head"
-    if rule != "bp" and not model.startswith("gpt"):  # whose layers are those of backpropagation, too
+    if ALL_RULES[rule].wiring == "layerwise" and not model.startswith("gpt"):
         assert angles[:-1] == ["angle_rnn.weight_ih_l0", "angle_rnn.weight_hh_l0"]
         assert 0 < records[angles[1]][-1] < 180
 

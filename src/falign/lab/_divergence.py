@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from falign._expand import Product
+
 RUNAWAY_FACTOR, RUNAWAY_STEPS = 10.0, 200
 """A run is stopped once its running loss has been above ``RUNAWAY_FACTOR`` times the initial one for ``RUNAWAY_STEPS``
 steps without halving."""
@@ -118,11 +120,12 @@ def running_order(model: nn.Module, forward: Callable[[], object]) -> dict[str, 
 
         return note
 
-    # A converted layer has one child, its feedback, and still counts as a leaf.
+    # A converted layer has one child, its feedback, or children for its products, and still counts as a leaf.
     leaves = {
         name: module
         for name, module in model.named_modules()
-        if "feedback" not in name.split(".") and all(child == "feedback" for child, _ in module.named_children())
+        if "feedback" not in name.split(".") and not isinstance(module, Product)
+        if all(child == "feedback" or isinstance(part, Product) for child, part in module.named_children())
     }
     handles = [module.register_forward_hook(hook_for(name)) for name, module in leaves.items()]
     try:

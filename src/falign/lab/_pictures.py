@@ -121,6 +121,11 @@ def _layer_colours(records: pl.DataFrame) -> dict[str, str]:
     return dict(zip(names, sequence(len(names)), strict=True))
 
 
+def _covering(colours: dict[str, str], layers: Sequence[str]) -> dict[str, str]:
+    """Return colours of these layers: new ones if a layer has no angle, as batch norm and parts of recurrent layers."""
+    return colours if colours.keys() >= set(layers) else dict(zip(layers, sequence(len(layers)), strict=True))
+
+
 def _by_layer(alignment: pl.DataFrame, column: str, colours: dict[str, str]) -> list[Line]:
     """Take one column of the table of the alignment, one line for each layer that has values."""
     lines = [line(alignment.filter(layer=name), column, name, colour) for name, colour in colours.items()]
@@ -337,8 +342,7 @@ def law(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
         height=6.2,
     )
     layers = table["layer"].unique(maintain_order=True).to_list()
-    if not colours.keys() >= set(layers):  # batch norm has laws, but no angles, so no colour yet
-        colours = dict(zip(layers, sequence(len(layers)), strict=True))
+    colours = _covering(colours, layers)
     for name in layers:
         neurons_of_layer = table.filter(layer=name)
         status = neurons_of_layer["status"][0]
@@ -409,7 +413,7 @@ def neurons(table: pl.DataFrame, colours: dict[str, str], about: str) -> Figure:
         height=4.2,
     )
     layers = table["layer"].unique(maintain_order=True).to_list()
-    shares = []
+    colours, shares = _covering(colours, layers), []
     for name in layers:
         cosines = table.filter(layer=name)["cosine"].sort()
         count = len(cosines)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from falign._expand import Product
 from falign._wiring import is_standard_attribute
 
 _DEPTH = 8
@@ -133,7 +134,7 @@ _CODE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, proper
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
-        if not getattr(module, "is_feedback", False):
+        if not (getattr(module, "is_feedback", False) or isinstance(module, Product)):  # which a conversion makes
             yield path, module
 
 
