@@ -252,6 +252,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--scale",
             "--adafa-rate",
             "--drtp-output",
+            "--positions",
         ),
         *("--optimizer", "--learning-rate", "--rate-decay", "--momentum", "--weight-decay", "--batch-size"),
         *("--ridge", "--ridge-schedule", "--ridge-steps", "--seed", "--device", "--dtype", "--autocast"),
@@ -267,7 +268,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert f"─ {group} ─" in said
     words = " ".join(said.replace("│", " ").split())
-    assert ", ".join([*falign.ALL_RULES][:-1]) + " or adafa, or package.module:Rule" in words
+    assert ", ".join([*falign.ALL_RULES][:-1]) + " or eprop, or package.module:Rule" in words
     for default in ("[default: 10]", "[default: fa]", "0.01 for sgd", "[default: 64]", "[default: auto]"):
         assert default in words
 
@@ -304,7 +305,8 @@ def test_the_help_of_the_laboratory_is_frozen(
 def test_every_option_of_a_rule_is_an_option_of_the_command() -> None:
     known = {part.name for part in fields(TrainConfig)}
     for name, rule in falign.ALL_RULES.items():
-        assert {f"{name}_{part.name}" for part in fields(rule)} <= known
+        options = {part.name if part.name == "positions" else f"{name}_{part.name}" for part in fields(rule)}
+        assert options <= known
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

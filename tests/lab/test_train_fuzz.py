@@ -287,7 +287,7 @@ def _check_configuration(options: dict[str, Any], run: Path) -> None:
 
 def test_odd_values_are_of_every_kind_of_option() -> None:
     assert {part.name for part in fields(TrainConfig)} - ODD.keys() == {
-        *("rule_option", "adafa_rate", "drtp_output", "check_law", "tensorboard")
+        *("rule_option", "adafa_rate", "drtp_output", "positions", "check_law", "tensorboard")
     }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from falign.lab import _files
 from falign.lab._files import FolderLock, FolderLost, RunError, Unreadable, atomic_write, leftovers, read_bounded
-from falign.lab.config import TrainConfig
+from falign.lab.config import ADDED, TrainConfig
 
 if TYPE_CHECKING:
     import polars as pl
@@ -223,7 +223,7 @@ class RunFolder:
         stored, token, provenance = (content.get(name) for name in ("config", "run", "provenance"))
         if not isinstance(stored, dict) or not isinstance(token, str) or not isinstance(provenance, dict):
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
-        stored = {"rule_option": [], "context": None, **stored}  # to_json() leaves them out where they say nothing
+        stored = {**ADDED, "rule_option": [], **stored}  # to_json() leaves them out where they say nothing
         if stored.keys() != kinds.keys():
             raise self._damaged(CONFIG, "it holds no configuration of this version of falign")
         for name, value in stored.items():

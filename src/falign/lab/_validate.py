@@ -27,6 +27,7 @@ from falign.lab.config import (
     DrtpOutput,
     DType,
     Optimizer,
+    Positions,
     Schedule,
     TrainConfig,
     is_text,
@@ -139,13 +140,13 @@ def check_model(model: str) -> None:
     if model.partition(":")[0] == "mlp":
         if not re.fullmatch(r"mlp:[1-9][0-9]*(-[1-9][0-9]*)+", model):
             expected = "sizes like mlp:784-1000-10: inputs, hidden layers, classes"
-            raise ConfigError(f"--model is {model!r}, expected {expected}")
+            raise ConfigError(f"--model is {_shorten(model)}, expected {expected}")
     elif is_built_in(model):
         sizes(model)
     else:
         module, _, path = model.partition(":")
         if not (_is_path(module) and _is_path(path)):
-            raise ConfigError(f"--model is {model!r}, expected {_MODELS}: see falign train --help")
+            raise ConfigError(f"--model is {_shorten(model)}, expected {_MODELS}: see falign train --help")
 
 
 def _is_path(text: str) -> bool:
@@ -253,6 +254,7 @@ def _check_choices(config: TrainConfig) -> None:
     choices = {
         "activation": Activation,
         "drtp_output": DrtpOutput,
+        "positions": Positions,
         "optimizer": Optimizer,
         "ridge_schedule": Schedule,
         "dtype": DType,
@@ -283,7 +285,7 @@ def _check_effects(config: TrainConfig) -> None:
         (
             "activation",
             _default_activation(config.model) is None,
-            f"for mlp, lenet, vit and gpt, the model is {config.model}",
+            f"for mlp, lenet, vit and gpt, the model is {config.model[:_LENGTH]}",
         ),
         ("context", not is_text(config.dataset), f"for text, the data set is {_shorten(config.dataset)}"),
         ("ridge_steps", config.ridge_schedule == "constant", "for schedules other than constant"),
@@ -331,6 +333,8 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     if len(config.feedback or "") > _LENGTH or any(len(n) > _RANK for n in re.findall(r"\d+", config.feedback or "")):
         raise ConfigError(f"--feedback is {_shorten(config.feedback)}, expected a number below {10**_RANK:,}")
     options = _rule_options(config)
+    if config.positions is not None and "positions" not in options:
+        raise ConfigError(f"--positions is for direct rules, the rule is {config.rule}: leave it out")
     rule = make_rule(config)
     try:
         if config.feedback is not None:
@@ -341,9 +345,14 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"--feedback is for rules with random feedback, rule {config.rule} has none: leave it out")
     if config.scale is not None and rule.wiring == "none":
         raise ConfigError(f"--scale is for rules with feedback, rule {config.rule} has none: leave it out")
-    named = {key: name for name in options if hasattr(config, key := f"{config.rule}_{name}")}
+    named = {key: name for name in options if hasattr(config, key := _field(config.rule, name))}
     rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())
     return replace(config, rule_option=rest, **{key: options[name] for key, name in named.items()})
+
+
+def _field(rule: str, name: str) -> str:
+    """Return the field of a configuration for an option of a rule, where there is one; rules share ``positions``."""
+    return name if name == "positions" else f"{rule}_{name}"
 
 
 def _rule_options(config: TrainConfig) -> dict[str, Any]:
@@ -368,10 +377,10 @@ def _rule_options(config: TrainConfig) -> dict[str, Any]:
             raise ConfigError(f"--rule-option {name} is given twice: leave one of them out")
         given[name] = _value(name, value, kinds[name])
     for name in kinds:
-        value = getattr(config, f"{config.rule}_{name}", None)
+        value = getattr(config, _field(config.rule, name), None)
         if value is not None and given.setdefault(name, value) != value:
             raise ConfigError(
-                f"{option(f'{config.rule}_{name}')} and --rule-option {name} differ: leave one of them out"
+                f"{option(_field(config.rule, name))} and --rule-option {name} differ: leave one of them out"
             )
     return {name: given[name] for name in kinds if name in given}
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 __all__ = [
+    "ADDED",
     "CONTEXT",
     "LEARNING_RATES",
     "MOMENTUM",
@@ -18,6 +19,7 @@ __all__ = [
     "DType",
     "DrtpOutput",
     "Optimizer",
+    "Positions",
     "Schedule",
     "TrainConfig",
     "is_text",
@@ -31,6 +33,7 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cutoff", "inverse-square", "exponential"]
 DType = Literal["float32", "float64"]
 DrtpOutput = Literal["softmax", "sigmoid", "linear"]
+Positions = Literal["each", "all"]
 Autocast = Literal["none", "bf16"]
 
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001, "adamw": 0.001}
@@ -41,6 +44,8 @@ WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
 """{optimizer: default of ``weight_decay``}."""
 CONTEXT = 64
 """Default of ``context`` for texts."""
+ADDED = {"rule_option": (), "context": None, "positions": None}
+"""{field that earlier versions lacked: its default}: a configuration that leaves them at it is stored as by these."""
 TEXTS = ("pydoc",)
 """Texts that are known by name; a file is ``text:FILE``."""
 
@@ -82,13 +87,15 @@ class TrainConfig:
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
             images row by row, and package.module:factory; the package is looked for in the working folder first.
         activation: Between the layers of mlp and lenet, and in the blocks of vit and gpt.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp or adafa, or package.module:Rule, a rule of your own.
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa or eprop, or package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
             shared.
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
+        positions: dfa, drtp, eprop: positions of a layer that the output lacks get one error each alike, or all of them
+            one full map.
         optimizer: The optimizer.
         learning_rate: Of the first epoch.
         rate_decay: Factor on the learning rate after every epoch; 1 keeps it constant.
@@ -123,6 +130,7 @@ class TrainConfig:
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None
+    positions: Annotated[Positions | None, Parameter(group=_RULE, show_default=_depends("each"))] = None
     optimizer: Annotated[Optimizer, Parameter(group=_OPTIMIZER)] = "sgd"
     learning_rate: Annotated[
         float | None,
@@ -156,8 +164,8 @@ class TrainConfig:
         return {key: (value, there[key]) for key, value in asdict(self).items() if value != there[key]}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields for JSON, without ``rule_option`` and ``context`` where nothing is said by them."""
-        return {key: value for key, value in asdict(self).items() if key not in ("rule_option", "context") or value}
+        """Return the fields for JSON, without those that earlier versions lacked where nothing is said by them."""
+        return {key: value for key, value in asdict(self).items() if key not in ADDED or value}
 
 
 def is_text(dataset: str) -> bool:
