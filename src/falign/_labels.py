@@ -527,7 +527,10 @@ _ELEMENTWISE = frozenset(
         "copy_", "clone", "_to_copy", "cat", "stack", "index_put", "index_put_", "scatter", "scatter_add", "index_add",
         "index_copy", "select_scatter", "slice_scatter", "as_strided_scatter", "masked_fill", "masked_scatter",
         "_softmax_backward_data", "_log_softmax_backward_data", "_prelu_kernel_backward", "native_dropout_backward",
-        "view_as", "expand_as", "is_same_size", "embedding_dense_backward",
+        "view_as", "expand_as", "is_same_size", "embedding_dense_backward", "softplus_backward", "elu_backward",
+        "leaky_relu_backward", "hardtanh_backward", "hardswish_backward", "hardsigmoid_backward",
+        "log_sigmoid_backward", "mish_backward", "glu_backward", "rrelu_with_noise_backward", "softshrink_backward",
+        "hardshrink_backward",
     )
 )  # fmt: skip
 
