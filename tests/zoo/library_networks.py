@@ -149,7 +149,9 @@ hugging("Mamba2ForCausalLM", causal, hidden_size=8, num_hidden_layers=2, vocab_s
         head_dim=8, n_groups=1, chunk_size=4, use_cache=False)  # fmt: skip
 hugging("RwkvForCausalLM", causal, hidden_size=16, num_hidden_layers=2, vocab_size=19, context_length=16,
         use_cache=False)  # fmt: skip
-decoders("RecurrentGemmaForCausalLM", num_key_value_heads=1, head_dim=8, lru_width=16, num_hidden_layers=3)
+decoders(
+    "RecurrentGemmaForCausalLM", end="lm_head", num_key_value_heads=1, head_dim=8, lru_width=16, num_hidden_layers=3
+)
 decoders("XGLMForCausalLM", d_model=16, num_layers=2, attention_heads=2, ffn_dim=24)
 hugging("XLNetLMHeadModel", causal, d_model=16, n_layer=2, n_head=2, d_inner=24, vocab_size=19,
         refused=DERIVED, cut=("transformer.layer.*", "lm_loss"))  # fmt: skip

@@ -418,6 +418,10 @@ elementwise("a norm by hand", lambda m, h: m.w * h * (h.square().mean(-1, keepdi
 elementwise("PReLU", lambda m, h: m.part(h.mT).mT, part=lambda: nn.PReLU(D))
 elementwise("mixed by softmax", lambda m, h: h.sin() * m.w.softmax(0)[0] + h * m.w.softmax(0)[1], w=weight(2))
 elementwise("temperature", lambda m, h: h / m.w.exp(), w=weight(1))
+for function in (F.softplus, F.elu, F.leaky_relu, F.hardtanh, F.hardswish, F.hardsigmoid, F.logsigmoid, F.mish, F.glu,
+                 F.softshrink, F.hardshrink, F.silu, F.gelu, F.softsign):  # fmt: skip
+    elementwise(f"a gain by {function.__name__}", lambda m, h, f=function: h * f(m.w),
+                w=weight(D * (1 + (function is F.glu)), scale=2.0))  # fmt: skip
 elementwise("rotary", lambda m, h: h * m.w.cos() + h.roll(1, -1) * m.w.sin(), w=weight(T, D))
 elementwise("rows of an embedding", lambda m, h: h * m.part(torch.arange(T)), part=lambda: nn.Embedding(9, D))
 

@@ -11,7 +11,6 @@ OPEN = {
     "SwitchTransformersForConditionalGeneration": "an expert that no token of the example is sent to",
     "WavLMForCTC": "a layer that this layer of attention does not use",
     "LoRA on Llama, modules saved": "the layer in whose place another one runs",
-    "RecurrentGemmaForCausalLM": "a gain has feedback",
 }
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]  # warnings are the libraries'
 
