@@ -230,6 +230,25 @@ def test_batch_normalisation_is_a_target_and_a_source_in_training_alone():
     assert "running statistics" in follow(model.eval(), IMAGE).reasons["0"]
 
 
+class Activated(nn.BatchNorm2d):
+    """A normalisation with an activation in its forward, as of image libraries."""
+
+    def __init__(self, channels: int, what: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(channels)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what(super().forward(x))
+
+
+@pytest.mark.parametrize(("what", "reason"), [(F.relu, None), (F.hardswish, "hard-swish is not homogeneous")])
+def test_an_activation_within_a_normalisation_is_looked_at(what, reason):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), Activated(4, what), nn.Flatten(), nn.Linear(144, 3))
+    found = follow(model, IMAGE)
+    assert [(c.source, c.target) for c in found.connections] == [("0", "1"), ("1", "3")]
+    assert found.reasons.get("1") == reason
+
+
 def test_it_leaves_no_trace():
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 3))
     falign.convert(model, "brsf")

@@ -155,6 +155,8 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Followed:
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
 _HEADS = " (heads)"
 """Behind a layer's name: its scores, followed as groups of its neurons."""
 
@@ -208,6 +210,7 @@ class _Tracer(TorchDispatchMode):
         self._parameters.update((parameter, name) for name, parameter in model.named_parameters())
         self._fed = set(feedbacks(model)) if wirings(model) else set()
         self._depth = 0  # of layers within layers
+        self._open: str | None = None  # the batch normalisation that runs, of those with more in their forward
         self._runs: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
         self.connections: dict[tuple[str, str], Tensor] = {}
@@ -240,6 +243,8 @@ class _Tracer(TorchDispatchMode):
                 for one in structure.maps if name in self._faults else ():
                     self._faults[one] = self._faults[name]
                 enter, leave = partial(self._enter_whole, structure), partial(self._leave_whole, structure)
+            elif isinstance(module, _BatchNorm) and type(module).forward not in _FORWARDS:
+                enter, leave = partial(self._enter_open, name), self._leave_open
             else:
                 enter, leave = partial(self._enter, name), partial(self._leave, name)
             if structure is not None or kind_of(module) is not None or isinstance(module, _BatchNorm):
@@ -367,6 +372,15 @@ class _Tracer(TorchDispatchMode):
             elif bool((columns != OTHER).any()):
                 self.connections.setdefault((source, name), columns)
 
+    def _enter_open(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Pre-hook of a batch normalisation with more in its forward, as an activation: what follows is looked at."""
+        self._enter(name, module, args, kwargs)
+        self._depth -= 1
+        self._open = name if module._parameters.get("weight") is not None else None
+
+    def _leave_open(self, *_: Any) -> None:
+        self._open = None
+
     def _cut(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Pre-hook of a module that a direct rule cuts as a whole: its input gets another error than its own."""
         for tensor in tree_leaves((args, kwargs)):
@@ -408,8 +422,10 @@ class _Tracer(TorchDispatchMode):
         self._depth -= 1
         if not isinstance(y, Tensor) or (kind_of(module) is None and module._parameters.get("weight") is None):
             return  # a normalisation without parameters has no neurons of its own
+        self._name_neurons(name, y, _axis(module, y))
+
+    def _name_neurons(self, name: str, y: Tensor, axis: int) -> None:
         self._runs[name] += 1
-        axis = _axis(module, y)
         self.neurons[name] = y.shape[axis]
         self._labels_by_tensor[y] = {name: NeuronLabels(self._fresh(y, axis), is_output=True)}
 
@@ -418,6 +434,10 @@ class _Tracer(TorchDispatchMode):
         operands = [self._of(leaf) for leaf in tree_leaves((args, kwargs))] if not self._depth else []
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if self._open is not None and not self._depth and "batch_norm" in func.overloadpacket.__name__:
+            name, self._open = self._open, None
+            self._name_neurons(name, outputs[0], min(1, outputs[0].dim() - 1))
+            return result
         if not self._depth:
             self._note_parameters(func.overloadpacket.__name__, tree_leaves((args, kwargs)), outputs)
         product = _Product({}, set(), set(), {})
