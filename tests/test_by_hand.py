@@ -419,3 +419,27 @@ def test_weights_in_one_piece_of_memory():
     alone = falign.convert(copy.deepcopy(Flat()).double(), "fa", example=x)
     falign.load_feedback_state(alone, falign.feedback_state(model))
     assert relative(gradients(model, x), gradients(alone, x)) == 0
+
+
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore")  # of the compilers' own
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("rule", ["fa", "usf", "kp"])
+@pytest.mark.parametrize("case", ["raw", "attention"])
+def test_compiled(case, rule, backend):
+    if backend == "inductor" and rule != "fa":
+        pytest.skip("one rule through the slow compiler is enough: modules that multiply by hand run uncompiled")
+    torch._dynamo.reset()
+    model, x = make(case)
+    falign.convert(model, rule, example=x)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend=backend)
+    for _ in range(2):
+        twin.zero_grad()
+        loss_of(compiled(x)).backward()
+        taken = {name: p.grad.clone() for name, p in twin.named_parameters() if p.grad is not None}
+        assert relative(taken, gradients(model, x)) < 1e-12
+    twin.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):  # saved copies of another type
+        loss_of(torch.compile(twin.float(), backend=backend)(x.float()).float()).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in twin.parameters())

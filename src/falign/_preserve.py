@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -141,10 +141,13 @@ _CONFIG = "torch._dynamo.config"
 
 
 class _OnImport(MetaPathFinder):
-    """Set the option as soon as Dynamo is imported: importing it here would cost every program a second or two."""
+    """Do something with a module as soon as it is imported: importing Dynamo here would cost every program seconds."""
+
+    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
+        self.name, self.then = name, then
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _CONFIG:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path)
@@ -153,18 +156,35 @@ class _OnImport(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                module.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
+                self.then(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _guard_hooks(config: Any) -> None:
+    config.skip_nnmodule_hook_guards = False
+
+
+def run_uncompiled(*functions: Callable[..., Any]) -> None:
+    """Make Dynamo, once it is there, leave functions alone, and break its graph where they are called."""
+
+    def skip(dynamo: Any) -> None:
+        for function in functions:
+            dynamo.decorators.skip(function)
+
+    if "torch._dynamo" in sys.modules:
+        skip(sys.modules["torch._dynamo"])
+    else:
+        sys.meta_path.insert(0, _OnImport("torch._dynamo", skip))
 
 
 def look_at_hooks() -> None:
     """Make Dynamo check the hooks of modules before it runs compiled code; code compiled before is forgotten."""
     config: Any = sys.modules.get(_CONFIG)
     if config is None:
-        if not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _OnImport())
+        if not any(isinstance(finder, _OnImport) and finder.name == _CONFIG for finder in sys.meta_path):
+            sys.meta_path.insert(0, _OnImport(_CONFIG, _guard_hooks))
     elif config.skip_nnmodule_hook_guards:
         config.skip_nnmodule_hook_guards = False
         forget_compiled_code()

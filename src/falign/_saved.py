@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from falign._delivery import Way, transformed
+from falign._preserve import run_uncompiled
 
 if TYPE_CHECKING:
     from falign._attached import Feedback
@@ -134,9 +135,24 @@ class SavedHooks:
             RuntimeError: within a transform of torch.func, forward-mode differentiation or tracing.
         """
         stack = self.wiring.state.saved
-        if not (torch.is_grad_enabled() and self.sites[0].part.is_on()):
+        if not torch.is_grad_enabled():
             stack.append((self, None))
             return
+        resume = _without_dynamo()
+        try:
+            running = self._begin(args, kwargs) if self.sites[0].part.is_on() else None
+        except RuntimeError:
+            resume()
+            raise
+        stack.append((self, running))
+        if running is None:
+            resume()
+        else:
+            running.resume = resume
+            running.hooks.__enter__()
+
+    def _begin(self, args: tuple, kwargs: dict[str, Any]) -> "_Running":
+        """Prepare the hooks of a forward."""
         if transformed():
             raise RuntimeError(
                 f"vmap and the other transforms of torch.func switch off the saved-tensor hooks by which "
@@ -152,11 +168,7 @@ class SavedHooks:
         for site in self.sites:
             if site.part.follows and not site.part.is_followed(site.owner):  # a copy of the model has no hooks yet
                 site.part.guard(site.owner)
-        wanted = any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
-        running = _Running(self.sites, wanted)
-        stack.append((self, running))
-        running.hooks.__enter__()
-        running.dynamo = _without_dynamo()
+        return _Running(self.sites, any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
 
     def leave(self, module: nn.Module, args: tuple, result: Any) -> None:
         """End it: forward hook, called where the forward raised as well.
@@ -171,8 +183,13 @@ class SavedHooks:
         if running is None:
             return
         running.hooks.__exit__(None, None, None)
-        if running.dynamo is not None:
-            running.dynamo()
+        try:
+            self._end(running, result)
+        finally:
+            running.resume()
+
+    def _end(self, running: "_Running", result: Any) -> None:
+        """Note the backwards that will meet the module's output, and look for what was never saved."""
         parts = [site.part for site in self.sites]
         for tensor in _tensors(result):
             if tensor.grad_fn is not None:
@@ -191,16 +208,20 @@ class SavedHooks:
                 )
 
 
-def _without_dynamo() -> Callable[[], None] | None:
+def _without_dynamo() -> Callable[[], None]:
     """Run what follows in this thread uncompiled; gives what puts the compiler back.
 
     A compiled region saves what its compiler chose, in which no weight may be recognised.
     """
     if "torch._dynamo" not in sys.modules:
-        return None
+        return _nothing
     frames = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
     before = frames.set_eval_frame(None)
     return lambda: frames.set_eval_frame(before)
+
+
+def _nothing() -> None:
+    pass
 
 
 class FirstPass:
@@ -265,7 +286,7 @@ class _Running:
 
     def __init__(self, sites: list[Site], wanted: bool) -> None:
         self.wanted = wanted
-        self.dynamo: Callable[[], None] | None = None  # puts the compiler back
+        self.resume: Callable[[], None] = _nothing  # puts the compiler back
         self.passes: dict[int, _Pass] = {}
         self.sites: dict[int, list[tuple[Site, Tensor]]] = {}
         self.by_parameter: dict[int, Site] = {}
@@ -308,18 +329,11 @@ class _Running:
         """Give B where a product carries the error by a weight, and else what was saved."""
         if not isinstance(kept, _Held):
             return kept if self.outer is None else self.outer[1](kept)
-        part = kept.pass_.site.part
-        way = kept.pass_.site.part.wiring.state.way
-        node = torch._C._current_autograd_node()
-        if (
-            (way is not None and way.true)
-            or node is None
-            or not (node.name() in kept.nodes or node.name() == _COMPILED)
-        ):
+        way, node = kept.pass_.way, torch._C._current_autograd_node()
+        by_rule = node is not None and (node.name() in kept.nodes or node.name() == _COMPILED)
+        if not by_rule or (way is not None and way.true):
             return kept.saved
-        del part
-        matrix = kept.make()
-        return matrix if matrix.dtype == kept.saved.dtype else matrix.to(kept.saved.dtype)
+        return kept.make().detach().to(kept.saved.dtype)
 
     def _pass(self, site: Site, weight: Tensor) -> _Pass:
         if id(site) not in self.passes:
@@ -421,3 +435,6 @@ def _moved(tensor: Tensor, passes: list[_Pass]) -> Tensor:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+run_uncompiled(SavedHooks.enter, SavedHooks.leave, _without_dynamo)
