@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 Cuts = str | tuple[str, ...] | list[str]
@@ -52,8 +53,23 @@ def cut_modules(model: nn.Module, words: tuple[str, ...]) -> tuple[dict[str, nn.
         for name, module in matching.items():
             if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
                 problems.append(f"cut names {name!r}, a {type(module).__name__}, which is never called: name its parts")
+            elif (outer := _compiled_around(model, name)) is not None:
+                problems.append(
+                    f"cut names {name!r}, which is part of compiled code ({outer}): convert the plain model first, and "
+                    "compile it then; torch.jit takes no rule"
+                )
             chosen[name] = module
     return chosen, problems
+
+
+def _compiled_around(model: nn.Module, name: str) -> str | None:
+    """Name the class of what a module is compiled in; None where no rule would be left out."""
+    module = model
+    for part in name.split("."):
+        if type(module).__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
+            return type(module).__name__
+        module = module.get_submodule(part)
+    return type(module).__name__ if isinstance(module, torch.jit.ScriptModule) else None
 
 
 def _is_feedback(name: str) -> bool:

@@ -197,9 +197,9 @@ class Plan:
             cut_layers = tuple(f"layer {name!r}" for name in direct.sites)
             self.problems = [line for line in self.problems if line.startswith(("skip", *cut_layers))]
         self.layers = direct.layers
+        self.problems += direct.problems
         if not direct.modules:
             self._refuse_nothing()
-        self.problems += direct.problems
         if not self.problems:
             direct.look(example)
             self.problems += direct.problems
