@@ -58,7 +58,7 @@ def find_route(
         return (out[0], x[0]), Route(("k",), ("c",))
     out_signs, x_signs = list(zip(*outputs, strict=True)), list(zip(*inputs, strict=True))
     features = _feature_axis(out_signs, output_channels_first)
-    steps = _steps(out_signs, tuple(calls), features)
+    steps = _steps(out_signs, tuple(calls), features, fewer=len(x) < len(out))
     if (channels_first or output_channels_first) and steps is None and x[0] == out[0]:
         if channels_first and len(x) == len(out) > 2 and x[2:] == out[2:]:
             space = tuple(_NAMES[1 : len(x) - 1])
@@ -114,14 +114,14 @@ def _alone(sizes: Shape, outputs: list[Shape]) -> bool:
     return any(size != sizes[0] and all(out[run] == out[0] for out in outputs) for run, size in enumerate(sizes))
 
 
-def _steps(outputs: list[Shape], calls: Shape, features: int | None) -> int | None:
+def _steps(outputs: list[Shape], calls: Shape, features: int | None, *, fewer: bool) -> int | None:
     """Give the axis of the output whose positions are the calls; -1: they are positions that it lacks; None: none."""
     if max(calls) == 1:
         return None
     same = [axis for axis, sizes in enumerate(outputs) if sizes == calls and axis != features]
     if _still(calls):
         same = [axis for axis in same if axis > 0]
-        return same[0] if same else None
+        return same[0] if same and fewer else None  # an input with as many axes as the output has its positions
     return next((axis for axis in same if axis > 0), same[0] if same else -1)
 
 
