@@ -226,3 +226,47 @@ def test_compiled_it_takes_the_same_gradients(name):
     model.zero_grad()
     loss_of(compiled(*x)).backward()
     assert relative({key: p.grad for key, p in model.named_parameters()}, expected) <= 1e-13
+
+
+class Routed(nn.Module):
+    """Experts of which an example reaches some, in the order of the tokens or sorted; and a layer that never runs."""
+
+    def __init__(self, ordered):
+        super().__init__()
+        self.ordered, self.first, self.last = ordered, nn.Linear(6, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.never, self.chosen, self.runs = nn.Linear(5, 5), [0, 1], False
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        rows = h.flatten(0, 1)
+        order = torch.arange(len(rows)) if self.ordered else torch.arange(len(rows)).flip(0)
+        for number in self.chosen:
+            rows = rows.index_add(0, order, torch.tanh(self.experts[number](rows[order])))
+        h = rows.view_as(h)
+        return self.last(h + self.never(h[..., :5]).sum() if self.runs else h)
+
+
+def test_experts_that_the_example_does_not_reach_take_after_their_siblings():
+    torch.manual_seed(0)
+    model, x = Routed(True).double(), torch.randn(4, 7, 6, dtype=torch.float64)
+    problems = falign.check(model, "dfa", example=x)
+    assert problems == []
+    assert {"never.weight", "experts.3.weight"} <= set(problems.untrained)
+    falign.convert(model, "dfa", example=x)
+    assert set(falign.feedback_state(model)) == {"first", "last", *(f"experts.{number}" for number in range(4))}
+    model.chosen = [2, 3]
+    assert falign.verify(model, x, lambda output: output.square().mean())
+    model.runs = True
+    with pytest.raises(RuntimeError, match="a layer runs that the example did not reach"):
+        model(x)
+    falign.revert(model)(x)
+
+
+def test_rows_in_another_order_than_the_output_are_refused():
+    torch.manual_seed(0)
+    model, x = Routed(False).double(), torch.randn(4, 7, 6, dtype=torch.float64)
+    problems = falign.check(model, "dfa", example=x)
+    assert [f"layer 'experts.{number}' works on rows that are not those of the output" in line for number, line in
+            enumerate(problems)] == [True, True]  # fmt: skip
+    falign.convert(model, "dfa", example=x, skip="experts")

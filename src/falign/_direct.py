@@ -15,6 +15,7 @@ from falign._outputs import NESTED, pick
 from falign._positions import Shape, at_least_two, axes_to_change, batch_axes, changed, features, find_route
 from falign._recurrent import ExpandedCell, ExpandedRecurrent
 from falign._survey import ByHand, Survey, call, detached, without_trace
+from falign._true_errors import check_samples
 from falign._wiring import End
 from falign.feedback import generator
 from falign.layers import Kind, Layer, kind_of, weight_of
@@ -66,6 +67,7 @@ class DirectPlan:
         shapes: name -> {number of the end: (shape of B, route)}.
         ends: where errors begin.
         silent: names of what is cut and receives no error.
+        dormant: name -> layer that the example did not reach, and whose feedback has no known shape.
         behind: names of layers and parameters that no error is delivered to: they come behind where it begins.
         named: names of the modules that ``cut=`` names.
         by_hand: parameters that take feedback although they are multiplied outside a layer.
@@ -89,6 +91,7 @@ class DirectPlan:
         self.sites: dict[str, Site] = {}
         self.shapes: dict[str, dict[int, tuple[tuple[int, int], Route]]] = {}
         self.silent: set[str] = set()
+        self.dormant: dict[str, nn.Module] = {}
         self.behind: tuple[str, ...] = ()
         self._each = getattr(rule, "positions", "each") == "each"
         modules, problems = cut_modules(model, words)
@@ -135,7 +138,7 @@ class DirectPlan:
         if example is not None:
             before = len(survey.problems)
             result = survey.run(example)
-            new = [*survey.problems[before:], *survey.unreached]
+            new = survey.problems[before:]
             self.problems += new if everything else [line for line in new if line.startswith("the model does not run")]
         elif everything:
             self.problems += survey.unclear
@@ -240,6 +243,32 @@ class DirectPlan:
                 reached = end.reached is None or site.owner in end.reached or not watched
                 if reached and (site.owner, site.path) in base.inputs:
                     self._route(number, name, site, runs, convolutions)
+
+        check_samples(self, base)
+        self._take_after_siblings(base)
+
+    def _take_after_siblings(self, base: Run) -> None:
+        """Give a layer that the example did not reach the feedback of a sibling's shape: one of several routed experts.
+
+        Without such a sibling it stays without feedback, and is refused where it runs with gradients after all.
+        """
+        for name, site in self.sites.items():
+            if site.kind is None or (site.owner, site.path) in base.inputs:
+                continue
+            shape = self.weights[name].shape
+            sibling = next(
+                (
+                    other
+                    for other, one in self.sites.items()
+                    if other in self.shapes and one.kind is site.kind and self.weights[other].shape == shape
+                    and _differ_in_one(name, other)
+                ),
+                None,
+            )  # fmt: skip
+            if sibling is not None:
+                self.shapes[name] = dict(self.shapes[sibling])
+            else:
+                self.dormant[name] = site.module
 
     # --- where errors begin
 
@@ -459,67 +488,11 @@ class DirectPlan:
         made_by = [kinds[name] for each in names if (name := each.removeprefix("layer ")) in kinds]
         return bool(made_by) and all(kind.channel_first for kind in made_by)
 
-    def gains(self) -> dict[tuple[int, str], float]:
-        """Measure {(number of the end, name): |error that backpropagation hands to the cut| / |error at the end|}.
 
-        Of one random error, on the example; empty where the model does not run with gradients.
-        """
-        inputs: dict[str, list[Tensor]] = {}
-        outputs: dict[str, Tensor] = {}
-        names = {(site.owner, site.path): name for name, site in self.sites.items()}
-
-        def through(owner: str, path: str, x: Tensor) -> Tensor:
-            if not x.is_floating_point() or (owner, path) not in names:
-                return x
-            x = x if x.requires_grad else x.requires_grad_()
-            x = x.clone() if path else x.view_as(x)  # through it passes this layer's share of the error alone
-            inputs.setdefault(names[owner, path], []).append(x)
-            return x
-
-        def before(owner: str, whole: bool) -> Any:
-            def replaced(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
-                if whole:
-                    return map_arguments(args, kwargs, lambda path, x: through(owner, path, x))
-                return (through(owner, "", args[0]), *args[1:]), kwargs
-
-            return replaced
-
-        def keep(name: str) -> Any:
-            return lambda module, args, y: outputs.update({name: y})
-
-        gains: dict[tuple[int, str], float] = {}
-        with ExitStack() as hooks:
-            for owner, module, whole in {(s.owner, s.module, s.kind is None) for s in self.sites.values()}:
-                hooks.callback(module.register_forward_pre_hook(before(owner, whole), with_kwargs=True).remove)
-            for end in self.ends:
-                if end.layer is not None:
-                    hook = self.model.get_submodule(end.layer).register_forward_hook(keep(end.layer))
-                    hooks.callback(hook.remove)
-            try:
-                with without_trace(self.model, gradients=True):
-                    result = call(self.model, detached(self.example))
-                    for number, end in enumerate(self.ends):
-                        at = pick(result, end.output) if end.layer is None else outputs[end.layer]
-                        random = generator(0, "", "an error to measure by")
-                        error = torch.randn(at.shape, generator=random, device="cpu", dtype=torch.float32)
-                        error = error.to(at.device, at.dtype)
-                        flat = [(name, x) for name, calls in inputs.items() for x in calls]
-                        carried = torch.autograd.grad(
-                            at, [x for _, x in flat], error, retain_graph=True, allow_unused=True
-                        )
-                        squares: dict[str, list[float]] = {}
-                        for (name, _), here in zip(flat, carried, strict=True):
-                            if here is not None:
-                                squares.setdefault(name, []).append(float(here.double().square().sum()))
-                        for name, each in squares.items():
-                            if number in self.shapes.get(name, {}):
-                                route = self.shapes[name][number][1]
-                                steps = route.spread or "q" in "".join(route.output)
-                                total = sum(each) if steps else each[-1]
-                                gains[number, name] = total**0.5 / float(error.double().norm())
-            except Exception:  # a model without gradients, or one that runs only so: then the layers' own gains must do
-                return {}
-        return gains
+def _differ_in_one(one: str, other: str) -> bool:
+    """Tell whether two names differ in one part between dots: members of a list."""
+    parts, others = one.split("."), other.split(".")
+    return len(parts) == len(others) and sum(a != b for a, b in zip(parts, others, strict=True)) == 1
 
 
 def _below(name: str, skip: tuple[str, ...]) -> bool:

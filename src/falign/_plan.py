@@ -21,6 +21,7 @@ from falign._outputs import Outputs
 from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
 from falign._survey import ByHand, Survey
+from falign._true_errors import measure_gains
 from falign._validation import describe
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Start, Wiring, parts_of, wirings
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of
@@ -143,7 +144,7 @@ class Plan:
         self.weights |= by_hand
         self.scale = self._scale(scale)
         if self.scale is None and self.direct is not None and not self.problems:
-            self.gains = self.direct.gains()
+            self.gains = measure_gains(self.direct)
         self.family, self.given = self._family(feedback)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -322,6 +323,8 @@ class Plan:
         sites = {} if self.direct is None else self.direct.sites
         silent = set() if self.direct is None else self.direct.silent
         spared = [layer for name, layer in self.survey.layers.items() if name not in parts]
+        for layer in () if self.direct is None else self.direct.dormant.values():
+            layer.register_forward_pre_hook(wiring.refuse_unreached)
         for layer in (*self.survey.spared, *spared):
             layer.__dict__[SPARED] = True  # so that compiled forwards, which survey nothing, know it from a newcomer
         if self.rule.wiring == "direct":

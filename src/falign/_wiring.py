@@ -269,6 +269,19 @@ class Wiring:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
 
+    def refuse_unreached(self, layer: nn.Module, args: tuple) -> None:
+        """Refuse a layer of which no example has shown the input: forward pre-hook of such a layer.
+
+        Raises:
+            RuntimeError: it runs with gradients, and its feedback has no shape.
+        """
+        if self.state.on and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"a layer runs that the example did not reach ({type(layer).__name__} with weights "
+                f"{tuple(layer.get_parameter('weight').shape)}), so its feedback has no shape: convert with an example "
+                "that reaches it, or name it in skip="
+            )
+
     def no_weighted_bag(self, bag: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Refuse weights of the samples that want gradients: forward pre-hook of an ``nn.EmbeddingBag``.
 
