@@ -194,7 +194,7 @@ class DirectPlan:
             )
         if len(self.ends) > 1:
             self.problems.append("several outputs need an example: pass example=x with a batch x")
-        elif self.ends[0].layer is not None:
+        elif any(end.layer is not None for end in self.ends):
             self.problems.append("error_at needs an example: pass example=x with a batch x")
         weights = self.weights
         outputs = list(weights.values())[-1].shape[0] if weights else 0

@@ -119,7 +119,7 @@ def _class_of(cls: type[nn.Module]) -> type:
 
 
 def _empty(cls: type[nn.Module]) -> Any:
-    made = _class_of(cls)
+    made: Any = _class_of(cls)
     return made.__new__(made)
 
 
@@ -160,10 +160,10 @@ def expand(module: nn.Module, children: dict[str, nn.Module] | None = None) -> N
 def contract(model: nn.Module) -> list[tuple[nn.Module, dict[str, nn.Module]]]:
     """Turn all expanded modules within a model back into what they were, in place; give them and their children."""
     contracted = []
-    for module in list(model.modules()):
-        if isinstance(module, Expanded):
-            contracted.append((module, {name: module._modules.pop(name) for name in module.__dict__.pop(_CHILDREN)}))
-            module.__class__ = module.plain
+    expanded: list[Any] = [module for module in model.modules() if isinstance(module, Expanded)]
+    for module in expanded:
+        contracted.append((module, {name: module._modules.pop(name) for name in module.__dict__.pop(_CHILDREN)}))
+        module.__class__ = module.plain
     return contracted
 
 

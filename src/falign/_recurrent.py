@@ -281,9 +281,11 @@ class ExpandedCell(Expanded):
         if self.feedback_part() is not None and not torch.is_grad_enabled():
             return self.plain_forward(input, hx)
         mode = "LSTM" if isinstance(self, nn.LSTMCell) else "GRU" if isinstance(self, nn.GRUCell) else None
-        mode = mode or f"RNN_{self.nonlinearity.upper()}"
-        zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+        mode = mode or f"RNN_{getattr(self, 'nonlinearity', '').upper()}"
+        zeros: Tensor = input.new_zeros((*input.shape[:-1], self.hidden_size))
         h, c = ((zeros, zeros) if hx is None else hx) if mode == "LSTM" else (zeros if hx is None else hx, None)
-        kept, added, out = _gates(mode, self.ih(input), self.hh(h))
+        ih, hh = self._modules["ih"], self._modules["hh"]
+        assert ih is not None and hh is not None
+        kept, added, out = _gates(mode, ih(input), hh(h))
         state = added if mode.startswith("RNN") else torch.addcmul(added, kept, h if c is None else c)
         return state if out is None else (out * torch.tanh(state), state)

@@ -111,14 +111,15 @@ class _Pass:
                 f"the weight or the feedback of {part.name!r} was changed in place between a forward and its backward "
                 "(an optimizer's step?): run the backward first"
             )
-        if self.matrix is None:
-            with torch.no_grad():
-                matrix = rule.feedback_matrix(*self.inputs)
-                matrix = matrix if part.gain == 1 else matrix * part.gain
-                if matrix.stride() != self.weight.stride():
-                    matrix = torch.empty_like(self.weight, dtype=matrix.dtype).copy_(matrix)
-            self.matrix = matrix
-        return self.matrix
+        if self.matrix is not None:
+            return self.matrix
+        with torch.no_grad():
+            matrix = rule.feedback_matrix(*self.inputs)
+            matrix = matrix if part.gain == 1 else matrix * part.gain
+            if matrix.stride() != self.weight.stride():
+                matrix = torch.empty_like(self.weight, dtype=matrix.dtype).copy_(matrix)
+        self.matrix = matrix
+        return matrix
 
 
 class SavedHooks:
@@ -367,8 +368,9 @@ def _place(tensor: Tensor) -> int:
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Give the first entry, and the one behind the last, of a tensor within its storage."""
-    start = tensor.storage_offset()
-    return start, start + 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    extent = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + 1 + int(extent)
 
 
 def _overlaps(tensor: Tensor, weight: Tensor) -> bool:

@@ -268,7 +268,8 @@ class _Exchange(Labels):
         made = [self.made_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         weights: Made = frozenset().union(*(one for one in made if is_weight(one)))
         if weights and any(ERROR in one for one in made) and (carries_errors(func) or self._is_product(weights)):
-            args, kwargs = tree_map(self._exchanged, (args, kwargs))
+            args = tree_map(self._exchanged, args)
+            kwargs = {key: tree_map(self._exchanged, value) for key, value in kwargs.items()}
         result = super().__torch_dispatch__(func, types, args, kwargs)
         moves = name in MOVEMENTS and made and all(is_weight(one) for one in made) and isinstance(result, Tensor)
         if moves and result.untyped_storage().data_ptr() not in self._spans:  # a copy
