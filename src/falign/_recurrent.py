@@ -285,7 +285,8 @@ class ExpandedCell(Expanded):
         zeros: Tensor = input.new_zeros((*input.shape[:-1], self.hidden_size))
         h, c = ((zeros, zeros) if hx is None else hx) if mode == "LSTM" else (zeros if hx is None else hx, None)
         ih, hh = self._modules["ih"], self._modules["hh"]
-        assert ih is not None and hh is not None
+        assert ih is not None
+        assert hh is not None
         kept, added, out = _gates(mode, ih(input), hh(h))
         state = added if mode.startswith("RNN") else torch.addcmul(added, kept, h if c is None else c)
         return state if out is None else (out * torch.tanh(state), state)
