@@ -13,9 +13,10 @@ prints what docs/transformers.md shows.
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,11 @@ def train(network: str, delay: int, row: str, seed: int, rate: float) -> dict[st
 CANDIDATES = tuple({"rate": rate} for rate in RATES)
 
 
+def score(line: Mapping[str, Any]) -> float:
+    """What is tuned: the larger, the better."""
+    return line["validation"]
+
+
 def table(runs: Runs) -> Iterator[str]:
     """Lines of the table."""
     columns = tuple(product(DELAYS, NETWORKS))
@@ -108,8 +114,8 @@ def table(runs: Runs) -> Iterator[str]:
     for row, title in ROWS.items():
         cells = []
         for delay, network in columns:
-            lines = runs.best({"network": network, "delay": delay, "row": row}, CANDIDATES, len(SEEDS))
-            cells.append(spread([line["test"] for line in lines], 2) if lines else "not measured")
+            lines = runs.best({"network": network, "delay": delay, "row": row}, CANDIDATES, score)
+            cells.append(spread([line["test"] for line in lines], 2) if lines else "pending")
         yield f"| {title} | {' | '.join(cells)} |"
 
 
@@ -126,7 +132,7 @@ def main() -> None:
     runs = Runs(chosen.out, train)
     for delay, network, row in () if chosen.table else product(chosen.delays, NETWORKS, chosen.rows):
         one = {"network": network, "delay": delay, "row": row}
-        runs.tune(one, CANDIDATES, SEEDS, lambda line: line["validation"])
+        runs.tune(one, CANDIDATES, SEEDS, score)
     print("\n".join(table(runs)))
 
 

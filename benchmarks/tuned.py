@@ -66,14 +66,18 @@ class Runs:
         for seed in seeds[1:]:
             self.make(**row, **best, seed=seed)
 
-    def best(self, row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
-        """Return the trainings of all seeds at the candidate that ``tune`` chose; none where one is missing."""
-        for candidate in candidates:
-            if len(lines := self.find(**row, **candidate)) >= seeds:
-                return lines
-        return []
+    def best(
+        self,
+        row: Mapping[str, Any],
+        candidates: Iterable[Mapping[str, Any]],
+        score: Callable[[Mapping[str, Any]], float],
+    ) -> list[dict[str, Any]]:
+        """Return the trainings of a row at the best candidate, by its first seed, of those that are there."""
+        tried = [self.find(**row, **candidate) for candidate in candidates]
+        return max((lines for lines in tried if lines), key=lambda lines: score(lines[0]), default=[])
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Write mean and standard deviation of some values."""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    """Write mean and standard deviation of some values; of one value, that."""
+    around = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{around}"

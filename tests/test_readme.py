@@ -8,7 +8,15 @@ import pytest
 from forks import run_each
 
 README = Path(__file__).parents[1] / "README.md"
-PAGES = ("two_layer.md", "deep_linear.md", "factorisation.md", "laboratory.md", "measuring.md", "architectures.md")
+PAGES = (
+    "two_layer.md",
+    "deep_linear.md",
+    "factorisation.md",
+    "laboratory.md",
+    "measuring.md",
+    "architectures.md",
+    "transformers.md",
+)
 
 
 def examples(path: Path) -> list[str]:
