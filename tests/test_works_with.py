@@ -508,9 +508,12 @@ def _(rule, words):
     model = mlp()
     model[2] = Saved(model[2])
     plain = copy.deepcopy(model)
-    problems(copy.deepcopy(model), rule, words[0])
+    checked = falign.check(model, rule, example=X)
+    assert checked == []
+    assert {"2.original_module.weight", "2.original_module.bias"}.isdisjoint(checked.untrained)  # frozen by peft
     convert(rule, model, skip=("2.original_module",))
     assert right(model)
+    assert right(convert(rule, falign.revert(model)))
     falign.revert(model)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -930,7 +933,7 @@ def _(rule, words):
 
     indices = torch.arange(6)
     assert right(convert(rule, Language(True), indices), indices)
-    problems(Language(False), rule, words[0], indices)
+    assert right(convert(rule, Language(False), indices), indices)
     twice = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
     twice[2].weight = twice[0].weight
     assert right(convert(rule, twice))

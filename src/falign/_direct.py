@@ -412,7 +412,7 @@ class DirectPlan:
         plain = all(len(out or ()) < 3 for out in base.ends) and all(
             len(shape) < 3 or site.channels_first
             for name, site in self.sites.items()
-            for shape in base.inputs[site.owner, site.path][:1]
+            for shape in base.inputs.get((site.owner, site.path), [])[:1]
         )
         samples = {shape[:1] for shape in [*shapes, *base.ends] if shape}
         if plain and len(samples) < 2 and all(len(calls) == 1 for calls in base.inputs.values()):

@@ -456,6 +456,8 @@ def without_trace(model: nn.Module, *, gradients: bool = False) -> Iterator[None
             module.training = mode
         with torch.no_grad():
             for buffer, value in buffers.items():
+                if buffer.shape != value.shape:  # observers of quantisation give theirs a shape in the first pass
+                    buffer.resize_(value.shape)
                 buffer.copy_(value)
 
 
