@@ -88,6 +88,8 @@ class Labels(TorchDispatchMode):
             made |= {ACTIVITY}  # the index is one, or a position, which is as good
         if FEEDBACK in made:  # else sign(W) of a sign rule would be taken for the weight itself
             made = made & _MARKS if made & {ACTIVITY, ERROR} else frozenset((FEEDBACK,))
+        if ACTIVITY in made and func.overloadpacket in _SCALINGS:
+            made = _scaled_weights(operands) or made
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (place := _place(tensor)) is not None and place not in self._spans:
                 if made and (tensor.is_floating_point() or tensor.is_complex()):  # an index carries nothing
@@ -96,6 +98,29 @@ class Labels(TorchDispatchMode):
                     self._made.pop(place, None)
         self.met(func, args, operands, result)
         return result
+
+
+_SCALINGS = frozenset((torch.ops.aten.mul, torch.ops.aten.div))
+
+
+def _scaled_weights(operands: list[tuple[Tensor, Made]]) -> Made:
+    """Name the weights that activities scale as a whole (one number a sample): what comes of it is weights still."""
+    weights = [(tensor, made) for tensor, made in operands if is_weight(made)]
+    activities = [tensor for tensor, made in operands if ACTIVITY in made and ERROR not in made]
+    varying = frozenset().union(*(_varying(tensor) for tensor, _ in weights))
+    if len(varying) < 2 or len(weights) + len(activities) < len(operands):
+        return frozenset()
+    if varying & frozenset().union(*map(_varying, activities)):
+        return frozenset()
+    return frozenset().union(*(made for _, made in weights))
+
+
+def _varying(tensor: Tensor) -> frozenset[int]:
+    """List the axes along which a tensor has different elements, counted from the last."""
+    if tensor.layout is not torch.strided:
+        return frozenset(range(-tensor.dim(), 0))
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return frozenset(axis - tensor.dim() for axis, (size, step) in enumerate(sizes) if size > 1 and step)
 
 
 def _place(tensor: Tensor) -> int | None:
