@@ -521,6 +521,7 @@ computed("learned queries, multiplied by hand", lambda m, h: (m.queries @ m.w @ 
          w=weight(D, D), queries=weight(2, D))  # fmt: skip
 computed("halved", lambda m, h: h @ (m.w * 0.5), DERIVED, w=weight(D, D))
 computed("gain times matrix", lambda m, h: F.linear(h, m.g[:, None] * m.w), DERIVED, w=weight(D, D), g=weight(D))
+computed("scaled by an activity", lambda m, h: h @ (m.w * h.mean((1, 2), keepdim=True)), DERIVED, w=weight(D, D))
 computed("both a product and computed", lambda m, h: (h @ m.w).tanh() @ m.w.exp(), DERIVED, w=weight(D, D))
 
 
