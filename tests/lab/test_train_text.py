@@ -184,10 +184,16 @@ def test_the_corpus_is_learned(tmp_path: Path) -> None:
     assert records["perplexity"][-1] < 9
 
 
-@pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize(
-    "model", ["gpt:width=16,blocks=1,heads=2", "gru:hidden=16", pytest.param("lstm:hidden=16", marks=pytest.mark.slow)]
-)
+#: The others are slow.
+FAST = {("gru:hidden=16", "kp"), ("gru:hidden=16", "dfa")}
+LEARNERS = [
+    pytest.param(model, rule, marks=() if (model, rule) in FAST else pytest.mark.slow)
+    for model in ("gpt:width=16,blocks=1,heads=2", "gru:hidden=16", "lstm:hidden=16")
+    for rule in ALL_RULES
+]
+
+
+@pytest.mark.parametrize(("model", "rule"), LEARNERS)
 def test_every_rule_learns_text(model: str, rule: str, text: str, tmp_path: Path) -> None:
     options = {"scale": 0.1} if rule == "drtp" else {}
     given = config(text, rule=rule, model=model, epochs=1, learning_rate=0.01, **options)
