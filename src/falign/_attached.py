@@ -349,7 +349,7 @@ class Feedback(nn.Module):
         """
         for weight in [] if self.path else self.weights(layer):
             if self.follows and weight.requires_grad and not self.is_followed(layer):
-                weight.register_hook(Follower(self))
+                weight.register_hook(Follower(self, weight))
             if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
                 weight.register_post_accumulate_grad_hook(Guard(self))
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd import Variable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
     from falign._attached import Feedback
+    from falign._wiring import Wiring
 
 
 class Guard:
@@ -45,20 +47,94 @@ class Guard:
 
 
 class Follower:
-    """A hook on a weight: gives its gradient to its learned feedback as well."""
+    """A hook on a weight: gives its gradient to its learned feedback as well.
 
-    def __init__(self, part: "Feedback") -> None:
+    Where processes train together, B takes what the weight's ``grad`` has become when the backward is through.
+    """
+
+    def __init__(self, part: "Feedback", weight: Tensor) -> None:
         self.part: Callable[[], Feedback | None] = ref(part)
+        self.weight: Callable[[], Tensor | None] = ref(weight)
+
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """Give W and B; None where one of them is gone, or B stands still."""
+        part, weight = self.part(), self.weight()
+        matrix = None if part is None else part.B
+        return None if weight is None or matrix is None or not matrix.requires_grad else (weight, matrix)
 
     def __call__(self, gradient: Tensor) -> None:
         """Add the gradient of a backward to that of B, if the backward met B."""
         part = self.part()
         if part is None or part.B is None or not part.B.requires_grad or torch.is_grad_enabled():
             return
-        if part.wiring.measuring or not part.met(torch._C._current_graph_task_id()):
+        task = torch._C._current_graph_task_id()
+        if part.wiring.measuring:
             return
-        gradient = gradient.detach().to(part.B.dtype)
-        part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
+        met = part.met(task)
+        if distributed.is_available() and distributed.is_initialized():
+            AveragedGradients.of(part.wiring, task).note(self, met)
+        if met:
+            gradient = gradient.detach().to(part.B.dtype)
+            part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
+
+
+class AveragedGradients:
+    """Gradients of followed weights in one backward of processes that train together, and what of it each B is given.
+
+    DistributedDataParallel averages all that a weight has in ``grad`` (that of earlier backwards as well) in a callback
+    of autograd's, behind all hooks; what a callback queues runs behind that. A weight that this process did not use may
+    receive the gradient of the others. FSDP averages the gradient of B, and has taken that of the weight away by then.
+    """
+
+    def __init__(self, task: int, followers: list[Follower]) -> None:
+        self.task = task
+        self.met: set[Follower] = set()
+        self.passed: set[Follower] = set()  # by a backward that takes no notice of B
+        self._before: list[tuple[Follower, bool, Tensor | None, Tensor | None]] = []
+        for follower in followers:
+            if (pair := follower.pair()) is not None:
+                of_weight, of_feedback = pair[0].grad, pair[1].grad
+                equal = _are_equal(of_weight, of_feedback)
+                kept = None if equal or of_weight is None else of_weight.detach().clone()
+                self._before.append((follower, equal, kept, of_feedback))
+
+    @classmethod
+    def of(cls, wiring: "Wiring", task: int) -> "AveragedGradients":
+        """Give those of the running backward; the first time queue what ends it."""
+        gradients = wiring.averaged
+        if gradients is None or gradients.task != task:
+            weights = {id(weight): weight for *_, weight in wiring.layers if isinstance(weight, Tensor)}
+            followers = [one for weight in weights.values() for one in followers_of(weight)]
+            gradients = wiring.averaged = cls(task, followers)
+            queue = Variable._execution_engine.queue_callback
+            queue(lambda: queue(gradients.finish))
+        return gradients
+
+    def note(self, follower: Follower, met: bool) -> None:
+        """Note that the gradient of a weight arrives, and whether B takes part in it."""
+        (self.met if met else self.passed).add(follower)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Give every B what its weight has received."""
+        for follower, equal, of_weight, of_feedback in self._before if self.met else ():
+            pair = follower.pair()
+            if follower in self.passed or pair is None or pair[0].grad is None:
+                continue
+            gradient = pair[0].grad.to(pair[1].dtype, copy=True)
+            if not equal:  # B lacks what came by backpropagation, or has what the optimizer's zero_grad did not reach
+                gradient = gradient if of_weight is None else gradient - of_weight
+                gradient = gradient if of_feedback is None else of_feedback + gradient
+            pair[1].grad = gradient
+        self._before = []
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Compare two gradients; none is zero."""
+    if one is None or other is None:
+        given = other if one is None else one
+        return given is None or (given.layout is torch.strided and not given.any())
+    return one.layout is other.layout is torch.strided and torch.equal(one, other)
 
 
 def followers_of(weight: Tensor) -> list[Follower]:

@@ -533,7 +533,7 @@ def _rounded(gain: float, step: float) -> float:
 
 
 def _followers(part: nn.Module) -> list[tuple[str, Tensor]]:
-    """List the learned B, by its name, that takes its weight's gradient: of that DDP has averaged it already."""
+    """List the learned B, by its name, that takes its weight's gradient: DDP averages that (``AveragedGradients``)."""
     return [("B", part.B)] if isinstance(part, Feedback) and part.follows and part.B is not None else []
 
 

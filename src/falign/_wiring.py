@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters, in_backward
 from falign._delivery import Cut, Way, deliver_direct, transformed
+from falign._guard import AveragedGradients
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
 from falign._saved import FirstPass, SavedHooks
@@ -154,6 +155,7 @@ class Wiring:
         self.lenient = False  # whether a gradient that came by a weight alone is listed (transport), not refused
         self.modules: list[nn.Module] = []  # seen by the latest forward; not their ids, which Python gives again
         self.layers: list[tuple[Layer, Feedback, Any]] = []  # layer, its feedback, the weight that is guarded
+        self.averaged: AveragedGradients | None = None  # of the latest backward, where processes train together
 
     def check_modules(self, model: nn.Module, args: tuple) -> None:
         """Count the pass, and check modules that are new: forward pre-hook of the root, before all others.
@@ -297,7 +299,8 @@ class Wiring:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what forwards have left, and the modules: a copy of one layer would copy the whole model."""
-        return {**self.__dict__, "modules": [], "layers": [], "lenient": False, "measuring": 0}
+        fresh = {"modules": [], "layers": [], "lenient": False, "measuring": 0, "averaged": None}
+        return {**self.__dict__, **fresh}
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
