@@ -63,6 +63,7 @@ class Unused(nn.Module):
         return torch.relu(self.first(x)) @ self.borrowed.weight.T + self.borrowed.bias
 
 
+@pytest.mark.unchecked
 def test_everything_that_stands_in_the_way_is_listed_at_once():
     problems = falign.check(WithAttention(), "fa", skip="embedding", scale=-1)
     assert len(problems) == 3
@@ -108,34 +109,23 @@ def test_an_empty_batch():
     assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("model", "example", "expected"),
-    [
-        (
-            Unused,
-            torch.randn(4, 20),
-            {"'dead' did not run"},
-        ),
-        (TiedHead, torch.randint(11, (4, 5)), set()),
-    ],
-)
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
-def test_the_example_finds_what_would_fall_back_silently(rule, model, example, expected):
-    problems = falign.check(model(), rule, example=example)
-    if rule == "fa" and expected:  # no error can reach it, and none has to: it is listed as what nobody trains
-        assert problems == []
-        assert {"dead.weight", "dead.bias"} <= set(problems.untrained)
-        assert "trained by nobody: dead.weight, dead.bias" in str(problems)
-        return
-    assert len(problems) == len(expected), problems
-    for words in expected:
-        assert any(words in problem for problem in problems)
-    converted = falign.convert(model().double(), rule, skip=("dead",) if expected else (), example=_double(example))
-    assert falign.verify(converted, _double(example), lambda output: output.square().sum())
+def test_a_layer_that_never_runs_is_listed_as_what_nobody_trains(rule):
+    """No error can reach it, and none has to."""
+    problems = falign.check(Unused(), rule, example=torch.randn(4, 20))
+    assert problems == []
+    assert {"dead.weight", "dead.bias"} <= set(problems.untrained)
+    assert "trained by nobody: dead.weight, dead.bias" in str(problems)
 
 
-def _double(example):
-    return example.double() if example.is_floating_point() else example
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize(
+    ("model", "example"), [(Unused, torch.randn(4, 20).double()), (TiedHead, torch.randint(11, (4, 5)))]
+)
+def test_the_example_finds_what_would_fall_back_silently(rule, model, example):
+    assert falign.check(model().double(), rule, example=example) == []
+    converted = falign.convert(model().double(), rule, example=example)
+    assert falign.verify(converted, example, lambda output: output.square().sum())
 
 
 def test_the_example_leaves_no_trace():

@@ -422,6 +422,7 @@ def test_windows_are_folded_into_the_samples():
     assert relative(taken(model, (x,)), gradients_of(plain, cut, output, feedback_of(model))) <= 1e-13
 
 
+@pytest.mark.unchecked
 def test_a_full_map_is_there_where_it_is_asked_for_and_keeps_its_length():
     model, inputs = build("encoder, pooled"), NETWORKS["encoder, pooled"][1]
     full = falign.ALL_RULES["dfa"](positions="all")
@@ -466,6 +467,7 @@ class Own(nn.LSTM):
         return super().forward(input * 2, hx)
 
 
+@pytest.mark.unchecked
 def test_what_is_not_there_or_does_not_fit_is_said_in_one_sentence():
     gpt, (x,) = build("gpt"), NETWORKS["gpt"][1](5)
 

@@ -22,7 +22,7 @@ def parts(**changes):
 
 
 def test_surface():
-    assert set(data.__all__) == {"DataError", "Dataset", "NAMES", "load"}
+    assert set(data.__all__) == {"DataError", "Dataset", "NAMES", "Text", "load", "load_text"}
     assert data.NAMES == (
         "digits",
         "mnist",
