@@ -35,10 +35,21 @@ class Product(nn.Linear):
 
     def _get(self, name: str | None) -> Any:
         value = None if name is None else getattr(self.__dict__["_owner"][0], name)
-        if value is None or self._rows is None:
-            return value
+        rows = None if value is None else self._rows_of(value)
+        return value if value is None or rows is None else value[slice(*rows)]
+
+    def _rows_of(self, value: Tensor) -> tuple[int, int] | None:
+        """Give the rows of a parameter that are this layer's; None where all are."""
+        if self._rows is None:
+            return None
         first, stop = self._rows
-        return value if value.dim() > 1 and len(value) == stop - first else value[first:stop]
+        return None if value.dim() > 1 and len(value) == stop - first else self._rows
+
+    def sources(self) -> list[tuple[Tensor, tuple[int, int] | None]]:
+        """List the owner's parameters that the layer works on, and which rows of them; None: all."""
+        owner = self.__dict__["_owner"][0]
+        values = [getattr(owner, name) for name in self._names if name is not None]
+        return [(value, self._rows_of(value)) for value in values if value is not None]
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -43,6 +43,16 @@ def _scan(kept: Tensor, added: Tensor, start: Tensor, axis: int, backwards: bool
     return torch.stack(states[:: -1 if backwards else 1], axis)
 
 
+def _error_shown(states: Tensor, layer: Any) -> Tensor:
+    """Detach the input of a layer, and let a measurement see the error at it nevertheless.
+
+    Autograd computes an error only where a gradient is asked for: what is detached stands as if nothing of the layer's
+    weight were added to it.
+    """
+    states = states.detach() + layer.weight.flatten()[:0].sum()
+    return states if states.requires_grad else states.requires_grad_()
+
+
 class _Steps:
     """One layer and direction of a recurrent module, over all times.
 
@@ -71,9 +81,12 @@ class _Steps:
 
     def by_rule(self, x: Tensor, values: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run all times at once, given the values of the states: (h_t, c_t), c of an LSTM alone."""
-        inputs, states = self.ih(x), self.hh(self.before(values, h).detach())
+        known, part = self.before(values, h).detach(), self.hh._modules.get("feedback")
+        if isinstance(part, Feedback) and part.wiring.state.measured and self.valid is None:
+            known = _error_shown(known, self.hh)
+        inputs, states = self.ih(x), self.hh(known)
         y, cells = self._combine(inputs, states, h, c)
-        if isinstance(part := self.hh._modules.get("feedback"), Feedback):
+        if isinstance(part, Feedback):
             entering = self.before(y, h)
             # Steps behind the end of a sequence are none of it: they hand its last state no error.
             part.note_later(entering if self.valid is None else torch.where(self.valid, entering, 0.0))
@@ -107,12 +120,12 @@ class _Steps:
         inputs = inputs if isinstance(inputs, tuple) else inputs.unbind(self.axis)
         states, projected = None, None
         if values is not None:
-            entering = self.before(values, h).detach().requires_grad_()
+            entering = _error_shown(self.before(values, h), self.hh)
             states = self.hh(entering).unbind(self.axis)
             if self.hr is not None:
                 kept, added, out = _gates(self.mode, torch.stack(inputs, self.axis), torch.stack(states, self.axis))
                 raw = out * torch.tanh(_scan(kept, added, c, self.axis, self.backwards))  # type: ignore[operator, arg-type]
-                projected = self.hr(raw.detach().requires_grad_()).unbind(self.axis)
+                projected = self.hr(_error_shown(raw, self.hr)).unbind(self.axis)
         weight, ys, cells = self.hh.weight.detach(), [], []
         for t in range(len(inputs))[:: -1 if self.backwards else 1]:
             through = F.linear(h, weight)

@@ -166,9 +166,9 @@ class Survey:
 
     def _take_by_hand(self, name: str, module: nn.Module, base: type[nn.Module]) -> None:
         """Take the matrices of one of PyTorch's own modules that multiply by hand."""
-        matrices, first = _BY_HAND[base]
-        for key, parameter in module.named_parameters():
-            if not matrices.fullmatch(key) or f"{name}.{key}".lstrip(".") in self._skip:
+        _, first = _BY_HAND[base]
+        for key, parameter in matrices_by_hand(module):
+            if f"{name}.{key}".lstrip(".") in self._skip:
                 continue
             *path, last = key.split(".")
             self.by_hand[f"{name}.{key}".lstrip(".")] = ByHand(
@@ -373,10 +373,18 @@ class Survey:
         return note
 
 
+def matrices_by_hand(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List (name in the module, matrix) of what one of PyTorch's own modules multiplies by hand; of others nothing."""
+    base = _by_hand(module)
+    named = () if base is None else module.named_parameters()
+    return [(key, parameter) for key, parameter in named if base and _BY_HAND[base][0].fullmatch(key)]
+
+
 def _by_hand(module: nn.Module) -> type[nn.Module] | None:
     """Give the class of PyTorch's own that multiplies by hand and that a module is of, with its forward."""
     base = next((base for base in _BY_HAND if isinstance(module, base)), None)
-    return base if base is not None and _has_torch_forward(module) else None
+    expanded = getattr(module, "is_expanded", False)
+    return base if base is not None and _has_torch_forward(module) and not expanded else None
 
 
 def _wanting(leaf: Any, wanted: bool) -> Any:

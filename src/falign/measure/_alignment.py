@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from falign._attached import Feedback
+from falign._expand import Product
 from falign._wiring import converted, feedbacks, unwrapped
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
-from falign.measure._passes import Loss, Passes, linear_maps, rule_and_true_gradients, trainable
+from falign.measure._passes import Loss, Passes, linear_maps, matrices, rule_and_true_gradients, trainable
 from falign.measure._report import Alignment, LayerAlignment
 
 _PIECE = 1 << 16
@@ -84,35 +85,57 @@ def _pieces(feedback: Tensor, weight: Tensor, *, whole: bool) -> Iterator[tuple[
     yield from zip(feedback.split(rows), weight.split(rows), strict=True)
 
 
-def own_parameters(name: str, layer: Layer, known: Mapping[str, Tensor]) -> list[str]:
-    """List the full names of those of a layer's parameters that are known."""
-    return [full for key, _ in layer.named_parameters() if (full := f"{name}.{key}".lstrip(".")) in known]
+class Part(NamedTuple):
+    """A parameter by its full name, or rows of it."""
+
+    parameter: str
+    rows: tuple[int, int] | None = None
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Give this part of a tensor of the parameter's shape."""
+        tensor = tensors[self.parameter]
+        return tensor if self.rows is None else tensor[slice(*self.rows)]
 
 
-def sum_products(names: list[str], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
-    """Add up the products of the named tensors of two dicts."""
+def parts_of_rows(model: nn.Module, known: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+    """Map the name of every row to those of its parameters that are known.
+
+    A row is a layer, or a matrix that is multiplied by hand.
+    """
+    names = {id(parameter): name for name, parameter in trainable(model).items()}
+    rows: dict[str, list[Part]] = {}
+    for name, layer in linear_maps(model).items():
+        if isinstance(layer, Product):  # its parameters are those of the attention or recurrent module that it is in
+            sources = [(names.get(id(parameter)), rows) for parameter, rows in layer.sources()]
+        else:
+            sources = [(f"{name}.{key}".lstrip("."), None) for key, _ in layer.named_parameters()]
+        rows[name] = [Part(full, some) for full, some in sources if full is not None and full in known]
+    by_hand = [name for name, part in feedbacks(model).items() if part.parameter is not None]
+    by_hand += [name for name in matrices(model) if name in names.values()]
+    return rows | {name: [Part(name)] if name in known else [] for name in by_hand}
+
+
+def sum_products(parts: list[Part], taken: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Products:
+    """Add up the products of parts of the tensors of two dicts."""
     total = Products()
-    for name in names:
-        total = total + products(taken[name], true[name])
+    for part in parts:
+        total = total + products(part.of(taken), part.of(true))
     return total
 
 
 def displacement_columns(
-    model: nn.Module, layer: str, steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
+    parts: list[Part], steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
 ) -> dict[str, float | None]:
-    """Give the columns of a layer's row that compare its displacement with its true gradient.
+    """Give the columns of a row that compare its displacement with its true gradient.
 
     Args:
-        model: The model.
-        layer: Name of the layer.
+        parts: The parameters of the row that are moved.
         steps: {parameter: -Δθ}.
         true: {parameter: true gradient}.
     """
-    by_hand = layer in steps  # the row of a parameter that is multiplied by hand
-    names = [layer] if by_hand else own_parameters(layer, model.get_submodule(layer), steps)
-    if not names:
+    if not parts:
         return {}
-    step_by_gradient = sum_products(names, steps, true)
+    step_by_gradient = sum_products(parts, steps, true)
     return {"displacement_angle": step_by_gradient.angle, "displacement_norm": step_by_gradient.one**0.5}
 
 
@@ -178,9 +201,9 @@ class PendingRecord:
 
     def compare(self, model: nn.Module, steps: dict[str, Tensor]) -> None:
         """Put the displacement's columns into the rows and the report."""
-        layers = []
+        layers, parts = [], parts_of_rows(model, steps)
         for layer, row in zip(self.report.layers, self._rows, strict=True):
-            columns = displacement_columns(model, layer.layer, steps, self._true)
+            columns = displacement_columns(parts[layer.layer], steps, self._true)
             row.update(columns)
             layers.append(replace(layer, **columns))
         self.report = replace(self.report, layers=tuple(layers))
@@ -221,7 +244,8 @@ def alignment(
     if optimizer is None:
         return report
     steps = twin_step(optimizer, moved, passes.taken)
-    layers = (replace(row, **displacement_columns(model, row.layer, steps, passes.true)) for row in report.layers)
+    parts = parts_of_rows(model, steps)
+    layers = (replace(row, **displacement_columns(parts[row.layer], steps, passes.true)) for row in report.layers)
     return replace(report, layers=tuple(layers))
 
 
@@ -253,18 +277,17 @@ def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str
 def _summarised(model: nn.Module, passes: Passes) -> Alignment:
     maps = linear_maps(model)
     order = [*passes.order, *(name for name in maps if name not in passes.order)]
-    names_of = {name: own_parameters(name, maps[name], passes.true) for name in order}
-    parts = feedbacks(model)
+    parts_of_row, parts = parts_of_rows(model, passes.true), feedbacks(model)
     weights = {
         name: compared
         for name in passes.delivered
         if name in parts and (compared := _weights(parts[name], maps[name])) is not None
     }
-    slopes = {name: sum_products(names, passes.taken, passes.true) for name, names in names_of.items()}
-    inside = {parameter for names in names_of.values() for parameter in names}
-    by_hand = {name: part for name, part in parts.items() if part.parameter is not None}
+    slopes = {name: sum_products(parts_of_row[name], passes.taken, passes.true) for name in order}
+    inside = {part.parameter for name in order for part in parts_of_row[name]}
+    by_hand = [name for name in parts_of_row if name not in maps]
     # A weight that is a layer's as well has its gradient in the row of the layer.
-    alone = {name: sum_products([name], passes.taken, passes.true) for name in by_hand if name in passes.true}
+    alone = {name: sum_products([Part(name)], passes.taken, passes.true) for name in by_hand if name in passes.true}
     alone = {name: slope for name, slope in alone.items() if name not in inside}
     rows = tuple(
         LayerAlignment(
@@ -272,7 +295,7 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
             kind=_kind(maps[name]),
             **_mean_and_deviation("delivered", passes.delivered.get(name)),
             **_mean_and_deviation("received", passes.received.get(name)),
-            **_slopes(slopes[name] if names_of[name] else None),
+            **_slopes(slopes[name] if parts_of_row[name] else None),
             **(weights[name].row() if name in weights else {}),
             effective_rank=passes.ranks.get(name),
         )
@@ -282,13 +305,13 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
             layer=name,
             kind="parameter",
             **_slopes(alone.get(name)),
-            **_compare_parameter(part, model.get_parameter(name).detach()),
+            **(_compare_parameter(parts[name], model.get_parameter(name).detach()) if name in parts else {}),
         )
-        for name, part in by_hand.items()
+        for name in by_hand
     )
     inside |= alone.keys()
     slopes |= alone
-    rest = sum_products([name for name in passes.true if name not in inside], passes.taken, passes.true)
+    rest = sum_products([Part(name) for name in passes.true if name not in inside], passes.taken, passes.true)
     descent = sum(slope.inner for slope in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
     return Alignment(

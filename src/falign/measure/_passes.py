@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, targets
 from falign._preserve import force_eager
+from falign._survey import matrices_by_hand
 from falign._transport import compute_loss
 from falign._wiring import converted, feedbacks, preserve_state, true_errors
 from falign.layers import Layer, kind_of
@@ -103,11 +104,21 @@ class Passes:
 
 def linear_maps(model: nn.Module) -> dict[str, Layer]:
     """Map names to the linear maps and convolutions of a model, converted or not, but those multiplied by hand."""
+    by_hand = {name.rpartition(".")[0] for name in matrices(model)}
     return {
         name: layer
         for name, layer in model.named_modules()
-        if kind_of(layer) is not None and not isinstance(layer._modules.get("feedback"), FeedbackOfParameters)
+        if kind_of(layer) is not None
+        and name not in by_hand
+        and not isinstance(layer._modules.get("feedback"), FeedbackOfParameters)
     }
+
+
+def matrices(model: nn.Module) -> list[str]:
+    """Name the matrices that attention, recurrent modules and their like multiply by hand, converted or not."""
+    return [
+        f"{name}.{key}".lstrip(".") for name, module in model.named_modules() for key, _ in matrices_by_hand(module)
+    ]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -19,8 +19,9 @@ class LayerAlignment:
 
     Attributes:
         layer: Its name.
-        kind: "linear", "convolution", or "parameter" of one that is multiplied by hand (attention, recurrent kernels,
-            products): its row has the gradient and B beside W, and no errors.
+        kind: "linear", "convolution", or "parameter" of a matrix that is multiplied by hand (attention, recurrent
+            kernels, products): its row has its gradient and B beside W, and no errors. Direct rules run attention and
+            recurrent modules as layers: f and g are then those of the rows of W and bias that a product works with.
         delivered_angle: Mean over samples of the angle between the error that the layer hands to x and the true error
             at x, before it is multiplied by the derivative of the activation below. None where x wants no error.
         delivered_angle_sd: Standard deviation over samples.
@@ -73,7 +74,8 @@ class Alignment:
         loss: Of the batch.
         descent: -dL/dt = Σ⟨g, f⟩ over all parameters of the network, were they moved by -f dt: the sum of the layers'
             alignment × gradient × feedback-alignment components, and of ``other``.
-        other: The part of it that is of parameters outside the layers: normalisation, embeddings.
+        other: The part of it that is of parameters without a row: normalisation, embeddings, biases of what is
+            multiplied by hand.
         dominance: D = Σ_{l<L} ⟨g_l, f_l⟩ / |g_L|², L the layer that runs last (of several outputs the last to
             be made) and has its true gradient; the loss falls while D > -1. None where g_L is zero.
         layers: A row a layer, in the order in which they ran.
