@@ -143,6 +143,60 @@ class Decoder(nn.Module):
         return self.layer(h, h.flip(1))
 
 
+class Kernel(nn.Module):
+    """Attention by a function of torch's, on the weights of layers that are never called (WavLM)."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, h):
+        h = h.transpose(0, 1)
+        y, _ = F.multi_head_attention_forward(
+            h, h, h, 8, 2, torch.empty(0), torch.cat((self.q.bias, self.k.bias, self.v.bias)), None, None, False, 0.0,
+            self.out.weight, self.out.bias, use_separate_proj_weight=True, q_proj_weight=self.q.weight,
+            k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+        )  # fmt: skip
+        return y.transpose(0, 1)
+
+
+class AsksItself(nn.Module):
+    """It wants the gradient of its input, which only a leaf allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(8, 8), Kernel(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = x[:]
+        if self.training:
+            x.requires_grad = True
+        return self.last(self.attention(self.first(x)))
+
+
+class Increment(nn.Module):
+    """W + A B."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 2)), nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, weight):
+        return weight + self.a @ self.b
+
+
+class Merged(nn.Module):
+    """A layer whose weight a parametrization with matrices of its own makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        nn.utils.parametrize.register_parametrization(self.layers[2], "weight", Increment())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 SEQUENCES, TOKENS = (3, 5, 8), (3, 5)
 CASES = {
     "raw": (Raw, SEQUENCES),
@@ -163,6 +217,8 @@ CASES = {
     "attention, apart": (lambda: Attention(kdim=8, vdim=8, add_bias_kv=True, add_zero_attn=True), SEQUENCES),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), SEQUENCES),
     "decoder layer": (Decoder, SEQUENCES),
+    "kernel of layers' weights": (AsksItself, SEQUENCES),
+    "parametrization of matrices": (Merged, SEQUENCES),
 }
 
 
@@ -207,7 +263,12 @@ def test_gradients_are_those_of_the_definition_and_no_weight_carries_an_error(ca
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case not in ("raw", "broadcast", "tied head", "tied autoencoder")]
+    "case",
+    [
+        case
+        for case in CASES
+        if case not in ("raw", "broadcast", "tied head", "tied autoencoder", "kernel of layers' weights")
+    ],
 )
 def test_modules_of_pytorch_need_no_example(case):
     model, x = make(case)
@@ -225,7 +286,7 @@ def test_without_an_example_a_weight_that_is_multiplied_outside_its_layer_is_ref
         loss_of(model(x)).backward()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "parametrization of matrices"])  # W is no parameter
 def test_learned_feedback_meets_its_weight(case):
     model, x = make(case)
     falign.convert(model, "kp", example=x)

@@ -207,6 +207,255 @@ def test_a_module_that_multiplies_by_itself_is_cut_at_its_input():
     assert falign.transport(model, x, loss_of) == {}
 
 
+# --- modules that a direct rule cuts as a whole by itself
+
+
+class Middle(nn.Module):
+    """A layer, a module with parts and what is done with them, a layer."""
+
+    class Part(nn.Module):
+        def __init__(self, use, **parts):
+            super().__init__()
+            self.use = use
+            for name, part in parts.items():
+                setattr(self, name, part)
+
+        def forward(self, h):
+            return self.use(self, h)
+
+    def __init__(self, use, **parts):
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(5, 6), self.Part(use, **parts), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.part(self.first(x).tanh()))
+
+
+class Standardised(nn.Conv1d):
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return F.conv1d(x, w / w.std((1, 2), keepdim=True), self.bias, padding=1)
+
+
+class Adapted(nn.Module):
+    """Weights and increments of low rank, whose norms are taken of the layers' own outputs (DoRA)."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
+        self.size = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        whole = self.base.weight + self.b(self.a(torch.eye(6, dtype=x.dtype))).mT
+        return (self.base(x) + self.b(self.a(x))) * (self.size / whole.norm(dim=1).detach())
+
+
+class Routing(nn.Module):
+    """Experts that get the rows which a gate has chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = (
+            nn.Linear(6, 3),
+            nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in "abc"),
+        )
+
+    def forward(self, h):
+        rows = h.flatten(0, -2)
+        gates = self.gate(rows).softmax(-1)
+        mixed = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            (chosen,) = torch.where(gates.argmax(-1) == number)
+            mixed = mixed.index_add(0, chosen, expert(rows[chosen]) * gates[chosen, number, None])
+        return h + mixed.view_as(h)
+
+
+class Sorting(nn.Module):
+    """One expert, on rows that are sorted by a gate: as many rows as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.expert = nn.Linear(6, 1), nn.Linear(6, 6)
+
+    def forward(self, h):
+        order = self.gate(h)[:, 0].argsort()
+        return torch.zeros_like(h).index_copy(0, order, self.expert(h[order]).tanh()) * self.gate(h).sigmoid()
+
+
+def raw(*shape):
+    return nn.Parameter(torch.randn(shape) / 2)
+
+
+WHOLES = {
+    "halved": (lambda: Middle(lambda m, h: h @ (m.w * 0.5), w=raw(6, 6)), "part", (4, 5), "'part.w' is changed by mul"),
+    "merged": (
+        lambda: Middle(
+            lambda m, h: F.linear(h, m.layer.weight + m.a @ m.b), layer=nn.Linear(6, 6), a=raw(6, 2), b=raw(2, 6)
+        ),
+        "part", (4, 7, 5), "'part.a' is changed by mm",
+    ),
+    "standardised": (
+        lambda: Middle(lambda m, h: m.conv(h.mT).mT, conv=Standardised(6, 6, 3)),
+        "part.conv", (4, 7, 5), "'part.conv.weight' is changed by",
+    ),
+    "given as an argument": (
+        lambda: Middle(lambda m, h: m.inner(h, m.w * 2), inner=Times(), w=raw(6, 6)),
+        "part", (4, 5), "'part.w' is changed by mul",
+    ),
+    "with attention beside": (
+        lambda: Middle(
+            lambda m, h: m.attend(h, h, h)[0] @ m.w.exp(),
+            attend=nn.MultiheadAttention(6, 2, batch_first=True), w=raw(6, 6),
+        ),
+        "part", (4, 7, 5), "'part.w' is changed by exp",
+    ),
+    "a layer that runs on the identity as well": (
+        lambda: Middle(lambda m, h: m.adapted(h), adapted=Adapted()),
+        "part.adapted", (4, 7, 5), "inputs of different sizes",
+    ),
+    "routed": (lambda: Middle(lambda m, h: m.route(h), route=Routing()), "part.route", (4, 7, 5), "are not the rows"),
+    "sorted": (lambda: Middle(lambda m, h: m.sort(h), sort=Sorting()), "part.sort", (7, 5), "in its order"),
+}  # fmt: skip
+
+
+class Times(nn.Module):
+    def forward(self, h, w):
+        return h @ w
+
+
+@pytest.mark.parametrize("case", WHOLES)
+def test_the_smallest_module_around_what_cannot_be_cut_is_cut_as_a_whole(case):
+    """Its input receives e B, inside of it true autograd: written out; and check says which module, and why."""
+    make, name, shape, why = WHOLES[case]
+    model, x = build_(make), x_of(*shape)
+    plain, cut = copy.deepcopy(model), Cuts()
+    checked = falign.check(model, "dfa", example=x)
+    assert checked == []
+    assert {row.name: row.mechanism for row in checked.rows} == {
+        "first": "direct", name: "cut as a whole", "last": "direct"
+    }  # fmt: skip
+    assert f"backpropagated inside of {name}: " in str(checked)
+    assert why in next(row.why for row in checked.rows if row.name == name)
+    falign.convert(model, "dfa", example=x)
+    feedback = feedback_of(model)
+    turned = name == "part.conv"
+
+    def cut_whole(module, args):
+        how = (lambda e, b: (e.flatten(1) @ b).view(4, 6, 7)) if turned else same
+        return (cut(name, args[0], how), *args[1:])
+
+    plain.get_submodule(name).register_forward_pre_hook(cut_whole)
+    h = plain.part(linear(cut, "first", plain.first, x, same).tanh())
+    output = linear(cut, "last", plain.last, h, same)
+    assert relative(taken(model, (x,)), gradients_of(plain, cut, output, feedback)) <= 1e-13
+    assert falign.verify(copy.deepcopy(model), x, loss_of)
+    assert {n for n in falign.transport(model, x, loss_of) if not n.startswith(f"{name}.")} == set()
+    model.get_submodule(name).more = nn.Linear(2, 2).double()  # inside of it all is backpropagated, as before
+    model(x)
+    assert falign.revert(model).state_dict().keys() >= plain.state_dict().keys()
+    assert relative(taken(model, (x,)), taken(make_plain(plain), (x,))) == 0
+
+
+def make_plain(model):
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    return model
+
+
+@pytest.mark.parametrize("rule", ["drtp", "eprop"])
+def test_other_direct_rules_cut_the_same(rule):
+    model, x = build_(WHOLES["merged"][0]), x_of(4, 7, 5)
+    falign.convert(model, rule, example=x)
+    assert set(feedback_of(model)) == {"first", "part", "last"}
+    target = torch.arange(28).view(4, 7) % 3
+    with falign.targets(model, target):
+        loss_of(model(x)).backward()
+    assert falign.verify(model, x, loss_of, target=target)
+
+
+def test_a_weight_of_a_parametrization_of_its_own_takes_the_rule_as_any_other():
+    model, x = build_(lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))), x_of(4, 5)
+    nn.utils.parametrize.register_parametrization(model[2], "weight", Increment().double())
+    falign.convert(model, "dfa", example=x)
+    assert set(feedback_of(model)) == {"0", "2"}
+    assert falign.verify(model, x, loss_of)
+    assert falign.transport(model, x, loss_of) == {}
+
+
+class Increment(nn.Module):
+    """W + A B."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = raw(3, 2), raw(2, 6)
+
+    def forward(self, weight):
+        return weight + self.a @ self.b
+
+
+def test_what_cut_names_inside_stays_cut_and_the_error_may_begin_inside():
+    parts = {"inner": nn.Linear(6, 6), "w": raw(6, 6), "end": nn.Tanh()}
+    model = build_(lambda: Middle(lambda m, h: m.end(m.inner(h @ (m.w * 2)).sin()).cos(), **parts))
+    x = x_of(4, 5)
+    plain = copy.deepcopy(model)
+    falign.convert(model, "dfa", example=x)
+    assert set(feedback_of(model)) == {"first", "part", "last"}
+    falign.convert(falign.revert(model), "dfa", example=x, cut=("layers", "part.inner"))
+    assert set(feedback_of(model)) == {"first", "part", "part.inner", "last"}
+    assert falign.verify(model, x, loss_of)
+    falign.convert(falign.revert(model), "dfa", example=x, error_at="part.end")
+    cut, inside = Cuts(), []
+    plain.part.register_forward_pre_hook(lambda m, args: (cut("part", args[0], same),))
+    plain.part.end.register_forward_hook(lambda m, args, y: inside.append(y))
+    loss = loss_of(plain.last(plain.part(linear(cut, "first", plain.first, x, same).tanh())))
+    assert relative(taken(model, (x,)), gradients_of(plain, cut, inside[0], feedback_of(model), loss)) <= 1e-13
+
+
+def test_several_outputs_reach_the_modules_that_they_are_made_of():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(5, 6)
+            self.one, self.two = (Middle.Part(lambda m, h: h @ (m.w * 2), w=raw(6, 6)) for _ in range(2))
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            h = self.first(x).tanh()
+            return self.a(self.one(h).tanh()), self.b(self.two(h).tanh())
+
+    model, x = build_(Two), x_of(4, 5)
+    falign.convert(model, "dfa", example=x, output=(0, 1))
+    assert {"one", "two", "a", "b", "first", "first.B1"} == set(feedback_of(model))
+    assert {name: b.shape[0] for name, b in feedback_of(model).items()}["two"] == 2
+    assert falign.verify(model, x, lambda result: loss_of(result[0]) + loss_of(result[1]))
+
+
+def test_what_no_module_encloses_or_would_leave_little_of_the_rule_is_refused():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.w, self.last = nn.Linear(5, 6), raw(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).tanh() @ (self.w * 0.5))
+
+    (problem,) = falign.check(build_(Root), "dfa", example=x_of(4, 5))
+    assert "parameter 'w' is changed by mul before its product" in problem
+    assert problem.endswith("or name it in skip=; in a module of its own, whose input can be cut, it may be changed")
+    whole = build_(lambda: nn.Sequential(Root(), nn.Tanh(), nn.Linear(3, 2)))
+    (problem,) = falign.check(whole, "dfa", example=x_of(4, 5))
+    assert problem == (
+        "parameter '0.w' is changed by mul before its product, so that module '0' would be cut as a whole; but nothing "
+        "in front of it wants an error, and 3 of 4 products would be backpropagated inside of it: add '0' to cut= if "
+        "that is meant, or use a layerwise rule"
+    )
+    falign.convert(whole, "dfa", example=x_of(4, 5), cut=("layers", "0"))
+    assert set(feedback_of(whole)) == {"0", "2"}
+    assert falign.verify(whole, x_of(4, 5), loss_of)
+    first = nn.Sequential(Middle.Part(lambda m, h: h @ (m.w * 0.5), w=raw(5, 6)), nn.Tanh(), nn.Linear(6, 3)).double()
+    assert falign.check(first, "dfa", example=x_of(4, 5)) == [], "the first product has no error to hand on"
+
+
 # --- where errors begin
 
 

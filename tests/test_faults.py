@@ -303,10 +303,17 @@ def test_maps_that_are_not_the_layers_own_are_refused(rule):
     model[2].forward = lambda x: 2 * nn.Linear.forward(model[2], x)
     (problem,) = falign.check(model, rule)
     assert "layer '2' (Linear) has a forward of its own" in problem
-    (problem,) = falign.check(
-        nn.Sequential(Standardised(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), rule, example=torch.ones(1, 1, 4, 4)
-    )
+    standardised = nn.Sequential(Standardised(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    (problem,) = falign.check(standardised, rule)
     assert "has a _conv_forward of its own" in problem
+    problems = falign.check(standardised, rule, example=torch.ones(1, 1, 4, 4))
+    if rule == "fa":
+        assert "has a _conv_forward of its own" in problems[0]
+    else:  # cut as a whole, at the input, which is a direct rule's definition for any map
+        assert problems == []
+        (row,) = (row for row in problems.rows if row.name == "0")
+        assert row.mechanism == "cut as a whole"
+        assert "parameter '0.weight' is changed by mean before its product" in row.why
     later, (x, _) = falign.convert(net(), rule, example=data()[0]), data()
     later[2].forward = lambda x: 2 * nn.Linear.forward(later[2], x)
     with pytest.raises(RuntimeError, match=r"layer '2' .Linear. has a forward of its own"):

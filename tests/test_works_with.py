@@ -340,7 +340,13 @@ def _(rule, words):
         return quantization.prepare_qat(model, inplace=True)
 
     x = X.float()
-    problems(prepared(mlp(torch.float32)), rule, words[0], x)
+    if falign.ALL_RULES[rule].wiring == "direct":  # cut at its input, whatever is done to the weight
+        rows = falign.check(prepared(mlp(torch.float32)), rule, example=x).rows
+        assert [row.mechanism for row in rows] == ["cut as a whole"] * 3
+        assert right(convert(rule, prepared(mlp(torch.float32)), x), x)
+        assert words[0] in falign.check(prepared(mlp(torch.float32)), rule)[0]
+    else:
+        problems(prepared(mlp(torch.float32)), rule, words[0], x)
     model = prepared(convert(rule, mlp(torch.float32), x))
     with says(words[0]):
         gradients(model, x)

@@ -77,7 +77,9 @@ def convert(
             "blocks" (every module of the longest row of siblings of one class: the stream between blocks), a name or a
             pattern of module names ("blocks.*", part by part between the dots), or a tuple of these. All
             floating-point tensors that a module is given are cut, each with a B of its own ("dec.0", "dec.0[memory]");
-            inside of it errors are backpropagated, unless its own layers are cut as well.
+            inside of it errors are backpropagated, unless its own layers are cut as well. With "layers", where the
+            example shows what cannot be cut by itself (a weight that is changed before its product, rows that a router
+            picks), the smallest module around it is cut as a whole, as ``check`` says.
         error_at: for direct rules, the name of a module (or several): at its output the error is taken in place of the
             model's output, and what follows is backpropagated ("ln_f" in front of a vocabulary: B is then (d, d)).
 
@@ -103,14 +105,16 @@ class CheckRow:
     """Row of ``check``: a layer or parameter, and its feedback.
 
     Attributes:
-        name: of the layer, or of the parameter that is multiplied by hand.
-        kind: "linear", "convolution" or "parameter".
-        mechanism: "cut and delivered" (a layer), "direct" (its input receives the output's error), "saved tensor" (a
-            parameter, in whose place autograd is handed B).
+        name: of the layer, of the module, or of the parameter that is multiplied by hand.
+        kind: "linear", "convolution", "module" or "parameter".
+        mechanism: "cut and delivered" (a layer), "direct" (its input receives the output's error), "cut as a whole" (so
+            does that of a module, and inside of it errors are backpropagated), "saved tensor" (a parameter, in whose
+            place autograd is handed B).
         rule: the rule's name.
         shapes: of B, one an output that delivers to it.
         family: of which B is drawn, "given", or "signs of W".
         bytes: of B.
+        why: reason why a module is cut as a whole although ``cut=`` does not name it.
     """
 
     name: str
@@ -120,6 +124,7 @@ class CheckRow:
     shapes: tuple[tuple[int, ...], ...]
     family: str
     bytes: int
+    why: str = ""
 
 
 class Check(list[str]):
@@ -160,6 +165,9 @@ class Check(list[str]):
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in table]
         lines = [*lines, f"feedback in all: {_size(self.memory)}"] if self.rows else []
+        lines += [
+            f"backpropagated inside of {row.name}: {row.why}" for row in self.rows if row.why and "[" not in row.name
+        ]
         if self.untrained:
             lines.append(f"trained by nobody: {', '.join(self.untrained)}")
         if self:

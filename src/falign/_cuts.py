@@ -53,7 +53,7 @@ def cut_modules(model: nn.Module, words: tuple[str, ...]) -> tuple[dict[str, nn.
         for name, module in matching.items():
             if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
                 problems.append(f"cut names {name!r}, a {type(module).__name__}, which is never called: name its parts")
-            elif (outer := _compiled_around(model, name)) is not None:
+            elif (outer := compiled_around(model, name)) is not None:
                 problems.append(
                     f"cut names {name!r}, which is part of compiled code ({outer}): convert the plain model first, and "
                     "compile it then; torch.jit takes no rule"
@@ -62,7 +62,7 @@ def cut_modules(model: nn.Module, words: tuple[str, ...]) -> tuple[dict[str, nn.
     return chosen, problems
 
 
-def _compiled_around(model: nn.Module, name: str) -> str | None:
+def compiled_around(model: nn.Module, name: str) -> str | None:
     """Name the class of what a module is compiled in; None where no rule would be left out."""
     module = model
     for part in name.split("."):

@@ -1,5 +1,6 @@
 """The plan of a direct rule: what is cut, which positions of the output a cut shares, and where errors begin."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from falign._attached import map_arguments
 from falign._cuts import cut_modules
 from falign._delivery import Route
+from falign._enclose import Failure, enclose_changed, enclose_failures, is_below, refuse_unasked
 from falign._expand import Product
 from falign._outputs import NESTED, pick
 from falign._positions import Shape, at_least_two, axes_to_change, batch_axes, changed, features, find_route
@@ -18,7 +20,7 @@ from falign._survey import ByHand, Survey, call, detached, without_trace
 from falign._true_errors import check_samples
 from falign._wiring import End
 from falign.feedback import generator
-from falign.layers import Kind, Layer, kind_of, weight_of
+from falign.layers import KINDS, Kind, Layer, weight_of
 from falign.rules import Rule
 
 
@@ -49,13 +51,13 @@ class Run:
         ends: of the tensors where errors begin; None where there was none.
         outputs: of the model's outputs that are picked for them, or the same.
         inputs: {(owner, path): of every call}.
-        wanted: those of ``inputs`` that a gradient was recorded for.
+        wanted: those of ``inputs`` that a gradient was recorded for; None where none was asked for.
     """
 
     ends: list[Shape | None]
     outputs: list[Shape | None]
     inputs: dict[tuple[str, str], list[Shape]]
-    wanted: set[tuple[str, str]]
+    wanted: set[tuple[str, str]] | None
 
 
 class DirectPlan:
@@ -70,6 +72,8 @@ class DirectPlan:
         dormant: name -> layer that the example did not reach, and whose feedback has no known shape.
         behind: names of layers and parameters that no error is delivered to: they come behind where it begins.
         named: names of the modules that ``cut=`` names.
+        enclosed: name -> why, of the modules that are cut as a whole since what is inside cannot be cut.
+        failures: name of a cut -> why it cannot be made.
         by_hand: parameters that take feedback although they are multiplied outside a layer.
         layers: name -> layer or module of every site; so are ``kinds`` of layers, and ``weights``, of which feedback
             takes device and dtype.
@@ -97,10 +101,13 @@ class DirectPlan:
         modules, problems = cut_modules(model, words)
         self.problems += problems
         self.named = frozenset(modules)
+        self.enclosed: dict[str, str] = {}
+        self.failures: dict[str, Failure] = {}
         self.by_hand: dict[str, ByHand] = {}
         self.example: Any = None
-        self._skip, self._expanded, self._everything = skip, expanded, "layers" in words
-        modules = {name: module for name, module in modules.items() if not _below(name, skip)}
+        self.skip, self._expanded, self._everything = skip, expanded, "layers" in words
+        self._asked = ends
+        modules = {name: module for name, module in modules.items() if not is_below(name, *skip)}
         for name, layer in survey.layers.items():
             if "layers" in words or name in modules:
                 self.sites[name] = Site(
@@ -148,10 +155,13 @@ class DirectPlan:
         self.example = example
         self.by_hand = survey.by_hand if everything else {}
         if survey.watch is not None:  # what is multiplied behind the error's start carries it as it is
-            self.by_hand = {name: one for name, one in self.by_hand.items() if name not in survey.watch.behind}
+            behind = survey.watch.only_behind()
+            self.by_hand = {name: one for name, one in self.by_hand.items() if name not in behind}
         for name in self.sites.keys() - survey.layers.keys():
             del self.sites[name]  # a layer that never runs, whose weight is used by hand
         self._cut_around_products()
+        if everything:
+            enclose_changed(self)
         if self.problems:
             return
         if survey.watch is None:
@@ -165,16 +175,16 @@ class DirectPlan:
 
     def _make_example(self) -> tuple[Any, Any]:
         """Make an example for a model of linear layers, and its result; neither where the model does not run on it."""
-        if not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
+        if not self.layers or not all(isinstance(layer, nn.Linear) for layer in self.layers.values()):
             return None, None
         first = next(iter(self.weights.values()))
         random = generator(0, "", "an example")
         values = torch.randn(64, first.shape[1], generator=random, device="cpu", dtype=torch.float32)
         example = values.to(first.device, first.dtype)
-        trial = Survey(self.model, self._skip)
+        trial = Survey(self.model, self.skip)
         result = trial.run(example)
-        if trial.problems or trial.unreached:
-            self.problems += trial.derived
+        if trial.problems or trial.unreached or trial.derived:
+            self.problems += [one.sentence for one in trial.derived.values()]
             return None, None
         self.survey = trial
         return example, result
@@ -205,8 +215,8 @@ class DirectPlan:
     def _cut_around_products(self) -> None:
         """Cut the modules as a whole in whose forward parameters are multiplied by hand, unless it is the model's."""
         for one in self.by_hand.values():
-            for name in sorted(one.modules):
-                if name and not _below(name, self._skip):
+            for name in sorted(one.within):
+                if name and not is_below(name, *self.skip):
                     self.modules[name] = self.model.get_submodule(name)
 
     def _look_at(self, result: Any, example: Any) -> None:
@@ -224,9 +234,22 @@ class DirectPlan:
         if any(tensor.is_nested for tensor in tensors):
             self.problems.append(NESTED)
             return
+        larger = at_least_two(example)
+        while not self.problems:
+            if (len(self.ends) > 1 or self.survey.starts) and self.modules.keys() - self.survey.places.keys():
+                self.survey.places = {**self.survey.places, **self.modules}  # which outputs are they made into?
+                result = self.survey.watch_again(example)
+            self._try_cuts(result, larger)
+            if self.problems or not self.failures:
+                break
+            enclose_failures(self, self.failures, larger)
+
+    def _try_cuts(self, result: Any, example: Any) -> None:
+        """Find shapes of feedback, with the cuts as they are; note failures where one cannot be made."""
+        self.ends, self.shapes, self.silent, self.dormant, self.failures = self._asked, {}, set(), {}, {}
+        self.sites = {name: site for name, site in self.sites.items() if site.kind is not None}
         self._find_ends(result)
-        example = at_least_two(example)
-        base = self._observe(example, gradients=True) or self._observe(example)
+        base = self.observe(example, gradients=True) or self.observe(example)
         if base is None or self.problems:
             return
         self._find_arguments(base)
@@ -243,8 +266,10 @@ class DirectPlan:
                 reached = end.reached is None or site.owner in end.reached or not watched
                 if reached and (site.owner, site.path) in base.inputs:
                     self._route(number, name, site, runs, convolutions)
-
-        check_samples(self, base)
+        if not (self.problems or self.failures):
+            check_samples(self, base)
+        if not (self.problems or self.failures):
+            refuse_unasked(self, base)
         self._take_after_siblings(base)
 
     def _take_after_siblings(self, base: Run) -> None:
@@ -287,7 +312,8 @@ class DirectPlan:
                     )  # fmt: skip
                     self.problems.append(f"error_at names {end.layer!r}, which {what}")
                     continue
-                reached = watch.upstream(calls[0])
+                around = {name for name in self.modules if is_below(end.layer, name)}  # they are cut in front of it
+                reached = watch.upstream(calls[0]) | around
                 found.append(replace(end, reached=reached))
             else:
                 found.append(self._end(end, pick(result, end.output)))
@@ -326,13 +352,23 @@ class DirectPlan:
 
     # --- runs of the model
 
-    def _observe(self, example: Any, *, gradients: bool = False) -> Run | None:
-        """Run the model, and note shapes; None where it does not run."""
+    def observe(
+        self, example: Any, *, gradients: bool = False, modules: Mapping[str, nn.Module] | None = None
+    ) -> Run | None:
+        """Run the model, and note shapes; None where it does not run.
+
+        Args:
+            example: what it is run on.
+            gradients: whether to note which inputs want a gradient.
+            modules: what to look at in place of the cuts.
+        """
+        wholes = self.modules if modules is None else modules
+        sites = self.sites if modules is None else {}
         inputs: dict[tuple[str, str], list[Shape]] = {}
         wanted: set[tuple[str, str]] = set()
         places: dict[str, Shape] = {}
 
-        owners = {*self.modules, *(site.owner for site in self.sites.values())}
+        owners = {*wholes, *(site.owner for site in sites.values())}
         first: set[str] = set()  # those that the run in evaluation mode has shown
 
         def see(owner: str, path: str, x: Tensor) -> None:
@@ -355,10 +391,10 @@ class DirectPlan:
             return lambda module, args, y: places.update({name: tuple(y.shape)} if isinstance(y, Tensor) else {})
 
         with ExitStack() as hooks:
-            for name, module in self.modules.items():
+            for name, module in wholes.items():
                 hook = module.register_forward_pre_hook(before(name, True), with_kwargs=True)
                 hooks.callback(hook.remove)
-            for name, site in self.sites.items():
+            for name, site in sites.items():
                 if site.kind is not None:
                     hook = site.module.register_forward_pre_hook(before(name, False), with_kwargs=True)
                     hooks.callback(hook.remove)
@@ -385,7 +421,7 @@ class DirectPlan:
         ends = [
             shape if end.layer is None else places.get(end.layer) for end, shape in zip(self.ends, outputs, strict=True)
         ]
-        return Run(ends=ends, outputs=outputs, inputs=inputs, wanted=wanted)
+        return Run(ends=ends, outputs=outputs, inputs=inputs, wanted=wanted if gradients else None)
 
     def _find_arguments(self, base: Run) -> None:
         """Enter the arguments of modules that are cut as a whole: the first, and those that want a gradient."""
@@ -397,7 +433,7 @@ class DirectPlan:
                     "that work on one, or call it in forward"
                 )
             for path in paths:
-                if path == paths[0] or (name, path) in base.wanted:
+                if path == paths[0] or (name, path) in (base.wanted or ()):
                     site = f"{name}{path if path != paths[0] else ''}"
                     shape = base.inputs[name, path][0]
                     self.sites[site] = Site(
@@ -406,7 +442,7 @@ class DirectPlan:
 
     def _varied(self, example: Any, base: Run) -> list[Run]:
         """Run the example with every sample twice, and with each axis of its tensors longer (or shorter) by one."""
-        self._doubled = self._observe(changed(example, batch_axes(example), 2))
+        self._doubled = self.observe(changed(example, batch_axes(example), 2))
         runs = [] if self._doubled is None else [self._doubled]
         shapes = [shape for calls in base.inputs.values() for shape in calls[:1]]
         plain = all(len(out or ()) < 3 for out in base.ends) and all(
@@ -425,7 +461,7 @@ class DirectPlan:
                 if group in tried or (self._doubled is not None and group <= batch):
                     break
                 tried.add(group)
-                run = next(filter(None, (self._observe(changed(example, group, by)) for by in (None, -1))), None)
+                run = next(filter(None, (self.observe(changed(example, group, by)) for by in (None, -1))), None)
                 if run is not None:
                     runs.append(run)
                     break
@@ -453,17 +489,19 @@ class DirectPlan:
         )
         where = "layer" if site.kind is not None else "module"
         if routed is None:
-            self.problems.append(
+            self.failures[name] = Failure(
                 f"{where} {name!r} has input {x} and the model output {out}: a direct rule "
-                "needs the batch first in both; name the layer in skip= or move the axis"
+                "needs the batch first in both; name the layer in skip= or move the axis",
+                f"{where} {name!r} works on {x}, which are not the rows of the output {out}",
             )
             return
         shape, route = routed
         sizes = {features(each, route) for each in calls}
         if len(sizes) > 1 or len({len(each) for each in calls}) > 1:
-            self.problems.append(
-                f"{where} {name!r} runs on inputs of different sizes ({', '.join(map(str, calls))}): "
-                "one direct feedback cannot serve them; use a layerwise rule or name it in skip="
+            different = f"{where} {name!r} runs on inputs of different sizes ({', '.join(map(str, calls))})"
+            self.failures[name] = Failure(
+                f"{different}: one direct feedback cannot serve them; use a layerwise rule or name it in skip=",
+                different,
             )
             return
         self.shapes.setdefault(name, {})[number] = shape, route
@@ -495,16 +533,12 @@ def _differ_in_one(one: str, other: str) -> bool:
     return len(parts) == len(others) and sum(a != b for a, b in zip(parts, others, strict=True)) == 1
 
 
-def _below(name: str, skip: tuple[str, ...]) -> bool:
-    return any(f"{name}.".startswith(f"{one}.") for one in skip)
-
-
 def _channels_first(module: nn.Module, shape: Shape) -> bool:
     """Tell whether the features of a module's input are axis 1, as its first layer or normalisation has them."""
     if len(shape) < 3:
         return False
     for part in module.modules():
-        kind = kind_of(part)
+        kind = next((kind for kind in KINDS.values() if isinstance(part, kind.types)), None)  # also with another map
         if kind is not None:
             return kind.channel_first and shape[1] == getattr(part, "in_channels", shape[1])
         if isinstance(part, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):

@@ -256,6 +256,10 @@ class Watch(Labels):
         """Name all layers and places that a layer's input was made of, in any of its calls."""
         return self._reaching.get(layer, frozenset())
 
+    def only_behind(self) -> frozenset[str]:
+        """Name the parameters that were multiplied behind a start, and nowhere in front of it."""
+        return frozenset(self.behind.keys() - self._products.keys())
+
     def problems(self) -> list[str]:
         """Say, in a sentence each, which parameters were multiplied outside their layer."""
         return [
@@ -282,6 +286,8 @@ class Use:
         operation: in which it first did so.
         nodes: names of autograd's nodes in which it did.
         modules: names of the modules in whose forward, and in no child's, it met an activity.
+        within: the same, or the next modules around them that were not given it, or what is made of it, as an
+            argument.
         fan_in: number of the inputs to which one element of the error was carried.
         derived: operation of arithmetic that made another tensor of it before; "" where it was the parameter itself,
             a view or a copy.
@@ -290,6 +296,7 @@ class Use:
     operation: str
     nodes: set[str] = field(default_factory=set)
     modules: set[str] = field(default_factory=set)
+    within: set[str] = field(default_factory=set)
     fan_in: float = 0.0
     derived: str = ""
 
@@ -335,7 +342,8 @@ class ErrorWatch(Labels):
         self._activities: Made = frozenset()  # parameters that such weights are multiplied by: learned queries, states
         self._uses: dict[str, Use] = {}
         self._modules: dict[str, set[str]] = {}
-        self._running: list[str] = []
+        self._within: dict[str, set[str]] = {}
+        self._running: list[tuple[str, Made]] = []  # modules at work, and the weights among their arguments
         self._arithmetic: dict[int, str] = {}  # of tensors made of weights alone: how, if not by views and copies
         self._sums: dict[int, tuple[_Scaled, float]] = {}
         self._settled: list[tuple[_Scaled, float]] = []
@@ -345,15 +353,19 @@ class ErrorWatch(Labels):
             self.label(leaf, frozenset((ACTIVITY,)))
         self._handles = [layer.register_forward_hook(self._layer, prepend=True) for layer in layers]
         for name, module in model.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
+            self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave(name), always_call=True))
 
     def _enter(self, name: str) -> Any:
-        return lambda module, args: self._running.append(name)
+        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            given = filter(is_weight, map(self.made_of, tree_leaves((args, kwargs))))
+            self._running.append((name, frozenset().union(*given)))
+
+        return enter
 
     def _leave(self, name: str) -> Any:
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            if self._running and self._running[-1] == name:
+            if self._running and self._running[-1][0] == name:
                 self._running.pop()
 
         return leave
@@ -382,6 +394,7 @@ class ErrorWatch(Labels):
             self._uses.pop(name, None)
         for name, use in self._uses.items():
             use.modules |= self._modules.get(name, set())
+            use.within |= self._within.get(name, set())
         return dict(sorted(self._uses.items()))
 
     def _use(self, name: str, operation: str, node: str) -> Use:
@@ -448,7 +461,9 @@ class ErrorWatch(Labels):
         """Note in which module a weight meets an activity, and which tensors are made of weights by arithmetic."""
         if weights and any(ACTIVITY in made for _, made in operands):
             for weight in weights:
-                self._modules.setdefault(weight, set()).add(self._running[-1] if self._running else "")
+                around = (name for name, given in reversed(self._running) if weight not in given)
+                self._modules.setdefault(weight, set()).add(self._running[-1][0] if self._running else "")
+                self._within.setdefault(weight, set()).add(next(around, ""))
         if name in _PRODUCT_NAMES and weights & self._multiplied and is_weight(self.made_of(outputs[0])):
             self._activities |= weights - self._multiplied
             for tensor in outputs:

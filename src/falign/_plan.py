@@ -59,6 +59,7 @@ class Plan:
         self.shapes: dict[str, dict[int, tuple[tuple[int, ...], Route]]] = {}
         self.expanded: list[tuple[nn.Module, dict[str, nn.Module]]] = []
         self.direct: DirectPlan | None = None
+        self.enclosed: dict[str, str] = {}
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         self.ends: tuple[End, ...] = tuple(End(output=one) for one in outputs)
         self.skip: tuple[str, ...] = ()
@@ -159,12 +160,18 @@ class Plan:
                     "name": name,
                     "kind": self.kinds[name].name if name in self.kinds else "parameter",
                     "mechanism": "saved tensor" if name in self.by_hand else mechanism,
+                    "why": "",
                     "rule": self.rule.name,
                     "shapes": given,
                     "family": source,
                     "bytes": sum(torch.Size(shape).numel() for shape in given) * self.weights[name].element_size(),
                 }
             )
+            site = None if self.direct is None else self.direct.sites.get(name)
+            if site is not None and site.kind is None:
+                rows[-1]["kind"] = "module"
+                if site.owner in self.enclosed:
+                    rows[-1] |= {"mechanism": "cut as a whole", "why": self.enclosed[site.owner]}
         if isinstance(self.family, Shared) and rows:  # one sequence, as long as the largest needs
             largest = max(row["bytes"] for row in rows)
             rows = [{**row, "bytes": largest if row["bytes"] == largest else 0} for row in rows]
@@ -179,7 +186,7 @@ class Plan:
         if example is not None and something:
             before = len(survey.problems)
             survey.run(example)
-            self.problems += survey.problems[before:]
+            self.problems += [*survey.problems[before:], *(one.sentence for one in survey.derived.values())]
         self.weights = {name: weight_of(layer) for name, layer in self.layers.items()}
         self.by_hand = survey.by_hand
         self.shapes = {name: {0: (tuple(weight.shape), Route())} for name, weight in self.weights.items()}
@@ -206,7 +213,7 @@ class Plan:
             self.problems += direct.problems
         self.survey, self.layers, self.kinds, self.weights = direct.survey, direct.layers, direct.kinds, direct.weights
         self.by_hand, self.shapes, self.ends = direct.by_hand, dict(direct.shapes), direct.ends
-        self.direct = direct
+        self.direct, self.enclosed = direct, direct.enclosed
 
     def _rule(self, rule: str | Rule | type[Rule]) -> Rule | None:
         if isinstance(rule, Rule) and hasattr(rule, "name"):
@@ -318,6 +325,8 @@ class Plan:
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
         if not parts:
             return
+        inside = {id(part) for name in self.enclosed for part in self.model.get_submodule(name).modules()}
+        self.expanded = [each for each in self.expanded if id(each[0]) not in inside]
         for module, children in self.expanded:
             expand(module, children)
         sites = {} if self.direct is None else self.direct.sites
@@ -395,7 +404,7 @@ class Plan:
             module, hooks = self.model.get_submodule(name), SavedHooks(wiring, listed)
             module.register_forward_pre_hook(hooks.enter, with_kwargs=True)
             module.register_forward_hook(hooks.leave, always_call=True)
-        wiring.explained = self.survey.explained
+        wiring.explained = (*self.survey.explained, *self.enclosed)
         wiring.owners = [(one.owner, name) for name, one in self.by_hand.items()]
 
     def _free(self, parts: Mapping[str, Feedback]) -> frozenset[str]:
@@ -414,7 +423,7 @@ class Plan:
             cut |= {id(parameter) for parameter in module.parameters(recurse=False)}
         direct = self.direct
         assert direct is not None
-        inside = direct.named - self.kinds.keys()
+        inside = (direct.named | direct.enclosed.keys()) - self.kinds.keys()
         everywhere = "layers" not in self.words
         return frozenset(
             name

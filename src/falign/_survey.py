@@ -48,6 +48,7 @@ class ByHand:
         fan_in: number of the inputs to which one element of the error is carried.
         nodes: names of autograd's nodes in which it carries the error.
         modules: names of the modules in whose forward it is multiplied.
+        within: names of those, or of modules around them, that are not given it as an argument.
         expected: those of them in which autograd must save it wherever the module's input wants an error.
         always: those in which it must be saved whatever the input wants.
     """
@@ -57,8 +58,24 @@ class ByHand:
     fan_in: float
     nodes: frozenset[str]
     modules: frozenset[str]
+    within: frozenset[str]
     expected: frozenset[str]
     always: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A parameter that is changed before its product.
+
+    Attributes:
+        operation: by which.
+        within: names of the modules in whose forward that happens.
+        sentence: says so, and what to do.
+    """
+
+    operation: str
+    within: frozenset[str]
+    sentence: str
 
 
 class Survey:
@@ -73,7 +90,7 @@ class Survey:
         watch: what the run on the example showed, or None.
         lazy: whether a layer has no shape yet.
         unreached: one sentence for each layer that did not run on the example.
-        derived: one sentence for each parameter that is changed before its product.
+        derived: name -> parameter that is changed before its product.
         explained: parameters of which an example has shown what they do.
         by_hand: name -> parameter that is multiplied outside a layer.
         unclear: one sentence for each module with matrices of its own, of which only an example can show what they do.
@@ -91,7 +108,7 @@ class Survey:
         self.watch: Watch | None = None
         self.lazy = False
         self.explained: tuple[str, ...] = ()
-        self.derived: list[str] = []
+        self.derived: dict[str, Derived] = {}
         self.unreached: list[str] = []
         self.by_hand: dict[str, ByHand] = {}
         self.unclear: list[str] = []
@@ -177,6 +194,7 @@ class Survey:
                 fan_in=float(parameter.shape[-1]),
                 nodes=PRODUCT_NODES,
                 modules=frozenset((name,)),
+                within=frozenset((name,)),
                 expected=frozenset((name,)) if first.fullmatch(key) else frozenset(),
                 always=frozenset(),
             )
@@ -211,7 +229,12 @@ class Survey:
                 full = f"{name}.{child_name}.{inner_name}".rstrip(".")
                 if full in self._skip or not _has_matrices(inner):
                     continue
-                where = "inside a parametrization of" if is_parametrized(module) else "inside"
+                made = is_parametrized(module) and child_name == "parametrizations"
+                if made and not isinstance(
+                    inner, _BASES
+                ):  # the weight is read as it is, and its gradient returns there
+                    continue
+                where = "inside a parametrization of" if made else "inside"
                 self._refuse(
                     full, inner,
                     f"works {where} layer {name!r}, where no error is delivered: the gradient of that weight would "
@@ -260,7 +283,6 @@ class Survey:
         self.watch = watch
         if (self.unclear or watch.problems()) and not self._look_at_uses(example):
             self.problems += self.unclear + watch.problems()
-        self.problems += self.derived
         for name in list(self.layers):
             if name not in self.shapes:
                 if f"{name}.weight" in self.by_hand:
@@ -270,6 +292,18 @@ class Survey:
                     f"layer {name!r} did not run on the example, so the size of its input is not known: call it in "
                     "forward, give an example that reaches it, or name it in skip="
                 )
+        return result
+
+    def watch_again(self, example: Any) -> Any:
+        """Run the example once more, to watch what has come to ``places`` since; give what the model returned."""
+        watch = Watch(self.model, self.layers, self._free, self._explained, example, self.places, self.starts)
+        try:
+            with without_trace(self.model), watch:
+                self.model.eval()
+                result = call(self.model, example)
+        finally:
+            watch.remove()
+        self.watch = watch
         return result
 
     def _look_at_uses(self, example: Any) -> bool:
@@ -284,7 +318,10 @@ class Survey:
             at_root = any("" in use.modules for use in uses.values())
             alone = self._error_watch(example, inputs=False) if at_root else uses
         except Exception:
-            return False
+            try:  # some models ask for the gradient of their input by themselves, which only a leaf allows
+                uses = alone = self._error_watch(example, inputs=False)
+            except Exception:
+                return False
         self.explained = tuple(names)
         for name, use in uses.items():
             if name not in names:
@@ -294,10 +331,12 @@ class Survey:
                 layer = self.model.get_submodule(".".join(path))
                 method = replaced_method(layer) if isinstance(layer, _BASES) else None
                 own = f"layer {'.'.join(path)!r} has a {method} of its own: " if method else ""
-                self.derived.append(
-                    f"{own}parameter {name!r} is changed by {use.derived} before its product ({use.operation}), and "
-                    "the error would return through what is made of it by backpropagation: multiply by the parameter "
-                    "itself, or name it in skip="
+                self.derived[name] = Derived(
+                    operation=use.derived,
+                    within=frozenset(use.within),
+                    sentence=f"{own}parameter {name!r} is changed by {use.derived} before its product "
+                    f"({use.operation}), and the error would return through what is made of it by backpropagation: "
+                    "multiply by the parameter itself, or name it in skip=",
                 )
                 continue
             self.by_hand[name] = ByHand(
@@ -306,6 +345,7 @@ class Survey:
                 fan_in=use.fan_in,
                 nodes=frozenset(use.nodes),
                 modules=frozenset(use.modules),
+                within=frozenset(use.within),
                 expected=frozenset(use.modules),
                 always=frozenset(module for module in use.modules if not module and name in alone),
             )

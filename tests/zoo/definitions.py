@@ -322,7 +322,8 @@ def is_product(name: str, module: nn.Module, cut: str) -> bool:
 def is_whole(net: nn.Module, cut: str) -> bool:
     """Whether a cut is a module that is no layer, within which errors are backpropagated."""
     module = dict(net.named_modules()).get(cut)
-    return module is not None and not isinstance(module, (*KNOWN, *FUSED))
+    kind = next((kind for kind in (*KNOWN, *FUSED) if isinstance(module, kind)), None)
+    return module is not None and (kind is None or (kind in KNOWN and type(module).forward is not kind.forward))
 
 
 def _cut_arguments(name: str, cut: Callable, feedback: dict[str, Tensor], module: nn.Module, args: tuple,

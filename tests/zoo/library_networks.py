@@ -138,13 +138,13 @@ decoders("MixtralForCausalLM", **mixture)
 decoders("Qwen2MoeForCausalLM", moe_intermediate_size=8, shared_expert_intermediate_size=8, **mixture)
 decoders("OlmoeForCausalLM", **mixture)
 decoders("GraniteMoeForCausalLM", **mixture)
-decoders("JetMoeForCausalLM", kv_channels=8, cut=("model.layers.*", "lm_head"), **mixture)  # it sorts the rows
+decoders("JetMoeForCausalLM", kv_channels=8, **mixture)  # it sorts the rows
 decoders("GptOssForCausalLM", head_dim=8, **mixture)
 decoders("DeepseekV3ForCausalLM", kv_lora_rank=4, q_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
          n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, moe_intermediate_size=8,
          first_k_dense_replace=1)  # fmt: skip
 hugging("MambaForCausalLM", causal, hidden_size=8, num_hidden_layers=2, vocab_size=19, state_size=4, time_step_rank=3,
-        use_cache=False, refused=DERIVED, cut=("backbone.layers.*", "lm_head"))  # fmt: skip
+        use_cache=False, refused=DERIVED)  # fmt: skip
 hugging("Mamba2ForCausalLM", causal, hidden_size=8, num_hidden_layers=2, vocab_size=19, state_size=4, num_heads=2,
         head_dim=8, n_groups=1, chunk_size=4, use_cache=False)  # fmt: skip
 hugging("RwkvForCausalLM", causal, hidden_size=16, num_hidden_layers=2, vocab_size=19, context_length=16,
@@ -154,12 +154,11 @@ decoders(
 )
 decoders("XGLMForCausalLM", d_model=16, num_layers=2, attention_heads=2, ffn_dim=24)
 hugging("XLNetLMHeadModel", causal, d_model=16, n_layer=2, n_head=2, d_inner=24, vocab_size=19,
-        refused=DERIVED, cut=("transformer.layer.*", "lm_loss"))  # fmt: skip
+        refused=DERIVED)  # fmt: skip
 hugging("T5ForConditionalGeneration", pairs, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=19,
         decoder_start_token_id=0, use_cache=False)  # fmt: skip
 hugging("SwitchTransformersForConditionalGeneration", pairs, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
-        vocab_size=19, num_experts=3, decoder_start_token_id=0, use_cache=False,
-        refused={"dfa": "needs the batch"})  # fmt: skip
+        vocab_size=19, num_experts=3, decoder_start_token_id=0, use_cache=False)  # fmt: skip
 seq2seq = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
            "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 19,
            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
@@ -226,7 +225,7 @@ hugging("LevitForImageClassification", lambda: {"pixel_values": pixels(64)}, ima
         num_attention_heads=[1, 1, 1], depths=[1, 1, 1], key_dim=[4, 4, 4], num_labels=5)  # fmt: skip
 hugging("BitForImageClassification", lambda: {"pixel_values": pixels(32)}, embedding_size=32, num_groups=4,
         hidden_sizes=[32, 32], depths=[1, 1], num_labels=5,
-        refused=DERIVED, cut=("bit.encoder.stages.*.layers.*", "classifier.1"))  # fmt: skip
+        refused=DERIVED)  # fmt: skip
 hugging("YolosForObjectDetection", seen, "logits", num_detection_tokens=3, image_size=[16, 16],
         **{k: v for k, v in sight.items() if k != "image_size"})  # fmt: skip
 PAIRS = {"dfa": "needs the batch"}  # the logits of all pairs of a batch
@@ -293,8 +292,7 @@ def adapter(name: str, base: str, cut: tuple[str, ...] = (), **options: Any) -> 
 adapter("LoRA on GPT-2", "GPT2LMHeadModel", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
 adapter("LoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj", "v_proj"])
 adapter("LoRA on Llama, modules saved", "LlamaForCausalLM", target_modules="all-linear", modules_to_save=["lm_head"])
-adapter("DoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj"], use_dora=True,
-        cut=("base_model.model.model.layers.*", "base_model.model.lm_head"))  # fmt: skip
+adapter("DoRA on Llama", "LlamaForCausalLM", target_modules=["q_proj"], use_dora=True)
 adapter("LoRA on BERT", "BertForMaskedLM", target_modules=["query", "value"], bias="lora_only")
 
 # --- timm and torchvision ---------------------------------------------------------------------------------------------
@@ -330,7 +328,7 @@ timm_model("swin_tiny_patch4_window7_224", 32, img_size=32, embed_dim=8, depths=
 timm_model("swinv2_tiny_window8_256", 32, img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
 timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8))
 timm_model("resnet10t", channels=(8, 8, 16, 16))
-timm_model("nf_resnet26", refused=DERIVED, cut=("stages.*.*", "head.fc"))
+timm_model("nf_resnet26", refused=DERIVED)
 timm_model("efficientnet_lite0", 32)
 timm_model("mobilenetv3_small_050")
 

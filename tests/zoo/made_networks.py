@@ -391,8 +391,7 @@ class Experts(nn.Module):
 
 
 for how in ("layers", "slices", "gathered", "all"):  # a direct rule cuts in front of the router
-    cut = ("first", "middle.part", "last") if how == "layers" else ()
-    product(f"experts, {how}", lambda m, h: h + m.part(h), cut=cut, part=lambda how=how: Experts(how))
+    product(f"experts, {how}", lambda m, h: h + m.part(h), part=lambda how=how: Experts(how))
 
 # --- what adds or scales is never a reason to refuse ------------------------------------------------------------------
 
@@ -497,8 +496,8 @@ class LowRank(nn.Module):
 
 
 def computed(name: str, use: Callable, words: str = "", **parts: Callable) -> None:
-    cut = ("first", "middle", "last") if words else ()  # inside a module that is cut, weights may be anything
-    between("computed", name, use, refused=dict.fromkeys(LAYERWISE, words) if words else {}, cut=cut, **parts)
+    # A direct rule cuts the module as a whole, and inside of it weights may be anything.
+    between("computed", name, use, refused=dict.fromkeys(LAYERWISE, words) if words else {}, **parts)
 
 
 DERIVED = "is changed by"
@@ -525,12 +524,7 @@ computed("scaled by an activity", lambda m, h: h @ (m.w * h.mean((1, 2), keepdim
 computed("both a product and computed", lambda m, h: (h @ m.w).tanh() @ m.w.exp(), DERIVED, w=weight(D, D))
 
 
-@network(
-    "computed",
-    "a parametrization of low rank",
-    cut=("0", "2", "4"),
-    refused=dict.fromkeys(LAYERWISE, "inside a parametrization"),
-)
+@network("computed", "a parametrization of low rank")
 def _():
     net = nn.Sequential(nn.Linear(5, D), nn.Tanh(), nn.Linear(D, D), nn.Tanh(), nn.Linear(D, 3))
     parametrize.register_parametrization(net[2], "weight", LowRank())

@@ -4,8 +4,6 @@ import pytest
 from entries import RULES
 from trials import ENTRIES, missing, outcome
 
-#: Refused without need.
-OPEN = {"WavLMForCTC": "layers that are never called, and their weights given to a function for attention"}
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]  # warnings are the libraries'
 
 
@@ -21,8 +19,6 @@ def trials():
 def test_the_definition_or_a_refusal_in_words(entry, rule):
     if missing(entry):
         pytest.skip(f"{entry.family} is not installed")
-    if entry.name in OPEN:
-        pytest.xfail(OPEN[entry.name])
     words = entry.refused.get(rule)
     result, why = outcome(entry, rule)
     assert result == ("agrees" if words is None else "refused"), why
