@@ -86,7 +86,7 @@ def built(kind: Kind, rule: str, family: str | None, form: torch.memory_format |
 
 def learner_of(model: nn.Module) -> Learner:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return Learner(config=CONFIG, model=model, optimizer=optimizer, layers=(), ridge=None, law=None)
+    return Learner(config=CONFIG, model=model, optimizer=optimizer, order=(), layers=(), ridge=None, law=None)
 
 
 def batches(kind: Kind, form: torch.memory_format | None) -> list[tuple[Tensor, Tensor]]:
