@@ -26,7 +26,7 @@ def bare(rule: str, x: torch.Tensor) -> nn.Module:
     """A converted model that looks at nothing."""
     model = falign.convert(network(), rule, example=x)
     for key, hook in list(model._forward_pre_hooks.items()):
-        if getattr(hook, "__name__", "") == "look":
+        if getattr(hook, "__name__", "") == "check_modules":
             del model._forward_pre_hooks[key]
     for parameter in model.parameters():
         unguard(parameter)

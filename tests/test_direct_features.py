@@ -194,11 +194,21 @@ def test_autocast_runs_and_no_weight_carries_an_error(case):
         assert float((p.grad - gradients[name]).norm()) <= 0.2 * max(float(large), 1e-3), name
 
 
-def test_a_feedback_family_is_drawn_for_every_cut():
-    for name in CUTS:
-        for family in ("uniform", "orthogonal", "shared", "sparse(2)"):
-            model, x = converted(name, feedback=family)
-            assert falign.verify(model, x, loss_of).worst.error <= 1e-12, (name, family)
+FAMILIES = ("uniform", "orthogonal", "shared", "sparse(2)")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=() if place % len(FAMILIES) == each else pytest.mark.slow)
+        for place, name in enumerate(CUTS)
+        for each, family in enumerate(FAMILIES)
+    ],
+)
+def test_a_feedback_family_is_drawn_for_every_cut(name, family):
+    """All of them in the slow suite, one of each cut in the fast one."""
+    model, x = converted(name, feedback=family)
+    assert falign.verify(model, x, loss_of).worst.error <= 1e-12
 
 
 @pytest.mark.parametrize("name", CUTS)
