@@ -79,6 +79,13 @@ def test_everything_that_stands_in_the_way_is_listed_at_once():
     assert falign.check(WithAttention(), "fa", example=torch.randn(2, 5, 6)) == []
 
 
+@pytest.mark.parametrize("example", [None, torch.randn(4, 20)])
+def test_backpropagation_has_nothing_to_convert(example):
+    checked = falign.check(Unused(), "bp", example=example)
+    assert (list(checked), checked.rows, checked.memory) == ([], (), 0)
+    assert str(checked).startswith("nothing to convert, and nothing in the way") == (example is None)
+
+
 def test_skip_is_the_explicit_way_to_backpropagation():
     model = WithAttention()
     falign.convert(model, "fa", skip=("attention", "memory", "position"))

@@ -97,6 +97,20 @@ def test_checkpointing_follows_the_forward_not_the_context_of_the_backward(rule,
     assert relative(run(True, False), true) == 0
 
 
+def test_a_tied_weight_takes_one_rule(x):
+    first, second = mlp(), mlp()
+    second[0].weight = first[0].weight
+    falign.convert(first, "fa")
+    (problem,) = falign.check(second, "kp")
+    assert problem == (
+        "parameter '0.weight' is also a weight of a model that is converted already, to rule 'fa', and one weight "
+        "takes one rule: call falign.revert on that model first, or convert the model that both are parts of"
+    )
+    both = nn.ModuleList([falign.revert(first), second])
+    assert falign.check(both, "kp") == []
+    falign.convert(second, "usf")
+
+
 def test_a_part_of_a_converted_model(x):
     model = falign.convert(mlp(), "fa")
     part = model[:3]

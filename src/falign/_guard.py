@@ -161,6 +161,19 @@ def guards_of(weight: Tensor) -> list[Guard]:
     return [hook for hook in hooks.values() if isinstance(hook, Guard)]
 
 
+def shared_weight(model: nn.Module) -> str | None:
+    """Say which parameter of a model takes the rule of another one already."""
+    for name, parameter in model.named_parameters():
+        for part in (guard.part() for guard in guards_of(parameter)):
+            if part is not None:
+                return (
+                    f"parameter {name!r} is also a weight of a model that is converted already, to rule "
+                    f"{part.wiring.rule.name!r}, and one weight takes one rule: call falign.revert on that model "
+                    "first, or convert the model that both are parts of"
+                )
+    return None
+
+
 def unguard(weight: Tensor) -> None:
     """Take the guards and followers off a parameter."""
     hooks = getattr(weight, "_post_accumulate_grad_hooks", None) or {}

@@ -16,7 +16,7 @@ from falign._delivery import Route
 from falign._direct import DirectPlan
 from falign._direct import Site as DirectSite
 from falign._expand import contract, expand, expandable, refusal
-from falign._guard import watch_optimizers
+from falign._guard import shared_weight, watch_optimizers
 from falign._outputs import Outputs
 from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
@@ -65,6 +65,7 @@ class Plan:
         self.skip: tuple[str, ...] = ()
         self.by_hand: dict[str, ByHand] = {}
         self.gains: dict[tuple[int, str], float] = {}
+        self.family, self.given = Normal(), {}
         chosen = self._rule(rule)
         self._refuse_wrapped()
         if chosen is None or self.problems:
@@ -241,6 +242,8 @@ class Plan:
             )
             if WIRING in self.model.__dict__:
                 self.problems += converted[0].newcomers(self.model, converted[0].skip)
+        elif (shared := shared_weight(self.model)) is not None:
+            self.problems.append(shared)
         elif type(self.model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule") or isinstance(
             self.model, torch.jit.ScriptModule
         ):
