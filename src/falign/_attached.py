@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
 
 from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, transformed
 from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
 from falign._preserve import look_at_hooks
+from falign.feedback import generator
 from falign.layers import KINDS, Layer
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Feedback(nn.Module):
 
     ``B`` is a buffer outside ``state_dict`` (for learned or adaptive feedback: in it) with the layer's device and
     dtype. Under the shared family it is None, and the layer reads ``gain`` times a stretch of the one ``sequence``.
-    Where several outputs of a model deliver errors, ``others`` names a buffer for every further one.
+    Where several outputs of a model deliver errors, ``others`` names a further B for every other one.
     """
 
     is_feedback = True  # for ``_survey``, which stands below this module and cannot ask isinstance
@@ -68,10 +69,11 @@ class Feedback(nn.Module):
         self.running_pass: Callable[[], Any] | None = None  # of the latest forward, for products of the same parameter
         self.nodes: frozenset[str] = frozenset()  # of autograd, in which that parameter carries the error
         self.follows = False  # whether a learned B takes the gradient of W itself, whatever uses W has
+        self.kept: tuple[str, ...] = ()  # names of the buffers beside B that the rule keeps here
         # Standard deviations of B's entries, one an output: all else of B is a function of seed, name and family, so
         # with these numbers in the state_dict a model that is built anew gets the same B.
         self.deviations: list[float] = []
-        self.others: dict[int, tuple[str, Route]] = {}  # number of the end -> name of the buffer, route
+        self.others: dict[int, tuple[str, Route]] = {}  # number of the end -> name of the tensor, route
         # What passes leave here, for ``Guard``, which asks whether a gradient came by the layer itself, and for rules
         # that draw anew in every pass, which must know a recomputation by activation checkpointing from a pass.
         self.has_run = False  # outside of a backward
@@ -82,6 +84,7 @@ class Feedback(nn.Module):
         # it where no error was delivered.
         self.backwards: deque[int] = deque(maxlen=16)
         self.true_backwards: deque[int] = deque(maxlen=16)
+        self.learning_backwards: deque[int] = deque(maxlen=16)  # that gave B a gradient of its own making
         self.sharers: list[Feedback] = [self]  # all feedback with the same B: that of tied weights
         if rule.learned:
             self.B = matrix if isinstance(matrix, nn.Parameter) else nn.Parameter(matrix)
@@ -89,6 +92,11 @@ class Feedback(nn.Module):
             self.register_buffer("B", matrix, persistent=rule.adapts)
         for key, value in rule.state().items():
             self.register_buffer(key, value.to(matrix.device), persistent=rule.adapts or rule.advances)
+        random = generator(wiring.seed, name, "factors")
+        factors = rule.factors(tuple(matrix.shape), random)
+        for key, value in factors.items():
+            self.register_buffer(key, value.to(matrix), persistent=rule.learned or rule.adapts)
+        self.kept = (*rule.state(), *factors)
         look_at_hooks()
 
     @property
@@ -99,7 +107,7 @@ class Feedback(nn.Module):
 
     def matrices(self) -> dict[int, Tensor]:
         """Map the number of each output that delivers here to the feedback of its error, for a direct rule."""
-        return {self.first_end: self.matrix, **{end: self.get_buffer(name) for end, (name, _) in self.others.items()}}
+        return {self.first_end: self.matrix, **{end: getattr(self, name) for end, (name, _) in self.others.items()}}
 
     def inputs_of_pass(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Collect the tensors that determine the feedback of a parameter in this pass, which may move with it."""
@@ -141,7 +149,8 @@ class Feedback(nn.Module):
         if not (torch.is_grad_enabled() and self.is_on()):
             return None
         x = self._first(layer, args)
-        return (_cut(x, x if wants_error(x) or self._learns(layer) else None), *args[1:])
+        keeps = wants_error(x) or self._learns(layer) or self._reuses(layer)
+        return (_cut(x, x if keeps else None), *args[1:])
 
     def deliver_layerwise(self, layer: Layer, args: tuple, y: Tensor) -> Tensor | None:
         """Deliver the error at the layer's output to its input: forward hook of the layer, layerwise wiring.
@@ -168,8 +177,11 @@ class Feedback(nn.Module):
         rule, way = wiring.rule, wiring.state.way
         weight = layer.weight if rule.reads_weight or way is not None else None
         inputs = rule.feedback_inputs(self, weight, advance=rule.advances and self._advances())
+        backwards = self.backwards
         if rule.learned and not self._learns(layer):
             inputs = (inputs[0].detach(), *inputs[1:])  # where W stands still, so does B; or it takes W's gradient
+        elif rule.reuses_gradient:
+            backwards = self.learning_backwards
         if way is not None:
             assert weight is not None
             rule, inputs = (
@@ -179,7 +191,7 @@ class Feedback(nn.Module):
         if torch.compiler.is_compiling():
             self.untraceable = True
         spec = KINDS[self.kind].spec(layer)
-        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, self.backwards, inputs)
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, backwards, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
@@ -187,7 +199,7 @@ class Feedback(nn.Module):
         if not (torch.is_grad_enabled() and self.is_on()):
             return None
         x = self._first(layer, args)
-        if (run := self._run()) is not None and wants_error(x):
+        if (run := self._run()) is not None and self._takes(x):
             self.note(x, run)
         return (_cut(x, None), *args[1:])
 
@@ -211,7 +223,7 @@ class Feedback(nn.Module):
 
         def cut(path: str, x: Tensor) -> Tensor:
             if path in parts:
-                if run is not None and wants_error(x):
+                if run is not None and parts[path]._takes(x):
                     parts[path].note(x, run)
             elif wants_error(x):
                 raise RuntimeError(
@@ -236,8 +248,12 @@ class Feedback(nn.Module):
     def note_later(self, x: Tensor) -> None:
         """Note the input of a layer that has run on its values, and whose graph came into being after it."""
         runs = self.wiring.state.runs
-        if runs and wants_error(x):
+        if runs and self._takes(x):
             self.note(x, runs[-1])
+
+    def _takes(self, x: Tensor) -> bool:
+        """Tell whether a delivery concerns a cut input: it wants an error, or B learns from it."""
+        return wants_error(x) or self.wiring.rule.learned
 
     def _count_call(self) -> None:
         runs = self.wiring.state.runs
@@ -336,6 +352,12 @@ class Feedback(nn.Module):
         weight = layer._parameters.get(self.parameter)
         return [weight] if isinstance(weight, nn.Parameter) else []
 
+    def learned_gradient(self, gradient: Tensor) -> Tensor:
+        """Make the gradient of learned B from that of W."""
+        rule = self.wiring.rule
+        learned = rule.learned_gradient(gradient.detach(), *rule.feedback_inputs(self, None, advance=False))
+        return learned.detach().to(self.matrix.dtype)
+
     def is_followed(self, layer: Layer) -> bool:
         """Tell whether learned B takes the gradients of the weight: a copy of a model has no hooks on its weights."""
         hooks = [hook for weight in self.weights(layer) for hook in followers_of(weight)]
@@ -348,7 +370,8 @@ class Feedback(nn.Module):
         cut as a whole backpropagation does as it always does.
         """
         for weight in [] if self.path else self.weights(layer):
-            if self.follows and weight.requires_grad and not self.is_followed(layer):
+            follows = self.follows or (self.wiring.rule.reuses_gradient and weight is layer._parameters.get("weight"))
+            if follows and weight.requires_grad and not self.is_followed(layer):
                 weight.register_hook(Follower(self, weight))
             if weight.requires_grad and not any(guard.part() is self for guard in guards_of(weight)):
                 weight.register_post_accumulate_grad_hook(Guard(self))
@@ -356,8 +379,8 @@ class Feedback(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what passes have left: the numbers of backwards mean nothing to a copy or a pickle."""
         fresh = {"last_pass": -1, "passes_since_backward": 0, "last_backward": -1, "running_pass": None}
-        backwards = {"backwards": deque(maxlen=16), "true_backwards": deque(maxlen=16)}
-        return {**self.__dict__, **fresh, **backwards}
+        backwards = ("backwards", "true_backwards", "learning_backwards")
+        return {**self.__dict__, **fresh, **{key: deque(maxlen=16) for key in backwards}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -415,7 +438,7 @@ class Feedback(nn.Module):
 
     def _learns(self, layer: Layer) -> bool:
         """Tell whether B receives a gradient: a learned B of a weight that receives one."""
-        if not self.wiring.rule.learned or self.follows or self.wiring.state.way is not None:
+        if not self.wiring.rule.learned or self.follows or self.wiring.state.way is not None or self._reuses(layer):
             return False
         weight = layer._parameters.get("weight")
         # Within a transform of torch.func a weight does not say that it wants a gradient, but that it is wrapped.
@@ -426,6 +449,16 @@ class Feedback(nn.Module):
                 weight
             )
         )
+
+    def _reuses(self, layer: Layer) -> bool:
+        """Tell whether B takes the gradient that W itself receives in this pass, which a hook on W hands over."""
+        if not self.wiring.rule.reuses_gradient or torch.compiler.is_compiling() or transformed():
+            return False
+        if distributed.is_available() and distributed.is_initialized():
+            return False  # the gradient of W is averaged after the hook on it, that of B as any other's
+        weight = layer._parameters.get("weight")
+        followers = [] if weight is None else followers_of(weight)
+        return any((part := follower.part()) is not None and part.B is self.B for follower in followers)
 
     def is_on(self) -> bool:
         """Tell whether the rule is in force; a recomputation by activation checkpointing follows its own forward."""

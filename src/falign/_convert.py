@@ -333,8 +333,8 @@ def feedback_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, part in feedbacks(model).items():
         state[name] = (part.matrix.detach() * part.gain).clone()
-        state |= {f"{name}.{key}": part.get_buffer(key).clone() for key, _ in part.others.values()}
-        for key in part.wiring.rule.state():
+        state |= {f"{name}.{key}": getattr(part, key).detach().clone() for key, _ in part.others.values()}
+        for key in part.kept:
             state[f"{name}.{key}"] = getattr(part, key).detach().clone()
     return state
 
@@ -382,5 +382,5 @@ def load_feedback_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 part.unshare(here[name])
             part.matrix.copy_(state[name])
             part.deviations = []  # no longer of the size that was drawn, so no state_dict may rescale it
-            for key in (*(key for key, _ in part.others.values()), *part.wiring.rule.state()):
+            for key in (*(key for key, _ in part.others.values()), *part.kept):
                 getattr(part, key).copy_(state[f"{name}.{key}"])

@@ -112,7 +112,8 @@ class _Layerwise(Function):
         learned = (None,) * len(inputs)
         # Within a torch.func transform B does not say that it wants a gradient.
         if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[-len(inputs)]):
-            learned = (kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec), *learned[1:])
+            gradient = kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec)
+            learned = (ctx.rule.learned_gradient(gradient, *inputs), *learned[1:])
         return e, propagated, None, None, None, None, None, None, *learned
 
 
@@ -140,10 +141,14 @@ class _Direct(Function):
         out, target, ctx.axis, ctx.rule, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.matrices = len(cuts) - count
+        ctx.transformed = transformed()
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
-            *cuts[count:], *((out.detach(),) if ctx.reads_output else ()), *((target,) if ctx.targeted else ())
+            *cuts[count:],
+            *((x.detach() for x in cuts[:count]) if ctx.rule.learned else ()),
+            *((out.detach(),) if ctx.reads_output else ()),
+            *((target,) if ctx.targeted else ()),
         )
 
     @staticmethod
@@ -153,19 +158,26 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count = ctx.matrices
-        feedback_matrices, projected = ctx.saved_tensors[:count], e
-        if ctx.reads_output:
-            target = ctx.saved_tensors[count + 1] if ctx.targeted else None
-            projected = ctx.rule.error(e, ctx.saved_tensors[count], target, ctx.axis)
-        wanted = ctx.needs_input_grad[-count - len(ctx.shapes) :]
+        count, rule = ctx.matrices, ctx.rule
+        feedback_matrices, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        target = kept.pop() if ctx.targeted else None
+        projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
+        wanted, learning = ctx.needs_input_grad[-count - len(ctx.shapes) :], ctx.needs_input_grad[-count:]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
-        for index, matrix, gain, route, call in ctx.routes:
+        learned: list[Tensor | None] = [None] * count
+        for index, number, gain, route, call in ctx.routes:
+            matrix = feedback_matrices[number]
             if wanted[index]:
-                error = project(projected, feedback_matrices[matrix], ctx.shapes[index], route, call=call, gain=gain)
+                error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
-        return e, None, None, None, None, None, None, None, *errors, *((None,) * count)
+            # Within a torch.func transform B does not say that it wants a gradient.
+            if rule.learned and (ctx.transformed or learning[number]):
+                gradient = correlate(projected, kept[index], matrix.shape, route, call=call, gain=gain)
+                gradient = rule.learned_gradient(gradient, matrix)
+                so_far = learned[number]  # of another call of the layer
+                learned[number] = gradient if so_far is None else so_far + gradient
+        return e, None, None, None, None, None, None, None, *errors, *learned
 
 
 def overrides_error(rule: Rule) -> bool:
@@ -197,6 +209,18 @@ class Route(NamedTuple):
     output: tuple[str, ...] = ()
     x: tuple[str, ...] = ()
     spread: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether output and x have the same positions in the same order, features last."""
+        return not self.output or (self.output[:-1] == self.x[:-1] and (self.output[-1], self.x[-1]) == ("k", "c"))
+
+    def sizes_of(self, error: Tensor, x: tuple[int, ...], feedback: tuple[int, ...]) -> dict[str, int]:
+        """Give the size of every letter, of tensors that the forward has found to fit together."""
+        calls = next((axis for axis, letters in enumerate(self.output) if "q" in letters), 0)
+        sizes = self.sizes(tuple(error.shape), tuple(x), tuple(feedback), error.shape[calls])
+        assert sizes is not None
+        return sizes
 
     def sizes(
         self, output: tuple[int, ...], x: tuple[int, ...], feedback: tuple[int, ...], calls: int = 1
@@ -257,23 +281,12 @@ def project(
     """
     if feedback.dtype != error.dtype:
         feedback = feedback.to(error.dtype)
-    if not route.output or (route.output[:-1] == route.x[:-1] and (route.output[-1], route.x[-1]) == ("k", "c")):
+    if route.is_plain:
         return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
-    letters, target = "".join(route.output), "".join(route.x)
-    sizes = route.sizes(tuple(error.shape), tuple(shape), tuple(feedback.shape), error.shape[_calls_axis(route)])
-    assert sizes is not None  # the forward has seen to it
-    error = error.reshape([sizes[letter] for letter in letters])
-    if "q" in letters:
-        error, letters = error.select(letters.index("q"), call), letters.replace("q", "")
-    if summed := [axis for axis, letter in enumerate(letters) if letter != "k" and letter not in target]:
-        error, letters = error.sum(summed), "".join(letter for letter in letters if letter in {"k", *target})
-    shared = [letter for letter in target if letter in letters]
-    spread = 1
-    for letter in target:
-        spread *= 1 if letter in letters or letter == "c" else sizes[letter]
-    error = error.permute([letters.index(letter) for letter in (*shared, "k")])
-    error = _scaled(error, gain if spread == 1 else gain / sqrt(spread)) @ feedback
-    placed = [letter for letter in target if letter in letters or letter == "c"]
+    target, sizes = "".join(route.x), route.sizes_of(error, shape, feedback.shape)
+    error, shared = _at_shared(error, route, sizes, call)
+    error = _scaled(error, gain * _share_of_each(target, shared, sizes)) @ feedback
+    placed = [letter for letter in target if letter in shared or letter == "c"]
     error = error.movedim(-1, placed.index("c"))
     for axis, letter in enumerate(target):
         if letter not in placed:
@@ -281,8 +294,56 @@ def project(
     return error.expand([sizes[letter] for letter in target]).reshape(shape)
 
 
-def _calls_axis(route: Route) -> int:
-    return next((axis for axis, letters in enumerate(route.output) if "q" in letters), 0)
+def correlate(
+    error: Float[Tensor, "*output"],
+    x: Float[Tensor, "*input"],
+    shape: tuple[int, int],
+    route: Route,
+    *,
+    call: int = 0,
+    gain: float = 1.0,
+) -> Float[Tensor, "rows columns"]:
+    """Correlate an output's error with a cut input: ``gain · Σ eᵀ x``, the gradient of ``⟨project(e, B), x⟩`` by B.
+
+    Args:
+        error: the gradient at the network's output.
+        x: the cut input.
+        shape: of B, (features of the output, features of x).
+        route: which positions of the two are the same.
+        call: which call of its layer x belongs to.
+        gain: what the product is times.
+    """
+    x = x.to(error.dtype)
+    if route.is_plain:
+        return _scaled(error, gain).reshape(-1, shape[0]).mT @ x.reshape(-1, shape[1])
+    target, sizes = "".join(route.x), route.sizes_of(error, tuple(x.shape), shape)
+    error, shared = _at_shared(error, route, sizes, call)
+    x = x.reshape([sizes[letter] for letter in target])
+    if alone := [axis for axis, letter in enumerate(target) if letter not in shared and letter != "c"]:
+        x = x.sum(alone)
+    x = x.movedim([letter for letter in target if letter in shared or letter == "c"].index("c"), -1)
+    error = _scaled(error, gain * _share_of_each(target, shared, sizes))
+    return error.reshape(-1, shape[0]).mT @ x.reshape(-1, shape[1])
+
+
+def _at_shared(error: Tensor, route: Route, sizes: dict[str, int], call: int) -> tuple[Tensor, str]:
+    """Sum an error over the positions that x does not have: (shared positions in x's order, k), and their letters."""
+    letters, target = "".join(route.output), "".join(route.x)
+    error = error.reshape([sizes[letter] for letter in letters])
+    if "q" in letters:
+        error, letters = error.select(letters.index("q"), call), letters.replace("q", "")
+    if summed := [axis for axis, letter in enumerate(letters) if letter != "k" and letter not in target]:
+        error, letters = error.sum(summed), "".join(letter for letter in letters if letter in {"k", *target})
+    shared = "".join(letter for letter in target if letter in letters)
+    return error.permute([letters.index(letter) for letter in (*shared, "k")]), shared
+
+
+def _share_of_each(target: str, shared: str, sizes: dict[str, int]) -> float:
+    """Give 1/√P, P the number of positions that x alone has."""
+    spread = 1
+    for letter in target:
+        spread *= 1 if letter in shared or letter == "c" else sizes[letter]
+    return 1 / sqrt(spread)
 
 
 class Cut(NamedTuple):

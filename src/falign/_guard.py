@@ -35,7 +35,7 @@ class Guard:
         task = torch._C._current_graph_task_id()
         if any(use.untraceable or use.last_pass == use.wiring.passes for use in parts):
             return
-        if any(task in use.backwards or task in use.true_backwards for use in parts):
+        if any(task in met for use in parts for met in (use.backwards, use.true_backwards, use.learning_backwards)):
             return
         if part.wiring.lenient or _is_penalty(weight):
             return
@@ -74,7 +74,7 @@ class Follower:
         if distributed.is_available() and distributed.is_initialized():
             AveragedGradients.of(part.wiring, task).note(self, met)
         if met:
-            gradient = gradient.detach().to(part.B.dtype)
+            gradient = part.learned_gradient(gradient)
             part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
 
 
@@ -121,11 +121,13 @@ class AveragedGradients:
             pair = follower.pair()
             if follower in self.passed or pair is None or pair[0].grad is None:
                 continue
-            gradient = pair[0].grad.to(pair[1].dtype, copy=True)
-            if not equal:  # B lacks what came by backpropagation, or has what the optimizer's zero_grad did not reach
-                gradient = gradient if of_weight is None else gradient - of_weight
-                gradient = gradient if of_feedback is None else of_feedback + gradient
-            pair[1].grad = gradient
+            part, gradient = follower.part(), pair[0].grad
+            assert part is not None
+            # Unequal: B lacks what came by backpropagation, or has what the optimizer's zero_grad did not reach.
+            if not equal and of_weight is not None:
+                gradient = gradient - of_weight
+            gradient = part.learned_gradient(gradient)
+            pair[1].grad = gradient.clone() if equal or of_feedback is None else of_feedback + gradient
         self._before = []
 
 

@@ -461,26 +461,30 @@ class Plan:
             return matrix
 
         (first, (_, route)), *further = self.shapes[name].items()
-        if self.rule.learned:
+        if self.rule.learned and self.rule.wiring == "layerwise":
             parameter = self._parameter(name)
             for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
                 tied = parameter is not None and self._parameter(other) is parameter
                 if tied and name not in self.given and self.weights[other].shape == weight.shape:
                     assert part.B is not None
                     twin = Feedback(wiring, name, kind, route, part.B)
+                    twin._buffers.update({key: part._buffers[key] for key in part.kept})
                     twin.sharers = part.sharers
                     twin.sharers.append(twin)
                     for sharer in twin.sharers:
                         sharer.follows = self._follows(parameter)
                     return twin
         part = Feedback(wiring, name, kind, route, initial(first))
-        part.follows = self.rule.learned and self._follows(self._parameter(name))
+        part.follows = self._follows(self._parameter(name))
         part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
         for number, (_, other_route) in further:
             part.others[number] = f"B{number}", other_route
-            part.register_buffer(f"B{number}", initial(number), persistent=False)
+            if self.rule.learned:
+                part.register_parameter(f"B{number}", nn.Parameter(initial(number)))
+            else:
+                part.register_buffer(f"B{number}", initial(number), persistent=self.rule.adapts)
         return part
 
     def _parameter(self, name: str) -> nn.Parameter | None:
@@ -491,7 +495,7 @@ class Plan:
 
     def _follows(self, parameter: nn.Parameter | None) -> bool:
         """Tell whether a parameter has a use whose gradient no delivery sees: by hand, or in a lookup."""
-        if parameter is None:
+        if parameter is None or not self.rule.learned or self.rule.wiring == "direct":
             return False
         if any(self._parameter(name) is parameter for name in self.by_hand):
             return True

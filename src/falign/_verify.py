@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,7 +202,9 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             # And B's own gradient: that of a weight in its place.
             if learned and layer.weight.requires_grad and not part.follows:
-                feedback_layer.__dict__["weight"] = part.B
+                weight = part.feedback_matrix(layer.weight).detach().requires_grad_()
+                weight.register_hook(partial(_learn, part))
+                feedback_layer.__dict__["weight"] = weight
                 through = feedback_layer(args[0], *args[1:], **kwargs)
                 y = y + (through - through.detach())
             return y
@@ -226,8 +229,8 @@ def _matrices_by_hand(twin: nn.Module, by_hand: dict[str, Feedback]) -> dict[str
 def _attach_gradients(twin: nn.Module, by_hand: dict[str, Feedback], tied: list[tuple[Layer, Feedback]]) -> None:
     """Give the feedback of parameters back to the model; learned feedback has the gradient of its parameter."""
     for layer, part in tied:
-        if part.B is not None and layer.weight.grad is not None:
-            part.B.grad = layer.weight.grad.clone()
+        if layer.weight.grad is not None:
+            _learn(part, layer.weight.grad)
     for name, part in by_hand.items():
         parameter = twin.get_parameter(name)
         assert part.parameter is not None
@@ -235,8 +238,16 @@ def _attach_gradients(twin: nn.Module, by_hand: dict[str, Feedback], tied: list[
         if not isinstance(owner._modules.get("feedback"), (Feedback, FeedbackOfParameters)):
             owner._modules["feedback"] = FeedbackOfParameters()
         owner._modules["feedback"]._modules[part.parameter] = part  # type: ignore[union-attr]
-        if part.wiring.rule.learned and part.B is not None and parameter.grad is not None:
-            part.B.grad = parameter.grad.clone()
+        if part.wiring.rule.learned and parameter.grad is not None:
+            _learn(part, parameter.grad)
+
+
+def _learn(part: Feedback, gradient: Tensor) -> None:
+    """Add to the gradient of a learned B what its rule makes of that of W."""
+    rule = part.wiring.rule
+    if part.B is not None:
+        gradient = rule.learned_gradient(gradient, *rule.feedback_inputs(part, None, advance=False)).detach()
+        part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
 
 
 class _Exchange(Labels):

@@ -4,10 +4,12 @@ from falign.rules.adaptive_feedback_alignment import AdaptiveFeedbackAlignment
 from falign.rules.backpropagation import Backpropagation
 from falign.rules.batchwise_sign_feedback import BatchwiseRandomSignFeedback
 from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from falign.rules.direct_kolen_pollack import DirectKolenPollack
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
 from falign.rules.eprop import EligibilityPropagation
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.kolen_pollack import KolenPollack
+from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
 from falign.rules.rule import LawKind, LayerState, Rule
 from falign.rules.sign_feedback import FixedRandomSignFeedback, UniformSignFeedback
 
@@ -24,6 +26,8 @@ ALL_RULES: dict[str, type[Rule]] = {
         KolenPollack,
         AdaptiveFeedbackAlignment,
         EligibilityPropagation,
+        DirectKolenPollack,
+        ProductFeedbackAlignment,
     )
 }
 
@@ -33,6 +37,7 @@ __all__ = [
     "Backpropagation",
     "BatchwiseRandomSignFeedback",
     "DirectFeedbackAlignment",
+    "DirectKolenPollack",
     "DirectRandomTargetProjection",
     "EligibilityPropagation",
     "FeedbackAlignment",
@@ -40,6 +45,7 @@ __all__ = [
     "KolenPollack",
     "LawKind",
     "LayerState",
+    "ProductFeedbackAlignment",
     "Rule",
     "UniformSignFeedback",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from falign._scratch import Scratch
@@ -23,7 +23,7 @@ class LayerState(Protocol):
         ...
 
     def get_buffer(self, target: str, /) -> Tensor:
-        """A buffer of ``Rule.state``, by its key."""
+        """A buffer of ``Rule.state`` or ``Rule.factors``, by its key."""
         ...
 
     def remember(self, key: str, value: Tensor) -> None:
@@ -91,6 +91,8 @@ class Rule:
             LEARNED of a learned B, MOVING where the rule adapts or advances, PATH where it reads W, else STILL.
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
+        reuses_gradient: learned B of a layer takes the gradient that W has received, where W is an ordinary parameter
+            in eager mode, and not one that is computed for it.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
         advances: a training pass changes what the rule keeps.
         fresh: every training pass has feedback of its own.
@@ -106,6 +108,7 @@ class Rule:
     law: ClassVar[LawKind | None] = None
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
+    reuses_gradient: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     advances: ClassVar[bool] = False
     fresh: ClassVar[bool] = False
@@ -128,6 +131,15 @@ class Rule:
         """Further buffers that the rule keeps at every layer, by key, with their first values."""
         return {}
 
+    def factors(self, shape: tuple[int, ...], random: Generator) -> dict[str, Tensor]:
+        """Draw what else a rule keeps at a layer: fixed matrices beside B, by key; in ``state_dict`` if B is.
+
+        Args:
+            shape: of B.
+            random: generator of the layer, on the CPU.
+        """
+        return {}
+
     def feedback_inputs(self, layer: LayerState, weight: Tensor | None, *, advance: bool) -> tuple[Tensor, ...]:
         """Collect the tensors that determine the feedback of a pass, in the forward of the layer.
 
@@ -146,6 +158,15 @@ class Rule:
             scratch: memory in which the result may lie, used up before the next call; None where it may not.
         """
         return inputs[0]
+
+    def learned_gradient(self, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        """Make the gradient of a learned B from that of W, or from what a direct rule's e and x say in its place.
+
+        Args:
+            gradient: of W's shape; under a direct rule ``Σ eᵀ x``, of B's.
+            inputs: as ``feedback_inputs`` gave them.
+        """
+        return gradient
 
     def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
         """Make what a direct rule projects to the layers, of the error's shape; here the error itself.
