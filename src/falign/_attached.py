@@ -191,7 +191,8 @@ class Feedback(nn.Module):
         if torch.compiler.is_compiling():
             self.untraceable = True
         spec = KINDS[self.kind].spec(layer)
-        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, backwards, inputs)
+        changes = wiring.transforms()
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, backwards, changes, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""

@@ -23,6 +23,7 @@ from falign._validation import whole_number
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, converted, feedbacks, parts_of
 from falign.feedback import faults_of
 from falign.rules import Rule
+from falign.transforms import Transforms
 
 
 class ConversionError(ValueError):
@@ -41,6 +42,7 @@ def convert(
     output: Outputs = None,
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
+    transform: Transforms = None,
 ) -> nn.Module:
     """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
 
@@ -82,6 +84,10 @@ def convert(
             picks), the smallest module around it is cut as a whole, as ``check`` says.
         error_at: for direct rules, the name of a module (or several): at its output the error is taken in place of the
             model's output, and what follows is backpropagated ("ln_f" in front of a vocabulary: B is then (d, d)).
+        transform: of the error that is carried on: a name ("centred", "signs", "ternary", "quantised(4)", "noisy(0.1)",
+            see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or a tuple of
+            these, the first applied first. Under direct rules it changes the output's error, under layerwise ones that
+            at the output of every layer.
 
     Returns:
         The model.
@@ -89,7 +95,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
     try:
         seed = whole_number("seed", seed)
     except ValueError as error:
@@ -194,6 +200,7 @@ def check(
     output: Outputs = None,
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
+    transform: Transforms = None,
 ) -> Check:
     """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
 
@@ -210,15 +217,20 @@ def check(
         output: see there.
         cut: see there.
         error_at: see there.
+        transform: see there.
 
     Returns:
         A sentence a problem, with what came, what was expected and what to do; a ``Check``, with the table's rows.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
     if plan.problems:
         return Check(plan.problems)
+    if plan.untrained:
+        return Check((), (), plan.untrained)
     untrained = (
-        None if example is None else _untrained(model, rule, feedback, scale, skip, example, output, cut, error_at)
+        None
+        if example is None
+        else _untrained(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
     )
     rows = tuple(CheckRow(**row) for row in plan.rows())
     return Check((), rows, untrained)
@@ -266,7 +278,10 @@ def revert(model: nn.Module) -> nn.Module:
                 unguard(weight)
             del module._modules["feedback"]
         module.__dict__.pop(SPARED, None)
-        if module.__dict__.pop(WIRING, None) is not None and DDP_IGNORED in module.__dict__:
+        wiring = module.__dict__.pop(WIRING, None)
+        for name in () if wiring is None else wiring.untrained:
+            module.get_parameter(name).requires_grad_(True)
+        if wiring is not None and DDP_IGNORED in module.__dict__:
             kept = [name for name in module.__dict__[DDP_IGNORED] if "feedback" not in name.split(".")]
             module.__dict__[DDP_IGNORED] = kept
     contract(model)

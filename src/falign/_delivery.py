@@ -18,6 +18,7 @@ from torch.autograd import Function
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
 from falign.rules.rule import Rule
+from falign.transforms import Transform, apply_transforms
 
 
 class Way:
@@ -85,13 +86,13 @@ class _Layerwise(Function):
     @staticmethod
     def forward(
         y: Tensor, x: Tensor, gain: float, rule: Rule, kind: str, spec: Any, scratch: Scratch,
-        backwards: deque, *inputs: Tensor,
+        backwards: deque, changes: tuple[Transform, ...], *inputs: Tensor,
     ):  # fmt: skip
         return y.clone()  # not y or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, *feedback_inputs = inputs
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, ctx.changes, *feedback_inputs = inputs
         ctx.transformed = transformed()
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
         ctx.save_for_backward(*feedback_inputs, *((x.detach(),) if ctx.keeps_x else ()))
@@ -108,13 +109,14 @@ class _Layerwise(Function):
             feedback = ctx.rule.feedback_matrix(*inputs, scratch=ctx.scratch if plain_eager(*inputs) else None)
             if feedback.dtype != e.dtype:
                 feedback = feedback.to(e.dtype)
-            propagated = kind.error(_scaled(e, ctx.gain), feedback, x, ctx.spec)
+            carried = apply_transforms(ctx.changes, e, kind.feature_axis(ctx.spec)) if ctx.changes else e
+            propagated = kind.error(_scaled(carried, ctx.gain), feedback, x, ctx.spec)
         learned = (None,) * len(inputs)
         # Within a torch.func transform B does not say that it wants a gradient.
         if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[-len(inputs)]):
             gradient = kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec)
             learned = (ctx.rule.learned_gradient(gradient, *inputs), *learned[1:])
-        return e, propagated, None, None, None, None, None, None, *learned
+        return e, propagated, None, None, None, None, None, None, None, *learned
 
 
 class _Direct(Function):
@@ -128,6 +130,7 @@ class _Direct(Function):
         target: Tensor | None,
         axis: int,
         rule: Rule,
+        changes: tuple[Transform, ...],
         routes: tuple[tuple[int, int, float, "Route", int], ...],
         count: int,
         reached: list[int],
@@ -138,7 +141,7 @@ class _Direct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
+        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.matrices = len(cuts) - count
         ctx.transformed = transformed()
@@ -162,6 +165,9 @@ class _Direct(Function):
         feedback_matrices, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
         target = kept.pop() if ctx.targeted else None
         projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
+        if ctx.changes:
+            _, number, _, route, _ = ctx.routes[0]
+            projected = change_output_error(ctx.changes, projected, route, feedback_matrices[number].shape[0])
         wanted, learning = ctx.needs_input_grad[-count - len(ctx.shapes) :], ctx.needs_input_grad[-count:]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
         learned: list[Tensor | None] = [None] * count
@@ -177,7 +183,17 @@ class _Direct(Function):
                 gradient = rule.learned_gradient(gradient, matrix)
                 so_far = learned[number]  # of another call of the layer
                 learned[number] = gradient if so_far is None else so_far + gradient
-        return e, None, None, None, None, None, None, None, *errors, *learned
+        return e, None, None, None, None, None, None, None, None, *errors, *learned
+
+
+def change_output_error(changes: tuple[Transform, ...], error: Tensor, route: "Route", features: int) -> Tensor:
+    """Apply transforms to the error of an output, whose features a route of one of its deliveries points out."""
+    if route.output:
+        axis, shape = route.output.index("k"), error.shape
+        flat = error.flatten(axis) if len(route.output) < error.dim() else error
+        return apply_transforms(changes, flat, axis).reshape(shape)
+    rows = error if error.shape[-1] == features else error.flatten(1)
+    return apply_transforms(changes, rows).reshape(error.shape)
 
 
 def overrides_error(rule: Rule) -> bool:
@@ -372,10 +388,11 @@ def deliver_layerwise(
     spec: Any,
     scratch: Scratch,
     backwards: deque,  # of int; said so, a type checker at run time would look into it while another thread adds to it
+    changes: tuple[Transform, ...],
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
     """Give y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
-    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, *inputs)
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, changes, *inputs)
 
 
 def deliver_direct(
@@ -383,6 +400,7 @@ def deliver_direct(
     target: Tensor | None,
     axis: int,
     rule: Rule,
+    changes: tuple[Transform, ...],
     number: int,
     cuts: list[Cut],
     reached: list[int],
@@ -395,6 +413,7 @@ def deliver_direct(
         target: for a targeted rule, the targets in the output's shape; their classes lie along ``axis``.
         axis: the axis of the classes.
         rule: the direct rule.
+        changes: transforms of the error that is projected.
         number: of the output, among those that deliver errors.
         cuts: where to.
         reached: gets the number of every backward that delivers.
@@ -406,7 +425,7 @@ def deliver_direct(
     for cut in cuts:
         index, matrix = _place_in(xs, cut.x), _place_in(matrices, cut.feedback[number])
         routes.append((index, matrix, cut.share(number), cut.routes[number], cut.call))
-    return _apply(_Direct, output, target, axis, rule, tuple(routes), len(xs), reached, fired, *xs, *matrices)
+    return _apply(_Direct, output, target, axis, rule, changes, tuple(routes), len(xs), reached, fired, *xs, *matrices)
 
 
 def _place_in(tensors: list[Tensor], tensor: Tensor) -> int:

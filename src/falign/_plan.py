@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import Feedback, FeedbackOfParameters, SharedSequence
-from falign._cuts import Cuts, cut_modules, cut_words
+from falign._cuts import Cuts, cut_modules, cut_words, parameters_below
 from falign._delivery import Route
 from falign._direct import DirectPlan
 from falign._direct import Site as DirectSite
@@ -27,6 +27,7 @@ from falign._wiring import DDP_IGNORED, SPARED, WIRING, End, Start, Wiring, part
 from falign.feedback import Family, Normal, Shared, draw, family, faults_of
 from falign.layers import Layer, weight_of
 from falign.rules import ALL_RULES, Rule
+from falign.transforms import Transform, Transforms, transforms
 
 FeedbackChoice = str | Family | Mapping[str, Tensor] | None
 
@@ -52,6 +53,7 @@ class Plan:
         output: Outputs,
         cut: Cuts | None = None,
         error_at: str | tuple[str, ...] | list[str] | None = None,
+        transform: Transforms = None,
     ) -> None:
         self.model = model
         self.problems: list[str] = []
@@ -66,6 +68,8 @@ class Plan:
         self.by_hand: dict[str, ByHand] = {}
         self.gains: dict[tuple[int, str], float] = {}
         self.family, self.given = Normal(), {}
+        self.untrained: tuple[str, ...] = ()
+        self.changes: tuple[Transform, ...] = ()
         chosen = self._rule(rule)
         self._refuse_wrapped()
         if chosen is None or self.problems:
@@ -79,7 +83,13 @@ class Plan:
             self.problems.append(f"skip holds {wrong[0]!r:.40}, expected names of layers or parameters")
             return
         self.skip = skip
+        try:
+            self.changes = transforms(transform)
+        except (TypeError, ValueError) as error:
+            self.problems.append(str(error))
         self.words = ("layers",)
+        if self.changes and self.rule.wiring == "none":
+            self.problems.append(f"transform= is for rules with feedback, {self.rule.name!r} has none: leave it out")
         if self.rule.wiring != "direct":
             given = [f"{name}=" for name, value in (("cut", cut), ("error_at", error_at)) if value is not None]
             if given:
@@ -132,6 +142,8 @@ class Plan:
             self.problems = [line for line in survey.problems if line.startswith("skip")]
             if feedback is not None or scale is not None:
                 self.problems.append(f"rule {self.rule.name!r} has no feedback: pass neither feedback= nor scale=")
+            elif self.rule.trained_layers is not None and not survey.lazy:
+                self._find_untrained(example)
             return
         self.layers, self.kinds, self.problems = survey.layers, survey.kinds, [*earlier, *survey.problems]
         self.by_hand = survey.by_hand
@@ -144,10 +156,33 @@ class Plan:
         by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
         self.shapes |= {name: {0: (tuple(weight.shape), Route())} for name, weight in by_hand.items()}
         self.weights |= by_hand
+        if self.changes and by_hand:
+            self.problems.append(
+                f"transform= cannot reach the errors that autograd itself carries through {next(iter(by_hand))!r}, "
+                "multiplied outside a layer: make it an nn.Linear, or use a direct rule"
+            )
         self.scale = self._scale(scale)
         if self.scale is None and self.direct is not None and not self.problems:
             self.gains = measure_gains(self.direct)
         self.family, self.given = self._family(feedback)
+
+    def _find_untrained(self, example: Any) -> None:
+        """Find the parameters that a rule leaves as they are that trains the last layers alone."""
+        count = self.rule.trained_layers
+        assert count is not None
+        if len(self.survey.layers) < count:
+            layers = f"{count} layer{'s' * (count > 1)}"
+            self.problems.append(f"rule {self.rule.name!r} trains the last {layers}, the model has fewer")
+            return
+        if example is not None:
+            before = len(self.survey.problems)
+            self.survey.run(example)
+            new = self.survey.problems[before:]
+            self.problems += [line for line in new if line.startswith("the model does not run")]
+            if self.problems:
+                return
+        below = parameters_below(self.model, self.survey.layers, count, example)
+        self.untrained = tuple(name for name in below if self.model.get_parameter(name).requires_grad)
 
     def rows(self) -> list[dict[str, Any]]:
         """List what the conversion does with each layer and parameter, as ``check`` shows it."""
@@ -326,6 +361,9 @@ class Plan:
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
+        wiring.untrained, wiring.changes = self.untrained, self.changes
+        for name in self.untrained:
+            self.model.get_parameter(name).requires_grad_(False)
         if not parts:
             return
         inside = {id(part) for name in self.enclosed for part in self.model.get_submodule(name).modules()}

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
-from falign._delivery import Route, overrides_error
+from falign._delivery import Route, change_output_error, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._survey import gradients_aside, plain_copy
@@ -25,6 +25,7 @@ from falign._transport import (
 )
 from falign._wiring import Start, Wiring, converted, feedbacks, wiring_of
 from falign.layers import KINDS, Layer
+from falign.transforms import apply_transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
     layers = [(name, part) for name, part in feedbacks(twin).items() if part.parameter is None]
     parts: list[tuple[Layer, Any]] = [(twin.get_submodule(name), part) for name, part in layers]
     by_hand = {name: part for name, part in feedbacks(twin).items() if part.parameter is not None}
-    learned = converted(twin)[0].rule.learned
+    learned, changes = converted(twin)[0].rule.learned, converted(twin)[0].changes
     matrices = _matrices_by_hand(twin, by_hand)
     revert(twin)
     kept: list[Tensor | None] = [None]  # the input of the layer that runs, for the hook behind it: layers do not nest
@@ -199,6 +200,9 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             part.wiring.rule.feedback_inputs(part, layer.weight, advance=part.training and not in_backward())
             feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
             through = feedback_layer(kept[0], *args[1:], **kwargs)
+            if changes and through.requires_grad:
+                axis = KINDS[part.kind].feature_axis(KINDS[part.kind].spec(layer))
+                through.register_hook(lambda error: apply_transforms(changes, error, axis))
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             # And B's own gradient: that of a weight in its place.
             if learned and layer.weight.requires_grad and not part.follows:
@@ -341,9 +345,11 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             projected = wiring.rule.error(error, output.detach(), goal, axis)
         elif overrides_error(wiring.rule):
             projected = wiring.rule.error(error, output.detach(), None, -1)
-        for cut in run.cuts:
-            if number not in cut.feedback:
-                continue
+        cuts = [cut for cut in run.cuts if number in cut.feedback]
+        if wiring.changes and cuts:
+            features = cuts[0].feedback[number].shape[0]
+            projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features)
+        for cut in cuts:
             matrix, route = cut.feedback[number] * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
             total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()

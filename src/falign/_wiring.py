@@ -19,6 +19,7 @@ from falign._saved import FirstPass, SavedHooks
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
+from falign.transforms import Transform
 
 
 @dataclass(kw_only=True)
@@ -140,6 +141,8 @@ class Wiring:
         self.ends = ends
         self.skip = skip
         self.free: frozenset[str] = frozenset()  # parameters through which errors pass by the rule's definition
+        self.changes: tuple[Transform, ...] = ()  # of errors, in front of their way back
+        self.untrained: tuple[str, ...] = ()  # parameters that want no gradient by the rule
         self.newcomers = newcomers
         self.state = ThreadState()
         self.scratch = Scratch()
@@ -266,10 +269,23 @@ class Wiring:
                 )
             target, axis = as_output(rule.name, self.state.target, output)
         reached: list[int] = []  # the delivery appends the number of each backward, the hook below looks for it
-        delivered = deliver_direct(output, target, axis, rule, number, cuts, reached, run.fired)
+        delivered = deliver_direct(output, target, axis, rule, self.transforms(), number, cuts, reached, run.fired)
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Give the transforms of errors.
+
+        Raises:
+            RuntimeError: there are some, and a transform of ``torch.func`` hides the batch from them.
+        """
+        if self.changes and transformed():
+            raise RuntimeError(
+                "transform= looks at the errors of a whole batch, of which torch.func (vmap, grad) shows single "
+                "samples: take gradients by loss.backward()"
+            )
+        return self.changes
 
     def refuse_unreached(self, layer: nn.Module, args: tuple) -> None:
         """Refuse a layer of which no example has shown the input: forward pre-hook of such a layer.

@@ -236,6 +236,10 @@ class Kind:
     needs_input: bool
     channel_first: bool
 
+    def feature_axis(self, spec: Any) -> int:
+        """Give the axis of the features of an output, counted from the last."""
+        return -1 - len(spec.stride) if self.channel_first else -1
+
 
 LINEAR = Kind(
     name="linear",

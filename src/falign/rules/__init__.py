@@ -10,6 +10,7 @@ from falign.rules.eprop import EligibilityPropagation
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
+from falign.rules.references import Frozen, Shallow
 from falign.rules.rule import LawKind, LayerState, Rule
 from falign.rules.sign_feedback import FixedRandomSignFeedback, UniformSignFeedback
 
@@ -28,6 +29,8 @@ ALL_RULES: dict[str, type[Rule]] = {
         EligibilityPropagation,
         DirectKolenPollack,
         ProductFeedbackAlignment,
+        Frozen,
+        Shallow,
     )
 }
 
@@ -42,10 +45,12 @@ __all__ = [
     "EligibilityPropagation",
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
+    "Frozen",
     "KolenPollack",
     "LawKind",
     "LayerState",
     "ProductFeedbackAlignment",
     "Rule",
+    "Shallow",
     "UniformSignFeedback",
 ]

@@ -27,12 +27,12 @@ class ProductFeedbackAlignment(Rule):
     Args:
         fan: size of the blocks; a layer of fewer outputs has one block of its size.
 
-    Needs: an optimizer made from ``model.parameters()`` after ``convert``, with ``weight_decay``; SGD, for the law above
+    Needs: an optimizer made from ``model.parameters()`` after ``convert``, with ``weight_decay``; for the law above SGD
     (Adam and its like step along coordinates, and P turns them).
     Limits: twice the parameters (R and P are in ``state_dict``).
 
-    Source: Ji-An and Benna 2024 (Deep learning without weight symmetry), the variant with as many intermediate neurons as
-    outputs and an orthogonal first matrix, which there is full.
+    Source: Ji-An and Benna 2024 (Deep learning without weight symmetry), the variant with as many intermediate neurons
+    as outputs and an orthogonal first matrix, which there is full.
     """
 
     name: ClassVar[str] = "pfa"

@@ -89,6 +89,7 @@ class Rule:
             does at conversion; chosen by measurement (``docs/scales.md``).
         law: the term beside ½|w|² in the conservation law. None: the general one that the other attributes imply,
             LEARNED of a learned B, MOVING where the rule adapts or advances, PATH where it reads W, else STILL.
+        trained_layers: how many layers are trained, counted from the output; None: all. For rules without a wiring.
         draws: whether B is drawn from a family.
         learned: B is a parameter and receives a gradient; it is in ``state_dict`` and in ``model.parameters()``.
         reuses_gradient: learned B of a layer takes the gradient that W has received, where W is an ordinary parameter
@@ -106,6 +107,7 @@ class Rule:
     wiring: ClassVar[Literal["none", "layerwise", "direct"]] = "layerwise"
     size: ClassVar[float] = 1.0
     law: ClassVar[LawKind | None] = None
+    trained_layers: ClassVar[int | None] = None
     draws: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     reuses_gradient: ClassVar[bool] = False
