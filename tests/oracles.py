@@ -149,9 +149,14 @@ def gradients(
     count = y.size
     error = (softmax(output) - hot) / count
 
+    learned: dict[str, Array] = {}
+
     def layerwise(step: Step, e: Array, x: Array) -> Array:
         weight = weights[step.name + ".weight"]
-        matrix = effective(rule, weight, feedback.get(step.name), passes)
+        if rule == "pfa":
+            matrix = _turned(feedback, step.name, feedback[step.name])
+        else:
+            matrix = effective(rule, weight, feedback.get(step.name), passes)
         if step.kind == "linear":
             return e @ matrix
         return conv_input_error(e, matrix, x, **step.options)
@@ -159,10 +164,12 @@ def gradients(
     def direct(step: Step, e: Array, x: Array) -> Array:
         sent = -hot / count if rule == "drtp" else error
         matrix = feedback[step.name]
+        if rule == "dkp":
+            learned[step.name] = sent.reshape(-1, matrix.shape[0]).T @ x.reshape(-1, matrix.shape[1])
         return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
 
     def carry(step: Step, e: Array, x: Array) -> Array:
-        handed = (direct if rule in ("dfa", "drtp", "eprop") else layerwise)(step, e, x)
+        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp") else layerwise)(step, e, x)
         if errors is not None:
             errors[step.name] = e, handed
         return handed
@@ -170,14 +177,39 @@ def gradients(
     result: dict[str, Array] = {}
     backward(steps, error, weights, saved, carry, result)
     if rule == "kp":
-        for name in feedback:
-            result[name + ".feedback.B"] = result[name + ".weight"]
-    return result
+        learned = {name: result[name + ".weight"] for name in feedback}
+    if rule == "pfa":
+        names = [name for name in feedback if name + ".weight" in result]
+        learned = {name: _turned(feedback, name, result[name + ".weight"], back=True) for name in names}
+    if rule in ("frozen", "shallow"):
+        last = _layers(steps)[-1 if rule == "frozen" else -2 :]
+        result = {name: gradient for name, gradient in result.items() if name.rpartition(".")[0] in last}
+    return result | {f"{name}.feedback.B": gradient for name, gradient in learned.items()}
+
+
+def _layers(steps: list[Step]) -> list[str]:
+    """Names of the layers with weights, in the order in which they run."""
+    names: list[str] = []
+    for step in steps:
+        names += [step.name] if step.kind in ("linear", "conv") else []
+        names += _layers(step.inside)
+    return names
+
+
+def _turned(feedback: dict[str, Array], name: str, matrix: Array, *, back: bool = False) -> Array:
+    """P times a matrix (or Pᵀ), P block-diagonal along the first axis."""
+    blocks = [*feedback[name + ".P"], *feedback[name + ".rest"]]
+    whole, start = np.zeros((matrix.shape[0],) * 2), 0
+    for block in blocks:
+        stop = start + block.shape[0]
+        whole[start:stop, start:stop] = block
+        start = stop
+    return np.tensordot(whole.T if back else whole, matrix, 1)
 
 
 def effective(rule: str, weight: Array, stored: Array | None, passes: int, rate: float = 0.01) -> Array:
     """The matrix that carries the error, by each rule's definition."""
-    if rule == "bp":
+    if rule in ("bp", "frozen", "shallow"):
         return weight
     assert stored is not None
     if rule in ("fa", "kp"):

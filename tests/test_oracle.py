@@ -8,7 +8,7 @@ import torch
 
 import falign
 import oracles
-from cases import CASES, RULES, batch, build, gradients, loss_of, relative
+from cases import CASES, DIRECT, LAYERWISE, RULES, batch, build, gradients, loss_of, relative
 
 
 def arrays(model):
@@ -44,7 +44,7 @@ def test_verify_agrees_with_the_oracle(rule, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "bp"])
+@pytest.mark.parametrize("rule", [*LAYERWISE, *DIRECT])
 def test_verify_sees_a_wrong_gradient(rule, case, monkeypatch):
     """An error that is delivered a thousandth too large is named, with the layers below it."""
     for name, kind in falign.layers.KINDS.items():

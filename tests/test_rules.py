@@ -10,7 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import falign
 from cases import LAYERWISE, RULES, batch, build, gradients, loss_of, relative, step
-from falign.rules import AdaptiveFeedbackAlignment, DirectRandomTargetProjection, KolenPollack
+from falign.rules import (
+    AdaptiveFeedbackAlignment,
+    DirectRandomTargetProjection,
+    KolenPollack,
+    ProductFeedbackAlignment,
+)
 
 
 def train(model, optimizer, steps, x, y):
@@ -26,7 +31,7 @@ def flops(model, x, y):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("rule", [rule for rule in LAYERWISE if rule != "kp"])
+@pytest.mark.parametrize("rule", [rule for rule in LAYERWISE if rule not in ("kp", "pfa")])
 @pytest.mark.parametrize("case", ["mlp", "conv", "residual", "sequence"])
 def test_layerwise_costs_exactly_what_backpropagation_costs(rule, case):
     assert flops(build(case, rule), *batch(case)) == flops(build(case, "bp"), *batch(case))
@@ -58,20 +63,42 @@ def test_kolen_pollack_costs_one_weight_gradient_more():
     assert flops(build("mlp", "kp"), *batch("mlp")) == 2 * 16 * (4 * weights - 20 * 30)
 
 
+def test_direct_kolen_pollack_costs_a_readout_of_every_layer_more():
+    readouts = 7 * (20 + 30 + 30 + 25)
+    assert flops(build("mlp", "dkp"), *batch("mlp")) == flops(build("mlp", "dfa"), *batch("mlp")) + 2 * 16 * readouts
+
+
+@pytest.mark.parametrize("fan", [1, 8, 32])
+def test_product_feedback_costs_two_products_with_its_blocks(fan):
+    """P R where an error is carried on, Pᵀ ∇W everywhere; the gradient of W is used again and costs nothing."""
+
+    def block(out):
+        return out // fan * fan * fan + (out % fan) ** 2
+
+    products = sum(block(out) * width for out, width in ((30, 20), (30, 30), (25, 30), (7, 25)))
+    carried = products - block(30) * 20
+    rule = ProductFeedbackAlignment(fan=fan)
+    assert flops(build("mlp", rule), *batch("mlp")) == flops(build("mlp", "bp"), *batch("mlp")) + 2 * (
+        products + carried
+    )
+
+
+@pytest.mark.parametrize("rule", ["kp", "pfa", ProductFeedbackAlignment(fan=3)], ids=str)
 @pytest.mark.parametrize("case", ["mlp", "conv"])
-def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case):
+def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case, rule):
     """W - B shrinks by (1 - ηλ) a step, exactly, whatever the gradients are."""
-    model, (x, y) = build(case, "kp"), batch(case)
+    model, (x, y) = build(case, rule), batch(case)
     layers = [m for m in model if hasattr(m, "feedback")]
-    before = [(m.weight - m.feedback.B).detach().clone() for m in layers]
+
+    def differences():
+        return [(m.weight - m.feedback.feedback_matrix(m.weight)).detach().clone() for m in layers]
+
+    before = differences()
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 50, x, y)
-    for layer, start in zip(layers, before, strict=True):
-        assert torch.allclose(
-            (layer.weight - layer.feedback.B).detach(), (1 - 0.05) ** 50 * start, rtol=1e-10, atol=1e-13
-        )
+    for difference, start in zip(differences(), before, strict=True):
+        assert torch.allclose(difference, (1 - 0.05) ** 50 * start, rtol=1e-10, atol=1e-13)
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 400, x, y)
-    weights, feedback = layers[1].weight.detach(), layers[1].feedback.B.detach()
-    assert float((weights - feedback).norm()) < 1e-8
+    assert float(differences()[1].norm()) < 1e-8
 
 
 @pytest.mark.parametrize("make", [
@@ -79,7 +106,7 @@ def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case):
     lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5),
     lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1),
 ])  # fmt: skip
-@pytest.mark.parametrize("rule", ["kp", "adafa", "brsf"])
+@pytest.mark.parametrize("rule", ["kp", "adafa", "brsf", "dkp", "pfa"])
 def test_learned_feedback_survives_a_resume(rule, make):
     """state_dict of model and optimizer, and for brsf the same seed, continue to the same numbers."""
     x, y = batch("mlp")
