@@ -12,7 +12,8 @@ from oracles import Step
 from outside_rule import MixedFeedback
 
 OUTSIDE = (MixedFeedback,)
-RULES = (*falign.ALL_RULES, *OUTSIDE)
+REFERENCES = tuple(name for name, rule in falign.ALL_RULES.items() if rule.trained_layers is not None)
+RULES = (*(name for name in falign.ALL_RULES if name not in REFERENCES), *OUTSIDE)  # those that train every layer
 
 
 def rule_class(rule: str | type[falign.Rule]) -> type[falign.Rule]:

@@ -115,7 +115,7 @@ def test_state_dict_is_that_of_the_plain_model(rule, case):
         for p in model.parameters():
             p.add_(1)
     state = model.state_dict()
-    if rule in ("kp", "adafa", "brsf"):
+    if rule in ("kp", "adafa", "brsf", "dkp", "pfa"):
         assert set(state) > set(plain.state_dict())
         other = build(case, rule, seed=9)
         other.load_state_dict(state, strict=True)
@@ -303,7 +303,7 @@ def test_layer_used_twice_and_weight_shared(rule, tie):
     one, two = converted_pair(rule, tie)
     summed = dict(two)
     summed["layer.weight"] = two["layer.weight"] + two["again.weight"]
-    if tie == "weight" and rule == "kp":  # one B a Parameter
+    if tie == "weight" and rule in ("kp", "pfa"):  # one B a Parameter
         summed["layer.feedback.B"] = two["layer.feedback.B"] + two["again.feedback.B"]
     if tie == "layer":
         for key in ("bias", "feedback.B"):
@@ -320,7 +320,7 @@ def test_frozen_layers(rule):
         p.requires_grad_(False)
     taken = gradients(model, x, y)
     still = {"2.weight", "2.bias", "6.weight", "6.bias"}
-    assert set(expected) - set(taken) == still | ({"2.feedback.B", "6.feedback.B"} if rule == "kp" else set())
+    assert set(expected) - set(taken) == still | ({"2.feedback.B", "6.feedback.B"} if rule in ("kp", "pfa") else set())
     assert relative(taken, {name: expected[name] for name in taken}) <= 1e-14
     for p in model.parameters():
         p.requires_grad_(False)

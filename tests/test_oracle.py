@@ -8,7 +8,7 @@ import torch
 
 import falign
 import oracles
-from cases import CASES, DIRECT, LAYERWISE, RULES, batch, build, gradients, loss_of, relative
+from cases import CASES, DIRECT, LAYERWISE, REFERENCES, RULES, batch, build, gradients, loss_of, relative
 
 
 def arrays(model):
@@ -16,7 +16,7 @@ def arrays(model):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *REFERENCES])
 def test_gradients_equal_the_definition(rule, case):
     model = build(case, rule)
     x, y = batch(case)
@@ -30,7 +30,7 @@ def test_gradients_equal_the_definition(rule, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *REFERENCES])
 def test_verify_agrees_with_the_oracle(rule, case):
     model = build(case, rule)
     x, y = batch(case)

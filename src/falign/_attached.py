@@ -357,7 +357,7 @@ class Feedback(nn.Module):
         """Make the gradient of learned B from that of W."""
         rule = self.wiring.rule
         learned = rule.learned_gradient(gradient.detach(), *rule.feedback_inputs(self, None, advance=False))
-        return learned.detach().to(self.matrix.dtype)
+        return learned.detach().to(self.matrix.dtype, copy=True)
 
     def is_followed(self, layer: Layer) -> bool:
         """Tell whether learned B takes the gradients of the weight: a copy of a model has no hooks on its weights."""

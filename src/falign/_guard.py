@@ -75,7 +75,7 @@ class Follower:
             AveragedGradients.of(part.wiring, task).note(self, met)
         if met:
             gradient = part.learned_gradient(gradient)
-            part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
+            part.B.grad = gradient if part.B.grad is None else part.B.grad + gradient
 
 
 class AveragedGradients:
@@ -127,7 +127,7 @@ class AveragedGradients:
             if not equal and of_weight is not None:
                 gradient = gradient - of_weight
             gradient = part.learned_gradient(gradient)
-            pair[1].grad = gradient.clone() if equal or of_feedback is None else of_feedback + gradient
+            pair[1].grad = gradient if equal or of_feedback is None else of_feedback + gradient
         self._before = []
 
 

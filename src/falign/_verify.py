@@ -233,8 +233,8 @@ def _matrices_by_hand(twin: nn.Module, by_hand: dict[str, Feedback]) -> dict[str
 def _attach_gradients(twin: nn.Module, by_hand: dict[str, Feedback], tied: list[tuple[Layer, Feedback]]) -> None:
     """Give the feedback of parameters back to the model; learned feedback has the gradient of its parameter."""
     for layer, part in tied:
-        if layer.weight.grad is not None:
-            _learn(part, layer.weight.grad)
+        if part.B is not None and layer.weight.grad is not None:
+            part.B.grad = part.learned_gradient(layer.weight.grad)
     for name, part in by_hand.items():
         parameter = twin.get_parameter(name)
         assert part.parameter is not None
@@ -242,16 +242,15 @@ def _attach_gradients(twin: nn.Module, by_hand: dict[str, Feedback], tied: list[
         if not isinstance(owner._modules.get("feedback"), (Feedback, FeedbackOfParameters)):
             owner._modules["feedback"] = FeedbackOfParameters()
         owner._modules["feedback"]._modules[part.parameter] = part  # type: ignore[union-attr]
-        if part.wiring.rule.learned and parameter.grad is not None:
-            _learn(part, parameter.grad)
+        if part.wiring.rule.learned and part.B is not None and parameter.grad is not None:
+            part.B.grad = part.learned_gradient(parameter.grad)
 
 
 def _learn(part: Feedback, gradient: Tensor) -> None:
     """Add to the gradient of a learned B what its rule makes of that of W."""
-    rule = part.wiring.rule
     if part.B is not None:
-        gradient = rule.learned_gradient(gradient, *rule.feedback_inputs(part, None, advance=False)).detach()
-        part.B.grad = gradient.clone() if part.B.grad is None else part.B.grad + gradient
+        gradient = part.learned_gradient(gradient)
+        part.B.grad = gradient if part.B.grad is None else part.B.grad + gradient
 
 
 class _Exchange(Labels):
