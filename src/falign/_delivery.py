@@ -329,17 +329,31 @@ def correlate(
         call: which call of its layer x belongs to.
         gain: what the product is times.
     """
-    x = x.to(error.dtype)
+    error, x = matched(error, x, shape, route, call=call)
+    return _scaled(error, gain).mT @ x.to(error.dtype)
+
+
+def matched(
+    output: Float[Tensor, "*output"],
+    x: Float[Tensor, "*input"],
+    shape: tuple[int, int],
+    route: Route,
+    *,
+    call: int = 0,
+) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows features"]]:
+    """Line up what belongs to an output (or its error) with a cut input: a row for every position that both have.
+
+    Over positions of the output alone it is summed, over the P of x alone x is, times 1/√P.
+    """
     if route.is_plain:
-        return _scaled(error, gain).reshape(-1, shape[0]).mT @ x.reshape(-1, shape[1])
-    target, sizes = "".join(route.x), route.sizes_of(error, tuple(x.shape), shape)
-    error, shared = _at_shared(error, route, sizes, call)
+        return output.reshape(-1, shape[0]), x.reshape(-1, shape[1])
+    target, sizes = "".join(route.x), route.sizes_of(output, tuple(x.shape), shape)
+    output, shared = _at_shared(output, route, sizes, call)
     x = x.reshape([sizes[letter] for letter in target])
     if alone := [axis for axis, letter in enumerate(target) if letter not in shared and letter != "c"]:
         x = x.sum(alone)
     x = x.movedim([letter for letter in target if letter in shared or letter == "c"].index("c"), -1)
-    error = _scaled(error, gain * _share_of_each(target, shared, sizes))
-    return error.reshape(-1, shape[0]).mT @ x.reshape(-1, shape[1])
+    return output.reshape(-1, shape[0]), _scaled(x.reshape(-1, shape[1]), _share_of_each(target, shared, sizes))
 
 
 def _at_shared(error: Tensor, route: Route, sizes: dict[str, int], call: int) -> tuple[Tensor, str]:

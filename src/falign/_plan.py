@@ -416,11 +416,12 @@ class Plan:
             self.model.register_forward_hook(wiring.finish, always_call=True)  # also when the forward raises
         if self.rule.learned:
             watch_optimizers()
-        # The feedback is the same on every rank already: DDP need not broadcast it at every forward.
+        # The feedback is the same on every rank already: DDP need not broadcast it at every forward. Where the batches of
+        # a rank move it, all take that of the first.
         buffers = [
             f"{name}.{key}"
             for name, part in self.model.named_modules(remove_duplicate=False)
-            if isinstance(part, (Feedback, SharedSequence))
+            if isinstance(part, (Feedback, SharedSequence)) and type(self.rule).observe is Rule.observe
             for key, _ in (*part.named_buffers(recurse=False), *_followers(part))
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])
@@ -491,7 +492,8 @@ class Plan:
 
             matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
             is_drawn = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
-            if is_drawn and not (torch.isfinite(matrix).all() and matrix.any()):
+            moves = type(self.rule).observe is not Rule.observe  # and may begin at zero
+            if is_drawn and not (torch.isfinite(matrix).all() and (moves or matrix.any())):
                 raise ValueError(
                     f"feedback of layer {name!r}: {weight.dtype} cannot hold numbers of size {deviation:.3g}; give "
                     "another scale="

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters, in_backward
-from falign._delivery import Cut, Way, deliver_direct, transformed
+from falign._delivery import Cut, Way, deliver_direct, matched, transformed
 from falign._guard import AveragedGradients
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
@@ -260,6 +260,9 @@ class Wiring:
                     f"{tuple(output.shape)} and the layer's input {tuple(cut.x.shape)}{times}: convert the model with "
                     "an example of the shape that it is trained on"
                 )
+        if type(rule).observe is not Rule.observe:
+            parts = {part.name: part for part in run.fired}
+            cuts = [self._observe(parts[cut.layer], number, output.detach(), cut) for cut in cuts]
         target, axis = None, -1
         if rule.targeted:
             if output.dim() == 1 and any(cut.x.dim() > 1 for cut in cuts):
@@ -273,6 +276,26 @@ class Wiring:
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
+
+    def _observe(self, part: Feedback, number: int, output: Tensor, cut: Cut) -> Cut:
+        """Let the rule move the feedback of a cut in training; the pass keeps the B that it had, whatever comes later.
+
+        Raises:
+            RuntimeError: a transform of ``torch.func`` shows single samples.
+        """
+        if transformed():
+            raise RuntimeError(
+                f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
+                "samples: take gradients by loss.backward()"
+            )
+        if not part.training:
+            return cut
+        matrix = cut.feedback[number]
+        with torch.no_grad():
+            rows = matched(output, cut.x.detach(), tuple(matrix.shape), cut.routes[number], call=cut.call)
+            moved = self.rule.observe(matrix, *rows)
+            part.remember("B" if number == part.first_end else part.others[number][0], moved)
+        return cut._replace(feedback={**cut.feedback, number: moved})
 
     def transforms(self) -> tuple[Transform, ...]:
         """Give the transforms of errors.

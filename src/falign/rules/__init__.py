@@ -9,6 +9,7 @@ from falign.rules.direct_random_target_projection import DirectRandomTargetProje
 from falign.rules.eprop import EligibilityPropagation
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.kolen_pollack import KolenPollack
+from falign.rules.linear_probe import LinearProbe
 from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
 from falign.rules.references import Frozen, Shallow
 from falign.rules.rule import LawKind, LayerState, Rule
@@ -29,6 +30,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         EligibilityPropagation,
         DirectKolenPollack,
         ProductFeedbackAlignment,
+        LinearProbe,
         Frozen,
         Shallow,
     )
@@ -49,6 +51,7 @@ __all__ = [
     "KolenPollack",
     "LawKind",
     "LayerState",
+    "LinearProbe",
     "ProductFeedbackAlignment",
     "Rule",
     "Shallow",

@@ -170,6 +170,19 @@ class Rule:
         """
         return gradient
 
+    def observe(self, matrix: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        """Move direct feedback by what a training pass shows, before its error is delivered; here B stays as it is.
+
+        Args:
+            matrix: B (outputs, features of x), of one cut.
+            output: the network's output (rows, outputs), a row for every sample, or position that output and x share.
+            x: the cut input (rows, features).
+
+        Returns:
+            The new B, which the layer keeps, and which carries the error of this pass.
+        """
+        return matrix
+
     def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
         """Make what a direct rule projects to the layers, of the error's shape; here the error itself.
 
