@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from falign._attached import Feedback
+from falign._conversion import Conversion
 from falign._cuts import Cuts
 from falign._expand import contract
 from falign._guard import unguard
@@ -95,7 +96,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    plan = Conversion(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
     try:
         seed = whole_number("seed", seed)
     except ValueError as error:
@@ -243,7 +244,7 @@ def _untrained(model: nn.Module, *asked: Any) -> tuple[str, ...] | None:
         with gradients_aside(model), preserve_generators(model), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             twin = plain_copy(model)
-            Plan(twin, *asked).attach(0)
+            Conversion(twin, *asked).attach(0)
             result = call(twin, detached(example))
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
             if converted(twin)[0].rule.targeted:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from falign._survey import call, detached, without_trace
-
 Cuts = str | tuple[str, ...] | list[str]
 """Names or patterns of modules, "layers", "blocks", or several of these."""
 
@@ -95,33 +93,3 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
         if len(run) == longest and not any(run[0][0].startswith(f"{name}.") for name in chosen):
             chosen |= dict(run)
     return chosen
-
-
-def parameters_below(model: nn.Module, layers: dict[str, nn.Module], count: int, example: Any) -> list[str]:
-    """Name the parameters of modules that run before the last ``count`` layers; where there are no more, none.
-
-    Args:
-        model: the network.
-        layers: its layers.
-        count: how many.
-        example: an input, which shows the order; without it, that is the order of the names.
-    """
-    owners = {name: module for name, module in model.named_modules() if module._parameters}
-    order = list(owners)
-    if example is not None:
-        order = []
-        handles = [
-            module.register_forward_pre_hook(lambda module, args, name=name: order.append(name))
-            for name, module in owners.items()
-        ]
-        try:
-            with without_trace(model):
-                call(model, detached(example))
-        finally:
-            for handle in handles:
-                handle.remove()
-        order = list(dict.fromkeys(reversed(order)))[::-1]  # by the last time that each has run
-    last = [name for name in order if name in layers][-count:]
-    trained = order[order.index(last[0]) :] if last else order
-    kept = {id(parameter) for name in trained for parameter in owners[name]._parameters.values()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) not in kept]
