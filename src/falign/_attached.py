@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
 
+from falign._cuts import map_arguments
 from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, transformed
 from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
 from falign._preserve import look_at_hooks
@@ -557,31 +558,6 @@ def _cut(x: Tensor, undetached: Tensor | None) -> Tensor:
     # What the hook behind the layer needs travels on the tensor and not in the module, which threads share.
     cut._falign_input = undetached  # type: ignore[attr-defined]
     return cut
-
-
-def map_arguments(
-    args: tuple, kwargs: dict[str, Any], function: Callable[[str, Tensor], Tensor]
-) -> tuple[tuple, dict[str, Any]]:
-    """Replace every floating-point tensor among arguments, also within tuples, lists and dicts, by a function of it.
-
-    Args:
-        args: positional arguments.
-        kwargs: keyword arguments.
-        function: (where it is: "[0]", "[memory]", "[state][1]"; the tensor of any shape) -> a tensor.
-    """
-
-    def mapped(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            return function(path, value) if value.is_floating_point() else value
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(mapped(each, f"{path}[{at}]") for at, each in enumerate(value)))
-        if type(value) in (tuple, list):
-            return type(value)(mapped(each, f"{path}[{at}]") for at, each in enumerate(value))
-        if type(value) is dict:
-            return {key: mapped(each, f"{path}[{key}]") for key, each in value.items()}
-        return value
-
-    return mapped(args, ""), mapped(kwargs, "")
 
 
 def _refuse_forward_mode() -> None:

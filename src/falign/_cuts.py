@@ -1,12 +1,13 @@
-"""Names of what is cut: the words of ``cut=``, and the modules that they name."""
+"""Names of what is cut: the words of ``cut=``, the modules that they name, and the arguments that modules are given."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Cuts = str | tuple[str, ...] | list[str]
 """Names or patterns of modules, "layers", "blocks", or several of these."""
@@ -93,3 +94,28 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
         if len(run) == longest and not any(run[0][0].startswith(f"{name}.") for name in chosen):
             chosen |= dict(run)
     return chosen
+
+
+def map_arguments(
+    args: tuple, kwargs: dict[str, Any], function: Callable[[str, Tensor], Tensor]
+) -> tuple[tuple, dict[str, Any]]:
+    """Replace every floating-point tensor among arguments, also within tuples, lists and dicts, by a function of it.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        function: (where it is: "[0]", "[memory]", "[state][1]"; the tensor of any shape) -> a tensor.
+    """
+
+    def mapped(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            return function(path, value) if value.is_floating_point() else value
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(mapped(each, f"{path}[{at}]") for at, each in enumerate(value)))
+        if type(value) in (tuple, list):
+            return type(value)(mapped(each, f"{path}[{at}]") for at, each in enumerate(value))
+        if type(value) is dict:
+            return {key: mapped(each, f"{path}[{key}]") for key, each in value.items()}
+        return value
+
+    return mapped(args, ""), mapped(kwargs, "")

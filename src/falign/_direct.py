@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import map_arguments
-from falign._cuts import cut_modules
+from falign._cuts import cut_modules, map_arguments
 from falign._delivery import Route
 from falign._enclose import Failure, enclose_changed, enclose_failures, is_below, refuse_unasked
 from falign._expand import Product

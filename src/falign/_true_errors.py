@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from falign._attached import map_arguments
+from falign._cuts import map_arguments
 from falign._delivery import project
 from falign._enclose import Failure
 from falign._outputs import pick
