@@ -154,7 +154,7 @@ def gradients(
     def layerwise(step: Step, e: Array, x: Array) -> Array:
         weight = weights[step.name + ".weight"]
         if rule == "pfa":
-            matrix = _turned(feedback, step.name, feedback[step.name])
+            matrix = turned(feedback, step.name, feedback[step.name])
         else:
             matrix = effective(rule, weight, feedback.get(step.name), passes)
         if step.kind == "linear":
@@ -180,7 +180,7 @@ def gradients(
         learned = {name: result[name + ".weight"] for name in feedback}
     if rule == "pfa":
         names = [name for name in feedback if name + ".weight" in result]
-        learned = {name: _turned(feedback, name, result[name + ".weight"], back=True) for name in names}
+        learned = {name: turned(feedback, name, result[name + ".weight"], back=True) for name in names}
     if rule in ("frozen", "shallow"):
         last = _layers(steps)[-1 if rule == "frozen" else -2 :]
         result = {name: gradient for name, gradient in result.items() if name.rpartition(".")[0] in last}
@@ -196,7 +196,7 @@ def _layers(steps: list[Step]) -> list[str]:
     return names
 
 
-def _turned(feedback: dict[str, Array], name: str, matrix: Array, *, back: bool = False) -> Array:
+def turned(feedback: dict[str, Array], name: str, matrix: Array, *, back: bool = False) -> Array:
     """P times a matrix (or Pᵀ), P block-diagonal along the first axis."""
     blocks = [*feedback[name + ".P"], *feedback[name + ".rest"]]
     whole, start = np.zeros((matrix.shape[0],) * 2), 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import falign
+from cases import RULES
 from falign.lab import _checkpoints
 from falign.lab._checkpoints import TrainingState
 from falign.lab._learner import Learner
@@ -23,11 +24,14 @@ from falign.lab.config import TrainConfig
 pytestmark = pytest.mark.unchecked
 
 FAMILIES = ("normal", "uniform", "orthogonal", "low-rank(2)", "sparse(1)", "shared")
-REFUSED = {("kp", "shared"), ("adafa", "shared")} | {(rule, family) for rule in ("bp", "usf") for family in FAMILIES}
+MOVING = {name for name, rule in falign.ALL_RULES.items() if rule.learned or rule.adapts}
+UNDRAWN = {name for name, rule in falign.ALL_RULES.items() if not rule.draws}
+REFUSED = {(rule, "shared") for rule in MOVING} | {(rule, family) for rule in UNDRAWN for family in FAMILIES}
 FEEDBACK = [
     (rule, family)
-    for rule in falign.ALL_RULES
-    for family in ((None,) if rule in ("bp", "usf") else FAMILIES)
+    for rule in RULES
+    if isinstance(rule, str)
+    for family in ((None,) if rule in UNDRAWN else FAMILIES)
     if (rule, family) not in REFUSED
 ]
 CONFIG = resolve(TrainConfig("digits", model="mlp:64-10"))

@@ -346,14 +346,16 @@ def matched(
     Over positions of the output alone it is summed, over the P of x alone x is, times 1/√P.
     """
     if route.is_plain:
-        return output.reshape(-1, shape[0]), x.reshape(-1, shape[1])
+        output = output.reshape(-1, shape[0])
+        return output, x.reshape(len(output), shape[1])
     target, sizes = "".join(route.x), route.sizes_of(output, tuple(x.shape), shape)
     output, shared = _at_shared(output, route, sizes, call)
     x = x.reshape([sizes[letter] for letter in target])
     if alone := [axis for axis, letter in enumerate(target) if letter not in shared and letter != "c"]:
         x = x.sum(alone)
     x = x.movedim([letter for letter in target if letter in shared or letter == "c"].index("c"), -1)
-    return output.reshape(-1, shape[0]), _scaled(x.reshape(-1, shape[1]), _share_of_each(target, shared, sizes))
+    output = output.reshape(-1, shape[0])
+    return output, _scaled(x.reshape(len(output), shape[1]), _share_of_each(target, shared, sizes))
 
 
 def _at_shared(error: Tensor, route: Route, sizes: dict[str, int], call: int) -> tuple[Tensor, str]:

@@ -221,7 +221,7 @@ def _warn_of_standing_feedback(optimizer: Optimizer, args: tuple, kwargs: dict[s
                 f"{rule} without its feedback in the optimizer, which has the weight of layer {part.name!r} but not "
                 "its B: B never learns, which is feedback alignment; make the optimizer after falign.convert"
             )
-        elif not group.get("weight_decay", 0):
+        elif part.wiring.rule.wiring == "layerwise" and not group.get("weight_decay", 0):
             text = (
                 f"{rule} without weight_decay in the optimizer: feedback and weights take the same steps and never "
                 "come closer, which is feedback alignment with B in motion; give weight_decay"
