@@ -188,7 +188,7 @@ def test_a_run_goes_on_by_it_and_foreign_code_is_asked_for(here: Path, capsys: p
         (["--rule", "rules_of_mine:Missing"], ["cannot be imported", "no attribute 'Missing'"]),
         (["--rule", "no_such_rules:Rule"], ["cannot be imported", "No module named 'no_such_rules'"]),
         (["--rule", "rules_of_mine:torch"], ["expected a subclass of falign.Rule with a name"]),
-        (["--rule", "rules_of_mine"], ["eprop, or package.module:Rule"]),
+        (["--rule", "rules_of_mine"], ["shallow, or package.module:Rule"]),
     ],
     ids=lambda each: " ".join(each[-2:]),
 )

@@ -311,6 +311,7 @@ def _convert(config: TrainConfig, model: nn.Module, example: Tensor) -> None:
                 seed=config.seed,
                 feedback=config.feedback,
                 scale=config.scale,
+                transform=tuple(config.transform.split(",")) if config.transform else None,
                 example=example,
             )
         except falign.ConversionError as error:  # its message lists every reason on a line of its own

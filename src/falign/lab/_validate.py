@@ -325,6 +325,7 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     """
     from falign.feedback import family
     from falign.rules import ALL_RULES
+    from falign.transforms import transforms
 
     for name in ALL_RULES:
         for part in fields(ALL_RULES[name]) if name != config.rule else ():
@@ -339,12 +340,15 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     try:
         if config.feedback is not None:
             family(config.feedback)
+        if config.transform is not None:
+            transforms(config.transform.split(","))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.feedback is not None and not rule.draws:
         raise ConfigError(f"--feedback is for rules with random feedback, rule {config.rule} has none: leave it out")
-    if config.scale is not None and rule.wiring == "none":
-        raise ConfigError(f"--scale is for rules with feedback, rule {config.rule} has none: leave it out")
+    for name in ("scale", "transform"):
+        if getattr(config, name) is not None and rule.wiring == "none":
+            raise ConfigError(f"--{name} is for rules with feedback, rule {config.rule} has none: leave it out")
     named = {key: name for name in options if hasattr(config, key := _field(config.rule, name))}
     rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())
     return replace(config, rule_option=rest, **{key: options[name] for key, name in named.items()})

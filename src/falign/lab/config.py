@@ -87,14 +87,17 @@ class TrainConfig:
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
             images row by row, and package.module:factory; the package is looked for in the working folder first.
         activation: Between the layers of mlp and lenet, and in the blocks of vit and gpt.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa or eprop, or package.module:Rule, a rule of your own.
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, frozen or shallow, or
+            package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
             shared.
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
+        transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE);
+            several with a comma between them, applied in that order.
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
-        positions: dfa, drtp, eprop: positions of a layer that the output lacks get one error each alike, or all of them
+        positions: Direct rules: positions of a layer that the output lacks get one error each alike, or all of them
             one full map.
         optimizer: The optimizer.
         learning_rate: Of the first epoch.
@@ -128,6 +131,7 @@ class TrainConfig:
     rule_option: Annotated[tuple[str, ...], Parameter(group=_RULE, negative="")] = ()
     feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
+    transform: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("none"))] = None
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None
     positions: Annotated[Positions | None, Parameter(group=_RULE, show_default=_depends("each"))] = None

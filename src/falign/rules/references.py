@@ -1,4 +1,4 @@
-"""What a rule has to beat: networks of which the last layers alone are trained."""
+"""References that a rule has to beat: networks of which the last layers alone are trained."""
 
 from dataclasses import dataclass
 from typing import ClassVar
