@@ -164,12 +164,14 @@ def gradients(
     def direct(step: Step, e: Array, x: Array) -> Array:
         sent = -hot / count if rule == "drtp" else error
         matrix = feedback[step.name]
+        if rule == "probe":
+            matrix = probe(matrix, output.reshape(-1, matrix.shape[0]), x.reshape(-1, matrix.shape[1]))
         if rule == "dkp":
             learned[step.name] = sent.reshape(-1, matrix.shape[0]).T @ x.reshape(-1, matrix.shape[1])
         return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
 
     def carry(step: Step, e: Array, x: Array) -> Array:
-        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp") else layerwise)(step, e, x)
+        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp", "probe") else layerwise)(step, e, x)
         if errors is not None:
             errors[step.name] = e, handed
         return handed
@@ -185,6 +187,16 @@ def gradients(
         last = _layers(steps)[-1 if rule == "frozen" else -2 :]
         result = {name: gradient for name, gradient in result.items() if name.rpartition(".")[0] in last}
     return result | {f"{name}.feedback.B": gradient for name, gradient in learned.items()}
+
+
+def probe(matrix: Array, f: Array, x: Array, rate: float = 0.2, ridge: float = 0.1, rows: int = 64) -> Array:
+    """One step of the affine projection algorithm towards the regression of f on x, both less their means."""
+    if len(f) > rows:
+        chosen = [index * len(f) // rows for index in range(rows)]
+        f, x = f[chosen], x[chosen]
+    f, x = f - f.mean(0), x - x.mean(0)
+    size = np.mean(np.sum(x**2, axis=1))
+    return matrix + rate * (f - x @ matrix.T).T @ np.linalg.inv(x @ x.T + ridge * size * np.eye(len(x))) @ x
 
 
 def _layers(steps: list[Step]) -> list[str]:
