@@ -1,0 +1,114 @@
+"""Linear probes of the output as direct feedback: what they converge to, and how they move."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import falign
+from cases import batch, build, gradients, loss_of, relative, step
+from falign.rules import LinearProbe
+from oracles import probe
+
+
+def perceptron(activation=nn.Tanh):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), activation(), nn.Linear(20, 16), activation(), nn.Linear(16, 4)).double()
+
+
+def test_of_gaussian_inputs_it_becomes_the_mean_jacobian():
+    """Stein's lemma: the regression of f on Gaussian x is E[∂f/∂x]; the network stands still, only B moves."""
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 30), nn.Tanh(), nn.Linear(30, 4)).double()
+    nn.init.eye_(network[0].weight)  # so that the input of the second layer is Gaussian
+    model = falign.convert(network, LinearProbe(rate=0.02, ridge=1.0), example=torch.randn(8, 12).double())
+    for _ in range(1500):
+        model(torch.randn(64, 12, dtype=torch.float64))
+    x = torch.randn(4000, 12, dtype=torch.float64)
+    with torch.no_grad():
+        slopes = 1 - torch.tanh(network[1](x)).square()
+    jacobian = (network[3].weight @ torch.diag(slopes.mean(0)) @ network[1].weight).detach()
+    found = falign.feedback_state(model)["1"]
+    assert float((found - jacobian).norm() / jacobian.norm()) < 0.06
+
+
+def test_a_linear_network_is_read_exactly():
+    model = falign.convert(
+        nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 6), nn.Linear(6, 3)).double(),
+        LinearProbe(rate=1.0, ridge=1e-9),
+        example=torch.randn(4, 5).double(),
+    )
+    x = torch.randn(40, 5, dtype=torch.float64)
+    model(x)
+    product = (model[2].weight @ model[1].weight).detach()
+    seen = (x @ model[0].weight.T + model[0].bias).detach()
+    centred = seen - seen.mean(0)
+    found = falign.feedback_state(model)["1"]
+    assert torch.allclose(centred @ found.T, centred @ product.T, atol=1e-6), "along all that the layer has seen"
+    assert float((found - product).norm()) > 0.1, "nothing is known of directions in which it was silent"
+
+
+def test_several_steps_are_those_of_the_algorithm():
+    model, x = perceptron(), torch.randn(7, 100, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    falign.convert(model, LinearProbe(rate=0.3, ridge=0.2, rows=50), example=x[0])
+    expected = np.zeros((4, 16))
+    for batch_of in x:
+        with torch.no_grad():
+            inputs = model[:4](batch_of).numpy()
+        expected = probe(expected, model(batch_of).detach().numpy(), inputs, rate=0.3, ridge=0.2, rows=50)
+    np.testing.assert_allclose(falign.feedback_state(model)["4"].numpy(), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_only_training_moves_it():
+    model, (x, y) = build("mlp", "probe"), batch("mlp")
+    step(model, x, y)
+    before = falign.feedback_state(model)
+    assert all(bool(matrix.any()) for name, matrix in before.items() if name != "0")
+    model.eval()
+    step(model, x, y)
+    with torch.no_grad():
+        model.train()(x)
+    with falign.backprop(model):
+        step(model, x, y)
+    falign.measure.alignment(model, loss_of, x, y)
+    falign.transport(model, x, lambda output: loss_of(output, y))
+    model(x[:1])  # of one sample nothing can be regressed
+    assert relative(falign.feedback_state(model), before) == 0
+
+
+def test_two_forwards_before_one_backward_keep_what_each_had():
+    x, y = batch("mlp")
+    model, apart = build("mlp", "probe"), build("mlp", "probe")
+    (loss_of(model(x), y) + loss_of(model(2 * x), y)).backward()
+    step(apart, x, y)
+    step(apart, 2 * x, y)
+    taken, expected = ({n: p.grad for n, p in one.named_parameters()} for one in (model, apart))
+    assert relative(taken, expected) <= 1e-13
+
+
+def test_it_is_in_the_state_and_goes_on_from_there():
+    x, y = batch("mlp")
+    model = build("mlp", "probe")
+    step(model, x, y)
+    saved = copy.deepcopy(model.state_dict())
+    assert "4.feedback.B" in saved
+    resumed = build("mlp", "probe", seed=5)
+    resumed.load_state_dict(saved)
+    assert relative(gradients(resumed, x, y), gradients(model, x, y)) == 0
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rate": 1.5}, "probe: rate is 1.5, expected a number from 0 to 1"),
+        ({"ridge": 0.0}, "probe: ridge is 0.0, expected a number above 0"),
+        ({"rows": 1}, "probe: rows is 1, expected a whole number of at least 2"),
+        ({"positions": "some"}, "probe: positions is 'some', expected each or all"),
+    ],
+)
+def test_options_out_of_range_are_said(options, said):
+    with pytest.raises(ValueError, match=said):
+        LinearProbe(**options)
