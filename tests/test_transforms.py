@@ -149,7 +149,7 @@ def test_what_needs_the_batch_is_refused_where_it_is_hidden():
     x, _ = batch("mlp")
     for rule, how in (("fa", {"transform": "centred"}), ("dfa", {"transform": "centred"}), ("probe", {})):
         model = falign.convert(build("mlp"), rule, example=x, **how)
-        with pytest.raises(RuntimeError, match="take gradients by loss.backward"):
+        with pytest.raises(RuntimeError, match=r"take gradients by loss\.backward"):
             torch.vmap(lambda one, model=model: model(one[None])[0])(x)
 
 
