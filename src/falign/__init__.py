@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from falign import feedback, init, layers, measure, rules  # noqa: F401  # attributes that are not all in __all__
+    from falign import feedback, init, layers, measure, rules, transforms  # noqa: F401  # attributes that are not all in __all__
     from falign._convert import (
         ConversionError,
         backprop,
+        calibrate,
         check,
         convert,
         feedback_state,
@@ -29,6 +30,7 @@ __all__ = [
     "Verification",
     "__version__",
     "backprop",
+    "calibrate",
     "check",
     "convert",
     "feedback_state",
@@ -43,7 +45,7 @@ __all__ = [
 
 # Names are imported when they are first used: the command's help, and whatever needs another module of this package,
 # would otherwise wait seconds for PyTorch.
-_SUBMODULES = ("feedback", "init", "layers", "measure", "rules")
+_SUBMODULES = ("feedback", "init", "layers", "measure", "rules", "transforms")
 _MODULES = {
     **dict.fromkeys(("ALL_RULES", "Rule"), "falign.rules"),
     **dict.fromkeys(("Transported", "transport"), "falign._transport"),

@@ -21,7 +21,18 @@ from falign._preserve import forget_compiled_code, preserve_generators
 from falign._saved import SavedHooks
 from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
-from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, converted, feedbacks, parts_of
+from falign._wiring import (
+    DDP_IGNORED,
+    SPARED,
+    WIRING,
+    Calibration,
+    Start,
+    Wiring,
+    converted,
+    feedbacks,
+    parts_of,
+    wiring_of,
+)
 from falign.feedback import faults_of
 from falign.rules import Rule
 from falign.transforms import Transforms
@@ -268,7 +279,7 @@ def revert(model: nn.Module) -> nn.Module:
     converted(model)
     for module in list(model.modules()):
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = (Feedback, SavedHooks, Start, Wiring)
+            ours = (Calibration, Feedback, SavedHooks, Start, Wiring)
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ours)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
@@ -303,6 +314,46 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     """
     with _holding(model, "on", False):
         yield model
+
+
+def calibrate(model: nn.Module, *, every: int | None, passes: int = 0) -> nn.Module:
+    """Backpropagate one training pass in so many truly: what a rule learns is corrected by a true mini-batch.
+
+    That is weight transport, seldom, and a result is to say so. A pass counts if the model is in training mode and
+    gradients are wanted: with accumulation every micro-batch is one. Feedback neither learns nor draws in a true pass.
+
+    Args:
+        model: a converted model, the one that was given to ``convert``; not for compiled code.
+        every: the true pass is the every-th, the 2·every-th, …; None: no more.
+        passes: training passes that there were before, in a run that is resumed.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is not converted, the rule has no feedback, or a number is out of range.
+
+    Source: the calibration of Caillon et al. 2026 (GrAPE), one true mini-batch an epoch.
+    """
+    wiring = wiring_of(model)
+    if wiring is None:
+        converted(model)
+        raise ValueError("calibrate takes the model that was given to falign.convert, not a part or a wrapper of it")
+    if wiring.rule.wiring == "none":
+        raise ValueError(f"rule {wiring.rule.name!r} has no feedback, so there is nothing to calibrate: leave it out")
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(f"every is {every!r}, expected a whole number of passes from 1 on, or None")
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 0:
+        raise ValueError(f"passes is {passes!r}, expected a whole number of passes from 0 on")
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Calibration)]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
+    if every is not None:
+        calibration = Calibration(wiring, every, passes)
+        model.register_forward_pre_hook(calibration.begin, prepend=True)
+        model.register_forward_hook(calibration.end, always_call=True)
+    return model
 
 
 @contextmanager

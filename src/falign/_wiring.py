@@ -40,6 +40,7 @@ class ThreadState(threading.local):
         on: whether the rule is in force (``falign.backprop``).
         followed: whether it was in the latest forward: a recomputation by activation checkpointing follows that.
         target: the targets (``falign.targets``).
+        calibrates: whether the running pass is backpropagated because ``falign.calibrate`` has counted to it.
         measured: whether the running pass is a measurement, and no part of the training.
         way: how errors return while both gradients are taken from one forward, else None.
         runs: the forwards at work under a direct rule, the innermost last.
@@ -52,6 +53,7 @@ class ThreadState(threading.local):
         self.on = True
         self.followed: bool | None = None
         self.target: Tensor | None = None
+        self.calibrates = False
         self.measured = False
         self.way: Way | None = None
         self.runs: list[Run] = []
@@ -113,6 +115,36 @@ class Start:
                 "its own: name a module that runs once"
             )
         return wiring.deliver(self.number, y, runs[-1])
+
+
+class Calibration:
+    """Hooks of a model of whose training passes one in so many is backpropagated."""
+
+    def __init__(self, wiring: "Wiring", every: int, passes: int) -> None:
+        self.wiring, self.every, self.passes = wiring, every, passes
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        """Count a training pass, and take the rule off for the one that is due: first forward pre-hook of the root.
+
+        Raises:
+            RuntimeError: the model is compiled.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many steps "
+                "call the uncompiled model within falign.backprop"
+            )
+        state = self.wiring.state
+        if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
+            return
+        self.passes += 1
+        if self.passes % self.every == 0:
+            state.on, state.calibrates = False, True
+
+    def end(self, model: nn.Module, args: tuple, result: Any) -> None:
+        """Put the rule back: forward hook of the root."""
+        if self.wiring.state.calibrates:
+            self.wiring.state.on, self.wiring.state.calibrates = True, False
 
 
 class Wiring:

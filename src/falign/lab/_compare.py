@@ -23,7 +23,7 @@ from falign.lab._pictures import TITLE, Line, against_minus_one, decades, degree
 from falign.lab._run_folder import RunFolder
 from falign.lab._tables import TEXT_COLUMNS
 from falign.lab._text import plain_cell
-from falign.lab.config import TrainConfig
+from falign.lab.config import TrainConfig, rule_title
 from falign.lab.report.style import COLOURS, RC_PARAMS, panels
 
 _LISTED = 6
@@ -273,7 +273,8 @@ def _angles_at_the_end(axes: Axes, labels: Sequence[tuple[RunData, str, str]]) -
 
 def _names(runs: Sequence[RunData]) -> list[str]:
     """Name the runs in the figure: by rule, else by rule and seed, else by folder."""
-    for names in ([run.config.rule for run in runs], [f"{run.config.rule}, seed {run.config.seed}" for run in runs]):
+    titles = [rule_title(run.config) for run in runs]
+    for names in (titles, [f"{title}, seed {run.config.seed}" for title, run in zip(titles, runs, strict=True)]):
         if len(set(names)) == len(runs):
             return names
     return [run.name for run in runs]

@@ -1,7 +1,7 @@
 """A network that learns by a rule: how it is made, its steps, its test, its alignment; optimizers and ridge."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
@@ -82,7 +82,8 @@ class Learner:
         Raises:
             Diverged: The loss is not finite; then the step was not made.
         """
-        with falign.targets(self.model, y), self._casting():
+        truly = self.config.calibrate and (done + 1) % self.config.calibrate == 0
+        with falign.targets(self.model, y), falign.backprop(self.model) if truly else nullcontext(), self._casting():
             output = self.model(x)
             loss = label_loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)

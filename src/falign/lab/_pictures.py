@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from falign.lab._run_folder import RunFolder
 from falign.lab._tables import Tables
 from falign.lab._text import plain
-from falign.lab.config import TrainConfig
+from falign.lab.config import TrainConfig, rule_title
 from falign.lab.report._figures import png
 from falign.lab.report.style import AXIS, COLOURS, INK, RC_PARAMS, expected, legend, logarithmic, panels, sequence
 from falign.lab.report.style import law as diagonal
@@ -51,7 +51,7 @@ def figures(tables: Tables, config: TrainConfig) -> dict[str, Figure]:
         {file name: figure}, not yet drawn; that of the perplexity for texts only, that of the conservation law where it
         was checked.
     """
-    about = literal(f"{config.rule} · {config.dataset} · {config.model}")
+    about = literal(f"{rule_title(config)} · {config.dataset} · {config.model}")
     records, alignment, colours = tables.records, tables.alignment, _layer_colours(tables.records)
     pictures = {
         "loss.png": loss(records, about),

@@ -12,7 +12,7 @@ from falign.lab._learner import Learner, make_learner, required
 from falign.lab._own_models import Shape
 from falign.lab._provenance import fingerprint
 from falign.lab._validate import make_rule
-from falign.lab.config import TrainConfig, is_text
+from falign.lab.config import TrainConfig, is_text, rule_title
 from falign.lab.data import load, load_text
 
 
@@ -151,7 +151,7 @@ def _describe(learner: Learner) -> list[str]:
     weights = sum(part.numel() for name, part in learner.model.named_parameters() if "feedback" not in name.split("."))
     momentum = f", momentum {config.momentum:g}" if config.momentum is not None else ""
     lines = [
-        f"{config.model}: {weights:,} parameters; rule {config.rule}; {config.optimizer}, learning rate "
+        f"{config.model}: {weights:,} parameters; rule {rule_title(config)}; {config.optimizer}, learning rate "
         f"{config.learning_rate:g}{momentum}, batches of {config.batch_size}; {config.device}, {config.dtype}"
     ]
     lines += learner.notes

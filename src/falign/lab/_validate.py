@@ -49,6 +49,7 @@ _TINY, _LARGE = 1.2e-38, 3.4e38
 _LARGEST = 10**12
 _RANGES: dict[str, tuple[float, float, str]] = {
     "scale": (_TINY, _LARGE, f"a positive number, from {_TINY} to {_LARGE}"),
+    "calibrate": (0, _LARGEST, f"a number of steps, at least 0 and at most {_LARGEST:,}"),
     "adafa_rate": (0, 1, "a number from 0 (fa) to 1 (bp)"),
     "learning_rate": (_TINY, inf, f"a positive number, of at least {_TINY}"),
     "rate_decay": (_TINY, 1, f"a number above 0, of at least {_TINY}, at most 1"),
@@ -346,8 +347,8 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
         raise ConfigError(str(error)) from None
     if config.feedback is not None and not rule.draws:
         raise ConfigError(f"--feedback is for rules with random feedback, rule {config.rule} has none: leave it out")
-    for name in ("scale", "transform"):
-        if getattr(config, name) is not None and rule.wiring == "none":
+    for name in ("scale", "transform", "calibrate"):
+        if getattr(config, name) not in (None, 0) and rule.wiring == "none":
             raise ConfigError(f"--{name} is for rules with feedback, rule {config.rule} has none: leave it out")
     named = {key: name for name in options if hasattr(config, key := _field(config.rule, name))}
     rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())

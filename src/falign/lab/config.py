@@ -24,6 +24,7 @@ __all__ = [
     "TrainConfig",
     "is_text",
     "option",
+    "rule_title",
 ]
 
 # The help of the command needs this module, so nothing here may import torch: it would take a second.
@@ -95,6 +96,7 @@ class TrainConfig:
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
         transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE);
             several with a comma between them, applied in that order.
+        calibrate: One step in so many is backpropagated truly, by the weights (0: none).
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
         positions: Direct rules: positions of a layer that the output lacks get one error each alike, or all of them
@@ -132,6 +134,7 @@ class TrainConfig:
     feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     transform: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("none"))] = None
+    calibrate: Annotated[int, Parameter(group=_RULE)] = 0
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None
     positions: Annotated[Positions | None, Parameter(group=_RULE, show_default=_depends("each"))] = None
@@ -175,6 +178,12 @@ class TrainConfig:
 def is_text(dataset: str) -> bool:
     """Tell whether a data set is a text, and not one of images."""
     return dataset in TEXTS or dataset.startswith("text:")
+
+
+def rule_title(config: TrainConfig) -> str:
+    """Return the rule as tables and pictures name it: with what is done to its error, and with true steps."""
+    transform = f" + {config.transform}" if config.transform else ""
+    return config.rule + transform + (f" + a true step in {config.calibrate}" if config.calibrate else "")
 
 
 def option(name: str) -> str:
