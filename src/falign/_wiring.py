@@ -131,8 +131,8 @@ class Calibration:
         """
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many steps "
-                "call the uncompiled model within falign.backprop"
+                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many "
+                "steps call the uncompiled model within falign.backprop"
             )
         state = self.wiring.state
         if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
