@@ -51,10 +51,12 @@ def test_pooling_and_transposed_convolutions_have_the_law(rule):
 
 
 @pytest.mark.parametrize("make", [mlp, conv])
-def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make):
-    report = trained(built(make, "dfa"), steps=1000).report()
+@pytest.mark.parametrize(("rule", "status"), [("dfa", "exact"), ("dkp", "exact"), ("probe", "accounted")])
+def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make, rule, status):
+    """There B hands back the layer's own error; learned (dkp), it moves with W, as Kolen-Pollack's does."""
+    report = trained(built(make, rule), steps=1000).report()
     *lower, last = report.laws
-    assert last.status == "exact"
+    assert last.status == status
     assert last.residual <= 1e-12
     for row in lower:
         assert row.status == "none"
