@@ -78,6 +78,16 @@ def test_only_training_moves_it():
     assert relative(falign.feedback_state(model), before) == 0
 
 
+def test_of_a_silent_layer_nothing_is_learned():
+    model = falign.convert(perceptron(nn.ReLU), "probe", example=torch.randn(4, 12).double())
+    with torch.no_grad():
+        model[0].bias.fill_(-1e3)
+    step(model, torch.randn(16, 12).double(), torch.randint(4, (16,)))
+    state = falign.feedback_state(model)
+    assert not bool(state["2"].any())
+    assert all(bool(matrix.isfinite().all()) for matrix in state.values())
+
+
 def test_two_forwards_before_one_backward_keep_what_each_had():
     x, y = batch("mlp")
     model, apart = build("mlp", "probe"), build("mlp", "probe")

@@ -73,6 +73,7 @@ class LinearProbe(DirectRule):
         output, x = output.to(matrix.dtype), x.to(matrix.dtype)
         output, x = output - output.mean(0), x - x.mean(0)
         products = x @ x.mT
-        added = self.ridge * products.diagonal().mean() + torch.finfo(x.dtype).tiny
+        size = products.diagonal().mean()
+        added = self.ridge * torch.where(size > 0, size, torch.ones_like(size))  # of a silent layer nothing is learned
         regular = products + added * torch.eye(len(x), dtype=x.dtype, device=x.device)
         return matrix + self.rate * torch.linalg.solve(regular, output - x @ matrix.mT).mT @ x
