@@ -25,6 +25,11 @@ LAYERWISE = tuple(rule for rule in RULES if rule_class(rule).wiring == "layerwis
 DIRECT = tuple(rule for rule in RULES if rule_class(rule).wiring == "direct")
 
 
+def observes(rule: str | type[falign.Rule]) -> bool:
+    """Whether training passes move the feedback by what they see: two of them are not one."""
+    return rule_class(rule).observe is not falign.Rule.observe
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A network, a batch for it, and its steps for the oracle."""

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import falign
-from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, relative, rule_class, step
+from cases import CASES, RULES, batch, build, gradients, loss_of, mlp, observes, relative, rule_class, step
 
 pytestmark = pytest.mark.parametrize("rule", RULES)
 
@@ -38,6 +38,10 @@ def test_functional_call(rule, case):
 def test_per_sample_gradients_by_vmap(rule, case):
     model = build(case, rule)
     x, y = batch(case)
+    if observes(rule):
+        step(model, x, y)
+        model.eval()  # in training it asks for a whole batch
+    trained = model.state_dict()
 
     def loss(parameters, buffers, x, y):
         with falign.targets(model, y[None]):
@@ -47,12 +51,23 @@ def test_per_sample_gradients_by_vmap(rule, case):
     taken = vmap(grad(loss), in_dims=(None, None, 0, 0))(*state, x, y)
     for index in range(len(x)):
         one = build(case, rule)
+        if observes(rule):
+            one.eval().load_state_dict(trained)
         expected = gradients(one, x[index : index + 1], y[index : index + 1])
         assert relative({name: taken[name][index] for name in expected}, expected) <= 1e-12
 
 
-def test_ensemble_by_vmap(rule, case):
+def _members(rule, case):
+    """Three networks of the same weights, that differ in B if it is drawn; feedback that passes move has moved."""
     members = [build(case, rule, seed=seed) for seed in range(3)]
+    for member in members if observes(rule) else ():
+        step(member, *batch(case))
+        member.eval().zero_grad()
+    return members
+
+
+def test_ensemble_by_vmap(rule, case):
+    members = _members(rule, case)
     expected = [gradients(copy.deepcopy(member), *batch(case)) for member in members]
     x, y = batch(case)
     parameters, buffers = stack_module_state(members)
@@ -65,14 +80,14 @@ def test_ensemble_by_vmap(rule, case):
     taken = vmap(grad(loss))(parameters, buffers)
     for member in range(3):
         assert relative({name: taken[name][member] for name in expected[member]}, expected[member]) <= 1e-12
-    if rule not in ("bp", "usf"):
+    if rule not in ("bp", "usf", "probe"):  # whose feedback is drawn
         first = next(iter(expected[0]))
         assert relative({first: expected[0][first]}, {first: expected[1][first]}) > 0.1, "members differ in B"
 
 
 def test_ensemble_with_the_backward_outside(rule, case):
     """vmap over the forward alone: the graph lies outside, where the tensors within do not show it."""
-    members = [build(case, rule, seed=seed) for seed in range(3)]
+    members = _members(rule, case)
     x, y = batch(case)
     expected = [gradients(copy.deepcopy(member), x, y) for member in members]
     parameters, buffers = stack_module_state(members)
@@ -115,7 +130,7 @@ def test_state_dict_is_that_of_the_plain_model(rule, case):
         for p in model.parameters():
             p.add_(1)
     state = model.state_dict()
-    if rule in ("kp", "adafa", "brsf", "dkp", "pfa"):
+    if rule in ("kp", "adafa", "brsf", "dkp", "pfa", "probe"):
         assert set(state) > set(plain.state_dict())
         other = build(case, rule, seed=9)
         other.load_state_dict(state, strict=True)
@@ -196,8 +211,8 @@ def test_gradient_accumulation(rule, case):
     x, y = batch(case)
     x, y = x[:4], y[:4]
     model = build(case, rule)
-    if rule == "brsf":
-        model.eval()  # fresh magnitudes in every training pass are the rule; without them accumulation is exact
+    if rule == "brsf" or observes(rule):
+        model.eval()  # feedback that every training pass changes is the rule; without that accumulation is exact
     expected = gradients(copy.deepcopy(model), x, y)
     model.zero_grad()
     for start in (0, 2):
@@ -233,7 +248,7 @@ def test_several_losses_and_two_forwards_before_one_backward(rule, case):
     x, y = batch(case)
     x, y = x[:4], y[:4]
     model = build(case, rule)
-    if rule == "brsf":
+    if rule == "brsf" or observes(rule):
         model.eval()
     first = gradients(model, x[:2], y[:2])
     second = gradients(model, x[2:], y[2:])
@@ -289,7 +304,7 @@ def converted_pair(rule, tie):
     x, y = batch("mlp")
     for model in (one, two):
         falign.convert(model, rule, example=x)
-    if rule == "brsf":
+    if rule == "brsf" or observes(rule):
         one.eval(), two.eval()
     if rule != "bp":
         state = falign.feedback_state(one)

@@ -315,13 +315,13 @@ class Wiring:
         Raises:
             RuntimeError: a transform of ``torch.func`` shows single samples.
         """
+        if not part.training:
+            return cut
         if transformed():
             raise RuntimeError(
                 f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
                 "samples: take gradients by loss.backward()"
             )
-        if not part.training:
-            return cut
         matrix = cut.feedback[number]
         with torch.no_grad():
             rows = matched(output, cut.x.detach(), tuple(matrix.shape), cut.routes[number], call=cut.call)

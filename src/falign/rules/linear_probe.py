@@ -70,10 +70,12 @@ class LinearProbe(DirectRule):
         if count > self.rows:
             chosen = torch.arange(self.rows, device=x.device) * count // self.rows
             output, x = output[chosen], x[chosen]
-        output, x = output.to(matrix.dtype), x.to(matrix.dtype)
+        exact = torch.promote_types(matrix.dtype, torch.float32)  # half precision has no solvers
+        output, x, kept = output.to(exact), x.to(exact), matrix.to(exact)
         output, x = output - output.mean(0), x - x.mean(0)
         products = x @ x.mT
         size = products.diagonal().mean()
         added = self.ridge * torch.where(size > 0, size, torch.ones_like(size))  # of a silent layer nothing is learned
         regular = products + added * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        return matrix + self.rate * torch.linalg.solve(regular, output - x @ matrix.mT).mT @ x
+        moved = kept + self.rate * torch.linalg.solve(regular, output - x @ kept.mT).mT @ x
+        return moved.to(matrix.dtype)
