@@ -245,6 +245,7 @@ class Feedback(nn.Module):
         if not self.silent:
             version = x._version if run.watched else -1
             call = max(run.calls.get(self.name, 1) - 1, 0)
+            run.parts[self.name] = self
             run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.routes(), call))
 
     def note_later(self, x: Tensor) -> None:

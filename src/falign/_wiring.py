@@ -29,6 +29,7 @@ class Run:
     watched: bool  # whether versions and hooks of tensors can be looked at
     cuts: list[Cut] = field(default_factory=list)
     fired: list[Feedback] = field(default_factory=list)
+    parts: dict[str, Feedback] = field(default_factory=dict)  # of the cuts, by their names
     calls: dict[str, int] = field(default_factory=dict)  # how often each layer has run
     last: Tensor | None = None  # output of the layer that ran last, where no example showed what follows it
 
@@ -293,8 +294,7 @@ class Wiring:
                     "an example of the shape that it is trained on"
                 )
         if type(rule).observe is not Rule.observe:
-            parts = {part.name: part for part in run.fired}
-            cuts = [self._observe(parts[cut.layer], number, output.detach(), cut) for cut in cuts]
+            cuts = [self._observe(run.parts[cut.layer], number, output.detach(), cut) for cut in cuts]
         target, axis = None, -1
         if rule.targeted:
             if output.dim() == 1 and any(cut.x.dim() > 1 for cut in cuts):
