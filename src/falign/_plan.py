@@ -20,7 +20,7 @@ from falign._true_errors import measure_gains
 from falign._validation import describe
 from falign._wiring import WIRING, End, wirings
 from falign.feedback import Family, Normal, Shared, family, faults_of
-from falign.layers import Layer, weight_of
+from falign.layers import LOOKUPS, Layer, weight_of
 from falign.rules import ALL_RULES, Rule
 from falign.transforms import Transform, Transforms, transforms
 
@@ -165,10 +165,6 @@ class Plan:
         """Find the parameters that a rule leaves as they are that trains the last layers alone."""
         count = self.rule.trained_layers
         assert count is not None
-        if len(self.survey.layers) < count:
-            layers = f"{count} layer{'s' * (count > 1)}"
-            self.problems.append(f"rule {self.rule.name!r} trains the last {layers}, the model has fewer")
-            return
         if example is not None:
             before = len(self.survey.problems)
             self.survey.run(example)
@@ -176,7 +172,11 @@ class Plan:
             self.problems += [line for line in new if line.startswith("the model does not run")]
             if self.problems:
                 return
-        below = _parameters_below(self.model, self.survey.layers, count, example)
+        below = _parameters_below(self.model, count, example)
+        if below is None:
+            layers = f"{count} layer{'s' * (count > 1)}"
+            self.problems.append(f"rule {self.rule.name!r} trains the last {layers}, the model has fewer")
+            return
         self.untrained = tuple(name for name in below if self.model.get_parameter(name).requires_grad)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -340,16 +340,15 @@ class Plan:
         return next(iter(self.shapes[name].values()))[0]
 
 
-def _parameters_below(model: nn.Module, layers: dict[str, nn.Module], count: int, example: Any) -> list[str]:
-    """Name the parameters of modules that run before the last ``count`` layers; where there are no more, none.
+def _parameters_below(model: nn.Module, count: int, example: Any) -> list[str] | None:
+    """Name the parameters of modules that run before the last ``count`` layers; None where there are fewer layers.
 
     Args:
-        model: the network.
-        layers: its layers.
+        model: the network. Its layers are the modules with matrices of their own, lookups left out.
         count: how many.
         example: an input, which shows the order; without it, that is the order of the names.
     """
-    owners = {name: module for name, module in model.named_modules() if module._parameters}
+    owners = {name: module for name, module in model.named_modules() if _own(module) and not _is_parametrization(name)}
     order = list(owners)
     if example is not None:
         order = []
@@ -364,7 +363,23 @@ def _parameters_below(model: nn.Module, layers: dict[str, nn.Module], count: int
             for handle in handles:
                 handle.remove()
         order = list(dict.fromkeys(reversed(order)))[::-1]  # by the last time that each has run
-    last = [name for name in order if name in layers][-count:]
-    trained = order[order.index(last[0]) :] if last else order
-    kept = {id(parameter) for name in trained for parameter in owners[name]._parameters.values()}
+    matrices = [
+        name
+        for name in order
+        if any(one.dim() > 1 for one in _own(owners[name])) and not isinstance(owners[name], LOOKUPS)
+    ]
+    if len(matrices) < count:
+        return None
+    trained = order[order.index(matrices[-count]) :]
+    kept = {id(parameter) for name in trained for parameter in _own(owners[name])}
     return [name for name, parameter in model.named_parameters() if id(parameter) not in kept]
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """List a module's own parameters, and those of which parametrizations make them."""
+    made = module._modules.get("parametrizations")
+    return [*module.parameters(recurse=False), *(() if made is None else made.parameters())]
+
+
+def _is_parametrization(name: str) -> bool:
+    return "parametrizations" in name.split(".")

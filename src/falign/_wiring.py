@@ -462,6 +462,12 @@ def wiring_of(model: nn.Module) -> Wiring | None:
     return model.__dict__.get(WIRING)
 
 
+def untrained(model: nn.Module) -> tuple[str, ...]:
+    """Name the parameters that want no gradient by the rule of a model."""
+    wiring = wiring_of(model)
+    return () if wiring is None else wiring.untrained
+
+
 def is_measured(model: nn.Module) -> bool:
     """Tell whether the running pass is a measurement, and no part of the training."""
     return any(wiring.state.measured for wiring in wirings(model))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import falign
 from falign._preserve import seeded
-from falign._wiring import preserve_state
+from falign._wiring import preserve_state, untrained
 from falign.feedback import generator
 from falign.lab._batches import Samples, label_loss
 from falign.lab._divergence import locate, running_order
@@ -214,6 +214,8 @@ def make_learner(
             )
         law = _law(config, model, optimizer, example) if config.check_law else None
     attributes.load({})  # modules may count their forward passes: the trials above do not count
+    for name in untrained(model):
+        model.get_parameter(name).requires_grad_(False)  # as the rule has it, which came after the attributes
     return Learner(
         config=config,
         model=model,

@@ -341,10 +341,12 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     try:
         if config.feedback is not None:
             family(config.feedback)
-        if config.transform is not None:
-            transforms(config.transform.split(","))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    try:
+        transforms(None if config.transform is None else config.transform.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--transform is {_shorten(config.transform)}: {error}") from None
     if config.feedback is not None and not rule.draws:
         raise ConfigError(f"--feedback is for rules with random feedback, rule {config.rule} has none: leave it out")
     for name in ("scale", "transform", "calibrate"):
