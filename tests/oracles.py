@@ -224,7 +224,7 @@ def effective(rule: str, weight: Array, stored: Array | None, passes: int, rate:
     if rule in ("bp", "frozen", "shallow"):
         return weight
     assert stored is not None
-    if rule in ("fa", "kp"):
+    if rule in ("fa", "kp", "wm"):
         return stored
     if rule in ("usf", "frsf"):
         return stored * np.sign(weight)

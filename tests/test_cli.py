@@ -252,6 +252,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--feedback",
             "--scale",
             "--transform",
+            "--mirror-every",
             "--calibrate",
             "--adafa-rate",
             "--drtp-output",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         revert,
         targets,
     )
+    from falign._mirror import mirror
     from falign._transport import Transported, transport
     from falign._verify import Verification, verify
     from falign.rules import ALL_RULES, Rule
@@ -37,6 +38,7 @@ __all__ = [
     "init",
     "load_feedback_state",
     "measure",
+    "mirror",
     "revert",
     "targets",
     "transport",
@@ -48,6 +50,7 @@ __all__ = [
 _SUBMODULES = ("feedback", "init", "layers", "measure", "rules", "transforms")
 _MODULES = {
     **dict.fromkeys(("ALL_RULES", "Rule"), "falign.rules"),
+    "mirror": "falign._mirror",
     **dict.fromkeys(("Transported", "transport"), "falign._transport"),
     **dict.fromkeys(("Verification", "verify"), "falign._verify"),
 }

@@ -151,6 +151,11 @@ class Plan:
         by_hand = {name: getattr(one.owner, one.key).detach() for name, one in self.by_hand.items()}
         self.shapes |= {name: {0: (tuple(weight.shape), Route())} for name, weight in by_hand.items()}
         self.weights |= by_hand
+        if by_hand and self.rule.answers_noise:
+            self.problems.append(
+                f"rule {self.rule.name!r} gives noise to layers, and {next(iter(by_hand))!r} is multiplied outside "
+                "one: make it an nn.Linear, or name it in skip="
+            )
         if self.changes and by_hand:
             self.problems.append(
                 f"transform= cannot reach the errors that autograd itself carries through {next(iter(by_hand))!r}, "

@@ -82,6 +82,8 @@ class Learner:
         Raises:
             Diverged: The loss is not finite; then the step was not made.
         """
+        if self.config.mirror_every and done % self.config.mirror_every == 0:
+            falign.mirror(self.model)
         truly = self.config.calibrate and (done + 1) % self.config.calibrate == 0
         with falign.targets(self.model, y), falign.backprop(self.model) if truly else nullcontext(), self._casting():
             output = self.model(x)

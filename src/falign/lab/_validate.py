@@ -49,6 +49,7 @@ _TINY, _LARGE = 1.2e-38, 3.4e38
 _LARGEST = 10**12
 _RANGES: dict[str, tuple[float, float, str]] = {
     "scale": (_TINY, _LARGE, f"a positive number, from {_TINY} to {_LARGE}"),
+    "mirror_every": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
     "calibrate": (0, _LARGEST, f"a number of steps, at least 0 and at most {_LARGEST:,}"),
     "adafa_rate": (0, 1, "a number from 0 (fa) to 1 (bp)"),
     "learning_rate": (_TINY, inf, f"a positive number, of at least {_TINY}"),
@@ -352,6 +353,10 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     for name in ("scale", "transform", "calibrate"):
         if getattr(config, name) not in (None, 0) and rule.wiring == "none":
             raise ConfigError(f"--{name} is for rules with feedback, rule {config.rule} has none: leave it out")
+    if config.mirror_every is not None and not rule.answers_noise:
+        raise ConfigError(f"--mirror-every is for rule wm, the rule is {config.rule}: leave it out")
+    if rule.answers_noise:
+        config = replace(config, mirror_every=config.mirror_every or 20)
     named = {key: name for name in options if hasattr(config, key := _field(config.rule, name))}
     rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())
     return replace(config, rule_option=rest, **{key: options[name] for key, name in named.items()})

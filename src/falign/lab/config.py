@@ -88,7 +88,7 @@ class TrainConfig:
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
             images row by row, and package.module:factory; the package is looked for in the working folder first.
         activation: Between the layers of mlp and lenet, and in the blocks of vit and gpt.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, frozen or shallow, or
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, frozen or shallow, or
             package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
@@ -96,6 +96,7 @@ class TrainConfig:
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
         transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE);
             several with a comma between them, applied in that order.
+        mirror_every: wm: one mirroring pass, of 256 samples of noise, before every so many steps.
         calibrate: One step in so many is backpropagated truly, by the weights (0: none).
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
@@ -134,6 +135,7 @@ class TrainConfig:
     feedback: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("normal"))] = None
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     transform: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("none"))] = None
+    mirror_every: Annotated[_Whole | None, Parameter(group=_RULE, show_default=_depends("20 for wm"))] = None
     calibrate: Annotated[int, Parameter(group=_RULE)] = 0
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None

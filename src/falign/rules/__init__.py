@@ -14,6 +14,7 @@ from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
 from falign.rules.references import Frozen, Shallow
 from falign.rules.rule import LawKind, LayerState, Rule
 from falign.rules.sign_feedback import FixedRandomSignFeedback, UniformSignFeedback
+from falign.rules.weight_mirror import WeightMirror
 
 ALL_RULES: dict[str, type[Rule]] = {
     rule.name: rule
@@ -31,6 +32,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         DirectKolenPollack,
         ProductFeedbackAlignment,
         LinearProbe,
+        WeightMirror,
         Frozen,
         Shallow,
     )
@@ -56,4 +58,5 @@ __all__ = [
     "Rule",
     "Shallow",
     "UniformSignFeedback",
+    "WeightMirror",
 ]

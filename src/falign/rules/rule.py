@@ -95,6 +95,7 @@ class Rule:
         reuses_gradient: learned B of a layer takes the gradient that W has received, where W is an ordinary parameter
             in eager mode, and not one that is computed for it.
         adapts: B is moved by the rule itself; it is in ``state_dict``.
+        answers_noise: B learns in a phase of its own, in which layers are given noise.
         advances: a training pass changes what the rule keeps.
         fresh: every training pass has feedback of its own.
         reads_weight: the feedback of a pass depends on W.
@@ -112,6 +113,7 @@ class Rule:
     learned: ClassVar[bool] = False
     reuses_gradient: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
+    answers_noise: ClassVar[bool] = False
     advances: ClassVar[bool] = False
     fresh: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
