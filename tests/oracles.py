@@ -189,7 +189,7 @@ def gradients(
     return result | {f"{name}.feedback.B": gradient for name, gradient in learned.items()}
 
 
-def probe(matrix: Array, f: Array, x: Array, rate: float = 0.2, ridge: float = 0.01, rows: int = 64) -> Array:
+def probe(matrix: Array, f: Array, x: Array, rate: float = 0.2, ridge: float = 0.1, rows: int = 64) -> Array:
     """One step of the affine projection algorithm towards the regression of f on x, both less their means."""
     if len(f) > rows:
         chosen = [index * len(f) // rows for index in range(rows)]

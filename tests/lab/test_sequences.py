@@ -139,6 +139,9 @@ def test_the_usual_patch_covers_the_image_by_four_times_four_or_more(sides: tupl
 def test_every_rule_has_the_gradients_of_its_definition(model: str, shape: tuple[int, ...], rule: str) -> None:
     network, x = made(model, shape).double(), batch(shape)
     x = x.double() if shape == IMAGES else x
+    if ALL_RULES[rule].answers_noise and model.startswith(("gru", "lstm")):
+        assert "gives noise to layers" in falign.check(network, rule, example=x)[0]
+        return
     falign.convert(network, rule, example=x)
     y = torch.zeros(x.shape if shape == TEXT else len(x), dtype=torch.int64)
     with falign.targets(network, y):

@@ -46,7 +46,7 @@ class LinearProbe(DirectRule):
     advances: ClassVar[bool] = True
     size: ClassVar[float] = 0.5
     rate: float = 0.2
-    ridge: float = 0.01
+    ridge: float = 0.1
     rows: int = 64
 
     def __post_init__(self) -> None:
