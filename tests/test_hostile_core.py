@@ -36,6 +36,19 @@ def _loss(f: Any) -> torch.Tensor:
     return f.square().mean()
 
 
+def _drawn_loss(f: Any, random: torch.Generator) -> torch.Tensor:
+    return (f - torch.randn(f.shape, generator=random)).square().mean()
+
+
+def trained() -> nn.Module:
+    """A network whose weights are not as they were drawn."""
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    return falign.convert(model, "dfa", example=torch.ones(2, 4))
+
+
 def _with_targets(model: Any, target: Any) -> torch.Tensor:
     with falign.targets(model, target):
         return model(torch.ones(8, 4))
@@ -91,6 +104,44 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]]]] = {
     ),
     "init.anti": (falign.init.anti, {**_LEARNER, "example": lambda: torch.ones(2, 4), "seed": lambda: 1}),
     "init.aligned_forever": (falign.init.aligned_forever, {**_LEARNER, "example": lambda: torch.ones(2, 4)}),
+    "init.prior_bias": (
+        falign.init.prior_bias,
+        {**_LEARNER, "labels": lambda: batch()["y"], "smoothing": lambda: 1.0, "layer": lambda: "4"},
+    ),
+    "init.prior_bias counts": (
+        falign.init.prior_bias,
+        {**_LEARNER, "counts": lambda: [3, 3, 2], "example": lambda: torch.ones(2, 4)},
+    ),
+    "init.soft": (falign.init.soft, {**_LEARNER, "angle": lambda: 30.0, "seed": lambda: 1}),
+    "init.soft dfa": (
+        falign.init.soft,
+        {"model": lambda: learner("dfa"), "example": lambda: torch.randn(8, 4), "seed": lambda: None},
+    ),
+    "init.noise": (
+        falign.init.noise,
+        {
+            **_LEARNER,
+            "optimizer": lambda: 0.1,
+            "example": lambda: torch.ones(2, 4),
+            "steps": lambda: 2,
+            "batch": lambda: 4,
+            "samples": lambda: 8,
+            "seed": lambda: 1,
+        },
+    ),
+    "init.noise loss_fn": (
+        falign.init.noise,
+        {**_LEARNER, "example": lambda: torch.ones(2, 4), "steps": lambda: 2, "loss_fn": lambda: _drawn_loss},
+    ),
+    "init.match": (
+        falign.init.match,
+        {
+            "model": trained,
+            "example": lambda: torch.eye(4).repeat(2, 1),
+            "targets": lambda: trained()(torch.eye(4).repeat(2, 1)).argmax(1),
+            "rank": lambda: 2,
+        },
+    ),
     "feedback.family": (family, {"text": lambda: "low-rank(8)"}),
 }
 
