@@ -255,7 +255,9 @@ def test_what_has_no_angle_is_refused():
         init.soft(falign.convert(network(), "dfa"))
     with pytest.raises(ValueError, match="a part of a converted model"):
         init.soft(model[0])
-    with pytest.raises(ValueError, match="layer '0': B is zero"):
+    with pytest.raises(
+        ValueError, match="rule 'probe' finds its feedback in training, from zero: its B cannot be chosen"
+    ):
         init.soft(falign.convert(network(), "probe"), example=digits()[0])
     with torch.no_grad():
         model[2].weight.zero_()

@@ -109,6 +109,17 @@ def test_it_is_in_the_state_and_goes_on_from_there():
     assert relative(gradients(resumed, x, y), gradients(model, x, y)) == 0
 
 
+def test_nothing_is_drawn():
+    x = batch("mlp")[0]
+    checked = falign.check(build("mlp"), "probe", example=x)
+    assert {row.family for row in checked.rows} == {"zero at first"}
+    assert checked.rows[1].shapes == ((7, 30),)
+    (line,) = falign.check(build("mlp"), "probe", example=x, feedback="uniform")
+    assert line == "rule 'probe' makes its feedback in training, from zero: pass no feedback="
+    (line,) = falign.check(build("mlp"), "probe", example=x, scale=2.0)
+    assert line == "rule 'probe' finds the size of its feedback in training: pass no scale="
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "said"),

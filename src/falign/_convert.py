@@ -130,7 +130,7 @@ class CheckRow:
             place autograd is handed B).
         rule: the rule's name.
         shapes: of B, one an output that delivers to it.
-        family: of which B is drawn, "given", or "signs of W".
+        family: of which B is drawn, "given", "signs of W" or "zero at first".
         bytes: of B.
         why: reason why a module is cut as a whole although ``cut=`` does not name it.
     """

@@ -188,9 +188,12 @@ class Plan:
         """List what the conversion does with each layer and parameter, as ``check`` shows it."""
         rows = []
         for name, shapes in self.shapes.items():
-            given = tuple(shape for shape, _ in shapes.values()) if self.rule.draws else ((),)
+            learned = self.rule.wiring == "direct" and not self.rule.draws
+            given = tuple(shape for shape, _ in shapes.values()) if self.rule.draws or learned else ((),)
             mechanism = "direct" if self.rule.wiring == "direct" else "cut and delivered"
-            source = ("given" if name in self.given else str(self.family)) if self.rule.draws else "signs of W"
+            source = "zero at first" if learned else "signs of W"
+            if self.rule.draws:
+                source = "given" if name in self.given else str(self.family)
             rows.append(
                 {
                     "name": name,
@@ -299,13 +302,16 @@ class Plan:
         if not 0 < rounded < inf:
             self.problems.append(f"scale is {describe(scale)}, which float32 cannot hold: expected a number near 1")
             return None
+        if self.rule.wiring == "direct" and not self.rule.draws:
+            self.problems.append(f"rule {self.rule.name!r} finds the size of its feedback in training: pass no scale=")
         return float(scale)
 
     def _family(self, feedback: FeedbackChoice) -> tuple[Family, dict[str, Tensor]]:
         if feedback is None:
             return Normal(), {}
         if not self.rule.draws:
-            self.problems.append(f"rule {self.rule.name!r} makes its feedback from the weights: pass no feedback=")
+            source = "from the weights" if self.rule.wiring == "layerwise" else "in training, from zero"
+            self.problems.append(f"rule {self.rule.name!r} makes its feedback {source}: pass no feedback=")
         if isinstance(feedback, Mapping):
             return Normal(), self._tensors(feedback)
         if isinstance(feedback, str):

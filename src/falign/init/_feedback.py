@@ -255,6 +255,7 @@ def _free_wiring(model: nn.Module) -> Wiring:
     reason = (
         "has no feedback" if rule.wiring == "none"
         else "returns errors through the weights themselves" if rule.name == "bp"
+        else "finds its feedback in training, from zero" if rule.wiring == "direct" and not rule.draws
         else "takes the signs of its feedback from the weights" if rule.magnitudes or not rule.draws
         else "draws its feedback anew in every pass" if rule.fresh
         else "hands back targets, which are no error to be aligned" if rule.targeted

@@ -42,6 +42,7 @@ class LinearProbe(DirectRule):
     """
 
     name: ClassVar[str] = "probe"
+    draws: ClassVar[bool] = False
     adapts: ClassVar[bool] = True
     advances: ClassVar[bool] = True
     size: ClassVar[float] = 0.5
