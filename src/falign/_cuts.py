@@ -33,7 +33,7 @@ def cut_modules(model: nn.Module, words: tuple[str, ...]) -> tuple[dict[str, nn.
         if word == "layers":
             continue
         if word == "blocks":
-            blocks = _blocks(model)
+            blocks = find_blocks(model)
             if not blocks:
                 problems.append(
                     "cut='blocks' finds no blocks: no nn.ModuleList or nn.Sequential holds two modules of one class, "
@@ -77,7 +77,7 @@ def _is_feedback(name: str) -> bool:
     return "feedback" in name.split(".")
 
 
-def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Find the longest runs of siblings of one class, one behind the other; several where they are of one length."""
     runs: list[list[tuple[str, nn.Module]]] = []
     for name, module in model.named_modules():

@@ -2,19 +2,27 @@
 
 from falign.measure._alignment import alignment, gradient_angles
 from falign.measure._angles import angle
+from falign.measure._compare import Comparison, SuppliedLayer, compare
+from falign.measure._consistency import Consistency, LayerConsistency, consistency
 from falign.measure._monitor import Monitor
 from falign.measure._report import Alignment, LayerAlignment
 from falign.measure.law import ConservationLaw, Law, LawReport, LawRow
 
 __all__ = [
     "Alignment",
+    "Comparison",
     "ConservationLaw",
+    "Consistency",
     "Law",
     "LawReport",
     "LawRow",
     "LayerAlignment",
+    "LayerConsistency",
     "Monitor",
+    "SuppliedLayer",
     "alignment",
     "angle",
+    "compare",
+    "consistency",
     "gradient_angles",
 ]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from falign._expand import Product
 from falign._wiring import converted, feedbacks, unwrapped
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
+from falign.measure._floor import join, overflows, read_twice, suspicious, unit_roundoff, unreadable, unreadable_errors
 from falign.measure._passes import Loss, Passes, linear_maps, matrices, rule_and_true_gradients, trainable
 from falign.measure._report import Alignment, LayerAlignment
+from falign.measure._steps import check_step_size, loss_changes
 
 _PIECE = 1 << 16
 """Elements at a time, in whole rows."""
@@ -124,7 +127,7 @@ def sum_products(parts: list[Part], taken: Mapping[str, Tensor], true: Mapping[s
 
 
 def displacement_columns(
-    parts: list[Part], steps: Mapping[str, Tensor], true: Mapping[str, Tensor]
+    parts: list[Part], steps: Mapping[str, Tensor], true: Mapping[str, Tensor], *, lost: bool = False
 ) -> dict[str, float | None]:
     """Give the columns of a row that compare its displacement with its true gradient.
 
@@ -132,11 +135,15 @@ def displacement_columns(
         parts: The parameters of the row that are moved.
         steps: {parameter: -Δθ}.
         true: {parameter: true gradient}.
+        lost: Whether the true gradient rests on rounding.
     """
     if not parts:
         return {}
     step_by_gradient = sum_products(parts, steps, true)
-    return {"displacement_angle": step_by_gradient.angle, "displacement_norm": step_by_gradient.one**0.5}
+    return {
+        "displacement_angle": None if lost else step_by_gradient.angle,
+        "displacement_norm": step_by_gradient.one**0.5,
+    }
 
 
 def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -203,14 +210,20 @@ class PendingRecord:
         """Put the displacement's columns into the rows and the report."""
         layers, parts = [], parts_of_rows(model, steps)
         for layer, row in zip(self.report.layers, self._rows, strict=True):
-            columns = displacement_columns(parts[layer.layer], steps, self._true)
+            columns = displacement_columns(parts[layer.layer], steps, self._true, lost=layer.lost("gradient"))
             row.update(columns)
             layers.append(replace(layer, **columns))
         self.report = replace(self.report, layers=tuple(layers))
 
 
 def alignment(
-    model: nn.Module, loss_fn: Loss, x: Any, y: Any, *, optimizer: torch.optim.Optimizer | None = None
+    model: nn.Module,
+    loss_fn: Loss,
+    x: Any,
+    y: Any,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    step_size: float | None = None,
 ) -> Alignment:
     """Measure one batch: the errors delivered, the gradients taken and the feedback, beside the true ones.
 
@@ -226,6 +239,8 @@ def alignment(
         y: Its targets; a tensor is also what a rule that needs targets is given.
         optimizer: With it, the displacement that it would make with these gradients, in its present state, is compared
             with the true gradient as well; a copy of it makes the step.
+        step_size: With it, the change of the loss is measured by a step of each layer alone against the gradient that
+            it takes, of this length relative to the norm of the layer's parameters; a forward a layer.
 
     Returns:
         A row a layer and the dominance of the whole; see ``Alignment``.
@@ -239,20 +254,76 @@ def alignment(
     model = unwrapped(model)
     converted(model)
     moved = {} if optimizer is None else trained_parameters(model, optimizer)
+    check_step_size(step_size)
     passes = rule_and_true_gradients(model, loss_fn, x, y)
-    report = _summarised(model, passes)
+    report = _read(model, loss_fn, x, y, passes, step_size)
     if optimizer is None:
         return report
     steps = twin_step(optimizer, moved, passes.taken)
     parts = parts_of_rows(model, steps)
-    layers = (replace(row, **displacement_columns(parts[row.layer], steps, passes.true)) for row in report.layers)
+    layers = (
+        replace(row, **displacement_columns(parts[row.layer], steps, passes.true, lost=row.lost("gradient")))
+        for row in report.layers
+    )
     return replace(report, layers=tuple(layers))
 
 
-def measure_alignment(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> tuple[Alignment, dict[str, Tensor]]:
+def measure_alignment(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, *, step_size: float | None = None
+) -> tuple[Alignment, dict[str, Tensor]]:
     """Measure as ``alignment`` does, of a converted, unwrapped model; give {parameter: true gradient} as well."""
     passes = rule_and_true_gradients(model, loss_fn, x, y)
-    return _summarised(model, passes), passes.true
+    return _read(model, loss_fn, x, y, passes, step_size), passes.true
+
+
+def _read(model: nn.Module, loss_fn: Loss, x: Any, y: Any, passes: Passes, step_size: float | None) -> Alignment:
+    """Summarise a batch, with the marks of what rests on rounding and the change of the loss by steps of layers."""
+    report, slopes = summarise(model, passes)
+    lost = lost_rows(model, loss_fn, x, y, passes, slopes)
+    changes: dict[str, tuple[float | None, bool]] = {}
+    if step_size is not None:
+        parts = {name: part for name, part in parts_of_rows(model, passes.true).items() if name in slopes}
+        changes = loss_changes(model, loss_fn, x, y, parts, passes.taken, step_size)
+    for name, (_, noise) in changes.items():
+        if noise:
+            lost.setdefault(name, set()).add("loss")
+    rows = (_marked(row, lost.get(row.layer, set()), changes.get(row.layer, (None, False))[0]) for row in report.layers)
+    return replace(report, layers=tuple(rows), step_size=step_size)
+
+
+def lost_rows(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, passes: Passes, slopes: Mapping[str, Products]
+) -> dict[str, set[str]]:
+    """Give {row: what of it rests on rounding}; see ``falign.measure._floor``."""
+    everything = {name: {"delivered", "received", "gradient"} for name in slopes}
+    if overflows(passes):
+        return everything
+    if not suspicious(passes, slopes):
+        return {}
+    first, second = read_twice(model, loss_fn, x, y, unit_roundoff(passes))
+    if not second.true:  # with other rounding errors it comes to no gradient at all
+        return everything
+    lost = unreadable_errors(first, second)
+    pairs = (
+        (first.taken, second.taken),
+        (first.true, second.true),
+        (first.taken, second.true),
+        (second.taken, first.true),
+    )
+    for name, parts in parts_of_rows(model, passes.true).items():
+        if parts and name in slopes and unreadable(*(sum_products(parts, *pair) for pair in pairs), slopes[name]):
+            lost.setdefault(name, set()).add("gradient")
+    return lost
+
+
+def _marked(row: LayerAlignment, lost: set[str], change: float | None) -> LayerAlignment:
+    """Take out of a row what rests on rounding, and put in the change of the loss."""
+    columns = {"delivered": "delivered_angle", "received": "received_angle", "gradient": "taken_norm"}
+    lost = {side for side in lost if side == "loss" or getattr(row, columns[side]) is not None}
+    empty = {f"{side}_angle{end}": None for side in lost & {"delivered", "received"} for end in ("", "_sd")}
+    if "gradient" in lost:
+        empty |= {"gradient_angle": None, "cosine": None, "descent": None}
+    return replace(row, **empty, loss_change=change, unreadable=join(lost))
 
 
 def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str, float]:
@@ -265,16 +336,18 @@ def gradient_angles(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> dict[str
         y: Its targets.
 
     Returns:
-        {layer: degrees}, 90 where one of the two is zero; layers without a trainable parameter are left out.
+        {layer: degrees}, 90 where one of the two is zero, nan where it rests on rounding; layers without a trainable
+        parameter are left out.
     """
     return {
-        row.layer: 90.0 if row.gradient_angle is None else row.gradient_angle
+        row.layer: nan if row.lost("gradient") else 90.0 if row.gradient_angle is None else row.gradient_angle
         for row in alignment(model, loss_fn, x, y).layers
         if row.gradient_norm is not None
     }
 
 
-def _summarised(model: nn.Module, passes: Passes) -> Alignment:
+def summarise(model: nn.Module, passes: Passes) -> tuple[Alignment, dict[str, Products]]:
+    """Make the report, and {row: products of the gradient taken and the true one} of rows with parameters."""
     maps = linear_maps(model)
     order = [*passes.order, *(name for name in maps if name not in passes.order)]
     parts_of_row, parts = parts_of_rows(model, passes.true), feedbacks(model)
@@ -298,6 +371,7 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
             **_slopes(slopes[name] if parts_of_row[name] else None),
             **(weights[name].row() if name in weights else {}),
             effective_rank=passes.ranks.get(name),
+            **_norms(passes, name),
         )
         for name in order
     ) + tuple(
@@ -314,7 +388,7 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
     rest = sum_products([Part(name) for name in passes.true if name not in inside], passes.taken, passes.true)
     descent = sum(slope.inner for slope in slopes.values()) + rest.inner
     last = slopes[passes.order[-1]] if passes.order else Products()
-    return Alignment(
+    report = Alignment(
         rule=" + ".join(dict.fromkeys(wiring.rule.name for wiring in converted(model))),
         loss=passes.loss,
         descent=descent,
@@ -323,7 +397,23 @@ def _summarised(model: nn.Module, passes: Passes) -> Alignment:
         layers=rows,
         neurons={name: compared.neurons for name, compared in weights.items()},
         neuron_cosines={name: compared.cosines for name, compared in weights.items()},
+        growth={name: sizes.growth for name, sizes in passes.blocks.items() if sizes.growth is not None},
     )
+    return report, {name: slope for name, slope in slopes.items() if parts_of_row[name]}
+
+
+def _norms(passes: Passes, name: str) -> dict[str, float | None]:
+    """Give the columns of a layer's row about the sizes of activations and of the true error."""
+    sizes = passes.sizes.get(name)
+    if sizes is None or not sizes.samples:
+        return {}
+    around = [block for block in passes.blocks if name.startswith(f"{block}.")]
+    block = passes.blocks[max(around, key=len)] if around else sizes
+    return {
+        "input_norm": (sizes.x / sizes.samples) ** 0.5,
+        "growth": block.growth if block.samples else sizes.growth,
+        "error_norm": sizes.true**0.5 if name in passes.order else None,
+    }
 
 
 def _compare_parameter(part: Feedback, weight: Tensor) -> dict[str, Any]:

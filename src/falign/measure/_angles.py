@@ -54,6 +54,17 @@ def _products(a: Float[Tensor, " size"], b: Float[Tensor, " size"]) -> Products:
     return Products(*torch.stack(pieces).double().sum(0).tolist())
 
 
+def length(tensor: Tensor) -> float:
+    """Compute |a|, also where float32 is too short for the squares of its elements."""
+    a = tensor.detach()
+    if a.device.type != "cpu":  # no second look, which would wait for the device
+        return float(torch.linalg.vector_norm(a, dtype=torch.float64 if a.device.type != "mps" else torch.float32))
+    norm = float(torch.linalg.vector_norm(a, dtype=torch.float32 if a.dtype.itemsize < 4 else a.dtype))
+    if a.dtype == torch.float64 or _TINY < norm < 1 / _TINY:
+        return norm
+    return float(torch.linalg.vector_norm(a, dtype=torch.float64))
+
+
 def angle(one: Tensor, other: Tensor) -> float:
     """Measure the angle between two tensors as vectors.
 

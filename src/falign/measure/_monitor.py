@@ -16,6 +16,7 @@ from falign._wiring import Wiring, converted, unwrapped
 from falign.measure._alignment import PendingRecord, measure_alignment, trained_parameters
 from falign.measure._passes import Loss
 from falign.measure._report import Alignment, LayerAlignment, frame
+from falign.measure._steps import check_step_size
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,6 +45,8 @@ SCALARS = {
     "sign_agreement": "share of equal signs",
     "aligned_neurons": "share of aligned neurons",
     "effective_rank": "effective rank of the error",
+    "growth": "growth of the activations",
+    "loss_change": "loss change of a step of the layer",
 }
 """Column of a layer's row -> group of tags, one tag a layer in it."""
 
@@ -68,6 +71,7 @@ def writer(folder: str | Path, *, begin: int | None = None) -> Any:
 def write(to: Writer, step: int, report: Alignment) -> None:
     """Write one measurement at a step."""
     network = {"loss": report.loss, "descent -dL_dt": report.descent, "dominance D": report.dominance}
+    network["unreadable layers"] = float(report.unreadable)
     for name, value in network.items():
         if value is not None:
             to.add_scalar(f"network/{name}", value, step)
@@ -104,13 +108,16 @@ class Monitor:
 
     Called before the optimizer's step with its batch, it also compares the displacement that the optimizer really made
     (momentum, clipping and all) with the true gradient of that batch; that part of a record is there once the
-    optimizer has stepped. Measuring changes nothing of the training.
+    optimizer has stepped. Measuring changes nothing of the training. ``descending`` says how often what a layer took
+    went downhill.
 
     Args:
         model: A converted model, also within ``torch.compile`` or DDP.
         every: Measure at the first call and at every so many-th after it.
         optimizer: The one that trains the model, for the displacements.
         tensorboard: A folder for TensorBoard, or a writer of one's own (it is not closed).
+        step_size: With it, the loss after a step of each layer alone is measured too, a forward a layer; see
+            ``falign.measure.alignment``.
 
     Attributes:
         count: Calls of ``step`` so far.
@@ -130,6 +137,7 @@ class Monitor:
         every: int = 100,
         optimizer: torch.optim.Optimizer | None = None,
         tensorboard: "str | Path | Writer | None" = None,
+        step_size: float | None = None,
     ) -> None:
         self._model = unwrapped(model)
         self._wirings = converted(self._model)
@@ -137,6 +145,8 @@ class Monitor:
             raise ValueError(f"every is {describe(every)}, expected a whole number of steps from 1 on")
         if any(wiring in _MONITORS and _MONITORS[wiring]() is not None for wiring in self._wirings):
             raise ValueError("the model has a monitor already: use that one, or close() it first")
+        check_step_size(step_size)
+        self._step_size = step_size
         self._moved = {} if optimizer is None else trained_parameters(self._model, optimizer)
         self._owns = isinstance(tensorboard, (str, Path))
         self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
@@ -168,7 +178,7 @@ class Monitor:
         if now % self.every:
             return None
         self._finish()
-        report, true = measure_alignment(self._model, loss_fn, x, y)
+        report, true = measure_alignment(self._model, loss_fn, x, y, step_size=self._step_size)
         network = {"step": now, "loss": report.loss, "dominance": report.dominance, "total_descent": report.descent}
         rows = [network | row for row in report.rows()]
         self.records += rows
@@ -176,6 +186,18 @@ class Monitor:
         if not self._moved:
             self._finish()
         return report
+
+    def descending(self) -> dict[str, float]:
+        """Give {layer: share of the measured steps with ⟨g, f⟩ > 0}, "" the whole network.
+
+        Steps at which a layer's gradient rests on rounding are left out.
+        """
+        whole = {record["step"]: record["total_descent"] > 0 for record in self.records}
+        signs: dict[str, list[bool]] = {"": list(whole.values())}
+        for record in self.records:
+            if record["descent"] is not None:
+                signs.setdefault(record["layer"], []).append(record["descent"] > 0)
+        return {layer: sum(own) / len(own) for layer, own in signs.items() if own}
 
     def to_polars(self) -> "pl.DataFrame":
         """Give the records as a table, a row a measured step and layer.

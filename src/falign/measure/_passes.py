@@ -3,22 +3,24 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_map_only
 
-from falign._attached import Feedback, FeedbackOfParameters
+from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, targets
+from falign._cuts import find_blocks
 from falign._preserve import force_eager
 from falign._survey import matrices_by_hand
 from falign._transport import compute_loss
 from falign._wiring import converted, feedbacks, preserve_state, true_errors
 from falign.layers import Layer, kind_of
-from falign.measure._angles import effective_rank, sample_angles
+from falign.measure._angles import effective_rank, length, sample_angles
 
 
 def one_forward_suffices(model: nn.Module) -> bool:
@@ -78,6 +80,45 @@ Walked = tuple[float, tuple[str, ...], dict[str, Tensor], dict[str, Tensor]]
 """Loss, layers in running order, gradients by the rule, true gradients."""
 
 
+@dataclass(kw_only=True, eq=False)
+class Sizes:
+    """Squared norms of what a layer, or a block of layers, saw of a batch, summed over samples and calls.
+
+    Attributes:
+        samples: How many samples it was given, all calls together.
+        elements: How many numbers.
+        x: |x|² of its input.
+        z: |z|² of its output.
+        taken: |error at z|² by the rule.
+        true: |error at z|² by backpropagation.
+        eps: The largest distance of 1 from the next number, of the types of its outputs.
+        wide: Whether x and z are float64.
+    """
+
+    samples: int = 0
+    elements: int = 0
+    x: float = 0.0
+    z: float = 0.0
+    taken: float = 0.0
+    true: float = 0.0
+    eps: float = 0.0
+    wide: bool = True
+
+    def see(self, x: Tensor, z: Tensor) -> None:
+        """Add a call."""
+        self.samples += len(x) if x.dim() else 1
+        self.elements += x.numel()
+        self.x += length(x) ** 2
+        self.z += length(z) ** 2
+        self.eps = max(self.eps, torch.finfo(z.dtype).eps)
+        self.wide &= z.dtype == torch.float64
+
+    @property
+    def growth(self) -> float | None:
+        """|z|/|x|; None where x is zero."""
+        return (self.z / self.x) ** 0.5 if self.x > 0 else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passes:
     """Gradients, and angles of the errors, of a batch that was walked back on both ways.
@@ -91,6 +132,9 @@ class Passes:
             call}; layers whose input wants no error are not in it.
         received: {layer: the same of the error at its output}.
         ranks: {layer: effective rank of the error that it hands to its input}.
+        sizes: {layer: norms of what it saw}.
+        blocks: {block: the same of a module of a row of siblings of one class, such as the blocks of a residual
+            network}.
     """
 
     loss: float
@@ -100,6 +144,8 @@ class Passes:
     delivered: dict[str, Tensor]
     received: dict[str, Tensor]
     ranks: dict[str, float]
+    sizes: dict[str, Sizes]
+    blocks: dict[str, Sizes]
 
 
 def linear_maps(model: nn.Module) -> dict[str, Layer]:
@@ -153,30 +199,105 @@ def rule_and_true_gradients(model: nn.Module, loss_fn: Loss, x: Any, y: Any) -> 
     errors: dict[Place, Tensor] = {}
     angles: dict[str, dict[str, list[Tensor]]] = {"delivered": defaultdict(list), "received": defaultdict(list)}
     ranks: dict[str, float] = {}
+    norms = Norms()
 
     def compare(place: Place, true: Tensor) -> None:
         side, layer, _ = place
         error = errors.pop(place, None)  # freed at once: those of all layers together are as large as a forward's graph
         if error is None:
             return
+        if side == "received":
+            norms.layers[layer].taken += length(error) ** 2
+            norms.layers[layer].true += length(true) ** 2
         angles[side][layer].append(sample_angles(error, true))
         if side == "delivered" and layer not in ranks and (rank := effective_rank(error)) is not None:
             ranks[layer] = rank
 
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}, expected a function of the model's output and y")
-
-    def judged(output: Any) -> Any:
-        return loss_fn(output, y)
-
-    walk = _one_forward if one_forward_suffices(model) else _two_forwards
-    with force_eager(), torch.enable_grad(), targets(model, y) if isinstance(y, Tensor) else nullcontext():
-        loss, order, taken, true = walk(model, lambda: compute_loss(model, x, judged), errors.__setitem__, compare)
+    loss, order, taken, true = walk_back(model, loss_fn, x, y, errors.__setitem__, compare, norms)
     order = tuple(name for name in order if name in angles["received"])
     delivered, received = (
         {name: torch.cat(of_layer[name]) for name in order if name in of_layer} for of_layer in angles.values()
     )
-    return Passes(loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks)
+    return Passes(
+        loss=loss, order=order, taken=taken, true=true, delivered=delivered, received=received, ranks=ranks,
+        sizes=dict(norms.layers), blocks=dict(norms.blocks),
+    )  # fmt: skip
+
+
+def walk_back(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, keep: See, compare: See, norms: "Norms | None" = None
+) -> Walked:
+    """Walk a batch back on both ways, and show the errors: to ``keep`` those of the rule, to ``compare`` the true ones.
+
+    Args:
+        model: A converted model.
+        loss_fn: (model output, y) -> scalar.
+        x: The batch.
+        y: Its targets.
+        keep: Is shown every error by the rule.
+        compare: Is shown every true error, those of a place after the rule's.
+        norms: Is shown what goes into layers and blocks and comes out of them.
+    """
+    walk = _one_forward if one_forward_suffices(model) else _two_forwards
+    given = targets(model, y) if isinstance(y, Tensor) else nullcontext()
+    with force_eager(), torch.enable_grad(), given, nullcontext() if norms is None else norms.seen(model):
+        return walk(model, lambda: compute_loss(model, x, lambda output: loss_fn(output, y)), keep, compare)
+
+
+def in_double(loss_fn: Loss) -> Loss:
+    """Make a loss that takes what the model returns, and y, as float64, where that is possible."""
+
+    def judged(output: Any, y: Any) -> Tensor:
+        try:
+            return loss_fn(tree_map_only(Tensor, _double, output), tree_map_only(Tensor, _double, y))
+        except Exception:  # a loss with weights of its own, or a device without float64
+            return loss_fn(output, y)
+
+    return judged
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+@dataclass
+class Norms:
+    """Sizes of what goes into layers and blocks and comes out of them, in the first forward within ``seen``."""
+
+    layers: dict[str, Sizes] = field(default_factory=lambda: defaultdict(Sizes))
+    blocks: dict[str, Sizes] = field(default_factory=lambda: defaultdict(Sizes))
+    forwards: int = 0
+
+    @contextmanager
+    def seen(self, model: nn.Module) -> Iterator[None]:
+        """Watch the forwards of a model."""
+
+        def begin(module: nn.Module, args: Any) -> None:
+            self.forwards += 1
+
+        def note(sizes: Sizes) -> Callable[..., None]:
+            def after(module: nn.Module, args: tuple, y: Any) -> None:
+                z = y[0] if isinstance(y, tuple) and y else y
+                if self.forwards == 1 and not in_backward() and args and _is_real(args[0]) and _is_real(z):
+                    sizes.see(args[0], z)
+
+            return after
+
+        maps, blocks = linear_maps(model), find_blocks(model)
+        with ExitStack() as hooks:
+            hooks.callback(model.register_forward_pre_hook(begin, prepend=True).remove)
+            for name, layer in maps.items():
+                hooks.callback(layer.register_forward_hook(note(self.layers[name])).remove)
+            for name, block in blocks.items():
+                if name not in maps:
+                    hooks.callback(block.register_forward_hook(note(self.blocks[name])).remove)
+            yield
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_nested
 
 
 def _one_forward(model: nn.Module, forward: Forward, keep: See, compare: See) -> Walked:

@@ -42,6 +42,14 @@ class LayerAlignment:
         neurons: How many neurons (channels) x has.
         aligned_neurons: Share of the neurons k of x with ⟨B[:, k], W[:, k]⟩ > 0.
         effective_rank: (Σσ²)² / Σσ⁴ of the error delivered, a matrix (samples, elements).
+        input_norm: |h_l|, root mean square over samples of |x|.
+        growth: |h_{l+1}| / |h_l| along the forward: of the block that the layer is in, where the model has a row of
+            blocks of one class, else |z| / |x| of the layer itself. Below 5 in a healthy residual network.
+        error_norm: |e|, the true error at z, of the whole batch.
+        loss_change: Change of the loss by a step of the stated length along -f of this layer alone; None where none
+            was asked for.
+        unreadable: Which of "delivered", "received", "gradient", "loss" rest on rounding, joined by commas; their
+            angles, cosine, ⟨g, f⟩ and loss change are None. None where everything can be read.
     """
 
     layer: str
@@ -63,6 +71,15 @@ class LayerAlignment:
     neurons: int | None = None
     aligned_neurons: float | None = None
     effective_rank: float | None = None
+    input_norm: float | None = None
+    growth: float | None = None
+    error_norm: float | None = None
+    loss_change: float | None = None
+    unreadable: str | None = None
+
+    def lost(self, side: str) -> bool:
+        """Tell whether a side, "delivered", "received", "gradient" or "loss", rests on rounding."""
+        return self.unreadable is not None and side in self.unreadable.split(", ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +98,8 @@ class Alignment:
         layers: A row a layer, in the order in which they ran.
         neurons: {layer: ⟨B[:, k], W[:, k]⟩ of every neuron k at its input}, where B has W's shape.
         neuron_cosines: {layer: cos∠(B[:, k], W[:, k])}.
+        growth: {block: |h_{l+1}| / |h_l|}, of a model that has a row of blocks of one class.
+        step_size: Length of the steps that ``loss_change`` is of, relative to |θ_l|; None where none was asked for.
 
     Source: Robertson and Koyejo 2024, the split into alignment, gradient and feedback-alignment components and
     alignment dominance as reconstructed from the abstract.
@@ -94,6 +113,13 @@ class Alignment:
     layers: tuple[LayerAlignment, ...]
     neurons: dict[str, Tensor] = field(repr=False)
     neuron_cosines: dict[str, Tensor] = field(repr=False)
+    growth: dict[str, float] = field(default_factory=dict)
+    step_size: float | None = None
+
+    @property
+    def unreadable(self) -> int:
+        """Count the layers of which something rests on rounding."""
+        return sum(layer.unreadable is not None for layer in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
         """Give the rows as dicts, one a layer."""
@@ -116,7 +142,12 @@ class Alignment:
         table = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in self.layers)]
         kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
         lines = aligned([list(line) for line in zip(*kept, strict=True)], left=(0,))
-        return "\n".join([head, *lines, _LEGEND])
+        notes = [_LEGEND]
+        if self.unreadable:
+            notes.append("unreadable: in this precision the gradient or the error holds more rounding than direction")
+        if self.step_size is not None:
+            notes.append(f"loss change: of a step of {self.step_size:g} |θ| against f in this layer alone")
+        return "\n".join([head, *lines, *notes])
 
 
 def aligned(table: list[list[str]], *, left: Collection[int]) -> list[str]:
@@ -154,12 +185,16 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
+def _read(row: LayerAlignment, side: str, text: str) -> str:
+    return "unreadable" if row.lost(side) else text
+
+
 _LEGEND = "angles in degrees, mean ± standard deviation over samples; before, behind: the derivative of the activation"
 _COLUMNS = (
     ("layer", lambda row: row.layer),
-    ("error before", lambda row: _angle(row.delivered_angle, row.delivered_angle_sd)),
-    ("error behind", lambda row: _angle(row.received_angle, row.received_angle_sd)),
-    ("gradient", lambda row: _angle(row.gradient_angle)),
+    ("error before", lambda row: _read(row, "delivered", _angle(row.delivered_angle, row.delivered_angle_sd))),
+    ("error behind", lambda row: _read(row, "received", _angle(row.received_angle, row.received_angle_sd))),
+    ("gradient", lambda row: _read(row, "gradient", _angle(row.gradient_angle))),
     ("step", lambda row: _angle(row.displacement_angle)),
     ("|f|/|g|", lambda row: _number(row.taken_norm / row.gradient_norm if row.gradient_norm else None, ".2g")),
     ("⟨g,f⟩", lambda row: _number(row.descent, ".2e")),
@@ -168,4 +203,6 @@ _COLUMNS = (
     ("same sign", lambda row: _number(row.sign_agreement, ".0%")),
     ("aligned", lambda row: _number(row.aligned_neurons, ".0%")),
     ("rank", lambda row: _number(row.effective_rank, ".1f")),
+    ("growth", lambda row: _number(row.growth, ".2g")),
+    ("loss change", lambda row: _read(row, "loss", _number(row.loss_change, "+.2e"))),
 )
