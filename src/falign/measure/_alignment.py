@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from falign._attached import Feedback
 from falign._expand import Product
-from falign._wiring import converted, feedbacks, unwrapped
+from falign._wiring import converted, feedbacks, unwrapped, wirings
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
 from falign.measure._floor import join, overflows, read_twice, suspicious, unit_roundoff, unreadable, unreadable_errors
@@ -113,7 +113,8 @@ def parts_of_rows(model: nn.Module, known: Mapping[str, Tensor]) -> dict[str, li
         else:
             sources = [(f"{name}.{key}".lstrip("."), None) for key, _ in layer.named_parameters()]
         rows[name] = [Part(full, some) for full, some in sources if full is not None and full in known]
-    by_hand = [name for name, part in feedbacks(model).items() if part.parameter is not None]
+    attached = feedbacks(model) if wirings(model) else {}
+    by_hand = [name for name, part in attached.items() if part.parameter is not None]
     by_hand += [name for name in matrices(model) if name in names.values()]
     return rows | {name: [Part(name)] if name in known else [] for name in by_hand}
 

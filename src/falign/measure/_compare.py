@@ -37,7 +37,7 @@ class SuppliedLayer:
 
     Attributes:
         supplier: Its name.
-        layer: The layer, or the parameter that is multiplied by hand; "" is the whole network.
+        layer: The layer, or the parameter that is multiplied by hand; "*" is the whole network.
         cosine: cos∠(f, g), f what the supplier gives.
         angle: ∠(f, g) in degrees.
         norm_ratio: |f| / |g|.
@@ -65,7 +65,7 @@ class Comparison:
     Attributes:
         loss: Of the batch.
         step_size: s, the length of the steps relative to the norms of the parameters that they move.
-        layers: A row a supplier and layer, and one a supplier of the whole network, its ``layer`` "".
+        layers: A row a supplier and layer, and one a supplier of the whole network, its ``layer`` "*".
     """
 
     loss: float
@@ -95,7 +95,7 @@ class Comparison:
             )
             change = row.loss_change
             table.append([
-                row.supplier, row.layer or "(all)", cosine, angle,
+                row.supplier, row.layer, cosine, angle,
                 "-" if row.norm_ratio is None else f"{row.norm_ratio:.2g}",
                 "-" if row.descent is None else f"{row.descent:.2e}",
                 "unreadable" if "loss" in lost else "-" if change is None else f"{change:+.2e}",
@@ -151,7 +151,7 @@ def compare(
     loss, true = _read(model, loss_fn, x, y, true=True)
     again = _read_again(model, loss_fn, x, y, u, true=True)
     parts = {name: own for name, own in parts_of_rows(model, true).items() if own}
-    parts[""] = [Part(name) for name in true]
+    parts["*"] = [Part(name) for name in true]
     rows: list[SuppliedLayer] = []
     for name, supplier in named.items():
         given, other = _supply(name, supplier, model, loss_fn, x, y, seed, u)

@@ -84,6 +84,8 @@ def suspicious(passes: Passes, slopes: Mapping[str, Products]) -> bool:
         slopes: {row: products of the gradient taken and the true one}.
     """
     u, layers = unit_roundoff(passes), [name for name in passes.order if name in passes.sizes]
+    if u > torch.finfo(torch.float32).eps and any(min(slope.one, slope.other) == 0 for slope in slopes.values()):
+        return True  # it may have underflowed
     everything = (*passes.sizes.values(), *passes.blocks.values())
     entry = max((sqrt(max(s.x, s.z) / s.elements) for s in everything if s.elements), default=0.0)
     largest = [0.0, 0.0]
@@ -170,7 +172,9 @@ def rounded_otherwise(model: nn.Module, u: float) -> Iterator[None]:
     """Add noise of a relative size u to what the modules of a model put out.
 
     A sum of n products is off by about u √n times one of them, whatever the sum is: at linear maps and convolutions the
-    noise of all elements is u · rms(x) · rms(W) · √fan-in. Elsewhere an element's noise is u times the element.
+    noise of all elements is u · rms(x) · rms(W) · √fan-in. Elsewhere an element's noise is u times the element. Half of
+    it is of each sample alone, which does not cancel where errors of samples do, and half is common to all samples:
+    those that are alike are rounded alike.
     """
     maps, blocks = linear_maps(model), find_blocks(model)
     if not all(end.seen for wiring in wirings(model) for end in wiring.ends):
@@ -195,7 +199,10 @@ def _noise(name: str, layer: Layer | None, u: float) -> Callable[[nn.Module, tup
             return None
         # The same in every call: activation checkpointing has to find again what it recomputes.
         own = generator(0, name, "rounding errors")
-        noise = torch.randn(y.shape, generator=own, dtype=torch.float32).to(y.device, y.dtype)
+        noise = torch.randn(y.shape, generator=own, dtype=torch.float32)
+        if y.dim() > 1:  # samples that are alike are rounded alike: their errors add up
+            noise += torch.randn((1, *y.shape[1:]), generator=own, dtype=torch.float32)
+        noise = noise.to(y.device, y.dtype)
         if layer is not None and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             kind = kind_of(layer)
             assert kind is not None

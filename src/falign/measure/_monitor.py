@@ -188,12 +188,12 @@ class Monitor:
         return report
 
     def descending(self) -> dict[str, float]:
-        """Give {layer: share of the measured steps with ⟨g, f⟩ > 0}, "" the whole network.
+        """Give {layer: share of the measured steps with ⟨g, f⟩ > 0}, "*" the whole network.
 
         Steps at which a layer's gradient rests on rounding are left out.
         """
         whole = {record["step"]: record["total_descent"] > 0 for record in self.records}
-        signs: dict[str, list[bool]] = {"": list(whole.values())}
+        signs: dict[str, list[bool]] = {"*": list(whole.values())}
         for record in self.records:
             if record["descent"] is not None:
                 signs.setdefault(record["layer"], []).append(record["descent"] > 0)

@@ -118,8 +118,8 @@ class Alignment:
 
     @property
     def unreadable(self) -> int:
-        """Count the layers of which something rests on rounding."""
-        return sum(layer.unreadable is not None for layer in self.layers)
+        """Count the layers of which an angle rests on rounding."""
+        return sum(any(layer.lost(side) for side in ("delivered", "received", "gradient")) for layer in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
         """Give the rows as dicts, one a layer."""
@@ -143,8 +143,8 @@ class Alignment:
         kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
         lines = aligned([list(line) for line in zip(*kept, strict=True)], left=(0,))
         notes = [_LEGEND]
-        if self.unreadable:
-            notes.append("unreadable: in this precision the gradient or the error holds more rounding than direction")
+        if any(layer.unreadable for layer in self.layers):
+            notes.append("unreadable: rounding moves this number by more than it tells; measure in a wider type")
         if self.step_size is not None:
             notes.append(f"loss change: of a step of {self.step_size:g} |θ| against f in this layer alone")
         return "\n".join([head, *lines, *notes])

@@ -17,7 +17,7 @@ from falign._wiring import preserve_state, wirings
 from falign.measure._angles import length
 from falign.measure._passes import Loss, in_double
 
-_ROUNDING = 32
+_ROUNDING = 8
 """Units in the last place of a loss by which its rounding errors may move it."""
 
 
