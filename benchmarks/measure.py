@@ -2,7 +2,8 @@
 
 The first table has one measurement over one whole training step (forward, loss, backward, SGD), of backpropagation and
 of the rule itself; every repetition times each of them once, in shuffled order. The second has a hundred training steps
-with a monitor (``every=100``), and with a conservation law attached, over a hundred without. Ratios are medians over
+with a monitor (``every=100``; also one that takes a step of each layer, and one that reads every gradient twice, as
+where rounding may show), and with a conservation law attached, over a hundred without. Ratios are medians over
 repetitions, with quartiles. ``python benchmarks/measure.py --help`` lists what can be chosen.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import falign
-from falign.measure import ConservationLaw, Monitor, alignment
+from falign.measure import ConservationLaw, Monitor, _alignment, alignment
 from step import CASES, mlp, stepper
 
 NETWORKS = {**CASES, "narrow": (lambda: mlp(784, 1000, 10), (784,), 10, 128, 100)}
@@ -77,11 +78,21 @@ def along(case: str, rule: str, repetitions: int) -> None:
     def hundred(watch: str) -> Callable[[], None]:
         model = copy.deepcopy(base)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        monitor = Monitor(model, every=100, optimizer=optimizer) if watch == "monitor" else None
+        size = 1e-2 if watch == "monitor, steps of layers" else None
+        monitor = Monitor(model, every=100, optimizer=optimizer, step_size=size) if "monitor" in watch else None
         if watch == "law":
             ConservationLaw(model, optimizer, example=x)
 
         def run() -> None:
+            suspicious = _alignment.suspicious
+            if watch == "monitor, read twice":
+                _alignment.suspicious = lambda *_: True
+            try:
+                train()
+            finally:
+                _alignment.suspicious = suspicious
+
+        def train() -> None:
             for _ in range(100):
                 if monitor is not None:
                     monitor.step(cross_entropy, x, y)
@@ -91,10 +102,11 @@ def along(case: str, rule: str, repetitions: int) -> None:
 
         return run
 
-    found = ratios({name: hundred(name) for name in ("plain", "monitor", "law")}, "plain", repetitions)
-    for name in ("monitor", "law"):
+    watches = ("monitor", "monitor, steps of layers", "monitor, read twice", "law")
+    found = ratios({name: hundred(name) for name in ("plain", *watches)}, "plain", repetitions)
+    for name in watches:
         low, middle, high, ms = found[name]
-        print(f"{case:9} {rule:5} 100 steps with a {name:8} {100 * (middle - 1):+5.1f} % "
+        print(f"{case:9} {rule:5} 100 steps with a {name:24} {100 * (middle - 1):+5.1f} % "
               f"[{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}], {ms:8.1f} ms")  # fmt: skip
 
 

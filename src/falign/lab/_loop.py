@@ -141,6 +141,7 @@ class Loop:
         layers = learner.in_running_order(layer_rows(alignment, step=state.step, epoch=record["epoch"]))
         record |= {f"angle_{row['layer']}": row["gradient_angle"] for row in layers if row["gradient_norm"] is not None}
         record |= {name: finite_or_none(getattr(alignment, name)) for name in NETWORK_COLUMNS}
+        record["unreadable"] = alignment.unreadable
         record["seconds"] = perf_counter() - start
         state.records.append(record)
         state.layer_rows += layers

@@ -134,10 +134,11 @@ class TrainingProgress:
             trained = f"loss {record['train_loss']:<8.4g} train {record['train_accuracy']:6.2%}  "
         perplexity = "" if record.get("perplexity") is None else f"perplexity {record['perplexity']:.4g}  "
         dominance = "" if record["dominance"] is None else f"D {record['dominance']:.2f}  "
+        lost = f"{record['unreadable']:.0f} unreadable  " if record.get("unreadable") else ""
         print_plain(
             self._console,
             f"epoch {self._of_all_epochs(round(record['epoch']))}  {trained}"
-            f"test {record['test_accuracy']:6.2%}  {perplexity}{angles}  {dominance}{record['seconds']:.1f} s",
+            f"test {record['test_accuracy']:6.2%}  {perplexity}{angles}  {dominance}{lost}{record['seconds']:.1f} s",
         )
 
     def _of_all_epochs(self, epoch: int) -> str:

@@ -18,13 +18,17 @@ TEXT_COLUMNS = ("validation_loss", "validation_accuracy", "perplexity")
 """Columns of the records of a text, before the angles."""
 NETWORK_COLUMNS = ("dominance", "descent")
 """Columns of the records after the angles, of the network as a whole; the last column is ``seconds``."""
+_UNREADABLE = "unreadable"
+"""Layers of which an angle rests on rounding; a column before the seconds, which runs of before it came do not have."""
 _LARGEST = {"step": 2.0**63, "epoch": 1e9, "seconds": 1e12}
 """Numbers that no run comes to."""
-_KINDS = {"layer": pl.String, "kind": pl.String, "neurons": pl.Int64}
+_KINDS = {"layer": pl.String, "kind": pl.String, "neurons": pl.Int64, "unreadable": pl.String}
 """Columns of the alignment that hold no real number."""
 _LAYERS = {"step": pl.Int64, "epoch": pl.Float64} | {
     part.name: _KINDS.get(part.name, pl.Float64) for part in fields(LayerAlignment)
 }
+_PROTOCOL = ("input_norm", "growth", "error_norm", "loss_change", "unreadable")
+"""Columns of the alignment that runs of before they came do not have."""
 _NEURONS = {"layer": pl.String, "neuron": pl.Int64, "alignment": pl.Float64, "cosine": pl.Float64}
 
 
@@ -46,14 +50,16 @@ class Tables:
 
 
 def record_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """Make the table of records: step, epoch, losses, accuracies, ``angle_LAYER``, dominance, descent, seconds.
+    """Make the table of records: step, epoch, losses, accuracies, ``angle_LAYER``, dominance, descent, …, seconds.
 
     Losses are mean cross-entropies in nats, accuracies shares from 0 to 1, angles in degrees. A text has its columns of
-    the validation, and the perplexity, exp of the test loss, before the angles.
+    the validation, and the perplexity, exp of the test loss, before the angles. ``unreadable`` is the number of layers
+    of which an angle rests on rounding.
     """
     text = [name for name in TEXT_COLUMNS if any(name in row for row in rows)]
     angles = dict.fromkeys(key for row in rows for key in row if key.startswith("angle_"))
-    columns = (*_FIXED, *text, *angles, *NETWORK_COLUMNS, "seconds")
+    counted = [_UNREADABLE] if any(_UNREADABLE in row for row in rows) else []
+    columns = (*_FIXED, *text, *angles, *NETWORK_COLUMNS, *counted, "seconds")
     schema = {name: pl.Int64 if name == "step" else pl.Float64 for name in columns}
     return pl.DataFrame([{name: row.get(name) for name in columns} for row in rows], schema=schema)
 
@@ -64,7 +70,7 @@ def check_records(table: pl.DataFrame) -> None:
     Raises:
         ValueError: A column is missing or of another type, or a number is outside of what a run can measure.
     """
-    further = (name for name in table.columns if name.startswith("angle_") or name in TEXT_COLUMNS)
+    further = (name for name in table.columns if name.startswith("angle_") or name in (*TEXT_COLUMNS, _UNREADABLE))
     columns = (*_FIXED, *NETWORK_COLUMNS, "seconds", *further)
     for name in columns:
         if name not in table.columns:
@@ -90,7 +96,13 @@ def _bounds(name: str) -> tuple[float, float]:
 
 
 def alignment_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """Make the table of the alignment: step, epoch, and the fields of ``falign.measure.LayerAlignment``."""
+    """Make the table of the alignment: step, epoch, and the fields of ``falign.measure.LayerAlignment``.
+
+    Rows of a run of before the protocol came have none of its columns.
+    """
+    if rows and not any(_UNREADABLE in row for row in rows):
+        schema = {name: kind for name, kind in _LAYERS.items() if name not in _PROTOCOL}
+        return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
     return pl.DataFrame([{name: row.get(name) for name in _LAYERS} for row in rows], schema=_LAYERS)
 
 

@@ -305,14 +305,16 @@ def lost_rows(
     if not second.true:  # with other rounding errors it comes to no gradient at all
         return everything
     lost = unreadable_errors(first, second)
-    pairs = (
-        (first.taken, second.taken),
-        (first.true, second.true),
-        (first.taken, second.true),
-        (second.taken, first.true),
-    )
     for name, parts in parts_of_rows(model, passes.true).items():
-        if parts and name in slopes and unreadable(*(sum_products(parts, *pair) for pair in pairs), slopes[name]):
+        if not parts or name not in slopes:
+            continue
+        if unreadable(
+            sum_products(parts, first.taken, second.taken),
+            sum_products(parts, first.true, second.true),
+            sum_products(parts, first.taken, second.true),
+            sum_products(parts, second.taken, first.true),
+            slopes[name],
+        ):
             lost.setdefault(name, set()).add("gradient")
     return lost
 
@@ -403,7 +405,7 @@ def summarise(model: nn.Module, passes: Passes) -> tuple[Alignment, dict[str, Pr
     return report, {name: slope for name, slope in slopes.items() if parts_of_row[name]}
 
 
-def _norms(passes: Passes, name: str) -> dict[str, float | None]:
+def _norms(passes: Passes, name: str) -> dict[str, Any]:
     """Give the columns of a layer's row about the sizes of activations and of the true error."""
     sizes = passes.sizes.get(name)
     if sizes is None or not sizes.samples:

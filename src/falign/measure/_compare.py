@@ -158,10 +158,15 @@ def compare(
         changes = loss_changes(model, loss_fn, x, y, parts, given, step_size)
         for layer, own in parts.items():
             change, noise = changes[layer]
-            pairs = ((given, other), (true, again), (given, again), (other, true))
             measured = sum_products(own, given, true)
             lost = {"loss"} if noise else set()
-            if unreadable(*(sum_products(own, *pair) for pair in pairs), measured):
+            if unreadable(
+                sum_products(own, given, other),
+                sum_products(own, true, again),
+                sum_products(own, given, again),
+                sum_products(own, other, true),
+                measured,
+            ):
                 lost.add("gradient")
             shown = "gradient" not in lost
             rows.append(
@@ -207,7 +212,7 @@ def _supply(
             f"supplier {name!r} is {describe(supplier)}, expected a rule, the name of one, or a function (model, "
             "loss_fn, x, y) -> {parameter name: gradient}"
         )
-    given = _ask(name, supplier, model, loss_fn, x, y)
+    given = _ask(name, supplier, model, loss_fn, x, y)  # pyright: ignore[reportArgumentType]
     return given, given
 
 

@@ -279,7 +279,7 @@ class Norms:
 
         def note(sizes: Sizes) -> Callable[..., None]:
             def after(module: nn.Module, args: tuple, y: Any) -> None:
-                z = y[0] if isinstance(y, tuple) and y else y
+                z: Any = y[0] if isinstance(y, tuple) and y else y
                 if self.forwards == 1 and not in_backward() and args and _is_real(args[0]) and _is_real(z):
                     sizes.see(args[0], z)
 

@@ -24,14 +24,12 @@ _ROUNDING = 8
 class Piece(Protocol):
     """A parameter, or rows of it."""
 
-    parameter: str
-
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Give this part of a tensor of the parameter's shape."""
         ...
 
 
-def check_step_size(step_size: object) -> None:
+def check_step_size(step_size: Any) -> None:
     """Raise ``ValueError`` where it is no length of a step."""
     if step_size is None:
         return
