@@ -82,7 +82,7 @@ def test_columns_keep_their_types_where_nothing_could_be_measured(tmp_path: Path
     begin(config(rule="bp", epochs=0), tmp_path)
     table = pl.read_parquet(tmp_path / "alignment.parquet")
     assert table["weight_angle"].null_count() == 3
-    kinds = {"step": pl.Int64, "layer": pl.String, "kind": pl.String, "neurons": pl.Int64}
+    kinds = {"step": pl.Int64, "layer": pl.String, "kind": pl.String, "neurons": pl.Int64, "unreadable": pl.String}
     assert dict(table.schema) == {name: kinds.get(name, pl.Float64) for name in table.columns}
     assert pl.read_parquet(tmp_path / "neurons.parquet").height == 0
 
