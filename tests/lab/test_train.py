@@ -83,7 +83,7 @@ def test_what_a_run_folder_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     records = pl.read_parquet(tmp_path / "records.parquet")
     assert records.columns == [
         *("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
-        *("angle_fc1", "angle_fc2", "dominance", "descent", "seconds"),
+        *("angle_fc1", "angle_fc2", "dominance", "descent", "unreadable", "seconds"),
     ]
     assert records["step"].to_list() == [0, 10, 20, 23, 30, 40, 46]
     assert records["epoch"].to_list() == pytest.approx(
