@@ -133,6 +133,23 @@ def test_a_converted_model_is_compared_by_its_own_feedback():
     assert falign.feedback_state(model)
 
 
+def test_a_comparison_knows_what_cannot_be_read():
+    """Under float16 a loss of 1e-6 has errors that are zero or one bit; in float32 they are numbers as any."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10))
+    x, y = digits()
+
+    def small(output, y):
+        return FLAT(output, y) * 1e-5
+
+    report = compare(model, ["bp", "fa"], small, x.float(), y)
+    assert all(row.unreadable != "gradient" and row.cosine is not None for row in report.layers)
+    with torch.autocast("cpu", torch.float16):
+        report = compare(model, ["bp", "fa"], small, x.float(), y)
+    assert any("gradient" in (row.unreadable or "") and row.cosine is None for row in report.layers)
+    assert "unreadable" in str(report)
+
+
 def test_what_a_supplier_leaves_behind_is_put_back():
     model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 10)).double()
     x, y = digits()

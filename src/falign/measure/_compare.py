@@ -15,7 +15,7 @@ from falign._transport import compute_loss
 from falign._validation import describe
 from falign._wiring import preserve_state, unwrapped, wirings
 from falign.measure._alignment import Part, parts_of_rows, sum_products
-from falign.measure._floor import join, rounded_otherwise, unreadable
+from falign.measure._floor import join, rounded_otherwise, roundoff_here, unreadable
 from falign.measure._passes import Loss, check_batch, check_loss, in_double, trainable
 from falign.measure._report import aligned, frame
 from falign.measure._steps import check_step_size, loss_changes
@@ -33,7 +33,7 @@ Supplier = Callable[[nn.Module, Loss, Any, Any], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class SuppliedLayer:
-    """What one supplier gives to one layer, beside the true gradient g.
+    """Gradient that one supplier gives to one layer, beside the true one g.
 
     Attributes:
         supplier: Its name.
@@ -147,7 +147,7 @@ def compare(
     if not named:
         raise ValueError("no suppliers were given: name rules, or give {name: function}")
     parameters = trainable(model)
-    u = max((torch.finfo(p.dtype).eps for p in parameters.values()), default=torch.finfo(torch.float32).eps) / 2
+    u = roundoff_here(parameters.values())
     loss, true = _read(model, loss_fn, x, y, true=True)
     again = _read_again(model, loss_fn, x, y, u, true=True)
     parts = {name: own for name, own in parts_of_rows(model, true).items() if own}

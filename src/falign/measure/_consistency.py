@@ -43,7 +43,7 @@ class LayerConsistency:
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """How far gradients of different batches agree, by the rule and truly; prints as a table.
+    """Agreement of the gradients of different batches, by the rule and truly; prints as a table.
 
     Attributes:
         rule: The rule's name.

@@ -61,6 +61,17 @@ def unit_roundoff(passes: Passes) -> float:
     return (eps or torch.finfo(torch.float32).eps) / 2
 
 
+def roundoff_here(parameters: Iterable[Tensor]) -> float:
+    """Give u of passes through these parameters at this place: of their type, or of autocast's or TF32 in its stead."""
+    eps = 0.0
+    for parameter in parameters:
+        kind, own = parameter.device.type, torch.finfo(parameter.dtype).eps
+        if parameter.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+            own = max(own, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+        eps = max(eps, own, _TF32 if parameter.is_cuda and parameter.dtype == torch.float32 and _tf32() else 0.0)
+    return (eps or torch.finfo(torch.float32).eps) / 2
+
+
 def _tf32() -> bool:
     try:
         return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
