@@ -324,7 +324,8 @@ class Wiring:
             )
         matrix = cut.feedback[number]
         with torch.no_grad():
-            rows = matched(output, cut.x.detach(), tuple(matrix.shape), cut.routes[number], call=cut.call)
+            shape = (matrix.shape[0], matrix.shape[1])
+            rows = matched(output, cut.x.detach(), shape, cut.routes[number], call=cut.call)
             moved = self.rule.observe(matrix, *rows)
             part.remember("B" if number == part.first_end else part.others[number][0], moved)
         return cut._replace(feedback={**cut.feedback, number: moved})

@@ -168,6 +168,7 @@ def test_what_a_supplier_leaves_behind_is_put_back():
     assert model[3].weight.grad is None
 
 
+@pytest.mark.unchecked
 def test_one_sentence_for_bad_suppliers():
     model, (x, y) = network(), digits()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -256,6 +257,7 @@ def test_consistency_is_the_mean_over_all_pairs():
     assert str(report).startswith("mean cosine between the gradients of 9 batches")
 
 
+@pytest.mark.unchecked
 def test_consistency_of_one_batch_is_one_and_few_are_refused():
     model, data = falign.convert(network(), "dfa"), digits()
     assert all(row.taken == pytest.approx(1) for row in consistency(model, FLAT, [data] * 8).layers)
@@ -267,6 +269,7 @@ def test_consistency_of_one_batch_is_one_and_few_are_refused():
         consistency(network(), FLAT, [data] * 8)
 
 
+@pytest.mark.unchecked
 def test_a_monitor_counts_the_steps_that_descend():
     model, data = falign.convert(network(), "fa"), [digits(64 * i) for i in range(6)]
     with Monitor(model, every=1, step_size=1e-3) as monitor:

@@ -345,7 +345,7 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
-        transforms(None if config.transform is None else config.transform.split(","))
+        transforms(tuple(config.transform.split(",")) if config.transform is not None else None)
     except ValueError as error:
         raise ConfigError(f"--transform is {_shorten(config.transform)}: {error}") from None
     if config.feedback is not None and not rule.draws:

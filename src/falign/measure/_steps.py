@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from math import isfinite, sqrt
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ _ROUNDING = 8
 """Units in the last place of a loss by which its rounding errors may move it."""
 
 
+@runtime_checkable
 class Piece(Protocol):
     """A parameter, or rows of it."""
 
