@@ -92,7 +92,7 @@ def turned_about(error):
     return error.flip(0)
 
 
-@pytest.mark.parametrize("transform", ["signs", ("centred", "quantised(3)"), turned_about], ids=str)
+@pytest.mark.parametrize("transform", ["signs", ("centred", "quantised(3)"), turned_about], ids=["one", "two", "own"])
 @pytest.mark.parametrize("rule", ["fa", "usf", "kp", "pfa", "dfa", "drtp", "dkp", "probe"])
 @pytest.mark.parametrize("case", ["mlp", "conv", "sequence"])
 def test_the_layers_receive_it(rule, case, transform):
