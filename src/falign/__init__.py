@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         revert,
         targets,
     )
+    from falign._jacobian import follow
     from falign._mirror import mirror
     from falign._transport import Transported, transport
     from falign._verify import Verification, verify
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "convert",
     "feedback_state",
+    "follow",
     "init",
     "load_feedback_state",
     "measure",
@@ -50,6 +52,7 @@ __all__ = [
 _SUBMODULES = ("feedback", "init", "layers", "measure", "rules", "transforms")
 _MODULES = {
     **dict.fromkeys(("ALL_RULES", "Rule"), "falign.rules"),
+    "follow": "falign._jacobian",
     "mirror": "falign._mirror",
     **dict.fromkeys(("Transported", "transport"), "falign._transport"),
     **dict.fromkeys(("Verification", "verify"), "falign._verify"),

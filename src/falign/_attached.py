@@ -198,6 +198,8 @@ class Feedback(nn.Module):
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
         self._count_call()
+        if (tangents := self.wiring.state.tangents) is not None:
+            return (tangents(self, args[0]), *args[1:])
         if not (torch.is_grad_enabled() and self.is_on()):
             return None
         x = self._first(layer, args)
@@ -214,6 +216,8 @@ class Feedback(nn.Module):
         parts = {part.path: part for part in (self, *self.further)}
         for part in parts.values():
             part._count_call()
+        if (tangents := self.wiring.state.tangents) is not None:
+            return map_arguments(args, kwargs, lambda path, x: tangents(parts[path], x) if path in parts else x)
         if not (torch.is_grad_enabled() and self.is_on()):
             return None
         self.refuse_graphs()

@@ -43,6 +43,7 @@ class ThreadState(threading.local):
         target: the targets (``falign.targets``).
         calibrates: whether the running pass is backpropagated because ``falign.calibrate`` has counted to it.
         measured: whether the running pass is a measurement, and no part of the training.
+        tangents: what makes of a cut input one with a tangent, while the Jacobian is measured, else None.
         way: how errors return while both gradients are taken from one forward, else None.
         runs: the forwards at work under a direct rule, the innermost last.
         fired: names of the layers that the latest of them cut.
@@ -56,6 +57,7 @@ class ThreadState(threading.local):
         self.target: Tensor | None = None
         self.calibrates = False
         self.measured = False
+        self.tangents: Callable[[Feedback, Tensor], Tensor] | None = None
         self.way: Way | None = None
         self.runs: list[Run] = []
         self.fired: set[str] | None = None

@@ -8,6 +8,7 @@ from falign.rules.direct_kolen_pollack import DirectKolenPollack
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
 from falign.rules.eprop import EligibilityPropagation
 from falign.rules.feedback_alignment import FeedbackAlignment
+from falign.rules.forward_direct_feedback import ForwardDirectFeedback, GradientAlignedFeedback
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.linear_probe import LinearProbe
 from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
@@ -33,6 +34,8 @@ ALL_RULES: dict[str, type[Rule]] = {
         ProductFeedbackAlignment,
         LinearProbe,
         WeightMirror,
+        ForwardDirectFeedback,
+        GradientAlignedFeedback,
         Frozen,
         Shallow,
     )
@@ -49,7 +52,9 @@ __all__ = [
     "EligibilityPropagation",
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
+    "ForwardDirectFeedback",
     "Frozen",
+    "GradientAlignedFeedback",
     "KolenPollack",
     "LawKind",
     "LayerState",

@@ -185,6 +185,15 @@ class Rule:
         """
         return matrix
 
+    def follow(self, matrix: Tensor, jacobian: Tensor) -> Tensor:
+        """Move direct feedback by an estimate of the mean Jacobian, in ``falign.follow``; here B stays as it is.
+
+        Args:
+            matrix: B (outputs, features), of one cut.
+            jacobian: the estimate, of B's shape.
+        """
+        return matrix
+
     def error(self, error: Tensor, output: Tensor, target: Tensor | None, axis: int) -> Tensor:
         """Make what a direct rule projects to the layers, of the error's shape; here the error itself.
 

@@ -1,0 +1,122 @@
+"""The mean Jacobian from every cut of a direct rule to the output, by forward-mode passes with random tangents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from falign._attached import Feedback
+from falign._convert import backprop
+from falign._delivery import matched
+from falign._outputs import pick
+from falign._survey import call
+from falign._wiring import converted, preserve_state, wiring_of
+from falign.rules import Rule
+
+
+def mean_jacobian(
+    model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Generator | None = None
+) -> dict[str, dict[int, Tensor]]:
+    """Estimate the Jacobian of the outputs by the cut inputs, meant over a batch, without a backward pass.
+
+    Every cut input z_l gets a tangent p_l ~ N(0, 1) of its own; a forward-mode pass gives the output's tangent
+    ``u = Σ_l J_l p_l``, and ``mean(u p_lᵀ)`` is ``E[J_l]`` on average, since tangents of different cuts are independent. Of
+    positions and calls what is said of B holds: it is the matrix that B would be.
+
+    Args:
+        model: converted to a direct rule, the model that was given to ``convert``.
+        x: a batch, as ``convert`` takes an example.
+        passes: over which the mean is taken, each with other tangents.
+        generator: of the tangents, on the inputs' device; PyTorch's own by default.
+
+    Returns:
+        {name of the cut: {number of the output: (outputs, features)}}.
+
+    Raises:
+        ValueError: the model is not converted to a direct rule.
+        RuntimeError: an operation has no forward-mode derivative; it is named.
+
+    Source: Bacho and Chu 2024 (low-variance forward gradients), eq. 8.
+    """
+    wiring = wiring_of(model)
+    if wiring is None:
+        converted(model)
+        raise ValueError("this is a part or a wrapper of a converted model: give the one given to falign.convert")
+    if wiring.rule.wiring != "direct":
+        raise ValueError(
+            f"rule {wiring.rule.name!r} has no cuts of its own to the output: the Jacobian is of direct rules"
+        )
+    sums: dict[str, dict[int, Tensor]] = {}
+    for _ in range(passes):
+        tangents: list[tuple[Feedback, int, Tensor]] = []
+        ends: dict[str, Tensor] = {}
+
+        def perturb(part: Feedback, z: Tensor, tangents: list = tangents) -> Tensor:
+            runs = wiring.state.runs
+            number = max(runs[-1].calls.get(part.name, 1) - 1, 0) if runs else 0
+            value, before = forward_ad.unpack_dual(z)
+            tangent = torch.randn(value.shape, generator=generator, dtype=value.dtype, device=value.device)
+            tangents.append((part, number, tangent))
+            return forward_ad.make_dual(value, tangent if before is None else before + tangent)
+
+        handles = [
+            model.get_submodule(end.layer).register_forward_hook(
+                lambda module, args, y, name=end.layer, ends=ends: ends.update({name: y}), prepend=True
+            )
+            for end in wiring.ends
+            if end.layer is not None
+        ]
+        try:
+            with preserve_state(model), backprop(model), torch.no_grad(), forward_ad.dual_level():
+                wiring.state.tangents = perturb
+                with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
+                    result = call(model, x)
+                for number, end in enumerate(wiring.ends):
+                    output = pick(result, end.output) if end.layer is None else ends[end.layer]
+                    change = forward_ad.unpack_dual(output).tangent
+                    for part, at, tangent in tangents if change is not None else ():
+                        if number in part.routes():
+                            shape = tuple(part.matrices()[number].shape)
+                            u, p = matched(change, tangent, (shape[0], shape[1]), part.routes()[number], call=at)
+                            own = sums.setdefault(part.name, {})
+                            own[number] = own.get(number, 0) + u.mT @ p / (len(u) * passes)
+        except (NotImplementedError, RuntimeError) as error:
+            if "forward" in str(error).lower():
+                raise RuntimeError(f"the Jacobian needs forward-mode derivatives of all operations: {error}") from error
+            raise
+        finally:
+            wiring.state.tangents = None
+            for handle in handles:
+                handle.remove()
+    return sums
+
+
+def follow(model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Generator | None = None) -> nn.Module:
+    """Let the feedback of a direct rule follow the mean Jacobian of its network: ``fdfa`` and ``grape``, every k steps.
+
+    Args:
+        model: converted to a rule that follows.
+        x: a batch of the training.
+        passes: forward-mode passes of which the mean is followed.
+        generator: of the tangents. Processes that train together pass generators of one seed and the same batch, or
+            their feedback differs.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is not converted, or its rule does not follow.
+        RuntimeError: an operation has no forward-mode derivative.
+    """
+    rules = {wiring.rule.name: wiring.rule for wiring in converted(model)}
+    if not all(type(rule).follow is not Rule.follow for rule in rules.values()):
+        raise ValueError(f"follow is for rules fdfa and grape, the model is converted to {', '.join(map(repr, rules))}")
+    jacobians = mean_jacobian(model, x, passes=passes, generator=generator)
+    with torch.no_grad():
+        for part in (part for part in model.modules() if isinstance(part, Feedback) and part.name in jacobians):
+            for number, jacobian in jacobians[part.name].items():
+                matrix = part.matrices()[number]
+                matrix.copy_(part.wiring.rule.follow(matrix, jacobian.to(matrix.dtype)))
+    return model
