@@ -171,7 +171,9 @@ def gradients(
         return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
 
     def carry(step: Step, e: Array, x: Array) -> Array:
-        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp", "probe") else layerwise)(step, e, x)
+        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape") else layerwise)(
+            step, e, x
+        )
         if errors is not None:
             errors[step.name] = e, handed
         return handed

@@ -253,6 +253,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--scale",
             "--transform",
             "--mirror-every",
+            "--follow-every",
             "--calibrate",
             "--adafa-rate",
             "--drtp-output",

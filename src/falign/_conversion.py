@@ -173,8 +173,8 @@ class Conversion(Plan):
 
             matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
             is_drawn = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
-            moves = type(self.rule).observe is not Rule.observe  # and may begin at zero
-            if is_drawn and not (torch.isfinite(matrix).all() and (moves or matrix.any())):
+            from_zero = self.rule.wiring == "direct" and not self.rule.draws
+            if is_drawn and not (torch.isfinite(matrix).all() and (from_zero or matrix.any())):
                 raise ValueError(
                     f"feedback of layer {name!r}: {weight.dtype} cannot hold numbers of size {deviation:.3g}; give "
                     "another scale="

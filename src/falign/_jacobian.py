@@ -10,8 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from falign._attached import Feedback
 from falign._convert import backprop
 from falign._delivery import matched
+from falign._expand import Expanded
 from falign._outputs import pick
 from falign._survey import call
+from falign._validation import whole_number
 from falign._wiring import converted, preserve_state, wiring_of
 from falign.rules import Rule
 
@@ -22,8 +24,8 @@ def mean_jacobian(
     """Estimate the Jacobian of the outputs by the cut inputs, meant over a batch, without a backward pass.
 
     Every cut input z_l gets a tangent p_l ~ N(0, 1) of its own; a forward-mode pass gives the output's tangent
-    ``u = Σ_l J_l p_l``, and ``mean(u p_lᵀ)`` is ``E[J_l]`` on average, since tangents of different cuts are independent. Of
-    positions and calls what is said of B holds: it is the matrix that B would be.
+    ``u = Σ_l J_l p_l``, and ``mean(u p_lᵀ)`` is ``E[J_l]`` on average, since tangents of several cuts are independent.
+    What is said of B holds of positions and calls: it is the matrix that B would be.
 
     Args:
         model: converted to a direct rule, the model that was given to ``convert``.
@@ -45,9 +47,8 @@ def mean_jacobian(
         converted(model)
         raise ValueError("this is a part or a wrapper of a converted model: give the one given to falign.convert")
     if wiring.rule.wiring != "direct":
-        raise ValueError(
-            f"rule {wiring.rule.name!r} has no cuts of its own to the output: the Jacobian is of direct rules"
-        )
+        raise ValueError(f"rule {wiring.rule.name!r} delivers no output's error: the Jacobian is that of direct rules")
+    draw = _Normal(generator)
     sums: dict[str, dict[int, Tensor]] = {}
     for _ in range(passes):
         tangents: list[tuple[Feedback, int, Tensor]] = []
@@ -57,7 +58,7 @@ def mean_jacobian(
             runs = wiring.state.runs
             number = max(runs[-1].calls.get(part.name, 1) - 1, 0) if runs else 0
             value, before = forward_ad.unpack_dual(z)
-            tangent = torch.randn(value.shape, generator=generator, dtype=value.dtype, device=value.device)
+            tangent = draw(value)
             tangents.append((part, number, tangent))
             return forward_ad.make_dual(value, tangent if before is None else before + tangent)
 
@@ -68,8 +69,11 @@ def mean_jacobian(
             for end in wiring.ends
             if end.layer is not None
         ]
+        # Attention and recurrent modules run their products one by one only where a graph is recorded.
+        expanded = any(isinstance(module, Expanded) for module in model.modules())
+        recording = torch.enable_grad() if expanded else torch.no_grad()
         try:
-            with preserve_state(model), backprop(model), torch.no_grad(), forward_ad.dual_level():
+            with preserve_state(model), backprop(model), recording, forward_ad.dual_level():
                 wiring.state.tangents = perturb
                 with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
                     result = call(model, x)
@@ -91,6 +95,69 @@ def mean_jacobian(
             for handle in handles:
                 handle.remove()
     return sums
+
+
+def feedback_cosines(
+    model: nn.Module, x: Any, *, passes: int = 20, generator: torch.Generator | None = None
+) -> dict[str, float]:
+    """Measure cos∠(B, E[J]) of every cut of a direct rule, by forward-mode passes: without a backward pass.
+
+    The estimate of E[J] is noisy, and noise lowers a cosine: ``cos = ⟨B, Ĵ⟩ / (|B| √⟨Ĵ₁, Ĵ₂⟩)`` with Ĵ₁ and Ĵ₂ of two halves
+    of the passes, whose noise is independent, corrects for it; 0 where their product is not positive.
+
+    Args:
+        model: converted to a direct rule.
+        x: a batch, as ``convert`` takes an example.
+        passes: at least 2; more passes, less noise.
+        generator: of the tangents.
+
+    Returns:
+        {name of the cut: cosine}, of several outputs over all entries of their B; may pass ±1 by the noise that is left.
+
+    Raises:
+        ValueError: the model is not converted to a direct rule, or passes are too few.
+        RuntimeError: an operation has no forward-mode derivative.
+    """
+    if whole_number("passes", passes) < 2:
+        raise ValueError(f"passes is {passes}, expected 2 or more: noise is told from the Jacobian by two estimates")
+    draw = _Normal(generator)
+    halves = [
+        mean_jacobian(model, x, passes=count, generator=draw.of(next(model.parameters()).device))
+        for count in (passes // 2, passes - passes // 2)
+    ]
+    parts = {part.name: part for part in model.modules() if isinstance(part, Feedback)}
+    cosines = {}
+    for name, first in halves[0].items():
+        second, matrices = halves[1][name], parts[name].matrices()
+        along = sum(float((matrices[end] * (first[end] + second[end])).sum()) / 2 for end in first)
+        size = sum(float(matrices[end].square().sum()) for end in first) ** 0.5
+        length = sum(float((first[end] * second[end]).sum()) for end in first)
+        cosines[name] = along / (size * length**0.5) if length > 0 and size > 0 else 0.0
+    return cosines
+
+
+class _Normal:
+    """Tangents N(0, 1): of a generator, or of one a device that PyTorch's own has seeded.
+
+    A measurement puts PyTorch's generators back where they were, and would draw the same tangents in every pass.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if generator is None else 0
+        self.made: dict[torch.device, torch.Generator] = {}
+
+    def of(self, device: torch.device) -> torch.Generator:
+        """Give the generator of a device."""
+        if self.generator is not None:
+            return self.generator
+        if device not in self.made:
+            self.made[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.made[device]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Draw a tangent of a value's shape, dtype and device."""
+        return torch.randn(value.shape, generator=self.of(value.device), dtype=value.dtype, device=value.device)
 
 
 def follow(model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Generator | None = None) -> nn.Module:

@@ -84,6 +84,8 @@ class Learner:
         """
         if self.config.mirror_every and done % self.config.mirror_every == 0:
             falign.mirror(self.model)
+        if self.config.follow_every and done % self.config.follow_every == 0:
+            falign.follow(self.model, x)
         truly = self.config.calibrate and (done + 1) % self.config.calibrate == 0
         with falign.targets(self.model, y), falign.backprop(self.model) if truly else nullcontext(), self._casting():
             output = self.model(x)

@@ -50,6 +50,7 @@ _LARGEST = 10**12
 _RANGES: dict[str, tuple[float, float, str]] = {
     "scale": (_TINY, _LARGE, f"a positive number, from {_TINY} to {_LARGE}"),
     "mirror_every": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
+    "follow_every": (1, _LARGEST, f"at least 1 and at most {_LARGEST:,}"),
     "calibrate": (0, _LARGEST, f"a number of steps, at least 0 and at most {_LARGEST:,}"),
     "adafa_rate": (0, 1, "a number from 0 (fa) to 1 (bp)"),
     "learning_rate": (_TINY, inf, f"a positive number, of at least {_TINY}"),
@@ -326,7 +327,7 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
         ConfigError: There is no such rule or feedback, or an option is not for it.
     """
     from falign.feedback import family
-    from falign.rules import ALL_RULES
+    from falign.rules import ALL_RULES, Rule
     from falign.transforms import transforms
 
     for name in ALL_RULES:
@@ -355,8 +356,13 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"--{name} is for rules with feedback, rule {config.rule} has none: leave it out")
     if config.mirror_every is not None and not rule.answers_noise:
         raise ConfigError(f"--mirror-every is for rule wm, the rule is {config.rule}: leave it out")
+    follows = type(rule).follow is not Rule.follow
+    if config.follow_every is not None and not follows:
+        raise ConfigError(f"--follow-every is for rules fdfa and grape, the rule is {config.rule}: leave it out")
     if rule.answers_noise:
         config = replace(config, mirror_every=config.mirror_every or 20)
+    if follows:
+        config = replace(config, follow_every=config.follow_every or 10)
     named = {key: name for name in options if hasattr(config, key := _field(config.rule, name))}
     rest = tuple(f"{name}={value}" for name, value in options.items() if name not in named.values())
     return replace(config, rule_option=rest, **{key: options[name] for key, name in named.items()})

@@ -1,5 +1,6 @@
 """Measurements of a model that learns by a rule: its errors beside the true gradient, and the law that says why."""
 
+from falign._jacobian import feedback_cosines, mean_jacobian
 from falign.measure._alignment import alignment, gradient_angles
 from falign.measure._angles import angle
 from falign.measure._compare import Comparison, SuppliedLayer, compare
@@ -24,5 +25,7 @@ __all__ = [
     "angle",
     "compare",
     "consistency",
+    "feedback_cosines",
     "gradient_angles",
+    "mean_jacobian",
 ]

@@ -27,8 +27,8 @@ class ForwardDirectFeedback(DirectRule):
         positions: as for ``dfa``.
         rate: of a pass.
 
-    Needs: ``falign.follow`` every so many steps; operations with forward-mode derivatives. Limits: the estimate is noisy
-    where a layer has many features: its entries have a variance of about Σ_l |J_l|²/(outputs · samples).
+    Needs: ``falign.follow`` every so many steps; operations with forward-mode derivatives. Limits: the estimate is
+    noisy where a layer has many features: its entries have a variance of about Σ_l |J_l|²/(outputs · samples).
 
     Source: Bacho and Chu 2024 (Low-variance forward gradients using direct feedback alignment and momentum).
     """
@@ -65,8 +65,8 @@ class GradientAlignedFeedback(ForwardDirectFeedback):
 
     Needs: as ``fdfa``; its authors add one true mini-batch an epoch (``falign.calibrate``). Limits: as ``fdfa``.
 
-    Source: Caillon et al. 2026 (GrAPE, ICLR), known to us from notes and reviews alone: the normalisation of columns to one
-    norm is our reading.
+    Source: Caillon et al. 2026 (GrAPE, ICLR), known to us from notes and reviews alone: the normalisation of columns to
+    one norm is our reading.
     """
 
     name: ClassVar[str] = "grape"
