@@ -10,6 +10,7 @@ from math import gcd
 
 import numpy as np
 
+DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape")
 Array = np.ndarray
 
 

@@ -80,7 +80,7 @@ def test_ensemble_by_vmap(rule, case):
     taken = vmap(grad(loss))(parameters, buffers)
     for member in range(3):
         assert relative({name: taken[name][member] for name in expected[member]}, expected[member]) <= 1e-12
-    if rule not in ("bp", "usf", "probe"):  # whose feedback is drawn
+    if rule not in ("bp", "usf", "probe", "fdfa"):  # whose feedback is drawn
         first = next(iter(expected[0]))
         assert relative({first: expected[0][first]}, {first: expected[1][first]}) > 0.1, "members differ in B"
 
@@ -130,7 +130,7 @@ def test_state_dict_is_that_of_the_plain_model(rule, case):
         for p in model.parameters():
             p.add_(1)
     state = model.state_dict()
-    if rule in ("kp", "adafa", "brsf", "dkp", "pfa", "probe", "wm"):
+    if rule in ("kp", "adafa", "brsf", "dkp", "pfa", "probe", "wm", "fdfa", "grape"):
         assert set(state) > set(plain.state_dict())
         other = build(case, rule, seed=9)
         other.load_state_dict(state, strict=True)

@@ -146,7 +146,9 @@ class Doubled(nn.Module):
         (lambda: falign.convert(network(), "fa"), ValueError, "rule 'fa' delivers no output's error"),
         (lambda: falign.convert(network(), "dfa", example=X)[:3], ValueError, "a part or a wrapper"),
         (
-            lambda: falign.convert(nn.Sequential(nn.Linear(5, 4), Doubled(), nn.Linear(4, 3)).double(), "dfa", example=X),
+            lambda: falign.convert(
+                nn.Sequential(nn.Linear(5, 4), Doubled(), nn.Linear(4, 3)).double(), "dfa", example=X
+            ),
             RuntimeError,
             "needs forward-mode derivatives of all operations",
         ),

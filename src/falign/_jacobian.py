@@ -1,5 +1,6 @@
 """The mean Jacobian from every cut of a direct rule to the output, by forward-mode passes with random tangents."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ def mean_jacobian(
         expanded = any(isinstance(module, Expanded) for module in model.modules())
         recording = torch.enable_grad() if expanded else torch.no_grad()
         try:
-            with preserve_state(model), backprop(model), recording, forward_ad.dual_level():
+            with warnings.catch_warnings(), preserve_state(model), backprop(model), recording, forward_ad.dual_level():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of what PyTorch itself loads for forward mode
                 wiring.state.tangents = perturb
                 with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
                     result = call(model, x)
@@ -102,8 +104,8 @@ def feedback_cosines(
 ) -> dict[str, float]:
     """Measure cos∠(B, E[J]) of every cut of a direct rule, by forward-mode passes: without a backward pass.
 
-    The estimate of E[J] is noisy, and noise lowers a cosine: ``cos = ⟨B, Ĵ⟩ / (|B| √⟨Ĵ₁, Ĵ₂⟩)`` with Ĵ₁ and Ĵ₂ of two halves
-    of the passes, whose noise is independent, corrects for it; 0 where their product is not positive.
+    The estimate of E[J] is noisy, and noise lowers a cosine. ``cos = ⟨B, Ĵ⟩ / (|B| √⟨Ĵ₁, Ĵ₂⟩)`` corrects for it, with
+    Ĵ₁ and Ĵ₂ of two halves of the passes, whose noise is independent; 0 where their product is not positive.
 
     Args:
         model: converted to a direct rule.
@@ -112,7 +114,7 @@ def feedback_cosines(
         generator: of the tangents.
 
     Returns:
-        {name of the cut: cosine}, of several outputs over all entries of their B; may pass ±1 by the noise that is left.
+        {name of the cut: cosine}, of several outputs over all entries of their B; it may pass ±1 by what noise is left.
 
     Raises:
         ValueError: the model is not converted to a direct rule, or passes are too few.
