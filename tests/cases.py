@@ -30,6 +30,12 @@ def observes(rule: str | type[falign.Rule]) -> bool:
     return rule_class(rule).observe is not falign.Rule.observe
 
 
+def follows(rule: str | falign.Rule | type[falign.Rule]) -> bool:
+    """Whether feedback moves in ``falign.follow`` alone."""
+    own = type(rule) if isinstance(rule, falign.Rule) else rule_class(rule)
+    return own.follow is not falign.Rule.follow
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A network, a batch for it, and its steps for the oracle."""
@@ -164,7 +170,10 @@ def build(
         torch.manual_seed(3)
         model = CASES[case].make().to(dtype)
     if rule is not None:
-        falign.convert(model, rule, seed=seed, example=batch(case, dtype)[0])
+        x = batch(case, dtype)[0]
+        falign.convert(model, rule, seed=seed, example=x)
+        if follows(rule):  # from a B that is not zero
+            falign.follow(model, x, generator=torch.Generator().manual_seed(0))
     return model
 
 

@@ -498,8 +498,8 @@ def test_wrapped_models_are_found():
 def test_public_surface():
     assert sorted(falign.__all__) == [
         "ALL_RULES", "ConversionError", "Rule", "Transported", "Verification", "__version__", "backprop",
-        "calibrate", "check", "convert", "feedback_state", "follow", "init", "load_feedback_state", "measure", "mirror", "revert",
-        "targets", "transport", "verify",
+        "calibrate", "check", "convert", "feedback_state", "follow", "init", "load_feedback_state", "measure",
+        "mirror", "revert", "targets", "transport", "verify",
     ]  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def design() -> list[dict[str, int]]:
 
 
 DESIGN = design()
-FEW = 16
+FEW = 18
 
 
 @pytest.fixture(scope="module")
