@@ -185,7 +185,7 @@ def design() -> list[dict[str, int]]:
 
 
 DESIGN = design()
-FEW = 18
+FEW = 20
 
 
 @pytest.fixture(scope="module")
