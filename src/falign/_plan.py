@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import Feedback, FeedbackOfParameters, SharedSequence
-from falign._cuts import Cuts, cut_modules, cut_words
+from falign._cuts import Cuts, cut_modules, cut_words, is_below
 from falign._delivery import Route
 from falign._direct import DirectPlan
 from falign._direct import Site as DirectSite
@@ -431,8 +431,7 @@ class Plan:
         return frozenset(
             name
             for name, parameter in self.model.named_parameters()
-            if (id(parameter) not in cut and (everywhere or any(name.startswith(f"{one}.") for one in inside)))
-            or any(name == one or name.startswith(f"{one}.") for one in direct.behind)
+            if (id(parameter) not in cut and (everywhere or is_below(name, *inside))) or is_below(name, *direct.behind)
         )
 
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:
