@@ -4,7 +4,9 @@ import copy
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,20 @@ def _port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def _in_two_processes(worker: Callable[..., None], answers: int, *given: Any) -> dict:
+    """Run ``worker(rank, port, *given, queue)`` in two processes, and gather so many (key, value) from the queue."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), _port()
+    processes = [context.Process(target=worker, args=(rank, port, *given, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=120) for _ in range(answers))
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return results
 
 
 def _worker(rank: int, port: int, rules: tuple[str, ...], how: str, answers) -> None:
@@ -52,16 +68,7 @@ def _worker(rank: int, port: int, rules: tuple[str, ...], how: str, answers) -> 
 
 @pytest.mark.parametrize("how", ["plain", pytest.param("compiled", marks=pytest.mark.compiled)])
 def test_ddp(how):
-    context = torch.multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    port = _port()
-    workers = [context.Process(target=_worker, args=(rank, port, RULES, how, answers)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(answers.get(timeout=120) for _ in RULES)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    results = _in_two_processes(_worker, len(RULES), RULES, how)
     x, y = batch("mlp")
     for rule in RULES:
         model = build("mlp", rule)
@@ -100,15 +107,7 @@ def _measuring_worker(rank: int, port: int, answers) -> None:
 
 def test_measuring_behind_ddp():
     """Every rank measures its own batch, and sees what all did together; the law knows of no ranks."""
-    context = torch.multiprocessing.get_context("spawn")
-    answers, port = context.Queue(), _port()
-    workers = [context.Process(target=_measuring_worker, args=(rank, port, answers)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(answers.get(timeout=120) for _ in range(2))
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    results = _in_two_processes(_measuring_worker, 2)
     for alone, found, _, residuals in results.values():
         assert found == alone
         assert list(residuals) == ["2"]  # the others feed tanh
@@ -230,15 +229,7 @@ def _by_hand_worker(rank: int, port: int, answers) -> None:
 
 def test_ddp_of_parameters_that_are_multiplied_by_hand():
     """Learned feedback takes the averaged gradient of its weight, so W - B shrinks by 1 - ηλ a step on every rank."""
-    context = torch.multiprocessing.get_context("spawn")
-    answers, port = context.Queue(), _port()
-    workers = [context.Process(target=_by_hand_worker, args=(rank, port, answers)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(answers.get(timeout=120) for _ in range(2 * len(BY_HAND)))
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    results = _in_two_processes(_by_hand_worker, 2 * len(BY_HAND))
     for case, (rule, _) in BY_HAND.items():
         (one, shrunk), (other, _) = results[case, 0], results[case, 1]
         alone, alone_shrunk = _train_by_hand(case, None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import Feedback, FeedbackOfParameters, SharedSequence
-from falign._cuts import cut_modules
+from falign._cuts import cut_modules, is_below
 from falign._direct import Site as DirectSite
 from falign._expand import expand
 from falign._guard import watch_optimizers
@@ -151,8 +151,7 @@ class Conversion(Plan):
         return frozenset(
             name
             for name, parameter in self.model.named_parameters()
-            if (id(parameter) not in cut and (everywhere or any(name.startswith(f"{one}.") for one in inside)))
-            or any(name == one or name.startswith(f"{one}.") for one in direct.behind)
+            if (id(parameter) not in cut and (everywhere or is_below(name, *inside))) or is_below(name, *direct.behind)
         )
 
     def _feedback(self, wiring: Wiring, name: str, others: dict[str, Feedback]) -> Feedback:

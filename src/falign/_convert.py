@@ -240,18 +240,14 @@ def check(
         return Check(plan.problems)
     if plan.untrained:
         return Check((), (), plan.untrained)
-    untrained = (
-        None
-        if example is None
-        else _untrained(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
-    )
+    asked = (rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    untrained = None if example is None else _untrained(model, asked, example)
     rows = tuple(CheckRow(**row) for row in plan.rows())
     return Check((), rows, untrained)
 
 
-def _untrained(model: nn.Module, *asked: Any) -> tuple[str, ...] | None:
+def _untrained(model: nn.Module, asked: tuple[Any, ...], example: Any) -> tuple[str, ...] | None:
     """Name the parameters that receive no gradient in a pass of a converted copy; None where there is none."""
-    example = asked[4]
     try:
         with gradients_aside(model), preserve_generators(model), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")

@@ -63,6 +63,11 @@ def cut_modules(model: nn.Module, words: tuple[str, ...]) -> tuple[dict[str, nn.
     return chosen, problems
 
 
+def is_below(name: str, *modules: str) -> bool:
+    """Tell whether a name is that of one of some modules, or of something inside of one."""
+    return any(f"{name}.".startswith(f"{one}.") for one in modules)
+
+
 def compiled_around(model: nn.Module, name: str) -> str | None:
     """Name the class of what a module is compiled in; None where no rule would be left out."""
     module = model

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._cuts import cut_modules, map_arguments
+from falign._cuts import cut_modules, is_below, map_arguments
 from falign._delivery import Route
-from falign._enclose import Failure, enclose_changed, enclose_failures, is_below, refuse_unasked
+from falign._enclose import Failure, enclose_changed, enclose_failures, refuse_unasked
 from falign._expand import Product
 from falign._outputs import NESTED, pick
 from falign._positions import Shape, at_least_two, axes_to_change, batch_axes, changed, features, find_route

@@ -8,7 +8,7 @@ input receives e B, and inside of it errors are backpropagated.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from falign._cuts import compiled_around
+from falign._cuts import compiled_around, is_below
 
 if TYPE_CHECKING:
     from falign._direct import DirectPlan, Run
@@ -24,11 +24,6 @@ class Failure(NamedTuple):
 
     sentence: str
     why: str
-
-
-def is_below(name: str, *modules: str) -> bool:
-    """Tell whether a name is that of one of some modules, or of something inside of one."""
-    return any(f"{name}.".startswith(f"{one}.") for one in modules)
 
 
 def enclose_changed(plan: "DirectPlan") -> None:

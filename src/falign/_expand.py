@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from falign._attached import Feedback
+from falign._cuts import is_below
 
 
 class Product(nn.Linear):
@@ -137,7 +138,7 @@ def _empty(cls: type[nn.Module]) -> Any:
 def expandable(model: nn.Module, skip: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
     """Find (name, module) of what can be expanded, outside of what ``skip`` names."""
     for name, module in model.named_modules():
-        spared = any(f"{name}.".startswith(f"{one}.") for one in skip)
+        spared = is_below(name, *skip)
         if not spared and not isinstance(module, Expanded) and _expansion(type(module)) is not None:
             yield name, module
 

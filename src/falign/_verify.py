@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
+from falign._cuts import is_below
 from falign._delivery import Cut, Route, change_output_error, matched, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
@@ -142,9 +143,7 @@ def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target
     transported = Transported(
         (name, how)
         for name, how in results[0].items()
-        if rule.wiring != "none"
-        and name not in wiring.free
-        and not any(f"{name}.".startswith(f"{skipped}.") for skipped in wiring.skip)
+        if rule.wiring != "none" and name not in wiring.free and not is_below(name, *wiring.skip)
     )
     return Verification(rule=rule.name, tolerance=tolerance, rows=rows, transported=transported)
 
