@@ -24,6 +24,7 @@ def of_tests(name: str, folder: str = "tests") -> ModuleType:
 
 
 cases = of_tests("cases")
+by_hand = of_tests("test_by_hand")
 
 Gradients = dict[str, Tensor]
 
@@ -180,6 +181,38 @@ def autocast_rows(device: torch.device, rule: str) -> list[Row]:
     return rows
 
 
+def _library_network(case: str, rule: str, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    model, x = by_hand.make(case)
+    x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
+    return falign.convert(model.to(device, dtype), rule, seed=0, example=x), x
+
+
+def library_rows(device: torch.device, case: str) -> list[Row]:
+    """PyTorch's attention and recurrent modules, and products by hand, with the kernels that the device has for them.
+
+    A direct rule cuts them where it can; where it cannot, ``convert`` says so on the CPU as well, and there is no row.
+    """
+    rows = []
+    for rule in ("bp", "fa", "usf", "kp", "adafa", "dfa", "dkp", "probe"):
+        try:
+            exact, x = _library_network(case, rule, torch.device("cpu"), torch.float64)
+        except ValueError:
+            continue
+        expected = by_hand.gradients(exact, x)
+        for dtype, tolerance in TOLERANCE.items():
+            if case == "kernel of layers' weights" and dtype == torch.float32:
+                continue  # the gradient of the keys' bias is 0 but for rounding
+            model, x = _library_network(case, rule, device, dtype)
+            about = {"network": case, "rule": rule, "dtype": SHORT[dtype]}
+            worst = difference(by_hand.gradients(model, x), expected)
+            rows.append(check("gradients against float64 on the CPU", worst, tolerance, **about))
+            if dtype == torch.float64 and rule != "bp":
+                found = falign.verify(model, x, by_hand.loss_of)
+                worst = found.worst.error if not found.transported else float("inf")
+                rows.append(check("verify: gradients against the definition", worst, found.tolerance, **about))
+    return rows
+
+
 def dropout_rows(device: torch.device, rule: str) -> list[Row]:
     """``verify`` of a network with dropout, whose masks the device's own generator draws."""
     torch.manual_seed(5)
@@ -244,6 +277,8 @@ def eager_cases(record: Record, setting: Setting) -> None:
         record.case("dropout", rule, lambda rule=rule: dropout_rows(device, rule), needs=5)
     for scheme in falign.init.SCHEMES:
         record.case("initial weights", scheme, lambda scheme=scheme: start_rows(device, scheme), needs=5)
+    for case in ("gru", "encoder layer") if setting.small else by_hand.CASES:
+        record.case("attention and recurrence", case, lambda case=case: library_rows(device, case), needs=10)
     for rule in ("fa", "dfa"):
         record.case("alignment", rule, lambda rule=rule: alignment_rows(device, rule), needs=5)
 

@@ -262,6 +262,16 @@ def test_gradients_are_those_of_the_definition_and_no_weight_carries_an_error(ca
     assert relative(gradients(model, x), before) == 0
 
 
+@pytest.mark.parametrize("rule", ["dfa", "probe"])
+@pytest.mark.parametrize("case", CASES)
+def test_direct_rules_cut_what_multiplies(case, rule):
+    model, x = make(case)
+    falign.convert(model, rule, example=x)
+    gradients(model, x)  # feedback that begins at 0 has moved
+    verified = falign.verify(model, x, loss_of)
+    assert verified, str(verified)
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -61,6 +61,34 @@ def test_several_steps_are_those_of_the_algorithm():
     np.testing.assert_allclose(falign.feedback_state(model)["4"].numpy(), expected, rtol=1e-9, atol=1e-13)
 
 
+class Thrice(nn.Module):
+    """One layer, run three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen = []
+        for _ in range(3):
+            self.seen.append(x.detach())
+            x = torch.tanh(self.layer(x))
+        return self.last(x)
+
+
+def test_a_layer_that_runs_several_times_is_regressed_on_all_of_them():
+    torch.manual_seed(0)
+    model, x = Thrice().double(), torch.randn(4, 20, 6, dtype=torch.float64)
+    falign.convert(model, LinearProbe(rate=0.3, ridge=0.2, rows=60), example=x[0])
+    expected = np.zeros((3, 6))
+    for batch_of in x:
+        output = model(batch_of).detach().numpy()
+        inputs = torch.cat(model.seen).numpy()
+        expected = probe(expected, np.tile(output, (3, 1)), inputs, rate=0.3, ridge=0.2, rows=60)
+    np.testing.assert_allclose(falign.feedback_state(model)["layer"].numpy(), expected, rtol=1e-9, atol=1e-13)
+
+
 def test_only_training_moves_it():
     model, (x, y) = build("mlp", "probe"), batch("mlp")
     step(model, x, y)

@@ -217,6 +217,7 @@ class DirectPlan:
             for name in sorted(one.within):
                 if name and not is_below(name, *self.skip):
                     self.modules[name] = self.model.get_submodule(name)
+                    self.sites.pop(name, None)  # a layer whose weight is multiplied elsewhere as well
 
     def _look_at(self, result: Any, example: Any) -> None:
         """Find shapes of feedback, and where errors begin, from what the model does with the example.

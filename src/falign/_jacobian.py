@@ -82,7 +82,9 @@ def mean_jacobian(
                 for number, end in enumerate(wiring.ends):
                     output = pick(result, end.output) if end.layer is None else ends[end.layer]
                     change = forward_ad.unpack_dual(output).tangent
-                    for part, at, tangent in tangents if change is not None else ():
+                    if change is None:  # no tangent has reached this output
+                        continue
+                    for part, at, tangent in tangents:
                         if number in part.routes():
                             shape = tuple(part.matrices()[number].shape)
                             u, p = matched(change, tangent, (shape[0], shape[1]), part.routes()[number], call=at)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._attached import Feedback, FeedbackOfParameters, in_backward
 from falign._convert import backprop, revert
 from falign._cuts import is_below
-from falign._delivery import Cut, Route, change_output_error, matched, overrides_error
+from falign._delivery import Route, change_output_error, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._survey import gradients_aside, plain_copy
@@ -24,7 +24,7 @@ from falign._transport import (
     run_model,
     uncompiled_passes,
 )
-from falign._wiring import Start, Wiring, converted, feedbacks, wiring_of
+from falign._wiring import Start, Wiring, converted, feedbacks, observed, wiring_of
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
 from falign.transforms import apply_transforms
@@ -348,20 +348,15 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
         if wiring.changes and cuts:
             features = cuts[0].feedback[number].shape[0]
             projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features)
+        moved: dict[str, Tensor] = {}
+        if type(wiring.rule).observe is not Rule.observe:  # what a pass shows moves the B that carries its error
+            training = [cut for cut in cuts if run.parts[cut.layer].training]
+            moved = observed(wiring.rule, number, output.detach(), training)
         for cut in cuts:
-            matrix, route = _moved(twin, wiring, number, cut, output.detach()) * cut.gain, cut.routes[number]
+            matrix, route = moved.get(cut.layer, cut.feedback[number]) * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
             total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
     total.backward()
-
-
-def _moved(twin: nn.Module, wiring: Wiring, number: int, cut: Cut, output: Tensor) -> Tensor:
-    """Give the B that carries an error in this pass: where the rule moves it by what it sees, the moved one."""
-    matrix, part = cut.feedback[number], next(part for part in feedbacks(twin).values() if part.name == cut.layer)
-    if type(wiring.rule).observe is Rule.observe or not part.training:
-        return matrix
-    rows = matched(output, cut.x.detach(), (matrix.shape[0], matrix.shape[1]), cut.routes[number], call=cut.call)
-    return wiring.rule.observe(matrix, *rows).detach()
 
 
 def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:

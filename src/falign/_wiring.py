@@ -296,7 +296,7 @@ class Wiring:
                     "an example of the shape that it is trained on"
                 )
         if type(rule).observe is not Rule.observe:
-            cuts = [self._observe(run.parts[cut.layer], number, output.detach(), cut) for cut in cuts]
+            cuts = self._observe(run, number, output.detach(), cuts)
         target, axis = None, -1
         if rule.targeted:
             if output.dim() == 1 and any(cut.x.dim() > 1 for cut in cuts):
@@ -311,26 +311,26 @@ class Wiring:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
 
-    def _observe(self, part: Feedback, number: int, output: Tensor, cut: Cut) -> Cut:
-        """Let the rule move the feedback of a cut in training; the pass keeps the B that it had, whatever comes later.
+    def _observe(self, run: Run, number: int, output: Tensor, cuts: list[Cut]) -> list[Cut]:
+        """Let the rule move the feedback of cuts in training; the pass keeps the B that it had, whatever comes later.
 
         Raises:
             RuntimeError: a transform of ``torch.func`` shows single samples.
         """
-        if not part.training:
-            return cut
-        if transformed():
+        training = [cut for cut in cuts if run.parts[cut.layer].training]
+        if training and transformed():
             raise RuntimeError(
                 f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
                 "samples: take gradients by loss.backward()"
             )
-        matrix = cut.feedback[number]
-        with torch.no_grad():
-            shape = (matrix.shape[0], matrix.shape[1])
-            rows = matched(output, cut.x.detach(), shape, cut.routes[number], call=cut.call)
-            moved = self.rule.observe(matrix, *rows)
-            part.remember("B" if number == part.first_end else part.others[number][0], moved)
-        return cut._replace(feedback={**cut.feedback, number: moved})
+        moved = observed(self.rule, number, output, training)
+        for layer, matrix in moved.items():
+            part = run.parts[layer]
+            part.remember("B" if number == part.first_end else part.others[number][0], matrix)
+        return [
+            cut._replace(feedback={**cut.feedback, number: moved[cut.layer]}) if cut.layer in moved else cut
+            for cut in cuts
+        ]
 
     def transforms(self) -> tuple[Transform, ...]:
         """Give the transforms of errors.
@@ -386,6 +386,20 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
                 seen.add(id(child))
                 modules.append(child)
     return modules
+
+
+def observed(rule: Rule, number: int, output: Tensor, cuts: list[Cut]) -> dict[str, Tensor]:
+    """Map layers to the B that a rule makes of what a pass shows, all calls of a layer together."""
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for cut in cuts:
+        outputs, features = cut.feedback[number].shape
+        seen = matched(output, cut.x.detach(), (outputs, features), cut.routes[number], call=cut.call)
+        rows.setdefault(cut.layer, []).append(seen)
+    with torch.no_grad():
+        return {
+            cut.layer: rule.observe(cut.feedback[number], *map(torch.cat, zip(*rows[cut.layer], strict=True)))
+            for cut in {cut.layer: cut for cut in cuts}.values()
+        }
 
 
 def parts_of(module: nn.Module) -> list[Feedback]:
