@@ -262,7 +262,8 @@ class Route(NamedTuple):
                     known[unknown[0]] = size // product
                 elif not unknown and product != size and (letters != "q" or "q" in "".join(self.output)):
                     return None
-        return known if {*"".join(self.output), *"".join(self.x)} <= known.keys() else None
+        letters = "".join(self.output) + "".join(self.x)
+        return known if all(letter in known for letter in letters) else None
 
 
 def _letters(letters: tuple[str, ...], shape: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -75,6 +75,18 @@ def _kept(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Run without cuDNN, whose recurrent kernels take all weights as one piece of memory."""
+    cudnn: Any = torch.backends.cudnn
+    enabled = cudnn.enabled
+    cudnn.enabled = False
+    try:
+        yield
+    finally:
+        cudnn.enabled = enabled
+
+
+@contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Make the same computation on a CUDA device give the same numbers every time, to the bit.
 

@@ -141,7 +141,7 @@ class SavedHooks:
             return
         resume = _without_dynamo()
         try:
-            running = self._begin(args, kwargs) if self.sites[0].part.is_on() else None
+            running = self._begin(module, args, kwargs) if self.sites[0].part.is_on() else None
         except RuntimeError:
             resume()
             raise
@@ -152,7 +152,7 @@ class SavedHooks:
             running.resume = resume
             running.hooks.__enter__()
 
-    def _begin(self, args: tuple, kwargs: dict[str, Any]) -> "_Running":
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> "_Running":
         """Prepare the hooks of a forward."""
         if transformed():
             raise RuntimeError(
@@ -169,7 +169,8 @@ class SavedHooks:
         for site in self.sites:
             if site.part.follows and not site.part.is_followed(site.owner):  # a copy of the model has no hooks yet
                 site.part.guard(site.owner)
-        return _Running(self.sites, any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
+        wanted = any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
+        return _Running(self.sites, wanted, _buffer(module))
 
     def leave(self, module: nn.Module, args: tuple, result: Any) -> None:
         """End it: forward hook, called where the forward raised as well.
@@ -201,6 +202,12 @@ class SavedHooks:
                 for site in self.sites
                 if id(site) not in running.passes and (site.always or (site.expected and running.wanted))
             ]
+            if running.copied:
+                raise RuntimeError(
+                    f"cuDNN copied {parts[0].name!r} and the other weights of its module into memory of its own, so "
+                    "that the error would return by backpropagation: give the module weights that are its own "
+                    "parameters, in one piece of memory (flatten_parameters()), or switch cuDNN off"
+                )
             if missed:
                 raise RuntimeError(
                     f"{missed[0]!r} took part in no product that autograd recorded, so its error would return by "
@@ -285,8 +292,10 @@ def _tensors(structure: Any) -> list[Tensor]:
 class _Running:
     """The saved-tensor hooks of one forward."""
 
-    def __init__(self, sites: list[Site], wanted: bool) -> None:
+    def __init__(self, sites: list[Site], wanted: bool, buffer: Tensor | None) -> None:
         self.wanted = wanted
+        self.buffer = buffer  # all weights of a recurrent module of cuDNN's
+        self.copied = False  # by cuDNN, nobody knows how
         self.resume: Callable[[], None] = _nothing  # puts the compiler back
         self.passes: dict[int, _Pass] = {}
         self.sites: dict[int, list[tuple[Site, Tensor]]] = {}
@@ -307,6 +316,11 @@ class _Running:
         """Keep a weight as a promise of B, everything else as it is."""
         make = nodes = None
         first: _Pass | None = None
+        original = tensor
+        if self.buffer is not None and _is_copy(tensor, self.buffer):
+            if tensor.numel() != self.buffer.numel() or not torch.equal(self.buffer.to(tensor.dtype), tensor):
+                self.copied = True
+            tensor = self.buffer
         if tensor.layout is torch.strided and tensor.is_floating_point():
             here = self.sites.get(_place(tensor))
             if here is not None:
@@ -323,8 +337,8 @@ class _Running:
                     moved = _moved(tensor, passes)
                     make = lambda: moved  # noqa: E731
         if make is None or first is None or nodes is None:
-            return tensor if self.outer is None else self.outer[0](tensor)
-        return _Held(first, make, tensor, nodes)
+            return original if self.outer is None else self.outer[0](original)
+        return _Held(first, make, original, nodes)
 
     def unpack(self, kept: Any) -> Tensor:
         """Give B where a product carries the error by a weight, and else what was saved."""
@@ -360,6 +374,30 @@ def _pass_of(site: Site, weight: Tensor) -> _Pass:
         )
         part.running_pass = ref(running)  # the graph holds it, as long as a backward may come
     return running
+
+
+def _buffer(module: nn.Module) -> Tensor | None:
+    """Give the one piece of memory that has all weights of a recurrent module of cuDNN's; None where it is none.
+
+    Weights that lie apart (of a copied module) are put into one: cuDNN would copy them at each forward, and carry the
+    error through the copy.
+    """
+    if not isinstance(module, nn.RNNBase) or not torch.backends.cudnn.enabled:
+        return None
+    weights = [weight for weight in module._flat_weights if weight is not None]
+    if not all(weight.is_cuda for weight in weights):
+        return None
+    if len({_place(weight) for weight in weights}) > 1:
+        module.flatten_parameters()
+        weights = [weight for weight in module._flat_weights if weight is not None]
+    storage = weights[0].untyped_storage()
+    return weights[0].detach().as_strided((storage.nbytes() // weights[0].element_size(),), (1,), 0)
+
+
+def _is_copy(tensor: Tensor, buffer: Tensor) -> bool:
+    """Tell whether a saved tensor is a copy of all weights that cuDNN made: under autocast, or since they lay apart."""
+    same_kind = tensor.layout is torch.strided and tensor.is_floating_point() and tensor.dim() == 1
+    return same_kind and _place(tensor) != _place(buffer) and tensor.numel() >= buffer.numel() > 0
 
 
 def _place(tensor: Tensor) -> int:

@@ -1,6 +1,7 @@
 """Check the gradients of a batch against the written-out definition of the rule, computed another way."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from falign._cuts import is_below
 from falign._delivery import Route, change_output_error, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
+from falign._preserve import without_cudnn
 from falign._survey import gradients_aside, plain_copy
 from falign._transport import (
     Transported,
@@ -158,7 +160,9 @@ def _define(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor]) -> None:
     if wiring.rule.wiring == "none":
         check_loss(compute_loss(twin, x, loss_fn)).backward()
     elif wiring.rule.wiring == "layerwise":
-        _define_layerwise(twin, x, loss_fn)
+        recurrent = any(isinstance(module, nn.RNNBase) for module in twin.modules())
+        with without_cudnn() if recurrent else nullcontext():  # in whose buffers no weight can be exchanged
+            _define_layerwise(twin, x, loss_fn)
     else:
         _define_direct(twin, wiring, x, loss_fn)
 
@@ -198,7 +202,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             feedback_layer: nn.Module = feedback_layer,
         ) -> Tensor:
             part.wiring.rule.feedback_inputs(part, layer.weight, advance=part.training and not in_backward())
-            feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach()
+            # A copy: on a GPU the feedback of adafa moves in place, which must not reach into an earlier call.
+            feedback_layer.__dict__["weight"] = part.feedback_matrix(layer.weight).detach().clone()
             through = feedback_layer(kept[0], *args[1:], **kwargs)
             if changes and through.requires_grad:
                 axis = KINDS[part.kind].feature_axis(KINDS[part.kind].spec(layer))
@@ -206,7 +211,7 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             # And B's own gradient: that of a weight in its place.
             if learned and layer.weight.requires_grad and not part.follows:
-                weight = part.feedback_matrix(layer.weight).detach().requires_grad_()
+                weight = part.feedback_matrix(layer.weight).detach().clone().requires_grad_()
                 weight.register_hook(partial(_learn, part))
                 feedback_layer.__dict__["weight"] = weight
                 through = feedback_layer(args[0], *args[1:], **kwargs)
