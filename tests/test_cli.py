@@ -65,7 +65,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "rule's word": ([*TRAIN, "--rule", "drtp", "--drtp-output", "x"], ["x", "softmax", "sigmoid", "linear"]),
     "shared family": ([*TRAIN, "--rule", "kp", "--feedback", "shared"], ["--rule kp", "shared"]),
-    "model": (["train", "digits", "--model", "alexnet"], ["'alexnet'", "mlp:SIZES, lenet, resnet20"]),
+    "model": (["train", "digits", "--model", "alexnet"], ["'alexnet'", "mlp:SIZES, lenet, lenet-average"]),
     "sizes": (["train", "digits", "--model", "mlp:784-16-10"], ["784", "1×8×8 = 64", "use mlp:64-16-10"]),
     "size": (["train", "digits", "--model", "lenet"], ["12×12", "8×8", "use mlp"]),
     "activation": ([*TRAIN, "--activation", "elu"], ["elu", *ACTIVATIONS]),

@@ -176,6 +176,8 @@ def list_papers() -> int:
 def reproduce(
     *names: Annotated[str, Parameter(name="NAME")],
     preset: _Preset = "quick",
+    only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    seeds: int | None = None,
     out: _Folder = _RESULTS,
     data: _Data = None,
     workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
@@ -196,6 +198,8 @@ def reproduce(
     Args:
         names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
         preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
+        only: AXIS=VALUE, or several values with commas between them: only runs of these; may be given several times.
+        seeds: Only the first so many seeds.
         out: Folder of the results.
         data: Folder that holds the data sets; what is not there is downloaded.
         workers: Processes that compute; 1 is this one alone.
@@ -216,10 +220,12 @@ def reproduce(
         cpus_per_run=cpus_per_run,
         gpus_per_run=gpus_per_run,
     )
-    from falign.lab.experiment._selection import select
+    from falign.lab.experiment._selection import narrow, select
     from falign.papers import PAPERS
 
     selection = select(names, PAPERS)
+    if only or seeds is not None:
+        selection = narrow(selection, only, seeds, preset)
     from falign.lab.experiment import _reproduce
 
     executor, limit = _reproduce.make_executor(options), _reproduce.memory_limit(options)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import falign
-from falign.lab._models import ACTIVATIONS, ResidualBlock, ResNet20, build
+from falign.lab._models import ACTIVATIONS, ResidualBlock, ResNet, build
 from falign.lab.config import ConfigError
 
 
@@ -67,7 +67,8 @@ def test_lenet_is_lenet_5() -> None:
     ("model", "shape"),
     [
         *(("lenet", shape) for shape in [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 16, 20), (1, 17, 12)]),
-        *(("resnet20", shape) for shape in [(3, 32, 32), (1, 9, 5)]),
+        *((name, shape) for name in ("resnet8", "resnet20", "residual:width=8") for shape in [(3, 32, 32), (1, 9, 5)]),
+        *((name, (1, 28, 28)) for name in ("lenet-average", "lenet-norm")),
     ],
 )
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
@@ -147,7 +148,7 @@ def test_own_factories_are_called_with_what_they_take(own: ModuleType) -> None:
 
 
 def test_own_classes_and_nested_names_serve_as_factories(own: ModuleType) -> None:
-    own.networks = type("networks", (), {"Net": ResNet20})  # pyright: ignore[reportAttributeAccessIssue]
+    own.networks = type("networks", (), {"Net": ResNet})  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match=r"own_networks:networks.Net cannot be called .*'channels'"):
         made("own_networks:networks.Net")
     own.networks.Net = nn.Identity
@@ -170,7 +171,7 @@ REFUSED = {
     "mlp:784-0-10": "expected sizes like",
     "mlp:784-x-10": "expected sizes like",
     "mlp:": "expected sizes like",
-    "resnet18": "expected mlp:SIZES, lenet, resnet20, gru, lstm, vit, gpt or package.module:factory",
+    "resnet18": "expected mlp:SIZES, lenet, lenet-average, lenet-norm, resnet8, resnet20, residual, gru, lstm, vit, gpt or package.module:factory",
     "": "expected mlp:SIZES",
     "no_such_module:make": "cannot be imported: ModuleNotFoundError",
     "math:no_such_function": "cannot be imported: AttributeError",

@@ -338,7 +338,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no context": ({"context": 0}, "--context is 0, expected at least 1"),
     "activation": (
         {"model": "gru", "activation": "relu"},
-        "--activation is for mlp, lenet, vit and gpt, the model is gru",
+        "--activation is for mlp, lenet, lenet-average, lenet-norm, residual, vit, gpt, the model is gru",
     ),
     "long context": ({"context": 10**9}, "expected more than the context of 1,000,000,000"),
 }

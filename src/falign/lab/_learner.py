@@ -82,6 +82,25 @@ class Learner:
         Raises:
             Diverged: The loss is not finite; then the step was not made.
         """
+        loss, output = self.propagate(x, y, done)
+        correct = (output.argmax(-1) == y).sum()
+        value, count = torch.stack([loss.double(), correct.double()]).tolist()  # one wait for the device
+        if value - value != 0:  # infinite or not a number
+            raise self.locate_fault(x, done)
+        self.update(done)
+        return value, int(count)
+
+    def propagate(self, x: Tensor, y: Tensor, done: int) -> tuple[Tensor, Tensor]:
+        """Make the gradients of one batch, after what the rule does between steps; nothing waits for the device.
+
+        Args:
+            x: Images, ``(batch, channels, height, width)``, or texts, ``(batch, context)``.
+            y: Labels, ``(batch,)``, or ``(batch, context)``.
+            done: Steps done before this one.
+
+        Returns:
+            The loss, a scalar, and the output, both detached.
+        """
         if self.config.mirror_every and done % self.config.mirror_every == 0:
             falign.mirror(self.model)
         if self.config.follow_every and done % self.config.follow_every == 0:
@@ -92,15 +111,14 @@ class Learner:
             loss = label_loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        correct = (output.detach().argmax(-1) == y).sum()
-        value, count = torch.stack([loss.detach().double(), correct.double()]).tolist()  # one wait for the device
-        if value - value != 0:  # infinite or not a number
-            raise self.locate_fault(x, done)
+        return loss.detach(), output.detach()
+
+    def update(self, done: int) -> None:
+        """Make the optimizer's step with these gradients, and the ridge's."""
         if self.ridge is None:
             self.optimizer.step()
         else:
             self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
-        return value, int(count)
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""

@@ -1,4 +1,4 @@
-"""The networks of ``--model``: perceptrons, LeNet-5, ResNet-20, recurrent ones, transformers, and the user's own."""
+"""The networks of ``--model``: perceptrons, LeNet-5, ResNets, recurrent ones, transformers, and the user's own."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -45,7 +45,8 @@ def build(
         shape: Channels, height and width of the images; of texts, the characters of a context.
         classes: Number of classes; of texts, characters of the vocabulary.
         seed: Seed of the weights; the same seed gives the same weights whatever was drawn before.
-        activation: A name of ``ACTIVATIONS``, for ``mlp``, ``lenet``, ``vit`` and ``gpt``; None is relu.
+        activation: A name of ``ACTIVATIONS``, for ``mlp``, the kinds of ``lenet``, ``residual``, ``vit`` and ``gpt``;
+            None is relu.
         room: Bytes that a run needs for each weight.
 
     Returns:
@@ -68,10 +69,12 @@ def build(
             raise ConfigError(f"--model {model} is for text, and the data are images: use vit, gru or lstm")
         if name == "mlp":
             return _mlp(model, shape, classes, between, room)
-        if name == "lenet":
-            return _lenet(shape, classes, between, room)
-        if name == "resnet20":
-            return ResNet20(shape[0], classes)
+        if name.startswith("lenet"):
+            return _lenet(name, shape, classes, between, room)
+        if name in ("resnet8", "resnet20"):
+            return ResNet(shape[0], classes, blocks={"resnet8": 1, "resnet20": 3}[name])
+        if name == "residual":
+            return _residual(model, shape, classes, between, room)
         if name in ("gru", "lstm"):
             return _recurrent(model, shape, classes, room)
         return _transformer(model, shape, classes, between, room)
@@ -110,37 +113,46 @@ def _mlp(model: str, shape: Shape, classes: int, between: Callable[[], nn.Module
     return nn.Sequential(made)
 
 
-def _lenet(shape: Shape, classes: int, between: Callable[[], nn.Module], room: int) -> nn.Module:
-    """LeNet-5 with max pooling, all maps connected, and a linear output in place of radial basis functions.
+def _lenet(name: str, shape: Shape, classes: int, between: Callable[[], nn.Module], room: int) -> nn.Module:
+    """LeNet-5, all maps connected, and a linear output in place of radial basis functions.
 
-    Images below 32 × 32 are padded by two pixels a side in the first convolution, as 28 × 28 digits were.
+    Images below 32 × 32 are padded by two pixels a side in the first convolution, as 28 × 28 digits were. ``lenet`` has
+    maximum pooling, ``lenet-average`` the mean, ``lenet-norm`` maximum pooling and batch normalisation in front of
+    each activation.
 
     Source: LeCun, Bottou, Bengio and Haffner 1998 (Proceedings of the IEEE), section II.B.
     """
     channels, *sides = shape
     if min(sides) < 12:
-        raise ConfigError(f"--model lenet needs images of at least 12×12, the data are {sides[0]}×{sides[1]}: use mlp")
+        raise ConfigError(f"--model {name} needs images of at least 12×12, the data are {sides[0]}×{sides[1]}: use mlp")
     pad = 2 if min(sides) < 32 else 0
     left = [((side + 2 * pad - 4) // 2 - 4) // 2 for side in sides]
-    _refuse_large("lenet", 120 * 16 * prod(left), room)
+    _refuse_large(name, 120 * 16 * prod(left), room)
+    pool = nn.AvgPool2d if name == "lenet-average" else nn.MaxPool2d
+    norms = [nn.BatchNorm2d(6), nn.BatchNorm2d(16), nn.BatchNorm1d(120), nn.BatchNorm1d(84)]
     parts: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, 6, 5, padding=pad),
+        norm1=norms[0],
         act1=between(),
-        pool1=nn.MaxPool2d(2),
+        pool1=pool(2),
         conv2=nn.Conv2d(6, 16, 5),
+        norm2=norms[1],
         act2=between(),
-        pool2=nn.MaxPool2d(2),
+        pool2=pool(2),
         flatten=nn.Flatten(),
         fc1=nn.Linear(16 * prod(left), 120),
+        norm3=norms[2],
         act3=between(),
         fc2=nn.Linear(120, 84),
+        norm4=norms[3],
         act4=between(),
         fc3=nn.Linear(84, classes),
     )
-    return nn.Sequential(parts)
+    plain = name != "lenet-norm"
+    return nn.Sequential(OrderedDict((key, part) for key, part in parts.items() if part not in norms or not plain))
 
 
-# ResNet-20 for small images.
+# Residual networks for small images.
 
 
 class ResidualBlock(nn.Module):
@@ -173,23 +185,24 @@ class ResidualBlock(nn.Module):
         return torch.relu(x + y)
 
 
-class ResNet20(nn.Module):
-    """A convolution, three stages of three blocks with 16, 32 and 64 channels, mean over positions, linear.
+class ResNet(nn.Module):
+    """A convolution, three stages of residual blocks with 16, 32 and 64 channels, mean over positions, linear.
 
     Args:
         channels: Channels of the images, of any size.
         classes: Numbers of the output.
+        blocks: Blocks of a stage: 3 in ResNet-20, 1 in ResNet-8.
 
-    Source: He, Zhang, Ren and Sun 2016 (CVPR), section 4.2, n = 3, option A; weights as in He et al. 2015.
+    Source: He, Zhang, Ren and Sun 2016 (CVPR), section 4.2, n = 3 or 1, option A; weights as in He et al. 2015.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, *, blocks: int = 3) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.stage1 = nn.Sequential(ResidualBlock(16, 16), ResidualBlock(16, 16), ResidualBlock(16, 16))
-        self.stage2 = nn.Sequential(ResidualBlock(16, 32), ResidualBlock(32, 32), ResidualBlock(32, 32))
-        self.stage3 = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 64), ResidualBlock(64, 64))
+        self.stage1 = nn.Sequential(*(ResidualBlock(16, 16) for _ in range(blocks)))
+        self.stage2 = nn.Sequential(*(ResidualBlock(32 if at else 16, 32) for at in range(blocks)))
+        self.stage3 = nn.Sequential(*(ResidualBlock(64 if at else 32, 64) for at in range(blocks)))
         self.fc = nn.Linear(64, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -200,6 +213,62 @@ class ResNet20(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.fc(x.mean((2, 3)))
+
+
+# Residual perceptrons.
+
+
+def _residual(model: str, shape: Shape, classes: int, between: Callable[[], nn.Module], room: int) -> nn.Module:
+    read = _fitting(model)
+    width, blocks = read["width"], read["blocks"]
+    _refuse_large(model, (prod(shape) + classes + 2 * blocks * width) * width, room)
+    return ResidualPerceptron(prod(shape), classes, width=width, blocks=blocks, between=between)
+
+
+class PerceptronBlock(nn.Module):
+    """``x + fc2(act(fc1(norm(x))))``, all of one width.
+
+    Args:
+        width: Numbers of x.
+        between: Makes the activation.
+    """
+
+    def __init__(self, width: int, between: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, width)
+        self.act = between()
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width) to the same."""
+        return x + self.fc2(self.act(self.fc1(self.norm(x))))
+
+
+class ResidualPerceptron(nn.Module):
+    """All pixels linearly to a stream, blocks that add to it with the norm in front of each, norm, linear.
+
+    Direct feedback lets the stream of such a network grow without bound, which the last norm hides from the output.
+
+    Args:
+        pixels: Numbers of an image.
+        classes: Numbers of the output.
+        width: Numbers of the stream.
+        blocks: Blocks.
+        between: Makes the activation.
+    """
+
+    def __init__(self, pixels: int, classes: int, *, width: int, blocks: int, between: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.embedding = nn.Linear(pixels, width)
+        self.blocks = nn.Sequential(*(PerceptronBlock(width, between) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to (batch, classes)."""
+        return self.head(self.norm(self.blocks(self.embedding(self.flatten(x)))))
 
 
 # Recurrent networks.

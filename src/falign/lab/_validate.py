@@ -115,7 +115,11 @@ def check_options(config: TrainConfig) -> TrainConfig:
 
 BUILT_IN: dict[str, dict[str, int | None]] = {
     "lenet": {},
+    "lenet-average": {},
+    "lenet-norm": {},
+    "resnet8": {},
     "resnet20": {},
+    "residual": {"width": 256, "blocks": 4},
     "gru": {"hidden": 64, "layers": 1},
     "lstm": {"hidden": 64, "layers": 1},
     "vit": {"patch": None, "width": 64, "blocks": 4, "heads": 4},
@@ -288,7 +292,7 @@ def _check_effects(config: TrainConfig) -> None:
         (
             "activation",
             _default_activation(config.model) is None,
-            f"for mlp, lenet, vit and gpt, the model is {config.model[:_LENGTH]}",
+            f"for {', '.join(_ACTIVATIONS)}, the model is {config.model[:_LENGTH]}",
         ),
         ("context", not is_text(config.dataset), f"for text, the data set is {_shorten(config.dataset)}"),
         ("ridge_steps", config.ridge_schedule == "constant", "for schedules other than constant"),
@@ -311,10 +315,21 @@ def _check_effects(config: TrainConfig) -> None:
         raise ConfigError(f"--autocast {config.autocast} works from --dtype float32, got {config.dtype}")
 
 
+_ACTIVATIONS: dict[str, Activation] = {
+    "mlp": "relu",
+    "lenet": "relu",
+    "lenet-average": "relu",
+    "lenet-norm": "relu",
+    "residual": "relu",
+    "vit": "gelu",
+    "gpt": "gelu",
+}
+"""{model of which ``--activation`` chooses the activation: the one that it has by default}."""
+
+
 def _default_activation(model: str) -> Activation | None:
     """Return the activation of a model of which ``--activation`` chooses it; None for others."""
-    defaults: dict[str, Activation] = {"mlp": "relu", "lenet": "relu", "vit": "gelu", "gpt": "gelu"}
-    return defaults.get(model.partition(":")[0]) if is_built_in(model) else None
+    return _ACTIVATIONS.get(model.partition(":")[0]) if is_built_in(model) else None
 
 
 def _resolve_rule(config: TrainConfig) -> TrainConfig:

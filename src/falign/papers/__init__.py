@@ -15,6 +15,7 @@ _WHERE = {
     "girotti2021": "falign.papers.girotti2021:GIROTTI2021",
     "garg2022": "falign.papers.garg2022:GARG2022",
     "robertson2024": "falign.papers.robertson2024:ROBERTSON2024",
+    "benchmark": "falign.papers.benchmark:BENCHMARK",
 }
 
 

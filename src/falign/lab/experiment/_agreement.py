@@ -83,7 +83,11 @@ def compare(one: Store, other: Store, experiment: Experiment) -> Agreement:
                 failed.append((task, one.folder if status == "failed" else other.folder))
             continue
         # A run that diverged has no records.
-        difference = inf if records is None or other_records is None else relative_difference(records, other_records)
+        difference = (
+            inf
+            if records is None or other_records is None
+            else relative_difference(*(each.drop(experiment.timed, strict=False) for each in (records, other_records)))
+        )
         if status == other_status == "diverged" and message == other_message:
             diverged += 1
         elif difference == 0:

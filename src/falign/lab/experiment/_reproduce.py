@@ -77,9 +77,9 @@ def reproduce(
         store.log(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
         return interruption.code if isinstance(interruption, Stopped) else 130
     store.log(f"the page is {pages[0]}, the same as JSON {pages[1]}")
-    chosen = {experiment.name for experiment in selection.experiments}
-    results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
-    return int(any(result.count("failed") or result.count("missing") for result in results))
+    asked = {task.key for experiment in selection.experiments for task in experiment.tasks(preset)}
+    endings = [result.runs.filter(pl.col("key").is_in(asked))["status"] for each in papers for result in each.results]
+    return int(any(statuses.is_in(["failed", "missing"]).any() for statuses in endings))
 
 
 def read_results(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:

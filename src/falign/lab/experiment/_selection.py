@@ -6,7 +6,7 @@ Imports neither PyTorch nor falign's experiments: a mistyped name is refused bef
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 
 from falign.lab._text import one_line
@@ -61,6 +61,47 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     return Selection(
         papers=tuple(paper for paper in papers.values() if not asked.isdisjoint(paper.names)), experiments=chosen
     )
+
+
+def narrow(selection: Selection, only: Sequence[str], seeds: int | None, preset: str) -> Selection:
+    """Keep a part of the runs of a selection: some values of some axes, and the first seeds.
+
+    Args:
+        selection: The experiments.
+        only: "axis=value" or "axis=value,value"; an experiment without the axis, or without the values, is left out.
+        seeds: How many seeds a point; None is all.
+        preset: The preset whose runs are kept.
+
+    Returns:
+        The selection, its experiments with fewer runs; the names and the keys of these are the same.
+
+    Raises:
+        ConfigError: A text has another form, no run has these values, or the number of seeds is not positive.
+    """
+    wanted: dict[str, tuple[str, ...]] = {}
+    for text in only:
+        axis, equals, values = text.partition("=")
+        if not (axis and equals and values) or axis in wanted:
+            raise ConfigError(f"--only is {text!r:.80}, expected AXIS=VALUE or AXIS=VALUE,VALUE, each axis once")
+        wanted[axis] = tuple(values.split(","))
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}, expected at least 1")
+    kept = []
+    for experiment in selection.experiments:
+        points = tuple(
+            point
+            for point in experiment.grid.get(preset, ())
+            if all(axis in point and str(point[axis]) in values for axis, values in wanted.items())
+        )
+        if points:
+            number = min(experiment.seeds[preset], seeds or experiment.seeds[preset])
+            kept.append(replace(experiment, grid={preset: points}, seeds={preset: number}))
+    if not kept:
+        points = [point for each in selection.experiments for point in each.grid.get(preset, ())]
+        there = {axis: sorted({str(point[axis]) for point in points if axis in point}) for axis in wanted}
+        listed = "; ".join(f"{axis} has {', '.join(values) or 'no values'}" for axis, values in there.items())
+        raise ConfigError(f"--only {' '.join(only)[:80]} leaves no run of preset {preset}: {listed}")
+    return replace(selection, experiments=tuple(kept))
 
 
 def _imported(name: str, papers: Mapping[str, Paper]) -> Paper:

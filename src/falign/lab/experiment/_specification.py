@@ -252,6 +252,7 @@ class Experiment:
         agreement: Largest difference between the records of a run computed in one block and in another, by any number
             of threads, on the same kind of machine, as
             :func:`falign.lab.experiment._run_file.relative_difference` has it: 0 is to the bit.
+        timed: Columns of the records that hold times: they are of the machine and its load, and never compared.
         pictures: Figures.
         claims: Claims.
 
@@ -271,6 +272,7 @@ class Experiment:
     memory: Callable[..., int] | None = None
     cost: Callable[..., float] | None = None
     agreement: float = 0.0
+    timed: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     claims: tuple[Claim, ...] = ()
 

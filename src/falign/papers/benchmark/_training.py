@@ -1,0 +1,330 @@
+"""One run of the table: a row's learning rate tuned on validation images, the test set looked at once, and the cost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from falign.feedback import generator
+from falign.lab._batches import Images, label_loss, order, prepare, probe
+from falign.lab._divergence import is_finite
+from falign.lab._learner import Learner, make_learner
+from falign.lab._validate import resolve
+from falign.lab.config import TrainConfig
+from falign.lab.data import DataError, Dataset
+from falign.lab.experiment import Setting
+from falign.measure import alignment
+from falign.papers._images import load_images
+from falign.papers.benchmark._rows import BATCH, LADDER, MOMENTUM, NETWORKS, RATE_DECAY, RATES, ROWS, SMALLEST
+
+LARGE, APART = 50_000, 5_000
+"""Training images from which on a set is large, and the validation images of such a one; else a tenth."""
+PROBE = 256
+"""Training images on which alignment is measured."""
+_LOOK = 50
+"""Steps after which it is looked whether the loss is still a number: looking waits for the device."""
+_PIECE, _PIECES = 20, 3
+"""Steps that are timed at once, in turn with as many of backpropagation, and how often."""
+
+
+class Split(NamedTuple):
+    """The images of a run on its device, normalised by the mean and deviation of those that are trained on."""
+
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images
+    test: Images
+
+
+def split_images(dataset: str, setting: Setting, *, images: int, enlarged: bool) -> Split:
+    """Load a data set and keep validation images apart, the same ones for all runs.
+
+    Args:
+        dataset: Its name.
+        setting: Device and folder.
+        images: Training images that are used, before the validation images are kept apart; 0 is all.
+        enlarged: Whether every pixel becomes 2 × 2.
+
+    Returns:
+        The parts.
+
+    Raises:
+        DataError: The data set is not here, or has fewer images.
+    """
+    load_images(dataset, setting)  # where it is absent that is said each time, and nothing is kept
+    return _split(dataset, setting.data, setting.device, images, enlarged)
+
+
+@lru_cache(maxsize=1)  # the runs that a process computes one after the other mostly have the same data
+def _split(dataset: str, folder: Path | None, device: str, images: int, enlarged: bool) -> Split:
+    data = load_images(dataset, Setting(data=folder))
+    there = len(data.train_labels)
+    if images > there:
+        raise DataError(f"{dataset} has {there} training images, expected at least {images}: ask for fewer")
+    used = torch.randperm(there, generator=generator(0, dataset, "validation"))[: images or None]
+    apart = APART if len(used) >= LARGE else len(used) // 10
+    if enlarged:
+        train, test = (each.repeat_interleave(2, -1).repeat_interleave(2, -2) for each in _pixels(data))
+        data = replace(data, train_images=train, test_images=test)
+    kept = replace(data, train_images=data.train_images[used[apart:]], train_labels=data.train_labels[used[apart:]])
+    other = replace(kept, test_images=data.train_images[used[:apart]], test_labels=data.train_labels[used[:apart]])
+    place = torch.device(device)
+    train, test = prepare(kept, device=place, dtype=torch.float32)
+    _, validation = prepare(other, device=place, dtype=torch.float32)
+    return Split(shape=data.shape, classes=data.classes, train=train, validation=validation, test=test)
+
+
+def _pixels(data: Dataset) -> tuple[Tensor, Tensor]:
+    return data.train_images, data.test_images
+
+
+def needs_enlarging(network: str, dataset: str, setting: Setting) -> bool:
+    """Tell whether the images are too small for a network that has two convolutions of 5 × 5."""
+    small = min(load_images(dataset, setting).shape[1:]) < SMALLEST
+    return NETWORKS[network].model.startswith("lenet") and small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of the table with a seed: all that is the same in the trials of its study.
+
+    Attributes:
+        dataset: Name of the data set.
+        network: A name of ``NETWORKS``.
+        row: A name of ``ROWS``.
+        width: Of its hidden layers, where that is not fixed.
+        epochs: Of a training.
+        seed: Of weights, feedback and batches.
+        device: A torch device.
+        split: The images.
+    """
+
+    dataset: str
+    network: str
+    row: str
+    width: int
+    epochs: int
+    seed: int
+    device: str
+    split: Split
+
+    def learner(self, rate: float) -> Learner:
+        """Make the network, converted, with its optimizer."""
+        row, network, images = ROWS[self.row], NETWORKS[self.network], self.split
+        model = network.model.format(self.width)
+        if model.startswith("mlp:"):
+            model = f"mlp:{prod(images.shape)}-{model.removeprefix('mlp:')}-{len(images.classes)}"
+        config = resolve(
+            TrainConfig(
+                dataset=self.dataset,
+                model=model,
+                activation=network.activation,  # pyright: ignore[reportArgumentType]  # it is one of them
+                epochs=self.epochs,
+                rule=row.rule,
+                transform=row.transform,
+                calibrate=row.calibrate,
+                learning_rate=rate,
+                rate_decay=RATE_DECAY,
+                momentum=MOMENTUM,
+                weight_decay=row.decay,
+                batch_size=BATCH,
+                seed=self.seed,
+                device=self.device,
+            )
+        )
+        example, _ = images.train.take(slice(0, 2))
+        return make_learner(config, shape=images.shape, classes=len(images.classes), example=example)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an epoch, the same for all rows of a seed; a last one of a single image is left out."""
+        train = self.split.train
+        for batch in order(self.seed, epoch, len(train)).to(train.labels.device).split(BATCH):
+            if len(batch) > 1:  # which batch normalisation cannot take
+                yield train.take(batch)
+
+
+def train(cell: Cell, rate: float) -> Learner | None:
+    """Train a network; None where it leaves the finite numbers.
+
+    Nothing waits for the device but a look at the loss now and then.
+    """
+    learner, done = cell.learner(rate), 0
+    for epoch in range(cell.epochs):
+        learner.begin_epoch(epoch)
+        total = torch.zeros((), device=cell.split.train.labels.device)
+        for x, y in cell.batches(epoch):
+            loss, _ = learner.propagate(x, y, done)
+            learner.update(done)
+            total += loss  # one number that is not finite stays in the sum
+            done += 1
+            if done % _LOOK == 0 and not bool(torch.isfinite(total)):
+                return None
+        if not bool(torch.isfinite(total)):
+            return None
+    x, y = next(cell.batches(cell.epochs))
+    return learner if is_finite(learner.model) and learner.has_finite_loss(x, y) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A training of a study.
+
+    Attributes:
+        rate: Its learning rate.
+        validation: Its accuracy on the validation images; None if it diverged.
+    """
+
+    rate: float
+    validation: float | None
+
+
+def tune(
+    trials: int, seed: int, attempt: Callable[[float], tuple[float, Any] | None]
+) -> tuple[list[Trial], int | None, Any]:
+    """Search the learning rate of the best validation accuracy: the rates of a ladder, then TPE.
+
+    Args:
+        trials: Trainings, the same number for every row.
+        seed: Of the search.
+        attempt: Rate -> validation accuracy and the trained network; None if the training diverged.
+
+    Returns:
+        All trials, the number of the best one, None if all diverged, and its network.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+
+    Source: Bergstra, Bardenet, Bengio and Kégl 2011 (NeurIPS), the tree-structured Parzen estimator, by Optuna.
+    """
+    optuna = _optuna()
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=len(LADDER))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for rate in LADDER[:trials]:
+        study.enqueue_trial({"rate": rate})
+    kept: list[Trial] = []
+    best, network = None, None
+    for number in range(trials):
+        asked = study.ask()
+        rate = float(asked.suggest_float("rate", *RATES, log=True))
+        result = attempt(rate)
+        kept.append(Trial(rate=rate, validation=None if result is None else result[0]))
+        if result is None:
+            study.tell(asked, state=optuna.trial.TrialState.PRUNED)  # which the search takes for worse than any number
+            continue
+        study.tell(asked, result[0])
+        if best is None or result[0] > (kept[best].validation or 0.0):
+            best, network = number, result[1]
+    return kept, best, network
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            'the benchmark tunes every row by Optuna, which is not installed: pip install "falign[tune]"'
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def end_columns(cell: Cell, learner: Learner) -> dict[str, float | int | None]:
+    """Columns of a trained network: mean cosine of the hidden layers to the true gradient, and growth.
+
+    Layers whose cosine rests on rounding, or that take no gradient, are no part of the mean; None if there is no other.
+    Growth is the largest |h_{l+1}| / |h_l| of a block, or of a layer where the network has no row of blocks.
+    """
+    x, y = cell.split.train.take(probe(cell.seed, len(cell.split.train), PROBE).to(cell.split.train.labels.device))
+    report = alignment(learner.model, label_loss, x, y)
+    *hidden, _ = report.layers
+    learning = {name.rpartition(".")[0] for name, each in learner.model.named_parameters() if each.requires_grad}
+    cosines = [row.cosine for row in hidden if row.cosine is not None and row.layer in learning]
+    growths = list(report.growth.values()) or [row.growth for row in report.layers if row.growth is not None]
+    return {
+        "cosine": sum(cosines) / len(cosines) if cosines else None,
+        "unreadable": report.unreadable,
+        "growth": max(growths, default=None),
+    }
+
+
+def cost_columns(cell: Cell, *, pieces: int = _PIECES, length: int = _PIECE) -> dict[str, float | int]:
+    """Columns of what a training step costs, on networks of their own before their first step.
+
+    Seconds are medians of a few pieces of steps, by turns of the row and of backpropagation in one process, so that
+    both meet the same load; floating-point operations are counted, those of passes between steps shared out among
+    the steps; bytes are those of the tensors that autograd keeps for the backward pass, weights left out.
+
+    Args:
+        cell: The cell.
+        pieces: Pieces of each.
+        length: Steps of a piece.
+    """
+    row = cell.learner(LADDER[1])
+    true = replace(cell, row="bp").learner(LADDER[1])
+    x, y = next(cell.batches(0))
+    columns = {
+        "flops": _flops(row, x, y),
+        "bp_flops": _flops(true, x, y),
+        "kept_bytes": _kept(row, x, y),
+        "bp_kept_bytes": _kept(true, x, y),
+    }
+    seconds: dict[str, list[float]] = {"step_seconds": [], "bp_step_seconds": []}
+    for _ in range(pieces):
+        for name, learner in zip(seconds, (row, true), strict=True):
+            seconds[name].append(_time(learner, x, y, length))
+    return {**columns, **{name: median(values) for name, values in seconds.items()}}
+
+
+def _time(learner: Learner, x: Tensor, y: Tensor, length: int) -> float:
+    """Seconds of a step."""
+    _wait(x)
+    begin = perf_counter()
+    for done in range(length):
+        learner.propagate(x, y, done)
+        learner.update(done)
+    _wait(x)
+    return (perf_counter() - begin) / length
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _flops(learner: Learner, x: Tensor, y: Tensor) -> float:
+    """Floating-point operations of a step on average, without the optimizer's."""
+
+    def count(done: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            learner.propagate(x, y, done)
+        return counter.get_total_flops()
+
+    config, plain = learner.config, count(1)
+    sometimes = ((config.mirror_every, 0), (config.follow_every, 0), (config.calibrate, config.calibrate - 1))
+    return float(plain + sum((count(done) - plain) / every for every, done in sometimes if every))
+
+
+def _kept(learner: Learner, x: Tensor, y: Tensor) -> int:
+    """Bytes of the tensors that autograd keeps in a forward pass, each once, without parameters and their feedback."""
+    state = (*learner.model.parameters(), *learner.model.buffers())
+    known, kept = {tensor.untyped_storage().data_ptr() for tensor in state}, {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        learner.propagate(x, y, 1)
+    return sum(kept.values())
