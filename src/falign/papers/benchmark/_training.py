@@ -246,7 +246,7 @@ def end_columns(cell: Cell, learner: Learner) -> dict[str, float | int | None]:
     """
     x, y = cell.split.train.take(probe(cell.seed, len(cell.split.train), PROBE).to(cell.split.train.labels.device))
     report = alignment(learner.model, label_loss, x, y)
-    *hidden, _ = report.layers
+    hidden = [row for row in report.layers if row.layer != learner.layers[-1]]
     learning = {name.rpartition(".")[0] for name, each in learner.model.named_parameters() if each.requires_grad}
     cosines = [row.cosine for row in hidden if row.cosine is not None and row.layer in learning]
     growths = list(report.growth.values()) or [row.growth for row in report.layers if row.growth is not None]

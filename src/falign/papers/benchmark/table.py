@@ -553,7 +553,7 @@ TABLE = Experiment(
         "quick": tuple(
             point
             for network in ("mlp", "lenet", "lenet-norm", "residual")
-            for point in _points(network, "digits", rows=tuple(ROWS), trials=3, epochs=6, width=128)
+            for point in _points(network, "digits", rows=tuple(ROWS), trials=3, epochs=5, width=128)
         ),
         "paper": tuple(
             point
