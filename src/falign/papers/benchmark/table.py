@@ -20,7 +20,7 @@ from falign.lab.experiment import (
     grid,
 )
 from falign.lab.experiment.statistics import Estimate, mean
-from falign.lab.report.style import AXIS, COLOURS, GRID, INK, Figure, each_of, logarithmic, panels
+from falign.lab.report.style import AXIS, COLOURS, INK, Axes, Figure, each_of, logarithmic, panels
 from falign.papers.benchmark._rows import NETWORKS, ROWS, rows_of
 from falign.papers.benchmark._training import (
     Cell,
@@ -417,19 +417,21 @@ def _draw_accuracy(data: pl.DataFrame) -> Figure:
     return figure
 
 
-def _zoom(panel: object, values: list[float]) -> None:
-    """Leave rows far behind outside of the panel, with an arrow at the edge, so that the others can be told apart."""
+def _zoom(panel: Axes, values: list[float]) -> None:
+    """Leave rows far behind outside of the panel, with their number at its edge, so that the others can be told apart.
+
+    Intervals that are longer than the panel are cut.
+    """
     best, worst = max(values), min(values)
-    middle = sorted(values)[len(values) // 3]
+    middle = sorted(values)[len(values) // 2]
     low = max(worst, best - 4 * max(best - middle, 1.0))
-    if low > worst:
-        for at, value in enumerate(values):
-            if value < low:
-                panel.annotate(  # pyright: ignore[reportAttributeAccessIssue]
-                    f"← {value:.1f}", (low, at), xytext=(2, 0), textcoords="offset points", va="center", fontsize=7.5
-                )
-        margin = 0.06 * (best - low)
-        panel.set_xlim(low - margin, best + margin)  # pyright: ignore[reportAttributeAccessIssue]
+    for at, value in enumerate(values):
+        if value < low:
+            panel.annotate(
+                f"← {value:.1f}", (low, at), xytext=(2, 0), textcoords="offset points", va="center", size=7.5
+            )
+    margin = 0.08 * max(best - low, 1.0)
+    panel.set_xlim(low - margin, best + margin)
 
 
 def _kinds(figure: Figure) -> None:
@@ -457,39 +459,43 @@ def _draw_cost(data: pl.DataFrame) -> Figure:
         xlabels=["of a step, over backpropagation's"],
         ylabels=["points behind bp"] * len(cells),
         width=9.5,
-        height=2.6,
+        height=3.2,
     )
     for place, (_, _, part) in enumerate(cells):
         for panel, value in zip(axes[2 * place : 2 * place + 2], ("seconds", "flops"), strict=True):
+            rows = part.drop_nulls(value).sort("behind", value).to_dicts()
             panel.axhline(0, color=AXIS, linewidth=0.8)
             panel.axvline(1, color=AXIS, linewidth=0.8)
-            panel.grid(color=GRID, linewidth=0.8)
-            for row in part.drop_nulls(value).to_dicts():
-                panel.errorbar(
-                    row[value],
-                    row["behind"],
-                    yerr=row["behind_half"] or 0,
-                    color=_COLOURS[row["kind"]],
-                    marker="s" if row["kind"] == "bp" else "o",
-                    linestyle="none",
-                    elinewidth=0.9,
-                )
+            panel.set_yscale("symlog", linthresh=1.0)
+            ticks = [tick for tick in (-2, -1, 0, 1, 2, 5, 10, 20, 50) if _between(tick, [r["behind"] for r in rows])]
+            panel.set_yticks(ticks, [str(tick) for tick in ticks])
+            panel.minorticks_off()
+            panel.invert_yaxis()
+            logarithmic(panel, "x", ticks=_ticks([row[value] for row in rows]))
+            panel.set_xlim(min(0.9, *(row[value] for row in rows)) / 1.08, max(row[value] for row in rows) * 1.08)
+            for at, row in enumerate(rows):
+                colour, marker = _COLOURS[row["kind"]], "s" if row["kind"] == "bp" else "o"
+                panel.plot(row[value], row["behind"], marker, color=colour)
                 panel.annotate(
                     row["row"],
                     (row[value], row["behind"]),
-                    xytext=(4, 3),
-                    textcoords="offset points",
-                    fontsize=6.5,
-                    color=_COLOURS[row["kind"]],
+                    xytext=(1.06, 1 - (at + 0.5) / len(rows)),
+                    textcoords="axes fraction",
+                    va="center",
+                    size=7,
+                    color=colour,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6},
                 )
-            panel.invert_yaxis()
-            logarithmic(panel, "x", ticks=_ticks(part[value].drop_nulls().to_list()))
     _kinds(figure)
     return figure
 
 
+def _between(tick: float, values: list[float]) -> bool:
+    return min([*values, 0.0]) - 0.5 <= tick <= max([*values, 1.0]) + 0.5
+
+
 def _ticks(values: list[float]) -> list[float]:
-    among = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+    among = (0.1, 0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
     low, high = min([*values, 1.0]) / 1.1, max([*values, 1.0]) * 1.1
     return [tick for tick in among if low <= tick <= high]
 
@@ -505,9 +511,9 @@ _PICTURES = (
     ),
     Picture(
         name="cost",
-        caption="Points of test accuracy behind backpropagation with the same seed (mean and 95 % interval) against "
-        "the time and the counted operations of a training step over those of backpropagation, measured by turns in "
-        "one process. Up and left is better.",
+        caption="Points of test accuracy behind backpropagation with the same seed, mean, against the "
+        "time and the counted operations of a training step over those of backpropagation, measured by turns in one "
+        "process. Up and left is better.",
         data=_summary,
         draw=_draw_cost,
     ),
