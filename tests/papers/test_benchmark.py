@@ -14,10 +14,11 @@ from falign.lab.experiment._results import Results
 from falign.lab.experiment._selection import narrow, select
 from falign.papers import PAPERS
 from falign.papers.benchmark import _training
+from falign.papers.benchmark._pictures import behind, best_trials, summary
 from falign.papers.benchmark._rows import LADDER, NETWORKS, RATES, ROWS
 from falign.papers.benchmark._training import split_images, tune
 from falign.papers.benchmark.published import _STATED, PUBLISHED, _beside, _named, published_values
-from falign.papers.benchmark.table import TABLE, _summary, behind, best_trials
+from falign.papers.benchmark.table import TABLE
 
 pytestmark = pytest.mark.xdist_group("benchmark")
 
@@ -174,7 +175,7 @@ def test_no_figure_is_read_off_one_seed(table: pl.DataFrame) -> None:
 
 
 def test_the_summary_has_costs_over_those_of_backpropagation(table: pl.DataFrame) -> None:
-    cells = _summary(table).filter(network="mlp")
+    cells = summary(table).filter(network="mlp")
     assert cells.filter(row="bp")["flops"].to_list() == [1.0]
     assert cells.filter(row="bp")["behind"].to_list() == [0.0]
     assert cells.filter(row="dfa")["flops"][0] < 1
