@@ -17,7 +17,7 @@ from falign.papers.benchmark import _training
 from falign.papers.benchmark._pictures import behind, best_trials, summary
 from falign.papers.benchmark._rows import LADDER, NETWORKS, RATES, ROWS
 from falign.papers.benchmark._training import split_images, tune
-from falign.papers.benchmark.published import _STATED, PUBLISHED, _beside, _named, published_values
+from falign.papers.benchmark.published import _STATED, PUBLISHED, _named, published_values, values_beside
 from falign.papers.benchmark.table import TABLE
 
 pytestmark = pytest.mark.xdist_group("benchmark")
@@ -209,7 +209,7 @@ def test_values_of_other_data_are_not_compared() -> None:
     with pytest.raises(Missing, match="none of these runs is on the data"):
         claim.read(pl.DataFrame(rows[2:]))
     assert len(claim.read(pl.DataFrame(rows)).checks) == 1
-    assert _beside(pl.DataFrame(rows))["same"].to_list() == [True, False]
+    assert values_beside(pl.DataFrame(rows))["same"].to_list() == [True, False]
 
 
 def test_a_part_of_the_runs_can_be_chosen() -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unchecked  # many steps: checking annotations would tak
 EXPERIMENTS = {each.name: each for paper in PAPERS.values() for each in paper.experiments}
 QUICK = ("song2021.figure2", "song2021.dropout", "girotti2021.order", "garg2022.ranks", "robertson2024.overfitting")
 """One of each engine; the others are among the slow ones."""
-SIZES = {"song2021.dropout": 8, "garg2022.ranks": 12}
+SIZES = {"song2021.dropout": 8, "garg2022.ranks": 12, "benchmark.table": 10}
 """So many runs of these are enough."""
 
 

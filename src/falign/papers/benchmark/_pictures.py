@@ -1,4 +1,4 @@
-"""What is read off the field's table, and its pictures: accuracy beside backpropagation's, and what it costs."""
+"""Reading of the field's table, and its pictures: accuracy beside that of backpropagation, and costs."""
 
 import polars as pl
 import scipy

@@ -21,7 +21,7 @@ from falign.lab.experiment.statistics import summary
 from falign.lab.report.style import AXIS, COLOURS, INK, Figure, each_of, panels
 from falign.papers._images import load_images
 
-__all__ = ["PUBLISHED", "published_values"]
+__all__ = ["PUBLISHED", "published_values", "values_beside"]
 
 _BATCH = 64
 _SIDE = 32
@@ -168,17 +168,23 @@ def _named() -> pl.DataFrame:
     return values.with_columns(**parts).with_columns(pl.col("start").fill_null("default"))
 
 
-def _beside(table: pl.DataFrame) -> pl.DataFrame:
-    """Ours beside the published values: those that run here, on any data; "same" where the data are those stated."""
+def values_beside(table: pl.DataFrame) -> pl.DataFrame:
+    """Ours beside the published values that run here.
+
+    Args:
+        table: Records of runs of ``PUBLISHED``.
+
+    Returns:
+        One row a point, on any data: mean and standard deviation of ours, "value", "tolerance", "runs_here", and "same",
+        which is true where the data are those that the value is of.
+    """
     cells = summary(_ours(table), "ours", by=["source", "dataset", "rule", "start"])
-    values = _named().select("source", "rule", "start", "value", "sd", "tolerance", stated="dataset")
-    return cells.join(values, on=["source", "rule", "start"], suffix="_published").with_columns(
-        same=pl.col("dataset") == pl.col("stated")
-    )
+    values = _named().select("source", "rule", "start", "value", "tolerance", "runs_here", stated="dataset")
+    return cells.join(values, on=["source", "rule", "start"]).with_columns(same=pl.col("dataset") == pl.col("stated"))
 
 
 def _matches(table: pl.DataFrame) -> Evidence:
-    cells = _beside(table).filter("same").sort("source", "rule", "start")
+    cells = values_beside(table).filter("same").sort("source", "rule", "start")
     if cells.is_empty():
         raise Missing("none of these runs is on the data that the published values are of")
     return Evidence(
@@ -297,7 +303,7 @@ PUBLISHED = Experiment(
             name="published",
             caption="Our test accuracy (dots, mean ± standard deviation over the seeds; grey where the data are "
             "others) beside the published value (stroke) with the tolerance that was set for it (bar).",
-            data=_beside,
+            data=values_beside,
             draw=_draw,
         ),
     ),
