@@ -13,7 +13,7 @@ import polars as pl
 from falign.lab.experiment._results import Results
 from falign.lab.experiment._store import Store
 from falign.papers.benchmark._pictures import PICTURES, summary
-from falign.papers.benchmark._rows import NETWORKS, ROWS
+from falign.papers.benchmark._training import NETWORKS, ROWS
 from falign.papers.benchmark.published import PUBLISHED, published_values, values_beside
 from falign.papers.benchmark.table import TABLE
 

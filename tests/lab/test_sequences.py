@@ -190,7 +190,8 @@ REFUSED = {
     "vit:width=" + "4" * 11: "weights, for which a run needs",
     "gpt": "is for text, and the data are images: use vit, gru or lstm",
     "gpt:context=3": "sizes like gpt:width=64,blocks=4,heads=4",
-    "GRU": "expected mlp:SIZES, lenet, lenet-average, lenet-norm, resnet8, resnet20, residual, gru, lstm, vit, gpt or package.module:factory",
+    "GRU": "expected mlp:SIZES, lenet, lenet-average, lenet-norm, resnet8, resnet20, residual, gru, lstm, vit, gpt or "
+    "package.module:factory",
 }
 
 

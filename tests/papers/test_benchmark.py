@@ -15,8 +15,7 @@ from falign.lab.experiment._selection import narrow, select
 from falign.papers import PAPERS
 from falign.papers.benchmark import _training
 from falign.papers.benchmark._pictures import behind, best_trials, summary
-from falign.papers.benchmark._rows import LADDER, NETWORKS, RATES, ROWS
-from falign.papers.benchmark._training import split_images, tune
+from falign.papers.benchmark._training import LADDER, NETWORKS, RATES, ROWS, split_images, tune
 from falign.papers.benchmark.published import _STATED, PUBLISHED, _named, published_values, values_beside
 from falign.papers.benchmark.table import TABLE
 

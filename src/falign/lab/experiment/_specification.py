@@ -252,7 +252,7 @@ class Experiment:
         agreement: Largest difference between the records of a run computed in one block and in another, by any number
             of threads, on the same kind of machine, as
             :func:`falign.lab.experiment._run_file.relative_difference` has it: 0 is to the bit.
-        timed: Columns of the records that hold times: they are of the machine and its load, and never compared.
+        timed: Columns of the records that are of the machine and its load, such as times: they are never compared.
         pictures: Figures.
         claims: Claims.
 

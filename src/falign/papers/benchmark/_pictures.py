@@ -5,7 +5,7 @@ import scipy
 
 from falign.lab.experiment import Picture
 from falign.lab.report.style import AXIS, COLOURS, INK, Axes, Figure, each_of, logarithmic, panels
-from falign.papers.benchmark._rows import NETWORKS, ROWS
+from falign.papers.benchmark._training import NETWORKS, ROWS
 
 _KEYS = ["dataset", "network", "row"]
 

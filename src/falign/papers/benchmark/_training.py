@@ -1,12 +1,13 @@
 """One run of the table: a row's learning rate tuned on validation images, the test set looked at once, and the cost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,105 @@ from falign.lab.data import DataError, Dataset
 from falign.lab.experiment import Setting
 from falign.measure import alignment
 from falign.papers._images import load_images
-from falign.papers.benchmark._rows import BATCH, LADDER, MOMENTUM, NETWORKS, RATE_DECAY, RATES, ROWS, SMALLEST
+from falign.papers.benchmark._steps import Steps
+from falign.rules import ALL_RULES
+
+# The rows and the networks.
+
+BATCH, MOMENTUM, RATE_DECAY = 64, 0.9, 0.6
+"""Of every training: stochastic gradient descent, its rate times 0.6 after every epoch."""
+LADDER = (0.03, 0.01, 0.1)
+"""Learning rates with which every study begins."""
+RATES = (1e-3, 0.3)
+"""Between which it then searches, on a logarithmic scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table: a rule, and what is done to it.
+
+    Attributes:
+        rule: Its name.
+        kind: "bp", "layerwise", "learned direct", "fixed", "transport" of rules that read the weights or their signs,
+            at every step or now and then, or "reference".
+        transform: Of the error that is carried on; None for none.
+        decay: Weight decay, of rules whose feedback would never meet the weights without.
+        calibrate: One step in so many is backpropagated truly; 0 for none.
+    """
+
+    rule: str
+    kind: str
+    transform: str | None = None
+    decay: float = 0.0
+    calibrate: int = 0
+
+
+_ALL = {
+    "bp": Row(rule="bp", kind="bp"),
+    "kp": Row(rule="kp", kind="layerwise", decay=1e-3),
+    "pfa": Row(rule="pfa", kind="layerwise", decay=1e-3),
+    "wm": Row(rule="wm", kind="layerwise"),
+    "ldfa": Row(rule="ldfa", kind="layerwise", decay=1e-3),
+    "usf": Row(rule="usf", kind="transport"),
+    "adafa": Row(rule="adafa", kind="transport"),
+    "dkp": Row(rule="dkp", kind="learned direct"),
+    "dkp+centred": Row(rule="dkp", kind="learned direct", transform="centred"),
+    "probe": Row(rule="probe", kind="learned direct"),
+    "ebd": Row(rule="ebd", kind="learned direct"),
+    "fdfa": Row(rule="fdfa", kind="learned direct"),
+    "grape": Row(rule="grape", kind="learned direct"),
+    "dfa": Row(rule="dfa", kind="fixed"),
+    "dfa+centred": Row(rule="dfa", kind="fixed", transform="centred"),
+    "fa": Row(rule="fa", kind="fixed"),
+    "dfa+calibrated": Row(rule="dfa", kind="transport", calibrate=100),
+    "shallow": Row(rule="shallow", kind="reference"),
+    "frozen": Row(rule="frozen", kind="reference"),
+}
+ROWS: Mapping[str, Row] = MappingProxyType({name: row for name, row in _ALL.items() if row.rule in ALL_RULES})
+"""Name -> row, of those whose rule the package has."""
+
+
+def rows_of(*kinds: str) -> tuple[str, ...]:
+    """Names of the rows of some kinds."""
+    return tuple(name for name, row in ROWS.items() if row.kind in kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of the table.
+
+    Attributes:
+        title: Its name in pictures.
+        model: As ``falign train --model`` takes it, with a place for the width; "mlp:{0}-{0}" has hidden layers only.
+        activation: Between its layers; None where it has no choice.
+        width: Of hidden layers, at the preset ``paper``; 0 where it is fixed.
+        epochs: Of a training, likewise.
+        cost: Seconds of a step, roughly, relative to the perceptron's.
+    """
+
+    title: str
+    model: str
+    activation: str | None = None
+    width: int = 0
+    epochs: int = 4
+    cost: float = 1.0
+
+
+NETWORKS: Mapping[str, Network] = MappingProxyType(
+    {
+        "mlp": Network(title="two hidden layers, ReLU", model="mlp:{0}-{0}", activation="relu", width=1000, epochs=10),
+        "lenet": Network(title="LeNet, tanh, average pooling", model="lenet-average", activation="tanh"),
+        "lenet-relu": Network(title="LeNet, ReLU, max pooling", model="lenet", activation="relu"),
+        "lenet-norm": Network(title="LeNet, batch norm, ReLU", model="lenet-norm", activation="relu"),
+        "resnet": Network(title="ResNet-8", model="resnet8", cost=4.0),
+        "residual": Network(title="residual MLP, pre-LN", model="residual:width={0}", activation="relu", width=256),
+    }
+)
+"""Name -> network."""
+SMALLEST = 12
+"""Pixels a side below which images are shown to LeNet at twice their size."""
+
+# Their trainings.
 
 LARGE, APART = 50_000, 5_000
 """Training images from which on a set is large, and the validation images of such a one; else a tenth."""
@@ -145,34 +244,48 @@ class Cell:
         example, _ = images.train.take(slice(0, 2))
         return make_learner(config, shape=images.shape, classes=len(images.classes), example=example)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch, the same for all rows of a seed; a last one of a single image is left out."""
-        train = self.split.train
-        for batch in order(self.seed, epoch, len(train)).to(train.labels.device).split(BATCH):
-            if len(batch) > 1:  # which batch normalisation cannot take
-                yield train.take(batch)
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Positions of the images of an epoch's batches, the same for all rows of a seed.
+
+        A last batch of a single image, which batch normalisation cannot take, is left out.
+        """
+        images = order(self.seed, epoch, len(self.split.train)).to(self.split.train.labels.device)
+        return (batch for batch in images.split(BATCH) if len(batch) > 1)
 
 
-def train(cell: Cell, rate: float) -> Learner | None:
+class Trained(NamedTuple):
+    """A trained network, and whether its steps were replayed."""
+
+    learner: Learner
+    recorded: bool
+
+
+def train(cell: Cell, rate: float, *, graphs: bool = True) -> Trained | None:
     """Train a network; None where it leaves the finite numbers.
 
-    Nothing waits for the device but a look at the loss now and then.
+    Nothing waits for the device but a look at the loss now and then; see :mod:`falign.papers.benchmark._steps`.
+
+    Args:
+        cell: The cell.
+        rate: Learning rate.
+        graphs: Whether steps on a GPU may be recorded and replayed.
     """
     learner, done = cell.learner(rate), 0
-    for epoch in range(cell.epochs):
-        learner.begin_epoch(epoch)
-        total = torch.zeros((), device=cell.split.train.labels.device)
-        for x, y in cell.batches(epoch):
-            loss, _ = learner.propagate(x, y, done)
-            learner.update(done)
-            total += loss  # one number that is not finite stays in the sum
-            done += 1
-            if done % _LOOK == 0 and not bool(torch.isfinite(total)):
-                return None
-        if not bool(torch.isfinite(total)):
+    steps = Steps(learner, cell.split.train, BATCH, graphs=graphs)
+    with steps.at_work():
+        for epoch in range(cell.epochs):
+            steps.begin_epoch(epoch)
+            for batch in cell.batches(epoch):
+                steps.make(batch, done)
+                done += 1
+                if done % _LOOK == 0 and not bool(torch.isfinite(steps.total)):
+                    return None
+        steps.finish()
+        if not bool(torch.isfinite(steps.total)):
             return None
-    x, y = next(cell.batches(cell.epochs))
-    return learner if is_finite(learner.model) and learner.has_finite_loss(x, y) else None
+    x, y = cell.split.train.take(next(cell.batches(cell.epochs)))
+    finite = is_finite(learner.model) and learner.has_finite_loss(x, y)
+    return Trained(learner, steps.recorded) if finite else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +384,7 @@ def cost_columns(cell: Cell, *, pieces: int = _PIECES, length: int = _PIECE) -> 
     """
     row = cell.learner(LADDER[1])
     true = replace(cell, row="bp").learner(LADDER[1])
-    x, y = next(cell.batches(0))
+    x, y = cell.split.train.take(next(cell.batches(0)))
     columns = {
         "flops": _flops(row, x, y),
         "bp_flops": _flops(true, x, y),

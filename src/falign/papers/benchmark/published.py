@@ -175,8 +175,8 @@ def values_beside(table: pl.DataFrame) -> pl.DataFrame:
         table: Records of runs of ``PUBLISHED``.
 
     Returns:
-        One row a point, on any data: mean and standard deviation of ours, "value", "tolerance", "runs_here", and "same",
-        which is true where the data are those that the value is of.
+        One row a point, on any data: mean and standard deviation of ours, "value", "tolerance", "runs_here", and
+        "same", which is true where the data are those that the value is of.
     """
     cells = summary(_ours(table), "ours", by=["source", "dataset", "rule", "start"])
     values = _named().select("source", "rule", "start", "value", "tolerance", "runs_here", stated="dataset")

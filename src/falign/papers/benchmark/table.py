@@ -19,13 +19,15 @@ from falign.lab.experiment import (
 )
 from falign.lab.experiment.statistics import Estimate, mean
 from falign.papers.benchmark._pictures import PICTURES, behind, best_trials
-from falign.papers.benchmark._rows import NETWORKS, ROWS, rows_of
 from falign.papers.benchmark._training import (
+    NETWORKS,
+    ROWS,
     Cell,
     Trial,
     cost_columns,
     end_columns,
     needs_enlarging,
+    rows_of,
     split_images,
     train,
     tune,
@@ -63,17 +65,18 @@ def _run(
 
     def attempt(rate: float) -> tuple[float, object] | None:
         nonlocal attempts
-        learner, attempts = train(cell, rate), attempts + 1
+        trained, attempts = train(cell, rate), attempts + 1
         setting.report(attempts / (trials + 1))
-        return None if learner is None else (learner.test(split.validation)[1], learner)
+        return None if trained is None else (trained.learner.test(split.validation)[1], trained)
 
-    kept, best, learner = tune(trials, seed, attempt)
+    kept, best, trained = tune(trials, seed, attempt)
     winner: dict[str, float | int | None] = {}
     if best is not None:
         pieces = {"pieces": 1, "length": 2} if images else {}
         winner = {
-            "test": learner.test(split.test)[1],
-            **end_columns(cell, learner),
+            "test": trained.learner.test(split.test)[1],
+            "recorded": trained.recorded,
+            **end_columns(cell, trained.learner),
             **cost_columns(cell, **pieces),
         }
     return _outcome(row, kept, best, winner)
@@ -81,6 +84,7 @@ def _run(
 
 _WINNER = (
     "test",
+    "recorded",
     "cosine",
     "unreadable",
     "growth",
@@ -359,7 +363,7 @@ TABLE = Experiment(
     at_most=1,
     cost=_cost,
     agreement=1e-3,
-    timed=("step_seconds", "bp_step_seconds"),
+    timed=("recorded", "step_seconds", "bp_step_seconds"),
     pictures=PICTURES,
     claims=_CLAIMS,
 )
