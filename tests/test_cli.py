@@ -134,6 +134,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "preset": (["reproduce", "--preset", "large"], ["large", "smoke", "quick", "paper"]),
     "workers": (["reproduce", "--workers", "0"], ["--workers is 0, expected at least 1"]),
     "workers' word": (["reproduce", "--workers", "many"], ["--workers", "many"]),
+    "a part": (["reproduce", "song2021.figure2", "--only", "width"], ["--only is 'width', expected AXIS=VALUE"]),
+    "no seeds": (["reproduce", "song2021.figure2", "--seeds", "0"], ["--seeds is 0, expected at least 1"]),
     "memory": (["reproduce", "--memory", "-1"], ["--memory is -1, expected a positive number of GiB"]),
     "infinite memory": (["reproduce", "--memory", "inf"], ["--memory is inf, expected a positive number of GiB"]),
     "reproduce's device": (["reproduce", "--device", "gpu"], ["--device is 'gpu', expected cpu, cuda or cuda:N"]),
@@ -286,7 +288,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         (
             "reproduce",
             {
-                *("NAME", "--preset", "--out", "--data", "--workers", "--memory", "--device"),
+                *("NAME", "--preset", "--only", "--seeds", "--out", "--data", "--workers", "--memory", "--device"),
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),

@@ -151,6 +151,8 @@ NAMED = {
     "list": [],
     "reproduce": [
         "--preset",
+        "--only",
+        "--seeds",
         "--out",
         "--data",
         "--workers",

@@ -171,9 +171,8 @@ REFUSED = {
     "mlp:784-0-10": "expected sizes like",
     "mlp:784-x-10": "expected sizes like",
     "mlp:": "expected sizes like",
-    "resnet18": "expected mlp:SIZES, lenet, lenet-average, lenet-norm, resnet8, resnet20, residual, gru, lstm, vit, gpt "
-    "or "
-    "package.module:factory",
+    "resnet18": "expected mlp:SIZES, lenet, lenet-average, lenet-norm, resnet8, resnet20, residual, gru, lstm, vit, "
+    "gpt or package.module:factory",
     "": "expected mlp:SIZES",
     "no_such_module:make": "cannot be imported: ModuleNotFoundError",
     "math:no_such_function": "cannot be imported: AttributeError",

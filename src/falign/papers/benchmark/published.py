@@ -40,8 +40,8 @@ def published_values() -> pl.DataFrame:
         experiment) and "provenance" (how the value was come by).
     """
     text = files("falign.papers.benchmark").joinpath("published.csv").read_bytes()
-    numbers = dict.fromkeys(("value", "sd", "tolerance", "ours"), pl.Float64)
-    return pl.read_csv(text, schema_overrides=numbers)
+    numbers = ("value", "sd", "tolerance", "ours")
+    return pl.read_csv(text).with_columns(pl.col(*numbers).cast(pl.Float64))
 
 
 class _Images(NamedTuple):

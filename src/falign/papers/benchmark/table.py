@@ -156,7 +156,8 @@ class _Figure:
         for (dataset, network), part in runs.group_by(["dataset", "network"], maintain_order=True):
             rows = [row for row in self.rows if row in set(part["row"])]
             if self.best:
-                rows = [max(rows, key=lambda row, part=part: part.filter(row=row)["validation"].mean())]  # pyright: ignore[reportArgumentType]
+                judged = part.group_by("row").agg(pl.col("validation").mean()).sort("validation", "row")
+                rows = [judged["row"][-1]]
             for row in rows:
                 each = _difference(table, str(dataset), str(network), row)
                 label = _label(str(dataset), str(network), row, each)
