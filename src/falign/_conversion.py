@@ -19,7 +19,6 @@ from falign._survey import Survey
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, parts_of
 from falign.feedback import Shared, draw
 from falign.layers import Layer
-from falign.rules import Rule
 
 
 class Conversion(Plan):
@@ -102,7 +101,7 @@ class Conversion(Plan):
         buffers = [
             f"{name}.{key}"
             for name, part in self.model.named_modules(remove_duplicate=False)
-            if isinstance(part, (Feedback, SharedSequence)) and type(self.rule).observe is Rule.observe
+            if isinstance(part, (Feedback, SharedSequence)) and not self.rule.observes
             for key, _ in (*part.named_buffers(recurse=False), *_followers(part))
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])

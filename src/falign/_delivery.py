@@ -6,6 +6,7 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -119,6 +120,12 @@ class _Layerwise(Function):
         return e, propagated, None, None, None, None, None, None, None, *learned
 
 
+Keep = Callable[[Tensor, Tensor], None]
+"""What a backward calls with a matrix that the rule moves by errors, as it saved it, and the change of it."""
+
+_ARGUMENTS = 10  # of ``_Direct`` in front of the cut inputs
+
+
 class _Direct(Function):
     """Identity on the output; backward: (e, e @ B_l reshaped to every cut x_l)."""
 
@@ -133,6 +140,7 @@ class _Direct(Function):
         changes: tuple[Transform, ...],
         routes: tuple[tuple[int, int, float, "Route", int], ...],
         count: int,
+        moving: tuple[tuple[int, int, Keep], ...],
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -141,15 +149,17 @@ class _Direct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
+        first, cuts = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
+        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.moving, ctx.reached, ctx.fired = first
         ctx.shapes = [x.shape for x in cuts[:count]]
-        ctx.matrices = len(cuts) - count
+        ctx.matrices = 1 + max(number for _, number, *_ in ctx.routes)
+        ctx.keeps_x = ctx.rule.learned or bool(ctx.moving)
         ctx.transformed = transformed()
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
             *cuts[count:],
-            *((x.detach() for x in cuts[:count]) if ctx.rule.learned else ()),
+            *((x.detach() for x in cuts[:count]) if ctx.keeps_x else ()),
             *((out.detach(),) if ctx.reads_output else ()),
             *((target,) if ctx.targeted else ()),
         )
@@ -162,13 +172,21 @@ class _Direct(Function):
             for part in ctx.fired:
                 part.backwards.append(task)
         count, rule = ctx.matrices, ctx.rule
-        feedback_matrices, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        feedback_matrices, kept = list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
+        factors = [kept.pop(0) for _ in range(len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes) - count)]
         target = kept.pop() if ctx.targeted else None
         projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
         if ctx.changes:
             _, number, _, route, _ = ctx.routes[0]
             projected = change_output_error(ctx.changes, projected, route, feedback_matrices[number].shape[0])
-        wanted, learning = ctx.needs_input_grad[-count - len(ctx.shapes) :], ctx.needs_input_grad[-count:]
+        for number, place, keep in ctx.moving:
+            before = (factors or feedback_matrices)[place]
+            change = _change(rule, before, number, projected, kept, feedback_matrices[number].shape, ctx.routes)
+            if rule.moved == "B":
+                feedback_matrices[number] = before + change
+            keep(before, change)
+        wanted = ctx.needs_input_grad[_ARGUMENTS : _ARGUMENTS + len(ctx.shapes)]
+        learning = ctx.needs_input_grad[_ARGUMENTS + len(ctx.shapes) :]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
         learned: list[Tensor | None] = [None] * count
         for index, number, gain, route, call in ctx.routes:
@@ -183,7 +201,19 @@ class _Direct(Function):
                 gradient = rule.learned_gradient(gradient, matrix)
                 so_far = learned[number]  # of another call of the layer
                 learned[number] = gradient if so_far is None else so_far + gradient
-        return e, None, None, None, None, None, None, None, None, *errors, *learned
+        return e, *(None for _ in range(_ARGUMENTS - 1)), *errors, *learned, *(None for _ in factors)
+
+
+def _change(
+    rule: Rule, matrix: Tensor, number: int, error: Tensor, xs: list[Tensor], shape: tuple[int, ...], routes: tuple
+) -> Tensor:
+    """Compute the change of what a rule moves by errors and cut inputs, call by call; 0 where it is not finite."""
+    moved = matrix
+    for index, other, _, route, call in routes:
+        if other == number:
+            moved = rule.observe_error(moved, *matched(error, xs[index], (shape[0], shape[1]), route, call=call))
+    change = moved - matrix
+    return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
 
 
 def change_output_error(changes: tuple[Transform, ...], error: Tensor, route: "Route", features: int) -> Tensor:
@@ -390,6 +420,7 @@ class Cut(NamedTuple):
     routes: dict[int, Route]
     call: int = 0  # number of the layer's call, in this forward
     calls: int = 1  # how often the layer has run, when the error is delivered
+    moves: tuple[Tensor, Keep] | None = None  # what the rule moves by errors, in training, and what keeps the change
 
     def share(self, number: int) -> float:
         """Factor of an output's error: the gain of B, over √calls where these are positions of x alone."""
@@ -439,10 +470,22 @@ def deliver_direct(
     xs: list[Tensor] = []  # each once: layers may share their input (query and key), and Dynamo refuses a repeated one
     matrices: list[Tensor] = []  # so do the calls of one layer share B
     routes = []
+    owners: list[Cut] = []  # of the matrices
     for cut in cuts:
         index, matrix = _place_in(xs, cut.x), _place_in(matrices, cut.feedback[number])
+        owners += [cut] if matrix == len(owners) else []
         routes.append((index, matrix, cut.share(number), cut.routes[number], cut.call))
-    return _apply(_Direct, output, target, axis, rule, changes, tuple(routes), len(xs), reached, fired, *xs, *matrices)
+    factors: list[Tensor] = []  # what the rule moves, if that is not B itself, each once as well
+    moving = []
+    for number, cut in enumerate(owners):
+        if cut.moves is not None:
+            factor, keep = cut.moves
+            place = number if factor is matrices[number] else _place_in(factors, factor)
+            moving.append((number, place, keep))
+    return _apply(
+        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(moving), reached, fired,
+        *xs, *matrices, *factors,
+    )  # fmt: skip
 
 
 def _place_in(tensors: list[Tensor], tensor: Tensor) -> int:

@@ -28,7 +28,6 @@ from falign._transport import (
 )
 from falign._wiring import Start, Wiring, converted, feedbacks, observed, wiring_of
 from falign.layers import KINDS, Layer
-from falign.rules import Rule
 from falign.transforms import apply_transforms
 
 
@@ -358,10 +357,23 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             training = [cut for cut in cuts if run.parts[cut.layer].training]
             moved = observed(wiring.rule, number, output.detach(), training)
         for cut in cuts:
-            matrix, route = moved.get(cut.layer, cut.feedback[number]) * cut.gain, cut.routes[number]
+            moved = _moved(twin, wiring, number, cut, output.detach(), projected)
+            matrix, route = moved * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
             total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
     total.backward()
+
+
+def _moved(twin: nn.Module, wiring: Wiring, number: int, cut: Cut, output: Tensor, error: Tensor) -> Tensor:
+    """Give the B that carries an error in this pass: where the rule moves it by what it sees, the moved one."""
+    matrix, part = cut.feedback[number], next(part for part in feedbacks(twin).values() if part.name == cut.layer)
+    if not (wiring.rule.observes and part.training):
+        return matrix
+    shape, route = (matrix.shape[0], matrix.shape[1]), cut.routes[number]
+    matrix = wiring.rule.observe(matrix, *matched(output, cut.x.detach(), shape, route, call=cut.call)).detach()
+    if wiring.rule.moved == "B":
+        matrix = wiring.rule.observe_error(matrix, *matched(error, cut.x.detach(), shape, route, call=cut.call))
+    return matrix.detach()
 
 
 def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:

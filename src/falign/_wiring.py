@@ -297,6 +297,8 @@ class Wiring:
                 )
         if type(rule).observe is not Rule.observe:
             cuts = self._observe(run, number, output.detach(), cuts)
+        if type(rule).observe_error is not Rule.observe_error:
+            cuts = [self._observe_error(run.parts[cut.layer], number, cut) for cut in cuts]
         target, axis = None, -1
         if rule.targeted:
             if output.dim() == 1 and any(cut.x.dim() > 1 for cut in cuts):
@@ -317,13 +319,7 @@ class Wiring:
         Raises:
             RuntimeError: a transform of ``torch.func`` shows single samples.
         """
-        training = [cut for cut in cuts if run.parts[cut.layer].training]
-        if training and transformed():
-            raise RuntimeError(
-                f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
-                "samples: take gradients by loss.backward()"
-            )
-        moved = observed(self.rule, number, output, training)
+        moved = observed(self.rule, number, output, [cut for cut in cuts if self._moves(run.parts[cut.layer])])
         for layer, matrix in moved.items():
             part = run.parts[layer]
             part.remember("B" if number == part.first_end else part.others[number][0], matrix)
@@ -331,6 +327,26 @@ class Wiring:
             cut._replace(feedback={**cut.feedback, number: moved[cut.layer]}) if cut.layer in moved else cut
             for cut in cuts
         ]
+
+    def _observe_error(self, part: Feedback, number: int, cut: Cut) -> Cut:
+        """Note in a cut, in training, what the backward is to move by the error that it delivers there."""
+        if not self._moves(part):
+            return cut
+        key = self.rule.moved + ("" if number == part.first_end else str(number))
+        return cut._replace(moves=(part.get_buffer(key), partial(_keep_change, part, key)))
+
+    def _moves(self, part: Feedback) -> bool:
+        """Tell whether the rule may move the feedback of a cut in this pass: in training.
+
+        Raises:
+            RuntimeError: a transform of ``torch.func`` shows single samples.
+        """
+        if part.training and transformed():
+            raise RuntimeError(
+                f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
+                "samples: take gradients by loss.backward()"
+            )
+        return part.training
 
     def transforms(self) -> tuple[Transform, ...]:
         """Give the transforms of errors.
@@ -375,6 +391,14 @@ class Wiring:
         """Leave out what forwards have left, and the modules: a copy of one layer would copy the whole model."""
         fresh = {"modules": [], "layers": [], "lenient": False, "measuring": 0, "averaged": None}
         return {**self.__dict__, **fresh}
+
+
+def _keep_change(part: Feedback, key: str, saved: Tensor, change: Tensor) -> None:
+    """Change a matrix of a layer's feedback in a backward, of which other graphs may have saved the matrix."""
+    if torch.compiler.is_compiling():
+        saved.add_(change)
+    else:  # not what the graph has saved, which may be a copy of it (torch.autograd.graph.save_on_cpu)
+        part.get_buffer(key).data.add_(change)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

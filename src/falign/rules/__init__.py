@@ -7,6 +7,7 @@ from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from falign.rules.direct_kolen_pollack import DirectKolenPollack
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
 from falign.rules.eprop import EligibilityPropagation
+from falign.rules.error_broadcast import ErrorBroadcast
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.forward_direct_feedback import ForwardDirectFeedback, GradientAlignedFeedback
 from falign.rules.kolen_pollack import KolenPollack
@@ -36,6 +37,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         WeightMirror,
         ForwardDirectFeedback,
         GradientAlignedFeedback,
+        ErrorBroadcast,
         Frozen,
         Shallow,
     )
@@ -50,6 +52,7 @@ __all__ = [
     "DirectKolenPollack",
     "DirectRandomTargetProjection",
     "EligibilityPropagation",
+    "ErrorBroadcast",
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
     "ForwardDirectFeedback",
