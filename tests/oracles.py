@@ -10,7 +10,7 @@ from math import gcd
 
 import numpy as np
 
-DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape", "ebd")
+DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape", "ebd", "ldfa")
 Array = np.ndarray
 
 
@@ -165,6 +165,11 @@ def gradients(
     def direct(step: Step, e: Array, x: Array) -> Array:
         sent = -hot / count if rule == "drtp" else error
         matrix = feedback[step.name]
+        if rule == "ldfa":
+            heard = feedback[step.name + ".P"]
+            heard = oja(heard, sent.reshape(-1, heard.shape[1]), 0.01)
+            learned[step.name] = heard @ sent.reshape(-1, heard.shape[1]).T @ x.reshape(-1, matrix.shape[1])
+            matrix = heard.T @ matrix
         if rule == "probe":
             matrix = probe(matrix, output.reshape(-1, matrix.shape[0]), x.reshape(-1, matrix.shape[1]))
         if rule == "ebd":
@@ -208,6 +213,17 @@ def broadcast(matrix: Array, e: Array, x: Array, forgetting: float = 0.99999, si
     e, x = e[rows], x[rows]
     e = e / np.sqrt(np.mean(np.sum(e**2, axis=1)))
     return forgetting * matrix + (1 - forgetting) * sign * np.mean(e[:, :, None] * x[:, None, :], axis=0)
+
+
+def oja(p: Array, e: Array, rate: float) -> Array:
+    """P + rate · mean(y eᵀ - y yᵀ P), sample by sample, e of root mean square 1."""
+    e = e[np.any(e != 0, axis=1)]
+    e = e / np.sqrt(np.mean(np.sum(e**2, axis=1)))
+    step = np.zeros_like(p)
+    for row in e:
+        y = p @ row
+        step += np.outer(y, row) - np.outer(y, y) @ p
+    return p + rate * step / len(e)
 
 
 def _layers(steps: list[Step]) -> list[str]:

@@ -17,7 +17,7 @@ from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
 from falign._survey import Survey
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, parts_of
-from falign.feedback import Shared, draw
+from falign.feedback import Shared, draw, generator
 from falign.layers import Layer
 
 
@@ -169,7 +169,10 @@ class Conversion(Plan):
                 named = name if number == first else f"{name} from output {number}"
                 return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
 
-            matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
+            matrix = self.rule.init_feedback(drawn, deviation)
+            if self.rule.factored and factors[number]:
+                matrix = self.rule.learned_gradient(matrix.double().cpu(), matrix, *factors[number].values())
+            matrix = matrix.to(weight.device, weight.dtype, copy=True)
             is_drawn = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
             from_zero = self.rule.wiring == "direct" and not self.rule.draws
             if is_drawn and not (torch.isfinite(matrix).all() and (from_zero or matrix.any())):
@@ -180,26 +183,32 @@ class Conversion(Plan):
             return matrix
 
         (first, (_, route)), *further = self.shapes[name].items()
+        factors = {
+            number: self.rule.factors(
+                shape, generator(wiring.seed, name if number == first else f"{name} from output {number}", "factors")
+            )
+            for number, (shape, _) in self.shapes[name].items()
+        }
         if self.rule.learned and self.rule.wiring == "layerwise":
             parameter = self._parameter(name)
             for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
                 tied = parameter is not None and self._parameter(other) is parameter
                 if tied and name not in self.given and self.weights[other].shape == weight.shape:
                     assert part.B is not None
-                    twin = Feedback(wiring, name, kind, route, part.B)
+                    twin = Feedback(wiring, name, kind, route, part.B, factors[first], first, self._shape(name))
                     twin._buffers.update({key: part._buffers[key] for key in part.kept})
                     twin.sharers = part.sharers
                     twin.sharers.append(twin)
                     for sharer in twin.sharers:
                         sharer.follows = self._follows(parameter)
                     return twin
-        part = Feedback(wiring, name, kind, route, initial(first))
+        part = Feedback(wiring, name, kind, route, initial(first), factors[first], first, self._shape(name))
         part.follows = self._follows(self._parameter(name))
-        part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
         for number, (_, other_route) in further:
             part.others[number] = f"B{number}", other_route
+            part.keep_factors(number, factors[number], weight, self.shapes[name][number][0])
             if self.rule.learned:
                 part.register_parameter(f"B{number}", nn.Parameter(initial(number)))
             else:

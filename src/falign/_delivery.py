@@ -70,6 +70,19 @@ def transformed() -> bool:
     return True
 
 
+def wants_error(x: Tensor) -> bool:
+    """Tell whether a backward may ask for the error at x.
+
+    Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
+    """
+    return isinstance(x, Tensor) and (x.requires_grad or transformed())
+
+
+def in_backward() -> bool:
+    """Tell whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def _apply(function: type[Function], *args: Any) -> Any:
     """Call ``function.apply``."""
     if transformed() or torch.compiler.is_compiling():
@@ -123,6 +136,23 @@ class _Layerwise(Function):
 Keep = Callable[[Tensor, Tensor], None]
 """What a backward calls with a matrix that the rule moves by errors, as it saved it, and the change of it."""
 
+
+class Held(NamedTuple):
+    """What a direct delivery knows of one B.
+
+    Attributes:
+        shape: of B as it carries an error.
+        factors: places of what else B is made of, among the factors of the delivery.
+        moved: which of (B as it is kept, factors) the rule moves by errors in this pass.
+        keep: what is called with that and its change; None where nothing moves.
+    """
+
+    shape: tuple[int, int]
+    factors: tuple[int, ...]
+    moved: int
+    keep: Keep | None
+
+
 _ARGUMENTS = 10  # of ``_Direct`` in front of the cut inputs
 
 
@@ -140,7 +170,7 @@ class _Direct(Function):
         changes: tuple[Transform, ...],
         routes: tuple[tuple[int, int, float, "Route", int], ...],
         count: int,
-        moving: tuple[tuple[int, int, Keep], ...],
+        held: tuple[Held, ...],
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -150,10 +180,9 @@ class _Direct(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         first, cuts = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
-        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.moving, ctx.reached, ctx.fired = first
+        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.reached, ctx.fired = first
         ctx.shapes = [x.shape for x in cuts[:count]]
-        ctx.matrices = 1 + max(number for _, number, *_ in ctx.routes)
-        ctx.keeps_x = ctx.rule.learned or bool(ctx.moving)
+        ctx.keeps_x = ctx.rule.learned or any(one.keep is not None for one in ctx.held)
         ctx.transformed = transformed()
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
@@ -171,20 +200,21 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count, rule = ctx.matrices, ctx.rule
-        feedback_matrices, kept = list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
-        factors = [kept.pop(0) for _ in range(len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes) - count)]
+        count, rule = len(ctx.held), ctx.rule
+        with_factors = len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes)
+        inputs, kept = _inputs(ctx.held, ctx.saved_tensors[:with_factors]), list(ctx.saved_tensors[with_factors:])
         target = kept.pop() if ctx.targeted else None
         projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
         if ctx.changes:
             _, number, _, route, _ = ctx.routes[0]
-            projected = change_output_error(ctx.changes, projected, route, feedback_matrices[number].shape[0])
-        for number, place, keep in ctx.moving:
-            before = (factors or feedback_matrices)[place]
-            change = _change(rule, before, number, projected, kept, feedback_matrices[number].shape, ctx.routes)
-            if rule.moved == "B":
-                feedback_matrices[number] = before + change
-            keep(before, change)
+            projected = change_output_error(ctx.changes, projected, route, ctx.held[number].shape[0])
+        for number, one in enumerate(ctx.held):
+            if one.keep is not None:
+                before = inputs[number][one.moved]
+                change = _change(rule, before, number, projected, kept, one.shape, ctx.routes)
+                inputs[number][one.moved] = before + change
+                one.keep(before, change)
+        feedback_matrices = [rule.feedback_matrix(*tensors) if rule.factored else tensors[0] for tensors in inputs]
         wanted = ctx.needs_input_grad[_ARGUMENTS : _ARGUMENTS + len(ctx.shapes)]
         learning = ctx.needs_input_grad[_ARGUMENTS + len(ctx.shapes) :]
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
@@ -198,20 +228,31 @@ class _Direct(Function):
             # Within a torch.func transform B does not say that it wants a gradient.
             if rule.learned and (ctx.transformed or learning[number]):
                 gradient = correlate(projected, kept[index], matrix.shape, route, call=call, gain=gain)
-                gradient = rule.learned_gradient(gradient, matrix)
+                gradient = rule.learned_gradient(gradient, *inputs[number])
                 so_far = learned[number]  # of another call of the layer
                 learned[number] = gradient if so_far is None else so_far + gradient
-        return e, *(None for _ in range(_ARGUMENTS - 1)), *errors, *learned, *(None for _ in factors)
+        return (
+            e,
+            *(None for _ in range(_ARGUMENTS - 1)),
+            *errors,
+            *learned,
+            *(None for _ in range(with_factors - count)),
+        )
+
+
+def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """Collect what each B is made of: itself as it is kept, and its factors, which come behind all of these."""
+    return [[tensors[number], *(tensors[len(held) + at] for at in one.factors)] for number, one in enumerate(held)]
 
 
 def _change(
-    rule: Rule, matrix: Tensor, number: int, error: Tensor, xs: list[Tensor], shape: tuple[int, ...], routes: tuple
+    rule: Rule, matrix: Tensor, number: int, error: Tensor, xs: list[Tensor], shape: tuple[int, int], routes: tuple
 ) -> Tensor:
     """Compute the change of what a rule moves by errors and cut inputs, call by call; 0 where it is not finite."""
     moved = matrix
     for index, other, _, route, call in routes:
         if other == number:
-            moved = rule.observe_error(moved, *matched(error, xs[index], (shape[0], shape[1]), route, call=call))
+            moved = rule.observe_error(moved, *matched(error, xs[index], shape, route, call=call))
     change = moved - matrix
     return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
 
@@ -420,7 +461,9 @@ class Cut(NamedTuple):
     routes: dict[int, Route]
     call: int = 0  # number of the layer's call, in this forward
     calls: int = 1  # how often the layer has run, when the error is delivered
-    moves: tuple[Tensor, Keep] | None = None  # what the rule moves by errors, in training, and what keeps the change
+    factors: tuple[Tensor, ...] = ()  # of B, when an error is delivered: what else it is made of
+    shape: tuple[int, int] = (0, 0)  # of B as it carries that error
+    keep: Keep | None = None  # what is called with the change of what the rule moves by errors, in training
 
     def share(self, number: int) -> float:
         """Factor of an output's error: the gain of B, over √calls where these are positions of x alone."""
@@ -475,15 +518,14 @@ def deliver_direct(
         index, matrix = _place_in(xs, cut.x), _place_in(matrices, cut.feedback[number])
         owners += [cut] if matrix == len(owners) else []
         routes.append((index, matrix, cut.share(number), cut.routes[number], cut.call))
-    factors: list[Tensor] = []  # what the rule moves, if that is not B itself, each once as well
-    moving = []
-    for number, cut in enumerate(owners):
-        if cut.moves is not None:
-            factor, keep = cut.moves
-            place = number if factor is matrices[number] else _place_in(factors, factor)
-            moving.append((number, place, keep))
+    factors = [factor for cut in owners for factor in cut.factors]
+    held = []
+    for cut in owners:
+        before = sum(len(one.factors) for one in held)
+        places = tuple(range(before, before + len(cut.factors)))
+        held.append(Held(cut.shape, places, 0 if rule.moved == "B" else 1, cut.keep))
     return _apply(
-        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(moving), reached, fired,
+        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), reached, fired,
         *xs, *matrices, *factors,
     )  # fmt: skip
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from falign._attached import Feedback, FeedbackOfParameters, in_backward
+from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, revert
 from falign._cuts import is_below
-from falign._delivery import Route, change_output_error, overrides_error
+from falign._delivery import Cut, Route, change_output_error, in_backward, matched, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._outputs import as_output, pick, substitute
 from falign._preserve import without_cudnn
@@ -348,9 +348,9 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             projected = wiring.rule.error(error, output.detach(), goal, axis)
         elif overrides_error(wiring.rule):
             projected = wiring.rule.error(error, output.detach(), None, -1)
-        cuts = [cut for cut in run.cuts if number in cut.feedback]
+        cuts = [run.parts[cut.layer].completed(cut, number) for cut in run.cuts if number in cut.feedback]
         if wiring.changes and cuts:
-            features = cuts[0].feedback[number].shape[0]
+            features = cuts[0].shape[0]
             projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features)
         moved: dict[str, Tensor] = {}
         if type(wiring.rule).observe is not Rule.observe:  # what a pass shows moves the B that carries its error
@@ -366,14 +366,14 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
 
 def _moved(twin: nn.Module, wiring: Wiring, number: int, cut: Cut, output: Tensor, error: Tensor) -> Tensor:
     """Give the B that carries an error in this pass: where the rule moves it by what it sees, the moved one."""
-    matrix, part = cut.feedback[number], next(part for part in feedbacks(twin).values() if part.name == cut.layer)
-    if not (wiring.rule.observes and part.training):
-        return matrix
-    shape, route = (matrix.shape[0], matrix.shape[1]), cut.routes[number]
-    matrix = wiring.rule.observe(matrix, *matched(output, cut.x.detach(), shape, route, call=cut.call)).detach()
-    if wiring.rule.moved == "B":
-        matrix = wiring.rule.observe_error(matrix, *matched(error, cut.x.detach(), shape, route, call=cut.call))
-    return matrix.detach()
+    part = next(part for part in feedbacks(twin).values() if part.name == cut.layer)
+    rule, route, x = wiring.rule, cut.routes[number], cut.x.detach()
+    inputs, moved = [cut.feedback[number], *cut.factors], 0 if wiring.rule.moved == "B" else 1
+    if rule.observes and part.training:
+        inputs[0] = rule.observe(inputs[0], *matched(output, x, cut.shape, route, call=cut.call))
+        rows = matched(error, x, cut.shape, route, call=cut.call)
+        inputs[moved] = rule.observe_error(inputs[moved], *rows).detach()
+    return rule.feedback_matrix(*inputs) if rule.factored else inputs[0]
 
 
 def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:

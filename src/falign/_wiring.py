@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters, in_backward
-from falign._delivery import Cut, Way, deliver_direct, matched, transformed
+from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
+from falign._delivery import Cut, Way, deliver_direct, in_backward, matched, transformed
 from falign._guard import AveragedGradients
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
@@ -279,6 +279,7 @@ class Wiring:
         cuts = [cut._replace(calls=run.calls.get(cut.layer, 1)) for cut in run.cuts if number in cut.feedback]
         if not cuts:
             return output
+        cuts = [run.parts[cut.layer].completed(cut, number) for cut in cuts]
         if output.is_nested:
             raise RuntimeError(NESTED)
         for cut in cuts:
@@ -288,7 +289,7 @@ class Wiring:
                     "the error delivered to it: write x = x + … in place of x += …"
                 )
             if not fits(cut, number, output):
-                rows, columns = cut.feedback[number].shape
+                rows, columns = cut.shape
                 times = f" in each of its {cut.calls} calls" if cut.calls > 1 else ""
                 raise RuntimeError(
                     f"direct feedback of layer {cut.layer!r} is {rows} x {columns}, but the model's output is "
@@ -333,7 +334,7 @@ class Wiring:
         if not self._moves(part):
             return cut
         key = self.rule.moved + ("" if number == part.first_end else str(number))
-        return cut._replace(moves=(part.get_buffer(key), partial(_keep_change, part, key)))
+        return cut._replace(keep=partial(_keep_change, part, key))
 
     def _moves(self, part: Feedback) -> bool:
         """Tell whether the rule may move the feedback of a cut in this pass: in training.

@@ -12,6 +12,7 @@ from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.forward_direct_feedback import ForwardDirectFeedback, GradientAlignedFeedback
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.linear_probe import LinearProbe
+from falign.rules.low_dimensional_feedback import LowDimensionalFeedback
 from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
 from falign.rules.references import Frozen, Shallow
 from falign.rules.rule import LawKind, LayerState, Rule
@@ -38,6 +39,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         ForwardDirectFeedback,
         GradientAlignedFeedback,
         ErrorBroadcast,
+        LowDimensionalFeedback,
         Frozen,
         Shallow,
     )
@@ -62,6 +64,7 @@ __all__ = [
     "LawKind",
     "LayerState",
     "LinearProbe",
+    "LowDimensionalFeedback",
     "ProductFeedbackAlignment",
     "Rule",
     "Shallow",

@@ -129,6 +129,11 @@ class Rule:
         own = type(self)
         return own.observe is not Rule.observe or own.observe_error is not Rule.observe_error
 
+    @property
+    def factored(self) -> bool:
+        """Tell whether a direct rule makes B of several matrices, of which it keeps one as B."""
+        return self.wiring == "direct" and type(self).feedback_matrix is not Rule.feedback_matrix
+
     def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """Make what a layer keeps as B at conversion.
 
