@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from falign._cuts import map_arguments
 from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, in_backward, transformed, wants_error
 from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
+from falign._memory import memories_of
 from falign._preserve import exporting, look_at_hooks, refuse_forward_mode
 from falign.layers import KINDS, Layer
 
@@ -214,15 +215,14 @@ class Feedback(nn.Module):
             backwards = self.learning_backwards
         if way is not None:
             assert weight is not None
-            rule, inputs = (
-                EitherWay(rule=rule, way=way),
-                (*inputs, weight.detach() if self.gain == 1 else weight.detach() / self.gain),
-            )
+            whole = weight.detach() if self.gain == 1 else weight.detach() / self.gain
+            rule, inputs = EitherWay(rule=rule, way=way), (*inputs, whole)
         if torch.compiler.is_compiling():
             self.untraceable = True
         spec = KINDS[self.kind].spec(layer)
-        changes = wiring.transforms()
-        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, backwards, changes, inputs)
+        changes, (memories, tensors) = wiring.transforms(), memories_of(wiring.changes, [self], self.first_end)
+        inputs, scratch = (*inputs, *tensors), wiring.scratch
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, scratch, backwards, changes, memories, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""

@@ -12,13 +12,14 @@ from falign._cuts import cut_modules, is_below
 from falign._direct import Site as DirectSite
 from falign._expand import expand
 from falign._guard import watch_optimizers
+from falign._memory import give_memories, is_memory
 from falign._plan import Plan
 from falign._preserve import forget_compiled_code
 from falign._saved import SavedHooks, Site
 from falign._survey import Survey
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, parts_of
 from falign.feedback import Shared, draw, generator
-from falign.layers import Layer
+from falign.layers import Layer, features_out
 
 
 class Conversion(Plan):
@@ -40,6 +41,7 @@ class Conversion(Plan):
             parts[name] = self._feedback(wiring, name, parts)
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
+        give_memories(self.changes, self._places(parts), parts, self.weights)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
         wiring.untrained, wiring.changes = self.untrained, self.changes
         for name in self.untrained:
@@ -103,9 +105,25 @@ class Conversion(Plan):
             for name, part in self.model.named_modules(remove_duplicate=False)
             if isinstance(part, (Feedback, SharedSequence)) and not self.rule.observes
             for key, _ in (*part.named_buffers(recurse=False), *_followers(part))
+            if not is_memory(key)
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])
         forget_compiled_code()  # made before there were hooks
+
+    def _places(self, parts: Mapping[str, Feedback]) -> dict[tuple[str, int], int]:
+        """Map where what a transform remembers is kept, (layer, number of the output), to the features of the error.
+
+        Every layer keeps that of its own error, or the last layer that an output delivers to that of the output's.
+        """
+        if self.direct is None:
+            return {(name, part.first_end): features_out(self.layers[name]) for name, part in parts.items()}
+        places: dict[tuple[str, int], int] = {}
+        for number in range(len(self.ends)):
+            names = [name for name in self.layers if name in parts and number in self.shapes[name]]
+            names = [name for name in names if name not in self.direct.silent]
+            if names:
+                places[names[-1], number] = self.shapes[names[-1]][number][0][0]
+        return places
 
     def _attach_by_hand(self, wiring: Wiring, parts: dict[str, Feedback]) -> None:
         """Attach the feedback of parameters that are multiplied by hand, and hooks to the modules that do so."""

@@ -97,9 +97,9 @@ def convert(
         error_at: for direct rules, the name of a module (or several): at its output the error is taken in place of the
             model's output, and what follows is backpropagated ("ln_f" in front of a vocabulary: B is then (d, d)).
         transform: of the error that is carried on: a name ("centred", "signs", "ternary", "quantised(4)", "noisy(0.1)",
-            see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or a tuple of
-            these, the first applied first. Under direct rules it changes the output's error, under layerwise ones that
-            at the output of every layer.
+            "whitened", see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or
+            a tuple of these, the first applied first. Under direct rules it changes the output's error, under layerwise
+            ones that at the output of every layer.
 
     Returns:
         The model.

@@ -6,7 +6,6 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -19,7 +18,7 @@ from torch.autograd import Function
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
 from falign.rules.rule import Rule
-from falign.transforms import Transform, apply_transforms
+from falign.transforms import Keep, Memory, Transform, apply_transforms
 
 
 class Way:
@@ -100,13 +99,14 @@ class _Layerwise(Function):
     @staticmethod
     def forward(
         y: Tensor, x: Tensor, gain: float, rule: Rule, kind: str, spec: Any, scratch: Scratch,
-        backwards: deque, changes: tuple[Transform, ...], *inputs: Tensor,
+        backwards: deque, changes: tuple[Transform, ...], memories: tuple[Memory, ...], *inputs: Tensor,
     ):  # fmt: skip
         return y.clone()  # not y or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, ctx.changes, *feedback_inputs = inputs
+        first, feedback_inputs = inputs[:10], inputs[10:]
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, ctx.changes, ctx.memories = first
         ctx.transformed = transformed()
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
         ctx.save_for_backward(*feedback_inputs, *((x.detach(),) if ctx.keeps_x else ()))
@@ -118,27 +118,27 @@ class _Layerwise(Function):
         kind, inputs, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
             *inputs, x = inputs
+        count = len(inputs) - len(ctx.memories)
+        inputs, remembered = inputs[:count], inputs[count:]
         propagated = None
         if ctx.needs_input_grad[1]:
             feedback = ctx.rule.feedback_matrix(*inputs, scratch=ctx.scratch if plain_eager(*inputs) else None)
             if feedback.dtype != e.dtype:
                 feedback = feedback.to(e.dtype)
-            carried = apply_transforms(ctx.changes, e, kind.feature_axis(ctx.spec)) if ctx.changes else e
+            carried = e
+            if ctx.changes:
+                carried = apply_transforms(ctx.changes, e, kind.feature_axis(ctx.spec), ctx.memories, remembered)
             propagated = kind.error(_scaled(carried, ctx.gain), feedback, x, ctx.spec)
         learned = (None,) * len(inputs)
         # Within a torch.func transform B does not say that it wants a gradient.
-        if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[-len(inputs)]):
+        if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[10]):
             gradient = kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec)
             learned = (ctx.rule.learned_gradient(gradient, *inputs), *learned[1:])
-        return e, propagated, None, None, None, None, None, None, None, *learned
-
-
-Keep = Callable[[Tensor, Tensor], None]
-"""What a backward calls with a matrix that the rule moves by errors, as it saved it, and the change of it."""
+        return e, propagated, *(None for _ in range(8)), *learned, *(None for _ in remembered)
 
 
 class Held(NamedTuple):
-    """What a direct delivery knows of one B.
+    """One B of a direct delivery.
 
     Attributes:
         shape: of B as it carries an error.
@@ -153,7 +153,7 @@ class Held(NamedTuple):
     keep: Keep | None
 
 
-_ARGUMENTS = 10  # of ``_Direct`` in front of the cut inputs
+_ARGUMENTS = 11  # of ``_Direct`` in front of the cut inputs
 
 
 class _Direct(Function):
@@ -171,6 +171,7 @@ class _Direct(Function):
         routes: tuple[tuple[int, int, float, "Route", int], ...],
         count: int,
         held: tuple[Held, ...],
+        memories: tuple[Memory, ...],
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -180,7 +181,8 @@ class _Direct(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         first, cuts = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
-        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.reached, ctx.fired = first
+        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.memories, *last = first
+        ctx.reached, ctx.fired = last
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.keeps_x = ctx.rule.learned or any(one.keep is not None for one in ctx.held)
         ctx.transformed = transformed()
@@ -201,13 +203,17 @@ class _Direct(Function):
             for part in ctx.fired:
                 part.backwards.append(task)
         count, rule = len(ctx.held), ctx.rule
-        with_factors = len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes)
-        inputs, kept = _inputs(ctx.held, ctx.saved_tensors[:with_factors]), list(ctx.saved_tensors[with_factors:])
+        saved = len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes)
+        with_factors = saved - len(ctx.memories)
+        inputs, kept = _inputs(ctx.held, ctx.saved_tensors[:with_factors]), list(ctx.saved_tensors[saved:])
+        remembered = ctx.saved_tensors[with_factors:saved]
         target = kept.pop() if ctx.targeted else None
         projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
         if ctx.changes:
             _, number, _, route, _ = ctx.routes[0]
-            projected = change_output_error(ctx.changes, projected, route, ctx.held[number].shape[0])
+            projected = change_output_error(
+                ctx.changes, projected, route, ctx.held[number].shape[0], ctx.memories, remembered
+            )
         for number, one in enumerate(ctx.held):
             if one.keep is not None:
                 before = inputs[number][one.moved]
@@ -236,7 +242,7 @@ class _Direct(Function):
             *(None for _ in range(_ARGUMENTS - 1)),
             *errors,
             *learned,
-            *(None for _ in range(with_factors - count)),
+            *(None for _ in range(saved - count)),
         )
 
 
@@ -257,14 +263,21 @@ def _change(
     return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
 
 
-def change_output_error(changes: tuple[Transform, ...], error: Tensor, route: "Route", features: int) -> Tensor:
+def change_output_error(
+    changes: tuple[Transform, ...],
+    error: Tensor,
+    route: "Route",
+    features: int,
+    memories: tuple[Memory, ...] = (),
+    remembered: tuple[Tensor, ...] = (),
+) -> Tensor:
     """Apply transforms to the error of an output, whose features a route of one of its deliveries points out."""
     if route.output:
         axis, shape = route.output.index("k"), error.shape
         flat = error.flatten(axis) if len(route.output) < error.dim() else error
-        return apply_transforms(changes, flat, axis).reshape(shape)
+        return apply_transforms(changes, flat, axis, memories, remembered).reshape(shape)
     rows = error if error.shape[-1] == features else error.flatten(1)
-    return apply_transforms(changes, rows).reshape(error.shape)
+    return apply_transforms(changes, rows, -1, memories, remembered).reshape(error.shape)
 
 
 def overrides_error(rule: Rule) -> bool:
@@ -480,10 +493,11 @@ def deliver_layerwise(
     scratch: Scratch,
     backwards: deque,  # of int; said so, a type checker at run time would look into it while another thread adds to it
     changes: tuple[Transform, ...],
+    memories: tuple[Memory, ...],
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
     """Give y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
-    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, changes, *inputs)
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, changes, memories, *inputs)
 
 
 def deliver_direct(
@@ -494,6 +508,8 @@ def deliver_direct(
     changes: tuple[Transform, ...],
     number: int,
     cuts: list[Cut],
+    memories: tuple[Memory, ...],
+    remembered: tuple[Tensor, ...],
     reached: list[int],
     fired: list[Any],
 ) -> Tensor:
@@ -507,6 +523,8 @@ def deliver_direct(
         changes: transforms of the error that is projected.
         number: of the output, among those that deliver errors.
         cuts: where to.
+        memories: of transforms that remember.
+        remembered: what they do.
         reached: gets the number of every backward that delivers.
         fired: the layers that ran; each gets that number too.
     """
@@ -525,8 +543,8 @@ def deliver_direct(
         places = tuple(range(before, before + len(cut.factors)))
         held.append(Held(cut.shape, places, 0 if rule.moved == "B" else 1, cut.keep))
     return _apply(
-        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), reached, fired,
-        *xs, *matrices, *factors,
+        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), memories, reached, fired,
+        *xs, *matrices, *factors, *remembered,
     )  # fmt: skip
 
 

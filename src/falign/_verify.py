@@ -15,6 +15,7 @@ from falign._convert import backprop, revert
 from falign._cuts import is_below
 from falign._delivery import Cut, Route, change_output_error, in_backward, matched, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
+from falign._memory import memories_of
 from falign._outputs import as_output, pick, substitute
 from falign._preserve import without_cudnn
 from falign._survey import gradients_aside, plain_copy
@@ -206,7 +207,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             through = feedback_layer(kept[0], *args[1:], **kwargs)
             if changes and through.requires_grad:
                 axis = KINDS[part.kind].feature_axis(KINDS[part.kind].spec(layer))
-                through.register_hook(lambda error: apply_transforms(changes, error, axis))
+                memory = memories_of(changes, [part], part.first_end, keeps=False)
+                through.register_hook(lambda error: apply_transforms(changes, error, axis, *memory))
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             # And B's own gradient: that of a weight in its place.
             if learned and layer.weight.requires_grad and not part.follows:
@@ -351,11 +353,8 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
         cuts = [run.parts[cut.layer].completed(cut, number) for cut in run.cuts if number in cut.feedback]
         if wiring.changes and cuts:
             features = cuts[0].shape[0]
-            projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features)
-        moved: dict[str, Tensor] = {}
-        if type(wiring.rule).observe is not Rule.observe:  # what a pass shows moves the B that carries its error
-            training = [cut for cut in cuts if run.parts[cut.layer].training]
-            moved = observed(wiring.rule, number, output.detach(), training)
+            memory = memories_of(wiring.changes, run.parts.values(), number, keeps=False)
+            projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features, *memory)
         for cut in cuts:
             moved = _moved(twin, wiring, number, cut, output.detach(), projected)
             matrix, route = moved * cut.gain, cut.routes[number]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
 from falign._delivery import Cut, Way, deliver_direct, in_backward, matched, transformed
 from falign._guard import AveragedGradients
+from falign._memory import keep_change, memories_of
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
 from falign._saved import FirstPass, SavedHooks
@@ -309,7 +310,10 @@ class Wiring:
                 )
             target, axis = as_output(rule.name, self.state.target, output)
         reached: list[int] = []  # the delivery appends the number of each backward, the hook below looks for it
-        delivered = deliver_direct(output, target, axis, rule, self.transforms(), number, cuts, reached, run.fired)
+        changes, (memories, tensors) = self.transforms(), memories_of(self.changes, run.parts.values(), number)
+        delivered = deliver_direct(
+            output, target, axis, rule, changes, number, cuts, memories, tensors, reached, run.fired
+        )
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
@@ -334,7 +338,7 @@ class Wiring:
         if not self._moves(part):
             return cut
         key = self.rule.moved + ("" if number == part.first_end else str(number))
-        return cut._replace(keep=partial(_keep_change, part, key))
+        return cut._replace(keep=partial(keep_change, part, key))
 
     def _moves(self, part: Feedback) -> bool:
         """Tell whether the rule may move the feedback of a cut in this pass: in training.
@@ -392,14 +396,6 @@ class Wiring:
         """Leave out what forwards have left, and the modules: a copy of one layer would copy the whole model."""
         fresh = {"modules": [], "layers": [], "lenient": False, "measuring": 0, "averaged": None}
         return {**self.__dict__, **fresh}
-
-
-def _keep_change(part: Feedback, key: str, saved: Tensor, change: Tensor) -> None:
-    """Change a matrix of a layer's feedback in a backward, of which other graphs may have saved the matrix."""
-    if torch.compiler.is_compiling():
-        saved.add_(change)
-    else:  # not what the graph has saved, which may be a copy of it (torch.autograd.graph.save_on_cpu)
-        part.get_buffer(key).data.add_(change)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

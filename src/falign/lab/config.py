@@ -94,8 +94,8 @@ class TrainConfig:
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
             shared.
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
-        transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE);
-            several with a comma between them, applied in that order.
+        transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE),
+            whitened(RIDGE); several with a comma between them, applied in that order.
         mirror_every: wm: one mirroring pass, of 256 samples of noise, before every so many steps.
         follow_every: fdfa, grape: one forward-mode pass before every so many steps.
         calibrate: One step in so many is backpropagated truly, by the weights (0: none).
