@@ -41,13 +41,13 @@ class Conversion(Plan):
             parts[name] = self._feedback(wiring, name, parts)
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
-        give_memories(self.changes, self._places(parts), parts, self.weights)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
         wiring.untrained, wiring.changes = self.untrained, self.changes
         for name in self.untrained:
             self.model.get_parameter(name).requires_grad_(False)
         if not parts:
             return
+        give_memories(self.changes, self._places(parts), parts, self.weights)
         inside = {id(part) for name in self.enclosed for part in self.model.get_submodule(name).modules()}
         self.expanded = [each for each in self.expanded if id(each[0]) not in inside]
         for module, children in self.expanded:
