@@ -70,11 +70,9 @@ class Feedback(nn.Module):
         self.silent = False  # it cuts, and no error is delivered there
         # Of a module that is cut as a whole: the argument that this feedback is for ("[0]", "[memory]"), what is put
         # behind the module's name for it, and how far above the module that keeps it the cut one stands.
-        self.path = self.slot = ""
-        self.levels = 0
+        self.path, self.slot, self.levels = "", "", 0
         self.further: list[Feedback] = []  # that of the module's other arguments
-        self.gain = 1.0
-        self.first_end = end
+        self.gain, self.first_end = 1.0, end
         self.parameter: str | None = None  # name in its module of what is multiplied by hand; None: a layer's weight
         self.running_pass: Callable[[], Any] | None = None  # of the latest forward, for products of the same parameter
         self.nodes: frozenset[str] = frozenset()  # of autograd, in which that parameter carries the error
@@ -126,7 +124,7 @@ class Feedback(nn.Module):
     def completed(self, cut: Cut, end: int) -> Cut:
         """Give a cut with what the error of an output needs: what B is made of, and its shape."""
         factors = tuple(self.get_buffer(name) for name in self.factors[end]) if self.wiring.rule.factored else ()
-        return cut._replace(factors=factors, shape=self.sizes[end])
+        return cut._replace(factors=factors, shape=self.sizes[end], start=0 if self.B is not None else self.start)
 
     def kept_matrices(self) -> dict[int, Tensor]:
         """Map the number of each output that delivers here to B as the rule keeps it."""
@@ -172,8 +170,10 @@ class Feedback(nn.Module):
 
     def stretch(self) -> Tensor:
         """View the part of the shared sequence that is this layer's B."""
-        stop = self.start + torch.Size(self.shape).numel()
-        return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
+        values = self.sequence.get_buffer("values")
+        if values.dim() == 2:  # of a projector
+            return values[:, self.start : self.start + self.shape[1]]
+        return values[self.start : self.start + torch.Size(self.shape).numel()].view(self.shape)
 
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input: forward pre-hook of the layer, layerwise wiring."""

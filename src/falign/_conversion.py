@@ -15,6 +15,7 @@ from falign._guard import watch_optimizers
 from falign._memory import give_memories, is_memory
 from falign._plan import Plan
 from falign._preserve import forget_compiled_code
+from falign._projector import Projection
 from falign._saved import SavedHooks, Site
 from falign._survey import Survey
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, parts_of
@@ -42,12 +43,13 @@ class Conversion(Plan):
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
-        wiring.untrained, wiring.changes = self.untrained, self.changes
+        wiring.untrained, wiring.changes, wiring.projection = self.untrained, self.changes, self.projection
         for name in self.untrained:
             self.model.get_parameter(name).requires_grad_(False)
         if not parts:
             return
-        give_memories(self.changes, self._places(parts), parts, self.weights)
+        if self.changes:
+            give_memories(self.changes, self._places(parts), parts, self.weights)
         inside = {id(part) for name in self.enclosed for part in self.model.get_submodule(name).modules()}
         self.expanded = [each for each in self.expanded if id(each[0]) not in inside]
         for module, children in self.expanded:
@@ -274,6 +276,9 @@ class Conversion(Plan):
         return self.rule.size * _rounded(own_gain, sqrt(2)) / sqrt(fan_in)
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
+        if self.projection is not None:
+            self._project(parts, self.projection, seed)
+            return
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
         values = self.rule.init_feedback(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
         weight = next(iter(self.weights.values()))
@@ -282,6 +287,15 @@ class Conversion(Plan):
             shape = self._shape(name)
             gain = self._deviation(part.first_end, name, shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
+
+    def _project(self, parts: dict[str, Feedback], projection: Projection, seed: int) -> None:
+        """Let every layer read its B from columns of what a projector does."""
+        weight = next(iter(self.weights.values()))
+        sequence = SharedSequence(projection.matrix.to(weight.device, weight.dtype))
+        for name, part in parts.items():
+            shape = self._shape(name)
+            gain = self._deviation(part.first_end, name, shape) / projection.size
+            part.share(sequence, projection.start(seed, name, shape[1]), shape, gain)
 
 
 def _rounded(gain: float, step: float) -> float:

@@ -18,6 +18,7 @@ from falign._guard import unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget_compiled_code, preserve_generators
+from falign._projector import Projector
 from falign._saved import SavedHooks
 from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
@@ -55,6 +56,7 @@ def convert(
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
     transform: Transforms = None,
+    projector: Projector | None = None,
 ) -> nn.Module:
     """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
 
@@ -100,6 +102,12 @@ def convert(
             "whitened", see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or
             a tuple of these, the first applied first. Under direct rules it changes the output's error, under layerwise
             ones that at the output of every layer.
+        projector: for direct rules with fixed feedback, what carries errors in place of matrices, a device for
+            instance: a callable (rows, outputs) -> (rows, N), N at least the features of the largest input. It is
+            called once a backward, with an error of root mean square 1, which its result is then times; every layer
+            reads its features from a start of its own (as of the shared family), times what gives B the size that
+            ``scale`` says. B is what it makes of the unit matrix, (outputs, N) in all, once. In compiled code it must
+            be PyTorch's operations.
 
     Returns:
         The model.
@@ -107,7 +115,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = Conversion(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    plan = Conversion(model, rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     try:
         seed = whole_number("seed", seed)
     except ValueError as error:
@@ -213,6 +221,7 @@ def check(
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
     transform: Transforms = None,
+    projector: Projector | None = None,
 ) -> Check:
     """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
 
@@ -230,16 +239,17 @@ def check(
         cut: see there.
         error_at: see there.
         transform: see there.
+        projector: see there.
 
     Returns:
         A sentence a problem, with what came, what was expected and what to do; a ``Check``, with the table's rows.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     if plan.problems:
         return Check(plan.problems)
     if plan.untrained:
         return Check((), (), plan.untrained)
-    asked = (rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    asked = (rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     untrained = None if example is None else _untrained(model, asked, example)
     rows = tuple(CheckRow(**row) for row in plan.rows())
     return Check((), rows, untrained)

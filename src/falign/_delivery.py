@@ -6,7 +6,9 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
+from falign._projector import Projection
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
 from falign.rules.rule import Rule
@@ -145,15 +148,17 @@ class Held(NamedTuple):
         factors: places of what else B is made of, among the factors of the delivery.
         moved: which of (B as it is kept, factors) the rule moves by errors in this pass.
         keep: what is called with that and its change; None where nothing moves.
+        start: place of its columns in what a projector returns.
     """
 
     shape: tuple[int, int]
     factors: tuple[int, ...]
     moved: int
     keep: Keep | None
+    start: int
 
 
-_ARGUMENTS = 11  # of ``_Direct`` in front of the cut inputs
+_ARGUMENTS = 12  # of ``_Direct`` in front of the cut inputs
 
 
 class _Direct(Function):
@@ -172,6 +177,7 @@ class _Direct(Function):
         count: int,
         held: tuple[Held, ...],
         memories: tuple[Memory, ...],
+        projection: Projection | None,
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -182,7 +188,7 @@ class _Direct(Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         first, cuts = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
         out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.memories, *last = first
-        ctx.reached, ctx.fired = last
+        ctx.projection, ctx.reached, ctx.fired = last
         ctx.shapes = [x.shape for x in cuts[:count]]
         ctx.keeps_x = ctx.rule.learned or any(one.keep is not None for one in ctx.held)
         ctx.transformed = transformed()
@@ -223,12 +229,17 @@ class _Direct(Function):
         feedback_matrices = [rule.feedback_matrix(*tensors) if rule.factored else tensors[0] for tensors in inputs]
         wanted = ctx.needs_input_grad[_ARGUMENTS : _ARGUMENTS + len(ctx.shapes)]
         learning = ctx.needs_input_grad[_ARGUMENTS + len(ctx.shapes) :]
+        sent: dict[Any, Tensor] = {}  # what a projector made of the error, by how its positions are lined up
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
         learned: list[Tensor | None] = [None] * count
         for index, number, gain, route, call in ctx.routes:
             matrix = feedback_matrices[number]
             if wanted[index]:
-                error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain)
+                product = _multiplied
+                if ctx.projection is not None:
+                    key = None if route.is_plain else (route, call)
+                    product = partial(_sent, sent, key, ctx.projection, ctx.held[number].start)
+                error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain, product=product)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
             # Within a torch.func transform B does not say that it wants a gradient.
@@ -244,6 +255,19 @@ class _Direct(Function):
             *learned,
             *(None for _ in range(saved - count)),
         )
+
+
+def _multiplied(error: Tensor, feedback: Tensor) -> Tensor:
+    return error @ feedback
+
+
+def _sent(
+    sent: dict[Any, Tensor], key: Any, projection: Projection, start: int, error: Tensor, feedback: Tensor
+) -> Tensor:
+    """Read a layer's part of what a projector makes of an error, which it is given once."""
+    if key not in sent:
+        sent[key] = projection(error.reshape(-1, error.shape[-1])).reshape(*error.shape[:-1], projection.length)
+    return sent[key][..., start : start + feedback.shape[1]]
 
 
 def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
@@ -369,6 +393,7 @@ def project(
     *,
     call: int = 0,
     gain: float = 1.0,
+    product: Callable[[Tensor, Tensor], Tensor] = _multiplied,
 ) -> Float[Tensor, "*input"]:
     """Carry an output's error to a cut input: ``gain · e B``, at the positions that a route says.
 
@@ -379,14 +404,18 @@ def project(
         route: which positions of the two are the same.
         call: which call of its layer x belongs to.
         gain: what B is times.
+        product: makes e B.
     """
     if feedback.dtype != error.dtype:
         feedback = feedback.to(error.dtype)
     if route.is_plain:
-        return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+        if product is _multiplied:
+            return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+        return _scaled(product(error.reshape(-1, feedback.shape[0]), feedback), gain).reshape(shape)
     target, sizes = "".join(route.x), route.sizes_of(error, shape, feedback.shape)
     error, shared = _at_shared(error, route, sizes, call)
-    error = _scaled(error, gain * _share_of_each(target, shared, sizes)) @ feedback
+    share = gain * _share_of_each(target, shared, sizes)
+    error = _scaled(error, share) @ feedback if product is _multiplied else _scaled(product(error, feedback), share)
     placed = [letter for letter in target if letter in shared or letter == "c"]
     error = error.movedim(-1, placed.index("c"))
     for axis, letter in enumerate(target):
@@ -476,6 +505,7 @@ class Cut(NamedTuple):
     calls: int = 1  # how often the layer has run, when the error is delivered
     factors: tuple[Tensor, ...] = ()  # of B, when an error is delivered: what else it is made of
     shape: tuple[int, int] = (0, 0)  # of B as it carries that error
+    start: int = 0  # of its columns, in what a projector returns
     keep: Keep | None = None  # what is called with the change of what the rule moves by errors, in training
 
     def share(self, number: int) -> float:
@@ -510,6 +540,7 @@ def deliver_direct(
     cuts: list[Cut],
     memories: tuple[Memory, ...],
     remembered: tuple[Tensor, ...],
+    projection: Projection | None,
     reached: list[int],
     fired: list[Any],
 ) -> Tensor:
@@ -525,6 +556,7 @@ def deliver_direct(
         cuts: where to.
         memories: of transforms that remember.
         remembered: what they do.
+        projection: what carries the error in place of matrices.
         reached: gets the number of every backward that delivers.
         fired: the layers that ran; each gets that number too.
     """
@@ -541,10 +573,10 @@ def deliver_direct(
     for cut in owners:
         before = sum(len(one.factors) for one in held)
         places = tuple(range(before, before + len(cut.factors)))
-        held.append(Held(cut.shape, places, 0 if rule.moved == "B" else 1, cut.keep))
+        held.append(Held(cut.shape, places, 0 if rule.moved == "B" else 1, cut.keep, cut.start))
     return _apply(
-        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), memories, reached, fired,
-        *xs, *matrices, *factors, *remembered,
+        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), memories, projection,
+        reached, fired, *xs, *matrices, *factors, *remembered,
     )  # fmt: skip
 
 

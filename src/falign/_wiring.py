@@ -16,6 +16,7 @@ from falign._guard import AveragedGradients
 from falign._memory import keep_change, memories_of
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
+from falign._projector import Projection
 from falign._saved import FirstPass, SavedHooks
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
@@ -178,6 +179,7 @@ class Wiring:
         self.skip = skip
         self.free: frozenset[str] = frozenset()  # parameters through which errors pass by the rule's definition
         self.changes: tuple[Transform, ...] = ()  # of errors, in front of their way back
+        self.projection: Projection | None = None  # what carries errors in place of matrices
         self.untrained: tuple[str, ...] = ()  # parameters that want no gradient by the rule
         self.newcomers = newcomers
         self.state = ThreadState()
@@ -312,7 +314,7 @@ class Wiring:
         reached: list[int] = []  # the delivery appends the number of each backward, the hook below looks for it
         changes, (memories, tensors) = self.transforms(), memories_of(self.changes, run.parts.values(), number)
         delivered = deliver_direct(
-            output, target, axis, rule, changes, number, cuts, memories, tensors, reached, run.fired
+            output, target, axis, rule, changes, number, cuts, memories, tensors, self.projection, reached, run.fired
         )
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
@@ -359,9 +361,10 @@ class Wiring:
         Raises:
             RuntimeError: there are some, and a transform of ``torch.func`` hides the batch from them.
         """
-        if self.changes and transformed():
+        if (self.changes or self.projection is not None) and transformed():
+            name = "transform=" if self.changes else "projector="
             raise RuntimeError(
-                "transform= looks at the errors of a whole batch, of which torch.func (vmap, grad) shows single "
+                f"{name} looks at the errors of a whole batch, of which torch.func (vmap, grad) shows single "
                 "samples: take gradients by loss.backward()"
             )
         return self.changes
