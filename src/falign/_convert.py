@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from falign._attached import Feedback
 from falign._conversion import Conversion
 from falign._cuts import Cuts
+from falign._delivery import in_backward
 from falign._expand import contract
 from falign._guard import unguard
 from falign._outputs import Outputs
@@ -26,7 +27,6 @@ from falign._wiring import (
     DDP_IGNORED,
     SPARED,
     WIRING,
-    Calibration,
     Start,
     Wiring,
     converted,
@@ -320,6 +320,36 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     """
     with _holding(model, "on", False):
         yield model
+
+
+class Calibration:
+    """Hooks of a model of whose training passes one in so many is backpropagated."""
+
+    def __init__(self, wiring: Wiring, every: int, passes: int) -> None:
+        self.wiring, self.every, self.passes = wiring, every, passes
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        """Count a training pass, and take the rule off for the one that is due: first forward pre-hook of the root.
+
+        Raises:
+            RuntimeError: the model is compiled.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many "
+                "steps call the uncompiled model within falign.backprop"
+            )
+        state = self.wiring.state
+        if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
+            return
+        self.passes += 1
+        if self.passes % self.every == 0:
+            state.on, state.calibrates = False, True
+
+    def end(self, model: nn.Module, args: tuple, result: Any) -> None:
+        """Put the rule back: forward hook of the root."""
+        if self.wiring.state.calibrates:
+            self.wiring.state.on, self.wiring.state.calibrates = True, False
 
 
 def calibrate(model: nn.Module, *, every: int | None, passes: int = 0) -> nn.Module:

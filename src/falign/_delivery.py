@@ -278,12 +278,12 @@ def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Te
 def _change(
     rule: Rule, matrix: Tensor, number: int, error: Tensor, xs: list[Tensor], shape: tuple[int, int], routes: tuple
 ) -> Tensor:
-    """Compute the change of what a rule moves by errors and cut inputs, call by call; 0 where it is not finite."""
-    moved = matrix
-    for index, other, _, route, call in routes:
-        if other == number:
-            moved = rule.observe_error(moved, *matched(error, xs[index], shape, route, call=call))
-    change = moved - matrix
+    """Compute the change of what a rule moves by errors and cut inputs, of all calls; 0 where it is not finite."""
+    rows = [
+        matched(error, xs[index], shape, route, call=call) for index, other, _, route, call in routes if other == number
+    ]
+    errors, inputs = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
+    change = rule.observe_error(matrix, errors, inputs) - matrix
     return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
 
 

@@ -29,6 +29,7 @@ from falign._transport import (
 )
 from falign._wiring import Start, Wiring, converted, feedbacks, observed, wiring_of
 from falign.layers import KINDS, Layer
+from falign.rules import Rule
 from falign.transforms import apply_transforms
 
 
@@ -355,24 +356,31 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             features = cuts[0].shape[0]
             memory = memories_of(wiring.changes, run.parts.values(), number, keeps=False)
             projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features, *memory)
+        training = [cut for cut in cuts if wiring.rule.observes and run.parts[cut.layer].training]
+        matrices = _matrices(wiring.rule, number, cuts, training, output.detach(), projected)
         for cut in cuts:
-            moved = _moved(twin, wiring, number, cut, output.detach(), projected)
-            matrix, route = moved * cut.gain, cut.routes[number]
+            matrix, route = matrices[cut.layer] * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
             total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
     total.backward()
 
 
-def _moved(twin: nn.Module, wiring: Wiring, number: int, cut: Cut, output: Tensor, error: Tensor) -> Tensor:
-    """Give the B that carries an error in this pass: where the rule moves it by what it sees, the moved one."""
-    part = next(part for part in feedbacks(twin).values() if part.name == cut.layer)
-    rule, route, x = wiring.rule, cut.routes[number], cut.x.detach()
-    inputs, moved = [cut.feedback[number], *cut.factors], 0 if wiring.rule.moved == "B" else 1
-    if rule.observes and part.training:
-        inputs[0] = rule.observe(inputs[0], *matched(output, x, cut.shape, route, call=cut.call))
-        rows = matched(error, x, cut.shape, route, call=cut.call)
-        inputs[moved] = rule.observe_error(inputs[moved], *rows).detach()
-    return rule.feedback_matrix(*inputs) if rule.factored else inputs[0]
+def _matrices(
+    rule: Rule, number: int, cuts: list[Cut], training: list[Cut], output: Tensor, error: Tensor
+) -> dict[str, Tensor]:
+    """Map layers to the B that carries an error: in training the one that this pass moves by what it shows."""
+    inputs = {cut.layer: [cut.feedback[number], *cut.factors] for cut in cuts}
+    if type(rule).observe is not Rule.observe:
+        for layer, matrix in observed(rule, number, output, training).items():
+            inputs[layer][0] = matrix
+    if type(rule).observe_error is not Rule.observe_error:
+        moved = 0 if rule.moved == "B" else 1
+        for layer in {cut.layer for cut in training}:
+            calls = [cut for cut in training if cut.layer == layer]
+            rows = [matched(error, cut.x.detach(), cut.shape, cut.routes[number], call=cut.call) for cut in calls]
+            errors, xs = map(torch.cat, zip(*rows, strict=True))
+            inputs[layer][moved] = rule.observe_error(inputs[layer][moved], errors, xs).detach()
+    return {layer: rule.feedback_matrix(*each) if rule.factored else each[0] for layer, each in inputs.items()}
 
 
 def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:

@@ -122,36 +122,6 @@ class Start:
         return wiring.deliver(self.number, y, runs[-1])
 
 
-class Calibration:
-    """Hooks of a model of whose training passes one in so many is backpropagated."""
-
-    def __init__(self, wiring: "Wiring", every: int, passes: int) -> None:
-        self.wiring, self.every, self.passes = wiring, every, passes
-
-    def begin(self, model: nn.Module, args: tuple) -> None:
-        """Count a training pass, and take the rule off for the one that is due: first forward pre-hook of the root.
-
-        Raises:
-            RuntimeError: the model is compiled.
-        """
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many "
-                "steps call the uncompiled model within falign.backprop"
-            )
-        state = self.wiring.state
-        if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
-            return
-        self.passes += 1
-        if self.passes % self.every == 0:
-            state.on, state.calibrates = False, True
-
-    def end(self, model: nn.Module, args: tuple, result: Any) -> None:
-        """Put the rule back: forward hook of the root."""
-        if self.wiring.state.calibrates:
-            self.wiring.state.on, self.wiring.state.calibrates = True, False
-
-
 class Wiring:
     """State that all layers of a converted model share: the rule, where errors begin, and which modules were seen.
 

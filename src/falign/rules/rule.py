@@ -201,9 +201,9 @@ class Rule:
     def observe_error(self, matrix: Tensor, error: Tensor, x: Tensor) -> Tensor:
         """Move direct feedback by what a training backward shows, before it delivers; here it stays as it is.
 
-        It moves once a backward and call of the layer. The error is what is projected: it carries whatever the loss is
-        times, a mean's 1/batch, an accumulation's share, a loss scaler's factor, so that a rule divides by its size. A
-        backward whose error is not finite, as a loss scaler provokes, moves nothing.
+        It moves once a backward, by all calls of the layer together. The error is what is projected: it carries
+        whatever the loss is times, a mean's 1/batch, an accumulation's share, a loss scaler's factor, so that a rule
+        divides by its size. A backward whose error is not finite, as a loss scaler provokes, moves nothing.
 
         Args:
             matrix: what ``moved`` names, of one cut; of a "B", (outputs, features of x).
