@@ -27,7 +27,8 @@ DIRECT = tuple(rule for rule in RULES if rule_class(rule).wiring == "direct")
 
 def observes(rule: str | type[falign.Rule]) -> bool:
     """Whether training passes move the feedback by what they see: two of them are not one."""
-    return rule_class(rule).observe is not falign.Rule.observe
+    own = rule_class(rule)
+    return own.observe is not falign.Rule.observe or own.observe_error is not falign.Rule.observe_error
 
 
 def follows(rule: str | falign.Rule | type[falign.Rule]) -> bool:

@@ -10,7 +10,7 @@ from math import gcd
 
 import numpy as np
 
-DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape")
+DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape", "ebd", "ldfa")
 Array = np.ndarray
 
 
@@ -165,16 +165,21 @@ def gradients(
     def direct(step: Step, e: Array, x: Array) -> Array:
         sent = -hot / count if rule == "drtp" else error
         matrix = feedback[step.name]
+        if rule == "ldfa":
+            heard = feedback[step.name + ".P"]
+            heard = oja(heard, sent.reshape(-1, heard.shape[1]), 0.01)
+            learned[step.name] = heard @ sent.reshape(-1, heard.shape[1]).T @ x.reshape(-1, matrix.shape[1])
+            matrix = heard.T @ matrix
         if rule == "probe":
             matrix = probe(matrix, output.reshape(-1, matrix.shape[0]), x.reshape(-1, matrix.shape[1]))
+        if rule == "ebd":
+            matrix = broadcast(matrix, sent.reshape(-1, matrix.shape[0]), x.reshape(-1, matrix.shape[1]))
         if rule == "dkp":
             learned[step.name] = sent.reshape(-1, matrix.shape[0]).T @ x.reshape(-1, matrix.shape[1])
         return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
 
     def carry(step: Step, e: Array, x: Array) -> Array:
-        handed = (direct if rule in ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape") else layerwise)(
-            step, e, x
-        )
+        handed = (direct if rule in DIRECT else layerwise)(step, e, x)
         if errors is not None:
             errors[step.name] = e, handed
         return handed
@@ -200,6 +205,25 @@ def probe(matrix: Array, f: Array, x: Array, rate: float = 0.2, ridge: float = 0
     f, x = f - f.mean(0), x - x.mean(0)
     size = np.mean(np.sum(x**2, axis=1))
     return matrix + rate * (f - x @ matrix.T).T @ np.linalg.inv(x @ x.T + ridge * size * np.eye(len(x))) @ x
+
+
+def broadcast(matrix: Array, e: Array, x: Array, forgetting: float = 0.99999, sign: int = 1) -> Array:
+    """The running mean of x with the error, of root mean square 1 over the samples that have one."""
+    rows = np.any(e != 0, axis=1)
+    e, x = e[rows], x[rows]
+    e = e / np.sqrt(np.mean(np.sum(e**2, axis=1)))
+    return forgetting * matrix + (1 - forgetting) * sign * np.mean(e[:, :, None] * x[:, None, :], axis=0)
+
+
+def oja(p: Array, e: Array, rate: float) -> Array:
+    """P + rate · mean(y eᵀ - y yᵀ P), sample by sample, e of root mean square 1."""
+    e = e[np.any(e != 0, axis=1)]
+    e = e / np.sqrt(np.mean(np.sum(e**2, axis=1)))
+    step = np.zeros_like(p)
+    for row in e:
+        y = p @ row
+        step += np.outer(y, row) - np.outer(y, y) @ p
+    return p + rate * step / len(e)
 
 
 def _layers(steps: list[Step]) -> list[str]:

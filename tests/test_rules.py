@@ -106,7 +106,7 @@ def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case, 
     lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5),
     lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1),
 ])  # fmt: skip
-@pytest.mark.parametrize("rule", ["kp", "adafa", "brsf", "dkp", "pfa"])
+@pytest.mark.parametrize("rule", ["kp", "adafa", "brsf", "dkp", "pfa", "ldfa"])
 def test_learned_feedback_survives_a_resume(rule, make):
     """state_dict of model and optimizer, and for brsf the same seed, continue to the same numbers."""
     x, y = batch("mlp")

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd import forward_ad
 
 from falign._cuts import map_arguments
-from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, transformed
+from falign._delivery import Cut, EitherWay, Route, deliver_layerwise, in_backward, transformed, wants_error
 from falign._guard import Follower, Guard, followers_of, guards_of, matrices_of
-from falign._preserve import look_at_hooks
-from falign.feedback import generator
+from falign._memory import memories_of
+from falign._preserve import exporting, look_at_hooks, refuse_forward_mode
 from falign.layers import KINDS, Layer
 
 if TYPE_CHECKING:
@@ -51,7 +50,17 @@ class Feedback(nn.Module):
     start: int
     shape: tuple[int, ...]
 
-    def __init__(self, wiring: "Wiring", name: str, kind: str, route: Route, matrix: Tensor) -> None:
+    def __init__(
+        self,
+        wiring: "Wiring",
+        name: str,
+        kind: str,
+        route: Route,
+        matrix: Tensor,
+        factors: dict[str, Tensor],
+        end: int,
+        size: tuple[int, ...],
+    ) -> None:
         super().__init__()
         rule = wiring.rule
         self.wiring = wiring
@@ -61,11 +70,9 @@ class Feedback(nn.Module):
         self.silent = False  # it cuts, and no error is delivered there
         # Of a module that is cut as a whole: the argument that this feedback is for ("[0]", "[memory]"), what is put
         # behind the module's name for it, and how far above the module that keeps it the cut one stands.
-        self.path = self.slot = ""
-        self.levels = 0
+        self.path, self.slot, self.levels = "", "", 0
         self.further: list[Feedback] = []  # that of the module's other arguments
-        self.gain = 1.0
-        self.first_end = 0
+        self.gain, self.first_end = 1.0, end
         self.parameter: str | None = None  # name in its module of what is multiplied by hand; None: a layer's weight
         self.running_pass: Callable[[], Any] | None = None  # of the latest forward, for products of the same parameter
         self.nodes: frozenset[str] = frozenset()  # of autograd, in which that parameter carries the error
@@ -93,11 +100,10 @@ class Feedback(nn.Module):
             self.register_buffer("B", matrix, persistent=rule.adapts)
         for key, value in rule.state().items():
             self.register_buffer(key, value.to(matrix.device), persistent=rule.adapts or rule.advances)
-        random = generator(wiring.seed, name, "factors")
-        factors = rule.factors(tuple(matrix.shape), random)
-        for key, value in factors.items():
-            self.register_buffer(key, value.to(matrix), persistent=rule.learned or rule.adapts)
-        self.kept = (*rule.state(), *factors)
+        self.kept = tuple(rule.state())
+        self.factors: dict[int, tuple[str, ...]] = {}  # number of the end -> names of those of its B
+        self.sizes: dict[int, tuple[int, ...]] = {}  # number of the end -> shape of B as it carries its error
+        self.keep_factors(end, factors, matrix, size)
         look_at_hooks()
 
     @property
@@ -106,9 +112,31 @@ class Feedback(nn.Module):
         matrix = self.B
         return self.stretch() if matrix is None else matrix
 
+    def keep_factors(self, end: int, factors: dict[str, Tensor], matrix: Tensor, size: tuple[int, ...]) -> None:
+        """Keep matrices beside the B of an output, with its device and dtype, as buffers, and its size."""
+        rule, suffix = self.wiring.rule, "" if end == self.first_end else str(end)
+        for key, value in factors.items():
+            self.register_buffer(key + suffix, value.to(matrix), persistent=rule.learned or rule.adapts)
+        self.sizes[end] = size
+        self.factors[end] = tuple(key + suffix for key in factors)
+        self.kept = (*self.kept, *self.factors[end])
+
+    def completed(self, cut: Cut, end: int) -> Cut:
+        """Give a cut with what the error of an output needs: what B is made of, and its shape."""
+        factors = tuple(self.get_buffer(name) for name in self.factors[end]) if self.wiring.rule.factored else ()
+        return cut._replace(factors=factors, shape=self.sizes[end], start=0 if self.B is not None else self.start)
+
+    def kept_matrices(self) -> dict[int, Tensor]:
+        """Map the number of each output that delivers here to B as the rule keeps it."""
+        return {self.first_end: self.matrix, **{end: getattr(self, name) for end, (name, _) in self.others.items()}}
+
     def matrices(self) -> dict[int, Tensor]:
         """Map the number of each output that delivers here to the feedback of its error, for a direct rule."""
-        return {self.first_end: self.matrix, **{end: getattr(self, name) for end, (name, _) in self.others.items()}}
+        own = self.kept_matrices()
+        if self.wiring.rule.factored:
+            factors = {end: [self.get_buffer(name) for name in names] for end, names in self.factors.items()}
+            return {end: self.wiring.rule.feedback_matrix(matrix, *factors[end]) for end, matrix in own.items()}
+        return own
 
     def inputs_of_pass(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Collect the tensors that determine the feedback of a parameter in this pass, which may move with it."""
@@ -142,8 +170,10 @@ class Feedback(nn.Module):
 
     def stretch(self) -> Tensor:
         """View the part of the shared sequence that is this layer's B."""
-        stop = self.start + torch.Size(self.shape).numel()
-        return self.sequence.get_buffer("values")[self.start : stop].view(self.shape)
+        values = self.sequence.get_buffer("values")
+        if values.dim() == 2:  # of a projector
+            return values[:, self.start : self.start + self.shape[1]]
+        return values[self.start : self.start + torch.Size(self.shape).numel()].view(self.shape)
 
     def cut_layerwise(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input: forward pre-hook of the layer, layerwise wiring."""
@@ -185,15 +215,14 @@ class Feedback(nn.Module):
             backwards = self.learning_backwards
         if way is not None:
             assert weight is not None
-            rule, inputs = (
-                EitherWay(rule=rule, way=way),
-                (*inputs, weight.detach() if self.gain == 1 else weight.detach() / self.gain),
-            )
+            whole = weight.detach() if self.gain == 1 else weight.detach() / self.gain
+            rule, inputs = EitherWay(rule=rule, way=way), (*inputs, whole)
         if torch.compiler.is_compiling():
             self.untraceable = True
         spec = KINDS[self.kind].spec(layer)
-        changes = wiring.transforms()
-        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, wiring.scratch, backwards, changes, inputs)
+        changes, (memories, tensors) = wiring.transforms(), memories_of(wiring.changes, [self], self.first_end)
+        inputs, scratch = (*inputs, *tensors), wiring.scratch
+        return deliver_layerwise(y, x, self.gain, rule, self.kind, spec, scratch, backwards, changes, memories, inputs)
 
     def cut_direct(self, layer: Layer, args: tuple) -> tuple | None:
         """Detach the layer's input and note it in the running forward: forward pre-hook of the layer, direct wiring."""
@@ -223,7 +252,7 @@ class Feedback(nn.Module):
         self.refuse_graphs()
         if not torch.compiler.is_compiling():
             self.note_pass()
-            _refuse_forward_mode()
+            refuse_forward_mode()
         run = self._run()
         cuts: list[tuple[Tensor, Tensor]] = []  # one argument given twice is the same tensor behind the cut as well
 
@@ -250,7 +279,7 @@ class Feedback(nn.Module):
             version = x._version if run.watched else -1
             call = max(run.calls.get(self.name, 1) - 1, 0)
             run.parts[self.name] = self
-            run.cuts.append(Cut(self.name, x, version, self.matrices(), self.gain, self.routes(), call))
+            run.cuts.append(Cut(self.name, x, version, self.kept_matrices(), self.gain, self.routes(), call))
 
     def note_later(self, x: Tensor) -> None:
         """Note the input of a layer that has run on its values, and whose graph came into being after it."""
@@ -496,7 +525,7 @@ class Feedback(nn.Module):
         if not torch.compiler.is_compiling():
             self.note_pass()
             self._fits(layer)  # not before: under tracing, sizes are tensors
-            _refuse_forward_mode()
+            refuse_forward_mode()
         return args[0]
 
     def refuse_graphs(self) -> None:
@@ -506,7 +535,7 @@ class Feedback(nn.Module):
             RuntimeError: the model is exported or traced.
         """
         if torch.compiler.is_compiling():
-            if _exporting():
+            if exporting():
                 self.wiring.state.runs.clear()
                 raise RuntimeError(_NO_GRAPH)
         elif torch._C._get_tracing_state() is not None:
@@ -563,32 +592,6 @@ def _cut(x: Tensor, undetached: Tensor | None) -> Tensor:
     # What the hook behind the layer needs travels on the tensor and not in the module, which threads share.
     cut._falign_input = undetached  # type: ignore[attr-defined]
     return cut
-
-
-def _refuse_forward_mode() -> None:
-    if forward_ad._current_level >= 0:
-        raise RuntimeError(
-            "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
-            "`with falign.backprop(model):`, where they are exact"
-        )
-
-
-def _exporting() -> bool:
-    # Not is_exporting(), which Dynamo of torch 2.11 takes for true whenever it compiles.
-    return getattr(torch.compiler, "_is_exporting_flag", False)
-
-
-def wants_error(x: Tensor) -> bool:
-    """Tell whether a backward may ask for the error at x.
-
-    Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
-    """
-    return isinstance(x, Tensor) and (x.requires_grad or transformed())
-
-
-def in_backward() -> bool:
-    """Tell whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
-    return torch._C._current_graph_task_id() != -1
 
 
 _NO_GRAPH = (

@@ -12,14 +12,15 @@ from falign._cuts import cut_modules, is_below
 from falign._direct import Site as DirectSite
 from falign._expand import expand
 from falign._guard import watch_optimizers
+from falign._memory import give_memories, is_memory
 from falign._plan import Plan
 from falign._preserve import forget_compiled_code
+from falign._projector import Projection
 from falign._saved import SavedHooks, Site
 from falign._survey import Survey
 from falign._wiring import DDP_IGNORED, SPARED, WIRING, Start, Wiring, parts_of
-from falign.feedback import Shared, draw
-from falign.layers import Layer
-from falign.rules import Rule
+from falign.feedback import Shared, draw, generator
+from falign.layers import Layer, features_out
 
 
 class Conversion(Plan):
@@ -42,11 +43,13 @@ class Conversion(Plan):
         if parts and isinstance(self.family, Shared):
             self._share(parts, self.family, seed)
         self.model.__dict__[WIRING] = wiring  # not a module, not a buffer: nothing is registered on the root
-        wiring.untrained, wiring.changes = self.untrained, self.changes
+        wiring.untrained, wiring.changes, wiring.projection = self.untrained, self.changes, self.projection
         for name in self.untrained:
             self.model.get_parameter(name).requires_grad_(False)
         if not parts:
             return
+        if self.changes:
+            give_memories(self.changes, self._places(parts), parts, self.weights)
         inside = {id(part) for name in self.enclosed for part in self.model.get_submodule(name).modules()}
         self.expanded = [each for each in self.expanded if id(each[0]) not in inside]
         for module, children in self.expanded:
@@ -102,11 +105,27 @@ class Conversion(Plan):
         buffers = [
             f"{name}.{key}"
             for name, part in self.model.named_modules(remove_duplicate=False)
-            if isinstance(part, (Feedback, SharedSequence)) and type(self.rule).observe is Rule.observe
+            if isinstance(part, (Feedback, SharedSequence)) and not self.rule.observes
             for key, _ in (*part.named_buffers(recurse=False), *_followers(part))
+            if not is_memory(key)
         ]
         setattr(self.model, DDP_IGNORED, [*getattr(self.model, DDP_IGNORED, ()), *buffers])
         forget_compiled_code()  # made before there were hooks
+
+    def _places(self, parts: Mapping[str, Feedback]) -> dict[tuple[str, int], int]:
+        """Map where what a transform remembers is kept, (layer, number of the output), to the features of the error.
+
+        Every layer keeps that of its own error, or the last layer that an output delivers to that of the output's.
+        """
+        if self.direct is None:
+            return {(name, part.first_end): features_out(self.layers[name]) for name, part in parts.items()}
+        places: dict[tuple[str, int], int] = {}
+        for number in range(len(self.ends)):
+            names = [name for name in self.layers if name in parts and number in self.shapes[name]]
+            names = [name for name in names if name not in self.direct.silent]
+            if names:
+                places[names[-1], number] = self.shapes[names[-1]][number][0][0]
+        return places
 
     def _attach_by_hand(self, wiring: Wiring, parts: dict[str, Feedback]) -> None:
         """Attach the feedback of parameters that are multiplied by hand, and hooks to the modules that do so."""
@@ -170,7 +189,10 @@ class Conversion(Plan):
                 named = name if number == first else f"{name} from output {number}"
                 return draw(self.family, shape, seed=wiring.seed, name=named, deviation=deviation)
 
-            matrix = self.rule.init_feedback(drawn, deviation).to(weight.device, weight.dtype, copy=True)
+            matrix = self.rule.init_feedback(drawn, deviation)
+            if self.rule.factored and factors[number]:
+                matrix = self.rule.learned_gradient(matrix.double().cpu(), matrix, *factors[number].values())
+            matrix = matrix.to(weight.device, weight.dtype, copy=True)
             is_drawn = name not in self.given and not isinstance(self.family, Shared) and matrix.numel() > 0
             from_zero = self.rule.wiring == "direct" and not self.rule.draws
             if is_drawn and not (torch.isfinite(matrix).all() and (from_zero or matrix.any())):
@@ -181,26 +203,32 @@ class Conversion(Plan):
             return matrix
 
         (first, (_, route)), *further = self.shapes[name].items()
+        factors = {
+            number: self.rule.factors(
+                shape, generator(wiring.seed, name if number == first else f"{name} from output {number}", "factors")
+            )
+            for number, (shape, _) in self.shapes[name].items()
+        }
         if self.rule.learned and self.rule.wiring == "layerwise":
             parameter = self._parameter(name)
             for other, part in others.items():  # one B a Parameter: a tied weight receives the sum of its gradients
                 tied = parameter is not None and self._parameter(other) is parameter
                 if tied and name not in self.given and self.weights[other].shape == weight.shape:
                     assert part.B is not None
-                    twin = Feedback(wiring, name, kind, route, part.B)
+                    twin = Feedback(wiring, name, kind, route, part.B, factors[first], first, self._shape(name))
                     twin._buffers.update({key: part._buffers[key] for key in part.kept})
                     twin.sharers = part.sharers
                     twin.sharers.append(twin)
                     for sharer in twin.sharers:
                         sharer.follows = self._follows(parameter)
                     return twin
-        part = Feedback(wiring, name, kind, route, initial(first))
+        part = Feedback(wiring, name, kind, route, initial(first), factors[first], first, self._shape(name))
         part.follows = self._follows(self._parameter(name))
-        part.first_end = first
         if name not in self.given:
             part.deviations = [self._deviation(number, name, at) for number, (at, _) in self.shapes[name].items()]
         for number, (_, other_route) in further:
             part.others[number] = f"B{number}", other_route
+            part.keep_factors(number, factors[number], weight, self.shapes[name][number][0])
             if self.rule.learned:
                 part.register_parameter(f"B{number}", nn.Parameter(initial(number)))
             else:
@@ -248,6 +276,9 @@ class Conversion(Plan):
         return self.rule.size * _rounded(own_gain, sqrt(2)) / sqrt(fan_in)
 
     def _share(self, parts: dict[str, Feedback], shared: Shared, seed: int) -> None:
+        if self.projection is not None:
+            self._project(parts, self.projection, seed)
+            return
         sizes = {name: torch.Size(self._shape(name)).numel() for name in parts}
         values = self.rule.init_feedback(lambda: shared.sequence(seed, max(sizes.values())), 1.0)
         weight = next(iter(self.weights.values()))
@@ -256,6 +287,15 @@ class Conversion(Plan):
             shape = self._shape(name)
             gain = self._deviation(part.first_end, name, shape)
             part.share(sequence, shared.start(seed, name, sizes[name]), shape, gain)
+
+    def _project(self, parts: dict[str, Feedback], projection: Projection, seed: int) -> None:
+        """Let every layer read its B from columns of what a projector does."""
+        weight = next(iter(self.weights.values()))
+        sequence = SharedSequence(projection.matrix.to(weight.device, weight.dtype))
+        for name, part in parts.items():
+            shape = self._shape(name)
+            gain = self._deviation(part.first_end, name, shape) / projection.size
+            part.share(sequence, projection.start(seed, name, shape[1]), shape, gain)
 
 
 def _rounded(gain: float, step: float) -> float:

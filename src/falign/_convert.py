@@ -13,11 +13,13 @@ from torch.utils._pytree import tree_leaves
 from falign._attached import Feedback
 from falign._conversion import Conversion
 from falign._cuts import Cuts
+from falign._delivery import in_backward
 from falign._expand import contract
 from falign._guard import unguard
 from falign._outputs import Outputs
 from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget_compiled_code, preserve_generators
+from falign._projector import Projector
 from falign._saved import SavedHooks
 from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
@@ -25,7 +27,6 @@ from falign._wiring import (
     DDP_IGNORED,
     SPARED,
     WIRING,
-    Calibration,
     Start,
     Wiring,
     converted,
@@ -55,6 +56,7 @@ def convert(
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
     transform: Transforms = None,
+    projector: Projector | None = None,
 ) -> nn.Module:
     """Make a model learn by a rule, in place: from now on ``loss.backward()`` delivers errors without weight transport.
 
@@ -69,9 +71,8 @@ def convert(
         model: any module of linear maps (``nn.Linear``, convolutions, transposed convolutions, embeddings) and of
             operations without weights or with elementwise ones. Convert before ``torch.compile``, DDP and, for
             learned feedback, before the optimizer is made.
-        rule: a name (bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, frozen,
-            shallow),
-            a ``Rule``, or a subclass of it whose options have defaults.
+        rule: a name (bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd,
+            ldfa, frozen, shallow), a ``Rule``, or a subclass of it whose options have defaults.
         seed: of the feedback; B is a function of (seed, layer name, family) alone.
         feedback: a family by name ("normal", "uniform", "orthogonal", "low-rank(8)", "sparse(1)", "shared"), a
             callable ((rows, columns), generator) -> tensor of entries of variance one, or {layer name: B}, used as
@@ -98,9 +99,15 @@ def convert(
         error_at: for direct rules, the name of a module (or several): at its output the error is taken in place of the
             model's output, and what follows is backpropagated ("ln_f" in front of a vocabulary: B is then (d, d)).
         transform: of the error that is carried on: a name ("centred", "signs", "ternary", "quantised(4)", "noisy(0.1)",
-            see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or a tuple of
-            these, the first applied first. Under direct rules it changes the output's error, under layerwise ones that
-            at the output of every layer.
+            "whitened", see ``falign.transforms``), a callable (error, its features last) -> error of the same shape, or
+            a tuple of these, the first applied first. Under direct rules it changes the output's error, under layerwise
+            ones that at the output of every layer.
+        projector: for direct rules with fixed feedback, what carries errors in place of matrices, a device for
+            instance: a callable (rows, outputs) -> (rows, N), N at least the features of the largest input. It is
+            called once a backward, with an error of root mean square 1, which its result is then times; every layer
+            reads its features from a start of its own (as of the shared family), times what gives B the size that
+            ``scale`` says. B is what it makes of the unit matrix, (outputs, N) in all, once. In compiled code it must
+            be PyTorch's operations.
 
     Returns:
         The model.
@@ -108,7 +115,7 @@ def convert(
     Raises:
         ConversionError: with everything that stands in the way, as ``check`` lists it.
     """
-    plan = Conversion(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    plan = Conversion(model, rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     try:
         seed = whole_number("seed", seed)
     except ValueError as error:
@@ -214,6 +221,7 @@ def check(
     cut: Cuts | None = None,
     error_at: str | tuple[str, ...] | list[str] | None = None,
     transform: Transforms = None,
+    projector: Projector | None = None,
 ) -> Check:
     """List everything that would keep ``convert`` from converting the model with these arguments; empty when fine.
 
@@ -231,16 +239,17 @@ def check(
         cut: see there.
         error_at: see there.
         transform: see there.
+        projector: see there.
 
     Returns:
         A sentence a problem, with what came, what was expected and what to do; a ``Check``, with the table's rows.
     """
-    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    plan = Plan(model, rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     if plan.problems:
         return Check(plan.problems)
     if plan.untrained:
         return Check((), (), plan.untrained)
-    asked = (rule, feedback, scale, skip, example, output, cut, error_at, transform)
+    asked = (rule, feedback, scale, skip, example, output, cut, error_at, transform, projector)
     untrained = None if example is None else _untrained(model, asked, example)
     rows = tuple(CheckRow(**row) for row in plan.rows())
     return Check((), rows, untrained)
@@ -311,6 +320,36 @@ def backprop(model: nn.Module) -> Iterator[nn.Module]:
     """
     with _holding(model, "on", False):
         yield model
+
+
+class Calibration:
+    """Hooks of a model of whose training passes one in so many is backpropagated."""
+
+    def __init__(self, wiring: Wiring, every: int, passes: int) -> None:
+        self.wiring, self.every, self.passes = wiring, every, passes
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        """Count a training pass, and take the rule off for the one that is due: first forward pre-hook of the root.
+
+        Raises:
+            RuntimeError: the model is compiled.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many "
+                "steps call the uncompiled model within falign.backprop"
+            )
+        state = self.wiring.state
+        if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
+            return
+        self.passes += 1
+        if self.passes % self.every == 0:
+            state.on, state.calibrates = False, True
+
+    def end(self, model: nn.Module, args: tuple, result: Any) -> None:
+        """Put the rule back: forward hook of the root."""
+        if self.wiring.state.calibrates:
+            self.wiring.state.on, self.wiring.state.calibrates = True, False
 
 
 def calibrate(model: nn.Module, *, every: int | None, passes: int = 0) -> nn.Module:

@@ -6,7 +6,9 @@ Layerwise, the tensor is the layer's output; direct, it is the network's output.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -15,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
+from falign._projector import Projection
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
 from falign.rules.rule import Rule
-from falign.transforms import Transform, apply_transforms
+from falign.transforms import Keep, Memory, Transform, apply_transforms
 
 
 class Way:
@@ -69,6 +72,19 @@ def transformed() -> bool:
     return True
 
 
+def wants_error(x: Tensor) -> bool:
+    """Tell whether a backward may ask for the error at x.
+
+    Within ``torch.vmap`` a tensor does not say that a graph outside records it, so there the answer is yes.
+    """
+    return isinstance(x, Tensor) and (x.requires_grad or transformed())
+
+
+def in_backward() -> bool:
+    """Tell whether this thread is inside an autograd backward, where activation checkpointing recomputes a forward."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def _apply(function: type[Function], *args: Any) -> Any:
     """Call ``function.apply``."""
     if transformed() or torch.compiler.is_compiling():
@@ -86,13 +102,14 @@ class _Layerwise(Function):
     @staticmethod
     def forward(
         y: Tensor, x: Tensor, gain: float, rule: Rule, kind: str, spec: Any, scratch: Scratch,
-        backwards: deque, changes: tuple[Transform, ...], *inputs: Tensor,
+        backwards: deque, changes: tuple[Transform, ...], memories: tuple[Memory, ...], *inputs: Tensor,
     ):  # fmt: skip
         return y.clone()  # not y or a view of it: an in-place operation may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, ctx.changes, *feedback_inputs = inputs
+        first, feedback_inputs = inputs[:10], inputs[10:]
+        _, x, ctx.gain, ctx.rule, ctx.kind, ctx.spec, ctx.scratch, ctx.backwards, ctx.changes, ctx.memories = first
         ctx.transformed = transformed()
         ctx.keeps_x = KINDS[ctx.kind].needs_input or ctx.rule.learned
         ctx.save_for_backward(*feedback_inputs, *((x.detach(),) if ctx.keeps_x else ()))
@@ -104,19 +121,44 @@ class _Layerwise(Function):
         kind, inputs, x = KINDS[ctx.kind], ctx.saved_tensors, e
         if ctx.keeps_x:
             *inputs, x = inputs
+        count = len(inputs) - len(ctx.memories)
+        inputs, remembered = inputs[:count], inputs[count:]
         propagated = None
         if ctx.needs_input_grad[1]:
             feedback = ctx.rule.feedback_matrix(*inputs, scratch=ctx.scratch if plain_eager(*inputs) else None)
             if feedback.dtype != e.dtype:
                 feedback = feedback.to(e.dtype)
-            carried = apply_transforms(ctx.changes, e, kind.feature_axis(ctx.spec)) if ctx.changes else e
+            carried = e
+            if ctx.changes:
+                carried = apply_transforms(ctx.changes, e, kind.feature_axis(ctx.spec), ctx.memories, remembered)
             propagated = kind.error(_scaled(carried, ctx.gain), feedback, x, ctx.spec)
         learned = (None,) * len(inputs)
         # Within a torch.func transform B does not say that it wants a gradient.
-        if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[-len(inputs)]):
+        if ctx.rule.learned and (ctx.transformed or ctx.needs_input_grad[10]):
             gradient = kind.gradient(e, inputs[0].to(e.dtype), x, ctx.spec)
             learned = (ctx.rule.learned_gradient(gradient, *inputs), *learned[1:])
-        return e, propagated, None, None, None, None, None, None, None, *learned
+        return e, propagated, *(None for _ in range(8)), *learned, *(None for _ in remembered)
+
+
+class Held(NamedTuple):
+    """One B of a direct delivery.
+
+    Attributes:
+        shape: of B as it carries an error.
+        factors: places of what else B is made of, among the factors of the delivery.
+        moved: which of (B as it is kept, factors) the rule moves by errors in this pass.
+        keep: what is called with that and its change; None where nothing moves.
+        start: place of its columns in what a projector returns.
+    """
+
+    shape: tuple[int, int]
+    factors: tuple[int, ...]
+    moved: int
+    keep: Keep | None
+    start: int
+
+
+_ARGUMENTS = 12  # of ``_Direct`` in front of the cut inputs
 
 
 class _Direct(Function):
@@ -133,6 +175,9 @@ class _Direct(Function):
         changes: tuple[Transform, ...],
         routes: tuple[tuple[int, int, float, "Route", int], ...],
         count: int,
+        held: tuple[Held, ...],
+        memories: tuple[Memory, ...],
+        projection: Projection | None,
         reached: list[int],
         fired: list[PassRecorder],
         *cuts: Tensor,
@@ -141,15 +186,17 @@ class _Direct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.reached, ctx.fired, *cuts = inputs
+        first, cuts = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
+        out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.memories, *last = first
+        ctx.projection, ctx.reached, ctx.fired = last
         ctx.shapes = [x.shape for x in cuts[:count]]
-        ctx.matrices = len(cuts) - count
+        ctx.keeps_x = ctx.rule.learned or any(one.keep is not None for one in ctx.held)
         ctx.transformed = transformed()
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
         ctx.save_for_backward(
             *cuts[count:],
-            *((x.detach() for x in cuts[:count]) if ctx.rule.learned else ()),
+            *((x.detach() for x in cuts[:count]) if ctx.keeps_x else ()),
             *((out.detach(),) if ctx.reads_output else ()),
             *((target,) if ctx.targeted else ()),
         )
@@ -161,39 +208,100 @@ class _Direct(Function):
             ctx.reached.append(task)
             for part in ctx.fired:
                 part.backwards.append(task)
-        count, rule = ctx.matrices, ctx.rule
-        feedback_matrices, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        count, rule = len(ctx.held), ctx.rule
+        saved = len(ctx.needs_input_grad) - _ARGUMENTS - len(ctx.shapes)
+        with_factors = saved - len(ctx.memories)
+        inputs, kept = _inputs(ctx.held, ctx.saved_tensors[:with_factors]), list(ctx.saved_tensors[saved:])
+        remembered = ctx.saved_tensors[with_factors:saved]
         target = kept.pop() if ctx.targeted else None
         projected = rule.error(e, kept.pop(), target, ctx.axis) if ctx.reads_output else e
         if ctx.changes:
             _, number, _, route, _ = ctx.routes[0]
-            projected = change_output_error(ctx.changes, projected, route, feedback_matrices[number].shape[0])
-        wanted, learning = ctx.needs_input_grad[-count - len(ctx.shapes) :], ctx.needs_input_grad[-count:]
+            projected = change_output_error(
+                ctx.changes, projected, route, ctx.held[number].shape[0], ctx.memories, remembered
+            )
+        for number, one in enumerate(ctx.held):
+            if one.keep is not None:
+                before = inputs[number][one.moved]
+                change = _change(rule, before, number, projected, kept, one.shape, ctx.routes)
+                inputs[number][one.moved] = before + change
+                one.keep(before, change)
+        feedback_matrices = [rule.feedback_matrix(*tensors) if rule.factored else tensors[0] for tensors in inputs]
+        wanted = ctx.needs_input_grad[_ARGUMENTS : _ARGUMENTS + len(ctx.shapes)]
+        learning = ctx.needs_input_grad[_ARGUMENTS + len(ctx.shapes) :]
+        sent: dict[Any, Tensor] = {}  # what a projector made of the error, by how its positions are lined up
         errors: list[Tensor | None] = [None] * len(ctx.shapes)
         learned: list[Tensor | None] = [None] * count
         for index, number, gain, route, call in ctx.routes:
             matrix = feedback_matrices[number]
             if wanted[index]:
-                error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain)
+                product = _multiplied
+                if ctx.projection is not None:
+                    key = None if route.is_plain else (route, call)
+                    product = partial(_sent, sent, key, ctx.projection, ctx.held[number].start)
+                error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain, product=product)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
             # Within a torch.func transform B does not say that it wants a gradient.
             if rule.learned and (ctx.transformed or learning[number]):
                 gradient = correlate(projected, kept[index], matrix.shape, route, call=call, gain=gain)
-                gradient = rule.learned_gradient(gradient, matrix)
+                gradient = rule.learned_gradient(gradient, *inputs[number])
                 so_far = learned[number]  # of another call of the layer
                 learned[number] = gradient if so_far is None else so_far + gradient
-        return e, None, None, None, None, None, None, None, None, *errors, *learned
+        return (
+            e,
+            *(None for _ in range(_ARGUMENTS - 1)),
+            *errors,
+            *learned,
+            *(None for _ in range(saved - count)),
+        )
 
 
-def change_output_error(changes: tuple[Transform, ...], error: Tensor, route: "Route", features: int) -> Tensor:
+def _multiplied(error: Tensor, feedback: Tensor) -> Tensor:
+    return error @ feedback
+
+
+def _sent(
+    sent: dict[Any, Tensor], key: Any, projection: Projection, start: int, error: Tensor, feedback: Tensor
+) -> Tensor:
+    """Read a layer's part of what a projector makes of an error, which it is given once."""
+    if key not in sent:
+        sent[key] = projection(error.reshape(-1, error.shape[-1])).reshape(*error.shape[:-1], projection.length)
+    return sent[key][..., start : start + feedback.shape[1]]
+
+
+def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """Collect what each B is made of: itself as it is kept, and its factors, which come behind all of these."""
+    return [[tensors[number], *(tensors[len(held) + at] for at in one.factors)] for number, one in enumerate(held)]
+
+
+def _change(
+    rule: Rule, matrix: Tensor, number: int, error: Tensor, xs: list[Tensor], shape: tuple[int, int], routes: tuple
+) -> Tensor:
+    """Compute the change of what a rule moves by errors and cut inputs, of all calls; 0 where it is not finite."""
+    rows = [
+        matched(error, xs[index], shape, route, call=call) for index, other, _, route, call in routes if other == number
+    ]
+    errors, inputs = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
+    change = rule.observe_error(matrix, errors, inputs) - matrix
+    return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
+
+
+def change_output_error(
+    changes: tuple[Transform, ...],
+    error: Tensor,
+    route: "Route",
+    features: int,
+    memories: tuple[Memory, ...] = (),
+    remembered: tuple[Tensor, ...] = (),
+) -> Tensor:
     """Apply transforms to the error of an output, whose features a route of one of its deliveries points out."""
     if route.output:
         axis, shape = route.output.index("k"), error.shape
         flat = error.flatten(axis) if len(route.output) < error.dim() else error
-        return apply_transforms(changes, flat, axis).reshape(shape)
+        return apply_transforms(changes, flat, axis, memories, remembered).reshape(shape)
     rows = error if error.shape[-1] == features else error.flatten(1)
-    return apply_transforms(changes, rows).reshape(error.shape)
+    return apply_transforms(changes, rows, -1, memories, remembered).reshape(error.shape)
 
 
 def overrides_error(rule: Rule) -> bool:
@@ -285,6 +393,7 @@ def project(
     *,
     call: int = 0,
     gain: float = 1.0,
+    product: Callable[[Tensor, Tensor], Tensor] = _multiplied,
 ) -> Float[Tensor, "*input"]:
     """Carry an output's error to a cut input: ``gain · e B``, at the positions that a route says.
 
@@ -295,14 +404,18 @@ def project(
         route: which positions of the two are the same.
         call: which call of its layer x belongs to.
         gain: what B is times.
+        product: makes e B.
     """
     if feedback.dtype != error.dtype:
         feedback = feedback.to(error.dtype)
     if route.is_plain:
-        return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+        if product is _multiplied:
+            return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
+        return _scaled(product(error.reshape(-1, feedback.shape[0]), feedback), gain).reshape(shape)
     target, sizes = "".join(route.x), route.sizes_of(error, shape, feedback.shape)
     error, shared = _at_shared(error, route, sizes, call)
-    error = _scaled(error, gain * _share_of_each(target, shared, sizes)) @ feedback
+    share = gain * _share_of_each(target, shared, sizes)
+    error = _scaled(error, share) @ feedback if product is _multiplied else _scaled(product(error, feedback), share)
     placed = [letter for letter in target if letter in shared or letter == "c"]
     error = error.movedim(-1, placed.index("c"))
     for axis, letter in enumerate(target):
@@ -390,6 +503,10 @@ class Cut(NamedTuple):
     routes: dict[int, Route]
     call: int = 0  # number of the layer's call, in this forward
     calls: int = 1  # how often the layer has run, when the error is delivered
+    factors: tuple[Tensor, ...] = ()  # of B, when an error is delivered: what else it is made of
+    shape: tuple[int, int] = (0, 0)  # of B as it carries that error
+    start: int = 0  # of its columns, in what a projector returns
+    keep: Keep | None = None  # what is called with the change of what the rule moves by errors, in training
 
     def share(self, number: int) -> float:
         """Factor of an output's error: the gain of B, over √calls where these are positions of x alone."""
@@ -406,10 +523,11 @@ def deliver_layerwise(
     scratch: Scratch,
     backwards: deque,  # of int; said so, a type checker at run time would look into it while another thread adds to it
     changes: tuple[Transform, ...],
+    memories: tuple[Memory, ...],
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
     """Give y; in backward x receives y's error carried through gain · B by the layer's own transposed map."""
-    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, changes, *inputs)
+    return _apply(_Layerwise, y, x, gain, rule, kind, spec, scratch, backwards, changes, memories, *inputs)
 
 
 def deliver_direct(
@@ -420,6 +538,9 @@ def deliver_direct(
     changes: tuple[Transform, ...],
     number: int,
     cuts: list[Cut],
+    memories: tuple[Memory, ...],
+    remembered: tuple[Tensor, ...],
+    projection: Projection | None,
     reached: list[int],
     fired: list[Any],
 ) -> Tensor:
@@ -433,16 +554,30 @@ def deliver_direct(
         changes: transforms of the error that is projected.
         number: of the output, among those that deliver errors.
         cuts: where to.
+        memories: of transforms that remember.
+        remembered: what they do.
+        projection: what carries the error in place of matrices.
         reached: gets the number of every backward that delivers.
         fired: the layers that ran; each gets that number too.
     """
     xs: list[Tensor] = []  # each once: layers may share their input (query and key), and Dynamo refuses a repeated one
     matrices: list[Tensor] = []  # so do the calls of one layer share B
     routes = []
+    owners: list[Cut] = []  # of the matrices
     for cut in cuts:
         index, matrix = _place_in(xs, cut.x), _place_in(matrices, cut.feedback[number])
+        owners += [cut] if matrix == len(owners) else []
         routes.append((index, matrix, cut.share(number), cut.routes[number], cut.call))
-    return _apply(_Direct, output, target, axis, rule, changes, tuple(routes), len(xs), reached, fired, *xs, *matrices)
+    factors = [factor for cut in owners for factor in cut.factors]
+    held = []
+    for cut in owners:
+        before = sum(len(one.factors) for one in held)
+        places = tuple(range(before, before + len(cut.factors)))
+        held.append(Held(cut.shape, places, 0 if rule.moved == "B" else 1, cut.keep, cut.start))
+    return _apply(
+        _Direct, output, target, axis, rule, changes, tuple(routes), len(xs), tuple(held), memories, projection,
+        reached, fired, *xs, *matrices, *factors, *remembered,
+    )  # fmt: skip
 
 
 def _place_in(tensors: list[Tensor], tensor: Tensor) -> int:

@@ -133,8 +133,8 @@ def feedback_cosines(
     cosines = {}
     for name, first in halves[0].items():
         second, matrices = halves[1][name], parts[name].matrices()
-        along = sum(float((matrices[end] * (first[end] + second[end])).sum()) / 2 for end in first)
-        size = sum(float(matrices[end].square().sum()) for end in first) ** 0.5
+        along = sum(float((matrices[end].detach() * (first[end] + second[end])).sum()) / 2 for end in first)
+        size = sum(float(matrices[end].detach().square().sum()) for end in first) ** 0.5
         length = sum(float((first[end] * second[end]).sum()) for end in first)
         cosines[name] = along / (size * length**0.5) if length > 0 and size > 0 else 0.0
     return cosines

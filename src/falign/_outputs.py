@@ -133,5 +133,4 @@ def as_output(rule: str, target: Tensor | None, output: Tensor) -> tuple[Tensor,
 
 def fits(cut: Cut, number: int, output: Tensor) -> bool:
     """Tell whether a cut's feedback maps the output to the cut's input, sample by sample or position by position."""
-    matrix = cut.feedback[number]
-    return cut.routes[number].sizes(tuple(output.shape), tuple(cut.x.shape), tuple(matrix.shape), cut.calls) is not None
+    return cut.routes[number].sizes(tuple(output.shape), tuple(cut.x.shape), cut.shape, cut.calls) is not None

@@ -15,6 +15,7 @@ from falign._direct import DirectPlan
 from falign._expand import contract, expand, expandable, refusal
 from falign._guard import shared_weight
 from falign._outputs import Outputs
+from falign._projector import Projection, Projector, measure_projector, refuse_projector
 from falign._survey import ByHand, Survey, call, detached, without_trace
 from falign._true_errors import measure_gains
 from falign._validation import describe
@@ -49,8 +50,11 @@ class Plan:
         cut: Cuts | None = None,
         error_at: str | tuple[str, ...] | list[str] | None = None,
         transform: Transforms = None,
+        projector: Projector | None = None,
     ) -> None:
         self.model = model
+        self.projector = projector
+        self.projection: Projection | None = None
         self.problems: list[str] = []
         self.layers: dict[str, Layer] = {}
         self.shapes: dict[str, dict[int, tuple[tuple[int, ...], Route]]] = {}
@@ -83,6 +87,8 @@ class Plan:
         except (TypeError, ValueError) as error:
             self.problems.append(str(error))
         self.words = ("layers",)
+        if projector is not None and self.rule.wiring != "direct":
+            self.problems.append(str(refuse_projector(projector, self.rule, feedback, 1, [], {})))
         if self.changes and self.rule.wiring == "none":
             self.problems.append(f"transform= is for rules with feedback, {self.rule.name!r} has none: leave it out")
         if self.rule.wiring != "direct":
@@ -165,6 +171,17 @@ class Plan:
         if self.scale is None and self.direct is not None and not self.problems:
             self.gains = measure_gains(self.direct)
         self.family, self.given = self._family(feedback)
+        if self.projector is not None and not self.problems:
+            self._look_at_projector(self.projector, feedback)
+
+    def _look_at_projector(self, projector: Projector, feedback: FeedbackChoice) -> None:
+        shapes = {name: self._shape(name) for name in self.layers if name in self.shapes}
+        why = refuse_projector(projector, self.rule, feedback, len(self.ends), list(self.by_hand), shapes)
+        measured = why or (measure_projector(projector, shapes) if shapes else None)
+        if isinstance(measured, str):
+            self.problems.append(measured)
+        elif measured is not None:
+            self.projection, self.family = measured, Shared()
 
     def _find_untrained(self, example: Any) -> None:
         """Find the parameters that a rule leaves as they are that trains the last layers alone."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -206,3 +207,18 @@ def forget_compiled_code() -> None:
     """Forget all compiled code, if there is any."""
     if (dynamo := sys.modules.get("torch._dynamo")) is not None and hasattr(dynamo, "reset_code_caches"):
         dynamo.reset_code_caches()  # and not reset(), which on a GPU machine imports the whole of Inductor
+
+
+def refuse_forward_mode() -> None:
+    """Raise within forward-mode differentiation."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "forward-mode derivatives (jvp, jacfwd, hessian) pass no delivery of errors: take them within "
+            "`with falign.backprop(model):`, where they are exact"
+        )
+
+
+def exporting() -> bool:
+    """Tell whether ``torch.export`` is at work."""
+    # Not is_exporting(), which Dynamo of torch 2.11 takes for true whenever it compiles.
+    return getattr(torch.compiler, "_is_exporting_flag", False)

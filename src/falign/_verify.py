@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from falign._attached import Feedback, FeedbackOfParameters, in_backward
+from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, revert
 from falign._cuts import is_below
-from falign._delivery import Route, change_output_error, overrides_error
+from falign._delivery import Cut, Route, change_output_error, in_backward, matched, overrides_error
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
+from falign._memory import memories_of
 from falign._outputs import as_output, pick, substitute
 from falign._preserve import without_cudnn
 from falign._survey import gradients_aside, plain_copy
@@ -207,7 +208,8 @@ def _define_layerwise(twin: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor])
             through = feedback_layer(kept[0], *args[1:], **kwargs)
             if changes and through.requires_grad:
                 axis = KINDS[part.kind].feature_axis(KINDS[part.kind].spec(layer))
-                through.register_hook(lambda error: apply_transforms(changes, error, axis))
+                memory = memories_of(changes, [part], part.first_end, keeps=False)
+                through.register_hook(lambda error: apply_transforms(changes, error, axis, *memory))
             y = y + (through - through.detach())  # zero forward; backward it adds the error that B carries
             # And B's own gradient: that of a weight in its place.
             if learned and layer.weight.requires_grad and not part.follows:
@@ -349,19 +351,36 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             projected = wiring.rule.error(error, output.detach(), goal, axis)
         elif overrides_error(wiring.rule):
             projected = wiring.rule.error(error, output.detach(), None, -1)
-        cuts = [cut for cut in run.cuts if number in cut.feedback]
+        cuts = [run.parts[cut.layer].completed(cut, number) for cut in run.cuts if number in cut.feedback]
         if wiring.changes and cuts:
-            features = cuts[0].feedback[number].shape[0]
-            projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features)
-        moved: dict[str, Tensor] = {}
-        if type(wiring.rule).observe is not Rule.observe:  # what a pass shows moves the B that carries its error
-            training = [cut for cut in cuts if run.parts[cut.layer].training]
-            moved = observed(wiring.rule, number, output.detach(), training)
+            features = cuts[0].shape[0]
+            memory = memories_of(wiring.changes, run.parts.values(), number, keeps=False)
+            projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features, *memory)
+        training = [cut for cut in cuts if wiring.rule.observes and run.parts[cut.layer].training]
+        matrices = _matrices(wiring.rule, number, cuts, training, output.detach(), projected)
         for cut in cuts:
-            matrix, route = moved.get(cut.layer, cut.feedback[number]) * cut.gain, cut.routes[number]
+            matrix, route = matrices[cut.layer] * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
             total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
     total.backward()
+
+
+def _matrices(
+    rule: Rule, number: int, cuts: list[Cut], training: list[Cut], output: Tensor, error: Tensor
+) -> dict[str, Tensor]:
+    """Map layers to the B that carries an error: in training the one that this pass moves by what it shows."""
+    inputs = {cut.layer: [cut.feedback[number], *cut.factors] for cut in cuts}
+    if type(rule).observe is not Rule.observe:
+        for layer, matrix in observed(rule, number, output, training).items():
+            inputs[layer][0] = matrix
+    if type(rule).observe_error is not Rule.observe_error:
+        moved = 0 if rule.moved == "B" else 1
+        for layer in {cut.layer for cut in training}:
+            calls = [cut for cut in training if cut.layer == layer]
+            rows = [matched(error, cut.x.detach(), cut.shape, cut.routes[number], call=cut.call) for cut in calls]
+            errors, xs = map(torch.cat, zip(*rows, strict=True))
+            inputs[layer][moved] = rule.observe_error(inputs[layer][moved], errors, xs).detach()
+    return {layer: rule.feedback_matrix(*each) if rule.factored else each[0] for layer, each in inputs.items()}
 
 
 def _delivered(error: Tensor, matrix: Tensor, route: Route, shape: tuple[int, ...], call: int, calls: int) -> Tensor:

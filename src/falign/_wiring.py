@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters, in_backward
-from falign._delivery import Cut, Way, deliver_direct, matched, transformed
+from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
+from falign._delivery import Cut, Way, deliver_direct, in_backward, matched, transformed
 from falign._guard import AveragedGradients
+from falign._memory import keep_change, memories_of
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
 from falign._preserve import preserve_generators
+from falign._projector import Projection
 from falign._saved import FirstPass, SavedHooks
 from falign._scratch import Scratch
 from falign.layers import KINDS, Layer
@@ -120,36 +122,6 @@ class Start:
         return wiring.deliver(self.number, y, runs[-1])
 
 
-class Calibration:
-    """Hooks of a model of whose training passes one in so many is backpropagated."""
-
-    def __init__(self, wiring: "Wiring", every: int, passes: int) -> None:
-        self.wiring, self.every, self.passes = wiring, every, passes
-
-    def begin(self, model: nn.Module, args: tuple) -> None:
-        """Count a training pass, and take the rule off for the one that is due: first forward pre-hook of the root.
-
-        Raises:
-            RuntimeError: the model is compiled.
-        """
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "falign.calibrate counts passes, which compiled code does not do: leave it out, and every so many "
-                "steps call the uncompiled model within falign.backprop"
-            )
-        state = self.wiring.state
-        if not (model.training and torch.is_grad_enabled() and state.on) or state.measured or in_backward():
-            return
-        self.passes += 1
-        if self.passes % self.every == 0:
-            state.on, state.calibrates = False, True
-
-    def end(self, model: nn.Module, args: tuple, result: Any) -> None:
-        """Put the rule back: forward hook of the root."""
-        if self.wiring.state.calibrates:
-            self.wiring.state.on, self.wiring.state.calibrates = True, False
-
-
 class Wiring:
     """State that all layers of a converted model share: the rule, where errors begin, and which modules were seen.
 
@@ -177,6 +149,7 @@ class Wiring:
         self.skip = skip
         self.free: frozenset[str] = frozenset()  # parameters through which errors pass by the rule's definition
         self.changes: tuple[Transform, ...] = ()  # of errors, in front of their way back
+        self.projection: Projection | None = None  # what carries errors in place of matrices
         self.untrained: tuple[str, ...] = ()  # parameters that want no gradient by the rule
         self.newcomers = newcomers
         self.state = ThreadState()
@@ -279,6 +252,7 @@ class Wiring:
         cuts = [cut._replace(calls=run.calls.get(cut.layer, 1)) for cut in run.cuts if number in cut.feedback]
         if not cuts:
             return output
+        cuts = [run.parts[cut.layer].completed(cut, number) for cut in cuts]
         if output.is_nested:
             raise RuntimeError(NESTED)
         for cut in cuts:
@@ -288,7 +262,7 @@ class Wiring:
                     "the error delivered to it: write x = x + … in place of x += …"
                 )
             if not fits(cut, number, output):
-                rows, columns = cut.feedback[number].shape
+                rows, columns = cut.shape
                 times = f" in each of its {cut.calls} calls" if cut.calls > 1 else ""
                 raise RuntimeError(
                     f"direct feedback of layer {cut.layer!r} is {rows} x {columns}, but the model's output is "
@@ -297,6 +271,8 @@ class Wiring:
                 )
         if type(rule).observe is not Rule.observe:
             cuts = self._observe(run, number, output.detach(), cuts)
+        if type(rule).observe_error is not Rule.observe_error:
+            cuts = [self._observe_error(run.parts[cut.layer], number, cut) for cut in cuts]
         target, axis = None, -1
         if rule.targeted:
             if output.dim() == 1 and any(cut.x.dim() > 1 for cut in cuts):
@@ -306,7 +282,10 @@ class Wiring:
                 )
             target, axis = as_output(rule.name, self.state.target, output)
         reached: list[int] = []  # the delivery appends the number of each backward, the hook below looks for it
-        delivered = deliver_direct(output, target, axis, rule, self.transforms(), number, cuts, reached, run.fired)
+        changes, (memories, tensors) = self.transforms(), memories_of(self.changes, run.parts.values(), number)
+        delivered = deliver_direct(
+            output, target, axis, rule, changes, number, cuts, memories, tensors, self.projection, reached, run.fired
+        )
         if run.watched and output.requires_grad and end.layer is None:
             output.register_hook(partial(_refuse_another_way, reached))
         return delivered
@@ -317,13 +296,7 @@ class Wiring:
         Raises:
             RuntimeError: a transform of ``torch.func`` shows single samples.
         """
-        training = [cut for cut in cuts if run.parts[cut.layer].training]
-        if training and transformed():
-            raise RuntimeError(
-                f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
-                "samples: take gradients by loss.backward()"
-            )
-        moved = observed(self.rule, number, output, training)
+        moved = observed(self.rule, number, output, [cut for cut in cuts if self._moves(run.parts[cut.layer])])
         for layer, matrix in moved.items():
             part = run.parts[layer]
             part.remember("B" if number == part.first_end else part.others[number][0], matrix)
@@ -332,15 +305,36 @@ class Wiring:
             for cut in cuts
         ]
 
+    def _observe_error(self, part: Feedback, number: int, cut: Cut) -> Cut:
+        """Note in a cut, in training, what the backward is to move by the error that it delivers there."""
+        if not self._moves(part):
+            return cut
+        key = self.rule.moved + ("" if number == part.first_end else str(number))
+        return cut._replace(keep=partial(keep_change, part, key))
+
+    def _moves(self, part: Feedback) -> bool:
+        """Tell whether the rule may move the feedback of a cut in this pass: in training.
+
+        Raises:
+            RuntimeError: a transform of ``torch.func`` shows single samples.
+        """
+        if part.training and transformed():
+            raise RuntimeError(
+                f"rule {self.rule.name!r} looks at whole batches, of which torch.func (vmap, grad) shows single "
+                "samples: take gradients by loss.backward()"
+            )
+        return part.training
+
     def transforms(self) -> tuple[Transform, ...]:
         """Give the transforms of errors.
 
         Raises:
             RuntimeError: there are some, and a transform of ``torch.func`` hides the batch from them.
         """
-        if self.changes and transformed():
+        if (self.changes or self.projection is not None) and transformed():
+            name = "transform=" if self.changes else "projector="
             raise RuntimeError(
-                "transform= looks at the errors of a whole batch, of which torch.func (vmap, grad) shows single "
+                f"{name} looks at the errors of a whole batch, of which torch.func (vmap, grad) shows single "
                 "samples: take gradients by loss.backward()"
             )
         return self.changes

@@ -22,6 +22,7 @@ __all__ = [
     "ConvSpec",
     "Kind",
     "Layer",
+    "features_out",
     "kind_of",
     "replaced_method",
     "weight_of",
@@ -297,6 +298,11 @@ def replaced_method(layer: nn.Module) -> str | None:
 
 def _replaced(layer: nn.Module, base: type[nn.Module], name: str) -> bool:
     return name in layer.__dict__ or getattr(type(layer), name, None) is not getattr(base, name, None)
+
+
+def features_out(layer: Layer) -> int:
+    """Count the features (channels) of a layer's output."""
+    return int(layer.out_channels if isinstance(layer, CONVOLUTION.types) else layer.out_features)
 
 
 def weight_of(layer: Layer) -> Tensor:

@@ -6,11 +6,16 @@ layer's output before it crosses B. A layer's own gradient, the last layer's abo
 
 Every transform here commutes with a scaling of the error, so that mixed precision's loss scale and the number of
 samples in the mean change nothing.
+
+A transform that remembers errors of earlier steps (``Remembering``) is a value like the others. ``convert`` keeps what
+it remembers in buffers beside the feedback: of an output under direct rules, of every layer under layerwise ones. It is
+in ``state_dict``, moves in the backward passes of training alone, and a resumed run goes on from it.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,12 +24,16 @@ from torch import Tensor
 __all__ = [
     "TRANSFORMS",
     "Centred",
+    "Keep",
+    "Memory",
     "Noisy",
     "Quantised",
+    "Remembering",
     "Signs",
     "Ternary",
     "Transform",
     "Transforms",
+    "Whitened",
     "apply_transforms",
     "transforms",
 ]
@@ -151,20 +160,134 @@ class Noisy:
         return f"noisy({self.size:g})"
 
 
-def apply_transforms(transforms: tuple[Transform, ...], error: Float[Tensor, "..."], axis: int = -1) -> Tensor:
+class Remembering:
+    """Base of transforms of your own that remember earlier errors.
+
+    A subclass is a value; what it remembers is one floating-point tensor a place, at which ``convert`` begins with
+    ``start``. Without a memory it works from that start. Under DistributedDataParallel all processes go on from what
+    the first one remembers. A step whose error is not finite is not remembered.
+    """
+
+    def start(self, features: int) -> Tensor:
+        """Make the memory of an error of so many features, on the CPU.
+
+        Raises:
+            NotImplementedError: a subclass has not defined it.
+        """
+        raise NotImplementedError
+
+    def remember(self, memory: Tensor, error: Tensor) -> Tensor:
+        """Give the memory after a step's error (..., features); no scale of the error may matter.
+
+        Raises:
+            NotImplementedError: a subclass has not defined it.
+        """
+        raise NotImplementedError
+
+    def __call__(self, error: Tensor, memory: Tensor | None = None) -> Tensor:
+        """Transform an error (..., features) by the memory, in which it is already.
+
+        Raises:
+            NotImplementedError: a subclass has not defined it.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Whitened(Remembering):
+    """``e (Σ + ridge · 1)⁻¹``, Σ the running second moment of the error, of mean diagonal 1.
+
+    ``Σ ← forgetting · Σ + (1 - forgetting) · mean êᵀ ê`` in every backward of training, before the error is whitened;
+    ê is e of root mean square 1, over entries. Σ begins at 1. What all errors have in common, the mean above all, is
+    carried less, and what tells them apart more, up to 1/ridge times.
+
+    Args:
+        ridge: above 0, in units of the mean of Σ's diagonal.
+        forgetting: from 0 (this batch alone) to 1.
+
+    Source: stalls of direct feedback alignment and the centred error, 2026; the scale of Σ is ours.
+    """
+
+    ridge: float = 0.1
+    forgetting: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise ValueError(f"whitened: the ridge is {self.ridge}, expected a number above 0")
+        if not 0 <= self.forgetting <= 1:
+            raise ValueError(f"whitened: forgetting is {self.forgetting}, expected a number from 0 to 1")
+
+    def start(self, features: int) -> Tensor:
+        """The unit matrix."""
+        return torch.eye(features, device="cpu", dtype=torch.float64)
+
+    def remember(self, memory: Tensor, error: Tensor) -> Tensor:
+        """Move Σ; an error of zero leaves it."""
+        rows = error.reshape(-1, error.shape[-1]).to(memory.dtype)
+        power = rows.square().sum()
+        rows = rows * (error.shape[-1] / power.clamp_min(torch.finfo(memory.dtype).tiny)).sqrt()
+        return torch.where(power > 0, memory + (1 - self.forgetting) * (rows.mT @ rows - memory), memory)
+
+    def __call__(self, error: Float[Tensor, "... features"], memory: Tensor | None = None) -> Tensor:
+        """Whiten."""
+        if memory is None:
+            memory = self.start(error.shape[-1]).to(error.device, torch.promote_types(error.dtype, torch.float32))
+        regular = memory + self.ridge * torch.eye(len(memory), dtype=memory.dtype, device=memory.device)
+        rows = error.reshape(-1, error.shape[-1]).to(memory.dtype)
+        return torch.linalg.solve(regular, rows.mT).mT.to(error.dtype).reshape(error.shape)
+
+    def __str__(self) -> str:
+        return f"whitened({self.ridge:g})"
+
+
+Keep = Callable[[Tensor, Tensor], None]
+"""What a backward calls with a tensor that it moves, as the graph saved it, and the change of it."""
+
+
+class Memory(NamedTuple):
+    """Memory of a transform at one place.
+
+    Attributes:
+        place: of the transform, among all.
+        keep: what is called with the memory and its change; None where it stays, outside of training.
+    """
+
+    place: int
+    keep: Keep | None
+
+
+def apply_transforms(
+    transforms: tuple[Transform, ...],
+    error: Float[Tensor, "..."],
+    axis: int = -1,
+    memories: tuple[Memory, ...] = (),
+    tensors: tuple[Tensor, ...] | list[Tensor] = (),
+) -> Tensor:
     """Apply transforms to an error, one behind the other.
 
     Args:
         transforms: which.
         error: of any shape.
         axis: where its features are.
+        memories: of those that remember.
+        tensors: what they remember, in that order.
 
     Raises:
         RuntimeError: one returns another shape or dtype.
     """
-    for transform in transforms:
+    remembered = {memory.place: (memory, tensor) for memory, tensor in zip(memories, tensors, strict=True)}
+    for index, transform in enumerate(transforms):
         moved = error.movedim(axis, -1)
-        result = transform(moved)
+        if index in remembered and isinstance(transform, Remembering):
+            memory, tensor = remembered[index]
+            if memory.keep is not None:
+                change = transform.remember(tensor, moved) - tensor
+                change = torch.where(change.isfinite().all(), change, torch.zeros_like(change))
+                before, tensor = tensor, tensor + change
+                memory.keep(before, change)
+            result = transform(moved, tensor)
+        else:
+            result = transform(moved)
         if not isinstance(result, Tensor) or result.shape != moved.shape or result.dtype != moved.dtype:
             got = f"{tuple(result.shape)} of {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
             raise RuntimeError(
@@ -184,6 +307,7 @@ TRANSFORMS: dict[str, type] = {
     "ternary": Ternary,
     "quantised": Quantised,
     "noisy": Noisy,
+    "whitened": Whitened,
 }
 
 
@@ -192,7 +316,7 @@ def transforms(given: Transforms) -> tuple[Transform, ...]:
 
     Args:
         given: ``centred``, ``centred(GATE)``, ``signs``, ``ternary(THRESHOLD)``, ``quantised(BITS)``, ``noisy(SIZE)``,
-            a callable, or several of these.
+            ``whitened(RIDGE)``, a callable, or several of these.
 
     Raises:
         TypeError: one is neither.
@@ -208,7 +332,7 @@ def _transform(given: str | Transform) -> Transform:
             raise TypeError(f"a transform is a {type(given).__name__}, expected a name or a callable")
         return given
     match = re.fullmatch(r"([a-z]+)(?:[(:]([-+.0-9e]+)\)?)?", given.strip())
-    known = "centred, centred(GATE), signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE)"
+    known = "centred, centred(GATE), signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE), whitened(RIDGE)"
     if match is None or match[1] not in TRANSFORMS or (match[2] and match[1] == "signs"):
         raise ValueError(f"unknown transform {given!r:.60}: choose of {known}")
     if not match[2]:

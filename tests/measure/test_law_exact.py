@@ -51,10 +51,15 @@ def test_pooling_and_transposed_convolutions_have_the_law(rule):
 
 
 @pytest.mark.parametrize("make", [mlp, conv])
-@pytest.mark.parametrize(("rule", "status"), [("dfa", "exact"), ("dkp", "exact"), ("probe", "accounted")])
+@pytest.mark.parametrize(
+    ("rule", "status"),
+    [("dfa", "exact"), ("dkp", "exact"), ("probe", "accounted"), ("ebd", "accounted"), ("ldfa", "accounted")],
+)
 def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make, rule, status):
     """There B hands back the layer's own error; learned (dkp), it moves with W, as Kolen-Pollack's does."""
-    steps = 100 if rule == "dkp" and make is conv else 1000  # with ReLU it runs away: its readouts feed what they read
+    steps = (
+        100 if rule in ("dkp", "ldfa") and make is conv else 1000
+    )  # with ReLU it runs away: its readouts feed what they read
     report = trained(built(make, rule), steps=steps).report()
     *lower, last = report.laws
     assert last.status == status

@@ -89,15 +89,14 @@ class TrainConfig:
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
             images row by row, and package.module:factory; the package is looked for in the working folder first.
         activation: Between the layers of mlp and the kinds of lenet, and in the blocks of residual, vit and gpt.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, frozen or shallow,
-            or
-            package.module:Rule, a rule of your own.
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd, ldfa,
+            frozen or shallow, or package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
             shared.
         scale: Size of the feedback; 1 keeps the norm of the error that it carries.
-        transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE);
-            several with a comma between them, applied in that order.
+        transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE),
+            whitened(RIDGE); several with a comma between them, applied in that order.
         mirror_every: wm: one mirroring pass, of 256 samples of noise, before every so many steps.
         follow_every: fdfa, grape: one forward-mode pass before every so many steps.
         calibrate: One step in so many is backpropagated truly, by the weights (0: none).

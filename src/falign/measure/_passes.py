@@ -12,9 +12,10 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
-from falign._attached import Feedback, FeedbackOfParameters, in_backward
+from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, targets
 from falign._cuts import find_blocks
+from falign._delivery import in_backward
 from falign._preserve import force_eager
 from falign._survey import matrices_by_hand
 from falign._transport import compute_loss

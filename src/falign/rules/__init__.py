@@ -7,10 +7,12 @@ from falign.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from falign.rules.direct_kolen_pollack import DirectKolenPollack
 from falign.rules.direct_random_target_projection import DirectRandomTargetProjection
 from falign.rules.eprop import EligibilityPropagation
+from falign.rules.error_broadcast import ErrorBroadcast
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.forward_direct_feedback import ForwardDirectFeedback, GradientAlignedFeedback
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.linear_probe import LinearProbe
+from falign.rules.low_dimensional_feedback import LowDimensionalFeedback
 from falign.rules.product_feedback_alignment import ProductFeedbackAlignment
 from falign.rules.references import Frozen, Shallow
 from falign.rules.rule import LawKind, LayerState, Rule
@@ -36,6 +38,8 @@ ALL_RULES: dict[str, type[Rule]] = {
         WeightMirror,
         ForwardDirectFeedback,
         GradientAlignedFeedback,
+        ErrorBroadcast,
+        LowDimensionalFeedback,
         Frozen,
         Shallow,
     )
@@ -50,6 +54,7 @@ __all__ = [
     "DirectKolenPollack",
     "DirectRandomTargetProjection",
     "EligibilityPropagation",
+    "ErrorBroadcast",
     "FeedbackAlignment",
     "FixedRandomSignFeedback",
     "ForwardDirectFeedback",
@@ -59,6 +64,7 @@ __all__ = [
     "LawKind",
     "LayerState",
     "LinearProbe",
+    "LowDimensionalFeedback",
     "ProductFeedbackAlignment",
     "Rule",
     "Shallow",

@@ -102,6 +102,7 @@ class Rule:
         targeted: the rule needs ``falign.targets``.
         through_time: whether a direct rule delivers errors to the states of a recurrent layer as well.
         magnitudes: what a layer keeps as B is the size of its entries, the signs are the weights'.
+        moved: key of what ``observe_error`` moves: "B", or a matrix of ``factors``.
     """
 
     name: ClassVar[str]
@@ -120,6 +121,18 @@ class Rule:
     targeted: ClassVar[bool] = False
     through_time: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = False
+    moved: ClassVar[str] = "B"
+
+    @property
+    def observes(self) -> bool:
+        """Tell whether training passes move the feedback by what they see: ``observe`` or ``observe_error``."""
+        own = type(self)
+        return own.observe is not Rule.observe or own.observe_error is not Rule.observe_error
+
+    @property
+    def factored(self) -> bool:
+        """Tell whether a direct rule makes B of several matrices, of which it keeps one as B."""
+        return self.wiring == "direct" and type(self).feedback_matrix is not Rule.feedback_matrix
 
     def init_feedback(self, draw: Callable[[], Tensor], deviation: float) -> Tensor:
         """Make what a layer keeps as B at conversion.
@@ -182,6 +195,23 @@ class Rule:
 
         Returns:
             The new B, which the layer keeps, and which carries the error of this pass.
+        """
+        return matrix
+
+    def observe_error(self, matrix: Tensor, error: Tensor, x: Tensor) -> Tensor:
+        """Move direct feedback by what a training backward shows, before it delivers; here it stays as it is.
+
+        It moves once a backward, by all calls of the layer together. The error is what is projected: it carries
+        whatever the loss is times, a mean's 1/batch, an accumulation's share, a loss scaler's factor, so that a rule
+        divides by its size. A backward whose error is not finite, as a loss scaler provokes, moves nothing.
+
+        Args:
+            matrix: what ``moved`` names, of one cut; of a "B", (outputs, features of x).
+            error: the projected error (rows, outputs), a row for every sample, or position that output and x share.
+            x: the cut input (rows, features).
+
+        Returns:
+            The new matrix, which the layer keeps; a "B" carries the error of this backward.
         """
         return matrix
 

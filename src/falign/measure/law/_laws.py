@@ -256,7 +256,7 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
         return f"layer {target.name!r} hands back the targets, not an error"
     if target.name not in outputs:
         return f"layer {target.name!r} hands back the output's error (direct feedback), not its own"
-    if target.part.matrix.shape != target.weight.shape:
+    if target.part.matrices()[target.part.first_end].shape != target.weight.shape:
         return f"the direct feedback of layer {target.name!r} has not the shape of its weight"
     if len(target.part.matrices()) > 1:
         return f"layer {target.name!r} hands back the errors of several outputs"
