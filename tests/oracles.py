@@ -176,7 +176,8 @@ def gradients(
             matrix = broadcast(matrix, sent.reshape(-1, matrix.shape[0]), x.reshape(-1, matrix.shape[1]))
         if rule == "dkp":
             learned[step.name] = sent.reshape(-1, matrix.shape[0]).T @ x.reshape(-1, matrix.shape[1])
-        return (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
+        handed = (sent.reshape(-1, matrix.shape[0]) @ matrix).reshape(x.shape)
+        return confined(handed, x) if rule == "probe" else handed
 
     def carry(step: Step, e: Array, x: Array) -> Array:
         handed = (direct if rule in DIRECT else layerwise)(step, e, x)
@@ -205,6 +206,12 @@ def probe(matrix: Array, f: Array, x: Array, rate: float = 0.2, ridge: float = 0
     f, x = f - f.mean(0), x - x.mean(0)
     size = np.mean(np.sum(x**2, axis=1))
     return matrix + rate * (f - x @ matrix.T).T @ np.linalg.inv(x @ x.T + ridge * size * np.eye(len(x))) @ x
+
+
+def confined(e: Array, x: Array, limit: float = 1.0) -> Array:
+    """An error at x with as much of its norm along x, outwards, as x has of its mean square above the limit."""
+    above = max(0.0, 1 - limit / np.mean(x**2)) if np.any(x) else 0.0
+    return e + above * np.sqrt(np.sum(e**2)) * x / np.sqrt(np.sum(x**2)) if above else e
 
 
 def broadcast(matrix: Array, e: Array, x: Array, forgetting: float = 0.99999, sign: int = 1) -> Array:

@@ -9,8 +9,9 @@ from torch import nn
 
 import falign
 from cases import batch, build, gradients, loss_of, relative, step
+from falign.lab.data import load
 from falign.rules import LinearProbe
-from oracles import probe
+from oracles import confined, probe
 
 
 def perceptron(activation=nn.Tanh):
@@ -161,3 +162,54 @@ def test_nothing_is_drawn():
 def test_options_out_of_range_are_said(options, said):
     with pytest.raises(ValueError, match=said):
         LinearProbe(**options)
+
+
+def test_relu_networks_do_not_run_away_at_the_rates_of_backpropagation(data_folder):
+    """LeNet with ReLU and maximum pooling, and nothing that normalises."""
+    data = load("mnist-10k", folder=data_folder, progress=False)
+    x, y = (data.train_images[:6400].float() / 255 - 0.13) / 0.31, data.train_labels[:6400]
+
+    def loss_after(rule):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+        )  # fmt: skip
+        falign.convert(model, rule, example=x[:8])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+        losses = []
+        for one, classes in zip(x.split(64), y.split(64), strict=True):
+            optimizer.zero_grad()
+            losses.append(nn.functional.cross_entropy(model(one), classes))
+            losses[-1].backward()
+            optimizer.step()
+        return float(torch.stack(losses[-10:]).detach().mean())
+
+    assert loss_after("probe") < 1
+    assert not loss_after(LinearProbe(limit=0)) < 2, "without the limit it does"
+
+
+def test_no_error_drives_activity_out_beyond_the_limit():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        model[0].weight.mul_(1e3)
+    x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))
+    falign.convert(model, falign.rules.DirectFeedbackAlignment(limit=1e-3), example=x)
+    hidden = []
+    model[0].register_forward_hook(lambda layer, args, output: hidden.append(output))
+    output = model(x)
+    hidden[0].retain_grad()
+    nn.functional.cross_entropy(output, y).backward()
+    error, seen = hidden[0].grad, hidden[0].detach()
+    true = (output.softmax(1) - nn.functional.one_hot(y, 3)).detach() / 8
+    plain = true @ falign.feedback_state(model)["1"]
+    expected = confined(plain.numpy(), seen.numpy(), 1e-3)
+    np.testing.assert_allclose(error.numpy(), expected, rtol=1e-12)
+    assert float((error * seen).sum()) > -1e-6 * float(error.norm() * seen.norm())
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ValueError, match="limit"):
+        LinearProbe(limit=limit)

@@ -190,7 +190,8 @@ class _Direct(Function):
         out, target, ctx.axis, ctx.rule, ctx.changes, ctx.routes, count, ctx.held, ctx.memories, *last = first
         ctx.projection, ctx.reached, ctx.fired = last
         ctx.shapes = [x.shape for x in cuts[:count]]
-        ctx.keeps_x = ctx.rule.learned or any(one.keep is not None for one in ctx.held)
+        limited = limit_of(ctx.rule) > 0
+        ctx.keeps_x = ctx.rule.learned or limited or any(one.keep is not None for one in ctx.held)
         ctx.transformed = transformed()
         ctx.targeted = target is not None
         ctx.reads_output = ctx.targeted or overrides_error(ctx.rule)
@@ -248,6 +249,9 @@ class _Direct(Function):
                 gradient = rule.learned_gradient(gradient, *inputs[number])
                 so_far = learned[number]  # of another call of the layer
                 learned[number] = gradient if so_far is None else so_far + gradient
+        if limit := limit_of(rule):
+            pairs = zip(errors, kept, strict=True)
+            errors = [None if error is None else confined(error, x, limit) for error, x in pairs]
         return (
             e,
             *(None for _ in range(_ARGUMENTS - 1)),
@@ -255,6 +259,22 @@ class _Direct(Function):
             *learned,
             *(None for _ in range(saved - count)),
         )
+
+
+def limit_of(rule: Rule) -> float:
+    """Give the mean square of a cut input above which a direct rule drives it no further out; 0 for none."""
+    return getattr(rule, "limit", 0.0)
+
+
+def confined(error: Tensor, x: Tensor, limit: float) -> Tensor:
+    """Take from the error at x what drives x further out, as far as its mean square is above the limit.
+
+    ``e + max(0, 1 - limit/m) (|e|/|x|) x``: far above the limit a step along -e never has x grow.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision
+    size, norm = torch.linalg.vector_norm(error, dtype=exact), torch.linalg.vector_norm(x, dtype=exact)
+    above = (1 - limit * x.numel() / norm.square()).clamp(min=0)  # -inf of a silent layer
+    return error + (above * size / norm.clamp(min=torch.finfo(exact).tiny)).to(error.dtype) * x.to(error.dtype)
 
 
 def _multiplied(error: Tensor, feedback: Tensor) -> Tensor:

@@ -13,7 +13,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._attached import Feedback, FeedbackOfParameters
 from falign._convert import backprop, revert
 from falign._cuts import is_below
-from falign._delivery import Cut, Route, change_output_error, in_backward, matched, overrides_error
+from falign._delivery import (
+    Cut,
+    Route,
+    change_output_error,
+    confined,
+    in_backward,
+    limit_of,
+    matched,
+    overrides_error,
+)
 from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_errors, is_weight
 from falign._memory import memories_of
 from falign._outputs import as_output, pick, substitute
@@ -358,10 +367,15 @@ def _define_direct(twin: nn.Module, wiring: Wiring, x: Any, loss_fn: Callable[[A
             projected = change_output_error(wiring.changes, projected, cuts[0].routes[number], features, *memory)
         training = [cut for cut in cuts if wiring.rule.observes and run.parts[cut.layer].training]
         matrices = _matrices(wiring.rule, number, cuts, training, output.detach(), projected)
+        delivered: dict[int, tuple[Tensor, Tensor]] = {}
         for cut in cuts:
             matrix, route = matrices[cut.layer] * cut.gain, cut.routes[number]
             calls = run.calls.get(cut.layer, 1)
-            total = total + (_delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls) * cut.x).sum()
+            at_cut = _delivered(projected, matrix, route, tuple(cut.x.shape), cut.call, calls)
+            delivered[id(cut.x)] = cut.x, at_cut + delivered[id(cut.x)][1] if id(cut.x) in delivered else at_cut
+        limit = limit_of(wiring.rule)
+        for x_cut, at_cut in delivered.values():
+            total = total + ((confined(at_cut, x_cut.detach(), limit) if limit else at_cut) * x_cut).sum()
     total.backward()
 
 

@@ -23,6 +23,7 @@ from torch import nn
 import falign
 from cases import LAYERWISE
 from falign.measure.law import ConservationLaw
+from falign.rules import LinearProbe
 
 pytestmark = pytest.mark.unchecked
 
@@ -50,10 +51,22 @@ def test_pooling_and_transposed_convolutions_have_the_law(rule):
     assert max(row.residual for row in report.laws) <= 1e-13
 
 
+def test_confined_errors_are_under_no_law():
+    report = trained(built(mlp, "probe"), steps=3).report()
+    assert {row.status for row in report.laws} == {"none"}
+    assert "confined" in report.laws[-1].reason
+
+
 @pytest.mark.parametrize("make", [mlp, conv])
 @pytest.mark.parametrize(
     ("rule", "status"),
-    [("dfa", "exact"), ("dkp", "exact"), ("probe", "accounted"), ("ebd", "accounted"), ("ldfa", "accounted")],
+    [
+        ("dfa", "exact"),
+        ("dkp", "exact"),
+        (LinearProbe(limit=0), "accounted"),
+        ("ebd", "accounted"),
+        ("ldfa", "accounted"),
+    ],
 )
 def test_direct_feedback_has_the_law_of_the_last_hidden_layer_alone(make, rule, status):
     """There B hands back the layer's own error; learned (dkp), it moves with W, as Kolen-Pollack's does."""

@@ -29,13 +29,15 @@ class LinearProbe(DirectRule):
 
     Args:
         positions: as for ``dfa``.
+        limit: mean square of x_l above which no error drives it further out, 0 for none (``DirectRule``). Without it
+            plain ReLU networks run away at learning rates that suit backpropagation: activity grows, the probe sees it,
+            and the error that it carries grows with it. Normalised and bounded activity seldom comes near it.
         rate: of the regression, from 0 to 1: the share of what the probe missed on a batch that is corrected.
         ridge: relative to the mean of |x|²; smaller follows the batch more closely.
         rows: how many samples (or positions) of a batch a step looks at, at most.
 
-    Needs: batches of at least two samples; bounded or normalised activity: with plain ReLU units nothing bounds the
-    growth of what direct feedback moves, at rates that suit backpropagation. Limits: what a mean Jacobian does not say
-    of the single sample's; under DistributedDataParallel all processes use the probes of the first.
+    Needs: batches of at least two samples. Limits: what a mean Jacobian does not say of the single sample's; under
+    DistributedDataParallel all processes use the probes of the first.
 
     Source: ours; after the locally trained readouts of Yang et al. 2024 (direct feedback with local alignment) and, for
     learning feedback without transport, Akrout et al. 2019. The algorithm: Ozeki and Umeda 1984.
@@ -46,6 +48,7 @@ class LinearProbe(DirectRule):
     adapts: ClassVar[bool] = True
     advances: ClassVar[bool] = True
     size: ClassVar[float] = 0.5
+    limit: float = 1.0
     rate: float = 0.2
     ridge: float = 0.1
     rows: int = 64
@@ -78,5 +81,6 @@ class LinearProbe(DirectRule):
         size = products.diagonal().mean()
         added = self.ridge * torch.where(size > 0, size, torch.ones_like(size))  # of a silent layer nothing is learned
         regular = products + added * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        moved = kept + self.rate * torch.linalg.solve(regular, output - x @ kept.mT).mT @ x
+        factor, _ = torch.linalg.cholesky_ex(regular)  # it raises nothing: what is not finite stays so, and is seen
+        moved = kept + self.rate * torch.cholesky_solve(output - x @ kept.mT, factor).mT @ x
         return moved.to(matrix.dtype)

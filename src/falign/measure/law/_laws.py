@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from falign._delivery import limit_of
 from falign._wiring import feedbacks
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -258,6 +259,8 @@ def _direct_problem(target: Downstream, outputs: frozenset[str]) -> str:
         return f"layer {target.name!r} hands back the output's error (direct feedback), not its own"
     if target.part.matrices()[target.part.first_end].shape != target.weight.shape:
         return f"the direct feedback of layer {target.name!r} has not the shape of its weight"
+    if limit_of(target.part.wiring.rule):
+        return f"the error that layer {target.name!r} hands back is confined (limit): the law is of the error e B alone"
     if len(target.part.matrices()) > 1:
         return f"layer {target.name!r} hands back the errors of several outputs"
     return ""
