@@ -10,7 +10,7 @@ from math import gcd
 
 import numpy as np
 
-DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape", "ebd", "ldfa")
+DIRECT = ("dfa", "drtp", "eprop", "dkp", "probe", "fdfa", "grape", "ebd", "ldfa", "afa")
 Array = np.ndarray
 
 

@@ -130,7 +130,7 @@ def test_state_dict_is_that_of_the_plain_model(rule, case):
         for p in model.parameters():
             p.add_(1)
     state = model.state_dict()
-    if rule in ("kp", "adafa", "brsf", "dkp", "pfa", "probe", "wm", "fdfa", "grape", "ebd", "ldfa"):
+    if rule in ("kp", "adafa", "brsf", "dkp", "pfa", "probe", "wm", "fdfa", "grape", "ebd", "ldfa", "afa"):
         assert set(state) > set(plain.state_dict())
         other = build(case, rule, seed=9)
         other.load_state_dict(state, strict=True)

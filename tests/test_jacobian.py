@@ -160,7 +160,7 @@ def test_what_has_none_is_said(make, error, said):
 
 
 def test_rules_that_do_not_follow_are_said():
-    with pytest.raises(ValueError, match="follow is for rules fdfa and grape, the model is converted to 'dfa'"):
+    with pytest.raises(ValueError, match="follow is for rules fdfa, grape and afa, the model is converted to 'dfa'"):
         falign.follow(falign.convert(network(), "dfa", example=X), X)
     with pytest.raises(ValueError, match="passes is 1, expected 2 or more"):
         feedback_cosines(falign.convert(network(), "dfa", example=X), X, passes=1)

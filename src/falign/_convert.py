@@ -72,7 +72,7 @@ def convert(
             operations without weights or with elementwise ones. Convert before ``torch.compile``, DDP and, for
             learned feedback, before the optimizer is made.
         rule: a name (bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd,
-            ldfa, frozen, shallow), a ``Rule``, or a subclass of it whose options have defaults.
+            ldfa, afa, frozen, shallow), a ``Rule``, or a subclass of it whose options have defaults.
         seed: of the feedback; B is a function of (seed, layer name, family) alone.
         feedback: a family by name ("normal", "uniform", "orthogonal", "low-rank(8)", "sparse(1)", "shared"), a
             callable ((rows, columns), generator) -> tensor of entries of variance one, or {layer name: B}, used as

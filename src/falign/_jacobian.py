@@ -1,6 +1,8 @@
 """The mean Jacobian from every cut of a direct rule to the output, by forward-mode passes with random tangents."""
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,12 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from falign._attached import Feedback
 from falign._convert import backprop
-from falign._delivery import matched
+from falign._delivery import matched, project
 from falign._expand import Expanded
 from falign._outputs import pick
 from falign._survey import call
 from falign._validation import whole_number
-from falign._wiring import converted, preserve_state, wiring_of
+from falign._wiring import Wiring, converted, preserve_state, wiring_of
 from falign.rules import Rule
 
 
@@ -43,62 +45,146 @@ def mean_jacobian(
 
     Source: Bacho and Chu 2024 (low-variance forward gradients), eq. 8.
     """
+    wiring = _direct_wiring(model)
+    draw = _Normal(generator)
+    sums: dict[str, dict[int, Tensor]] = {}
+    for _ in range(passes):
+        tangents: list[tuple[Feedback, int, Tensor]] = []
+
+        def perturb(part: Feedback, z: Tensor, tangents: list = tangents) -> Tensor:
+            value, before = forward_ad.unpack_dual(z)
+            tangent = draw(value)
+            tangents.append((part, _call_number(wiring, part), tangent))
+            return forward_ad.make_dual(value, tangent if before is None else before + tangent)
+
+        with _forward_mode(model, wiring, x, perturb) as outputs:
+            for number, output in outputs.items():
+                change = forward_ad.unpack_dual(output).tangent
+                if change is None:  # no tangent has reached this output
+                    continue
+                for part, at, tangent in tangents:
+                    _add_product(sums, part, number, change, tangent, at, passes)
+    return sums
+
+
+def input_products(
+    model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Generator | None = None
+) -> dict[str, dict[int, Tensor]]:
+    """Estimate what the first layer's feedback F becomes on its way forward, meant over a batch: ``F E[∂x_l/∂x_1]ᵀ``.
+
+    The input x_1 of the layer that runs first gets the tangent ``p F``, p ~ N(0, 1) of the output's shape; a
+    forward-mode pass gives the tangent t_l at every other cut, and ``mean(pᵀ t_l)`` is that product on average.
+
+    Args:
+        model: converted to a direct rule.
+        x: a batch.
+        passes: over which the mean is taken.
+        generator: of p.
+
+    Returns:
+        {name of a cut that the tangent reaches: {number of the output: (outputs, features)}}.
+
+    Raises:
+        ValueError: the model is not converted to a direct rule.
+        RuntimeError: an operation has no forward-mode derivative; it is named.
+    """
+    wiring = _direct_wiring(model)
+    draw = _Normal(generator)
+    with _forward_mode(model, wiring, x, lambda part, z: z) as outputs:
+        shapes = {number: forward_ad.unpack_dual(output).primal for number, output in outputs.items()}
+    sums: dict[str, dict[int, Tensor]] = {}
+    for _ in range(passes):
+        errors = {number: draw(output) for number, output in shapes.items()}
+        first: list[Feedback] = []
+
+        def perturb(part: Feedback, z: Tensor, errors: dict = errors, first: list = first) -> Tensor:
+            value, before = forward_ad.unpack_dual(z)
+            at = _call_number(wiring, part)
+            if not first:
+                first.append(part)
+                matrices, routes = part.matrices(), part.routes()
+                sent = [
+                    project(errors[number], matrix, tuple(value.shape), routes[number], call=at)
+                    for number, matrix in matrices.items()
+                ]
+                return forward_ad.make_dual(value, torch.stack(sent).sum(0).to(value.dtype))
+            if before is not None and part is not first[0]:
+                for number in part.routes():
+                    _add_product(sums, part, number, errors[number], before, at, passes)
+            return z
+
+        with _forward_mode(model, wiring, x, perturb):
+            pass
+    return sums
+
+
+def _direct_wiring(model: nn.Module) -> Wiring:
     wiring = wiring_of(model)
     if wiring is None:
         converted(model)
         raise ValueError("this is a part or a wrapper of a converted model: give the one given to falign.convert")
     if wiring.rule.wiring != "direct":
         raise ValueError(f"rule {wiring.rule.name!r} delivers no output's error: the Jacobian is that of direct rules")
-    draw = _Normal(generator)
-    sums: dict[str, dict[int, Tensor]] = {}
-    for _ in range(passes):
-        tangents: list[tuple[Feedback, int, Tensor]] = []
-        ends: dict[str, Tensor] = {}
+    return wiring
 
-        def perturb(part: Feedback, z: Tensor, tangents: list = tangents) -> Tensor:
-            runs = wiring.state.runs
-            number = max(runs[-1].calls.get(part.name, 1) - 1, 0) if runs else 0
-            value, before = forward_ad.unpack_dual(z)
-            tangent = draw(value)
-            tangents.append((part, number, tangent))
-            return forward_ad.make_dual(value, tangent if before is None else before + tangent)
 
-        handles = [
-            model.get_submodule(end.layer).register_forward_hook(
-                lambda module, args, y, name=end.layer, ends=ends: ends.update({name: y}), prepend=True
-            )
-            for end in wiring.ends
-            if end.layer is not None
-        ]
-        # Attention and recurrent modules run their products one by one only where a graph is recorded.
-        expanded = any(isinstance(module, Expanded) for module in model.modules())
-        recording = torch.enable_grad() if expanded else torch.no_grad()
-        try:
-            with warnings.catch_warnings(), preserve_state(model), backprop(model), recording, forward_ad.dual_level():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of what PyTorch itself loads for forward mode
-                wiring.state.tangents = perturb
-                with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
-                    result = call(model, x)
-                for number, end in enumerate(wiring.ends):
-                    output = pick(result, end.output) if end.layer is None else ends[end.layer]
-                    change = forward_ad.unpack_dual(output).tangent
-                    if change is None:  # no tangent has reached this output
-                        continue
-                    for part, at, tangent in tangents:
-                        if number in part.routes():
-                            shape = tuple(part.matrices()[number].shape)
-                            u, p = matched(change, tangent, (shape[0], shape[1]), part.routes()[number], call=at)
-                            own = sums.setdefault(part.name, {})
-                            own[number] = own.get(number, 0) + u.mT @ p / (len(u) * passes)
-        except (NotImplementedError, RuntimeError) as error:
-            if "forward" in str(error).lower():
-                raise RuntimeError(f"the Jacobian needs forward-mode derivatives of all operations: {error}") from error
-            raise
-        finally:
-            wiring.state.tangents = None
-            for handle in handles:
-                handle.remove()
-    return sums
+def _call_number(wiring: Wiring, part: Feedback) -> int:
+    """Count the calls of a layer before this one, in the running forward."""
+    runs = wiring.state.runs
+    return max(runs[-1].calls.get(part.name, 1) - 1, 0) if runs else 0
+
+
+def _add_product(
+    sums: dict[str, dict[int, Tensor]], part: Feedback, number: int, output: Tensor, x: Tensor, call: int, passes: int
+) -> None:
+    """Add the mean product of a tangent at an output with one at a cut."""
+    if number in part.routes():
+        u, p = matched(output, x, (part.sizes[number][0], part.sizes[number][1]), part.routes()[number], call=call)
+        own = sums.setdefault(part.name, {})
+        own[number] = own.get(number, 0) + u.mT @ p / (len(u) * passes)
+
+
+@contextmanager
+def _forward_mode(
+    model: nn.Module, wiring: Wiring, x: Any, perturb: Callable[[Feedback, Tensor], Tensor]
+) -> Iterator[dict[int, Tensor]]:
+    """Run a model in forward mode, within whose level its outputs can be looked at, by their numbers.
+
+    Args:
+        model: converted to a direct rule.
+        wiring: its wiring.
+        x: a batch.
+        perturb: makes of a cut input one with a tangent.
+    """
+    ends: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(end.layer).register_forward_hook(
+            lambda module, args, y, name=end.layer: ends.update({name: y}), prepend=True
+        )
+        for end in wiring.ends
+        if end.layer is not None
+    ]
+    # Attention and recurrent modules run their products one by one only where a graph is recorded.
+    expanded = any(isinstance(module, Expanded) for module in model.modules())
+    recording = torch.enable_grad() if expanded else torch.no_grad()
+    try:
+        with warnings.catch_warnings(), preserve_state(model), backprop(model), recording, forward_ad.dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what PyTorch itself loads for forward mode
+            wiring.state.tangents = perturb
+            with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
+                result = call(model, x)
+            yield {
+                number: pick(result, end.output) if end.layer is None else ends[end.layer]
+                for number, end in enumerate(wiring.ends)
+            }
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward" in str(error).lower():
+            raise RuntimeError(f"the Jacobian needs forward-mode derivatives of all operations: {error}") from error
+        raise
+    finally:
+        wiring.state.tangents = None
+        for handle in handles:
+            handle.remove()
 
 
 def feedback_cosines(
@@ -165,7 +251,7 @@ class _Normal:
 
 
 def follow(model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Generator | None = None) -> nn.Module:
-    """Let the feedback of a direct rule follow the mean Jacobian of its network: ``fdfa`` and ``grape``, every k steps.
+    """Let the feedback of a direct rule follow its network by forward-mode passes: ``fdfa``, ``grape``, ``afa``.
 
     Args:
         model: converted to a rule that follows.
@@ -183,8 +269,11 @@ def follow(model: nn.Module, x: Any, *, passes: int = 1, generator: torch.Genera
     """
     rules = {wiring.rule.name: wiring.rule for wiring in converted(model)}
     if not all(type(rule).follow is not Rule.follow for rule in rules.values()):
-        raise ValueError(f"follow is for rules fdfa and grape, the model is converted to {', '.join(map(repr, rules))}")
-    jacobians = mean_jacobian(model, x, passes=passes, generator=generator)
+        raise ValueError(
+            f"follow is for rules fdfa, grape and afa, the model is converted to {', '.join(map(repr, rules))}"
+        )
+    of_input = any(rule.follows_input for rule in rules.values())
+    jacobians = (input_products if of_input else mean_jacobian)(model, x, passes=passes, generator=generator)
     with torch.no_grad():
         for part in (part for part in model.modules() if isinstance(part, Feedback) and part.name in jacobians):
             for number, jacobian in jacobians[part.name].items():

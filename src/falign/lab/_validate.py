@@ -373,7 +373,7 @@ def _resolve_rule(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"--mirror-every is for rule wm, the rule is {config.rule}: leave it out")
     follows = type(rule).follow is not Rule.follow
     if config.follow_every is not None and not follows:
-        raise ConfigError(f"--follow-every is for rules fdfa and grape, the rule is {config.rule}: leave it out")
+        raise ConfigError(f"--follow-every is for rules fdfa, grape and afa, the rule is {config.rule}: leave it out")
     if rule.answers_noise:
         config = replace(config, mirror_every=config.mirror_every or 20)
     if follows:

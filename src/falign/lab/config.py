@@ -89,7 +89,7 @@ class TrainConfig:
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
             images row by row, and package.module:factory; the package is looked for in the working folder first.
         activation: Between the layers of mlp and the kinds of lenet, and in the blocks of residual, vit and gpt.
-        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd, ldfa,
+        rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd, ldfa, afa,
             frozen or shallow, or package.module:Rule, a rule of your own.
         rule_option: NAME=VALUE, an option of the rule's own: a field of its class; may be given several times.
         feedback: Family of the feedback: normal, uniform, orthogonal, low-rank(RANK), sparse(ENTRIES) or
@@ -98,7 +98,7 @@ class TrainConfig:
         transform: Of the error that is carried on: centred, signs, ternary(THRESHOLD), quantised(BITS), noisy(SIZE),
             whitened(RIDGE); several with a comma between them, applied in that order.
         mirror_every: wm: one mirroring pass, of 256 samples of noise, before every so many steps.
-        follow_every: fdfa, grape: one forward-mode pass before every so many steps.
+        follow_every: fdfa, grape, afa: one forward-mode pass before every so many steps.
         calibrate: One step in so many is backpropagated truly, by the weights (0: none).
         adafa_rate: adafa: the part of W - B by which B moves to W at every step.
         drtp_output: drtp: what the output stands for, softmax, sigmoid or linear.
@@ -138,7 +138,9 @@ class TrainConfig:
     scale: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     transform: Annotated[str | None, Parameter(group=_RULE, show_default=_depends("none"))] = None
     mirror_every: Annotated[_Whole | None, Parameter(group=_RULE, show_default=_depends("20 for wm"))] = None
-    follow_every: Annotated[_Whole | None, Parameter(group=_RULE, show_default=_depends("10 for fdfa, grape"))] = None
+    follow_every: Annotated[_Whole | None, Parameter(group=_RULE, show_default=_depends("10 for fdfa, grape, afa"))] = (
+        None
+    )
     calibrate: Annotated[int, Parameter(group=_RULE)] = 0
     adafa_rate: Annotated[float | None, Parameter(group=_RULE, show_default=_depends("the rule's"))] = None
     drtp_output: Annotated[DrtpOutput | None, Parameter(group=_RULE, show_default=_depends("softmax"))] = None

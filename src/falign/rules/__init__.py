@@ -10,6 +10,7 @@ from falign.rules.eprop import EligibilityPropagation
 from falign.rules.error_broadcast import ErrorBroadcast
 from falign.rules.feedback_alignment import FeedbackAlignment
 from falign.rules.forward_direct_feedback import ForwardDirectFeedback, GradientAlignedFeedback
+from falign.rules.input_modulation import InputModulation
 from falign.rules.kolen_pollack import KolenPollack
 from falign.rules.linear_probe import LinearProbe
 from falign.rules.low_dimensional_feedback import LowDimensionalFeedback
@@ -40,6 +41,7 @@ ALL_RULES: dict[str, type[Rule]] = {
         GradientAlignedFeedback,
         ErrorBroadcast,
         LowDimensionalFeedback,
+        InputModulation,
         Frozen,
         Shallow,
     )
@@ -60,6 +62,7 @@ __all__ = [
     "ForwardDirectFeedback",
     "Frozen",
     "GradientAlignedFeedback",
+    "InputModulation",
     "KolenPollack",
     "LawKind",
     "LayerState",

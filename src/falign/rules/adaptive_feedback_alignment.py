@@ -24,6 +24,8 @@ class AdaptiveFeedbackAlignment(Rule):
     two forwards before one backward do not move B twice. The change is noticed by |W|² (float64, kept in the buffer
     ``seen``, so a resumed run continues exactly). B and ``seen`` are in ``state_dict``.
 
+    Not what "adaptive feedback alignment" is in work on PEPITA: that is ``afa``, forward weights times a random matrix.
+
     The text that defines the adaFA of Robertson and Koyejo 2024 is not available; this is our reading of it.
 
     Args:

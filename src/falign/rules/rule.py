@@ -102,6 +102,7 @@ class Rule:
         targeted: the rule needs ``falign.targets``.
         through_time: whether a direct rule delivers errors to the states of a recurrent layer as well.
         magnitudes: what a layer keeps as B is the size of its entries, the signs are the weights'.
+        follows_input: whether ``follow`` is given what the first layer's B becomes on its way forward.
         moved: key of what ``observe_error`` moves: "B", or a matrix of ``factors``.
     """
 
@@ -122,6 +123,7 @@ class Rule:
     through_time: ClassVar[bool] = True
     magnitudes: ClassVar[bool] = False
     moved: ClassVar[str] = "B"
+    follows_input: ClassVar[bool] = False
 
     @property
     def observes(self) -> bool:
@@ -217,6 +219,8 @@ class Rule:
 
     def follow(self, matrix: Tensor, jacobian: Tensor) -> Tensor:
         """Move direct feedback by an estimate of the mean Jacobian, in ``falign.follow``; here B stays as it is.
+
+        Where the rule ``follows_input`` it is that of the cut by the network's input, times the first layer's B.
 
         Args:
             matrix: B (outputs, features), of one cut.
