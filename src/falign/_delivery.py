@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-from falign._projector import Projection
+from falign._projector import Projection, multiplied, sent_part
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
 from falign.rules.rule import Rule
@@ -236,10 +236,10 @@ class _Direct(Function):
         for index, number, gain, route, call in ctx.routes:
             matrix = feedback_matrices[number]
             if wanted[index]:
-                product = _multiplied
+                product = multiplied
                 if ctx.projection is not None:
                     key = None if route.is_plain else (route, call)
-                    product = partial(_sent, sent, key, ctx.projection, ctx.held[number].start)
+                    product = partial(sent_part, sent, key, ctx.projection, ctx.held[number].start)
                 error = project(projected, matrix, ctx.shapes[index], route, call=call, gain=gain, product=product)
                 so_far = errors[index]  # of another layer with the same input
                 errors[index] = error if so_far is None else so_far + error
@@ -275,19 +275,6 @@ def confined(error: Tensor, x: Tensor, limit: float) -> Tensor:
     size, norm = torch.linalg.vector_norm(error, dtype=exact), torch.linalg.vector_norm(x, dtype=exact)
     above = (1 - limit * x.numel() / norm.square()).clamp(min=0)  # -inf of a silent layer
     return error + (above * size / norm.clamp(min=torch.finfo(exact).tiny)).to(error.dtype) * x.to(error.dtype)
-
-
-def _multiplied(error: Tensor, feedback: Tensor) -> Tensor:
-    return error @ feedback
-
-
-def _sent(
-    sent: dict[Any, Tensor], key: Any, projection: Projection, start: int, error: Tensor, feedback: Tensor
-) -> Tensor:
-    """Read a layer's part of what a projector makes of an error, which it is given once."""
-    if key not in sent:
-        sent[key] = projection(error.reshape(-1, error.shape[-1])).reshape(*error.shape[:-1], projection.length)
-    return sent[key][..., start : start + feedback.shape[1]]
 
 
 def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
@@ -413,7 +400,7 @@ def project(
     *,
     call: int = 0,
     gain: float = 1.0,
-    product: Callable[[Tensor, Tensor], Tensor] = _multiplied,
+    product: Callable[[Tensor, Tensor], Tensor] = multiplied,
 ) -> Float[Tensor, "*input"]:
     """Carry an output's error to a cut input: ``gain · e B``, at the positions that a route says.
 
@@ -429,13 +416,13 @@ def project(
     if feedback.dtype != error.dtype:
         feedback = feedback.to(error.dtype)
     if route.is_plain:
-        if product is _multiplied:
+        if product is multiplied:
             return (_scaled(error, gain).reshape(-1, feedback.shape[0]) @ feedback).reshape(shape)
         return _scaled(product(error.reshape(-1, feedback.shape[0]), feedback), gain).reshape(shape)
     target, sizes = "".join(route.x), route.sizes_of(error, shape, feedback.shape)
     error, shared = _at_shared(error, route, sizes, call)
     share = gain * _share_of_each(target, shared, sizes)
-    error = _scaled(error, share) @ feedback if product is _multiplied else _scaled(product(error, feedback), share)
+    error = _scaled(error, share) @ feedback if product is multiplied else _scaled(product(error, feedback), share)
     placed = [letter for letter in target if letter in shared or letter == "c"]
     error = error.movedim(-1, placed.index("c"))
     for axis, letter in enumerate(target):

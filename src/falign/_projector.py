@@ -67,6 +67,20 @@ class Projection:
         return result
 
 
+def multiplied(error: Tensor, feedback: Tensor) -> Tensor:
+    """Carry an error by a matrix."""
+    return error @ feedback
+
+
+def sent_part(
+    sent: dict[Any, Tensor], key: Any, projection: Projection, start: int, error: Tensor, feedback: Tensor
+) -> Tensor:
+    """Read a layer's part of what a projector makes of an error, which it is given once."""
+    if key not in sent:
+        sent[key] = projection(error.reshape(-1, error.shape[-1])).reshape(*error.shape[:-1], projection.length)
+    return sent[key][..., start : start + feedback.shape[1]]
+
+
 def refuse_projector(
     projector: Any, rule: Any, feedback: Any, ends: int, by_hand: list[str], shapes: dict[str, tuple[int, ...]]
 ) -> str | None:
