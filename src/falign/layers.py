@@ -302,7 +302,7 @@ def _replaced(layer: nn.Module, base: type[nn.Module], name: str) -> bool:
 
 def features_out(layer: Layer) -> int:
     """Count the features (channels) of a layer's output."""
-    return int(layer.out_channels if isinstance(layer, CONVOLUTION.types) else layer.out_features)
+    return int(getattr(layer, "out_channels" if isinstance(layer, CONVOLUTION.types) else "out_features"))
 
 
 def weight_of(layer: Layer) -> Tensor:
