@@ -522,12 +522,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 memo[id(tensor)] = tensor.detach().clone()  # deepcopy refuses it; the next forward makes it anew
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(
             f"the model cannot be copied, and a copy is what is looked at ({type(error).__name__}: {error}): keep no "
             "graph, file or generator in its attributes"
         ) from error
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):  # on a GPU, now: weights that move later leave their addresses to others
+            module.flatten_parameters()
+    return twin
 
 
 #: What every module has; parameters and buffers are leaves.
