@@ -15,6 +15,9 @@ OUTSIDE = (MixedFeedback,)
 REFERENCES = tuple(name for name, rule in falign.ALL_RULES.items() if rule.trained_layers is not None)
 RULES = (*(name for name in falign.ALL_RULES if name not in REFERENCES), *OUTSIDE)  # those that train every layer
 
+TWINS = frozenset(("usf", "frsf", "wm", "eprop", "fdfa", "grape", "afa", "shallow"))
+"""Rules that take the path of another through the core: that of fa, dfa, or frozen. See ``conftest.py``."""
+
 
 def rule_class(rule: str | type[falign.Rule]) -> type[falign.Rule]:
     """The class that an entry of ``RULES`` stands for."""

@@ -12,6 +12,8 @@ if os.environ.get("FALIGN_TYPECHECK"):
 
 import torch
 
+from cases import TWINS
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_their_own(tmp_path_factory):
@@ -25,6 +27,21 @@ def _cache_of_their_own(tmp_path_factory):
 def _seeded():
     torch.manual_seed(0)
     return
+
+
+WHOLE = ("test_oracle.py", "test_transport.py")
+"""Files in which every rule meets every case."""
+_FIRST: dict[tuple[Path, str], object] = {}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Leave the twins among the rules to the slow suite, but for the first case of each test."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if "rule" not in parameters or "case" not in parameters or item.path.name in WHOLE:
+        return
+    first = _FIRST.setdefault((item.path, getattr(item, "originalname", item.name)), parameters["case"])
+    if parameters["rule"] in TWINS and parameters["case"] != first:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,10 +10,24 @@ import falign
 from cases import relative
 from direct_networks import NETWORKS, Cuts, Recurrent, build, defined, feedback_of, loss_of, taken
 
+SELDOM = {  # of the recurrent modules each size and each output stay once
+    *(f"rnn, {how}" for how in ("last", "mean")),
+    *(f"gru of two layers, {how}" for how in ("all", "last")),
+    *(f"lstm both ways, {how}" for how in ("all", "mean")),
+    *(f"lstm projected, {how}" for how in ("all", "last")),
+    *("RNNCell", "GRUCell, last", "LSTMCell, last"),
+}
+
+
+def named(names):
+    """Parameters of a test, of which some are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in SELDOM else ()) for name in names]
+
+
 RECURRENT = [name for name in NETWORKS if any(word in name.lower() for word in ("rnn", "gru", "lstm"))]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", named(NETWORKS))
 def test_gradients_equal_the_definition_at_any_length(name):
     """On the example's length and on others, S = T among them; and no weight carried an error."""
     model, inputs = build(name), NETWORKS[name][1]
@@ -36,7 +50,7 @@ def test_sources_of_the_length_of_the_targets_are_still_other_positions(name):
         assert relative(taken(model, x), defined(plain, x, feedback_of(model))) <= 1e-12
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", named(RECURRENT))
 def test_eprop_has_no_feedback_through_the_states(name):
     """B_hh = 0: the states' products hand nothing back; gates, cell state and leak are walked back exactly."""
     model, x = build(name), NETWORKS[name][1](5)
@@ -53,7 +67,7 @@ def test_eprop_is_direct_feedback_alignment_where_nothing_recurs():
     assert relative(taken(one, x), taken(other, x)) == 0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", named(NETWORKS))
 def test_backpropagation_is_the_plain_networks(name):
     """Within ``falign.backprop``, without gradients, and behind ``revert``; the class, too, is as before."""
     model, x = build(name), NETWORKS[name][1](5)
@@ -71,7 +85,7 @@ def test_backpropagation_is_the_plain_networks(name):
     assert all(relative_of == 0 for relative_of in [relative(taken(model, x), expected)])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", named(NETWORKS))
 def test_check_leaves_the_model_as_it_was(name):
     model, x = build(name), NETWORKS[name][1](5)
     before = {key: list(vars(module)) for key, module in model.named_modules()}

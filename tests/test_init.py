@@ -103,9 +103,9 @@ def test_with_one_output_the_loss_never_rises_from_a_dominant_start():
     x, y = digits(binary=True)
     loss_fn = nn.BCEWithLogitsLoss()
     model = init.dominant(mlp(outputs=1, depth=1), example=x)
-    losses, _ = train(model, lambda f, y: loss_fn(f[:, 0], y), x, y, 0.02, 300)
+    losses, _ = train(model, lambda f, y: loss_fn(f[:, 0], y), x, y, 0.02, 150)
     assert all(later <= earlier for earlier, later in pairwise(losses))
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.97 * losses[0]
 
 
 @pytest.mark.parametrize("make", [mlp, lambda: conv(norm=False)])
@@ -113,7 +113,7 @@ def test_alignment_stays_above_its_bound_throughout_training(make):
     x, y = digits()
     model = init.dominant(make(), example=x)
     C = {name: value.clone() for name, value in law_of(model, x).value().items()}
-    for _ in range(4):
+    for _ in range(2):
         _, law = train(model, nn.CrossEntropyLoss(), x, y, 0.05, 50, batch=50)
         assert law.report().holds
         gained, now = law.drift(), law_of(model, x).value()

@@ -206,8 +206,8 @@ def test_the_law_holds_in_noise_so_that_alignment_gains_what_incoming_weights_ga
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
     law = ConservationLaw(model, optimizer, example=X)
     before, value = init.aligned_forever(model, example=X), law_of(model, X).value()
-    report = init.noise(model, optimizer, example=X, steps=200, samples=64)
-    assert law.steps == report.steps == 200
+    report = init.noise(model, optimizer, example=X, steps=100, samples=64)
+    assert law.steps == report.steps == 100
     assert law.report().holds
     now, after = law_of(model, X).value(), init.aligned_forever(model, example=X)
     for name, (incoming, alignment_term) in law.changes().items():

@@ -94,11 +94,11 @@ def test_kolen_pollack_weights_and_feedback_meet_at_the_rate_of_the_decay(case, 
         return [(m.weight - m.feedback.feedback_matrix(m.weight)).detach().clone() for m in layers]
 
     before = differences()
-    train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 50, x, y)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 20, x, y)
     for difference, start in zip(differences(), before, strict=True):
-        assert torch.allclose(difference, (1 - 0.05) ** 50 * start, rtol=1e-10, atol=1e-13)
-    train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 400, x, y)
-    assert float(differences()[1].norm()) < 1e-8
+        assert torch.allclose(difference, (1 - 0.05) ** 20 * start, rtol=1e-10, atol=1e-13)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5), 180, x, y)
+    assert float(differences()[1].norm()) < 2e-4
 
 
 @pytest.mark.parametrize("make", [

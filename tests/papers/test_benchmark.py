@@ -219,7 +219,11 @@ def test_a_part_of_the_runs_can_be_chosen() -> None:
     assert {task.point["network"] for task in tasks} == {"lenet", "mlp"}
     assert {task.key for task in tasks} < {task.key for task in TABLE.tasks("paper")}
     assert {task.seed for task in tasks} == {0}
-    for only, words in ((["network"], "AXIS=VALUE"), (["row=x"], "row has adafa, afa, bp"), (["no=1"], "no has no values")):
+    for only, words in (
+        (["network"], "AXIS=VALUE"),
+        (["row=x"], "row has adafa, afa, bp"),
+        (["no=1"], "no has no values"),
+    ):
         with pytest.raises(ConfigError, match=words):
             narrow(whole, only, None, "paper")
     with pytest.raises(ConfigError, match="expected at least 1"):
