@@ -1,7 +1,8 @@
 """The field's table as the documentation shows it, from the runs of ``falign reproduce benchmark``.
 
 Prints, for every data set, a table of test accuracies, one of what a step costs and what the hidden layers learned, and
-the published values beside ours; ``--csv`` writes all cells, and ``--pictures`` draws both pictures as PNG files.
+the published values beside ours; ``--csv`` writes all cells, ``--trials`` the studies behind them, a line for every
+training, and ``--pictures`` draws both pictures as PNG files.
 """
 
 import argparse
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--csv", type=Path, help="file of all cells")
+    parser.add_argument("--trials", type=Path, help="file of all trainings")
     parser.add_argument("--pictures", type=Path, help="folder of the pictures")
     chosen = parser.parse_args()
     store = Store(folder=chosen.out, repairs=False)
@@ -111,6 +113,8 @@ def main() -> None:
                 print(f"\n{NETWORKS[network].title}:\n", *costs(results, str(dataset), network), sep="\n")
         if chosen.csv is not None:
             cells.write_csv(chosen.csv, float_precision=6)
+        if chosen.trials is not None:
+            results.table.write_csv(chosen.trials, float_precision=6)
         if chosen.pictures is not None:
             draw(results, chosen.pictures)
     print("\n## Published values\n", *published(store.results(PUBLISHED, chosen.preset)), sep="\n")
