@@ -20,6 +20,7 @@ from falign.cli import main
 from falign.lab import _ending, _requirements
 from falign.lab._learner import SCHEDULES
 from falign.lab._models import ACTIVATIONS
+from falign.lab._run_folder import RunFolder
 from falign.lab._validate import make_rule, resolve
 from falign.lab.config import TrainConfig, option
 from falign.lab.experiment._store import Store
@@ -194,6 +195,33 @@ def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[st
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_references_are_trained_beside_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "train",
+        "digits",
+        "--model",
+        "mlp:64-16-16-10",
+        "--epochs",
+        "1",
+        "--rule",
+        "dfa",
+        "--transform",
+        "centred",
+    ]
+    code, said, _ = run([*words, "--out", "one", "--references"], capsys)
+    assert code == 0
+    assert all(f"records and pictures are in {folder}" in said for folder in ("one", "one-frozen", "one-shallow"))
+    assert said.rindex("frozen") > said.rindex("records and pictures"), "a table"
+    assert RunFolder(Path("one-shallow")).read_config()[0].transform is None
+    code, _, wrong = run([*words, "--out", "one-frozen", "--references"], capsys)
+    assert code == 2
+    assert "one-frozen holds a run already" in wrong
+    assert not Path("one-frozen-frozen").exists()
+    code, _, wrong = run(["train", "--resume", "one", "--references"], capsys)
+    assert code == 2
+    assert "--references is for a new run" in wrong
+
+
 def test_options_without_a_value_are_those_of_the_run_that_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +270,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     rows = re.findall(r"^│ \*? *((?:DATASET )?--[a-z -]+)", said, re.M)
     names = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
-    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--trust", "--force"}
+    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--trust", "--force", "--references"}
     assert set(OPTIONS) == {
         *(
             "--model",

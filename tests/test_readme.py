@@ -15,6 +15,7 @@ PAGES = (
     "laboratory.md",
     "measuring.md",
     "architectures.md",
+    "reach.md",
     "transformers.md",
 )
 

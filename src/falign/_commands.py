@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from falign.lab._text import echo, standard_console
 from falign.lab.config import ConfigError, TrainConfig, option
+
+if TYPE_CHECKING:
+    from falign.lab._ending import TrainingOutcome
 
 _FILES = Group("Files", sort_key=6)
 _WHERE = Group("Where it is computed", sort_key=7)
@@ -78,6 +81,7 @@ def train(
     resume: _SomeFolder = None,
     trust: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
     force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+    references: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
 ) -> int:
     """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
 
@@ -94,7 +98,11 @@ def train(
         resume: Go on with the run in this folder; of its options only --epochs may be raised.
         trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
+        references: Train frozen and shallow as well, into FOLDER-frozen and FOLDER-shallow, and compare: a rule of
+            which deep layers learn is better than these.
     """
+    if resume is not None and references:
+        raise ConfigError("--references is for a new run: train them by --rule frozen and --rule shallow")
     if resume is None and trust:
         raise ConfigError("--trust is for --resume: leave it out")
     if resume is not None and (out is not None or force):
@@ -109,6 +117,8 @@ def train(
     from falign.lab._trust import RECORDED, ask
     from falign.lab._validate import resolve_dataset
 
+    if references:
+        return _train_beside(config, out, data=data, force=force)
     if resume is None:
         outcome = begin(config, out, data=data, replaces=force)
     else:
@@ -124,12 +134,38 @@ def train(
             for code in (before.model, before.rule):
                 ask(code, origin.get(RECORDED), resume)
         outcome = go_on(resume, epochs=config.epochs, data=data)
+    return _say(outcome)
+
+
+def _say(outcome: "TrainingOutcome") -> int:
+    """Print how a training ended, and return the exit status."""
     echo(outcome.message, error=outcome.status != "done")
     if outcome.failure:
         echo(f"falign: {outcome.failure}", error=True)
     if outcome.status == "interrupted":
         return 128 + (outcome.signal or signal.SIGINT)
     return 0 if outcome.status == "done" and not outcome.failure else 1
+
+
+def _train_beside(config: TrainConfig, out: Path | None, *, data: Path | None, force: bool) -> int:
+    """Train, and the references beside it; the folders are looked at before the first step."""
+    from falign.lab import _compare as comparison
+    from falign.lab._run_folder import RunFolder
+    from falign.lab._train import default_folder, train
+
+    first = default_folder(config) if out is None else out
+    runs = {first: config} | {
+        first.with_name(f"{first.name}-{rule}"): config.reference(rule)
+        for rule in ("frozen", "shallow")
+        if rule != config.rule
+    }
+    for folder in runs:
+        RunFolder(folder).refuse_existing(replaces=force)
+    for folder, each in runs.items():
+        if (code := _say(train(each, folder, data=data, replaces=force))) != 0:
+            return code
+    comparison.show(comparison.read(list(runs)), standard_console())
+    return 0
 
 
 @app.command

@@ -1,7 +1,7 @@
 """The configuration of a training run as a value; its fields are the options of ``falign train``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
@@ -172,6 +172,11 @@ class TrainConfig:
     check_law: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
     tensorboard: Annotated[bool, Parameter(group=_MEASURING, negative="")] = False
 
+    def reference(self, rule: str) -> "TrainConfig":
+        """Return the configuration of a reference to compare with: all the same, but for the rule and its options."""
+        plain = TrainConfig(self.dataset, model=self.model)
+        return replace(self, rule=rule, check_law=False, **{name: getattr(plain, name) for name in OF_RULE})
+
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """Return {field: (value here, value there)} of the fields that differ."""
         there = asdict(other)
@@ -180,6 +185,13 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the fields for JSON, without those that earlier versions lacked where nothing is said by them."""
         return {key: value for key, value in asdict(self).items() if key not in ADDED or value}
+
+
+OF_RULE = (
+    "rule_option", "feedback", "scale", "transform", "mirror_every", "follow_every", "calibrate", "adafa_rate",
+    "drtp_output", "positions",
+)  # fmt: skip
+"""Fields that say something of the rule beside its name."""
 
 
 def is_text(dataset: str) -> bool:
