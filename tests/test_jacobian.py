@@ -150,7 +150,7 @@ class Doubled(nn.Module):
                 nn.Sequential(nn.Linear(5, 4), Doubled(), nn.Linear(4, 3)).double(), "dfa", example=X
             ),
             RuntimeError,
-            "needs forward-mode derivatives of all operations",
+            r"needs forward-mode derivatives of all operations \(return Odd.apply\(x\)\): ",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """The mean Jacobian from every cut of a direct rule to the output, by forward-mode passes with random tangents."""
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,12 +180,27 @@ def _forward_mode(
             }
     except (NotImplementedError, RuntimeError) as error:
         if "forward" in str(error).lower():
-            raise RuntimeError(f"the Jacobian needs forward-mode derivatives of all operations: {error}") from error
+            raise RuntimeError(
+                f"the Jacobian needs forward-mode derivatives of all operations{_place(error)}: {error}"
+            ) from error
         raise
     finally:
         wiring.state.tangents = None
         for handle in handles:
             handle.remove()
+
+
+def _place(error: Exception) -> str:
+    """Name the operation that raised by the user's line, which PyTorch does not do for a ``torch.autograd.Function``."""
+    frames = [
+        frame
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__", "")).startswith(("torch", "falign"))
+    ]
+    if not frames:
+        return ""
+    last = traceback.extract_stack(frames[-1], limit=1)[0]
+    return f" ({last.line})" if last.line else f" (line {last.lineno} of {last.name})"
 
 
 def feedback_cosines(
