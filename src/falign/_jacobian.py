@@ -191,7 +191,7 @@ def _forward_mode(
 
 
 def _place(error: Exception) -> str:
-    """Name the operation that raised by the user's line, which PyTorch does not do for a ``torch.autograd.Function``."""
+    """Name what raised by the user's line, which PyTorch does not do for a ``torch.autograd.Function``."""
     frames = [
         frame
         for frame, _ in traceback.walk_tb(error.__traceback__)
