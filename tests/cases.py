@@ -17,6 +17,8 @@ RULES = (*(name for name in falign.ALL_RULES if name not in REFERENCES), *OUTSID
 
 TWINS = frozenset(("usf", "frsf", "wm", "eprop", "fdfa", "grape", "afa", "shallow"))
 """Rules that take the path of another through the core: that of fa, dfa, or frozen. See ``conftest.py``."""
+CORE = frozenset(("bp", "fa", "kp", "adafa", "dfa", "dkp", "probe"))
+"""Rules that are tried on every network: one for each way in which feedback can be kept and moved."""
 
 
 def rule_class(rule: str | type[falign.Rule]) -> type[falign.Rule]:

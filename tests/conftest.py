@@ -12,7 +12,7 @@ if os.environ.get("FALIGN_TYPECHECK"):
 
 import torch
 
-from cases import TWINS
+from cases import CORE, TWINS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,16 +31,21 @@ def _seeded():
 
 WHOLE = ("test_oracle.py", "test_transport.py")
 """Files in which every rule meets every case."""
-_FIRST: dict[tuple[Path, str], object] = {}
+_SEEN: dict[tuple[Path, str], list[str]] = {}
+"""Networks that a test has met so far."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave the twins among the rules to the slow suite, but for the first case of each test."""
+    """Leave to the slow suite: rules that are twins on all networks but a test's first, others but its first two."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    if "rule" not in parameters or "case" not in parameters or item.path.name in WHOLE:
+    network = next((str(parameters[name]) for name in ("case", "make", "model") if name in parameters), None)
+    if network is None or "rule" not in parameters or item.path.name in WHOLE:
         return
-    first = _FIRST.setdefault((item.path, getattr(item, "originalname", item.name)), parameters["case"])
-    if parameters["rule"] in TWINS and parameters["case"] != first:
+    seen = _SEEN.setdefault((item.path, getattr(item, "originalname", item.name)), [])
+    if network not in seen:
+        seen.append(network)
+    rule = parameters["rule"] if isinstance(parameters["rule"], str) else ""
+    if seen.index(network) >= (1 if rule in TWINS else len(seen) if rule in CORE else 2):
         item.add_marker(pytest.mark.slow)
 
 

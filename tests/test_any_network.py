@@ -271,7 +271,7 @@ def caught(counts: Counter) -> None:
     assert counts["refused"] + counts["seen"] + counts["carried"] == sum(counts.values()) > 0, counts
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", EAGER)
 def test_any_network(mode, part):
     start = 100 * EAGER.index(mode) + 18 * part

@@ -49,7 +49,7 @@ def test_per_sample_gradients_by_vmap(rule, case):
 
     state = dict(model.named_parameters()), dict(model.named_buffers())
     taken = vmap(grad(loss), in_dims=(None, None, 0, 0))(*state, x, y)
-    for index in range(len(x)):
+    for index in range(0, len(x), 5):
         one = build(case, rule)
         if observes(rule):
             one.eval().load_state_dict(trained)

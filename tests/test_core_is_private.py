@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
+@cache
 def private_names_of_the_core() -> set[str]:
     names = {node.attr for file in CORE for node in attributes(file) if is_self(node.value)}
     for file in CORE:

@@ -186,7 +186,7 @@ def test_relu_networks_do_not_run_away_at_the_rates_of_backpropagation(data_fold
         return float(torch.stack(losses[-10:]).detach().mean())
 
     assert loss_after("probe") < 1
-    assert not loss_after(LinearProbe(limit=0)) < 2, "without the limit it does"
+    assert not loss_after(LinearProbe(limit=0.0)) < 2, "without the limit it does"
 
 
 def test_no_error_drives_activity_out_beyond_the_limit():

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_runs import quiet
 
+from cases import TWINS
 from falign import ALL_RULES
 from falign.lab._batches import prepare
 from falign.lab._learner import make_learner
@@ -38,7 +39,7 @@ def config(**options) -> TrainConfig:
     return TrainConfig(**{"dataset": "digits", "model": MODEL, "epochs": 2, **options})
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [pytest.param(r, marks=pytest.mark.slow if r in TWINS else ()) for r in RULES])
 def test_every_rule_learns_the_digits(rule: str, tmp_path: Path) -> None:
     options = {"scale": 0.3} if rule == "drtp" else {}
     outcome = train(config(rule=rule, epochs=6, **options), tmp_path, console=quiet())

@@ -185,7 +185,7 @@ def design() -> list[dict[str, int]]:
 
 
 DESIGN = design()
-FEW = 20
+FEW = 25
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def unmarked(monkeypatch, model, x, y):
 
 
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
-@pytest.mark.parametrize("factor", [1, 1e3, 1e5, 1e7, 1e8, 1e9])
+@pytest.mark.parametrize("factor", [1, 1e5, 1e7, 1e9])
 def test_what_is_unreadable_is_what_float64_contradicts(rule, factor, monkeypatch):
     model, (x, y) = falign.convert(grown(factor), rule), digits()
     marked, shown = alignment(model, FLAT, x, y), unmarked(monkeypatch, model, x, y)

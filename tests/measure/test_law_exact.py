@@ -63,7 +63,7 @@ def test_confined_errors_are_under_no_law():
     [
         ("dfa", "exact"),
         ("dkp", "exact"),
-        (LinearProbe(limit=0), "accounted"),
+        (LinearProbe(limit=0.0), "accounted"),
         ("ebd", "accounted"),
         ("ldfa", "accounted"),
     ],
