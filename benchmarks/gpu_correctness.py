@@ -286,9 +286,10 @@ def start_rows(device: torch.device, scheme: str) -> list[Row]:
 def eager_cases(record: Record, setting: Setting) -> None:
     """All that is not compiled, the rules' gradients first."""
     device = setting.device
-    for rule in falign.ALL_RULES:
+    for rule in ("bp", "fa", "kp", "dfa", "probe", "fdfa") if setting.small else falign.ALL_RULES:
         record.case("gradients", rule, lambda rule=rule: rule_rows(device, rule), needs=10)
-    for rule in (name for name, each in falign.ALL_RULES.items() if each.wiring == "layerwise"):
+    layerwise = [name for name, each in falign.ALL_RULES.items() if each.wiring == "layerwise"]
+    for rule in ("fa", "kp") if setting.small else layerwise:
         record.case("conservation law", rule, lambda rule=rule: law_rows(device, rule), needs=5)
     for rule in ("fa", "dfa") if setting.small else falign.ALL_RULES:
         record.case("autocast", rule, lambda rule=rule: autocast_rows(device, rule), needs=5)

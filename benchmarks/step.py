@@ -3,7 +3,8 @@
 Every repetition times one step of every variant, in shuffled order, so that a slow moment of a shared machine
 falls on all of them; the ratio is the median, over repetitions, of variant time / backpropagation time of that
 repetition, with quartiles; beside it stands the ratio of the fastest
-times, which a busy machine disturbs least. ``python benchmarks/step.py --help`` lists what can be chosen.
+times, which a busy machine disturbs least. Of rules that learn between steps, a pass is timed as well, and shared out
+among the steps between two as ``falign train`` has them. ``python benchmarks/step.py --help`` lists what can be chosen.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,6 +86,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int, int]]
     "tiny": (lambda: mlp(20, 30, 25, 7), (20,), 7, 16, 2000),
 }
 
+#: rule: (what it does between steps, of the model and a batch; steps between two)
+BETWEEN: dict[str, tuple[Callable[[nn.Module, Tensor], object], int]] = {
+    **{rule: (lambda model, x: falign.follow(model, x), 10) for rule in ("fdfa", "grape", "afa")},
+    "wm": (lambda model, x: falign.mirror(model), 20),
+}
+
 SEQUENCES = ("attention", "lstm", "gru")  # biotorch knows linear layers and convolutions
 
 
@@ -146,6 +154,8 @@ def measure(case: str, optimizer: bool, rules: list[str], with_peers: bool, repe
     for rule in rules:
         model = falign.convert(copy.deepcopy(base), rule, example=x[:2])
         steps[rule] = stepper(model, x, y, optimizer, falign.ALL_RULES[rule].targeted)
+        if rule in BETWEEN:
+            steps[f"{rule}'s pass"] = partial(BETWEEN[rule][0], model, x)
     if with_peers:
         for name, model in peers(base, classes).items():
             steps[name] = biotorch_stepper(model, x, y, optimizer)
@@ -158,6 +168,9 @@ def measure(case: str, optimizer: bool, rules: list[str], with_peers: bool, repe
             steps[name]()
             if repetition >= 3:
                 times[name].append(time.perf_counter() - begin)
+    for rule, (_, every) in BETWEEN.items():
+        if passes := times.pop(f"{rule}'s pass", None):
+            times[rule] = [step + one / every for step, one in zip(times[rule], passes, strict=True)]
     rows = []
     for name, own in times.items():
         low, ratio, high = statistics.quantiles([t / b for t, b in zip(own, times["backprop"], strict=True)], n=4)

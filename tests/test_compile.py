@@ -22,8 +22,19 @@ def _fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("case", ["mlp", "conv", "sequence"])
+PATHS = ("fa", "kp", "dfa", "probe")
+"""Rules of which the compiler meets each piece of code that others have as well."""
+
+
+def seldom(rules):
+    """Parameters of a test, of which all but the paths are slow."""
+    return [pytest.param(rule, marks=() if rule in PATHS else pytest.mark.slow) for rule in rules]
+
+
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [("mlp", rule) for rule in RULES] + [(case, rule) for case in ("conv", "sequence") for rule in PATHS],
+)
 def test_full_graph_gradients(rule, case):
     """Traced whole, through the partitioner that the default backend uses, three passes in a row."""
     model = build(case, rule)
@@ -58,7 +69,7 @@ def test_default_backend_trains_as_eager_does(rule):
         assert relative(falign.feedback_state(model), falign.feedback_state(eager)) <= 1e-10
 
 
-@pytest.mark.parametrize("rule", ["fa", "kp", *DIRECT])
+@pytest.mark.parametrize("rule", seldom(["fa", "kp", *DIRECT]))
 def test_compile_around_a_transform_is_right_or_refused(rule):
     """torch.compile drops the backward of autograd functions within vmap: never let that pass for a result."""
     members = [build("mlp", rule, seed=seed) for seed in range(3)]

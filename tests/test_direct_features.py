@@ -223,7 +223,9 @@ def test_the_size_of_what_is_delivered_is_that_of_backpropagation(name):
 @pytest.mark.compiled
 @pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if at % 3 else ()) for at, name in enumerate(CUTS)]
+)
 def test_compiled_it_takes_the_same_gradients(name):
     """In one graph; recurrent modules and parameters multiplied by hand, which Dynamo does not take, between graphs."""
     torch._dynamo.reset()

@@ -287,7 +287,15 @@ def test_a_row_of_a_gradient_is_told_late_in_a_training():
         assert not report.holds
 
 
-@pytest.mark.parametrize(("rule", "make"), [("fa", mlp), ("bp", mlp), ("usf", conv), ("kp", norm)])
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("fa", mlp),
+        pytest.param("bp", mlp, marks=pytest.mark.slow),
+        pytest.param("usf", conv, marks=pytest.mark.slow),
+        ("kp", norm),
+    ],
+)
 def test_a_correct_training_of_two_thousand_steps_holds_in_single_precision(rule, make):
     for rate in (0.2, 1e-5):  # updates far above the last digit of the weights, and about one
         model = built(make, rule, torch.float32)

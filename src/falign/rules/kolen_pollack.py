@@ -18,12 +18,10 @@ class KolenPollack(Rule):
     what it was, and the rule is feedback alignment with B in motion.
 
     Needs: an optimizer made from ``model.parameters()`` after ``convert``, with ``weight_decay``.
-    Limits: twice the parameters (B is in ``state_dict``). B takes the gradient that W has received; where W is no
-    plain parameter, in compiled code and under DistributedDataParallel it is computed, one weight gradient more.
+    Limits: one weight gradient more a layer; twice the parameters (B is in ``state_dict``).
 
     Source: Kolen and Pollack 1994; Akrout et al. 2019 (NeurIPS), eqs. 16-17.
     """
 
     name: ClassVar[str] = "kp"
     learned: ClassVar[bool] = True
-    reuses_gradient: ClassVar[bool] = True
