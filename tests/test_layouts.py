@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import falign
-from cases import RULES
+from cases import CORE, RULES
 from falign.lab import _checkpoints
 from falign.lab._checkpoints import TrainingState
 from falign.lab._learner import Learner
@@ -32,8 +32,9 @@ FEEDBACK = [
     for rule in RULES
     if isinstance(rule, str)
     for family in ((None,) if rule in UNDRAWN else FAMILIES)
-    if (rule, family) not in REFUSED
+    if (rule, family) not in REFUSED and (rule in CORE or family in (None, "normal"))
 ]
+"""The core's rules with all families, the others with the usual one."""
 CONFIG = resolve(TrainConfig("digits", model="mlp:64-10"))
 
 
