@@ -175,7 +175,7 @@ class TrainConfig:
     def reference(self, rule: str) -> "TrainConfig":
         """Return the configuration of a reference to compare with: all the same, but for the rule and its options."""
         plain = TrainConfig(self.dataset, model=self.model)
-        return replace(self, rule=rule, check_law=False, **{name: getattr(plain, name) for name in OF_RULE})
+        return replace(self, rule=rule, check_law=False, **{name: getattr(plain, name) for name in _OF_RULE})
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """Return {field: (value here, value there)} of the fields that differ."""
@@ -187,7 +187,7 @@ class TrainConfig:
         return {key: value for key, value in asdict(self).items() if key not in ADDED or value}
 
 
-OF_RULE = (
+_OF_RULE = (
     "rule_option", "feedback", "scale", "transform", "mirror_every", "follow_every", "calibrate", "adafa_rate",
     "drtp_output", "positions",
 )  # fmt: skip
