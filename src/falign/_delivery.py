@@ -20,6 +20,7 @@ from torch.autograd import Function
 from falign._projector import Projection, multiplied, sent_part
 from falign._scratch import Scratch, plain_eager
 from falign.layers import KINDS
+from falign.rules._direct import confined, limit_of
 from falign.rules.rule import Rule
 from falign.transforms import Keep, Memory, Transform, apply_transforms
 
@@ -261,22 +262,6 @@ class _Direct(Function):
         )
 
 
-def limit_of(rule: Rule) -> float:
-    """Give the mean square of a cut input above which a direct rule drives it no further out; 0 for none."""
-    return getattr(rule, "limit", 0.0)
-
-
-def confined(error: Tensor, x: Tensor, limit: float) -> Tensor:
-    """Take from the error at x what drives x further out, as far as its mean square is above the limit.
-
-    ``e + max(0, 1 - limit/m) (|e|/|x|) x``: far above the limit a step along -e never has x grow.
-    """
-    exact = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision
-    size, norm = torch.linalg.vector_norm(error, dtype=exact), torch.linalg.vector_norm(x, dtype=exact)
-    above = (1 - limit * x.numel() / norm.square()).clamp(min=0)  # -inf of a silent layer
-    return error + (above * size / norm.clamp(min=torch.finfo(exact).tiny)).to(error.dtype) * x.to(error.dtype)
-
-
 def _inputs(held: tuple[Held, ...], tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """Collect what each B is made of: itself as it is kept, and its factors, which come behind all of these."""
     return [[tensors[number], *(tensors[len(held) + at] for at in one.factors)] for number, one in enumerate(held)]
@@ -289,8 +274,7 @@ def _change(
     rows = [
         matched(error, xs[index], shape, route, call=call) for index, other, _, route, call in routes if other == number
     ]
-    errors, inputs = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
-    change = rule.observe_error(matrix, errors, inputs) - matrix
+    change = rule.observe_error(matrix, *joined(rows)) - matrix
     return torch.where(change.isfinite().all(), change, torch.zeros_like(change))
 
 
@@ -477,6 +461,14 @@ def matched(
     x = x.movedim([letter for letter in target if letter in shared or letter == "c"].index("c"), -1)
     output = output.reshape(-1, shape[0])
     return output, _scaled(x.reshape(len(output), shape[1]), _share_of_each(target, shared, sizes))
+
+
+def joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put what belongs together in several calls of a layer below each other; that of one call is not copied."""
+    if len(rows) == 1:
+        return rows[0]
+    outputs, inputs = map(torch.cat, zip(*rows, strict=True))
+    return outputs, inputs
 
 
 def _at_shared(error: Tensor, route: Route, sizes: dict[str, int], call: int) -> tuple[Tensor, str]:

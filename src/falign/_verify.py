@@ -17,9 +17,8 @@ from falign._delivery import (
     Cut,
     Route,
     change_output_error,
-    confined,
     in_backward,
-    limit_of,
+    joined,
     matched,
     overrides_error,
 )
@@ -39,6 +38,7 @@ from falign._transport import (
 from falign._wiring import Start, Wiring, converted, feedbacks, observed, wiring_of
 from falign.layers import KINDS, Layer
 from falign.rules import Rule
+from falign.rules._direct import confined, limit_of
 from falign.transforms import apply_transforms
 
 
@@ -392,8 +392,7 @@ def _matrices(
         for layer in {cut.layer for cut in training}:
             calls = [cut for cut in training if cut.layer == layer]
             rows = [matched(error, cut.x.detach(), cut.shape, cut.routes[number], call=cut.call) for cut in calls]
-            errors, xs = map(torch.cat, zip(*rows, strict=True))
-            inputs[layer][moved] = rule.observe_error(inputs[layer][moved], errors, xs).detach()
+            inputs[layer][moved] = rule.observe_error(inputs[layer][moved], *joined(rows)).detach()
     return {layer: rule.feedback_matrix(*each) if rule.factored else each[0] for layer, each in inputs.items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from falign._attached import PASS_MARKS, Feedback, FeedbackOfParameters
-from falign._delivery import Cut, Way, deliver_direct, in_backward, matched, transformed
+from falign._delivery import Cut, Way, deliver_direct, in_backward, joined, matched, transformed
 from falign._guard import AveragedGradients
 from falign._memory import keep_change, memories_of
 from falign._outputs import NESTED, Output, as_output, fits, pick, substitute
@@ -391,7 +391,7 @@ def observed(rule: Rule, number: int, output: Tensor, cuts: list[Cut]) -> dict[s
         rows.setdefault(cut.layer, []).append(seen)
     with torch.no_grad():
         return {
-            cut.layer: rule.observe(cut.feedback[number], *map(torch.cat, zip(*rows[cut.layer], strict=True)))
+            cut.layer: rule.observe(cut.feedback[number], *joined(rows[cut.layer]))
             for cut in {cut.layer: cut for cut in cuts}.values()
         }
 

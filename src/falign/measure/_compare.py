@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +17,12 @@ from falign._wiring import preserve_state, unwrapped, wirings
 from falign.measure._alignment import Part, parts_of_rows, sum_products
 from falign.measure._floor import join, rounded_otherwise, roundoff_here, unreadable
 from falign.measure._passes import Loss, check_batch, check_loss, in_double, trainable
-from falign.measure._report import aligned, frame
+from falign.measure._report import OfLayers, aligned
 from falign.measure._steps import check_step_size, loss_changes
 from falign.rules import Rule
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 _FACTOR = 1.37
 """Of the loss in a second reading: every product on the way back rounds otherwise."""
@@ -59,7 +59,7 @@ class SuppliedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(OfLayers):
     """Suppliers of gradients beside the true one; prints as a table.
 
     Attributes:
@@ -71,18 +71,6 @@ class Comparison:
     loss: float
     step_size: float
     layers: tuple[SuppliedLayer, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Give the rows as dicts."""
-        return [asdict(layer) for layer in self.layers]
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Give the rows as a table.
-
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.rows())
 
     def __str__(self) -> str:
         head = f"loss {self.loss:.4g}; steps of {self.step_size:g} |θ|, layer by layer"

@@ -1,7 +1,7 @@
 """Agreement of the gradients of different batches: whether a direction is of the task or of the batch alone."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from falign._wiring import converted, unwrapped
 from falign.measure._alignment import lost_rows, parts_of_rows, summarise
 from falign.measure._angles import length
 from falign.measure._passes import Loss, rule_and_true_gradients
-from falign.measure._report import aligned, frame
+from falign.measure._report import OfLayers, aligned
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 FEWEST = 8
 """Batches from which on a mean over their pairs says something."""
@@ -42,7 +42,7 @@ class LayerConsistency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency:
+class Consistency(OfLayers):
     """Agreement of the gradients of different batches, by the rule and truly; prints as a table.
 
     Attributes:
@@ -54,18 +54,6 @@ class Consistency:
     rule: str
     batches: int
     layers: tuple[LayerConsistency, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Give the rows as dicts."""
-        return [asdict(layer) for layer in self.layers]
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Give the rows as a table.
-
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.rows())
 
     def __str__(self) -> str:
         def cell(row: LayerConsistency, value: float | None) -> str:

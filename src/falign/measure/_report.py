@@ -82,8 +82,26 @@ class LayerAlignment:
         return self.unreadable is not None and side in self.unreadable.split(", ")
 
 
+class OfLayers:
+    """Base of reports in which every layer is a row."""
+
+    layers: Any
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Give the rows as dicts, one a layer."""
+        return [asdict(layer) for layer in self.layers]
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Give the rows as a table, one a layer.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        return frame(self.rows())
+
+
 @dataclass(frozen=True, kw_only=True)
-class Alignment:
+class Alignment(OfLayers):
     """Agreement of the errors of one batch with the true ones; prints as a table.
 
     Attributes:
@@ -120,18 +138,6 @@ class Alignment:
     def unreadable(self) -> int:
         """Count the layers of which an angle rests on rounding."""
         return sum(any(layer.lost(side) for side in ("delivered", "received", "gradient")) for layer in self.layers)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Give the rows as dicts, one a layer."""
-        return [asdict(layer) for layer in self.layers]
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Give the rows as a table, one a layer.
-
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.rows())
 
     def __str__(self) -> str:
         dominance = "-" if self.dominance is None else f"{self.dominance:+.3g}"

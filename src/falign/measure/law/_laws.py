@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from falign._delivery import limit_of
 from falign._wiring import feedbacks
 from falign.layers import kind_of
 from falign.measure.law._balance import Balance
@@ -17,6 +16,7 @@ from falign.measure.law._products import Product, components
 from falign.measure.law._rates import Rates, departure
 from falign.measure.law._trace import Connection, Followed
 from falign.measure.law._weights import LinearMap, Neurons, map_of_layer
+from falign.rules._direct import limit_of
 
 
 @dataclass(frozen=True, kw_only=True)
