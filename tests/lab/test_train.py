@@ -205,6 +205,22 @@ def test_the_learning_rate_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
     assert still["test_loss"][3] == pytest.approx(still["test_loss"][1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [0.08, 0.06, 0.04, 0.02]), ("cosine", [0.08, 0.0682843, 0.04, 0.0117157])]
+)
+def test_the_learning_rate_follows_a_schedule(schedule: str, expected: list[float]) -> None:
+    options = resolve(config(rate_schedule=schedule, learning_rate=0.08, epochs=4))
+    learner = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+    for epoch, rate in enumerate(expected):
+        learner.begin_epoch(epoch)
+        assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-5)
+
+
+def test_a_decay_that_a_schedule_has_no_use_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--rate-decay 0\.5 has no effect under --rate-schedule linear"):
+        resolve(config(rate_schedule="linear", rate_decay=0.5))
+
+
 def test_no_epochs_measures_the_beginning(tmp_path: Path) -> None:
     records = train(config(epochs=0), tmp_path, console=quiet()).run.read_records()
     assert records.height == 1

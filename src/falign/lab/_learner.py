@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr, red
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
+from math import cos, pi
 from typing import Any, TypeVar
 
 import torch
@@ -121,9 +122,10 @@ class Learner:
             self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
+        """Set the learning rate of an epoch, counted from 0."""
+        rate = required(self.config.learning_rate) * _rate_factor(self.config, epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = required(self.config.learning_rate) * self.config.rate_decay**epoch
+            group["lr"] = rate
 
     def locate_fault(self, x: Tensor, done: int) -> Exception:
         """Make the exception for numbers that are not finite; it names the layer in which they came up first."""
@@ -183,6 +185,13 @@ class Learner:
 
     def _casting(self) -> AbstractContextManager[object]:
         return _casting(self.config)
+
+
+def _rate_factor(config: TrainConfig, epoch: int) -> float:
+    """The part of the first learning rate that an epoch has."""
+    done = epoch / max(1, config.epochs)
+    factors = {"exponential": config.rate_decay**epoch, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}
+    return factors[config.rate_schedule]
 
 
 def _casting(config: TrainConfig) -> AbstractContextManager[object]:

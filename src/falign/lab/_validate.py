@@ -28,6 +28,7 @@ from falign.lab.config import (
     DType,
     Optimizer,
     Positions,
+    RateSchedule,
     Schedule,
     TrainConfig,
     is_text,
@@ -263,6 +264,7 @@ def _check_choices(config: TrainConfig) -> None:
         "drtp_output": DrtpOutput,
         "positions": Positions,
         "optimizer": Optimizer,
+        "rate_schedule": RateSchedule,
         "ridge_schedule": Schedule,
         "dtype": DType,
         "autocast": Autocast,
@@ -300,6 +302,11 @@ def _check_effects(config: TrainConfig) -> None:
     for name, without_effect, why in ineffective:
         if getattr(config, name) is not None and without_effect:
             raise ConfigError(f"{option(name)} is {why}: leave it out")
+    if config.rate_schedule != "exponential" and config.rate_decay != 1:
+        raise ConfigError(
+            f"--rate-decay {config.rate_decay} has no effect under --rate-schedule {config.rate_schedule}: "
+            "leave one of them out"
+        )
     schedule = f"--ridge-schedule {config.ridge_schedule}"
     if config.ridge_schedule != "constant" and config.ridge_steps is None:
         raise ConfigError(f"{schedule} needs its time T: give --ridge-steps T")
