@@ -70,7 +70,8 @@ def _digits() -> np.ndarray:
             return np.loadtxt(file, delimiter=",", dtype=np.uint8)
     from sklearn.datasets import load_digits
 
-    return np.column_stack(load_digits(return_X_y=True)).astype(np.uint8)
+    pixels, targets = load_digits(return_X_y=True)
+    return np.column_stack([np.asarray(pixels), np.asarray(targets)]).astype(np.uint8)
 
 
 @runtime_checkable
