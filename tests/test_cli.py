@@ -261,7 +261,8 @@ def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(said.strip().splitlines()) == 1
 
 
-COMMANDS = ("train", "compare", "list", "reproduce", "status", "report", "doctor")
+COMMANDS = ("train", "tune", "compare", "list", "reproduce", "status", "report", "doctor")
+RUNNING = ("--workers", "--ray")
 OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
 
 
@@ -270,7 +271,8 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     rows = re.findall(r"^│ \*? *((?:DATASET )?--[a-z -]+)", said, re.M)
     names = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
-    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--trust", "--force", "--references"}
+    files = {"--data", "--out", "--resume", "--trust", "--force", "--references"}
+    assert names == {*OPTIONS, "--dataset", "--lr", *files, *RUNNING}
     assert set(OPTIONS) == {
         *(
             "--model",
@@ -312,7 +314,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("list", set()),
+        ("list", {"NAME", "--csv"}),
         (
             "reproduce",
             {
@@ -320,7 +322,7 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),
-        ("status", {"NAME", "--preset", "--out", "--against"}),
+        ("status", {"NAME", "--preset", "--out", "--against", "--csv"}),
         ("report", {"NAME", "--preset", "--out"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],
@@ -459,7 +461,7 @@ for package, words in (line.split("=") for line in sys.argv[1:]):
 
 
 def test_a_package_that_is_missing_or_broken_is_named() -> None:
-    words = {"cyclopts": "list", "rich": "train --help", "polars": "status", "jinja2": "report", "pooch": "list"}
+    words = {"cyclopts": "list", "rich": "train --help", "polars": "status", "jinja2": "report", "pooch": "list mnist"}
     words |= {
         "sklearn": "train digits --model mlp:64-8-10",
         "safetensors": "train digits --model lenet",

@@ -6,8 +6,9 @@ Matplotlib some tenths, and neither the help nor a mistyped option shall wait fo
 
 import gc
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
-from falign.lab._text import echo, standard_console
+from falign.lab._grid import Axis, Point, points, read_axes
+from falign.lab._text import echo, standard_console, table_csv
 from falign.lab.config import ConfigError, TrainConfig, option
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _FILES = Group("Files", sort_key=6)
 _WHERE = Group("Where it is computed", sort_key=7)
+_STUDY = Group("Study", sort_key=8)
 _RESULTS = Path("results")
 _Preset = Literal["smoke", "quick", "paper"]
 _ShownPreset = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
@@ -33,6 +36,7 @@ _CHANGEABLE = ("epochs",)
 """Options that may differ when a run is resumed."""
 
 _Folder = Annotated[Path, Parameter(group=_FILES)]
+_CSV = Annotated[bool, Parameter(negative="")]
 _SomeFolder = Annotated[Path | None, Parameter(group=_FILES)]
 _Data = Annotated[
     Path | None,
@@ -82,10 +86,16 @@ def train(
     trust: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
     force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
     references: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
 ) -> int:
     """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
 
     falign train digits --model mlp:64-128-10 --rule dfa
+
+    Options with several values train a grid of runs, and the same command again goes on with what is missing of it:
+
+    falign train digits --model mlp:64-128-10 --rule fa,dfa --seed 0..4 --lr 0.01,0.03
 
     Ctrl-C, TERM and HUP leave a run that --resume continues, to the same numbers; a second one stops it at once. Models
     of your own are tried before the first step: a line says what they are seen to keep in Python that no checkpoint
@@ -93,14 +103,20 @@ def train(
 
     Args:
         config: What to train.
-        data: Folder that holds the data sets; what is not there is downloaded.
-        out: The run folder.
+        data: Folder that holds the data sets; what is not there is downloaded. Or package.module:factory in place of
+            DATASET.
+        out: The run folder; of a grid the folder of its run folders.
         resume: Go on with the run in this folder; of its options only --epochs may be raised.
         trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
         references: Train frozen and shallow as well, into FOLDER-frozen and FOLDER-shallow, and compare: a rule of
             which deep layers learn is better than these.
+        workers: Processes that train the runs of a grid; 1 is this one alone.
+        ray: Train the runs of a grid on the Ray cluster at this address; local starts one here.
     """
+    for name, value in (("--workers", workers), ("--ray", ray)):
+        if value is not None:
+            raise ConfigError(f"{name} is {value}, but it is for a grid of runs: give an option several values")
     if resume is not None and references:
         raise ConfigError("--references is for a new run: train them by --rule frozen and --rule shallow")
     if resume is None and trust:
@@ -131,7 +147,7 @@ def train(
                     f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
                 )
         if not trust:
-            for code in (before.model, before.rule):
+            for code in (before.dataset, before.model, before.rule):
                 ask(code, origin.get(RECORDED), resume)
         outcome = go_on(resume, epochs=config.epochs, data=data)
     return _say(outcome)
@@ -169,29 +185,78 @@ def _train_beside(config: TrainConfig, out: Path | None, *, data: Path | None, f
 
 
 @app.command
-def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
-    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
+def tune(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    trials: Annotated[int, Parameter(group=_STUDY)] = 20,
+    data: _Data = None,
+    out: Annotated[_SomeFolder, Parameter(show_default=lambda _: "runs/tune-…, named after the options")] = None,
+    axes: Annotated[tuple[Axis, ...], Parameter(parse=False)] = (),
+) -> int:
+    """Search the learning rate, and any option given as a range, by images kept apart from the training set.
 
-    falign compare runs/digits-* --out digits.png
+    falign tune digits --model mlp:64-128-10 --rule dfa --lr 0.001..0.3 --momentum 0..0.95 --trials 20
+
+    Options with several values, --optimizer sgd,adam, are searched too. The test set is looked at once, at the end,
+    with the best trial. The same command again goes on with what is missing. Needs pip install "falign[tune]".
 
     Args:
-        runs: Run folders that falign train wrote.
+        config: What to train.
+        trials: Trainings in all.
+        data: Folder that holds the data sets; what is not there is downloaded. Or package.module:factory in place of
+            DATASET.
+        out: Folder in which the study is kept.
+        axes: What is searched.
+    """
+    if trials < 1:
+        raise ConfigError(f"--trials is {trials}, expected at least 1")
+    from falign.lab._validate import check_options
+
+    check_options(config)
+    from falign.lab import _tune
+
+    def make(words: Mapping[str, str]) -> TrainConfig:
+        named = [Axis(field=field, values=(word,)) for field, word in words.items()]
+        (point,) = points(_tune.words_of(config, without=words), named)
+        return _parse(point.words)[1].arguments["config"]
+
+    searched = _tune.searched(config, axes)
+    study = _tune.Study(config=config, axes=searched, make=make, trials=trials, out=out, data=data)
+    return _tune.tune(study, standard_console())
+
+
+@app.command
+def compare(*runs: Path, out: Path = Path("comparison.png"), csv: _CSV = False) -> int:
+    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
+
+    falign compare runs/* --out digits.png
+
+    Options in which the runs differ have columns; a second table sums up runs that differ in their seeds alone.
+
+    Args:
+        runs: Run folders that falign train wrote, folders of them, and Parquet files that falign.measure.Monitor saved.
         out: The picture, a PNG file.
+        csv: Print the table for programs, with all digits, and draw nothing.
     """
     if not runs:
         raise ConfigError("no run folders given: give one or more that falign train wrote")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
-    from falign.lab._run_folder import RunFolder
+    from falign.lab._run_folder import find_runs
 
-    for folder in runs:
-        RunFolder(folder).require()
+    found, others = find_runs(runs)
     from falign.lab import _compare as comparison
+
+    compared = comparison.read(found)
+    if csv:
+        echo(comparison.frame(compared).write_csv().rstrip())
+        return 0
+    for path in others:
+        echo(f"{path} is no run folder, and holds none: left out", error=True)
     from falign.lab._compare import comparison_figure
     from falign.lab._files import atomic_write
     from falign.lab.report._figures import png
 
-    compared = comparison.read(runs)
     comparison.show(compared, standard_console())
     atomic_write(out, png(comparison_figure(compared)))
     echo(f"the picture is {out}")
@@ -199,12 +264,30 @@ def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
 
 
 @app.command(name="list")
-def list_papers() -> int:
-    """List the papers and their experiments: number of runs at each preset, claims and figures."""
-    from falign.lab.experiment._reproduce import show_papers
+def list_names(
+    *names: Annotated[str, Parameter(name="NAME")],
+    csv: _CSV = False,
+) -> int:
+    """List papers with their experiments, data sets, rules and models, or show some of them in detail.
+
+    falign list song2021.figure2
+
+    Args:
+        names: What is shown in detail: papers, experiments, data sets, rules, models, or module:PAPER for a paper of
+            your own; none is the names of all.
+        csv: Print the names for programs, a row each.
+    """
+    if names and csv:
+        raise ConfigError("--csv is for the list of all names: leave it or NAME out")
+    from falign.lab import _listing
     from falign.papers import PAPERS
 
-    show_papers(PAPERS, standard_console())
+    if csv:
+        echo(table_csv(_listing.names_table(PAPERS)))
+    elif not names:
+        _listing.show_names(PAPERS, standard_console())
+    for name in names:
+        _listing.show_one(name, PAPERS, standard_console())
     return 0
 
 
@@ -274,6 +357,7 @@ def status(
     preset: _ShownPreset = None,
     out: _Folder = _RESULTS,
     against: _SomeFolder = None,
+    csv: _CSV = False,
 ) -> int:
     """Show how the runs of papers stand, and what their claims come to so far.
 
@@ -284,22 +368,29 @@ def status(
         preset: Which runs.
         out: Folder of the results.
         against: Folder of other results: compare the runs that are in both, at all presets.
+        csv: Print the table for programs, and nothing else.
     """
+    if csv and against is not None:
+        raise ConfigError("--csv is for the table of one folder: leave it or --against out")
     from falign.lab.experiment._selection import choose_preset, select
     from falign.papers import PAPERS
 
     selection = select(names, PAPERS)
     from falign.lab.experiment import _agreement
-    from falign.lab.experiment._reproduce import read_results, show_status
+    from falign.lab.experiment._reproduce import read_results, show_status, status_table
     from falign.lab.experiment._store import Store
 
     gc.freeze()  # modules stay: the collector need not look through them while many runs are read
     store = Store(folder=out, repairs=False)
     store.open(create=False)
     chosen, note = choose_preset(preset, store.counts(selection.experiments))
+    results = read_results(store, selection, chosen)
+    if csv:
+        echo(table_csv(status_table(store, selection, results, plain=True)))
+        return 0
     if note:
         echo(note)
-    show_status(store, selection, read_results(store, selection, chosen), standard_console())
+    show_status(store, selection, results, standard_console())
     if against is None:
         return 0
     other = Store(folder=against, repairs=False)
@@ -389,6 +480,35 @@ def run(words: Sequence[str]) -> int:
         ):  # from a shell's variable that is not set
             option_name = word or (before if before.startswith("--") else "an argument")
             raise ConfigError(f"{option_name} is empty: give a value, or leave it out")
+    words = _own_data(words)
+    if words[:1] not in (["train"], ["tune"]) or {"--help", "-h"} & {*words}:
+        command, bound = _parse(words)
+        return command(*bound.args, **bound.kwargs) or 0
+    common, axes = read_axes(words[1:], ranges=words[0] == "tune")
+    if words[0] == "train" and axes:
+        return _train_grid(points(["train", *common], axes), [axis.field for axis in axes])
+    lists = [replace(axis, values=axis.values[:1]) for axis in axes if axis.values]
+    command, bound = _parse(points([words[0], *common], lists)[0].words)
+    if axes and "config" in bound.arguments:  # not with --version, say
+        bound.arguments["axes"] = tuple(axes)
+    return command(*bound.args, **bound.kwargs) or 0
+
+
+def _own_data(words: Sequence[str]) -> list[str]:
+    """Let ``--data package.module:factory`` stand for the data set, which it makes."""
+    if words[:1] not in (["train"], ["tune"]):
+        return list(words)
+    code = r"[^:]*\w:[A-Za-z_][\w.]*"
+    text = re.sub(rf"\0--data[\0=]({code})(?=\0|$)", r"\0--dataset\0\1", "\0".join(words))
+    return text.split("\0")
+
+
+def _parse(words: Sequence[str]) -> tuple[Any, Any]:
+    """Find the command and its arguments.
+
+    Raises:
+        ConfigError: The words are none.
+    """
     try:
         command, bound, _ = app.parse_args(words, console=standard_console(), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -398,7 +518,38 @@ def run(words: Sequence[str]) -> int:
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path):
                 _check_path(path, "RUNS" if name == "runs" else option(name))
-    return command(*bound.args, **bound.kwargs) or 0
+    return command, bound
+
+
+def _train_grid(grid: Sequence[Point], axes: Sequence[str]) -> int:
+    """Train the runs of a grid, whose words are checked before any begins."""
+    from falign.lab._validate import check_options
+
+    if "--resume" in (word.partition("=")[0] for word in grid[0].words):
+        raise ConfigError(f"--resume is for one run, and here are {len(grid)}: the same command goes on with a grid")
+    configs = []
+    given: dict[str, Any] = {}
+    for point in grid:
+        try:
+            command, bound = _parse(point.words)
+            if "config" not in bound.arguments:  # --version, say
+                return command(*bound.args, **bound.kwargs) or 0
+            given = dict(bound.arguments)
+            configs.append((point.label, check_options(given["config"])))
+        except ConfigError as error:
+            raise ConfigError(f"{point.label}: {error}") from None
+    for name in ("references", "trust"):
+        if given.get(name):
+            raise ConfigError(f"--{name} is for one run, and here are {len(grid)}: leave it out")
+    from falign.lab._options import ExecutionOptions
+
+    options = ExecutionOptions(workers=given.get("workers"), data=given.get("data"), ray=given.get("ray"))
+    from falign.lab._sweep import members, sweep
+    from falign.lab.experiment._reproduce import make_executor
+
+    runs = members(configs, axes, given.get("out"))
+    executor, data, force = make_executor(options), given.get("data"), given.get("force", False)
+    return sweep(runs, data=data, replaces=force, executor=executor, console=standard_console())
 
 
 def _check_path(path: Path, name: str) -> None:

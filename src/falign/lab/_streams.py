@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from errno import EIO
 from io import TextIOWrapper
 from typing import Any
 from unicodedata import category
 
 _ALLOWED = "\n\t"
+_LONGEST_WORD = 100
+"""Letters of a mistyped word that are compared."""
 
 
 def plain(text: object) -> str:
@@ -46,6 +49,12 @@ def replace_unencodable(stream: Any) -> None:
     """Have a stream replace characters that its encoding lacks: no run shall end because of a Greek letter."""
     if isinstance(stream, TextIOWrapper) and stream.errors not in ("replace", "backslashreplace"):
         stream.reconfigure(errors="replace")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return a remark on a mistyped word, ``" (did you mean dfa?)"``, or nothing where no known one is like it."""
+    close = get_close_matches(word.lower()[:_LONGEST_WORD], list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 class TerminalStream:

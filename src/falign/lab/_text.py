@@ -1,13 +1,21 @@
 """Text for rich: names, messages and paths are data, and never markup or commands to a terminal."""
 
+import csv
+import io
+import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 from falign.lab._streams import echo, plain, replace_unencodable
 
-__all__ = ["echo", "one_line", "plain", "plain_cell", "print_plain", "standard_console"]
+__all__ = ["echo", "one_line", "plain", "plain_cell", "print_plain", "print_table", "standard_console", "table_csv"]
 
 
 def plain_cell(text: object) -> Text:
@@ -26,6 +34,74 @@ def standard_console(*, error: bool = False) -> Console:
     return Console(stderr=error)
 
 
+def print_table(table: Table, console: Console) -> None:
+    """Print a table so that nothing of it is cut: cells are broken between words, and a table too wide into parts.
+
+    Every part begins with the first column. What goes to a file or a pipe is as wide as it needs, unless the variable
+    ``COLUMNS`` says how wide that is.
+    """
+    wide = not console.is_terminal and "COLUMNS" not in os.environ
+    for part in [table] if wide else _parts(table, console.width):
+        if wide:
+            natural = Measurement.get(console, console.options.update(width=_WIDEST), part).maximum
+            console = Console(file=console.file, width=max(console.width, natural))
+        console.print(part)
+
+
+def table_csv(table: Table) -> str:
+    """Return the cells of a table as comma-separated values, with its header."""
+    content = io.StringIO()
+    rows = zip(*([str(each) for each in column.cells] for column in table.columns), strict=True)
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerows([[str(column.header) for column in table.columns], *rows])
+    return content.getvalue().rstrip("\n")
+
+
+def _parts(table: Table, width: int) -> list[Table]:
+    """Split a table by its columns into such as fit a width, if need be, and set the widths of the columns."""
+    between = sum(table.padding[1::2]) + 1  # a divider; the edges are two, and the dividers one less than the columns
+    sizes = [_sizes(column) for column in table.columns]
+    groups, used = [[0]], 1 + between + sizes[0][0]
+    for number, (least, _) in enumerate(sizes[1:], 1):
+        if used + between + least > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = 1 + between + sizes[0][0]
+        groups[-1].append(number)
+        used += between + least
+    parts = []
+    for group in groups:
+        part = Table(box=table.box, padding=table.padding, title=None if parts else table.title)
+        part.title_style = table.title_style
+        fitted = _fitted([sizes[number] for number in group], width - 1 - between * len(group))
+        for place, (number, size) in enumerate(zip(group, fitted, strict=True)):
+            column = replace(table.columns[number], _index=place, width=size, max_width=None, no_wrap=False)
+            part.columns.append(replace(column, overflow="fold"))
+        part.rows = table.rows
+        parts.append(part)
+    return parts
+
+
+def _sizes(column: Column) -> tuple[int, int]:
+    """Return how narrow a column may be, with lines broken between words, and how wide it would be."""
+    texts = [str(each) for each in (column.header, *column.cells)]
+    words = texts if column.no_wrap else [word for text in texts for word in text.split(" ")]
+    most = column.max_width or _WIDEST
+    return min(most, max(map(cell_len, words))), min(most, max(map(cell_len, texts)))
+
+
+def _fitted(sizes: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Return the widths of columns that share a line: the widest becomes narrower as long as that breaks no word."""
+    widths = [most for _, most in sizes]
+    while sum(widths) > room:
+        larger = [number for number, (least, _) in enumerate(sizes) if widths[number] > least]
+        if not larger:
+            break
+        widths[max(larger, key=widths.__getitem__)] -= 1
+    return widths
+
+
+_WIDEST = 10_000
+"""Letters of a line of a table at most."""
 _LENGTH = 300
 """Letters of an error's text that are repeated in a message."""
 

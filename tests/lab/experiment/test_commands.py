@@ -16,9 +16,10 @@ from rich.console import Console
 
 from falign import papers
 from falign.cli import main
+from falign.lab._listing import show_one
 from falign.lab.experiment import grid
 from falign.lab.experiment._leases import RunLeases
-from falign.lab.experiment._reproduce import read_results, show_papers, show_status
+from falign.lab.experiment._reproduce import read_results, show_status
 from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._selection import select
 from falign.lab.experiment._store import Store
@@ -47,6 +48,11 @@ def rows(said: str) -> dict[str, list[str]]:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run(["list"], capsys)
     assert code == 0
+    assert "toy: Nobody. Toys. nowhere. https://example.org\n  one, two\n" in said
+    assert "rules: bp, fa, dfa" in said
+    code, said, _ = run(["list", "toy", "toy.one"], capsys)
+    assert code == 0
+    assert "claim " in said
     assert rows(said) == {"toy.one": ["10", "10", "10", "2", "0"], "toy.two": ["5", "5", "5", "1", "0"]}
     assert "toy: Nobody. Toys. nowhere. https://example.org" in said
 
@@ -153,7 +159,7 @@ def test_a_narrow_terminal_cuts_no_word(width: int, tmp_path: Path) -> None:
     printed = io.StringIO()
     console = Console(file=printed, force_terminal=True, width=width, color_system=None)
     show_status(store, selection, read_results(store, selection, "smoke"), console)
-    show_papers({"toy": whole}, console)
+    show_one("toy", {"toy": whole}, console)
     said = printed.getvalue()
     tables = [line for line in said.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= width

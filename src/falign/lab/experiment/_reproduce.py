@@ -14,7 +14,7 @@ from rich.table import Table
 from falign.lab._memory import GIB, available
 from falign.lab._options import ExecutionOptions
 from falign.lab._signals import ImmediateStop, Stopped
-from falign.lab._text import plain_cell, print_plain
+from falign.lab._text import plain_cell, print_plain, print_table
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _store
 from falign.lab.experiment._execution import Executor
@@ -25,7 +25,7 @@ from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
 from falign.lab.experiment._selection import Selection
-from falign.lab.experiment._specification import PRESETS, Experiment, Paper, Setting
+from falign.lab.experiment._specification import Experiment, Setting
 from falign.lab.experiment._store import Store
 
 WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, Path]]
@@ -183,25 +183,8 @@ def memory_limit(options: ExecutionOptions) -> int:
 
 # Tables in the terminal.
 
-_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe."""
 _TEXT_COLUMNS = ("experiment", "paper's claims", "theory and beyond", "other")
 _VERDICTS = {"holds": "hold", "fails": "fail", "not run": "not run"}
-
-
-def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
-    """Print the papers and their experiments, with numbers of runs, claims and figures."""
-    if not papers:
-        print_plain(console, "there are no papers yet")
-    for paper in papers.values():
-        print_plain(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
-        table = _table("experiment", *(f"{preset} runs" for preset in PRESETS), "claims judged", "figures")
-        for each in paper.experiments:
-            runs = [str(len(each.tasks(preset))) for preset in PRESETS]
-            _add(table, each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
-        _print(table, console)
-        for each in paper.experiments:
-            print_plain(console, f"  {each.name}: {each.title} ({each.source})")
 
 
 def show_status(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
@@ -213,43 +196,71 @@ def show_status(store: Store, selection: Selection, papers: Sequence[PaperResult
         papers: Results of their papers.
         console: Where it is printed.
     """
-    chosen = {experiment.name for experiment in selection.experiments}
-    results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
-    leased = leased_runs_read_only(store)
-    table = _table("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
-    stated, derived = Counter(), Counter()
-    for result in results:
-        by_origin = [
-            Counter(each.verdict for each in result.verdicts if (each.claim.origin == "paper") is of_paper)
-            for of_paper in (True, False)
-        ]
-        stated, derived = stated + by_origin[0], derived + by_origin[1]
-        missing = result.runs.filter(pl.col("status") == "missing")["key"]
-        at_work = sum(key in leased for key in missing)
-        others = {
-            "running": at_work,
-            **{status: result.count(status) for status in ("diverged", "failed", "no data")},
-            "missing": missing.len() - at_work,
-        }
-        _add(
-            table,
-            result.experiment.name,
-            str(result.runs.height),
-            str(result.count("done")),
-            duration(float(result.runs["seconds"].sum())),
-            *(_verdict_counts(each) or "-" for each in by_origin),
-            ", ".join(f"{number} {status}" for status, number in others.items() if number),
-        )
-    _print(table, console)
+    results = _chosen(selection, papers)
+    print_table(status_table(store, selection, papers), console)
     for result in results:
         for status in ("failed", "diverged", "no data"):
             _print_first(result, status, console)
         if others := result.others:
             which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
             print_plain(console, f"{result.experiment.name}: {which} left alone")
+    stated, derived = (
+        sum((_verdicts(result, of_paper=of_paper) for result in results), Counter()) for of_paper in (True, False)
+    )
     print_plain(console, f"the papers' claims: {_verdict_counts(stated) or 'none'}")
     if derived:
         print_plain(console, f"what follows from the theory, and beyond: {_verdict_counts(derived)}")
+
+
+def status_table(store: Store, selection: Selection, papers: Sequence[PaperResults], *, plain: bool = False) -> Table:
+    """Make the table of the state of experiments, one row each.
+
+    Args:
+        store: The store, which tells which missing runs are being computed.
+        selection: The experiments to show.
+        papers: Results of their papers.
+        plain: Whether it is for programs: a column for each count, and the time in seconds.
+    """
+    leased = leased_runs_read_only(store)
+    counted = (*_STATUSES, "missing")
+    names = ("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
+    verdicts = tuple(f"{origin} {word}" for origin in ("paper", "theory") for word in _VERDICTS.values())
+    table = _table(*(("experiment", "runs", "done", "seconds", *counted, *verdicts) if plain else names))
+    for result in _chosen(selection, papers):
+        missing = result.runs.filter(pl.col("status") == "missing")["key"]
+        at_work = sum(key in leased for key in missing)
+        others = {
+            "running": at_work,
+            **{status: result.count(status) for status in _STATUSES[1:]},
+            "missing": missing.len() - at_work,
+        }
+        claims = [_verdicts(result, of_paper=of_paper) for of_paper in (True, False)]
+        first = (result.experiment.name, str(result.runs.height), str(result.count("done")))
+        seconds = float(result.runs["seconds"].sum())
+        if plain:
+            _add(
+                table,
+                *first,
+                f"{seconds:.3f}",
+                *map(str, others.values()),
+                *(str(c[v]) for c in claims for v in _VERDICTS),
+            )
+            continue
+        told = ", ".join(f"{number} {status}" for status, number in others.items() if number)
+        _add(table, *first, duration(seconds), *(_verdict_counts(each) or "-" for each in claims), told)
+    return table
+
+
+_STATUSES = ("running", "diverged", "failed", "no data")
+
+
+def _chosen(selection: Selection, papers: Sequence[PaperResults]) -> list[Results]:
+    chosen = {experiment.name for experiment in selection.experiments}
+    return [result for paper in papers for result in paper.results if result.experiment.name in chosen]
+
+
+def _verdicts(result: Results, *, of_paper: bool) -> Counter[str]:
+    return Counter(each.verdict for each in result.verdicts if (each.claim.origin == "paper") is of_paper)
 
 
 def _print_first(result: Results, status: str, console: Console) -> None:
@@ -271,20 +282,10 @@ def _table(*columns: str) -> Table:
     """Make an empty table with texts aligned to the left and numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right")
+        left = column in _TEXT_COLUMNS
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "time")
     return table
 
 
 def _add(table: Table, *texts: str) -> None:
     table.add_row(*map(plain_cell, texts))
-
-
-def _print(table: Table, console: Console) -> None:
-    """Print a table: cells of one that is too wide are broken between words, and never cut."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, _WIDTH))
-    for column in table.columns:
-        texts = [str(each) for each in (column.header, *column.cells)]
-        column.min_width = max(len(word) for text in texts for word in text.split(" "))
-        column.no_wrap = column.header == "time" or not any(" " in text for text in texts)
-    console.print(table)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 
+from falign.lab._streams import suggestion
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
 from falign.lab.experiment._specification import PRESETS, Experiment, Paper
@@ -50,7 +51,8 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     for name in names:
         if name not in papers and name not in known:
             listed = ", ".join([*papers, *sorted(known)]) or "none"
-            raise ConfigError(f"NAME is {name!r}, expected a paper or an experiment: {listed}")
+            close = suggestion(name, [*papers, *known])
+            raise ConfigError(f"NAME is {name!r}{close}, expected a paper or an experiment: {listed}")
     chosen = tuple(
         paper.experiment(name)
         for paper in papers.values()
