@@ -548,6 +548,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def unwrapped_optimizer(optimizer: Any) -> Any:
+    """Give the optimizer within Accelerate's and Lightning's wrappers: the one whose steps are real ones."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 #: The classes of layers that a rule takes.
 LAYERS = frozenset(base for kind in KINDS.values() for base in kind.types)
 

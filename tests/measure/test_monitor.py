@@ -99,30 +99,6 @@ def test_a_resumed_monitor_goes_on():
     assert [row["step"] for row in second.records if row["layer"] == "0"] == [0, 2, 4]
 
 
-def test_tensorboard_reads_what_is_written(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    model, data = build("mlp", "fa"), batches(3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Monitor(model, every=1, optimizer=optimizer, tensorboard=tmp_path / "events") as monitor:
-        train(model, optimizer, data, monitor)
-    events = EventAccumulator(str(tmp_path / "events"))
-    events.Reload()
-    tags = events.Tags()
-    assert "alignment of neurons/2" in tags["histograms"]
-    shown = {
-        "angle of the gradient/2": "gradient_angle",
-        "angle of the optimizer's step/2": "displacement_angle",
-    }
-    for tag, column in shown.items():
-        assert [event.step for event in events.Scalars(tag)] == [0, 1, 2]
-        values = [row[column] for row in monitor.records if row["layer"] == "2"]
-        np.testing.assert_allclose([event.value for event in events.Scalars(tag)], values, rtol=1e-6)
-    dominance = [row["dominance"] for row in monitor.records if row["layer"] == "2"]
-    np.testing.assert_allclose([e.value for e in events.Scalars("network/dominance D")], dominance, rtol=1e-6)
-
-
 def test_one_sentence_for_bad_input():
     model, (x, y) = build("mlp", "fa"), batch("mlp")
     with pytest.raises(ValueError, match="is not converted"):

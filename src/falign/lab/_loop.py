@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from falign.integrations import TensorBoardLogger
 from falign.lab import _checkpoints
 from falign.lab._batches import order
 from falign.lab._checkpoints import TrainingState
@@ -20,7 +21,7 @@ from falign.lab._setup import Setup
 from falign.lab._signals import GracefulStop
 from falign.lab._tables import NETWORK_COLUMNS, TEXT_COLUMNS, finite_or_none, layer_rows, neuron_table
 from falign.measure import Alignment
-from falign.measure._monitor import write, writer
+from falign.measure._monitor import log_alignment
 
 _LARGEST_EXPONENT = 709.0
 """Losses above it have a perplexity that no float holds."""
@@ -182,10 +183,10 @@ class Events:
 
     Args:
         run: Folder of the run.
-        to: TensorBoard's writer.
+        to: TensorBoard.
     """
 
-    def __init__(self, run: RunFolder, to: Any) -> None:
+    def __init__(self, run: RunFolder, to: TensorBoardLogger) -> None:
         self._run = run
         self._to = to
 
@@ -196,15 +197,13 @@ class Events:
             WriteError: It cannot be written, or the folder is no longer the run's.
         """
         self._run.check_lock()
+        tested = {
+            "/".join(reversed(name.split("_"))): record[name] for name in _SCALARS if record.get(name) is not None
+        }
+        if record.get("perplexity") is not None:
+            tested["perplexity/test"] = record["perplexity"]
         with _write_errors(self._run):
-            for name in _SCALARS:
-                if record.get(name) is not None:
-                    split, quantity = name.split("_")
-                    self._to.add_scalar(f"{quantity}/{split}", record[name], record["step"])
-            if record.get("perplexity") is not None:
-                self._to.add_scalar("perplexity/test", record["perplexity"], record["step"])
-            write(self._to, record["step"], alignment)
-            self._to.flush()  # TensorBoard's thread would write what waits even into a folder that was given away
+            log_alignment(self._to, record["step"], alignment, **tested)
 
 
 @contextmanager
@@ -226,7 +225,7 @@ def open_events(run: RunFolder, state: TrainingState, *, wanted: bool) -> Iterat
         yield None
         return
     with _write_errors(run):
-        to = writer(run.events, begin=state.step + 1 if state.records else 0)
+        to = TensorBoardLogger(run.events, begin=state.step + 1 if state.records else 0)
     try:
         yield Events(run, to)
     finally:

@@ -5,7 +5,7 @@ from falign.measure._alignment import alignment, gradient_angles
 from falign.measure._angles import angle
 from falign.measure._compare import Comparison, SuppliedLayer, compare
 from falign.measure._consistency import Consistency, LayerConsistency, consistency
-from falign.measure._monitor import Monitor
+from falign.measure._monitor import Logger, Monitor
 from falign.measure._report import Alignment, LayerAlignment
 from falign.measure.law import ConservationLaw, Law, LawReport, LawRow
 
@@ -19,6 +19,7 @@ __all__ = [
     "LawRow",
     "LayerAlignment",
     "LayerConsistency",
+    "Logger",
     "Monitor",
     "SuppliedLayer",
     "alignment",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from falign._attached import Feedback
 from falign._expand import Product
-from falign._wiring import converted, feedbacks, unwrapped, wirings
+from falign._wiring import converted, feedbacks, unwrapped, unwrapped_optimizer, wirings
 from falign.layers import Layer, kind_of, weight_of
 from falign.measure._angles import Products, products
 from falign.measure._floor import join, overflows, read_twice, suspicious, unit_roundoff, unreadable, unreadable_errors
@@ -254,6 +254,7 @@ def alignment(
     """
     model = unwrapped(model)
     converted(model)
+    optimizer = unwrapped_optimizer(optimizer)
     moved = {} if optimizer is None else trained_parameters(model, optimizer)
     check_step_size(step_size)
     passes = rule_and_true_gradients(model, loss_fn, x, y)

@@ -2,20 +2,20 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from falign._validation import describe
-from falign._wiring import Wiring, converted, unwrapped
+from falign._wiring import Wiring, converted, unwrapped, unwrapped_optimizer
 from falign.measure._alignment import PendingRecord, measure_alignment, trained_parameters
 from falign.measure._passes import Loss
-from falign.measure._report import Alignment, LayerAlignment, frame
+from falign.measure._report import Alignment, frame
 from falign.measure._steps import check_step_size
 
 if TYPE_CHECKING:
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Writer(Protocol):
-    """A TensorBoard writer, such as ``torch.utils.tensorboard.SummaryWriter``."""
+class Logger(Protocol):
+    """Destination of measured numbers: TensorBoard, MLflow, Weights & Biases (``falign.integrations``), or your own.
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Write one number."""
+    One that also has a method ``histogram(name, values, step)``, values a tensor (neurons,), is given the alignment of
+    the neurons of every layer.
+    """
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Write the numbers of one step, by name."""
         ...
 
-    def add_histogram(self, tag: str, values: Tensor, global_step: int) -> Any:
-        """Write a histogram."""
+    def close(self) -> None:
+        """Write what still waits, and end."""
         ...
 
 
@@ -48,45 +52,26 @@ SCALARS = {
     "growth": "growth of the activations",
     "loss_change": "loss change of a step of the layer",
 }
-"""Column of a layer's row -> group of tags, one tag a layer in it."""
+"""Column of a layer's row -> group of names, one name a layer in it."""
 
 
-def writer(folder: str | Path, *, begin: int | None = None) -> Any:
-    """Make a writer into a folder that ``tensorboard --logdir`` opens.
-
-    Args:
-        folder: Where to.
-        begin: Step from which on what an earlier writer wrote there is void.
-
-    Raises:
-        ImportError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError('TensorBoard is not installed: pip install "falign[tensorboard]"') from None
-    return SummaryWriter(str(folder), purge_step=begin)
-
-
-def write(to: Writer, step: int, report: Alignment) -> None:
-    """Write one measurement at a step."""
+def named_values(report: Alignment) -> dict[str, float]:
+    """Name the numbers of one measurement: of the network, and of every layer, grouped by what they are."""
     network = {"loss": report.loss, "descent -dL_dt": report.descent, "dominance D": report.dominance}
     network["unreadable layers"] = float(report.unreadable)
-    for name, value in network.items():
-        if value is not None:
-            to.add_scalar(f"network/{name}", value, step)
+    values = {f"network/{name}": value for name, value in network.items()}
     for row in report.layers:
-        write_row(to, step, row)
-    for name, cosines in report.neuron_cosines.items():
-        to.add_histogram(f"alignment of neurons/{name}", cosines, step)
+        values |= {f"{group}/{row.layer}": getattr(row, column) for column, group in SCALARS.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def write_row(to: Writer, step: int, row: LayerAlignment) -> None:
-    """Write one layer's numbers."""
-    for column, group in SCALARS.items():
-        value = getattr(row, column)
-        if value is not None:
-            to.add_scalar(f"{group}/{row.layer}", value, step)
+def log_alignment(to: Logger, step: int, report: Alignment, **others: float) -> None:
+    """Log one measurement at a step, with other numbers of that step."""
+    to.log(others | named_values(report), step)
+    histogram = getattr(to, "histogram", None)
+    if histogram is not None:
+        for name, cosines in report.neuron_cosines.items():
+            histogram(f"alignment of neurons/{name}", cosines, step)
 
 
 #: The monitor at work on a converted model; held weakly, so one that was dropped does not bar the way.
@@ -115,7 +100,7 @@ class Monitor:
         model: A converted model, also within ``torch.compile`` or DDP.
         every: Measure at the first call and at every so many-th after it.
         optimizer: The one that trains the model, for the displacements.
-        tensorboard: A folder for TensorBoard, or a writer of one's own (it is not closed).
+        logger: Where every measurement is logged as well; it is yours to close.
         step_size: With it, the loss after a step of each layer alone is measured too, a forward a layer; see
             ``falign.measure.alignment``.
 
@@ -127,7 +112,7 @@ class Monitor:
     Raises:
         ValueError: The model is not converted or has a monitor already, ``every`` is no positive whole number, or the
             optimizer holds none of the model's parameters.
-        ImportError: A folder for TensorBoard is given, but TensorBoard is not installed.
+        TypeError: The logger has no ``log``.
     """
 
     def __init__(
@@ -136,10 +121,10 @@ class Monitor:
         *,
         every: int = 100,
         optimizer: torch.optim.Optimizer | None = None,
-        tensorboard: "str | Path | Writer | None" = None,
+        logger: Logger | None = None,
         step_size: float | None = None,
     ) -> None:
-        self._model = unwrapped(model)
+        self._model, optimizer = unwrapped(model), unwrapped_optimizer(optimizer)
         self._wirings = converted(self._model)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {describe(every)}, expected a whole number of steps from 1 on")
@@ -148,8 +133,12 @@ class Monitor:
         check_step_size(step_size)
         self._step_size = step_size
         self._moved = {} if optimizer is None else trained_parameters(self._model, optimizer)
-        self._owns = isinstance(tensorboard, (str, Path))
-        self._writer: Any = writer(tensorboard) if isinstance(tensorboard, (str, Path)) else tensorboard
+        if logger is not None and not callable(getattr(logger, "log", None)):
+            raise TypeError(
+                f"logger is {describe(logger)}, expected an object with log(values, step) and close(), such as "
+                "falign.integrations.TensorBoardLogger(folder)"
+            )
+        self._logger = logger
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(_telling(ref(self)))
         for wiring in self._wirings:
             _MONITORS[wiring] = ref(self)
@@ -242,8 +231,6 @@ class Monitor:
         self._wirings = []
         if self._hook is not None:
             self._hook.remove()
-        if self._owns:
-            self._writer.close()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -264,8 +251,8 @@ class Monitor:
 
     def _finish(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting is not None and self._writer is not None:
-            write(self._writer, waiting.step, waiting.report)
+        if waiting is not None and self._logger is not None:
+            log_alignment(self._logger, waiting.step, waiting.report)
 
 
 def _telling(monitor: "ReferenceType[Monitor]") -> Callable[..., None]:

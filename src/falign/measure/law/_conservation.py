@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from falign._delivery import transformed
 from falign._survey import call
-from falign._wiring import converted, is_measured, unwrapped
+from falign._wiring import converted, is_measured, unwrapped, unwrapped_optimizer
 from falign.measure.law._balance import Balance
 from falign.measure.law._downstream import DownstreamBatchNorm
 from falign.measure.law._laws import Law, WatchedLaw, find_laws
@@ -66,7 +66,7 @@ class ConservationLaw:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, example: Any = None) -> None:
         self.model = unwrapped(model)
-        self.optimizer = optimizer
+        self.optimizer = optimizer = unwrapped_optimizer(optimizer)
         self.steps = 0
         self._laws: dict[str, WatchedLaw] | None = None
         self._pending_state: dict[str, Any] | None = None
