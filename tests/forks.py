@@ -17,6 +17,7 @@ for script in sys.argv[2:]:
         for number in (1, 2):
             os.dup2(os.open(f"{script}.{number}", os.O_WRONLY | os.O_CREAT), number)
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # among its own parts
         runpy.run_path(script, run_name="__main__")
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
