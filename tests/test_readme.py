@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text(encoding="utf-8"))
 
+IMPORTS = ("torch", "sklearn.datasets", "falign.measure", "falign.init", "falign.theory.two_layer")
+"""Imported once, before any of them runs: most of their time."""
+
 
 def examples(path: Path) -> list[str]:
     """Code of a page."""
@@ -21,7 +24,8 @@ def examples(path: Path) -> list[str]:
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 def test_examples_run_as_they_are_printed(tmp_path):
     """Of the README and of every page of the docs all in a row."""
-    first, *others = run_each(["\n".join(examples(path)) for path in (README, *PAGES)], tmp_path)
+    scripts = ["\n".join(examples(path)) for path in (README, *PAGES)]
+    first, *others = run_each(scripts, tmp_path, imports=IMPORTS)
     assert first.returncode == 0, first.stderr
     accuracy = float(re.search(r"test accuracy ([\d.]+)", first.stdout)[1])
     assert accuracy > 0.88
