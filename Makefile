@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-checked test-unchecked test-slow lint bench clean
+.PHONY: demo docs test test-checked test-unchecked test-slow lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m falign.lab.demo runs/demo
@@ -23,6 +23,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: .venv/installed
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --jobs 2 --quiet --doctree-dir build/doctrees docs build/site
+	@echo the site is build/site/index.html
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
