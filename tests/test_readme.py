@@ -17,6 +17,7 @@ PAGES = (
     "architectures.md",
     "reach.md",
     "transformers.md",
+    "training.md",
 )
 
 
