@@ -209,7 +209,7 @@ def table(runs: Sequence[RunData]) -> Table:
         made.add_column(short(name), overflow="fold", max_width=_WIDTH)
     perplexity = ("perplexity",) if texts else ()
     for name in ("epochs", "test %", "best %", "train loss", *perplexity, "angles °", "D", "seconds"):
-        made.add_column(name, justify="right", no_wrap=name == "angles °")
+        made.add_column(name, justify="right", no_wrap=True)
     for name in ("law", "status") if checked else ("status",):
         made.add_column(name, no_wrap=True)
     for run in runs:
@@ -238,7 +238,7 @@ def groups(runs: Sequence[RunData]) -> Table | None:
         made.add_column(short(name), overflow="fold", max_width=_WIDTH)
     perplexity = ("perplexity",) if texts else ()
     for name in ("n", "test %", "best %", "train loss", *perplexity, "mean angle °", "D"):
-        made.add_column(name, justify="right", no_wrap=name not in ("train loss", "mean angle °"))
+        made.add_column(name, justify="right", no_wrap=True)
     made.add_column("status")
     for group in grouped.values():
         numbers = [run.numbers() for run in group]

@@ -82,9 +82,11 @@ def _parts(table: Table, width: int) -> list[Table]:
 
 
 def _sizes(column: Column) -> tuple[int, int]:
-    """Return how narrow a column may be, with lines broken between words, and how wide it would be."""
-    texts = [str(each) for each in (column.header, *column.cells)]
-    words = texts if column.no_wrap else [word for text in texts for word in text.split(" ")]
+    """Return how narrow a column may be, with lines broken between words, and how wide it is."""
+    cells = [str(each) for each in column.cells]
+    texts = [str(column.header), *cells]
+    broken = [str(column.header)] if column.no_wrap else texts
+    words = [*(word for text in broken for word in text.split(" ")), *(cells if column.no_wrap else ())]
     most = column.max_width or _WIDEST
     return min(most, max(map(cell_len, words))), min(most, max(map(cell_len, texts)))
 

@@ -84,12 +84,14 @@ class TrainConfig:
 
     Attributes:
         dataset: Images: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
-            folder of IDX files or of images by class. Text, whose next character is learned: pydoc, the reference of
-            the Python language that Python brings along, or text:FILE, a file in UTF-8.
+            folder of IDX files or of images by class, or package.module:factory, data of your own. Text, whose next
+            character is learned: pydoc, the reference of the Python language that Python brings along, or text:FILE, a
+            file in UTF-8.
         model: For images mlp:SIZES (mlp:784-1000-10), lenet, lenet-average (pooling), lenet-norm (batch normalisation),
             resnet8, resnet20, residual (residual:width=256,blocks=4), or vit (vit:patch=4,width=64,blocks=4,heads=4);
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
-            images row by row, and package.module:factory; the package is looked for in the working folder first.
+            images row by row, and package.module:factory, or FILE.py:factory; the package is looked for in the working
+            folder first.
         activation: Between the layers of mlp and the kinds of lenet, and in the blocks of residual, vit and gpt.
         rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd, ldfa, afa,
             frozen or shallow, or package.module:Rule, a rule of your own.
