@@ -15,14 +15,17 @@ from types import ModuleType
 from typing import Any
 
 import jupytext
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.util.typing import stringify_annotation
 
 import falign
 
 FOLDER = "_generated"
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+_ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")
 _OPTIONS = {"class": ["   :members:"], "function": [], "data": ["   :no-value:"]}
 DEPTH = {"theory": 3, "lab": 3, "papers": 3}
 """Parts of the package of which each part has a page of its own."""
@@ -35,6 +38,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-updated", _name_all)
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon, which adds markup of its own
     app.connect("autodoc-process-docstring", _escape_types, priority=600)
+    app.connect("autodoc-process-signature", _shorten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -170,6 +174,13 @@ def _escape_types(app: Sphinx, what: str, name: str, value: Any, options: Any, l
     for index, line in enumerate(lines):
         if line.startswith(":vartype"):
             lines[index] = re.sub(r"(?<!\\)\*", r"\\*", line)
+
+
+def _shorten(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Call NumPy's ``ArrayLike`` by its name, and not by the eight types that it stands for."""
+    return signature and signature.replace(_ARRAY_LIKE, "ArrayLike"), returns
 
 
 def _constant(value: Any) -> str:
