@@ -101,7 +101,7 @@ def _public() -> dict[str, ModuleType]:
 
 @cache
 def _aliases() -> dict[str, list[str]]:
-    """Where a name is shown, and the other public paths to the same thing: by its own module, if that is public."""
+    """Find where a name is shown (in its own module, if that is public), and the other public paths to it."""
     public = _public()
     paths: dict[Any, list[str]] = defaultdict(list)
     for module, value in public.items():
@@ -155,9 +155,7 @@ def _name_all(app: Sphinx, env: BuildEnvironment) -> None:
 
 def _escape(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are formulas in plain text: outside of code, bars and stars are no markup."""
-    if what == "data" and inspect.getdoc(value) == inspect.getdoc(
-        type(value)
-    ):  # nothing is said of the constant itself
+    if what == "data" and inspect.getdoc(value) == inspect.getdoc(type(value)):  # nothing is said of it alone
         lines[:] = [_constant(value), ""]
     block = False  # behind a double colon everything is code
     for index, line in enumerate(lines):
