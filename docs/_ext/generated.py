@@ -15,14 +15,17 @@ from types import ModuleType
 from typing import Any
 
 import jupytext
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.util.typing import stringify_annotation
 
 import falign
 
 FOLDER = "_generated"
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+_ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")
 _OPTIONS = {"class": ["   :members:"], "function": [], "data": ["   :no-value:"]}
 DEPTH = {"theory": 3, "lab": 3, "papers": 3}
 """Parts of the package of which each part has a page of its own."""
@@ -35,6 +38,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-updated", _name_all)
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon, which adds markup of its own
     app.connect("autodoc-process-docstring", _escape_types, priority=600)
+    app.connect("autodoc-process-signature", _shorten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -97,7 +101,7 @@ def _public() -> dict[str, ModuleType]:
 
 @cache
 def _aliases() -> dict[str, list[str]]:
-    """Where a name is shown, and the other public paths to the same thing: by its own module, if that is public."""
+    """Find where a name is shown (in its own module, if that is public), and the other public paths to it."""
     public = _public()
     paths: dict[Any, list[str]] = defaultdict(list)
     for module, value in public.items():
@@ -151,9 +155,7 @@ def _name_all(app: Sphinx, env: BuildEnvironment) -> None:
 
 def _escape(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are formulas in plain text: outside of code, bars and stars are no markup."""
-    if what == "data" and inspect.getdoc(value) == inspect.getdoc(
-        type(value)
-    ):  # nothing is said of the constant itself
+    if what == "data" and inspect.getdoc(value) == inspect.getdoc(type(value)):  # nothing is said of it alone
         lines[:] = [_constant(value), ""]
     block = False  # behind a double colon everything is code
     for index, line in enumerate(lines):
@@ -170,6 +172,13 @@ def _escape_types(app: Sphinx, what: str, name: str, value: Any, options: Any, l
     for index, line in enumerate(lines):
         if line.startswith(":vartype"):
             lines[index] = re.sub(r"(?<!\\)\*", r"\\*", line)
+
+
+def _shorten(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Call NumPy's ``ArrayLike`` by its name, and not by the eight types that it stands for."""
+    return signature and signature.replace(_ARRAY_LIKE, "ArrayLike"), returns
 
 
 def _constant(value: Any) -> str:

@@ -59,7 +59,8 @@ def _matrices(rule: type[Rule]) -> str:
     shape = "W's shape" if rule.wiring == "layerwise" else "(outputs, features)"
     moves = "learned" if rule.learned else "fresh in every pass" if rule.fresh else "W's signs now" if rule.magnitudes \
         else "moved by the rule" if _moves(rule) else "fixed"  # fmt: skip
-    return f"{shape}; {moves}"
+    made = " of two factors" if rule.factors is not Rule.factors else ""
+    return f"{shape}{made}; {moves}"
 
 
 def _moves(rule: type[Rule]) -> bool:
@@ -78,7 +79,9 @@ def _memory(name: str) -> str:
     plain = {id(each) for each in (*model.parameters(), *model.buffers())}
     falign.convert(model, name, seed=0, example=torch.zeros(2, 784))
     kept = sum(each.numel() for each in (*model.parameters(), *model.buffers()) if id(each) not in plain)
-    return f"{kept / weights:.2f} × W" if kept else "none"
+    if kept < 100:
+        return "a number a layer" if kept else "none"
+    return f"{kept / weights:.2f} × W"
 
 
 def _passes(rule: type[Rule]) -> str:
@@ -103,6 +106,8 @@ def _attention(name: str, rule: type[Rule]) -> str:
     problems = falign.check(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), name, example=x)
     if problems:
         return "refused"
+    if rule.trained_layers is not None:
+        return "–"
     return {"direct": "e B at every position", "layerwise": "exactly, B for q, k, v, o"}.get(rule.wiring, "exactly")
 
 
@@ -134,4 +139,4 @@ def _source(rule: type[Rule]) -> str:
     """Author and year from the docstring."""
     text = " ".join(inspect.getdoc(rule).split("Source:")[1].split("\n\n")[0].split())
     found = re.match(r"(.*?\b(?:19|20)\d\d)", text)
-    return (found[1] if found else text.split(".")[0]).replace("|", "\\|")
+    return (found[1].rpartition("(")[2] if found else text.split(".")[0]).replace("``", "`")

@@ -36,8 +36,8 @@ def read(text: str) -> NotebookNode:
 
 def _execute(app: Sphinx) -> None:
     folder = Path(app.srcdir, FOLDER)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))]
-    notebooks = [jupytext.reads(text, fmt="py:percent") for text in texts]
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}
+    notebooks = [jupytext.reads(text, fmt="py:percent") for text in texts.values()]
     fresh = FRESH.format(folder=str(folder))
     cells = [cell for each in notebooks for cell in (nbformat.v4.new_code_cell(fresh), *each.cells)]
     _of_nobody(Path(app.doctreedir, "ipython", "profile_default"))
@@ -45,7 +45,11 @@ def _execute(app: Sphinx) -> None:
         NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120, kernel_name="python3").execute()
     except CellExecutionError as error:
         raise ExtensionError(f"a tutorial fails:\n{error}") from None
-    for text, notebook in zip(texts, notebooks, strict=True):
+    for (name, text), notebook in zip(texts.items(), notebooks, strict=True):
+        link = (
+            f"{{download}}`This page as a notebook <../_generated/{name}.ipynb>`"
+        )
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(link))
         language = {"name": "python", "pygments_lexer": "ipython3"}
         notebook.metadata.update(
             kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"}, language_info=language

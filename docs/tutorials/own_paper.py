@@ -6,12 +6,6 @@
 # linear network: that it reaches the solution, and that a wider network is no slower.
 
 # %%
-import os
-import tempfile
-from pathlib import Path
-
-os.chdir(tempfile.mkdtemp())
-Path("my_paper.py").write_text('''
 import polars as pl
 import torch
 from torch import nn
@@ -61,15 +55,36 @@ LINEAR = Experiment(
     seeds={"smoke": 3},
     run=run,
     claims=(
-        Claim(name="solved", statement="Feedback alignment reaches the solution.", reference="section 2",
-              method="Loss after 400 steps.", tolerance_reason="A fiftieth of the first loss.", read=solved),
-        Claim(name="width", statement="A wider network is no slower.", reference="section 3",
-              method="Mean losses after 400 steps.", tolerance_reason="The sign of the difference.",
-              read=wider_is_no_worse),
+        Claim(
+            name="solved",
+            statement="Feedback alignment reaches the solution.",
+            reference="section 2",
+            method="Loss after 400 steps.",
+            tolerance_reason="A fiftieth of the first loss.",
+            read=solved,
+        ),
+        Claim(
+            name="width",
+            statement="A wider network is no slower.",
+            reference="section 3",
+            method="Mean losses after 400 steps.",
+            tolerance_reason="The sign of the difference.",
+            read=wider_is_no_worse,
+        ),
     ),
 )
 MINE = Paper(name="mine", title="A linear map", authors="Me", venue="a note", address="none", experiments=(LINEAR,))
-''')
+
+# %% [markdown]
+# It has to be a module, in the working folder or in a package. Here the cell above is saved as one.
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+os.chdir(tempfile.mkdtemp())
+Path("my_paper.py").write_text(In[-2])  # what IPython was given before
 
 # %% [markdown]
 # `falign reproduce my_paper:MINE --preset smoke` in a shell is the same as
