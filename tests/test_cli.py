@@ -129,9 +129,9 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["train", "mnist", "--model", "lenet", "--data", "nothing"],
         ["the data folder nothing is not a folder"],
     ),
-    "reproduce a name": (["reproduce", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
-    "status of a name": (["status", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
-    "report of a name": (["report", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
+    "reproduce a name": (["reproduce", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
+    "status of a name": (["status", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
+    "report of a name": (["report", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
     "preset": (["reproduce", "--preset", "large"], ["large", "smoke", "quick", "paper"]),
     "workers": (["reproduce", "--workers", "0"], ["--workers is 0, expected at least 1"]),
     "workers' word": (["reproduce", "--workers", "many"], ["--workers", "many"]),
@@ -314,16 +314,27 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("list", {"NAME", "--csv"}),
+        ("list", {"NAME", "--paper", "--csv"}),
         (
             "reproduce",
             {
-                *("NAME", "--preset", "--only", "--seeds", "--out", "--data", "--workers", "--memory", "--device"),
+                *(
+                    "NAME",
+                    "--paper",
+                    "--preset",
+                    "--only",
+                    "--seeds",
+                    "--out",
+                    "--data",
+                    "--workers",
+                    "--memory",
+                    "--device",
+                ),
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),
-        ("status", {"NAME", "--preset", "--out", "--against", "--csv"}),
-        ("report", {"NAME", "--preset", "--out"}),
+        ("status", {"NAME", "--paper", "--preset", "--out", "--against", "--csv"}),
+        ("report", {"NAME", "--paper", "--preset", "--out"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],
 )
@@ -334,7 +345,7 @@ def test_the_help_of_the_laboratory_is_frozen(
     assert code == 0
     assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|--)[A-Z a-z-]*)", said, re.M)} == options
     words = " ".join(said.replace("│", " ").split())
-    preset = "quick" if command == "reproduce" else "the one of which most runs are there"
+    preset = "quick" if command == "reproduce" else "of each experiment the one of which most runs are there"
     choices = f"[choices: smoke, quick, paper] [default: {preset}]"
     for name, default in {"--preset": choices, "--out": "[default: results]"}.items():
         assert (default in words) == (name in options)

@@ -28,7 +28,9 @@ _WHERE = Group("Where it is computed", sort_key=7)
 _STUDY = Group("Study", sort_key=8)
 _RESULTS = Path("results")
 _Preset = Literal["smoke", "quick", "paper"]
-_ShownPreset = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
+_ShownPreset = Annotated[
+    _Preset | None, Parameter(show_default=lambda _: "of each experiment the one of which most runs are there")
+]
 _MAX_NAME = 255
 """Bytes of a file's name on all usual file systems."""
 _FOLDER = "runs/DATASET-MODEL-RULE-SEED, then -OPTION=VALUE for each that is not the default"
@@ -38,6 +40,8 @@ _CHANGEABLE = ("epochs",)
 _Folder = Annotated[Path, Parameter(group=_FILES)]
 _CSV = Annotated[bool, Parameter(negative="")]
 _SomeFolder = Annotated[Path | None, Parameter(group=_FILES)]
+_Names = Annotated[str, Parameter(name="NAME")]
+_Own = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 _Data = Annotated[
     Path | None,
     Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache"),
@@ -264,38 +268,39 @@ def compare(*runs: Path, out: Path = Path("comparison.png"), csv: _CSV = False) 
 
 
 @app.command(name="list")
-def list_names(
-    *names: Annotated[str, Parameter(name="NAME")],
-    csv: _CSV = False,
-) -> int:
+def list_names(*names: _Names, paper: _Own = (), csv: _CSV = False) -> int:
     """List papers with their experiments, data sets, rules and models, or show some of them in detail.
 
     falign list song2021.figure2
 
     Args:
-        names: What is shown in detail: papers, experiments, data sets, rules, models, or module:PAPER for a paper of
-            your own; none is the names of all.
+        names: What is shown in detail: papers, experiments, data sets, rules, models; none is the names of all.
+        paper: A paper of your own, module:PAPER or path/to/file.py:PAPER; may be given several times.
         csv: Print the names for programs, a row each.
     """
     if names and csv:
         raise ConfigError("--csv is for the list of all names: leave it or NAME out")
     from falign.lab import _listing
+    from falign.lab.experiment._selection import select
     from falign.papers import PAPERS
 
+    own = {each.name: each for each in select((), PAPERS, paper).papers} if paper else {}
+    known = {**PAPERS, **own}
     if csv:
-        echo(table_csv(_listing.names_table(PAPERS)))
-    elif not names:
-        _listing.show_names(PAPERS, standard_console())
-    for name in names:
-        _listing.show_one(name, PAPERS, standard_console())
+        echo(table_csv(_listing.names_table(known)))
+    elif not names and not own:
+        _listing.show_names(known, standard_console())
+    for name in names or own:
+        _listing.show_one(name, known, standard_console())
     return 0
 
 
 @app.command
 def reproduce(
-    *names: Annotated[str, Parameter(name="NAME")],
+    *names: _Names,
+    paper: _Own = (),
     preset: _Preset = "quick",
-    only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    only: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     seeds: int | None = None,
     out: _Folder = _RESULTS,
     data: _Data = None,
@@ -315,7 +320,8 @@ def reproduce(
     Called again, it does only what is missing; several may work on one folder at once.
 
     Args:
-        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
+        names: Papers or experiments; none is all papers.
+        paper: A paper of your own, module:PAPER or path/to/file.py:PAPER; may be given several times.
         preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
         only: AXIS=VALUE, or several values with commas between them: only runs of these; may be given several times.
         seeds: Only the first so many seeds.
@@ -342,18 +348,19 @@ def reproduce(
     from falign.lab.experiment._selection import narrow, select
     from falign.papers import PAPERS
 
-    selection = select(names, PAPERS)
+    selection = select(names, PAPERS, paper)
     if only or seeds is not None:
         selection = narrow(selection, only, seeds, preset)
     from falign.lab.experiment import _reproduce
 
-    executor, limit = _reproduce.make_executor(options), _reproduce.memory_limit(options)
+    executor, limit = _reproduce.make_executor(options, selection.modules), _reproduce.memory_limit(options)
     return _reproduce.reproduce(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
 
 
 @app.command
 def status(
-    *names: Annotated[str, Parameter(name="NAME")],
+    *names: _Names,
+    paper: _Own = (),
     preset: _ShownPreset = None,
     out: _Folder = _RESULTS,
     against: _SomeFolder = None,
@@ -364,7 +371,8 @@ def status(
     falign status song2021 --preset quick
 
     Args:
-        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
+        names: Papers or experiments; none is all papers.
+        paper: A paper of your own, module:PAPER or path/to/file.py:PAPER; may be given several times.
         preset: Which runs.
         out: Folder of the results.
         against: Folder of other results: compare the runs that are in both, at all presets.
@@ -372,23 +380,24 @@ def status(
     """
     if csv and against is not None:
         raise ConfigError("--csv is for the table of one folder: leave it or --against out")
-    from falign.lab.experiment._selection import choose_preset, select
+    from falign.lab.experiment._selection import choose_presets, select, told_presets
     from falign.papers import PAPERS
 
-    selection = select(names, PAPERS)
+    selection = select(names, PAPERS, paper)
     from falign.lab.experiment import _agreement
-    from falign.lab.experiment._reproduce import read_results, show_status, status_table
+    from falign.lab.experiment._reproduce import read_results, runs_there, show_status, status_table
     from falign.lab.experiment._store import Store
 
     gc.freeze()  # modules stay: the collector need not look through them while many runs are read
     store = Store(folder=out, repairs=False)
     store.open(create=False)
-    chosen, note = choose_preset(preset, store.counts(selection.experiments))
+    there = runs_there(store, selection.papers)
+    chosen = choose_presets(selection.papers, there, preset)
     results = read_results(store, selection, chosen)
     if csv:
         echo(table_csv(status_table(store, selection, results, plain=True)))
         return 0
-    if note:
+    if note := told_presets(chosen, {each.name: there[each.name] for each in selection.experiments}, preset):
         echo(note)
     show_status(store, selection, results, standard_console())
     if against is None:
@@ -400,7 +409,8 @@ def status(
 
 @app.command
 def report(
-    *names: Annotated[str, Parameter(name="NAME")],
+    *names: _Names,
+    paper: _Own = (),
     preset: _ShownPreset = None,
     out: _Folder = _RESULTS,
 ) -> int:
@@ -409,30 +419,31 @@ def report(
     falign report song2021 --preset quick
 
     Args:
-        names: Papers, experiments whose papers are meant, or module:PAPER for one of your own; none is all papers.
+        names: Papers, or experiments whose papers are meant; none is all papers.
+        paper: A paper of your own, module:PAPER or path/to/file.py:PAPER; may be given several times.
         preset: Which runs.
         out: Folder of the results, where the page is written.
     """
-    from falign.lab.experiment._selection import choose_preset, select
+    from falign.lab.experiment._selection import choose_presets, select, told_presets
     from falign.papers import PAPERS
 
-    selection = select(names, PAPERS)
+    selection = select(names, PAPERS, paper)
     from falign.lab._files import RunError
-    from falign.lab.experiment._reproduce import read_results
+    from falign.lab.experiment._reproduce import read_results, runs_there, tell_pages
     from falign.lab.experiment._store import Store
     from falign.lab.report import write_report
 
     gc.freeze()  # modules stay: the collector need not look through them while many runs are read
     store = Store(folder=out, repairs=False)
     store.open(create=False)
-    counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
-    chosen, note = choose_preset(preset, counts)
-    if any(counts.values()) and not counts[chosen]:
+    there = runs_there(store, selection.papers)
+    chosen = choose_presets(selection.papers, there, preset)
+    note = told_presets(chosen, there, preset)
+    if preset and note:
         raise RunError(f"{note}; the page was left as it is")
     if note:
         echo(note)
-    page, numbers = write_report(out, read_results(store, selection, chosen))
-    echo(f"the page is {page}, the same as JSON {numbers}")
+    tell_pages(write_report(out, read_results(store, selection, chosen)), echo)
     return 0
 
 

@@ -4,8 +4,11 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,7 +18,17 @@ from rich.text import Text
 
 from falign.lab._streams import echo, plain, replace_unencodable
 
-__all__ = ["echo", "one_line", "plain", "plain_cell", "print_plain", "print_table", "standard_console", "table_csv"]
+__all__ = [
+    "echo",
+    "explained",
+    "one_line",
+    "plain",
+    "plain_cell",
+    "print_plain",
+    "print_table",
+    "standard_console",
+    "table_csv",
+]
 
 
 def plain_cell(text: object) -> Text:
@@ -117,3 +130,25 @@ def one_line(error: BaseException) -> str:
         text = ""
     text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
     return f"{kind}: {text}" if text else kind
+
+
+_OTHERS = ("<", str(Path(__file__).parents[1]), str(Path(walk_tb.__code__.co_filename).parent))
+"""Beginnings of the files that are not the user's: of no file, falign's, Python's."""
+
+
+def explained(error: BaseException, *functions: Callable[..., Any]) -> str:
+    """Return kind, text and place of an error of the user's code: "KeyError: 'loss' (mine.py:31)".
+
+    The place is the last line at work of a file of the functions, else of the user's own: polars raises an error deep
+    inside of itself, and the line to look at is the one that asked for the column.
+
+    Args:
+        error: The error, caught.
+        functions: The functions that were called.
+    """
+    own = {getattr(getattr(function, "__code__", None), "co_filename", None) for function in functions}
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)][1:]
+    of_user = [frame for frame in frames if not frame[0].startswith(_OTHERS) and "site-packages" not in frame[0]]
+    inside = [frame for frame in frames if frame[0] in own] or of_user
+    where = f" ({plain(Path(inside[-1][0]).name)}:{inside[-1][1]})" if inside else ""
+    return one_line(error) + where

@@ -18,17 +18,18 @@ from falign.lab._text import plain_cell, print_plain, print_table
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _store
 from falign.lab.experiment._execution import Executor
-from falign.lab.experiment._leases import RunLeases, leased_runs_read_only
+from falign.lab.experiment._leases import RunLeases, leases_read_only
 from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._progress import ProgressDisplay, RunCounts, duration
 from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
-from falign.lab.experiment._selection import Selection
-from falign.lab.experiment._specification import Experiment, Setting
+from falign.lab.experiment._selection import Selection, choose_presets
+from falign.lab.experiment._specification import Experiment, Paper, Setting
 from falign.lab.experiment._store import Store
 
-WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, Path]]
+WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, list[Path]]]
+"""(Folder, results) -> the index of all pages, and the pages that were written."""
 
 
 def reproduce(
@@ -69,27 +70,38 @@ def reproduce(
         with ImmediateStop() as stop:
             _run(store, selection.experiments, preset, executor, memory, console, stop)
             store.check()
-            papers = read_results(store, selection, preset)
+            there = runs_there(store, selection.papers)
+            presets = choose_presets(selection.papers, there, preset, selection.experiments)
+            papers = read_results(store, selection, presets)
             show_status(store, selection, papers, console)
             pages = (write_report or _report())(out, papers)
             store.check()
     except KeyboardInterrupt as interruption:
         store.log(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
         return interruption.code if isinstance(interruption, Stopped) else 130
-    store.log(f"the page is {pages[0]}, the same as JSON {pages[1]}")
+    tell_pages(pages, store.log)
     asked = {task.key for experiment in selection.experiments for task in experiment.tasks(preset)}
     endings = [result.runs.filter(pl.col("key").is_in(asked))["status"] for each in papers for result in each.results]
     return int(any(statuses.is_in(["failed", "missing"]).any() for statuses in endings))
 
 
-def read_results(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:
-    """Read all that a store holds of the papers of a selection, at a preset."""
+def read_results(store: Store, selection: Selection, presets: Mapping[str, str]) -> tuple[PaperResults, ...]:
+    """Read all that a store holds of the papers of a selection.
+
+    Args:
+        store: The store.
+        selection: The papers, and what was asked for.
+        presets: {full name of an experiment: its preset}.
+    """
     return tuple(
-        PaperResults(
-            paper=paper, preset=preset, results=tuple(store.results(each, preset) for each in paper.experiments)
-        )
+        PaperResults(paper=paper, results=tuple(store.results(each, presets[each.name]) for each in paper.experiments))
         for paper in selection.papers
     )
+
+
+def runs_there(store: Store, papers: Sequence[Paper]) -> dict[str, dict[str, set[str]]]:
+    """Find the runs that are there: {full name of an experiment: {preset: their keys}}."""
+    return {each.name: store.there(each) for paper in papers for each in paper.experiments}
 
 
 def _run(
@@ -137,17 +149,27 @@ def _run(
         ).run()
 
 
+def tell_pages(pages: tuple[Path, list[Path]], say: Callable[[str], None]) -> None:
+    """Say where the pages are."""
+    index, written = pages
+    say(f"the page is {written[0]}, the same as JSON beside it" if len(written) == 1 else "the pages are")
+    for page in written if len(written) > 1 else ():
+        say(f"  {page}")
+    say(f"all papers: {index}")
+
+
 def _report() -> WriteReport:
     from falign.lab.report import write_report  # draws figures, so it is only imported when it is needed
 
     return write_report
 
 
-def make_executor(options: ExecutionOptions) -> Executor:
+def make_executor(options: ExecutionOptions, modules: Sequence[str] = ()) -> Executor:
     """Make the executor that options ask for.
 
     Args:
         options: The options.
+        modules: Names of modules that the nodes of a cluster do not have.
 
     Returns:
         The executor, not yet entered.
@@ -159,7 +181,8 @@ def make_executor(options: ExecutionOptions) -> Executor:
     if options.ray is not None:
         from falign.lab.experiment._ray import RayExecutor  # Ray is an extra of its own
 
-        return RayExecutor(options.ray, setting, cpus_per_run=options.cpus, gpus_per_run=options.gpus)
+        share = {"cpus_per_run": options.cpus, "gpus_per_run": options.gpus}
+        return RayExecutor(options.ray, setting, **share, modules=modules)
     device, devices = torch.device(options.device), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= devices:
         raise ConfigError(
@@ -183,7 +206,7 @@ def memory_limit(options: ExecutionOptions) -> int:
 
 # Tables in the terminal.
 
-_TEXT_COLUMNS = ("experiment", "paper's claims", "theory and beyond", "other")
+_TEXT_COLUMNS = ("experiment", "preset", "paper's claims", "theory and beyond", "other")
 _VERDICTS = {"holds": "hold", "fails": "fail", "not run": "not run"}
 
 
@@ -198,7 +221,14 @@ def show_status(store: Store, selection: Selection, papers: Sequence[PaperResult
     """
     results = _chosen(selection, papers)
     print_table(status_table(store, selection, papers), console)
+    _, killed = leases_read_only(store)
+    if number := sum(int(result.runs["key"].is_in(list(killed)).sum()) for result in results):
+        were = "1 run was" if number == 1 else f"{number} runs were"
+        print_plain(console, f"{were} at work when their command was killed: the same command computes them")
     for result in results:
+        for verdict in result.verdicts:
+            if verdict.broken:
+                print_plain(console, f"{result.experiment.name}: {verdict.claim.name}: {verdict.message}")
         for status in ("failed", "diverged", "no data"):
             _print_first(result, status, console)
         if others := result.others:
@@ -216,42 +246,41 @@ def status_table(store: Store, selection: Selection, papers: Sequence[PaperResul
     """Make the table of the state of experiments, one row each.
 
     Args:
-        store: The store, which tells which missing runs are being computed.
+        store: The store, which tells which missing runs are being computed, and which were when a command was killed.
         selection: The experiments to show.
         papers: Results of their papers.
-        plain: Whether it is for programs: a column for each count, and the time in seconds.
+        plain: Whether it is for programs: a column for each count and for the preset, and the time in seconds.
     """
-    leased = leased_runs_read_only(store)
-    counted = (*_STATUSES, "missing")
-    names = ("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
+    leased, killed = leases_read_only(store)
+    results = _chosen(selection, papers)
+    preset = ("preset",) if plain or len({result.preset for result in results}) > 1 else ()
+    counted = ("running", "killed", *_ENDINGS, "missing")
+    names = ("time", "paper's claims", "theory and beyond", "other")
     verdicts = tuple(f"{origin} {word}" for origin in ("paper", "theory") for word in _VERDICTS.values())
-    table = _table(*(("experiment", "runs", "done", "seconds", *counted, *verdicts) if plain else names))
-    for result in _chosen(selection, papers):
+    table = _table("experiment", *preset, "runs", "done", *(("seconds", *counted, *verdicts) if plain else names))
+    for result in results:
         missing = result.runs.filter(pl.col("status") == "missing")["key"]
-        at_work = sum(key in leased for key in missing)
+        at_work, ended = sum(key in leased for key in missing), sum(key in killed for key in missing)
         others = {
             "running": at_work,
-            **{status: result.count(status) for status in _STATUSES[1:]},
-            "missing": missing.len() - at_work,
+            "killed": ended,
+            **{status: result.count(status) for status in _ENDINGS},
+            "missing": missing.len() - at_work - ended,
         }
         claims = [_verdicts(result, of_paper=of_paper) for of_paper in (True, False)]
-        first = (result.experiment.name, str(result.runs.height), str(result.count("done")))
+        shown = [result.preset] if preset else []
+        first = (result.experiment.name, *shown, str(result.runs.height), str(result.count("done")))
         seconds = float(result.runs["seconds"].sum())
         if plain:
-            _add(
-                table,
-                *first,
-                f"{seconds:.3f}",
-                *map(str, others.values()),
-                *(str(c[v]) for c in claims for v in _VERDICTS),
-            )
+            verdict_counts = (str(each[verdict]) for each in claims for verdict in _VERDICTS)
+            _add(table, *first, f"{seconds:.3f}", *map(str, others.values()), *verdict_counts)
             continue
         told = ", ".join(f"{number} {status}" for status, number in others.items() if number)
         _add(table, *first, duration(seconds), *(_verdict_counts(each) or "-" for each in claims), told)
     return table
 
 
-_STATUSES = ("running", "diverged", "failed", "no data")
+_ENDINGS = ("diverged", "failed", "no data")
 
 
 def _chosen(selection: Selection, papers: Sequence[PaperResults]) -> list[Results]:
