@@ -72,7 +72,7 @@ def show_one(name: str, papers: Mapping[str, Paper], console: Console) -> None:
     if is_built_in(name) and name.partition(":")[0] in _MODELS:
         return _show_model(name.partition(":")[0], console)
     experiments = {each for paper in papers.values() for each in paper.names}
-    if name not in papers and name not in experiments:
+    if ":" not in name and name not in papers and name not in experiments:
         known = [*papers, *experiments, *DATASETS, *TEXTS, *RULES, *_MODELS]
         raise ConfigError(
             f"NAME is {name!r:.80}{suggestion(name, known)}, expected a paper, an experiment, a data set, a rule or a "
