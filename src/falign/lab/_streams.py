@@ -11,24 +11,11 @@ from difflib import get_close_matches
 from errno import EIO
 from io import TextIOWrapper
 from typing import Any
-from unicodedata import category
 
-_ALLOWED = "\n\t"
+from falign._style import plain
+
 _LONGEST_WORD = 100
 """Letters of a mistyped word that are compared."""
-
-
-def plain(text: object) -> str:
-    r"""Escape everything in a text that is invisible or that steers a terminal.
-
-    Names, messages and paths are data: one that holds control characters could rewrite what a terminal shows. They
-    become ``\x1b`` and the like, as do characters that turn the direction of writing; a byte of a file name that is not
-    UTF-8 becomes ``\xfc``. Line breaks and tabs stay.
-
-    Args:
-        text: A text, or what ``str`` makes one of.
-    """
-    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in str(text))
 
 
 def echo(text: object, *, error: bool = False) -> None:
@@ -135,13 +122,3 @@ def flush(stream: Any) -> OSError | None:
             os.close(silence)
         return error
     return None
-
-
-def _is_visible(letter: str) -> bool:
-    return letter.isprintable() or letter in _ALLOWED or category(letter) == "Zs"
-
-
-def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # a byte that the file system's encoding does not know
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape", "surrogatepass").decode()
