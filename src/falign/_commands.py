@@ -448,6 +448,57 @@ def report(
 
 
 @app.command
+def query(
+    sql: Annotated[str | None, Parameter(name="SQL", show_default=False)] = None,
+    *,
+    store: Annotated[
+        tuple[Path, ...], Parameter(group=_FILES, negative="", show_default=lambda _: "results and runs, as there are")
+    ] = (),
+    csv: Annotated[Path | None, Parameter(group=_FILES, allow_leading_hyphen=True)] = None,
+    rows: int = 100,
+) -> int:
+    """Run a query in SQL over results: runs, records and claims of papers, trainings and their measurements.
+
+    falign query "SELECT experiment, status, count(*) FROM runs GROUP BY ALL"
+
+    Without a query it lists the tables and their columns. It only reads.
+
+    Args:
+        sql: One SELECT, in DuckDB's dialect.
+        store: A folder of falign reproduce, a run folder of falign train, or a folder of these; several times for more.
+        csv: Write the result into this file, all of it, as CSV; - is standard output.
+        rows: Rows that are printed at most.
+    """
+    if rows < 1:
+        raise ConfigError(f"--rows is {rows}, expected a number from 1 on")
+    if csv is not None and sql is None:
+        raise ConfigError('--csv needs a query: falign query "SELECT …" --csv FILE')
+    from falign.lab import _query
+
+    folders = list(store) or [folder for folder in (_RESULTS, Path("runs")) if folder.is_dir()]
+    if not folders:
+        raise ConfigError("there is neither a folder results nor runs here: name one with --store")
+    from falign.papers import PAPERS
+
+    there = _query.views(folders, PAPERS)
+    if sql is None:
+        _query.show_views(there, standard_console())
+        return 0
+    result = _query.run_query(sql, there)
+    if csv is None:
+        _query.show(result, standard_console(), rows)
+    elif str(csv) == "-":
+        for lines in _query.as_csv(result):
+            echo(lines.removesuffix("\n"))
+    else:
+        from falign.lab._files import atomic_write
+
+        atomic_write(csv, "".join(_query.as_csv(result)).encode())
+        echo(f"the result is {csv}")
+    return 0
+
+
+@app.command
 def doctor(
     *,
     data: _Data = None,

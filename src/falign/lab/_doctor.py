@@ -28,7 +28,12 @@ _LEFTOVERS = {
     ".corrupt": "damaged files that were set aside: harmless, delete them once you have looked at them",
     ".lock": "locks of processes that are gone: harmless, they hold nothing back",
 }
-_OPTIONAL = {"ray": "for --ray", "tensorboard": "for --tensorboard"}
+_OPTIONAL = {
+    "ray": "for --ray",
+    "tensorboard": "for --tensorboard",
+    "query": "for falign query",
+    "explore": "for falign explore",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

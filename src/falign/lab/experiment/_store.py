@@ -191,7 +191,7 @@ def _records_table(points: pl.DataFrame, stored: Catalogue, positions: np.ndarra
     if not any(frame.height for frame in frames):
         return points.clear()
     task_of_record = np.concatenate([repeated[layout] for layout in layouts])
-    records = frames[0] if len(frames) == 1 else _concat_layouts(frames)
+    records = frames[0] if len(frames) == 1 else concat_layouts(frames)
     if (task_of_record[1:] < task_of_record[:-1]).any():  # runs of several layouts alternate
         order = np.argsort(task_of_record, kind="stable")
         task_of_record, records = task_of_record[order], records[pl.Series(order, dtype=pl.UInt32)]
@@ -207,7 +207,7 @@ def _records_table(points: pl.DataFrame, stored: Catalogue, positions: np.ndarra
     return whole.select(*points.columns, *records.columns)
 
 
-def _concat_layouts(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def concat_layouts(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Concatenate tables of different columns, each column of a type that holds what all of them have.
 
     polars takes whole numbers beside floats for floats, and truth values beside numbers for numbers. Here columns
