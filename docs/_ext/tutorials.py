@@ -46,9 +46,7 @@ def _execute(app: Sphinx) -> None:
     except CellExecutionError as error:
         raise ExtensionError(f"a tutorial fails:\n{error}") from None
     for (name, text), notebook in zip(texts.items(), notebooks, strict=True):
-        link = (
-            f"{{download}}`This page as a notebook <../_generated/{name}.ipynb>`"
-        )
+        link = f"{{download}}`This page as a notebook <../_generated/{name}.ipynb>`"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(link))
         language = {"name": "python", "pygments_lexer": "ipython3"}
         notebook.metadata.update(
