@@ -33,7 +33,7 @@ model = falign.convert(network(), "fa", seed=0)
 
 # %% [markdown]
 # A loop as any other. The first rule in the list, `bp`, is backpropagation; the last, `frozen`, trains the last layer alone. A rule
-# that teaches hidden layers has to end between the two.
+# that teaches hidden layers has to end clearly above that. (One seed of a small network: differences of a point say nothing.)
 
 
 # %%
