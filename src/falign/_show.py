@@ -59,7 +59,7 @@ class Sheet:
         if not self.table:
             return ""
         titles, *lines = self.table
-        style = 'style="text-align: {}; white-space: nowrap"'
+        style = 'style="text-align: {}; white-space: nowrap; padding: 0.15em 0.7em"'
         styles = [style.format("left" if place in self.left else "right") for place in range(len(titles))]
         top = "".join(f'<th scope="col" {each}>{_html(cell)}</th>' for each, cell in zip(styles, titles, strict=True))
         rows = "".join(
