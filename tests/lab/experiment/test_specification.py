@@ -99,7 +99,10 @@ def test_names_mean_papers_or_experiments() -> None:
     assert [each.name for each in select(["toy.two", "toy.two"], papers).experiments] == ["toy.two"]
     assert select(["toy.two"], papers).papers == (papers["toy"],), "the report shows the whole paper"
     assert [each.name for each in select(["toy.two", "toy"], papers).experiments] == ["toy.one", "toy.two"]
-    with pytest.raises(ConfigError, match=r"NAME is 'tony', expected a paper or an experiment: toy, toy.one, toy.two"):
+    with pytest.raises(
+        ConfigError,
+        match=r"NAME is 'tony' \(did you mean toy\?\), expected a paper or an experiment: toy, toy.one, toy.two",
+    ):
         select(["tony"], papers)
 
 
