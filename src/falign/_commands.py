@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -214,6 +215,8 @@ def tune(
     """
     if trials < 1:
         raise ConfigError(f"--trials is {trials}, expected at least 1")
+    if find_spec("optuna") is None:
+        raise ConfigError('falign tune needs Optuna, which is not installed: pip install "falign[tune]"')
     from falign.lab._validate import check_options
 
     check_options(config)

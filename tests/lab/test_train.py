@@ -24,6 +24,7 @@ from falign.lab._train import default_folder, train
 from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
+from forks import run_each
 
 MODEL = "mlp:64-64-10"
 
@@ -302,3 +303,18 @@ def test_two_configurations_never_have_one_default_folder(several: list[dict]) -
 def test_any_data_set_gives_a_name_that_a_folder_can_have(dataset: str) -> None:
     name = default_folder(TrainConfig(dataset, model="mlp:" + "-".join(["100"] * 80))).name
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", name)
+
+
+_LIGHT = """
+import sys
+from falign.cli import main
+
+assert main(["train", "digits", "--model", "mlp:64-6-10", "--epochs", "1", "--out", "light"]) == 0
+heavy = {"sklearn", "scipy.stats", "sympy", "torch._dynamo"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_a_training_imports_nothing_that_takes_seconds_for_nothing(tmp_path: Path) -> None:
+    (done,) = run_each([_LIGHT], tmp_path)
+    assert done.returncode == 0, done.stderr

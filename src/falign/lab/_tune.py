@@ -309,5 +309,5 @@ def words_of(config: TrainConfig, *, without: Collection[str] = ()) -> list[str]
         if value is True:
             words.append(name)
         for each in value if isinstance(value, tuple) else () if value is True else (value,):
-            words += [name, f"{each:g}" if isinstance(each, float) else str(each)]
+            words += [name, str(each)]
     return words

@@ -103,7 +103,8 @@ def test_names_mean_papers_or_experiments() -> None:
     assert select(["toy.two"], papers).papers == (papers["toy"],), "the report shows the whole paper"
     assert [each.name for each in select(["toy.two", "toy"], papers).experiments] == ["toy.one", "toy.two"]
     with pytest.raises(
-        ConfigError, match="NAME is 'tony', which is neither a paper nor an experiment: did you mean toy"
+        ConfigError,
+        match=r"NAME is 'tony' \(did you mean toy\?\), expected a paper or an experiment: toy, or what falign list shows",
     ):
         select(["tony"], papers)
 
