@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,14 @@ from falign.lab._files import WriteError, atomic_write
 
 if TYPE_CHECKING:
     from falign.lab.experiment._results import PaperResults
+    from falign.lab.report._content import Training
 
 __all__ = ["write_report"]
 
 
-def write_report(out: Path, papers: "Sequence[PaperResults]") -> tuple[Path, list[Path]]:
+def write_report(
+    out: Path, papers: "Sequence[PaperResults]", training: "Training | None" = None
+) -> tuple[Path, list[Path]]:
     """Write ``report/PAPER.html`` and ``report/PAPER.json`` of each paper, then ``report.html``, the index of all.
 
     Each file is written whole or not at all, and no page of another paper is touched: the index has all whose pages
@@ -23,6 +27,7 @@ def write_report(out: Path, papers: "Sequence[PaperResults]") -> tuple[Path, lis
     Args:
         out: The folder; made if it is not there.
         papers: What is there of each paper.
+        training: Trained rules: ``demo.html`` shows them, and below them the last of the papers.
 
     Returns:
         The path of the index, and those of the papers' pages.
@@ -43,6 +48,9 @@ def write_report(out: Path, papers: "Sequence[PaperResults]") -> tuple[Path, lis
         atomic_write(pages[-1], _encoded(page(report, index="../report.html")))
         numbers = json.dumps(document(report), allow_nan=False, ensure_ascii=False, indent=1)
         atomic_write(pages[-1].with_suffix(".json"), _encoded(numbers))
+        if training is not None:
+            together = replace(report, training=training)
+            atomic_write(out / "demo.html", _encoded(page(together, index="report.html")))
     atomic_write(out / "report.html", _encoded(index(folder)))
     return out / "report.html", pages
 
