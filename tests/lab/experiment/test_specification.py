@@ -104,7 +104,7 @@ def test_names_mean_papers_or_experiments() -> None:
     assert [each.name for each in select(["toy.two", "toy"], papers).experiments] == ["toy.one", "toy.two"]
     with pytest.raises(
         ConfigError,
-        match=r"NAME is 'tony' \(did you mean toy\?\), expected a paper or an experiment: toy, or what falign list shows",
+        match=r"NAME is 'tony' \(did you mean toy\?\), expected a paper or an experiment: toy, or what",
     ):
         select(["tony"], papers)
 
