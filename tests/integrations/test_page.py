@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from forks import run_each
+
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 NEEDS = {
     "Lightning": ("lightning", "polars"),
@@ -52,6 +54,29 @@ def test_a_section_runs_as_it_is_printed(section, tmp_path, monkeypatch, capsys)
         "Loggers": {"events", "mlruns", "wandb"},
     }
     assert expected[section] <= written
+
+
+def test_nothing_is_imported_before_it_is_asked_for_and_what_lacks_is_named(tmp_path):
+    script = """
+import sys
+import falign
+import falign.integrations as integrations
+
+for package in ("lightning", "transformers", "accelerate", "mlflow", "wandb", "duckdb", "nicegui", "tensorboard"):
+    assert package not in sys.modules, package
+    sys.modules[package] = None
+for make, extra in ((integrations.lightning_callback, "lightning"), (integrations.transformers_callback, "hf")):
+    try:
+        make()
+    except ImportError as error:
+        print(error)
+"""
+    (done,) = run_each([script], tmp_path)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        'the package lightning is not installed: pip install "falign[lightning]"',
+        'the package transformers is not installed: pip install "falign[hf]"',
+    ]
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="the docs are not beside the tests")
