@@ -261,7 +261,7 @@ def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(said.strip().splitlines()) == 1
 
 
-COMMANDS = ("train", "tune", "compare", "list", "reproduce", "status", "report", "query", "demo", "doctor")
+COMMANDS = ("train", "tune", "compare", "list", "reproduce", "status", "report", "query", "explore", "demo", "doctor")
 RUNNING = ("--workers", "--ray")
 OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
 
@@ -335,6 +335,8 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
         ),
         ("status", {"NAME", "--paper", "--preset", "--out", "--against", "--csv"}),
         ("report", {"NAME", "--paper", "--preset", "--out"}),
+        ("query", {"SQL", "--store", "--csv", "--rows"}),
+        ("explore", {"--runs", "--store", "--port", "--browser"}),
         ("demo", {"--preset", "--runs", "--out", "--workers"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],
@@ -344,12 +346,12 @@ def test_the_help_of_the_laboratory_is_frozen(
 ) -> None:
     code, said, _ = run([command, "--help"], capsys)
     assert code == 0
-    assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|--)[A-Z a-z-]*)", said, re.M)} == options
+    assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|SQL|--)[A-Z a-z-]*)", said, re.M)} == options
     words = " ".join(said.replace("│", " ").split())
     preset = "quick" if command in ("reproduce", "demo") else "of each experiment the one of which most runs are there"
     choices = f"[choices: smoke, quick, paper] [default: {preset}]"
     for name, default in {"--preset": choices, "--out": "[default: results]"}.items():
-        assert (default in words) == (name in options)
+        assert (default in words) == (name in options or (name, command) == ("--out", "explore"))
 
 
 @pytest.mark.parametrize("name", falign.ALL_RULES)

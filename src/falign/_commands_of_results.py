@@ -258,6 +258,35 @@ def query(
 
 
 @app.command
+def explore(
+    *,
+    runs: _Folder = Path("runs"),
+    store: _Folder = _RESULTS,
+    port: Annotated[int, Parameter(show_default=lambda _: "any that is free")] = 0,
+    browser: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Open a page of this machine alone: watch runs, and move the parameters of the simulators.
+
+    falign explore
+
+    It listens on 127.0.0.1 and lets in those who have the address that is printed, with a random token in it. Ctrl-C
+    ends it.
+
+    Args:
+        runs: Folder of run folders.
+        store: Folder of the results of falign reproduce.
+        port: Port to listen to.
+        browser: Open the page in a browser.
+    """
+    if not 0 <= port < 65536:
+        raise ConfigError(f"--port is {port}, expected a number from 0 to 65535")
+    from falign.lab.explore._server import serve
+
+    serve(runs=runs, store=store, port=port, browser=browser)
+    return 0
+
+
+@app.command
 def demo(
     *,
     preset: _Preset = "quick",

@@ -156,6 +156,8 @@ def test_one_sentence_for_what_cannot_be(tmp_path):
     with pytest.raises(TypeError, match="the loss of BertForQuestionAnswering needs start_logits"):
         transformers_loss(transformers.BertForQuestionAnswering(bert().config))
     trainer(model, tmp_path, save_strategy="steps", save_steps=3, max_steps=3).train()  # without the callback
-    run = trainer(model, tmp_path, transformers_callback())
+    callback = transformers_callback(probe=batch(texts(4)))
+    run = trainer(model, tmp_path, callback)
     with pytest.raises(ValueError, match=r"falign.safetensors cannot be read .*: the callback writes it at every save"):
         run.train(resume_from_checkpoint=True)
+    trainer(model, tmp_path / "anew", callback, max_steps=1).train()  # the monitor of the broken one is off

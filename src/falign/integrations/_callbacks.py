@@ -103,7 +103,7 @@ def transformers_callback(
     try:
         from falign.integrations._transformers import FeedbackAlignmentCallback
     except ModuleNotFoundError as error:
-        raise _missing(error, "transformers") from None
+        raise _missing(error, "hf") from None
     return FeedbackAlignmentCallback(
         probe=probe, every=every, loss_fn=loss_fn, logger=logger, resume=None if resume is None else Path(resume)
     )
@@ -156,5 +156,6 @@ def transformers_loss(model: nn.Module, *, output: Output = "logits") -> Callabl
     return loss
 
 
-def _missing(error: ModuleNotFoundError, package: str) -> ImportError:
-    return ImportError(f'the package {error.name} is not installed: pip install "falign[{package}]"')
+def _missing(error: ModuleNotFoundError, extra: str) -> ImportError:
+    package = (error.name or "").partition(".")[0]
+    return ImportError(f'the package {package} is not installed: pip install "falign[{extra}]"')

@@ -37,6 +37,7 @@ class FeedbackAlignmentCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to measure, and put back the feedback of the checkpoint that the training goes on from."""
+        self.on_train_end(args, state, control)  # of a training that was broken off
         self._model = kwargs["model"]
         if self._probe is not None:
             to = _ToHistory(state, self._logger)
