@@ -1,4 +1,4 @@
-"""The pictures of the field's table in the documentation are those that today's code draws of the published trainings."""
+"""The pictures of the field's table in the docs are what today's code draws of the published trainings."""
 
 import sys
 from pathlib import Path
