@@ -1,11 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-checked test-unchecked test-slow lint bench clean
+.PHONY: demo docs test test-checked test-unchecked test-slow lint bench clean
 
-demo: .venv/installed
-	$(BIN)/python -m falign.lab.demo runs/demo
-	$(BIN)/falign reproduce song2021 --preset quick --workers 2 --out results
+demo: .venv/demo
+	$(BIN)/falign demo
 
 test: test-checked test-unchecked
 
@@ -24,14 +23,25 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+docs: .venv/installed
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --jobs 2 --quiet --doctree-dir build/doctrees docs build/site
+	@echo the site is build/site/index.html
+
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/two_layer.py
 	$(BIN)/python benchmarks/linear_theory.py
 
-.venv/installed: pyproject.toml constraints.txt
+# What the demo needs alone; the tests' environment is the same one with more in it, so that either may come first.
+.venv/demo: pyproject.toml constraints.txt
+	@echo "installing PyTorch and what falign[lab] needs into .venv: half a minute and the download; 1.5 GB on disk with"
+	@echo "PyTorch for CPUs, several times as much with the libraries of CUDA, which PyTorch for Linux brings by default"
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"
+	touch $@
+
+.venv/installed: .venv/demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

@@ -2,18 +2,21 @@
 
 Prints, for every data set, a table of test accuracies, one of what a step costs and what the hidden layers learned, and
 the published values beside ours; ``--csv`` writes all cells, ``--trials`` the studies behind them, a line for every
-training, and ``--pictures`` draws both pictures as PNG files.
+training, and ``--pictures`` draws both pictures as PNG files. ``--also`` adds the studies of such a file, from another
+machine, to those of the folder, which come first where both have a run.
 """
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from falign.lab.experiment._results import Results
 from falign.lab.experiment._store import Store
-from falign.papers.benchmark._pictures import PICTURES, summary
+from falign.lab.report.style import Figure, panels
+from falign.papers.benchmark._pictures import KIND_COLOURS, PICTURES, summary
 from falign.papers.benchmark._training import NETWORKS, ROWS
 from falign.papers.benchmark.published import PUBLISHED, published_values, values_beside
 from falign.papers.benchmark.table import TABLE
@@ -79,16 +82,54 @@ def published(results: Results) -> Iterator[str]:
         )
 
 
+def together(results: Results, trials: Path) -> Results:
+    """Add the studies of a file that ``--trials`` wrote."""
+    run = [*TABLE.grid[results.preset][0], "seed"]
+    theirs = pl.read_csv(trials, infer_schema_length=None)
+    if not results.table.is_empty():
+        theirs = theirs.join(results.table.select(run).unique(), on=run, how="anti")
+    return replace(results, table=pl.concat([theirs, results.table], how="diagonal_relaxed").sort(*run, "trial"))
+
+
+SIX = {
+    "bp": "backpropagation",
+    "kp": "layer by layer, feedback learned",
+    "probe+centred": "straight to each layer, learned",
+    "dfa": "straight to each layer, random",
+    "fa": "layer by layer, random",
+    "frozen": "hidden layers not trained",
+}
+"""Rows of the README's picture, and how their error goes back."""
+
+
+def six_rows(cells: pl.DataFrame) -> Figure:
+    """The README's picture: accuracy of six rows on three networks."""
+    networks = {"mlp": "perceptron", "lenet": "LeNet, tanh", "lenet-norm": "LeNet, batch norm"}
+    titles = list(networks.values())
+    figure, axes = panels(3, titles=titles, xlabels=["test accuracy, %"], share="row", width=10, height=2.9)
+    axes[0].set_yticks(range(len(SIX)), [f"{row}: {how}" for row, how in SIX.items()])
+    axes[0].set_ylim(len(SIX) - 0.4, -0.7)
+    for panel, network in zip(axes, networks, strict=True):
+        for at, name in enumerate(SIX):
+            (cell,) = cells.filter(dataset="fashion-mnist", network=network, row=name).to_dicts()
+            colour = KIND_COLOURS[cell["kind"]]
+            marker = "s" if name == "bp" else "o"
+            panel.errorbar(cell["accuracy"], at, xerr=cell["half"], color=colour, marker=marker, elinewidth=1.2)
+            label = f"{cell['accuracy']:.1f}"
+            panel.annotate(label, (cell["accuracy"], at - 0.2), ha="center", va="bottom", size=8, color=colour)
+    return figure
+
+
 def draw(results: Results, folder: Path) -> None:
     """Write the pictures of the table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in PICTURES:
-        figure = picture.draw(picture.data(results.table))
+    drawn = {f"benchmark-{picture.name}": picture.draw(picture.data(results.table)) for picture in PICTURES}
+    for name, figure in {**drawn, "benchmark-six": six_rows(summary(results.table))}.items():
         figure.set_facecolor("white")
         FigureCanvasAgg(figure)
-        figure.savefig(folder / f"benchmark-{picture.name}.png", dpi=110)
+        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
@@ -96,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--also", type=Path, help="file of other trainings, as --trials writes it")
     parser.add_argument("--csv", type=Path, help="file of all cells")
     parser.add_argument("--trials", type=Path, help="file of all trainings")
     parser.add_argument("--pictures", type=Path, help="folder of the pictures")
@@ -103,6 +145,8 @@ def main() -> None:
     store = Store(folder=chosen.out, repairs=False)
     store.open(create=False)
     results = store.results(TABLE, chosen.preset)
+    if chosen.also is not None:
+        results = together(results, chosen.also)
     if results.table.is_empty():
         print(f"no run of preset {chosen.preset} is in {chosen.out}")
     else:

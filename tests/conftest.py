@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -35,7 +36,30 @@ _SEEN: dict[tuple[Path, str], list[str]] = {}
 """Networks that a test has met so far."""
 
 
+_MANY: set[tuple[Path, str]] = set()
+"""Tests with cases, of which the first has been collected."""
+ONE_IN = 8
+"""Of the cases of a test the first is run under checked annotations, and about one in so many of the others."""
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
+    """Choose the suite of a case: checked, unchecked or slow."""
+    _choose_checked(item)
+    _choose_slow(item)
+
+
+def _choose_checked(item: pytest.Item) -> None:
+    """Leave most cases to the unchecked suite: annotations that hold in some hold in all, and checking them takes as
+    long as the rest of a test. Tests of a group share what one process has made, and stay together."""
+    if not hasattr(item, "callspec") or item.get_closest_marker("xdist_group"):
+        return
+    test = (item.path, getattr(item, "originalname", item.name))
+    if test in _MANY and crc32(item.nodeid.encode()) % ONE_IN:
+        item.add_marker(pytest.mark.unchecked)
+    _MANY.add(test)
+
+
+def _choose_slow(item: pytest.Item) -> None:
     """Leave to the slow suite: rules that are twins on all networks but a test's first, others but its first two."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     network = next((str(parameters[name]) for name in ("case", "make", "model") if name in parameters), None)

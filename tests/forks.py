@@ -7,32 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FORK = """
-import os, runpy, sys, warnings
-import torch
+import importlib, os, runpy, sys, warnings
+for name in sys.argv[2].split(","):
+    importlib.import_module(name)
 os.chdir(sys.argv[1])
-for script in sys.argv[2:]:
+for script in sys.argv[3:]:
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         for number in (1, 2):
             os.dup2(os.open(f"{script}.{number}", os.O_WRONLY | os.O_CREAT), number)
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # among its own parts
         runpy.run_path(script, run_name="__main__")
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def run_each(scripts: Sequence[str], folder: Path) -> list[subprocess.CompletedProcess[str]]:
+def run_each(
+    scripts: Sequence[str], folder: Path, *, imports: Sequence[str] = ("torch",)
+) -> list[subprocess.CompletedProcess[str]]:
     """Run texts as scripts in a folder, warnings being errors: the exit code and the output of each.
 
-    Annotations are not checked, and only torch (with what it imports) is there before a script begins.
+    Annotations are not checked, and only ``imports`` (with what they import) are there before a script begins.
     """
     paths = [folder / f"script-{number}.py" for number, _ in enumerate(scripts)]
     for path, text in zip(paths, scripts, strict=True):
         path.write_text(text)
     clean = {name: value for name, value in os.environ.items() if name != "FALIGN_TYPECHECK"}
-    words = [sys.executable, "-c", _FORK, str(folder), *map(str, paths)]
+    words = [sys.executable, "-c", _FORK, str(folder), ",".join(imports), *map(str, paths)]
     done = subprocess.run(words, capture_output=True, text=True, env={**clean, "OMP_NUM_THREADS": "1"}, check=True)
     codes = map(int, done.stdout.split())
     return [

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import random
 import traceback
 from collections import Counter
@@ -22,7 +21,6 @@ COMPILED = ("compiled", "compiled after its twin")
 compiled = [
     pytest.mark.compiled,
     pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
-    pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -129,9 +129,9 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["train", "mnist", "--model", "lenet", "--data", "nothing"],
         ["the data folder nothing is not a folder"],
     ),
-    "reproduce a name": (["reproduce", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
-    "status of a name": (["status", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
-    "report of a name": (["report", "sing2021"], ["NAME is 'sing2021'", "expected a paper or an experiment: "]),
+    "reproduce a name": (["reproduce", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
+    "status of a name": (["status", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
+    "report of a name": (["report", "sing2021"], ["NAME is 'sing2021'", "did you mean song2021"]),
     "preset": (["reproduce", "--preset", "large"], ["large", "smoke", "quick", "paper"]),
     "workers": (["reproduce", "--workers", "0"], ["--workers is 0, expected at least 1"]),
     "workers' word": (["reproduce", "--workers", "many"], ["--workers", "many"]),
@@ -261,7 +261,8 @@ def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(said.strip().splitlines()) == 1
 
 
-COMMANDS = ("train", "compare", "list", "reproduce", "status", "report", "query", "explore", "doctor")
+COMMANDS = ("train", "tune", "compare", "list", "reproduce", "status", "report", "query", "explore", "demo", "doctor")
+RUNNING = ("--workers", "--ray")
 OPTIONS = [option(part.name) for part in fields(TrainConfig) if part.name != "dataset"]
 
 
@@ -270,7 +271,8 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     rows = re.findall(r"^│ \*? *((?:DATASET )?--[a-z -]+)", said, re.M)
     names = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
-    assert names == {*OPTIONS, "--dataset", "--lr", "--data", "--out", "--resume", "--trust", "--force", "--references"}
+    files = {"--data", "--out", "--resume", "--trust", "--force", "--references"}
+    assert names == {*OPTIONS, "--dataset", "--lr", *files, *RUNNING}
     assert set(OPTIONS) == {
         *(
             "--model",
@@ -312,18 +314,30 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("list", set()),
+        ("list", {"NAME", "--paper", "--csv"}),
         (
             "reproduce",
             {
-                *("NAME", "--preset", "--only", "--seeds", "--out", "--data", "--workers", "--memory", "--device"),
+                *(
+                    "NAME",
+                    "--paper",
+                    "--preset",
+                    "--only",
+                    "--seeds",
+                    "--out",
+                    "--data",
+                    "--workers",
+                    "--memory",
+                    "--device",
+                ),
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),
-        ("status", {"NAME", "--preset", "--out", "--against"}),
-        ("report", {"NAME", "--preset", "--out"}),
         ("query", {"SQL", "--store", "--csv", "--rows"}),
         ("explore", {"--runs", "--store", "--port", "--browser"}),
+        ("status", {"NAME", "--paper", "--preset", "--out", "--against", "--csv"}),
+        ("report", {"NAME", "--paper", "--preset", "--out"}),
+        ("demo", {"--preset", "--runs", "--out", "--workers"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],
 )
@@ -334,7 +348,7 @@ def test_the_help_of_the_laboratory_is_frozen(
     assert code == 0
     assert {row.split()[0] for row in re.findall(r"^│ \*? *((?:NAME|SQL|--)[A-Z a-z-]*)", said, re.M)} == options
     words = " ".join(said.replace("│", " ").split())
-    preset = "quick" if command == "reproduce" else "the one of which most runs are there"
+    preset = "quick" if command in ("reproduce", "demo") else "of each experiment the one of which most runs are there"
     choices = f"[choices: smoke, quick, paper] [default: {preset}]"
     for name, default in {"--preset": choices, "--out": "[default: results]"}.items():
         assert (default in words) == (name in options or (name, command) == ("--out", "explore"))
@@ -461,7 +475,7 @@ for package, words in (line.split("=") for line in sys.argv[1:]):
 
 
 def test_a_package_that_is_missing_or_broken_is_named() -> None:
-    words = {"cyclopts": "list", "rich": "train --help", "polars": "status", "jinja2": "report", "pooch": "list"}
+    words = {"cyclopts": "list", "rich": "train --help", "polars": "status", "jinja2": "report", "pooch": "list mnist"}
     words |= {
         "sklearn": "train digits --model mlp:64-8-10",
         "safetensors": "train digits --model lenet",

@@ -147,8 +147,8 @@ NAMED = {
         "--force",
         *(option(each.name) for each in fields(TrainConfig)),
     ],
-    "compare": ["--out"],
-    "list": [],
+    "compare": ["--out", "--csv"],
+    "list": ["--csv"],
     "reproduce": [
         "--preset",
         "--only",
@@ -161,7 +161,7 @@ NAMED = {
         "--cpus-per-run",
         "--gpus-per-run",
     ],
-    "status": ["--preset", "--out"],
+    "status": ["--preset", "--out", "--csv"],
     "report": ["--preset", "--out"],
     "doctor": ["--data", "--out", "--json"],
 }

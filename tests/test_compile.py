@@ -1,7 +1,6 @@
 """torch.compile(fullgraph=True), with the default backend, for every rule; annotations must not be checked here."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from cases import DIRECT, RULES, batch, build, gradients, loss_of, observes, rel
 pytestmark = [
     pytest.mark.compiled,
     pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
-    pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -1,7 +1,6 @@
 """Code of a plain model never runs in the place of a converted one, in whatever order they are compiled."""
 
 import copy
-import os
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from cases import batch, build, gradients, loss_of, relative
 pytestmark = [
     pytest.mark.compiled,
     pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
-    pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -1,7 +1,6 @@
 """convert, check and their relatives: what they accept, what they refuse, and in which words."""
 
 import copy
-import os
 import time
 from collections import namedtuple
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import falign
 from cases import RULES, batch, build, conv, gradients, loss_of, mlp, relative
 from falign.measure import gradient_angles
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 
 
 def net():

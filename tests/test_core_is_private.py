@@ -12,7 +12,7 @@ import falign
 SOURCE = Path(falign.__file__).parent
 OUTER = [*(SOURCE / "measure").rglob("*.py"), *(SOURCE / "lab").rglob("*.py"), *(SOURCE / "init").rglob("*.py")]
 CORE = [*SOURCE.glob("*.py"), *(SOURCE / "rules").glob("*.py")]
-CORE = [file for file in CORE if file.name not in ("cli.py", "_commands.py")]
+CORE = [file for file in CORE if file.name not in ("cli.py", "_commands.py", "_commands_of_results.py")]
 SHARED = {"_modules", "_parameters", "_buffers", "_apply"}
 """PyTorch's own, which the core overrides or reads as everybody does."""
 

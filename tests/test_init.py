@@ -1,6 +1,5 @@
 """Initial weights under the conservation law: guarantees on real images, in nets as users build them."""
 
-import os
 from functools import cache
 from itertools import pairwise
 
@@ -259,7 +258,7 @@ def test_factors_that_round_to_zero_are_refused_before_a_weight_is_drawn(tiny):
     assert init.small(model, example=x, size=1e-15)[0].weight.count_nonzero() == before.numel()
 
 
-@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+@pytest.mark.unchecked
 @pytest.mark.parametrize("wrong", ["a", None, True, 1j])
 def test_factors_that_are_no_numbers_are_refused(wrong):
     x, _ = digits()
@@ -307,7 +306,7 @@ def test_what_a_model_has_learned_does_not_matter_as_the_docs_say(scheme):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+@pytest.mark.unchecked
 @pytest.mark.parametrize("seed", [None, 1.0, True, "1", 2**70, -(2**70)])
 def test_a_seed_of_no_use_is_refused(seed):
     model = falign.convert(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)), "fa")

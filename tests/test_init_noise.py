@@ -1,7 +1,6 @@
 """The output's bias from class frequencies, and pre-training on noise: against NumPy and the conservation law."""
 
 import copy
-import os
 from itertools import pairwise
 
 import numpy as np
@@ -305,7 +304,7 @@ def test_what_cannot_be_trained_on_noise_is_refused():
             init.noise(model, **{"example": X, **arguments})
 
 
-@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+@pytest.mark.unchecked
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="expected a torch optimizer or a learning rate"):
         init.noise(falign.convert(network(), "fa"), "sgd", example=X)

@@ -4,17 +4,19 @@ Each function checks its options first and imports what it needs after that: PyT
 Matplotlib some tenths, and neither the help nor a mistyped option shall wait for them.
 """
 
-import gc
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
+from falign.lab._grid import Axis, Point, points, read_axes
 from falign.lab._text import echo, standard_console
 from falign.lab.config import ConfigError, TrainConfig, option
 
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
 _FILES = Group("Files", sort_key=6)
 _WHERE = Group("Where it is computed", sort_key=7)
+_STUDY = Group("Study", sort_key=8)
 _RESULTS = Path("results")
 _Preset = Literal["smoke", "quick", "paper"]
-_ShownPreset = Annotated[_Preset | None, Parameter(show_default=lambda _: "the one of which most runs are there")]
+_ShownPreset = Annotated[
+    _Preset | None, Parameter(show_default=lambda _: "of each experiment the one of which most runs are there")
+]
 _MAX_NAME = 255
 """Bytes of a file's name on all usual file systems."""
 _FOLDER = "runs/DATASET-MODEL-RULE-SEED, then -OPTION=VALUE for each that is not the default"
@@ -33,7 +38,10 @@ _CHANGEABLE = ("epochs",)
 """Options that may differ when a run is resumed."""
 
 _Folder = Annotated[Path, Parameter(group=_FILES)]
+_CSV = Annotated[bool, Parameter(negative="")]
 _SomeFolder = Annotated[Path | None, Parameter(group=_FILES)]
+_Names = Annotated[str, Parameter(name="NAME")]
+_Own = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 _Data = Annotated[
     Path | None,
     Parameter(group=_FILES, show_default=lambda _: "FALIGN_DATA, then the cache"),
@@ -82,10 +90,16 @@ def train(
     trust: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
     force: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
     references: Annotated[bool, Parameter(group=_FILES, negative="")] = False,
+    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
+    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
 ) -> int:
     """Train a network on real data by a rule, and write configuration, records, pictures and checkpoints.
 
     falign train digits --model mlp:64-128-10 --rule dfa
+
+    Options with several values train a grid of runs, and the same command again goes on with what is missing of it:
+
+    falign train digits --model mlp:64-128-10 --rule fa,dfa --seed 0..4 --lr 0.01,0.03
 
     Ctrl-C, TERM and HUP leave a run that --resume continues, to the same numbers; a second one stops it at once. Models
     of your own are tried before the first step: a line says what they are seen to keep in Python that no checkpoint
@@ -93,14 +107,20 @@ def train(
 
     Args:
         config: What to train.
-        data: Folder that holds the data sets; what is not there is downloaded.
-        out: The run folder.
+        data: Folder that holds the data sets; what is not there is downloaded. Or package.module:factory in place of
+            DATASET.
+        out: The run folder; of a grid the folder of its run folders.
         resume: Go on with the run in this folder; of its options only --epochs may be raised.
         trust: Run the code that the configuration of --resume names, though the run did not begin with it here.
         force: Replace the run that the folder holds.
         references: Train frozen and shallow as well, into FOLDER-frozen and FOLDER-shallow, and compare: a rule of
             which deep layers learn is better than these.
+        workers: Processes that train the runs of a grid; 1 is this one alone.
+        ray: Train the runs of a grid on the Ray cluster at this address; local starts one here.
     """
+    for name, value in (("--workers", workers), ("--ray", ray)):
+        if value is not None:
+            raise ConfigError(f"{name} is {value}, but it is for a grid of runs: give an option several values")
     if resume is not None and references:
         raise ConfigError("--references is for a new run: train them by --rule frozen and --rule shallow")
     if resume is None and trust:
@@ -131,7 +151,7 @@ def train(
                     f"{option(name)} is {now}, but the run in {resume} has {then}: leave it out, or begin a new run"
                 )
         if not trust:
-            for code in (before.model, before.rule):
+            for code in (before.dataset, before.model, before.rule):
                 ask(code, origin.get(RECORDED), resume)
         outcome = go_on(resume, epochs=config.epochs, data=data)
     return _say(outcome)
@@ -169,286 +189,84 @@ def _train_beside(config: TrainConfig, out: Path | None, *, data: Path | None, f
 
 
 @app.command
-def compare(*runs: Path, out: Path = Path("comparison.png")) -> int:
-    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
+def tune(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    trials: Annotated[int, Parameter(group=_STUDY)] = 20,
+    data: _Data = None,
+    out: Annotated[_SomeFolder, Parameter(show_default=lambda _: "runs/tune-…, named after the options")] = None,
+    axes: Annotated[tuple[Axis, ...], Parameter(parse=False)] = (),
+) -> int:
+    """Search the learning rate, and any option given as a range, by images kept apart from the training set.
 
-    falign compare runs/digits-* --out digits.png
+    falign tune digits --model mlp:64-128-10 --rule dfa --lr 0.001..0.3 --momentum 0..0.95 --trials 20
+
+    Options with several values, --optimizer sgd,adam, are searched too. The test set is looked at once, at the end,
+    with the best trial. The same command again goes on with what is missing. Needs pip install "falign[tune]".
 
     Args:
-        runs: Run folders that falign train wrote.
+        config: What to train.
+        trials: Trainings in all.
+        data: Folder that holds the data sets; what is not there is downloaded. Or package.module:factory in place of
+            DATASET.
+        out: Folder in which the study is kept.
+        axes: What is searched.
+    """
+    if trials < 1:
+        raise ConfigError(f"--trials is {trials}, expected at least 1")
+    if find_spec("optuna") is None:
+        raise ConfigError('falign tune needs Optuna, which is not installed: pip install "falign[tune]"')
+    from falign.lab._validate import check_options
+
+    check_options(config)
+    from falign.lab import _tune
+
+    def make(words: Mapping[str, str]) -> TrainConfig:
+        named = [Axis(field=field, values=(word,)) for field, word in words.items()]
+        (point,) = points(_tune.words_of(config, without=words), named)
+        return _parse(point.words)[1].arguments["config"]
+
+    searched = _tune.searched(config, axes)
+    study = _tune.Study(config=config, axes=searched, make=make, trials=trials, out=out, data=data)
+    return _tune.tune(study, standard_console())
+
+
+@app.command
+def compare(*runs: Path, out: Path = Path("comparison.png"), csv: _CSV = False) -> int:
+    """Print a table of several runs, and write one picture: accuracy, loss, angles and alignment dominance.
+
+    falign compare runs/* --out digits.png
+
+    Options in which the runs differ have columns; a second table sums up runs that differ in their seeds alone.
+
+    Args:
+        runs: Run folders that falign train wrote, folders of them, and Parquet files that falign.measure.Monitor saved.
         out: The picture, a PNG file.
+        csv: Print the table for programs, with all digits, and draw nothing.
     """
     if not runs:
         raise ConfigError("no run folders given: give one or more that falign train wrote")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out is {out}, expected a file name that ends in .png")
-    from falign.lab._run_folder import RunFolder
+    from falign.lab._run_folder import find_runs
 
-    for folder in runs:
-        RunFolder(folder).require()
+    found, others = find_runs(runs)
     from falign.lab import _compare as comparison
+
+    compared = comparison.read(found)
+    if csv:
+        echo(comparison.frame(compared).write_csv().rstrip())
+        return 0
+    for path in others:
+        echo(f"{path} is no run folder, and holds none: left out", error=True)
     from falign.lab._compare import comparison_figure
     from falign.lab._files import atomic_write
     from falign.lab.report._figures import png
 
-    compared = comparison.read(runs)
     comparison.show(compared, standard_console())
     atomic_write(out, png(comparison_figure(compared)))
     echo(f"the picture is {out}")
     return 0
-
-
-@app.command(name="list")
-def list_papers() -> int:
-    """List the papers and their experiments: number of runs at each preset, claims and figures."""
-    from falign.lab.experiment._reproduce import show_papers
-    from falign.papers import PAPERS
-
-    show_papers(PAPERS, standard_console())
-    return 0
-
-
-@app.command
-def reproduce(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _Preset = "quick",
-    only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    seeds: int | None = None,
-    out: _Folder = _RESULTS,
-    data: _Data = None,
-    workers: Annotated[int | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
-    memory: Annotated[
-        float | None, Parameter(group=_WHERE, show_default=lambda _: "half of the machine's, shared among the workers")
-    ] = None,
-    device: Annotated[str, Parameter(group=_WHERE)] = "cpu",
-    ray: Annotated[str | None, Parameter(group=_WHERE)] = None,
-    cpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "1")] = None,
-    gpus_per_run: Annotated[float | None, Parameter(group=_WHERE, show_default=lambda _: "0")] = None,
-) -> int:
-    """Compute the runs of papers that are missing, judge what the papers claim, and write a page of it.
-
-    falign reproduce song2021 --preset quick --workers 2
-
-    Called again, it does only what is missing; several may work on one folder at once.
-
-    Args:
-        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
-        preset: Sizes and repetitions: seconds, minutes on two cores, or the paper's own.
-        only: AXIS=VALUE, or several values with commas between them: only runs of these; may be given several times.
-        seeds: Only the first so many seeds.
-        out: Folder of the results.
-        data: Folder that holds the data sets; what is not there is downloaded.
-        workers: Processes that compute; 1 is this one alone.
-        memory: GiB that a block of runs may need.
-        device: cpu, cuda or cuda:INDEX.
-        ray: Compute on the Ray cluster at this address; local starts one here.
-        cpus_per_run: Cores that Ray gives to a block of runs.
-        gpus_per_run: GPUs, or a part of one, that Ray gives to a block of runs.
-    """
-    from falign.lab._options import ExecutionOptions
-
-    options = ExecutionOptions(
-        workers=workers,
-        device=device,
-        data=data,
-        memory=memory,
-        ray=ray,
-        cpus_per_run=cpus_per_run,
-        gpus_per_run=gpus_per_run,
-    )
-    from falign.lab.experiment._selection import narrow, select
-    from falign.papers import PAPERS
-
-    selection = select(names, PAPERS)
-    if only or seeds is not None:
-        selection = narrow(selection, only, seeds, preset)
-    from falign.lab.experiment import _reproduce
-
-    executor, limit = _reproduce.make_executor(options), _reproduce.memory_limit(options)
-    return _reproduce.reproduce(selection, preset, out=out, executor=executor, memory=limit, console=standard_console())
-
-
-@app.command
-def status(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _ShownPreset = None,
-    out: _Folder = _RESULTS,
-    against: _SomeFolder = None,
-) -> int:
-    """Show how the runs of papers stand, and what their claims come to so far.
-
-    falign status song2021 --preset quick
-
-    Args:
-        names: Papers, experiments, or module:PAPER for a paper of your own; none is all papers.
-        preset: Which runs.
-        out: Folder of the results.
-        against: Folder of other results: compare the runs that are in both, at all presets.
-    """
-    from falign.lab.experiment._selection import choose_preset, select
-    from falign.papers import PAPERS
-
-    selection = select(names, PAPERS)
-    from falign.lab.experiment import _agreement
-    from falign.lab.experiment._reproduce import read_results, show_status
-    from falign.lab.experiment._store import Store
-
-    gc.freeze()  # modules stay: the collector need not look through them while many runs are read
-    store = Store(folder=out, repairs=False)
-    store.open(create=False)
-    chosen, note = choose_preset(preset, store.counts(selection.experiments))
-    if note:
-        echo(note)
-    show_status(store, selection, read_results(store, selection, chosen), standard_console())
-    if against is None:
-        return 0
-    other = Store(folder=against, repairs=False)
-    other.open(create=False)
-    return _agreement.show_agreements(store, other, selection.experiments, standard_console())
-
-
-@app.command
-def report(
-    *names: Annotated[str, Parameter(name="NAME")],
-    preset: _ShownPreset = None,
-    out: _Folder = _RESULTS,
-) -> int:
-    """Write the page of papers again from the runs that are there; nothing is computed.
-
-    falign report song2021 --preset quick
-
-    Args:
-        names: Papers, experiments whose papers are meant, or module:PAPER for one of your own; none is all papers.
-        preset: Which runs.
-        out: Folder of the results, where the page is written.
-    """
-    from falign.lab.experiment._selection import choose_preset, select
-    from falign.papers import PAPERS
-
-    selection = select(names, PAPERS)
-    from falign.lab._files import RunError
-    from falign.lab.experiment._reproduce import read_results
-    from falign.lab.experiment._store import Store
-    from falign.lab.report import write_report
-
-    gc.freeze()  # modules stay: the collector need not look through them while many runs are read
-    store = Store(folder=out, repairs=False)
-    store.open(create=False)
-    counts = store.counts(experiment for paper in selection.papers for experiment in paper.experiments)
-    chosen, note = choose_preset(preset, counts)
-    if any(counts.values()) and not counts[chosen]:
-        raise RunError(f"{note}; the page was left as it is")
-    if note:
-        echo(note)
-    page, numbers = write_report(out, read_results(store, selection, chosen))
-    echo(f"the page is {page}, the same as JSON {numbers}")
-    return 0
-
-
-@app.command
-def query(
-    sql: Annotated[str | None, Parameter(name="SQL", show_default=False)] = None,
-    *,
-    store: Annotated[
-        tuple[Path, ...], Parameter(group=_FILES, negative="", show_default=lambda _: "results and runs, as there are")
-    ] = (),
-    csv: Annotated[Path | None, Parameter(group=_FILES, allow_leading_hyphen=True)] = None,
-    rows: int = 100,
-) -> int:
-    """Run a query in SQL over results: runs, records and claims of papers, trainings and their measurements.
-
-    falign query "SELECT experiment, status, count(*) FROM runs GROUP BY ALL"
-
-    Without a query it lists the tables and their columns. It only reads.
-
-    Args:
-        sql: One SELECT, in DuckDB's dialect.
-        store: A folder of falign reproduce, a run folder of falign train, or a folder of these; several times for more.
-        csv: Write the result into this file, all of it, as CSV; - is standard output.
-        rows: Rows that are printed at most.
-    """
-    if rows < 1:
-        raise ConfigError(f"--rows is {rows}, expected a number from 1 on")
-    if csv is not None and sql is None:
-        raise ConfigError('--csv needs a query: falign query "SELECT …" --csv FILE')
-    from falign.lab import _query
-
-    folders = list(store) or [folder for folder in (_RESULTS, Path("runs")) if folder.is_dir()]
-    if not folders:
-        raise ConfigError("there is neither a folder results nor runs here: name one with --store")
-    from falign.papers import PAPERS
-
-    there = _query.views(folders, PAPERS)
-    if sql is None:
-        _query.show_views(there, standard_console())
-        return 0
-    result = _query.run_query(sql, there)
-    if csv is None:
-        _query.show(result, standard_console(), rows)
-    elif str(csv) == "-":
-        for lines in _query.as_csv(result):
-            echo(lines.removesuffix("\n"))
-    else:
-        from falign.lab._files import atomic_write
-
-        atomic_write(csv, "".join(_query.as_csv(result)).encode())
-        echo(f"the result is {csv}")
-    return 0
-
-
-@app.command
-def explore(
-    *,
-    runs: _Folder = Path("runs"),
-    store: _Folder = _RESULTS,
-    port: Annotated[int, Parameter(show_default=lambda _: "any that is free")] = 0,
-    browser: Annotated[bool, Parameter(negative="")] = False,
-) -> int:
-    """Open a page of this machine alone: watch runs, and move the parameters of the simulators.
-
-    falign explore
-
-    It listens on 127.0.0.1 and lets in those who have the address that is printed, with a random token in it. Ctrl-C
-    ends it.
-
-    Args:
-        runs: Folder of run folders.
-        store: Folder of the results of falign reproduce.
-        port: Port to listen to.
-        browser: Open the page in a browser.
-    """
-    if not 0 <= port < 65536:
-        raise ConfigError(f"--port is {port}, expected a number from 0 to 65535")
-    from falign.lab.explore._server import serve
-
-    serve(runs=runs, store=store, port=port, browser=browser)
-    return 0
-
-
-@app.command
-def doctor(
-    *,
-    data: _Data = None,
-    out: _Folder = _RESULTS,
-    json: Annotated[bool, Parameter(negative="")] = False,
-) -> int:
-    """Show what is here and what is not: versions, devices, data sets, folders, and what killed processes left.
-
-    falign doctor --json
-
-    Args:
-        data: Folder that holds the data sets.
-        out: Folder of the results.
-        json: Print the same for programs, and for reports of faults.
-    """
-    from falign.lab._doctor import as_json, examine, show
-
-    findings = examine(data=data, out=out)
-    if json:
-        echo(as_json(findings))
-    else:
-        show(findings, standard_console())
-    return int(any(each.broken for each in findings))
 
 
 def run(words: Sequence[str]) -> int:
@@ -469,6 +287,37 @@ def run(words: Sequence[str]) -> int:
         ):  # from a shell's variable that is not set
             option_name = word or (before if before.startswith("--") else "an argument")
             raise ConfigError(f"{option_name} is empty: give a value, or leave it out")
+    words = _own_data(words)
+    if words[:1] not in (["train"], ["tune"]) or {"--help", "-h"} & {*words}:
+        command, bound = _parse(words)
+        return command(*bound.args, **bound.kwargs) or 0
+    common, axes = read_axes(words[1:], ranges=words[0] == "tune")
+    if words[0] == "train" and axes:
+        return _train_grid(points(["train", *common], axes), [axis.field for axis in axes])
+    lists = [replace(axis, values=axis.values[:1]) for axis in axes if axis.values]
+    command, bound = _parse(points([words[0], *common], lists)[0].words)
+    if axes and "config" in bound.arguments:  # not with --version, say
+        bound.arguments["axes"] = tuple(axes)
+    return command(*bound.args, **bound.kwargs) or 0
+
+
+def _own_data(words: Sequence[str]) -> list[str]:
+    """Let ``--data package.module:factory`` stand for the data set, which it makes."""
+    if words[:1] not in (["train"], ["tune"]):
+        return list(words)
+    code = r"[^:]*\w:[A-Za-z_][\w.]*"
+    text = re.sub(rf"\0--data[\0=]({code})(?=\0|$)", r"\0--dataset\0\1", "\0".join(words))
+    return text.split("\0")
+
+
+def _parse(words: Sequence[str]) -> tuple[Any, Any]:
+    """Find the command and its arguments.
+
+    Raises:
+        ConfigError: The words are none.
+    """
+    from falign import _commands_of_results  # noqa: F401  # which adds its commands to the app
+
     try:
         command, bound, _ = app.parse_args(words, console=standard_console(), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -478,7 +327,38 @@ def run(words: Sequence[str]) -> int:
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path):
                 _check_path(path, "RUNS" if name == "runs" else option(name))
-    return command(*bound.args, **bound.kwargs) or 0
+    return command, bound
+
+
+def _train_grid(grid: Sequence[Point], axes: Sequence[str]) -> int:
+    """Train the runs of a grid, whose words are checked before any begins."""
+    from falign.lab._validate import check_options
+
+    if "--resume" in (word.partition("=")[0] for word in grid[0].words):
+        raise ConfigError(f"--resume is for one run, and here are {len(grid)}: the same command goes on with a grid")
+    configs = []
+    given: dict[str, Any] = {}
+    for point in grid:
+        try:
+            command, bound = _parse(point.words)
+            if "config" not in bound.arguments:  # --version, say
+                return command(*bound.args, **bound.kwargs) or 0
+            given = dict(bound.arguments)
+            configs.append((point.label, check_options(given["config"])))
+        except ConfigError as error:
+            raise ConfigError(f"{point.label}: {error}") from None
+    for name in ("references", "trust"):
+        if given.get(name):
+            raise ConfigError(f"--{name} is for one run, and here are {len(grid)}: leave it out")
+    from falign.lab._options import ExecutionOptions
+
+    options = ExecutionOptions(workers=given.get("workers"), data=given.get("data"), ray=given.get("ray"))
+    from falign.lab._sweep import members, sweep
+    from falign.lab.experiment._reproduce import make_executor
+
+    runs = members(configs, axes, given.get("out"))
+    executor, data, force = make_executor(options), given.get("data"), given.get("force", False)
+    return sweep(runs, data=data, replaces=force, executor=executor, console=standard_console())
 
 
 def _check_path(path: Path, name: str) -> None:

@@ -21,6 +21,8 @@ from falign._plan import FeedbackChoice, Plan
 from falign._preserve import forget_compiled_code, preserve_generators
 from falign._projector import Projector
 from falign._saved import SavedHooks
+from falign._show import Loud, Sheet, Shown
+from falign._style import Points, dots, height_of, nothing_to_draw
 from falign._survey import call, detached, gradients_aside, plain_copy
 from falign._validation import whole_number
 from falign._wiring import (
@@ -153,7 +155,7 @@ class CheckRow:
     why: str = ""
 
 
-class Check(list[str]):
+class Check(Shown, list[str]):
     """Obstacles to a conversion, a sentence each: empty where there are none. Prints as a table.
 
     Attributes:
@@ -174,9 +176,9 @@ class Check(list[str]):
         """Bytes of all feedback together."""
         return sum(row.bytes for row in self.rows)
 
-    def __str__(self) -> str:
-        head = ("layer", "kind", "mechanism", "rule", "B", "family", "memory")
-        table = [head] + [
+    def _sheet(self) -> Sheet:
+        titles = ("layer", "kind", "mechanism", "rule", "B", "family", "memory")
+        table = [titles] + [
             (
                 row.name,
                 row.kind,
@@ -184,24 +186,41 @@ class Check(list[str]):
                 row.rule,
                 " + ".join("x".join(map(str, shape)) or "a number" for shape in row.shapes),
                 row.family,
-                _size(row.bytes),
+                _in_bytes(row.bytes),
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in table]
-        lines = [*lines, f"feedback in all: {_size(self.memory)}"] if self.rows else []
-        lines += [
+        notes = [f"feedback in all: {_in_bytes(self.memory)}"] if self.rows else []
+        notes += [
             f"backpropagated inside of {row.name}: {row.why}" for row in self.rows if row.why and "[" not in row.name
         ]
         if self.untrained:
-            lines.append(f"trained by nobody: {', '.join(self.untrained)}")
+            notes.append(f"trained by nobody: {', '.join(self.untrained)}")
         if self:
-            lines += ["cannot be converted:", *(f"- {line}" for line in self)]
-        return "\n".join(lines) or "nothing to convert, and nothing in the way"
+            notes += [Loud("cannot be converted:"), *(f"- {line}" for line in self)]
+        head = "" if notes else "nothing to convert, and nothing in the way"
+        return Sheet(head=head, table=table if self.rows else (), left=range(len(titles)), notes=notes)
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.rows))
+
+    def _draw(self, axes: Any) -> None:
+        if not self.rows:
+            nothing_to_draw(str(self).replace("\n", " "))
+        mechanisms = dict.fromkeys(row.mechanism for row in self.rows)
+        series = [
+            Points(label=one, values=[row.bytes / 1024 if row.mechanism == one else None for row in self.rows])
+            for one in mechanisms
+        ]
+        names, title = (
+            [row.name for row in self.rows],
+            f"rule {self.rows[0].rule}: {_in_bytes(self.memory)} of feedback",
+        )
+        dots(axes, names, series, xlabel="KiB of feedback", title=title)
+        axes.set_xlim(left=0.0)
 
 
-def _size(count: int) -> str:
+def _in_bytes(count: int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

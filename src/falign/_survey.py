@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._labels import ERROR, ErrorWatch, Use, Watch
 from falign._preserve import preserve_generators
 from falign._saved import PRODUCT_NODES
-from falign.layers import KINDS, LOOKUPS, Kind, Layer, kind_of, replaced_method
+from falign.layers import LOOKUPS, Kind, Layer, kind_of, layer_types, replaced_method
 
 #: Layers whose parameters scale and shift what passes: no weight transport, so autograd carries the error exactly.
 _NORMALISATIONS = (
@@ -140,7 +140,7 @@ class Survey:
         if name in self._skip:
             self._free.append(module)
             self._explained += module.parameters()
-            self.spared += [part for part in module.modules() if isinstance(part, _BASES)]
+            self.spared += [part for part in module.modules() if isinstance(part, layer_types())]
             return
         parameters = dict(module.named_parameters(recurse=False))
         if kind_of(module) is None:
@@ -151,7 +151,7 @@ class Survey:
             self._refuse(name, module, "has no shape yet: run one batch through the model first")
         elif (kind := kind_of(module)) is not None:
             self._take(name, module, kind, seen)
-        elif isinstance(module, _BASES) and any(parameter.dim() > 1 for parameter in parameters.values()):
+        elif isinstance(module, layer_types()) and any(parameter.dim() > 1 for parameter in parameters.values()):
             self.unclear.append(
                 f"layer {name or '(root)'!r} ({type(module).__name__}) has a {replaced_method(module)} of its own, so "
                 "its map is known only on an example: pass example=x with a batch x, use the plain layer, or name it "
@@ -231,7 +231,7 @@ class Survey:
                     continue
                 made = is_parametrized(module) and child_name == "parametrizations"
                 if made and not isinstance(
-                    inner, _BASES
+                    inner, layer_types()
                 ):  # the weight is read as it is, and its gradient returns there
                     continue
                 where = "inside a parametrization of" if made else "inside"
@@ -329,7 +329,7 @@ class Survey:
             *path, key = name.split(".")
             if use.derived:
                 layer = self.model.get_submodule(".".join(path))
-                method = replaced_method(layer) if isinstance(layer, _BASES) else None
+                method = replaced_method(layer) if isinstance(layer, layer_types()) else None
                 own = f"layer {'.'.join(path)!r} has a {method} of its own: " if method else ""
                 self.derived[name] = Derived(
                     operation=use.derived,
@@ -451,9 +451,6 @@ def _stub_deliver(layer: nn.Module, args: tuple, y: Any) -> Any:
     return y + before.reshape(-1)[:1].sum().to(y.dtype) * 0
 
 
-_BASES = tuple(base for kind in KINDS.values() for base in kind.types)
-
-
 def _has_torch_forward(module: nn.Module) -> bool:
     """Tell whether the forward of a module is that of the torch class that it is of."""
     concrete = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
@@ -474,7 +471,7 @@ def _in_containers(model: nn.Module, registered: set[int]) -> Iterator[tuple[str
             if key.startswith("_") or not isinstance(value, (list, tuple, dict, set)):
                 continue
             for held in _modules_in(value, 0):
-                if id(held) not in registered and any(isinstance(part, _BASES) for part in held.modules()):
+                if id(held) not in registered and any(isinstance(part, layer_types()) for part in held.modules()):
                     yield f"{name}.{key}".lstrip("."), held
                     break
 

@@ -11,20 +11,18 @@ from falign._attached import Feedback
 from falign._convert import targets
 from falign._labels import ERROR, ErrorWatch
 from falign._preserve import force_eager, preserve_generators
+from falign._show import Sheet, Shown
 from falign._survey import call, gradients_aside, plain_copy
 from falign._wiring import feedbacks, wirings
 
 
-class Transported(dict[str, str]):
+class Transported(Shown, dict[str, str]):
     """{parameter: the operation in which it carried the error}; empty where no weight did. Prints as a table."""
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         if not self:
-            return "no parameter carried the error"
-        width = max(map(len, self))
-        return "\n".join(
-            [f"{'parameter':{width}}  carried the error in"] + [f"{n:{width}}  {o}" for n, o in self.items()]
-        )
+            return Sheet(head="no parameter carried the error")
+        return Sheet(table=[("parameter", "carried the error in"), *self.items()], left=(0, 1))
 
 
 def transport(

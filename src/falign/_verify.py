@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from falign._labels import ACTIVITY, ERROR, MOVEMENTS, Labels, Made, carries_err
 from falign._memory import memories_of
 from falign._outputs import as_output, pick, substitute
 from falign._preserve import without_cudnn
+from falign._show import Loud, Sheet, Shown
+from falign._style import Points, dots, height_of
 from falign._survey import gradients_aside, plain_copy
 from falign._transport import (
     Transported,
@@ -59,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification:
+class Verification(Shown):
     """Result of ``verify``: true where all gradients are as defined and no weight carried an error. Prints as a table.
 
     Attributes:
@@ -81,17 +84,36 @@ class Verification:
         return max(self.rows, key=lambda row: row.error if row.error == row.error else float("inf"))
 
     def __bool__(self) -> bool:
-        return not self.transported and all(row.error <= self.tolerance for row in self.rows)
+        return not self.transported and not any(map(self._is_wrong, self.rows))
 
-    def __str__(self) -> str:
-        width = max(len(row.parameter) for row in self.rows)
-        lines = [f"rule {self.rule}: gradients against its definition, tolerance {self.tolerance:.0e}"]
-        lines += [f"{'parameter':{width}}  relative error  angle to backpropagation"]
+    def _sheet(self) -> Sheet:
+        head = f"rule {self.rule}: gradients against its definition, tolerance {self.tolerance:.0e}"
+        table = [["parameter", "relative error", "angle to backpropagation", ""]]
         for row in self.rows:
-            mark = "" if row.error <= self.tolerance else "   WRONG"
-            lines.append(f"{row.parameter:{width}}  {row.error:14.1e}  {row.angle:21.2f} deg{mark}")
-        lines += [f"{name}: carried the error itself, in {how}   WRONG" for name, how in self.transported.items()]
-        return "\n".join(lines)
+            angle = "-" if isnan(row.angle) else f"{row.angle:.2f} deg"
+            table.append([row.parameter, f"{row.error:.1e}", angle, Loud("WRONG") if self._is_wrong(row) else ""])
+        if not any(line[-1] for line in table):
+            table = [line[:-1] for line in table]
+        carried = [f"{name}: carried the error itself, in {how}   WRONG" for name, how in self.transported.items()]
+        return Sheet(head=head, table=table, left=(0, 3), notes=[Loud(line) for line in carried])
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.rows))
+
+    def _draw(self, axes: Any) -> None:
+        remarks = [
+            "carried the error" if row.parameter in self.transported else "WRONG" if self._is_wrong(row) else ""
+            for row in self.rows
+        ]
+        points = Points(label="error", values=[row.error for row in self.rows])
+        names, marked = [row.parameter for row in self.rows], (self.tolerance, "tolerance")
+        dots(
+            axes, names, [points], xlabel="relative error of the gradient", title=f"rule {self.rule}: as defined?",
+            marked=marked, remarks=remarks, logarithmic=True,
+        )  # fmt: skip
+
+    def _is_wrong(self, row: Row) -> bool:
+        return not row.error <= self.tolerance
 
 
 def verify(model: nn.Module, x: Any, loss_fn: Callable[[Any], Tensor], *, target: Tensor | None = None) -> Verification:

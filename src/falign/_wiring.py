@@ -19,7 +19,7 @@ from falign._preserve import preserve_generators
 from falign._projector import Projection
 from falign._saved import FirstPass, SavedHooks
 from falign._scratch import Scratch
-from falign.layers import KINDS, Layer
+from falign.layers import Layer, layer_types
 from falign.rules import Rule
 from falign.transforms import Transform
 
@@ -177,7 +177,7 @@ class Wiring:
         if torch.compiler.is_compiling():
             # Compiled code runs without this hook: what is checked once, while it is made, must be enough.
             for module in model.modules():
-                if type(module) in LAYERS and not ("feedback" in module._modules or SPARED in module.__dict__):
+                if type(module) in layer_types() and not ("feedback" in module._modules or SPARED in module.__dict__):
                     raise RuntimeError(_CHANGED)
             return
         if not (torch.is_grad_enabled() and self.state.on) or transformed():
@@ -554,9 +554,6 @@ def unwrapped_optimizer(optimizer: Any) -> Any:
         optimizer = inner
     return optimizer
 
-
-#: The classes of layers that a rule takes.
-LAYERS = frozenset(base for kind in KINDS.values() for base in kind.types)
 
 #: Attribute of a model that was given to ``convert``: its wiring. No module: the root may run its modules one by one.
 WIRING = "_falign"

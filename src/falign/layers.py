@@ -24,6 +24,7 @@ __all__ = [
     "Layer",
     "features_out",
     "kind_of",
+    "layer_types",
     "replaced_method",
     "weight_of",
 ]
@@ -266,6 +267,7 @@ CONVOLUTION = Kind(
     needs_input=True,
     channel_first=True,
 )
+#: By name. A kind from outside the package is put here before ``convert`` meets a layer of it.
 KINDS = {kind.name: kind for kind in (LINEAR, CONVOLUTION)}
 
 #: Layers that look their input up: it is an index, no error returns through it, and nothing has to be cut.
@@ -274,6 +276,11 @@ LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 #: Methods that make the map of a layer: where one is replaced, in the class or on the instance, it is another map.
 _MAPS = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl")
+
+
+def layer_types() -> tuple[type[nn.Module], ...]:
+    """List the module classes of all kinds, those that were put into ``KINDS`` meanwhile among them."""
+    return tuple(base for kind in KINDS.values() for base in kind.types)
 
 
 def kind_of(layer: nn.Module) -> Kind | None:

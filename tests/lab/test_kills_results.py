@@ -64,14 +64,18 @@ def kept(folder: Path) -> dict[str, tuple[int, int]]:
     return {key: (found.st_ino, found.st_mtime_ns) for key, found in files.items()}
 
 
+FILES = ("report/girotti2021.html", "report/girotti2021.json", "report.html")
+"""The page, its numbers, and the index of all pages."""
+
+
 def whole(folder: Path) -> list[str]:
-    """What is wrong with the page and its numbers."""
+    """What is wrong with the page, its numbers and the index."""
     wrong = []
-    for path in (folder / "report.html", folder / "report.json"):
+    for path in (folder / name for name in FILES):
         if not path.exists():
             wrong.append(f"{path.name} is not there")
         elif path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
-            wrong.append("report.html is cut off")
+            wrong.append(f"{path.name} is cut off")
         elif path.suffix == ".json":
             json.loads(path.read_text())
     return wrong
@@ -370,21 +374,18 @@ def page(nursery: Nursery, half_a_store: Path, tmp_path_factory: pytest.TempPath
 REPORT = ["report", "girotti2021", "--preset", "smoke"]
 
 
-def said_in(folder: Path) -> tuple[str, str]:
-    """What page and numbers say, but for when they were written."""
-    page = re.sub(r"<time.*?</time>", "", (folder / "report.html").read_text())
-    numbers = {
-        key: value for key, value in json.loads((folder / "report.json").read_text()).items() if key != "written"
-    }
-    return page, json.dumps(numbers)
+def said_in(folder: Path) -> tuple[str, ...]:
+    """What page, numbers and index say, but for when they were written."""
+    written = re.compile(r"<time.*?</time>|\"written\": \"[^\"]*\"")
+    return tuple(written.sub("", (folder / name).read_text()) for name in FILES)
 
 
 def is_one_of(folder: Path, *others: Path) -> list[str]:
-    """What is wrong, if page and numbers are not each those of one of the other folders."""
+    """What is wrong, if page, numbers and index are not each those of one of the other folders."""
     if wrong := whole(folder):
         return wrong
     came, expected = said_in(folder), [said_in(each) for each in others]
-    wrong = zip(("report.html", "report.json"), came, zip(*expected, strict=True), strict=True)
+    wrong = zip(FILES, came, zip(*expected, strict=True), strict=True)
     return [f"{name} is another one" for name, one, known in wrong if one not in known]
 
 

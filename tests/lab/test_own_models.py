@@ -1,6 +1,5 @@
 """Models of one's own in ``falign train``: seeded and resumed whatever they draw and keep, or refused in a sentence."""
 
-import os
 import random
 import signal
 import sys
@@ -33,9 +32,7 @@ def _networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.modules.pop("networks_of_ones_own", None)
 
 
-undrawn = pytest.mark.skipif(
-    "FALIGN_TYPECHECK" in os.environ, reason="the check of annotations draws from Python's generator itself"
-)
+undrawn = pytest.mark.unchecked  # the check of annotations draws from Python's generator itself
 
 
 def config(factory: str, **options) -> TrainConfig:

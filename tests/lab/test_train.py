@@ -24,6 +24,7 @@ from falign.lab._train import default_folder, train
 from falign.lab._validate import resolve
 from falign.lab.config import ConfigError, TrainConfig
 from falign.lab.data import load
+from forks import run_each
 
 MODEL = "mlp:64-64-10"
 
@@ -205,6 +206,22 @@ def test_the_learning_rate_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
     assert still["test_loss"][3] == pytest.approx(still["test_loss"][1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [0.08, 0.06, 0.04, 0.02]), ("cosine", [0.08, 0.0682843, 0.04, 0.0117157])]
+)
+def test_the_learning_rate_follows_a_schedule(schedule: str, expected: list[float]) -> None:
+    options = resolve(config(rate_schedule=schedule, learning_rate=0.08, epochs=4))
+    learner = make_learner(options, shape=(1, 8, 8), classes=10, example=torch.zeros(2, 1, 8, 8))
+    for epoch, rate in enumerate(expected):
+        learner.begin_epoch(epoch)
+        assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-5)
+
+
+def test_a_decay_that_a_schedule_has_no_use_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--rate-decay 0\.5 has no effect under --rate-schedule linear"):
+        resolve(config(rate_schedule="linear", rate_decay=0.5))
+
+
 def test_no_epochs_measures_the_beginning(tmp_path: Path) -> None:
     records = train(config(epochs=0), tmp_path, console=quiet()).run.read_records()
     assert records.height == 1
@@ -286,3 +303,18 @@ def test_two_configurations_never_have_one_default_folder(several: list[dict]) -
 def test_any_data_set_gives_a_name_that_a_folder_can_have(dataset: str) -> None:
     name = default_folder(TrainConfig(dataset, model="mlp:" + "-".join(["100"] * 80))).name
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}", name)
+
+
+_LIGHT = """
+import sys
+from falign.cli import main
+
+assert main(["train", "digits", "--model", "mlp:64-6-10", "--epochs", "1", "--out", "light"]) == 0
+heavy = {"sklearn", "scipy.stats", "sympy", "torch._dynamo"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_a_training_imports_nothing_that_takes_seconds_for_nothing(tmp_path: Path) -> None:
+    (done,) = run_each([_LIGHT], tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -4,13 +4,15 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+import falign
 from falign.lab import _compare
 from falign.lab._checkpoints import TrainingState
 from falign.lab._files import RunError
 from falign.lab._pictures import figures
-from falign.lab._run_folder import RunFolder
+from falign.lab._run_folder import RunFolder, find_runs
 from falign.lab.config import TrainConfig
 from falign.lab.report._figures import png
 
@@ -26,10 +28,14 @@ ROWS = [
 ]
 
 
+OPTIONS = ("seed", "learning_rate")
+
+
 def written(folder: Path, *, rule: str = "fa", model: str = "lenet", rows: list[dict] = ROWS, **status) -> Path:
     run = RunFolder(folder)
     run.begin()
-    run.write_config(TrainConfig("digits", model=model, rule=rule), {})
+    options = {name: status.pop(name) for name in OPTIONS if name in status}
+    run.write_config(TrainConfig("digits", model=model, rule=rule, **options), {})
     run.write_tables(TrainingState(records=rows).tables())
     run.write_status(**{"status": "done", "step": 10, **status})
     return folder
@@ -77,6 +83,60 @@ def test_a_run_that_says_that_it_goes_on_and_does_not_was_killed(tmp_path: Path)
     with RunFolder(folder).locked():
         assert shown([folder])[-1][-1] == "running"
     assert not list(folder.glob(".*"))
+
+
+def test_a_killed_run_without_records_has_a_row(tmp_path: Path) -> None:
+    folder = written(tmp_path / "one", status="running")
+    (folder / "records.parquet").unlink()
+    assert " ".join(shown([folder])[-1]) == "one digits lenet fa 0 — — — — — — killed"
+    written(tmp_path / "two")
+    (tmp_path / "two" / "records.parquet").unlink()
+    with pytest.raises(RunError, match=r"two has no records.parquet yet"):
+        _compare.read([tmp_path / "two"])
+
+
+def test_seeds_are_summed_up_and_what_differs_has_a_column(tmp_path: Path) -> None:
+    folders = []
+    for seed, accuracy in ((0, 0.8), (1, 0.9), (2, 0.5)):
+        rows = [*ROWS[:-1], {**ROWS[-1], "test_accuracy": accuracy}]
+        status = {"status": "diverged"} if seed == 2 else {}
+        folders.append(written(tmp_path / f"{seed}", rows=rows, seed=seed, **status))
+    folders.append(written(tmp_path / "other", learning_rate=0.5))
+    table = [" ".join(row) for row in shown(folders)]
+    assert "run lr seed epochs test % best % train loss angles ° D seconds status" in table
+    assert "0 — 0 2 80.00 87.50 0.625 45 0 0.26 2.5 done" in table
+    assert "lr n test % best % train loss mean angle ° D status" in table
+    assert "— 2 85.00 ± 7.07 88.75 ± 1.77 0.6250 ± 0.0000 45.2 ± 0.0 0.26 ± 0.00 2 done, 1 diverged" in table
+    assert "0.5 1 85.00 87.50 0.6250 45.2 0.26 1 done" in table
+    assert "seeds together" not in " ".join(" ".join(row) for row in shown(folders[2:]))
+
+
+def test_a_folder_of_runs_stands_for_them_and_a_file_of_a_monitor_for_a_run(tmp_path: Path) -> None:
+    for name in ("demo/s10", "demo/s9", "single"):
+        written(tmp_path / name)
+    (tmp_path / "comparison.png").touch()
+    (tmp_path / "empty").mkdir()
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    falign.convert(model, "fa", seed=0)
+    with falign.measure.Monitor(model, every=1) as monitor:
+        for _ in range(2):
+            report = monitor.step(torch.nn.functional.cross_entropy, torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    monitor.save(tmp_path / "monitor.parquet")
+    found, others = find_runs([tmp_path / "demo", tmp_path / "comparison.png", tmp_path / "single", tmp_path / "empty"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["demo/s9", "demo/s10", "single"]
+    assert [path.name for path in others] == ["comparison.png", "empty"]
+    with pytest.raises(RunError, match="empty is not a run folder"):
+        find_runs([tmp_path / "empty"])
+    runs = _compare.read([*found, tmp_path / "monitor.parquet"])
+    assert runs[-1].records["step"].to_list() == [0, 1]
+    assert runs[-1].numbers()["dominance"] == report.dominance
+    assert runs[-1].numbers()["train_loss"] == report.loss
+    figure = _compare.comparison_figure(runs)
+    assert png(figure).startswith(b"\x89PNG")
+    assert figure.axes[0].get_xlabel() == "step"
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 PAR1")
+    with pytest.raises(RunError, match="cannot be read as what falign"):
+        _compare.read([tmp_path / "no.parquet"])
 
 
 NAMES = [

@@ -113,7 +113,7 @@ FACTORS: dict[str, list[dict]] = {
         {**SGD, "momentum": 0.0, "rate_decay": 0.5},
         {**SGD, "weight_decay": 1e-3},
         {"optimizer": "adam"},
-        {"optimizer": "adamw", "rate_decay": 0.9},
+        {"optimizer": "adamw", "rate_schedule": "cosine"},
     ],
     "ridge": [
         {},

@@ -257,7 +257,7 @@ def test_comparison_of_texts_and_images(text: str, tmp_path: Path, monkeypatch: 
     assert "train loss  perplexity" in header
     perplexity = both[0].records["perplexity"][-1]
     assert f" {perplexity:.4g} " in "\n".join(rows)
-    assert both[1].perplexity is None
+    assert both[1].numbers()["perplexity"] is None
     first = _compare.comparison_figure(both[:1]).axes[0]
     assert "Test perplexity" in (first.get_title(), first.get_title(loc="left"))
     console = quiet()

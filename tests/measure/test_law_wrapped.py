@@ -1,7 +1,6 @@
 """The law in the loops that people run: compiled, data-parallel, mixed precision, clipped, accumulated, resumed."""
 
 import io
-import os
 
 import pytest
 import torch
@@ -161,7 +160,6 @@ def step_of(model, optimizer, x, y):
 
 
 @pytest.mark.compiled
-@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs")
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model():
     torch._dynamo.reset()

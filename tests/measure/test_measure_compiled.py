@@ -1,7 +1,5 @@
 """Measuring models that are compiled, whole, in place or in parts; annotations must not be checked here."""
 
-import os
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ BACKEND = "aot_eager"
 pytestmark = [
     pytest.mark.compiled,
     pytest.mark.xdist_group("compiled"),  # the compiler takes seconds to import
-    pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations break full graphs"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -36,7 +36,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[s
         jobs = select([name], PAPERS)
         code = reproduce(jobs, "smoke", out=out, executor=local_executor(1, Setting()), memory=2**31, console=console)
         assert code == 0, console.file.getvalue()  # pyright: ignore
-        assert (out / "report.html").stat().st_size > 10_000
+        assert (out / "report" / f"{name}.html").stat().st_size > 10_000
         store = Store(folder=out)
         return {experiment.name: store.results(experiment, "smoke") for experiment in PAPERS[name].experiments}
 

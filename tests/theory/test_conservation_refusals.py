@@ -1,6 +1,5 @@
 """What the simulator and the checks of dominance refuse, each in one sentence."""
 
-import os
 from math import inf, nan
 
 import pytest
@@ -37,7 +36,7 @@ from falign.theory.dominance import (
     squared_loss_rate,
 )
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 NAMES = [
     "loss",
     "incoming",

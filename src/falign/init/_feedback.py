@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from falign._attached import Feedback
 from falign._convert import feedback_state, load_feedback_state
+from falign._show import Sheet, Shown
+from falign._style import Points, dots, height_of
 from falign._validation import describe, is_number, whole_between, whole_number
 from falign._wiring import Wiring, converted, feedbacks, unwrapped, wiring_of
 from falign.feedback import generator
 from falign.init._jacobian import Jacobian, Measured, mean_jacobians
 from falign.layers import kind_of, weight_of
 from falign.measure._angles import angle
-from falign.measure._report import aligned
 from falign.rules import Rule
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -126,12 +127,12 @@ class MatchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchReport:
+class MatchReport(Shown):
     """Feedback that was matched to trained weights, a row a layer; prints as a table."""
 
     rows: tuple[MatchRow, ...]
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         several = any(row.output for row in self.rows)
         table = [["layer", *["output"] * several, "rank of B", "B before to J", "truncated", "missed", "W truncated"]]
         for row in self.rows:
@@ -142,7 +143,16 @@ class MatchReport:
             "truncated: |J - B|/|J|; missed: |g - e B|/|g|, g the true error of a sample; W truncated: |W - W_r|/|W|, "
             "r the number of outputs (W stays whole)"
         )
-        return "\n".join([*aligned(table, left=(0,)), legend])
+        return Sheet(table=table, notes=[legend])
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.rows))
+
+    def _draw(self, axes: Any) -> None:
+        names = [f"{row.layer}, output {row.output}" if row.output else row.layer for row in self.rows]
+        columns = ("truncated", "truncated"), ("missed", "missed"), ("W truncated", "weight_truncated")
+        series = [Points(label=label, values=[getattr(row, name) for row in self.rows]) for label, name in columns]
+        dots(axes, names, series, xlabel="share that is lost", title="feedback matched to weights")
 
 
 def match(model: nn.Module, *, example: Any, targets: Tensor | None = None, rank: int | None = None) -> MatchReport:

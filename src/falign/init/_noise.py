@@ -13,12 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from falign._attached import Feedback, SharedSequence
 from falign._convert import targets
 from falign._preserve import seeded
+from falign._show import Sheet, Shown
+from falign._style import Points, dots, height_of, scale_degrees
 from falign._survey import call, gradients_aside
 from falign._validation import check_memory, describe, positive, step_count, whole_between, whole_number
 from falign._wiring import converted, preserve_state, unwrapped
 from falign.feedback import generator
 from falign.measure._alignment import alignment, trained_parameters
-from falign.measure._report import Alignment, aligned
+from falign.measure._report import RIGHT_ANGLE, Alignment
 
 _Loss = Callable[[Any, Generator], Tensor]
 
@@ -46,7 +48,7 @@ class NoiseRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseReport:
+class NoiseReport(Shown):
     """Pre-training on noise; prints as a table.
 
     Attributes:
@@ -59,14 +61,27 @@ class NoiseReport:
     losses: tuple[float, ...]
     rows: tuple[NoiseRow, ...]
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         table = [["layer", "B to W", "after", "error", "after"]]
         for row in self.rows:
             angles = (row.weight_before, row.weight_after, row.error_before, row.error_after)
             table.append([row.layer, *("-" if angle is None else f"{angle:.1f}°" for angle in angles)])
         first, last = self.losses[0], self.losses[-1]
         head = f"{self.steps} steps on noise: loss {first:.4g} -> {last:.4g} (random labels: chance, unless by heart)"
-        return "\n".join([head, *aligned(table, left=(0,))])
+        return Sheet(head=head, table=table)
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.rows))
+
+    def _draw(self, axes: Any) -> None:
+        columns = "weight_before", "weight_after", "error_before", "error_after"
+        series = [
+            Points(label=label, values=[getattr(row, column) for row in self.rows])
+            for label, column in zip(("B to W", "B to W after", "error", "error after"), columns, strict=True)
+        ]
+        names = [row.layer for row in self.rows]
+        dots(axes, names, series, xlabel="degrees", title=f"{self.steps} steps on noise", marked=RIGHT_ANGLE)
+        scale_degrees(axes)
 
 
 def noise(

@@ -1,7 +1,7 @@
 """Images and pieces of text on the training's device, the order in which a training sees them, and their loss."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -81,6 +81,35 @@ def prepare(data: Dataset, *, device: torch.device, dtype: torch.dtype, room: in
         return Images(pixels=pixels, labels=labels.to(device), mean=mean, deviation=deviation)
 
     return images(data.train_images, data.train_labels), images(data.test_images, data.test_labels)
+
+
+LARGE, APART = 50_000, 5_000
+"""Training images from which on a set is large, and the validation images of such a one; else a tenth."""
+
+
+def keep_apart(data: Dataset, images: int = 0) -> tuple[Dataset, Dataset]:
+    """Keep validation images apart from the training images, the same ones in every call.
+
+    Args:
+        data: The data set.
+        images: Training images that are used, the validation images among them; 0 is all.
+
+    Returns:
+        The data set without them, and the same one with them as its test set.
+
+    Raises:
+        DataError: There are fewer training images, or too few to keep some apart.
+    """
+    there = len(data.train_labels)
+    if images > there:
+        raise DataError(f"{data.name} has {there} training images, expected at least {images}: ask for fewer")
+    used = torch.randperm(there, generator=generator(0, data.name, "validation"))[: images or None]
+    apart = APART if len(used) >= LARGE else len(used) // 10
+    if not apart:
+        raise DataError(f"{data.name} has {there} training images, expected ten, to keep one for validation: use more")
+    images_of, labels_of = data.train_images, data.train_labels
+    kept = replace(data, train_images=images_of[used[apart:]], train_labels=labels_of[used[apart:]])
+    return kept, replace(kept, test_images=images_of[used[:apart]], test_labels=labels_of[used[:apart]])
 
 
 def _normalised(pixels: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ def end(
     if law is not None:
         print_plain(console, law.text)
         details["law"] = law.verdict
-    draw(run, tables, learner.config)
+    if status != "interrupted":  # whoever pressed Ctrl-C shall not wait for pictures, which are drawn when it goes on
+        draw(run, tables, learner.config)
     run.write_status(status, step=step, epoch=state.epoch, message=message, **details)
     return TrainingOutcome(
         run=run, status=status, step=step, message=message, failure="" if law is None else law.failure

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
+from inspect import unwrap
 from io import StringIO
+from math import cos, pi
 from typing import Any, TypeVar
 
 import torch
@@ -121,9 +123,10 @@ class Learner:
             self.ridge.around(self.optimizer.step, done, rate=self.optimizer.param_groups[0]["lr"])
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of an epoch, counted from 0: ``η rate_decay^epoch``."""
+        """Set the learning rate of an epoch, counted from 0."""
+        rate = required(self.config.learning_rate) * _rate_factor(self.config, epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = required(self.config.learning_rate) * self.config.rate_decay**epoch
+            group["lr"] = rate
 
     def locate_fault(self, x: Tensor, done: int) -> Exception:
         """Make the exception for numbers that are not finite; it names the layer in which they came up first."""
@@ -183,6 +186,13 @@ class Learner:
 
     def _casting(self) -> AbstractContextManager[object]:
         return _casting(self.config)
+
+
+def _rate_factor(config: TrainConfig, epoch: int) -> float:
+    """The part of the first learning rate that an epoch has."""
+    done = epoch / max(1, config.epochs)
+    factors = {"exponential": config.rate_decay**epoch, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}
+    return factors[config.rate_schedule]
 
 
 def _casting(config: TrainConfig) -> AbstractContextManager[object]:
@@ -365,6 +375,15 @@ def _running_order(config: TrainConfig, model: nn.Module, example: Tensor, class
 # The optimizers of ``--optimizer``.
 
 
+def _without_dynamo(kind: type[torch.optim.Optimizer]) -> Any:
+    """Take the decorators off that import Dynamo: nothing is compiled around a step, and importing it takes seconds."""
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        setattr(kind, name, unwrap(getattr(kind, name)))
+    kind.step = torch.no_grad()(unwrap(kind.step))
+    return kind
+
+
+@_without_dynamo
 class SGD(torch.optim.SGD):
     """PyTorch's SGD, also where some parameters get their first gradient after the first step.
 
@@ -379,6 +398,16 @@ class SGD(torch.optim.SGD):
                 if buffer is None:
                     momentum_buffer_list[at] = torch.zeros_like(params[at])
         return sparse
+
+
+@_without_dynamo
+class Adam(torch.optim.Adam):
+    """PyTorch's Adam."""
+
+
+@_without_dynamo
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW."""
 
 
 def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -399,7 +428,7 @@ def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         momentum = required(config.momentum)
         return SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=decay, fused=fused)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
     return kind(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
 

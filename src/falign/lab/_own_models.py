@@ -1,4 +1,4 @@
-"""Networks and rules of the user's own: imported, made, and networks tried on a few images before a run begins."""
+"""Networks, rules and data of the user's own: imported, made, and networks tried on a few images before a run."""
 
 import inspect
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,8 +22,11 @@ from falign._wiring import preserve_state
 from falign.lab._batches import label_loss
 from falign.lab._packing import JSON_LIMIT
 from falign.lab._python_state import Attributes, attribute_fingerprints, storable_attributes
+from falign.lab._streams import suggestion
 from falign.lab._text import one_line
 from falign.lab.config import ConfigError
+from falign.lab.data import DataError, Dataset
+from falign.lab.data._dataset import remarks
 from falign.rules import ALL_RULES, Rule
 
 Shape = tuple[int, ...]
@@ -41,7 +45,7 @@ def as_config_error(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, KeyboardInterrupt):
+    except (ConfigError, DataError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit, too: a factory that exits has made no network
         raise ConfigError(f"{what}: {_reason(error)}") from error
@@ -73,7 +77,7 @@ def make_model(model: str, shape: Shape, classes: int) -> nn.Module:
         ConfigError: There is no such factory, or it makes no network that can be trained here.
     """
     with _process_state_kept():
-        made = _called(model, shape, classes)
+        made = _called(f"--model {model}", model, {"shape": shape, "classes": classes}, "a torch.nn.Module")
         if not isinstance(made, nn.Module):
             raise ConfigError(f"--model {model} returned a {type(made).__name__}, expected a torch.nn.Module")
         _refuse(model, made)
@@ -93,6 +97,7 @@ def rule_class(rule: str) -> type[Rule]:
     if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
         raise ConfigError(
             f"--rule is {_SHORT.repr(rule)}, expected one of {', '.join(ALL_RULES)}, or package.module:Rule"
+            + suggestion(rule, ALL_RULES)
         )
     with _process_state_kept():
         imported = _import("--rule", rule)
@@ -103,22 +108,62 @@ def rule_class(rule: str) -> type[Rule]:
     return imported
 
 
-def _called(model: str, shape: Shape, classes: int) -> object:
-    factory = _import("--model", model)
+def make_dataset(named: str, folder: Path | None) -> Dataset:
+    """Call ``package.module:factory``, with ``folder=`` if it takes that, and check what it makes.
+
+    Args:
+        named: As it was given.
+        folder: The folder of ``--data``; None where there is none.
+
+    Returns:
+        The data set: the factory's own ``falign.lab.data.Dataset``, or made of the four arrays that it returned, with
+        the largest label as the last class. Its notes say what is odd about it.
+
+    Raises:
+        ConfigError: There is no such factory, or it makes something else.
+        DataError: What it makes are no images and labels that fit each other.
+    """
+    what = f"DATASET {named}"
+    with _process_state_kept():
+        made = _called(what, named, {"folder": folder}, "a falign.lab.data.Dataset")
+    if isinstance(made, Dataset):
+        return replace(made, notes=(*made.notes, *remarks(made)))
+    if not isinstance(made, (tuple, list)) or len(made) != 4:
+        raise ConfigError(
+            f"{what} returned a {type(made).__name__}, expected a falign.lab.data.Dataset, or four arrays: training "
+            "images, training labels, test images, test labels"
+        )
+    with as_config_error(f"{what} returned what cannot be read as images and labels"):
+        tensors = [torch.as_tensor(part) for part in made]
+    for place, part in enumerate(tensors):
+        if place % 2 == 0 and part.ndim == 3:  # grey images without an axis of channels
+            tensors[place] = part.unsqueeze(1)
+        elif place % 2 and part.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+            tensors[place] = part.long()
+    labels = [part for part in tensors[1::2] if part.dtype == torch.int64 and part.numel()]
+    classes = tuple(str(number) for number in range(1 + max((int(part.max()) for part in labels), default=0)))
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    data = Dataset(name=named, classes=classes, **dict(zip(names, tensors, strict=True)))
+    return replace(data, notes=remarks(data))
+
+
+def _called(what: str, named: str, known: Mapping[str, object], makes: str) -> object:
+    """Call a factory of the user's own with those of the known arguments that it takes."""
+    factory = _import(what.partition(" ")[0], named)
     if not callable(factory):
-        raise ConfigError(f"--model {model} is a {type(factory).__name__}, expected a function or class to call")
-    known = {"shape": shape, "classes": classes}
+        raise ConfigError(f"{what} is a {type(factory).__name__}, expected a function or class to call")
     try:
         taken = inspect.signature(factory).parameters
         given = {key: value for key, value in known.items() if key in taken or _takes_any(taken)}
         inspect.signature(factory).bind(**given)
     except (TypeError, ValueError) as error:
+        arguments = " and ".join(f"{name}=" for name in known)
         raise ConfigError(
-            f"--model {model} cannot be called with shape= and classes=, or without arguments: {one_line(error)}"
+            f"{what} cannot be called with {arguments}, or without arguments: {one_line(error)}"
         ) from None
     if inspect.isbuiltin(factory):  # os.abort, for example, would end the process without an exception
-        raise ConfigError(f"--model {model} is a function of Python itself, expected one that makes a torch.nn.Module")
-    with as_config_error(f"--model {model} failed"):
+        raise ConfigError(f"{what} is a function of Python itself, expected one that makes {makes}")
+    with as_config_error(f"{what} failed"):
         return factory(**given)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import matplotlib
@@ -11,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from falign._style import literal
 from falign.lab._run_folder import RunFolder
 from falign.lab._tables import Tables
-from falign.lab._text import plain
 from falign.lab.config import TrainConfig, rule_title
 from falign.lab.report._figures import png
 from falign.lab.report.style import AXIS, COLOURS, INK, RC_PARAMS, expected, legend, logarithmic, panels, sequence
@@ -77,8 +75,6 @@ _MARKED = 12
 """Points of a line that get markers, so that a single point can be seen."""
 _FAR = 1e100
 """Values are clipped to this: matplotlib cannot add margins to an axis up to the largest float."""
-_NOTHING = "\u200b"
-"""A letter without width: matplotlib leaves labels that begin with an underscore out of legends."""
 
 
 @dataclass(frozen=True)
@@ -89,24 +85,6 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     colour: str
-
-
-def literal(text: str) -> str:
-    """Escape a text so that matplotlib draws it as it stands: no formula, no missing glyph, and in legends, too.
-
-    Args:
-        text: A name that the user gave to a folder, a layer or a data set.
-    """
-    known = _glyphs()
-    shown = "".join(
-        letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in plain(text)
-    ).replace("$", r"\$")
-    return f"{_NOTHING}{shown}" if shown.startswith("_") else shown
-
-
-@cache
-def _glyphs() -> frozenset[int]:
-    return frozenset(get_font(findfont(RC_PARAMS["font.family"][0])).get_charmap())
 
 
 def line(table: pl.DataFrame, column: str, label: str, colour: str, factor: float = 1.0) -> Line:

@@ -27,7 +27,7 @@ from falign.lab._text import echo, plain_cell, print_plain
 from falign.lab.config import ConfigError
 from falign.lab.experiment._catalogue import SUFFIX, stored_keys
 from falign.lab.experiment._run_file import PARQUET_ERRORS, CorruptRun, OlderFormat, decode, read_regular_file
-from falign.lab.experiment._selection import choose_preset
+from falign.lab.experiment._selection import choose_presets
 from falign.lab.experiment._specification import Paper
 from falign.lab.experiment._store import Store, concat_layouts, is_store
 
@@ -163,12 +163,13 @@ def _all_records(stores: Sequence[Path]) -> pl.DataFrame | None:
 
 
 def _claims(store: Path, papers: Mapping[str, Paper]) -> pl.DataFrame | None:
-    """Judge the claims of the papers of which the store has runs, at the preset of which it has most."""
+    """Judge the claims of the papers of which the store has runs, each at the preset of which it has most."""
     there = {path.name.partition(".")[0] for path in _experiments(store)}
     opened, rows = Store(folder=store, repairs=False), []
     for paper in (papers[name] for name in papers if name in there):
-        preset, _ = choose_preset(None, opened.counts(paper.experiments))
+        presets = choose_presets([paper], {each.name: opened.there(each) for each in paper.experiments})
         for experiment in paper.experiments:
+            preset = presets[experiment.name]
             for each in opened.results(experiment, preset).verdicts:
                 claim = each.claim
                 told = {

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES
 from hashlib import sha256
@@ -31,6 +31,8 @@ PICTURES = ("loss.png", "accuracy.png", "perplexity.png", "angles.png", "neurons
 _EVENTS = "tensorboard"
 _FILES = (CONFIG, _STATUS, _RECORDS, _ALIGNMENT, _NEURONS, _LAW, TRACEBACK, *PICTURES)
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8,18})\.safetensors")
+
+_DIGITS = re.compile(r"([0-9]+)")
 
 _JSON, _TABLE = 64 << 20, 1 << 30
 """Bytes that a JSON file and a table may have; more is refused unread."""
@@ -76,6 +78,11 @@ class RunFolder:
     def exists(self) -> bool:
         """Tell whether a run was begun here."""
         return os.path.lexists(self.folder / CONFIG)
+
+    @property
+    def has_records(self) -> bool:
+        """Tell whether records were written here."""
+        return os.path.lexists(self.folder / _RECORDS)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -316,6 +323,39 @@ class RunFolder:
             return "restore it, or begin the run again with --force"
         again = f"falign train --resume {self.folder} writes it again from the last checkpoint"
         return f"delete it, then {again}" if name == _STATUS else again
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Find the runs that paths stand for: run folders, folders that hold some, at any depth, and Parquet files.
+
+    Args:
+        paths: The paths.
+
+    Returns:
+        Run folders and files, each once, in the order of the paths, those of one folder by their names; and the paths
+        that stand for none.
+
+    Raises:
+        RunError: None of the paths stands for a run, or one of them does not exist.
+    """
+    found: dict[Path, None] = {}
+    others = []
+    for path in paths:
+        if not os.path.lexists(path):
+            RunFolder(path).require()
+        here = [path] if RunFolder(path).exists or path.suffix == ".parquet" else _below(path)
+        if not here:
+            others.append(path)
+        found.update(dict.fromkeys(here))
+    if not found:
+        RunFolder(others[0]).require()
+    return list(found), others
+
+
+def _below(folder: Path) -> list[Path]:
+    """List the run folders below a folder, sorted as a person counts; links are not followed."""
+    found = [Path(parent) for parent, _, names in os.walk(folder) if CONFIG in names]
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _DIGITS.split(str(path))])
 
 
 def checkpoint_name(step: int) -> str:

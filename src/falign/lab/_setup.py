@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from falign.lab._batches import Samples, cut, prepare, probe
+from falign.lab._batches import Samples, cut, keep_apart, prepare, probe
 from falign.lab._divergence import Baseline, weight_norms, weighted_layers
 from falign.lab._learner import Learner, make_learner, required
-from falign.lab._own_models import Shape
+from falign.lab._own_models import Shape, make_dataset
 from falign.lab._provenance import fingerprint
-from falign.lab._validate import make_rule
+from falign.lab._validate import is_code, make_rule
 from falign.lab.config import TrainConfig, is_text, rule_title
 from falign.lab.data import load, load_text
 
@@ -49,13 +49,14 @@ class Setup:
         return -(-len(self.train) // self.learner.config.batch_size)
 
 
-def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool) -> Setup:
+def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool, parts: "Parts | None" = None) -> Setup:
     """Load the data and make the network.
 
     Args:
         config: The resolved configuration.
         data: Folder of the data sets; None is what ``FALIGN_DATA`` names, then the cache.
         progress: Whether to show bars while loading.
+        parts: The data, where they are loaded already.
 
     Returns:
         The setup.
@@ -64,8 +65,7 @@ def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool) -> Se
         DataError: The data are missing or damaged.
         ConfigError: Data, network and rule do not fit each other.
     """
-    data_of = _text if is_text(config.dataset) else _images
-    parts = data_of(config, data, progress)
+    parts = parts or load_parts(config, data, progress=progress)
     train = parts.train
     probe_inputs, probe_labels = train.take(probe(config.seed, len(train), config.probe_size).to(config.device))
     learner = make_learner(
@@ -91,7 +91,7 @@ def prepare_run(config: TrainConfig, *, data: Path | None, progress: bool) -> Se
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Parts:
+class Parts:
     """Parts of a data set, images or text, as a training takes them; see :class:`Setup`."""
 
     train: Samples
@@ -103,28 +103,53 @@ class _Parts:
     description: tuple[str, ...]
 
 
-def _images(config: TrainConfig, data: Path | None, progress: bool) -> _Parts:
-    dataset = load(config.dataset, folder=data, progress=progress)
-    train, test = prepare(dataset, device=torch.device(config.device), dtype=getattr(torch, config.dtype))
+def load_parts(config: TrainConfig, data: Path | None, *, progress: bool, apart: bool = False) -> Parts:
+    """Load the data of a configuration.
+
+    Args:
+        config: The resolved configuration.
+        data: Folder of the data sets; None is what ``FALIGN_DATA`` names, then the cache.
+        progress: Whether to show bars while loading.
+        apart: Whether validation images are kept apart from those for training, as a text always has some.
+
+    Raises:
+        DataError: The data are missing or damaged.
+    """
+    return _text(config) if is_text(config.dataset) else _images(config, data, progress, apart)
+
+
+def _images(config: TrainConfig, data: Path | None, progress: bool, apart: bool) -> Parts:
+    if is_code(config.dataset):
+        dataset = make_dataset(config.dataset, data)
+    else:
+        dataset = load(config.dataset, folder=data, progress=progress)
+    place, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    validation, digest = None, fingerprint(dataset)
+    if apart:
+        dataset, other = keep_apart(dataset)
+        _, validation = prepare(other, device=place, dtype=dtype)
+    train, test = prepare(dataset, device=place, dtype=dtype)
     size = "×".join(map(str, dataset.shape))
-    return _Parts(
+    kept = "" if validation is None else f", {len(validation):,} validation"
+    return Parts(
         train=train,
+        validation=validation,
         test=test,
         shape=dataset.shape,
         classes=len(dataset.classes),
-        sha256=fingerprint(dataset),
+        sha256=digest,
         description=(
-            f"{dataset.name}: {len(train):,} training and {len(test):,} test images of {size}, "
+            f"{dataset.name}: {len(train):,} training{kept} and {len(test):,} test images of {size}, "
             f"{len(dataset.classes)} classes",
             *dataset.notes,
         ),
     )
 
 
-def _text(config: TrainConfig, data: Path | None, progress: bool) -> _Parts:
+def _text(config: TrainConfig) -> Parts:
     text, context = load_text(config.dataset), required(config.context)
     train, validation, test = cut(text, context=context, device=torch.device(config.device))
-    return _Parts(
+    return Parts(
         train=train,
         validation=validation,
         test=test,

@@ -7,25 +7,15 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from errno import EIO
 from io import TextIOWrapper
 from typing import Any
-from unicodedata import category
 
-_ALLOWED = "\n\t"
+from falign._style import plain
 
-
-def plain(text: object) -> str:
-    r"""Escape everything in a text that is invisible or that steers a terminal.
-
-    Names, messages and paths are data: one that holds control characters could rewrite what a terminal shows. They
-    become ``\x1b`` and the like, as do characters that turn the direction of writing; a byte of a file name that is not
-    UTF-8 becomes ``\xfc``. Line breaks and tabs stay.
-
-    Args:
-        text: A text, or what ``str`` makes one of.
-    """
-    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in str(text))
+_LONGEST_WORD = 100
+"""Letters of a mistyped word that are compared."""
 
 
 def echo(text: object, *, error: bool = False) -> None:
@@ -46,6 +36,12 @@ def replace_unencodable(stream: Any) -> None:
     """Have a stream replace characters that its encoding lacks: no run shall end because of a Greek letter."""
     if isinstance(stream, TextIOWrapper) and stream.errors not in ("replace", "backslashreplace"):
         stream.reconfigure(errors="replace")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return a remark on a mistyped word, ``" (did you mean dfa?)"``, or nothing where no known one is like it."""
+    close = get_close_matches(word.lower()[:_LONGEST_WORD], list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 class TerminalStream:
@@ -126,13 +122,3 @@ def flush(stream: Any) -> OSError | None:
             os.close(silence)
         return error
     return None
-
-
-def _is_visible(letter: str) -> bool:
-    return letter.isprintable() or letter in _ALLOWED or category(letter) == "Zs"
-
-
-def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # a byte that the file system's encoding does not know
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape", "surrogatepass").decode()

@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from falign.lab._checkpoints import TrainingState
 from falign.lab._divergence import Diverged
 from falign.lab._ending import TrainingOutcome, end, fail
 from falign.lab._files import FolderLost, RunError, WriteError
+from falign.lab._grid import short
 from falign.lab._loop import Loop, open_events
 from falign.lab._progress import TrainingProgress
 from falign.lab._provenance import provenance
@@ -30,7 +31,7 @@ from falign.lab._setup import Setup, prepare_run
 from falign.lab._signals import GracefulStop
 from falign.lab._text import print_plain, standard_console
 from falign.lab._validate import is_built_in, make_rule, resolve
-from falign.lab.config import TEXTS, ConfigError, TrainConfig
+from falign.lab.config import TEXTS, ConfigError, TrainConfig, is_text, option
 from falign.lab.data import NAMES
 
 _LONGEST_NAME = 200
@@ -72,7 +73,9 @@ def train(
         setup = _prepare(config, data, console)  # a signal ends it at once: there is nothing to save yet
         with stop.first_deferred(), run.locked():
             run.begin(replaces=replaces)
-            origin = provenance(config.device, config.model, config.rule) | {"data_sha256": setup.data_sha256}
+            origin = provenance(config.device, config.model, config.rule, config.dataset) | {
+                "data_sha256": setup.data_sha256
+            }
             return _carry_out(run, setup, None, origin, console, stop)
 
 
@@ -127,19 +130,23 @@ def resume(
 
 def _note_changes(origin: dict[str, Any], config: TrainConfig, console: Console) -> None:
     """Add to the provenance what has changed since the run began, and print what may change its numbers."""
-    now = provenance(config.device, config.model, config.rule)
+    now = provenance(config.device, config.model, config.rule, config.dataset)
     changed = {key: value for key, value in now.items() if origin.get(key) != value}
     earlier = origin.get("resumed")
     origin["resumed"] = [*(earlier if isinstance(earlier, list) else []), changed]
     if relevant := [key for key in ("packages", "device", "threads") if key in changed]:
         print_plain(console, f"{' and '.join(relevant)} changed since the run began: last digits may differ")
     if (code := changed.get("code")) is not None:
-        named = " and ".join(f"--{key} {text}" for key in ("model", "rule") if ":" in (text := getattr(config, key)))
+        texts = {option(key): getattr(config, key) for key in ("dataset", "model", "rule")}
+        named = " and ".join(f"{key} {text}" for key, text in texts.items() if ":" in text and not is_text(text))
         print_plain(console, f"the code of {named} in {', '.join(code)} changed since the run began")
 
 
-def default_folder(config: TrainConfig) -> Path:
+def default_folder(config: TrainConfig, axes: Sequence[str] = ()) -> Path:
     """Name the run folder: ``runs/DATASET-MODEL-RULE-SEED``, then ``-OPTION=VALUE`` for each that is not the default.
+
+    The folder of a grid of runs lacks what they differ in, and ends with ``-by-OPTION``, an option for each axis: more
+    values of an axis belong into the same one.
 
     Eight digits of a hash of the whole configuration follow where the name alone does not identify it: for the path of
     a folder of images or a text, for the capitals and colons of the user's own model, for characters that no file name
@@ -147,7 +154,8 @@ def default_folder(config: TrainConfig) -> Path:
     case.
 
     Args:
-        config: The configuration.
+        config: The configuration; of a grid that of any of its runs.
+        axes: Fields in which the runs of a grid differ; none for a single run.
 
     Returns:
         The folder, in the working folder.
@@ -163,18 +171,33 @@ def default_folder(config: TrainConfig) -> Path:
             seed=config.seed,
         )
     )
-    dataset = config.dataset if config.dataset in (*NAMES, *TEXTS) else Path(config.dataset).name
+    named = config.dataset in (*NAMES, *TEXTS)
     model = re.sub("[:,]", "-", config.model) if is_built_in(config.model) else config.model
-    words = [dataset, model, config.rule, str(config.seed)]
+    places = {"model": model, "rule": config.rule, "seed": str(config.seed)}
+    words = [config.dataset if named else Path(config.dataset).name]
+    words += [word for name, word in places.items() if name not in axes]
     for name, (value, _) in config.differences(replace(default, optimizer="sgd", rule_option=())).items():
-        word = "lr" if name == "learning_rate" else name.replace("_", "-")
-        words.append(word if value is True else f"{word}={_shortest(value)}")
-    full = "-".join(words)
-    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", full).strip(".-")
-    if name != full or name != name.lower() or len(name) > _LONGEST_NAME or config.dataset not in (*NAMES, *TEXTS):
-        digits = sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        if name not in axes:
+            words.append(short(name) if value is True else f"{short(name)}={_shortest(value)}")
+    full = "-".join([*words, *(["by", *map(short, axes)] if axes else [])])
+    whole = json.dumps([full, config.dataset, config.model] if axes else config.to_json(), sort_keys=True)
+    return Path("runs") / folder_name(full, whole, sufficient=named)
+
+
+def folder_name(text: str, whole: str, *, sufficient: bool = True, kept: str = "") -> str:
+    """Return a text as the name of a folder, with eight digits of a hash where it cannot say all.
+
+    Args:
+        text: The text.
+        whole: What the name stands for.
+        sufficient: Whether the text says all of that.
+        kept: Letters that the name may have beside the usual ones.
+    """
+    name = re.sub(rf"[^A-Za-z0-9._+={kept}-]+", "-", text).strip(".-")
+    if name != text or name != name.lower() or len(name) > _LONGEST_NAME or not sufficient:
+        digits = sha256(whole.encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST_NAME - 1 - len(digits)]}-{digits}"
-    return Path("runs") / name
+    return name
 
 
 def _shortest(value: object) -> str:
@@ -184,7 +207,7 @@ def _shortest(value: object) -> str:
 
 
 def _prepare(config: TrainConfig, data: Path | None, console: Console) -> Setup:
-    with _repeatable(config):  # a model may draw random numbers while it is made
+    with repeatable(config):  # a model may draw random numbers while it is made
         setup = prepare_run(config, data=data, progress=console.is_terminal)
     _checkpoints.check_storable(setup.learner)  # better now than at the first save
     for line in setup.description:
@@ -197,7 +220,7 @@ def _carry_out(
 ) -> TrainingOutcome:
     """Train, and have the status say how the run ended, whatever ends it."""
     learner, config = setup.learner, setup.learner.config
-    with _repeatable(config), warnings.catch_warnings():
+    with repeatable(config), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="rule .* without weight_decay")  # the description has said it
         state = TrainingState()
         if checkpoint is not None:
@@ -285,7 +308,7 @@ def _check_place(path: Path, setup: Setup, state: TrainingState) -> None:
 
 
 @contextmanager
-def _repeatable(config: TrainConfig) -> Iterator[None]:
+def repeatable(config: TrainConfig) -> Iterator[None]:
     """Seed the global generators, which dropout and the like draw from, and let PyTorch choose repeatable kernels.
 
     cuDNN would otherwise pick its kernels by timing them, and some add in another order each time, as CUDA's fused

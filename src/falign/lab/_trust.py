@@ -10,6 +10,7 @@ from pathlib import Path
 from falign.lab._files import RunError
 from falign.lab._text import plain
 from falign.lab._validate import is_built_in
+from falign.lab.config import is_text
 
 RECORDED = "code"
 """Entry of a run's provenance: {file: SHA-256} of the code of its own model and its own rule."""
@@ -22,14 +23,14 @@ def ask(code: str, recorded: object, folder: Path) -> None:
     if the files are where they were when the run began, have the same content, and are those that an import finds.
 
     Args:
-        code: The model or the rule of the configuration; nothing is asked for those of falign itself.
+        code: Model, rule or data set of the configuration; nothing is asked for those of falign itself.
         recorded: Entry ``RECORDED`` of the run's provenance.
         folder: The run folder.
 
     Raises:
         RunError: The code is not the run's, and nobody allows it.
     """
-    if ":" not in code or is_built_in(code) or (why := foreign(code, recorded)) is None:
+    if ":" not in code or is_built_in(code) or is_text(code) or (why := foreign(code, recorded)) is None:
         return
     shown = plain(code).replace("\n", "\\n")
     named = f"{folder} names code to run, {shown}, but {why}"

@@ -4,6 +4,7 @@ What needs PyTorch (rules, devices, data) is imported where it is asked: :func:`
 a wrong option is refused at once.
 """
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from falign.lab._streams import suggestion
 from falign.lab.config import (
     CONTEXT,
     LEARNING_RATES,
@@ -28,6 +30,7 @@ from falign.lab.config import (
     DType,
     Optimizer,
     Positions,
+    RateSchedule,
     Schedule,
     TrainConfig,
     is_text,
@@ -84,7 +87,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         dataset=resolve_dataset(config.dataset),
-        activation=config.activation or _default_activation(config.model),
+        activation=config.activation or default_activation(config.model),
         context=(config.context or CONTEXT) if is_text(config.dataset) else None,
         learning_rate=_or(config.learning_rate, LEARNING_RATES[config.optimizer]),
         momentum=_or(config.momentum, MOMENTUM) if config.optimizer == "sgd" else None,
@@ -106,6 +109,8 @@ def check_options(config: TrainConfig) -> TrainConfig:
         ConfigError: An option is of another type, out of range, contradicts another one, or would have no effect.
     """
     config = _convert_types(config)
+    named = {name: as_module(getattr(config, name), option(name)) for name in ("dataset", "model", "rule")}
+    config = replace(config, **named)
     check_model(config.model)
     _check_choices(config)
     _check_ranges(config)
@@ -126,6 +131,12 @@ BUILT_IN: dict[str, dict[str, int | None]] = {
     "gpt": {"width": 64, "blocks": 4, "heads": 4},
 }
 """{model of falign's own: its sizes and their defaults}, apart from mlp; None follows from the data."""
+RULES = (
+    *("bp", "fa", "dfa", "usf", "frsf", "brsf", "drtp", "kp", "adafa", "eprop", "dkp", "pfa", "probe", "wm", "fdfa"),
+    *("grape", "ebd", "ldfa", "afa", "frozen", "shallow"),
+)
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "mnist-10k")
+"""Names of ``falign.ALL_RULES`` and ``falign.lab.data.NAMES``, which take seconds to import; a test compares them."""
 _MODELS = f"mlp:SIZES, {', '.join(BUILT_IN)} or package.module:factory"
 
 
@@ -136,6 +147,35 @@ def is_built_in(model: str) -> bool:
     """
     name, _, rest = model.partition(":")
     return name == "mlp" or model in BUILT_IN or bool(BUILT_IN.get(name) and not _is_path(rest))
+
+
+def is_code(dataset: str) -> bool:
+    """Tell whether a text names a function that makes a data set, ``package.module:factory``, and no folder or text."""
+    module, _, path = dataset.partition(":")
+    return not is_text(dataset) and _is_path(module) and _is_path(path)
+
+
+def as_module(text: str, name: str) -> str:
+    """Return code in a file, ``./mine.py:make``, as an import finds it, ``mine:make``; other texts as they are.
+
+    Args:
+        text: The text.
+        name: The option that it was given by.
+
+    Raises:
+        ConfigError: The file is not in the working folder or below.
+    """
+    file, _, path = text.rpartition(".py:")
+    if not file or not _is_path(path) or is_text(text):
+        return text
+    place = Path(os.path.normpath(Path.cwd() / f"{file}.py"))
+    parts = place.with_suffix("").relative_to(Path.cwd()).parts if place.is_relative_to(Path.cwd()) else ()
+    if not parts or not all(part.isidentifier() for part in parts):
+        raise ConfigError(
+            f"{name} is {_shorten(text)}, expected a file in the working folder or below, each name of letters, digits "
+            "and underscores, as an import finds it: go to its folder, or give package.module:name"
+        )
+    return f"{'.'.join(parts)}:{path}"
 
 
 def check_model(model: str) -> None:
@@ -153,7 +193,8 @@ def check_model(model: str) -> None:
     else:
         module, _, path = model.partition(":")
         if not (_is_path(module) and _is_path(path)):
-            raise ConfigError(f"--model is {_shorten(model)}, expected {_MODELS}: see falign train --help")
+            close = suggestion(model, ("mlp", *BUILT_IN))
+            raise ConfigError(f"--model is {_shorten(model)}, expected {_MODELS}{close}: see falign train --help")
 
 
 def _is_path(text: str) -> bool:
@@ -263,6 +304,7 @@ def _check_choices(config: TrainConfig) -> None:
         "drtp_output": DrtpOutput,
         "positions": Positions,
         "optimizer": Optimizer,
+        "rate_schedule": RateSchedule,
         "ridge_schedule": Schedule,
         "dtype": DType,
         "autocast": Autocast,
@@ -291,7 +333,7 @@ def _check_effects(config: TrainConfig) -> None:
         ("momentum", config.optimizer != "sgd", f"for sgd, the optimizer is {config.optimizer}"),
         (
             "activation",
-            _default_activation(config.model) is None,
+            default_activation(config.model) is None,
             f"for {', '.join(_ACTIVATIONS)}, the model is {config.model[:_LENGTH]}",
         ),
         ("context", not is_text(config.dataset), f"for text, the data set is {_shorten(config.dataset)}"),
@@ -300,6 +342,11 @@ def _check_effects(config: TrainConfig) -> None:
     for name, without_effect, why in ineffective:
         if getattr(config, name) is not None and without_effect:
             raise ConfigError(f"{option(name)} is {why}: leave it out")
+    if config.rate_schedule != "exponential" and config.rate_decay != 1:
+        raise ConfigError(
+            f"--rate-decay {config.rate_decay} has no effect under --rate-schedule {config.rate_schedule}: "
+            "leave one of them out"
+        )
     schedule = f"--ridge-schedule {config.ridge_schedule}"
     if config.ridge_schedule != "constant" and config.ridge_steps is None:
         raise ConfigError(f"{schedule} needs its time T: give --ridge-steps T")
@@ -327,7 +374,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 """{model of which ``--activation`` chooses the activation: the one that it has by default}."""
 
 
-def _default_activation(model: str) -> Activation | None:
+def default_activation(model: str) -> Activation | None:
     """Return the activation of a model of which ``--activation`` chooses it; None for others."""
     return _ACTIVATIONS.get(model.partition(":")[0]) if is_built_in(model) else None
 

@@ -20,6 +20,7 @@ __all__ = [
     "DrtpOutput",
     "Optimizer",
     "Positions",
+    "RateSchedule",
     "Schedule",
     "TrainConfig",
     "is_text",
@@ -31,6 +32,7 @@ __all__ = [
 
 Activation = Literal["relu", "tanh", "sigmoid", "identity", "gelu"]
 Optimizer = Literal["sgd", "adam", "adamw"]
+RateSchedule = Literal["exponential", "linear", "cosine"]
 Schedule = Literal["constant", "cutoff", "inverse-square", "exponential"]
 DType = Literal["float32", "float64"]
 DrtpOutput = Literal["softmax", "sigmoid", "linear"]
@@ -45,7 +47,7 @@ WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
 """{optimizer: default of ``weight_decay``}."""
 CONTEXT = 64
 """Default of ``context`` for texts."""
-ADDED = {"rule_option": (), "context": None, "positions": None}
+ADDED = {"rule_option": (), "context": None, "positions": None, "rate_schedule": "exponential"}
 """{field that earlier versions lacked: its default}: a configuration that leaves them at it is stored as by these."""
 TEXTS = ("pydoc",)
 """Texts that are known by name; a file is ``text:FILE``."""
@@ -82,12 +84,14 @@ class TrainConfig:
 
     Attributes:
         dataset: Images: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, mnist-10k, or the path of a
-            folder of IDX files or of images by class. Text, whose next character is learned: pydoc, the reference of
-            the Python language that Python brings along, or text:FILE, a file in UTF-8.
+            folder of IDX files or of images by class, or package.module:factory, data of your own. Text, whose next
+            character is learned: pydoc, the reference of the Python language that Python brings along, or text:FILE, a
+            file in UTF-8.
         model: For images mlp:SIZES (mlp:784-1000-10), lenet, lenet-average (pooling), lenet-norm (batch normalisation),
             resnet8, resnet20, residual (residual:width=256,blocks=4), or vit (vit:patch=4,width=64,blocks=4,heads=4);
             for text gpt (gpt:width=64,blocks=4,heads=4); for both gru and lstm (gru:hidden=64,layers=1), which read
-            images row by row, and package.module:factory; the package is looked for in the working folder first.
+            images row by row, and package.module:factory, or FILE.py:factory; the package is looked for in the working
+            folder first.
         activation: Between the layers of mlp and the kinds of lenet, and in the blocks of residual, vit and gpt.
         rule: bp, fa, dfa, usf, frsf, brsf, drtp, kp, adafa, eprop, dkp, pfa, probe, wm, fdfa, grape, ebd, ldfa, afa,
             frozen or shallow, or package.module:Rule, a rule of your own.
@@ -107,6 +111,8 @@ class TrainConfig:
         optimizer: The optimizer.
         learning_rate: Of the first epoch.
         rate_decay: Factor on the learning rate after every epoch; 1 keeps it constant.
+        rate_schedule: Learning rate of epoch k of E, from 0: exponential: η decay^k; linear: η (1 - k/E); cosine:
+            η (1 + cos(πk/E))/2.
         momentum: sgd: its momentum.
         weight_decay: Of all parameters: with sgd and adam part of the gradient, with adamw apart from it.
         context: Text: characters that a model sees at once.
@@ -155,6 +161,7 @@ class TrainConfig:
         ),
     ] = None
     rate_decay: Annotated[float, Parameter(group=_OPTIMIZER)] = 1.0
+    rate_schedule: Annotated[RateSchedule, Parameter(group=_OPTIMIZER)] = "exponential"
     momentum: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends(str(MOMENTUM)))] = None
     weight_decay: Annotated[float | None, Parameter(group=_OPTIMIZER, show_default=_depends("0, for adamw 0.01"))] = (
         None
@@ -184,7 +191,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for JSON, without those that earlier versions lacked where nothing is said by them."""
-        return {key: value for key, value in asdict(self).items() if key not in ADDED or value}
+        return {key: value for key, value in asdict(self).items() if key not in ADDED or value != ADDED[key]}
 
 
 _OF_RULE = (

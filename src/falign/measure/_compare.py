@@ -4,25 +4,24 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from falign._convert import ConversionError, backprop, convert, revert, targets
 from falign._preserve import force_eager
+from falign._show import Loud, Sheet
+from falign._style import Points, dots, height_of, scale_degrees
 from falign._transport import compute_loss
 from falign._validation import describe
 from falign._wiring import preserve_state, unwrapped, wirings
 from falign.measure._alignment import Part, parts_of_rows, sum_products
 from falign.measure._floor import join, rounded_otherwise, roundoff_here, unreadable
 from falign.measure._passes import Loss, check_batch, check_loss, in_double, trainable
-from falign.measure._report import OfLayers, aligned
+from falign.measure._report import RIGHT_ANGLE, OfLayers
 from falign.measure._steps import check_step_size, loss_changes
 from falign.rules import Rule
-
-if TYPE_CHECKING:
-    pass
 
 _FACTOR = 1.37
 """Of the loss in a second reading: every product on the way back rounds otherwise."""
@@ -72,13 +71,13 @@ class Comparison(OfLayers):
     step_size: float
     layers: tuple[SuppliedLayer, ...]
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         head = f"loss {self.loss:.4g}; steps of {self.step_size:g} |θ|, layer by layer"
         table = [["supplier", "layer", "cosine", "angle", "|f|/|g|", "⟨g,f⟩", "loss change"]]
         for row in self.layers:
             lost = (row.unreadable or "").split(", ")
             cosine, angle = (
-                "unreadable" if "gradient" in lost else "-" if value is None else f"{value:{form}}"
+                Loud("unreadable") if "gradient" in lost else "-" if value is None else f"{value:{form}}"
                 for value, form in ((row.cosine, "+.3f"), (row.angle, ".1f"))
             )
             change = row.loss_change
@@ -86,9 +85,24 @@ class Comparison(OfLayers):
                 row.supplier, row.layer, cosine, angle,
                 "-" if row.norm_ratio is None else f"{row.norm_ratio:.2g}",
                 "-" if row.descent is None else f"{row.descent:.2e}",
-                "unreadable" if "loss" in lost else "-" if change is None else f"{change:+.2e}",
+                Loud("unreadable") if "loss" in lost else "-" if change is None else f"{change:+.2e}",
             ])  # fmt: skip
-        return "\n".join([head, *aligned(table, left=(0, 1))])
+        return Sheet(head=head, table=table, left=(0, 1))
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len({row.layer for row in self.layers}))
+
+    def _draw(self, axes: Any) -> None:
+        names = list(dict.fromkeys(row.layer for row in self.layers))
+        series = []
+        for supplier in dict.fromkeys(row.supplier for row in self.layers):
+            own = {row.layer: row for row in self.layers if row.supplier == supplier}
+            lost = {name: "gradient" in (row.unreadable or "").split(", ") for name, row in own.items()}
+            values = ["unreadable" if lost[name] else own[name].angle for name in names]
+            series.append(Points(label=supplier, values=values))
+        shown = ["whole network" if name == "*" else name for name in names]
+        dots(axes, shown, series, xlabel="degrees to the true gradient", title="suppliers", marked=RIGHT_ANGLE)
+        scale_degrees(axes)
 
 
 def compare(

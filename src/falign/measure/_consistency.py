@@ -3,20 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from falign._show import Loud, Sheet
+from falign._style import Points, dots
 from falign._validation import describe
 from falign._wiring import converted, unwrapped
 from falign.measure._alignment import lost_rows, parts_of_rows, summarise
 from falign.measure._angles import length
 from falign.measure._passes import Loss, rule_and_true_gradients
-from falign.measure._report import OfLayers, aligned
-
-if TYPE_CHECKING:
-    pass
+from falign.measure._report import OfLayers
 
 FEWEST = 8
 """Batches from which on a mean over their pairs says something."""
@@ -55,14 +54,28 @@ class Consistency(OfLayers):
     batches: int
     layers: tuple[LayerConsistency, ...]
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         def cell(row: LayerConsistency, value: float | None) -> str:
-            return f"{value:+.3f}" if value is not None else "unreadable" if row.unreadable else "-"
+            return f"{value:+.3f}" if value is not None else Loud("unreadable") if row.unreadable else "-"
 
         table = [["layer", self.rule, "bp", "batches"]]
         table += [[row.layer, cell(row, row.taken), cell(row, row.true), f"{row.batches}"] for row in self.layers]
         head = f"mean cosine between the gradients of {self.batches} batches"
-        return "\n".join([head, *aligned(table, left=(0,))])
+        return Sheet(head=head, table=table)
+
+    def _draw(self, axes: Any) -> None:
+        series = [
+            Points(
+                label=label,
+                values=[
+                    "unreadable" if (value := getattr(row, column)) is None and row.unreadable else value
+                    for row in self.layers
+                ],
+            )
+            for label, column in ((self.rule, "taken"), ("bp", "true"))
+        ]
+        names, xlabel = [row.layer for row in self.layers], f"mean cosine between {self.batches} batches"
+        dots(axes, names, series, xlabel=xlabel, title="consistency", marked=(0.0, "independent"))
 
 
 def consistency(model: nn.Module, loss_fn: Loss, batches: Iterable[tuple[Any, Any]]) -> Consistency:

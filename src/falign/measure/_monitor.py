@@ -3,23 +3,23 @@
 import io
 import os
 from collections.abc import Callable, Mapping
+from math import nan
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import nn
 
+from falign._show import Loud, Sheet, Tabular, evenly
+from falign._style import INK, law, literal, nothing_to_draw, sequence
 from falign._validation import describe
 from falign._wiring import Wiring, converted, unwrapped, unwrapped_optimizer
 from falign.measure._alignment import PendingRecord, measure_alignment, trained_parameters
 from falign.measure._passes import Loss
-from falign.measure._report import Alignment, frame
+from falign.measure._report import RIGHT_ANGLE, Alignment
 from falign.measure._steps import check_step_size
-
-if TYPE_CHECKING:
-    import polars as pl
 
 
 @runtime_checkable
@@ -74,11 +74,28 @@ def log_alignment(to: Logger, step: int, report: Alignment, **others: float) -> 
             histogram(f"alignment of neurons/{name}", cosines, step)
 
 
+_NOTHING = "nothing was measured yet: call step(loss_fn, x, y) in the training loop"
+_SHOWN = 6
+"""Measurements that are shown in the table at most."""
+_NAMED, _MARKED = 12, 12
+"""Layers of a picture that are all named, and points of a line that get markers, at most."""
+
+
+def _is_lost(record: dict[str, Any]) -> bool:
+    return "gradient" in (record["unreadable"] or "").split(", ")
+
+
+def _angle(record: dict[str, Any]) -> str:
+    if _is_lost(record):
+        return Loud("unreadable")
+    return "-" if record["gradient_angle"] is None else f"{record['gradient_angle']:.1f}°"
+
+
 #: The monitor at work on a converted model; held weakly, so one that was dropped does not bar the way.
 _MONITORS: WeakKeyDictionary[Wiring, ReferenceType["Monitor"]] = WeakKeyDictionary()
 
 
-class Monitor:
+class Monitor(Tabular):
     """Measure the alignment of a model every so many steps of any training loop.
 
     ::
@@ -188,13 +205,57 @@ class Monitor:
                 signs.setdefault(record["layer"], []).append(record["descent"] > 0)
         return {layer: sum(own) / len(own) for layer, own in signs.items() if own}
 
-    def to_polars(self) -> "pl.DataFrame":
-        """Give the records as a table, a row a measured step and layer.
+    def rows(self) -> list[dict[str, Any]]:
+        """Give the records, a row a measured step and layer."""
+        return [dict(record) for record in self.records]
 
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.records)
+    def _sheet(self) -> Sheet:
+        lines = self._by_layer()
+        if not lines:
+            return Sheet(head=f"monitor, every {self.every} steps: {_NOTHING}")
+        steps = sorted({record["step"] for record in self.records})
+        shown, share = evenly(steps, _SHOWN), self.descending()
+        table = [["layer", *(f"step {step}" for step in shown), "descends"]]
+        for layer, records in lines.items():
+            angles = [_angle(records[step]) if step in records else "-" for step in shown]
+            table.append([layer, *angles, f"{share[layer]:.0%}" if layer in share else "-"])
+        table.append(["*", *("" for _ in shown), f"{share['*']:.0%}"])
+        head = f"monitor: {len(steps)} measurements in {self.count} steps, angle of the gradient to the true one"
+        return Sheet(head=head, table=table, notes=["descends: share of the measured steps with ⟨g, f⟩ > 0"])
+
+    def _draw(self, axes: Any) -> None:
+        lines = self._by_layer()
+        if not lines:
+            nothing_to_draw(_NOTHING)
+        named = list(lines) if len(lines) <= _NAMED else evenly(list(lines), 3)
+        for (layer, records), colour in zip(lines.items(), sequence(len(lines)), strict=True):
+            # Not a number breaks the line: where an angle cannot be read there is none.
+            angles = [nan if (angle := record["gradient_angle"]) is None else angle for record in records.values()]
+            marker = "o" if len(angles) <= _MARKED else None
+            label = literal(layer) if layer in named else None
+            axes.plot(list(records), angles, color=colour, marker=marker, label=label)
+        unread = sorted({record["step"] for record in self.records if _is_lost(record)})
+        if unread:
+            edge = axes.get_xaxis_transform()
+            axes.plot(
+                unread, [1.0] * len(unread), color=INK, marker="x", linestyle="none", clip_on=False, transform=edge,
+                label="unreadable in a layer",
+            )  # fmt: skip
+        steps = [record["step"] for record in self.records]
+        law(axes, [min(steps), max(steps)], [RIGHT_ANGLE[0]] * 2, RIGHT_ANGLE[1])
+        axes.set_ylim(-2.0, max(95.0, axes.get_ylim()[1]))
+        axes.set_yticks(range(0, int(axes.get_ylim()[1]) + 1, 15))
+        axes.set_xlabel("step")
+        axes.set_ylabel("degrees to the true one")
+        axes.set_title("gradients of the layers", loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    def _by_layer(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Sort the records: {layer: {step: record}}."""
+        layers: dict[str, dict[int, dict[str, Any]]] = {}
+        for record in self.records:
+            layers.setdefault(record["layer"], {})[record["step"]] = record
+        return layers
 
     def save(self, path: str | Path) -> None:
         """Write the records as a Parquet file, whole or not at all.
@@ -204,7 +265,7 @@ class Monitor:
             ImportError: polars is not installed.
         """
         if not self.records:
-            raise ValueError("nothing was measured yet: call step(loss_fn, x, y) in the training loop")
+            raise ValueError(_NOTHING)
         content, path = io.BytesIO(), Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.to_polars().write_parquet(content)

@@ -1,13 +1,12 @@
 """Result of measuring the alignment of a model: a row a layer, and the whole network."""
 
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import polars as pl
+from falign._show import Loud, Sheet, Tabular
+from falign._style import Points, dots, height_of, scale_degrees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class LayerAlignment:
         return self.unreadable is not None and side in self.unreadable.split(", ")
 
 
-class OfLayers:
+class OfLayers(Tabular):
     """Base of reports in which every layer is a row."""
 
     layers: Any
@@ -91,13 +90,8 @@ class OfLayers:
         """Give the rows as dicts, one a layer."""
         return [asdict(layer) for layer in self.layers]
 
-    def to_polars(self) -> "pl.DataFrame":
-        """Give the rows as a table, one a layer.
-
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.rows())
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +133,7 @@ class Alignment(OfLayers):
         """Count the layers of which an angle rests on rounding."""
         return sum(any(layer.lost(side) for side in ("delivered", "received", "gradient")) for layer in self.layers)
 
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         dominance = "-" if self.dominance is None else f"{self.dominance:+.3g}"
         head = (
             f"rule {self.rule}: loss {self.loss:.4g}, -dL/dt {self.descent:.4g}, alignment dominance D {dominance} "
@@ -147,38 +141,23 @@ class Alignment(OfLayers):
         )
         table = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in self.layers)]
         kept = [column for column in zip(*table, strict=True) if any(text != "-" for text in column[1:])]
-        lines = aligned([list(line) for line in zip(*kept, strict=True)], left=(0,))
         notes = [_LEGEND]
         if any(layer.unreadable for layer in self.layers):
             notes.append("unreadable: rounding moves this number by more than it tells; measure in a wider type")
         if self.step_size is not None:
             notes.append(f"loss change: of a step of {self.step_size:g} |θ| against f in this layer alone")
-        return "\n".join([head, *lines, *notes])
+        return Sheet(head=head, table=list(zip(*kept, strict=True)), notes=notes)
 
-
-def aligned(table: list[list[str]], *, left: Collection[int]) -> list[str]:
-    """Lay out the lines of a table for the terminal; the columns named are flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            text.ljust(width) if index in left else text.rjust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
-
-
-def frame(rows: list[dict[str, Any]]) -> "pl.DataFrame":
-    """Make a polars table of rows; a column in which some values are lacking keeps its type.
-
-    Raises:
-        ImportError: polars is not installed.
-    """
-    try:
-        import polars as pl
-    except ImportError:
-        raise ImportError('a table needs polars: pip install "falign[lab]", or take .rows()') from None
-    return pl.DataFrame(rows, infer_schema_length=None)
+    def _draw(self, axes: Any) -> None:
+        series = []
+        for label, side, column in _ANGLES:
+            angles = [_UNREADABLE if row.lost(side) else getattr(row, column) for row in self.layers]
+            spread = [getattr(row, f"{column}_sd", None) for row in self.layers]
+            if any(angle is not None for angle in angles):
+                series.append(Points(label=label, values=angles, spread=spread))
+        names = [row.layer for row in self.layers]
+        dots(axes, names, series, xlabel="degrees to the true one", title=f"rule {self.rule}", marked=RIGHT_ANGLE)
+        scale_degrees(axes)
 
 
 def _angle(mean: float | None, sd: float | None = None) -> str:
@@ -192,9 +171,18 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _read(row: LayerAlignment, side: str, text: str) -> str:
-    return "unreadable" if row.lost(side) else text
+    return _UNREADABLE if row.lost(side) else text
 
 
+_UNREADABLE = Loud("unreadable")
+RIGHT_ANGLE = 90.0, "chance"
+"""The angle between independent directions, and what it is."""
+_ANGLES = (
+    ("gradient", "gradient", "gradient_angle"),
+    ("error before", "delivered", "delivered_angle"),
+    ("error behind", "received", "received_angle"),
+)
+"""What a picture shows: (name, side that may be unreadable, column)."""
 _LEGEND = "angles in degrees, mean ± standard deviation over samples; before, behind: the derivative of the activation"
 _COLUMNS = (
     ("layer", lambda row: row.layer),

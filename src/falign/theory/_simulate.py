@@ -7,30 +7,39 @@ share is here, so that every trajectory has the same shape, the same refusals an
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from falign._validation import as_list, describe
+from falign.theory._course import Course, Trajectories, went_first
 
 _REPORTS = 100
 """Least number of reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """Measurements of a block of runs on its way, by name.
+class Recorded(Trajectories):
+    """Measurements of a block of runs on its way, by name; prints as a table.
 
     Attributes:
-        values: name -> [runs times …].
+        values: name -> [runs times …]; nan from where a run has left the finite numbers.
+        diverged: Step at which a run was first not finite, -1 where it always was [*runs].
+        lost: name -> step at which this quantity, or "weights", was first not finite, -1 where it always was [*runs].
     """
 
+    what: ClassVar[str] = "runs"
+    axes: ClassVar[tuple[str, ...]] = ("run",)
+    apart: ClassVar[str] = ""
+
     values: Mapping[str, Tensor]
+    diverged: Int[Tensor, "*runs"]
+    lost: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """The recorded values of that name.
@@ -41,6 +50,95 @@ class Recorded:
         if name not in self.values:
             raise ValueError(f"{describe(name)} was not recorded: add it to names, beside {', '.join(self.values)}")
         return self.values[name]
+
+    def _clock(self) -> tuple[str, list[float | int]]:
+        """Name what the records are counted by, and where they are."""
+        raise NotImplementedError
+
+    def _course(self) -> Course:
+        clock, at = self._clock()
+        main = next((name for name in ("loss", "error") if name in self.values), "")
+        return Course(
+            what=self.what, clock=clock, at=at, axes=self.axes, values=self.values, main=main, diverged=self.diverged,
+            lost=self.lost, apart=self.apart,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedInTime(Recorded):
+    """Measurements of a block of runs of steps of one rate, or of gradient flow.
+
+    Attributes:
+        rate: η of the steps; 0 in gradient flow.
+        times: Recorded times [times]; of steps, η times their number.
+    """
+
+    rate: float
+    times: Float[Tensor, " times"]
+    diverged: Int[Tensor, " runs"]
+
+    def _clock(self) -> tuple[str, list[float | int]]:
+        return clock_of(self.rate, self.times)
+
+
+def clock_of(rate: float, times: Tensor) -> tuple[str, list[float | int]]:
+    """Count records by steps where there are any, else by the time of a flow."""
+    return ("step", [round(time / rate) for time in times.tolist()]) if rate else ("time", times.tolist())
+
+
+def judged(
+    values: Mapping[str, Tensor],
+    at: Sequence[float | int],
+    *,
+    axes: int = 1,
+    undefined: Collection[str] = (),
+    weights: Tensor | None = None,
+) -> dict[str, Any]:
+    """Find where each run leaves the finite numbers, and hand out none of its numbers from there.
+
+    What comes after is no result, though an overflow may cancel and look like one.
+
+    Args:
+        values: name -> [*runs times …].
+        at: Steps of the records, or times.
+        axes: How many axes of runs there are.
+        undefined: Names that may be nan of a run that is finite, such as a cosine of zero.
+        weights: Whether a run's weights are finite at each record [*runs times], or the step at which they were first
+            not, -1 where they always were [*runs].
+
+    Returns:
+        ``values``, ``diverged`` and ``lost`` of ``Recorded``.
+    """
+    steps = torch.tensor(list(at))
+    lost = {}
+    if weights is not None:
+        lost["weights"] = _first_lost(weights, at) if weights.dtype == torch.bool else weights.cpu()
+    for name, value in values.items():
+        if name not in undefined:
+            finite = value.isfinite()
+            lost[name] = _first_lost(finite.flatten(axes + 1).all(-1) if value.ndim > axes + 1 else finite, at)
+    every = torch.stack([where.masked_fill(where < 0, _NEVER) for where in lost.values()]).amin(0)
+    diverged = every.masked_fill(every == _NEVER, -1)
+    gone = (diverged >= 0).unsqueeze(-1) & (steps >= diverged.unsqueeze(-1))
+    kept = {
+        name: value.masked_fill(gone.to(value.device)[(..., *[None] * (value.ndim - gone.ndim))], torch.nan)
+        for name, value in values.items()
+    }
+    return {"values": kept, "diverged": diverged, "lost": lost}
+
+
+_NEVER = 2**62
+
+
+def _first_lost(finite: Tensor, at: Sequence[float | int]) -> Tensor:
+    """Step of the first record that is not finite, -1 where all are, of [*runs times]."""
+    lost, steps = ~finite.cpu(), torch.tensor(list(at))
+    return torch.where(lost.any(-1), steps[lost.int().argmax(-1)], -1)
+
+
+def never(*runs: int) -> Tensor:
+    """Mark runs none of which diverged."""
+    return torch.full(runs, -1)
 
 
 def measurements_named(names: Collection[str] | None, known: Collection[str]) -> list[str]:
@@ -179,18 +277,20 @@ def solve(
     return scipy.integrate.solve_ivp(counted, span, start, t_eval=at, **options)
 
 
-def warn_of_divergence(finite: Bool[Tensor, "runs times"], steps: Sequence[int]) -> None:
-    """Say how many runs are no longer finite, and from which of the steps on.
+def warn_of_divergence(diverged: Int[Tensor, "*runs"], lost: Mapping[str, Tensor]) -> None:
+    """Say how many runs are no longer finite, from which of the steps on, and what went first.
 
     Warns:
         UserWarning: there is one.
     """
-    lost = ~finite
-    if lost.any():
-        first = int(lost.any(0).int().argmax())
+    gone = diverged >= 0
+    if gone.any():
+        step = int(diverged[gone].min())
+        place = int((diverged == step).flatten().int().argmax())
+        first = went_first({name: steps.flatten()[place] for name, steps in lost.items()})
         warn(
-            f"{int(lost.any(1).sum())} of {len(lost)} runs are no longer finite, the first at step {steps[first]}: "
-            "their numbers are nan or infinite from there; choose a smaller rate (or a weaker penalty)"
+            f"{int(gone.sum())} of {gone.numel()} runs are no longer finite, the first at step {step}: {first} went "
+            "first, and all its numbers are nan from there; choose a smaller rate (or a weaker penalty)"
         )
 
 

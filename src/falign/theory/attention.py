@@ -12,7 +12,7 @@ which feedback is are those of layers: ``W_V W_Vᵀ - BᵀW_O - W_OᵀB`` of the
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from falign._validation import (
 )
 from falign.feedback import generator
 from falign.theory._coerce import outermost, public, recording
-from falign.theory._simulate import Recorded, integrate, record, stacked, warn_of_divergence
+from falign.theory._simulate import RecordedInTime, integrate, judged, never, record, stacked, warn_of_divergence
 from falign.theory.conservation import Dynamics
 from falign.theory.statement import Assumption, TheoremCheck
 
@@ -321,7 +321,7 @@ def _expected_change(before: Block, after: Block, dynamics: Dynamics, scores: Sc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory(Recorded):
+class Trajectory(RecordedInTime):
     """The laws of a block of runs along their training: ``trajectory["queries"]``, ``trajectory["queries expected"]``.
 
     Attributes:
@@ -331,15 +331,16 @@ class Trajectory(Recorded):
         end: The weights after it.
         rate: η of the steps; 0 in gradient flow.
         times: Recorded times [times]; of steps, η times their number.
-        values: name -> [runs times …]: each law, and its change since the start by the exact identity as "… expected".
+        values: name -> [runs times …]: each law, and its change since the start by the exact identity as "… expected";
+            nan from where a run ``diverged``.
     """
+
+    what: ClassVar[str] = "attention under its laws"
 
     dynamics: Dynamics
     scores: Scores
     start: Block
     end: Block
-    rate: float
-    times: Float[Tensor, " times"]
 
 
 @recording
@@ -400,11 +401,11 @@ def gradient_descent(
         finite.append(torch.stack([W.isfinite().flatten(1).all(1) for W in now.weights]).all(0))
         return _measured(now, expected, dynamics, scores)
 
-    values = record(at, advance, measure)
+    found = judged(record(at, advance, measure), at, weights=torch.stack(finite, 1))
     if outermost():
-        warn_of_divergence(torch.stack(finite, 1), at)
+        warn_of_divergence(found["diverged"], found["lost"])
     times = rate * torch.tensor(at, dtype=torch.float64)
-    return Trajectory(dynamics=dynamics, scores=scores, start=block, end=now, rate=rate, times=times, values=values)
+    return Trajectory(dynamics=dynamics, scores=scores, start=block, end=now, rate=rate, times=times, **found)
 
 
 @recording
@@ -466,9 +467,8 @@ def gradient_flow(
     blocks = [_block(parts[:6], parts[6:]) for parts in states]
     nothing = {law: torch.zeros_like(value) for law, value in invariants(block, dynamics, scores=scores).items()}
     values = stacked([_measured(one, nothing, dynamics, scores) for one in blocks])
-    return Trajectory(
-        dynamics=dynamics, scores=scores, start=block, end=blocks[-1], rate=0.0, times=times, values=values
-    )
+    found = {"values": values, "diverged": never(len(block.E))}
+    return Trajectory(dynamics=dynamics, scores=scores, start=block, end=blocks[-1], rate=0.0, times=times, **found)
 
 
 def _measured(block: Block, expected: dict[str, Tensor], dynamics: Dynamics, scores: Scores) -> dict[str, Tensor]:

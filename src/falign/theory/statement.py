@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, isnan
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from falign._show import Loud, Sheet
+from falign.theory._course import Course, Trajectories, departures
+from falign.theory._simulate import judged
 
 __all__ = ["Assumption", "TheoremCheck"]
 
@@ -42,8 +47,8 @@ class Assumption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheoremCheck:
-    """A theorem checked on a block of runs.
+class TheoremCheck(Trajectories):
+    """A theorem checked on a block of runs; prints as a table of its assumptions.
 
     Attributes:
         name: The theorem's number or name.
@@ -123,3 +128,34 @@ class TheoremCheck:
             f", unless what the paper leaves open is not met ({', '.join(open_constants)})" if open_constants else ""
         )
         return f"{self.name} fails: {inequality}{cause}."
+
+    def _course(self) -> Course:
+        times = self.measured.shape[1]
+        values = {"measured": self.measured, "bound": self.bound, **self.series}
+        values = {name: value for name, value in values.items() if value.shape == self.measured.shape}
+        return Course(
+            what=self.name, clock="record", at=range(times), axes=("run",), main="measured", limit="bound",
+            **judged(values, range(times), undefined=values.keys() - {"measured"}),
+        )  # fmt: skip
+
+    def _sheet(self) -> Sheet:
+        words = {True: "yes", False: Loud("NO"), None: "open"}
+        table = [["assumption", "statement", "measured", "limit", "holds"]]
+        for one in self.assumptions:
+            table.append([one.name, one.statement, _number(one.measured), _number(one.needed), words[one.holds]])
+        constants = ", ".join(f"{name} {_number(value)}" for name, value in self.constants.items())
+        notes = [
+            f"claimed: measured {self.relation} the bound",
+            f"read as: {self.reading}",
+            *[f"constants: {constants}"] * bool(constants),
+            f"source: {self.source}",
+            *map(Loud, departures(self._course())),
+        ]
+        return Sheet(head=self.sentence, table=table if self.assumptions else (), left=(0, 1, 4), notes=notes)
+
+
+def _number(value: float | None) -> str:
+    """Write a number; what is none, or beyond all numbers, is said in words."""
+    if value is None or isnan(value):
+        return "-"
+    return f"{value:.4g}" if isfinite(value) else "infinite" if value > 0 else "minus infinite"

@@ -182,7 +182,7 @@ def test_a_folder_full_of_other_things(tmp_path: Path, capsys: pytest.CaptureFix
         (True, str(store.path(task))) for task in tasks[:4]
     ]
     assert results.others == 0
-    assert store.counts([experiment()])["smoke"] == 10
+    assert len(store.there(experiment())["smoke"]) == 10
     Store(folder=tmp_path, log=said.append).results(experiment(), "smoke")
     assert sum("it is set aside as" in each for each in said) == 4
 
@@ -217,9 +217,9 @@ def test_messages_that_no_encoding_holds(tmp_path: Path, monkeypatch: pytest.Mon
     said = capsys.readouterr().out
     assert "OSError: M\\udcfcller.png [/x] \\x1b[31m :smile: <b>" in said
     assert main(["report"]) == 0
-    assert "M\\udcfcller.png [/x]" in Path("results/report.html").read_text(encoding="utf-8")
-    told = json.loads(Path("results/report.json").read_text(encoding="utf-8"))
-    assert "M\\udcfcller.png" in told["papers"][0]["experiments"][0]["unfinished"][0]["message"]
+    assert "M\\udcfcller.png [/x]" in Path("results/report/toy.html").read_text(encoding="utf-8")
+    told = json.loads(Path("results/report/toy.json").read_text(encoding="utf-8"))
+    assert "M\\udcfcller.png" in told["experiments"][0]["unfinished"][0]["message"]
 
 
 SCALARS = (

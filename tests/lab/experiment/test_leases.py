@@ -16,7 +16,7 @@ from rich.console import Console
 
 from falign.lab._files import RunError, WriteError, to_json
 from falign.lab.experiment import _progress
-from falign.lab.experiment._leases import RunLeases, leased_runs, leased_runs_read_only
+from falign.lab.experiment._leases import RunLeases, leased_runs, leases_read_only
 from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
 from mutations import mutations
@@ -34,10 +34,10 @@ def test_a_run_has_one_owner(store: Store) -> None:
         assert one.acquire(["a", "b"]) == {"a", "b"}
         assert two.acquire(["b", "c"]) == {"c"}
         assert one.acquire(["a"]) == {"a"}, "what is one's own may be taken again"
-        assert leased_runs_read_only(store) == leased_runs(store) == {"a", "b", "c"}
+        assert leases_read_only(store)[0] == leased_runs(store) == {"a", "b", "c"}
         one.release(["b"])
         assert two.acquire(["b"]) == {"b"}
-    assert leased_runs_read_only(store) == leased_runs(store) == set()
+    assert leases_read_only(store)[0] == leased_runs(store) == set()
     assert list((store.folder / "leases").iterdir()) == []
 
 
@@ -58,7 +58,7 @@ def test_what_a_dead_process_had_taken_is_free(store: Store) -> None:
             assert one.acquire(["a", "b"]) == {"b"}
             assert leased_runs(store) == {"a", "b"}
             other.kill()
-        assert leased_runs_read_only(store) == {"b"}
+        assert leases_read_only(store)[0] == {"b"}
         assert (store.folder / "leases" / "other.json").exists(), "it only looks"
         assert one.acquire(["a"]) == {"a"}
         assert len(list((store.folder / "leases").iterdir())) == 2
@@ -137,16 +137,16 @@ def test_a_damaged_list_of_a_living_owner_counts_as_empty(count: int, store: Sto
     listed = store.folder / "leases" / "other.json"
     with RunLeases(store) as leases, FileLock(listed.with_suffix(".lock")):
         listed.write_bytes(whole)
-        assert leased_runs_read_only(store) == leased_runs(store) == {"a", "b"}
+        assert leases_read_only(store)[0] == leased_runs(store) == {"a", "b"}
         for how, damaged in mutations(whole, count):
             listed.write_bytes(damaged)
-            assert leased_runs_read_only(store) == set(), how
+            assert leases_read_only(store)[0] == set(), how
         others = (b"", b"[]", b"null", b"\xff\xfe", b"[" * 10**5, to_json({}), to_json({"runs": 3}))
         for content in (*others, to_json({"runs": {"a": 1}}), to_json({"runs": [1, None, ["a"]]})):
             listed.write_bytes(content)
-            assert leased_runs_read_only(store) == leased_runs(store) == set()
+            assert leases_read_only(store)[0] == leased_runs(store) == set()
         os.truncate(listed, 2**35)
-        assert leased_runs_read_only(store) == leased_runs(store) == set()
+        assert leases_read_only(store)[0] == leased_runs(store) == set()
         assert leases.acquire(["a"]) == {"a"}
         listed.write_bytes(whole)
         assert leases.acquire(["b"]) == set(), "a list that is whole again counts again"
@@ -176,7 +176,7 @@ def test_whatever_else_is_among_the_owners_disturbs_nobody(make: Callable, tmp_p
     make(out / "leases" / "odd.json")
     make(out / "leases" / "living.json")
     with FileLock(out / "leases" / "living.lock"):
-        assert leased_runs_read_only(store) == leased_runs(store) == set()
+        assert leases_read_only(store)[0] == leased_runs(store) == set()
         assert do(experiment(), out)[0] == 0
     assert len(table(experiment(), out)) == 40
 

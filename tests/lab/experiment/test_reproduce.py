@@ -106,15 +106,16 @@ def test_the_report_shows_whole_papers(tmp_path: Path) -> None:
         write_report=report,
     )
     assert code == 0
-    assert json.loads((tmp_path / "report.json").read_text()) == ["toy.one", "toy.two"]
+    assert json.loads((tmp_path / "report.html").read_text()) == ["toy.one", "toy.two"]
     assert not (tmp_path / "toy.two").exists()
 
 
 def test_the_report_of_the_laboratory_is_written(tmp_path: Path) -> None:
     code, said = do(experiment(), tmp_path, write_report=None)
     assert code == 0
-    assert f"the page is {tmp_path / 'report.html'}, the same as JSON {tmp_path / 'report.json'}" in said
-    assert "The first step is as written." in (tmp_path / "report.html").read_text()
+    page = tmp_path / "report" / "toy.html"
+    assert f"the page is {page}, the same as JSON beside it\nall papers: {tmp_path / 'report.html'}" in said
+    assert "The first step is as written." in page.read_text()
 
 
 def test_progress_without_a_terminal_is_lines_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,8 @@ def claim(name: str, statement: str, read: object, reference: str = "Figure 2", 
         method=method,
         tolerance_reason=reason,
         read=read,  # pyright: ignore
+        quotation=words.get("quotation", ""),
+        headline=words.get("headline", ""),
     )
 
 
@@ -237,6 +239,8 @@ CLAIMS = (
         "Without regularisation the alignment of linear networks falls as n/p.",
         mean_follows_the_law,
         "Section 3 (consequence of Theorem 3.2); the sharper law is derived in the docs",
+        quotation="alignment between β(t) and b is not guaranteed for over-parameterized networks",
+        headline="cosine of narrow networks",
     ),
     *(
         claim(
@@ -314,4 +318,4 @@ def paper_results(seeds: int = 3) -> PaperResults:
             ),
         ),
     )
-    return PaperResults(paper=paper, preset="quick", results=results)
+    return PaperResults(paper=paper, results=results)

@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    html, _ = write_report(tmp_path_factory.mktemp("report"), [paper_results()])
+    _, (html,) = write_report(tmp_path_factory.mktemp("report"), [paper_results()])
     return html.as_uri()
 
 
@@ -120,7 +120,7 @@ def test_search(visit: Any) -> None:
     assert page.inner_text("#found") == "2 of 8 claims"
     page.fill("#words", "no such words")
     assert kept(page) == []
-    assert not page.is_visible("section.paper")
+    assert not page.is_visible("section.origin")
     assert page.inner_text("#found") == "No claim matches."
     page.fill("#words", "n-over-p")
     assert page.eval_on_selector_all("article.claim:not([hidden])", "all => all.map(each => each.dataset.name)") == [
@@ -165,24 +165,29 @@ def test_dark_follows_the_system_and_the_button(visit: Any) -> None:
 
 
 def test_pictures_and_data_can_be_taken(visit: Any) -> None:
-    page = visit()
+    page = visit(scheme="dark")
     results = alignment(3)
     for picture in results.experiment.pictures:
-        for kind in ("png", "csv"):
-            name = f"sample.figure2.{picture.name}.{kind}"
-            link = page.query_selector(f"a[download='{name}']")
-            content = base64.b64decode(link.get_attribute("href").partition(",")[2])
-            with page.expect_download() as waiting:
-                link.click()
-            assert waiting.value.suggested_filename == name
-            assert Path(waiting.value.path()).read_bytes() == content
-            if kind == "csv":
-                assert pl.read_csv(content).equals(picture.data(results.table), null_equal=True)
-                continue
-            with Image.open(io.BytesIO(content)) as image:
-                assert image.format == "PNG"
-                assert image.width >= 800
-                assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        name = f"sample.figure2.{picture.name}"
+        link = page.query_selector(f"a[download='{name}.csv']")
+        content = base64.b64decode(link.get_attribute("href").partition(",")[2])
+        assert pl.read_csv(content).equals(picture.data(results.table), null_equal=True)
+        assert saved(page, link, f"{name}.csv") == content
+        drawn = saved(page, page.query_selector(f"button[data-name='{name}.png']"), f"{name}.png")
+        with Image.open(io.BytesIO(drawn)) as image:
+            assert image.format == "PNG"
+            assert image.width >= 800
+            pixels = image.convert("RGB")
+            assert pixels.getpixel((0, 0)) == (255, 255, 255)
+            colours = {colour for _, colour in pixels.getcolors(1 << 24)}
+            assert (0x1C, 0x1F, 0x23) in colours, "the ink of a light page, whatever the page is"
+
+
+def saved(page: Any, link: Any, name: str) -> bytes:
+    with page.expect_download() as waiting:
+        link.click()
+    assert waiting.value.suggested_filename == name
+    return Path(waiting.value.path()).read_bytes()
 
 
 def test_runs_that_diverged_are_folded(visit: Any) -> None:

@@ -1,6 +1,5 @@
 """The matrix dynamics on few points against a NumPy loop over all of them, and what the doors refuse and warn of."""
 
-import os
 import warnings
 
 import numpy as np
@@ -24,7 +23,7 @@ from falign.theory.deep_linear._spectral import spectral, task
 
 SIZES = {2: (6, 5, 4), 3: (6, 7, 5, 4), 4: (6, 5, 7, 6, 4), 6: (6, 5, 5, 7, 6, 5, 4)}
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 
 
 @pytest.mark.parametrize("rule", RULES)

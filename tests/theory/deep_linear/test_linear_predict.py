@@ -1,6 +1,5 @@
 """Predicted loss curves beside trained PyTorch networks, the exact matrix dynamics and NumPy."""
 
-import os
 import warnings
 from itertools import pairwise
 
@@ -18,7 +17,7 @@ from falign.theory.deep_linear._spectral import spectral, task
 
 AT = [0, 5, 10, 20, 50, 100, 200, 300]
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 
 
 def converted(depth, rule, hidden=32, relu=False, seed=0):

@@ -1,7 +1,5 @@
 """The spectral start: its form is preserved, and each mode moves as the scalar chain says."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ from falign.theory.deep_linear._spectral import common_bases, deviation, reduced
 TARGETS, VARIANCES = [2.0, 1.0, 1.0, 0.3], [1.0, 0.5, 1.5, 2.0]
 HIDDEN = {2: (7,), 3: (7, 5), 4: (7, 5, 6)}
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 
 
 def start(depth, rule, seeds=(0, 1)):

@@ -1,6 +1,5 @@
 """What the factorisation refuses, each in one sentence."""
 
-import os
 from math import inf, nan
 
 import pytest
@@ -40,7 +39,7 @@ from falign.theory.factorisation import (
     zero,
 )
 
-untyped = pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before we do")
+untyped = pytest.mark.unchecked
 Y, B = problem()
 START = zero(Y, B)
 

@@ -148,15 +148,18 @@ def test_runs_that_diverge_are_recorded_by_their_step():
     step = int(trajectory.diverged[0])
     assert step > 0
     assert int(trajectory.diverged[1]) == -1
+    assert step == min(int(steps[0]) for steps in trajectory.lost.values() if steps[0] >= 0)
+    lost = int(trajectory.lost["weights"][0])  # a product of them overflows before they do
+    assert step <= lost <= step + 1
     assert trajectory["alignment"][0, :step].isfinite().all()
     assert trajectory["alignment"][0, step:].isnan().all()
     assert trajectory["overlap"][0, step:].isnan().all()
     assert trajectory["error"][1].isfinite().all()
     with np.errstate(all="ignore"):
-        path = oracle.stepped("fa", Y[0].numpy(), B[0].numpy(), start.Z[0].numpy(), start.W[0].numpy(), 0.7, step)
+        path = oracle.stepped("fa", Y[0].numpy(), B[0].numpy(), start.Z[0].numpy(), start.W[0].numpy(), 0.7, lost)
         sums = [Z.sum() + W.sum() for Z, W, _ in path]
-    assert np.isfinite(sums[step - 1])
-    assert not np.isfinite(sums[step])
+    assert np.isfinite(sums[lost - 1])
+    assert not np.isfinite(sums[lost])
 
 
 def test_large_steps_are_named_with_the_rate_to_take():

@@ -1,7 +1,5 @@
 """The linear engine against the one in weight space: number by number from a start, and in law from a sample."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -109,7 +107,7 @@ def test_widths_are_integers_of_any_type():
     assert torch.isfinite(WidthFree.sample((0,), p=2**63 - 1, **options).gram.Z_Z).all()
 
 
-@pytest.mark.skipif("FALIGN_TYPECHECK" in os.environ, reason="checked annotations refuse it before")
+@pytest.mark.unchecked
 def test_widths_that_are_no_integers_are_refused():
     for p in (1e9, [50, 50.0]):
         with pytest.raises(ValueError, match=r"p must be an integer, got .* of type float: write int\(p\)"):

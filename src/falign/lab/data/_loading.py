@@ -14,6 +14,7 @@ import torch
 
 from falign.lab._files import TooLarge, Unreadable, read_bounded
 from falign.lab._memory import available
+from falign.lab._streams import suggestion
 from falign.lab.config import TEXTS, is_text
 from falign.lab.data._cache import check_unchanged
 from falign.lab.data._dataset import DataError, Dataset, Text, remarks
@@ -65,7 +66,8 @@ def load(name: str, *, folder: Path | None = None, download: bool = True, progre
         if not name or not path.is_dir():
             raise DataError(
                 f"'{name}' is neither a known data set nor an existing folder, expected one of "
-                f"{', '.join((*NAMES, *TEXTS))} or a path, of a file as text:FILE: check the spelling"
+                f"{', '.join((*NAMES, *TEXTS))}, a path, of a file as text:FILE, or package.module:factory"
+                f"{suggestion(name, (*NAMES, *TEXTS))}: check the spelling"
             )
         if hint := _misplaced(path):
             raise DataError(hint)

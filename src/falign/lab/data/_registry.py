@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,17 @@ from falign.lab.data._download import PublishedFile
 from falign.lab.data._idx import IDX_NAMES, Idx, spellings
 
 # The handwritten digits that scikit-learn ships: 1,797 real images of 8 × 8, no download.
+
+
+_DIGITS_TEST = (
+    "000004883524104000064100934205001a00080100240028062c12001000940a009019120420f8a0028110a000080a8820441524494240a0"
+    "0a0000004004d80000818020004805c400104008a0100005404800301000020ec409000224840083a8013c20a6980a0000000b08400804a0"
+    "184802024041c1008004404684376a810216004480004042a0a4180a5000840b8561c608108008004c80c02004068e000108820081003808"
+    "03c008190000100e01008410a0210033282904c044c080680e0102830082008822a6402c24042108a860809081a00c02820242120138a415"
+    "00"
+)
+"""The test images among the digits, a bit an image: what scikit-learn's ``train_test_split`` draws for 360 images,
+stratified by class, with ``random_state=0``. Importing that takes seconds."""
 
 
 def _read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, progress: bool = False) -> Dataset:
@@ -32,22 +44,34 @@ def _read_digits(name: str, paths: Sequence[Path], *, keep: Path | None = None, 
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test set).
     """
-    from sklearn.datasets import load_digits  # a second to import, wanted for this data set only
-    from sklearn.model_selection import train_test_split
-
-    pixels, targets = load_digits(return_X_y=True)
-    images = torch.from_numpy(np.asarray(pixels).astype(np.uint8).reshape(-1, 1, 8, 8))
-    labels = torch.from_numpy(np.asarray(targets).astype(np.int64))
-    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
-    train, test = np.sort(train), np.sort(test)
+    table = torch.from_numpy(_digits())
+    images, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long()
+    test = torch.from_numpy(np.unpackbits(np.frombuffer(bytes.fromhex(_DIGITS_TEST), np.uint8))[: len(table)]).bool()
     return Dataset(
         name=name,
-        train_images=images[train],
-        train_labels=labels[train],
+        train_images=images[~test],
+        train_labels=labels[~test],
         test_images=images[test],
         test_labels=labels[test],
         classes=tuple("0123456789"),
     )
+
+
+def _digits() -> np.ndarray:
+    """Read the digits from scikit-learn's own file, without importing it where that is not needed: it takes seconds.
+
+    Returns:
+        An image a row, uint8, ``(1797, 65)``: its pixels, then its label.
+    """
+    spec = find_spec("sklearn")
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    from sklearn.datasets import load_digits
+
+    pixels, targets = load_digits(return_X_y=True)
+    return np.column_stack([np.asarray(pixels), np.asarray(targets)]).astype(np.uint8)
 
 
 @runtime_checkable

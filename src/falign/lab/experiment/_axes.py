@@ -32,6 +32,7 @@ class _Form:
     Args:
         seeds: How it takes seeds: "seed", "seeds", or "" if it takes none.
         tasks: Whether it takes tasks as they are.
+        setting: Whether it takes the setting.
         kinds: {axis: its type, or None if it has none that is looked at}.
         columns: Axes that bring a value for every run.
         optional: Axes that a point may lack.
@@ -40,6 +41,7 @@ class _Form:
 
     seeds: str
     tasks: bool
+    setting: bool
     kinds: Mapping[str, type | None]
     columns: frozenset[str]
     optional: frozenset[str]
@@ -62,6 +64,7 @@ def _form(function: Callable) -> _Form:
     return _Form(
         seeds=next((name for name in ("seed", "seeds") if name in parameters), ""),
         tasks="tasks" in parameters or "task" in parameters,
+        setting="setting" in parameters,
         kinds={name: _kind(hints.get(name), in_column=name in columns) for name in axes},
         columns=frozenset(columns),
         optional=frozenset(name for name, parameter in axes.items() if parameter.default is not Parameter.empty),
@@ -82,8 +85,12 @@ def _kind(hint: Any, *, in_column: bool) -> type | None:
 def mismatch(run: Callable, points: Sequence["Point"], together: Sequence[str]) -> str | None:
     """A sentence on how a grid's axes and the keywords of ``run`` do not fit each other; None if they do."""
     form = _form(run)
-    if form.tasks or not form.seeds:
+    if form.tasks:
         return None
+    if not form.seeds:
+        return "its run takes neither seed nor seeds: add one of these keywords, or take tasks and setting"
+    if not (form.setting or form.open):
+        return "its run takes no setting: add this keyword, which brings device and data"
     for axis in together:
         if form.seeds == "seeds" and axis in form.kinds and axis not in form.columns:
             return f"its blocks differ in {axis!r}: annotate it in run as Sequence[…], one value a run"

@@ -147,11 +147,17 @@ def leased_runs(store: Store) -> set[str]:
         return set().union(*_living_leases(store, besides=None))
 
 
-def leased_runs_read_only(store: Store) -> set[str]:
-    """Keys of the runs that living processes have leased, without making, changing or deleting anything."""
+def leases_read_only(store: Store) -> tuple[set[str], set[str]]:
+    """Keys of runs that living processes have leased, and that killed ones had; nothing is made, changed or deleted.
+
+    What a killed process had is known until the next one works on the store.
+    """
     if os.name != "posix":
-        return leased_runs(store)
-    return set().union(*(_read(path.with_suffix(".json")) for path in _locks(store) if is_locked(path)))
+        return leased_runs(store), set()
+    living, killed = set(), set()
+    for path in _locks(store):
+        (living if is_locked(path) else killed).update(_read(path.with_suffix(".json")))
+    return living, killed - living
 
 
 def _locks(store: Store) -> list[Path]:

@@ -228,12 +228,21 @@ class RayExecutor:
             looked for on the node.
         cpus_per_run: Cores that a block takes, and its number of threads.
         gpus_per_run: GPUs that a block takes; 0.25 puts four blocks on each, into the memory of one.
+        modules: Names of modules that no node has to have: their functions are sent as code.
 
     Raises:
         ConfigError: An argument is wrong, or Ray is not installed.
     """
 
-    def __init__(self, address: str, setting: Setting, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        setting: Setting,
+        *,
+        cpus_per_run: float = 1.0,
+        gpus_per_run: float = 0.0,
+        modules: Sequence[str] = (),
+    ) -> None:
         check_ray_share("--cpus-per-run", cpus_per_run)
         if gpus_per_run:
             check_ray_share("--gpus-per-run", gpus_per_run)
@@ -248,6 +257,7 @@ class RayExecutor:
             device="cuda" if gpus_per_run else setting.device,
             data=None if setting.data is None else setting.data.absolute(),
         )
+        self._modules = modules
         self._work: Any = None
         self._at_work: dict[Any, Block] = {}
         self._nodes: list[Node] = []
@@ -265,8 +275,12 @@ class RayExecutor:
 
     def submit(self, block: Block) -> None:
         """Give a block to the cluster."""
+        from ray import cloudpickle
+
         # As bytes, so that what a worker cannot import becomes a result like any other error.
-        payload = pickle.dumps((block.experiment.run, block.tasks, self._setting))
+        payload = cloudpickle.dumps(  # pyright: ignore[reportPrivateImportUsage]
+            (block.experiment.run, block.tasks, self._setting)
+        )
         with _cluster():
             task = self._work.options(memory=self._memory(block)).remote(payload, self._threads)
         self._at_work[task] = block
@@ -304,7 +318,10 @@ class RayExecutor:
     def __enter__(self) -> "RayExecutor":
         connect(self._address)
         import ray  # not before: Ray reads its switches when it is imported
+        from ray import cloudpickle
 
+        for name in self._modules:
+            cloudpickle.register_pickle_by_value(sys.modules[name])
         try:
             self._work = ray.remote(num_cpus=self._asked["CPU"], num_gpus=self._asked["GPU"], max_retries=0)(_work)
             if self.slots == 0:

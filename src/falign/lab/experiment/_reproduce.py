@@ -14,21 +14,22 @@ from rich.table import Table
 from falign.lab._memory import GIB, available
 from falign.lab._options import ExecutionOptions
 from falign.lab._signals import ImmediateStop, Stopped
-from falign.lab._text import plain_cell, print_plain
+from falign.lab._text import plain_cell, print_plain, print_table
 from falign.lab.config import ConfigError
 from falign.lab.experiment import _store
 from falign.lab.experiment._execution import Executor
-from falign.lab.experiment._leases import RunLeases, leased_runs_read_only
+from falign.lab.experiment._leases import RunLeases, leases_read_only
 from falign.lab.experiment._local import local_executor
 from falign.lab.experiment._progress import ProgressDisplay, RunCounts, duration
 from falign.lab.experiment._results import PaperResults, Results
 from falign.lab.experiment._run_file import RETRIED
 from falign.lab.experiment._schedule import Schedule
-from falign.lab.experiment._selection import Selection
-from falign.lab.experiment._specification import PRESETS, Experiment, Paper, Setting
+from falign.lab.experiment._selection import Selection, choose_presets
+from falign.lab.experiment._specification import Experiment, Paper, Setting
 from falign.lab.experiment._store import Store
 
-WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, Path]]
+WriteReport = Callable[[Path, Sequence[PaperResults]], tuple[Path, list[Path]]]
+"""(Folder, results) -> the index of all pages, and the pages that were written."""
 
 
 def reproduce(
@@ -69,27 +70,38 @@ def reproduce(
         with ImmediateStop() as stop:
             _run(store, selection.experiments, preset, executor, memory, console, stop)
             store.check()
-            papers = read_results(store, selection, preset)
+            there = runs_there(store, selection.papers)
+            presets = choose_presets(selection.papers, there, preset, selection.experiments)
+            papers = read_results(store, selection, presets)
             show_status(store, selection, papers, console)
             pages = (write_report or _report())(out, papers)
             store.check()
     except KeyboardInterrupt as interruption:
         store.log(f"interrupted: the runs that were finished are kept in {out}, and the same command goes on from them")
         return interruption.code if isinstance(interruption, Stopped) else 130
-    store.log(f"the page is {pages[0]}, the same as JSON {pages[1]}")
+    tell_pages(pages, store.log)
     asked = {task.key for experiment in selection.experiments for task in experiment.tasks(preset)}
     endings = [result.runs.filter(pl.col("key").is_in(asked))["status"] for each in papers for result in each.results]
     return int(any(statuses.is_in(["failed", "missing"]).any() for statuses in endings))
 
 
-def read_results(store: Store, selection: Selection, preset: str) -> tuple[PaperResults, ...]:
-    """Read all that a store holds of the papers of a selection, at a preset."""
+def read_results(store: Store, selection: Selection, presets: Mapping[str, str]) -> tuple[PaperResults, ...]:
+    """Read all that a store holds of the papers of a selection.
+
+    Args:
+        store: The store.
+        selection: The papers, and what was asked for.
+        presets: {full name of an experiment: its preset}.
+    """
     return tuple(
-        PaperResults(
-            paper=paper, preset=preset, results=tuple(store.results(each, preset) for each in paper.experiments)
-        )
+        PaperResults(paper=paper, results=tuple(store.results(each, presets[each.name]) for each in paper.experiments))
         for paper in selection.papers
     )
+
+
+def runs_there(store: Store, papers: Sequence[Paper]) -> dict[str, dict[str, set[str]]]:
+    """Find the runs that are there: {full name of an experiment: {preset: their keys}}."""
+    return {each.name: store.there(each) for paper in papers for each in paper.experiments}
 
 
 def _run(
@@ -137,17 +149,27 @@ def _run(
         ).run()
 
 
+def tell_pages(pages: tuple[Path, list[Path]], say: Callable[[str], None]) -> None:
+    """Say where the pages are."""
+    index, written = pages
+    say(f"the page is {written[0]}, the same as JSON beside it" if len(written) == 1 else "the pages are")
+    for page in written if len(written) > 1 else ():
+        say(f"  {page}")
+    say(f"all papers: {index}")
+
+
 def _report() -> WriteReport:
     from falign.lab.report import write_report  # draws figures, so it is only imported when it is needed
 
     return write_report
 
 
-def make_executor(options: ExecutionOptions) -> Executor:
+def make_executor(options: ExecutionOptions, modules: Sequence[str] = ()) -> Executor:
     """Make the executor that options ask for.
 
     Args:
         options: The options.
+        modules: Names of modules that the nodes of a cluster do not have.
 
     Returns:
         The executor, not yet entered.
@@ -159,7 +181,8 @@ def make_executor(options: ExecutionOptions) -> Executor:
     if options.ray is not None:
         from falign.lab.experiment._ray import RayExecutor  # Ray is an extra of its own
 
-        return RayExecutor(options.ray, setting, cpus_per_run=options.cpus, gpus_per_run=options.gpus)
+        share = {"cpus_per_run": options.cpus, "gpus_per_run": options.gpus}
+        return RayExecutor(options.ray, setting, **share, modules=modules)
     device, devices = torch.device(options.device), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= devices:
         raise ConfigError(
@@ -183,25 +206,8 @@ def memory_limit(options: ExecutionOptions) -> int:
 
 # Tables in the terminal.
 
-_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe."""
-_TEXT_COLUMNS = ("experiment", "paper's claims", "theory and beyond", "other")
+_TEXT_COLUMNS = ("experiment", "preset", "paper's claims", "theory and beyond", "other")
 _VERDICTS = {"holds": "hold", "fails": "fail", "not run": "not run"}
-
-
-def show_papers(papers: Mapping[str, Paper], console: Console) -> None:
-    """Print the papers and their experiments, with numbers of runs, claims and figures."""
-    if not papers:
-        print_plain(console, "there are no papers yet")
-    for paper in papers.values():
-        print_plain(console, f"{paper.name}: {paper.authors}. {paper.title}. {paper.venue}. {paper.address}")
-        table = _table("experiment", *(f"{preset} runs" for preset in PRESETS), "claims judged", "figures")
-        for each in paper.experiments:
-            runs = [str(len(each.tasks(preset))) for preset in PRESETS]
-            _add(table, each.name, *runs, str(len(each.claims)), str(len(each.pictures)))
-        _print(table, console)
-        for each in paper.experiments:
-            print_plain(console, f"  {each.name}: {each.title} ({each.source})")
 
 
 def show_status(store: Store, selection: Selection, papers: Sequence[PaperResults], console: Console) -> None:
@@ -213,43 +219,77 @@ def show_status(store: Store, selection: Selection, papers: Sequence[PaperResult
         papers: Results of their papers.
         console: Where it is printed.
     """
-    chosen = {experiment.name for experiment in selection.experiments}
-    results = [result for paper in papers for result in paper.results if result.experiment.name in chosen]
-    leased = leased_runs_read_only(store)
-    table = _table("experiment", "runs", "done", "time", "paper's claims", "theory and beyond", "other")
-    stated, derived = Counter(), Counter()
+    results = _chosen(selection, papers)
+    print_table(status_table(store, selection, papers), console)
+    _, killed = leases_read_only(store)
+    if number := sum(int(result.runs["key"].is_in(list(killed)).sum()) for result in results):
+        were = "1 run was" if number == 1 else f"{number} runs were"
+        print_plain(console, f"{were} at work when their command was killed: the same command computes them")
     for result in results:
-        by_origin = [
-            Counter(each.verdict for each in result.verdicts if (each.claim.origin == "paper") is of_paper)
-            for of_paper in (True, False)
-        ]
-        stated, derived = stated + by_origin[0], derived + by_origin[1]
-        missing = result.runs.filter(pl.col("status") == "missing")["key"]
-        at_work = sum(key in leased for key in missing)
-        others = {
-            "running": at_work,
-            **{status: result.count(status) for status in ("diverged", "failed", "no data")},
-            "missing": missing.len() - at_work,
-        }
-        _add(
-            table,
-            result.experiment.name,
-            str(result.runs.height),
-            str(result.count("done")),
-            duration(float(result.runs["seconds"].sum())),
-            *(_verdict_counts(each) or "-" for each in by_origin),
-            ", ".join(f"{number} {status}" for status, number in others.items() if number),
-        )
-    _print(table, console)
-    for result in results:
+        for verdict in result.verdicts:
+            if verdict.broken:
+                print_plain(console, f"{result.experiment.name}: {verdict.claim.name}: {verdict.message}")
         for status in ("failed", "diverged", "no data"):
             _print_first(result, status, console)
         if others := result.others:
             which = "1 run of another revision is" if others == 1 else f"{others} runs of other revisions are"
             print_plain(console, f"{result.experiment.name}: {which} left alone")
+    stated, derived = (
+        sum((_verdicts(result, of_paper=of_paper) for result in results), Counter()) for of_paper in (True, False)
+    )
     print_plain(console, f"the papers' claims: {_verdict_counts(stated) or 'none'}")
     if derived:
         print_plain(console, f"what follows from the theory, and beyond: {_verdict_counts(derived)}")
+
+
+def status_table(store: Store, selection: Selection, papers: Sequence[PaperResults], *, plain: bool = False) -> Table:
+    """Make the table of the state of experiments, one row each.
+
+    Args:
+        store: The store, which tells which missing runs are being computed, and which were when a command was killed.
+        selection: The experiments to show.
+        papers: Results of their papers.
+        plain: Whether it is for programs: a column for each count and for the preset, and the time in seconds.
+    """
+    leased, killed = leases_read_only(store)
+    results = _chosen(selection, papers)
+    preset = ("preset",) if plain or len({result.preset for result in results}) > 1 else ()
+    counted = ("running", "killed", *_ENDINGS, "missing")
+    names = ("time", "paper's claims", "theory and beyond", "other")
+    verdicts = tuple(f"{origin} {word}" for origin in ("paper", "theory") for word in _VERDICTS.values())
+    table = _table("experiment", *preset, "runs", "done", *(("seconds", *counted, *verdicts) if plain else names))
+    for result in results:
+        missing = result.runs.filter(pl.col("status") == "missing")["key"]
+        at_work, ended = sum(key in leased for key in missing), sum(key in killed for key in missing)
+        others = {
+            "running": at_work,
+            "killed": ended,
+            **{status: result.count(status) for status in _ENDINGS},
+            "missing": missing.len() - at_work - ended,
+        }
+        claims = [_verdicts(result, of_paper=of_paper) for of_paper in (True, False)]
+        shown = [result.preset] if preset else []
+        first = (result.experiment.name, *shown, str(result.runs.height), str(result.count("done")))
+        seconds = float(result.runs["seconds"].sum())
+        if plain:
+            verdict_counts = (str(each[verdict]) for each in claims for verdict in _VERDICTS)
+            _add(table, *first, f"{seconds:.3f}", *map(str, others.values()), *verdict_counts)
+            continue
+        told = ", ".join(f"{number} {status}" for status, number in others.items() if number)
+        _add(table, *first, duration(seconds), *(_verdict_counts(each) or "-" for each in claims), told)
+    return table
+
+
+_ENDINGS = ("diverged", "failed", "no data")
+
+
+def _chosen(selection: Selection, papers: Sequence[PaperResults]) -> list[Results]:
+    chosen = {experiment.name for experiment in selection.experiments}
+    return [result for paper in papers for result in paper.results if result.experiment.name in chosen]
+
+
+def _verdicts(result: Results, *, of_paper: bool) -> Counter[str]:
+    return Counter(each.verdict for each in result.verdicts if (each.claim.origin == "paper") is of_paper)
 
 
 def _print_first(result: Results, status: str, console: Console) -> None:
@@ -271,20 +311,10 @@ def _table(*columns: str) -> Table:
     """Make an empty table with texts aligned to the left and numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right")
+        left = column in _TEXT_COLUMNS
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "time")
     return table
 
 
 def _add(table: Table, *texts: str) -> None:
     table.add_row(*map(plain_cell, texts))
-
-
-def _print(table: Table, console: Console) -> None:
-    """Print a table: cells of one that is too wide are broken between words, and never cut."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, _WIDTH))
-    for column in table.columns:
-        texts = [str(each) for each in (column.header, *column.cells)]
-        column.min_width = max(len(word) for text in texts for word in text.split(" "))
-        column.no_wrap = column.header == "time" or not any(" " in text for text in texts)
-    console.print(table)

@@ -6,7 +6,9 @@ from typing import Literal
 
 import polars as pl
 
-from falign.lab.experiment._specification import RESERVED, Check, Claim, Evidence, Experiment, Missing, Paper
+from falign.lab._text import explained
+from falign.lab.experiment._specification import Check, Claim, Evidence, Experiment, Missing, Paper
+from falign.lab.experiment._validation import RESERVED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,11 +44,14 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaperResults:
-    """Results of a paper at a preset, experiment by experiment."""
+    """Results of a paper, experiment by experiment; each has its own preset."""
 
     paper: Paper
-    preset: str
     results: tuple[Results, ...]
+
+
+UNREADABLE = "the claim cannot be read"
+"""Beginning of the message of a claim whose reading raised an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,11 @@ class Verdict:
     verdict: Literal["holds", "fails", "not run"]
     evidence: Evidence | None = None
     message: str | None = None
+
+    @property
+    def broken(self) -> bool:
+        """True if the reading raised an error."""
+        return (self.message or "").startswith(UNREADABLE)
 
 
 def judge(claim: Claim, results: Results) -> Verdict:
@@ -86,8 +96,7 @@ def judge(claim: Claim, results: Results) -> Verdict:
     except Missing as missing:
         return Verdict(claim=claim, verdict="not run", message=str(missing))
     except Exception as error:  # a fault of one claim, which must not take the others' verdicts with it
-        message = f"the claim cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return Verdict(claim=claim, verdict="not run", message=message)
+        return Verdict(claim=claim, verdict="not run", message=f"{UNREADABLE}: {explained(error, claim.read)}")
     if evidence is None:
         return Verdict(claim=claim, verdict="not run", message=lacking)
     return Verdict(claim=claim, verdict=verdict, evidence=evidence)

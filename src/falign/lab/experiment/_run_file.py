@@ -20,7 +20,8 @@ import polars as pl
 from torch import Tensor
 
 from falign.lab._files import BLANK, RunError, Unsealed, last_seal, seal, verify_seal
-from falign.lab.experiment._specification import RESERVED, Outcome, Point, Task, misnamed
+from falign.lab.experiment._specification import Outcome, Point, Task
+from falign.lab.experiment._validation import RESERVED, misnamed
 
 # What a run leaves, as a table with columns of one type each; it may be anything, as experiments may be anybody's.
 

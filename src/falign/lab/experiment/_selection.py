@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from pkgutil import resolve_name
+from types import ModuleType
 
-from falign.lab._text import one_line
+from falign.lab._streams import suggestion
+from falign.lab._text import explained
 from falign.lab.config import ConfigError
 from falign.lab.experiment._specification import PRESETS, Experiment, Paper
 
@@ -23,19 +27,21 @@ class Selection:
     Args:
         papers: The papers, whole: a report shows all of a paper, whichever of its experiments was asked for.
         experiments: The experiments that were asked for, in the order of their papers.
+        modules: Names of the modules of papers of the user's own, which other machines do not have.
     """
 
     papers: tuple[Paper, ...]
     experiments: tuple[Experiment, ...]
+    modules: tuple[str, ...] = ()
 
 
-def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
+def select(names: Sequence[str], papers: Mapping[str, Paper], own: Sequence[str] = ()) -> Selection:
     """Find papers and experiments by their names.
 
     Args:
-        names: Names of papers, full names of experiments, or ``package.module:PAPER`` for a paper of the user's own;
-            none is all of ``papers``.
+        names: Names of papers, or full names of experiments; none is all of ``papers``, or of one's own if there are.
         papers: {name: paper}.
+        own: Papers of the user's own, as ``package.module:PAPER`` or ``path/to/file.py:PAPER``.
 
     Returns:
         The selection, each experiment once.
@@ -43,14 +49,24 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     Raises:
         ConfigError: A name is neither of a paper nor of an experiment, or a paper of one's own cannot be imported.
     """
-    named = {name: _imported(name, papers) for name in names if ":" in name}
-    papers = {**papers, **{paper.name: paper for paper in named.values()}} if named else papers
-    names = [named[name].name if name in named else name for name in names]
+    imported: dict[str, tuple[Paper, str]] = {}
+    for text in own:
+        paper, module = _imported(text)
+        if paper.name in papers:
+            raise ConfigError(f"--paper {text} calls itself {paper.name!r}, as one of falign's papers does: rename it")
+        imported[paper.name] = paper, module
+    papers = {**papers, **{name: paper for name, (paper, _) in imported.items()}} if imported else papers
+    names = names or tuple(imported)
     known = {name for paper in papers.values() for name in paper.names}
     for name in names:
+        if ":" in name:
+            raise ConfigError(f"NAME is {name!r}, expected a name: a paper of your own is --paper {name}")
         if name not in papers and name not in known:
-            listed = ", ".join([*papers, *sorted(known)]) or "none"
-            raise ConfigError(f"NAME is {name!r}, expected a paper or an experiment: {listed}")
+            close = suggestion(name, [*papers, *known])
+            raise ConfigError(
+                f"NAME is {name!r}{close}, expected a paper or an experiment: {', '.join(papers) or 'none'}, or what "
+                "falign list shows"
+            )
     chosen = tuple(
         paper.experiment(name)
         for paper in papers.values()
@@ -59,7 +75,9 @@ def select(names: Sequence[str], papers: Mapping[str, Paper]) -> Selection:
     )
     asked = {experiment.name for experiment in chosen}
     return Selection(
-        papers=tuple(paper for paper in papers.values() if not asked.isdisjoint(paper.names)), experiments=chosen
+        papers=tuple(paper for paper in papers.values() if not asked.isdisjoint(paper.names)),
+        experiments=chosen,
+        modules=tuple(dict.fromkeys(module for _, module in imported.values())),
     )
 
 
@@ -104,41 +122,111 @@ def narrow(selection: Selection, only: Sequence[str], seeds: int | None, preset:
     return replace(selection, experiments=tuple(kept))
 
 
-def _imported(name: str, papers: Mapping[str, Paper]) -> Paper:
-    module, _, path = name.partition(":")
-    if not all(part.isidentifier() for text in (module, path) for part in text.split(".")):
-        raise ConfigError(f"NAME is {name!r:.80}, expected a paper, an experiment or package.module:PAPER")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # and it stays there: worker processes import the paper's functions as well
+def _imported(text: str) -> tuple[Paper, str]:
+    """Import a paper of the user's own: the paper, and the name of the module that holds it.
+
+    Its folder stays on ``sys.path``: worker processes import the paper's functions as well.
+    """
+    where, _, value = text.rpartition(":")
+    path = Path(where) if where.endswith(".py") else None
+    module = path.stem if path else where
+    if not all(part.isidentifier() for name in (module, value) for part in name.split(".")):
+        raise ConfigError(f"--paper is {text!r:.80}, expected package.module:PAPER or path/to/file.py:PAPER")
+    if path and not path.is_file():
+        raise ConfigError(f"--paper is {text}, but there is no file {path}: check the path")
+    folder = str(path.resolve().parent) if path else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        paper = resolve_name(name)
+        found = import_module(module)
+        paper = None if path and _is_other(found, path) else resolve_name(f"{module}:{value}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: what is imported is the user's own code
-        raise ConfigError(f"NAME {name} cannot be imported: {one_line(error)}") from error
+        raise ConfigError(f"--paper {text} cannot be imported: {explained(error)}") from error
+    if path and _is_other(found, path):
+        raise ConfigError(f"--paper is {text}, but a module {module} is {found.__file__} already: rename the file")
     if not isinstance(paper, Paper):
-        raise ConfigError(f"NAME {name} is a {type(paper).__name__}, expected a falign.lab.experiment.Paper")
-    if paper.name in papers:
-        raise ConfigError(
-            f"NAME {name} is a paper that calls itself {paper.name!r}, as one of falign's does: rename it"
-        )
-    return paper
+        raise ConfigError(f"--paper {text} is of the kind {type(paper).__name__}, expected falign.lab.experiment.Paper")
+    return paper, module
 
 
-def choose_preset(asked: str | None, counts: Mapping[str, int]) -> tuple[str, str]:
-    """Choose the preset to show.
+def _is_other(module: ModuleType, path: Path) -> bool:
+    return Path(module.__file__ or "").resolve() != path.resolve()
+
+
+There = Mapping[str, Mapping[str, set[str]]]
+"""Full name of an experiment -> preset -> keys of its runs that are there."""
+
+
+def choose_presets(
+    papers: Sequence[Paper], there: There, asked: str | None = None, of: Sequence[Experiment] | None = None
+) -> dict[str, str]:
+    """Choose the preset at which each experiment is shown.
+
+    A preset has been begun if a run of it is there that is of no smaller one: presets share runs.
 
     Args:
-        asked: The preset that was asked for; None is the one of which most runs are there.
-        counts: {preset: number of its runs that are there}.
+        papers: The papers.
+        there: The runs that are there.
+        asked: The preset that was asked for; None is, of each experiment, the one that has been begun of which most
+            runs are there. Where none is there, it is the one of most other experiments.
+        of: For which experiments the preset was asked for; None is all.
 
     Returns:
-        The preset, and a note for the user; empty if there is nothing to note.
+        {full name: preset}.
     """
-    best = max(reversed(PRESETS), key=counts.__getitem__)  # of several that have equally many the largest
-    number = "1 run is" if counts[best] == 1 else f"{counts[best]} runs are"
-    if asked is None:
-        return (best, f"preset {best}, of which {number} there") if counts[best] else (_DEFAULT, "")
-    if counts[asked] or not counts[best]:
-        return asked, ""
-    return asked, f"no run of preset {asked} is there, but of preset {best} {number}: use --preset {best}"
+    wanted = None if of is None else {experiment.name for experiment in of}
+    experiments = [experiment for paper in papers for experiment in paper.experiments]
+    chosen: dict[str, str] = {}
+    for experiment in experiments:
+        if asked is not None and (wanted is None or experiment.name in wanted):
+            chosen[experiment.name] = asked
+        elif (best := _most_there(experiment, there[experiment.name])) is not None:
+            chosen[experiment.name] = best
+    used = list(chosen.values())
+    usual = asked or (max(PRESETS, key=used.count) if used else _DEFAULT)
+    return {experiment.name: chosen.get(experiment.name, usual) for experiment in experiments}
+
+
+def _most_there(experiment: Experiment, there: Mapping[str, set[str]]) -> str | None:
+    """The preset that has been begun of which most runs are there; of several the one that is whole, or the largest."""
+    smaller: set[str] = set()
+    order = []
+    for rank, preset in enumerate(PRESETS):
+        whole = len(there[preset]) == len(experiment.tasks(preset))
+        if there[preset] and (whole or there[preset] - smaller):
+            order.append((len(there[preset]), whole, rank))
+        smaller |= there[preset]
+    return PRESETS[max(order)[2]] if order else None
+
+
+_NAMED = 2
+"""So many experiments of a preset are named, more are counted."""
+
+
+def told_presets(chosen: Mapping[str, str], there: There, asked: str | None) -> str:
+    """Make a note on the presets that are shown, for the user; empty if there is nothing to note."""
+    counts = {preset: sum(len(each[preset]) for each in there.values()) for preset in PRESETS}
+    best = max(reversed(PRESETS), key=counts.__getitem__)
+    if not counts[best]:
+        return ""
+    if asked is not None:
+        missing = f"no run of preset {asked} is there, but of preset {best} {_are(counts[best])}: use --preset {best}"
+        return "" if counts[asked] else missing
+    used: dict[str, list[str]] = {}
+    for name, each in there.items():
+        if any(each.values()):
+            used.setdefault(chosen[name], []).append(name)
+    if len(used) == 1:
+        (preset,) = used
+        return f"preset {preset}, of which {_are(counts[preset])} there"
+    parts = [
+        f"{preset} of {', '.join(names) if len(names) <= _NAMED else f'{len(names)} experiments'}"
+        for preset, names in used.items()
+    ]
+    return f"presets are mixed, each the one of which most runs are there: {'; '.join(parts)}"
+
+
+def _are(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"

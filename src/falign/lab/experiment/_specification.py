@@ -1,20 +1,20 @@
 """Frozen values that say what an experiment runs, which figures and claims are read off it, and what a paper is."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import product
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, overload
 
 import polars as pl
 
-from falign.lab.experiment._axes import mismatch
+from falign.lab.experiment._validation import PRESETS as PRESETS  # public from here
+from falign.lab.experiment._validation import Origin, check_claim, check_experiment, check_paper, check_picture
 
 if TYPE_CHECKING:  # drawing is for the report: a worker that computes runs never imports matplotlib
     import matplotlib.figure
@@ -33,12 +33,18 @@ class Picture:
         caption: What is seen, in a sentence or two; where the paper has such a figure, its number.
         data: Table of the runs that were done -> what is drawn, which the report also offers as CSV.
         draw: What is drawn -> the figure.
+
+    Raises:
+        ValueError: It is no picture: what came, and what was expected.
     """
 
     name: str
     caption: str
     data: Callable[[pl.DataFrame], pl.DataFrame]
     draw: Callable[[pl.DataFrame], "matplotlib.figure.Figure"]
+
+    def __post_init__(self) -> None:
+        check_picture(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +94,6 @@ class Evidence:
         return all(check.holds for check in self.checks)
 
 
-Origin = Literal["paper", "theory", "beyond"]
-"""Where a statement comes from: the paper; derived from the theory that it is about; or neither."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement, beside the way in which it is measured.
@@ -110,6 +112,13 @@ class Claim:
         read: Table of the runs -> what was measured; raises Missing if these runs cannot tell. It is only called
             when every run of the scope is done.
         scope: Of which points the claim is about, as an expression of their columns; None is all.
+        quotation: The paper's own words, letter for letter, with "…" where some are left out; empty where it makes no
+            such statement, or could not be read.
+        headline: What the first number of the evidence is, in a few words: it is then one of the figures on top of
+            the page. Empty for most claims.
+
+    Raises:
+        ValueError: It is no claim: what came, and what was expected.
     """
 
     name: str
@@ -120,6 +129,11 @@ class Claim:
     tolerance_reason: str
     read: Callable[[pl.DataFrame], Evidence]
     scope: pl.Expr | None = None
+    quotation: str = ""
+    headline: str = ""
+
+    def __post_init__(self) -> None:
+        check_claim(self)
 
 
 @dataclass(frozen=True)
@@ -138,18 +152,6 @@ class Interpretation:
 Scalar = str | int | float | bool
 Point = Mapping[str, Scalar]
 """A point of the grid: everything that a run depends on but its seed, sizes and number of steps included."""
-
-RESERVED = ("seed", "key", "status", "message", "seconds")
-"""Names of columns that the store itself writes beside the points and the records; so are all that begin with __."""
-
-PRESETS = ("smoke", "quick", "paper")
-"""Sizes and repetitions: seconds, minutes on two cores, the paper's own. The mathematics is the same."""
-_LONGEST = 200
-"""Letters of a column's name."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-"""A name of an experiment is the name of a folder."""
-_FOLDERS = ("leases",)
-"""Folders of a store that hold no runs."""
 
 
 @dataclass(frozen=True)
@@ -277,33 +279,7 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self)
-        for points in self.grid.values():
-            kinds: dict[str, set[type]] = {}
-            for point in points:
-                for axis, value in point.items():
-                    self._check_axis(axis, value)
-                    kinds.setdefault(axis, set()).add(type(value))
-            for axis, types in kinds.items():
-                if len(types) > 1 and types != {int, float}:
-                    listed = ", ".join(sorted(kind.__name__ for kind in types))
-                    raise ValueError(f"the grid of {self.name} has {listed} on axis {axis!r}, expected one kind")
-            if (wrong := mismatch(self.run, points, self.together)) is not None:
-                raise ValueError(f"experiment {self.name!r}: {wrong}")
-
-    def _check_axis(self, axis: str, value: Scalar) -> None:
-        wrong = misnamed(axis) or ("it is a name of the store's own" if axis in RESERVED else None)
-        if wrong is not None:
-            raise ValueError(f"the grid of {self.name} has an axis {axis!r}: {wrong}: rename it")
-        if type(value) is str and value.encode(errors="replace").decode() != value:
-            raise ValueError(f"the grid of {self.name} has {value!r:.40} on axis {axis!r}, expected a text of UTF-8")
-        plain = type(value) in (bool, str) or (type(value) is int and -(2**63) <= value < 2**63)
-        if not plain and not (type(value) is float and isfinite(value)):
-            shown = repr(value)[:40] if isinstance(value, float) else f"a {type(value).__name__}"
-            raise ValueError(
-                f"the grid of {self.name} has {shown} on axis {axis!r}, expected a text, a truth value, "
-                "a whole number of 64 bits or a finite float"
-            )
+        check_experiment(self)
 
     def tasks(self, preset: str) -> tuple[Task, ...]:
         """All runs of a preset: every point with every seed, seeds counted from 0."""
@@ -367,6 +343,9 @@ class Paper:
         address: Where it can be read.
         experiments: What is reproduced; the name of each begins with the paper's.
         interpretations: Its ambiguities and what was taken.
+
+    Raises:
+        ValueError: It is no paper: what came, and what was expected.
     """
 
     name: str
@@ -376,6 +355,9 @@ class Paper:
     address: str
     experiments: Sequence[Experiment]
     interpretations: tuple[Interpretation, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_paper(self)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -397,54 +379,3 @@ def grid(**axes: Scalar | Sequence[Scalar]) -> tuple[Point, ...]:
     """
     values = [(axis,) if isinstance(axis, (str, int, float, bool)) else tuple(axis) for axis in axes.values()]
     return tuple(dict(zip(axes, point, strict=True)) for point in product(*values))
-
-
-def misnamed(name: object) -> str | None:
-    """The reason why something cannot name a column; None if it can."""
-    if not isinstance(name, str):
-        return f"its name is a {type(name).__name__}, expected a text"
-    if not name.strip() or not name.isprintable():  # which half a pair of surrogates and NUL are not
-        return "its name is empty, or has letters that cannot be seen"
-    if len(name) > _LONGEST:
-        return f"its name has {len(name)} letters, expected at most {_LONGEST}"
-    return "names that begin with __ are the store's own" if name.startswith("__") else None
-
-
-def _check(experiment: Experiment) -> None:
-    """Raise ``ValueError`` if an experiment cannot be kept in a store or shown."""
-    name = experiment.name
-
-    def refuse(what: str) -> None:
-        raise ValueError(f"experiment {name!r}: {what}")
-
-    if not (isinstance(name, str) and _NAME.fullmatch(name)) or name in _FOLDERS:
-        refuse("its name is that of a folder, expected at most 100 letters, digits, dots, hyphens and underscores")
-    if not _whole(experiment.revision, 0):
-        refuse(f"its revision is {experiment.revision!r}, expected a whole number, at least 0")
-    if not _whole(experiment.at_most, 1):
-        refuse(f"at_most is {experiment.at_most!r}, expected a whole number, at least 1")
-    if not (isinstance(experiment.agreement, float) and 0 <= experiment.agreement < 1):
-        refuse(f"its agreement is {experiment.agreement!r}, expected a number from 0 to 1")
-    for preset in dict.fromkeys([*experiment.grid, *experiment.seeds]):
-        if preset not in PRESETS:
-            refuse(f"it has a preset {preset!r}, expected {', '.join(PRESETS)}")
-        if preset not in experiment.grid or preset not in experiment.seeds:
-            lacking = "grid" if preset in experiment.seeds else "seeds"
-            refuse(f"its {lacking} leave out the preset {preset!r}: give both grid and seeds, or neither")
-        if not _whole(seeds := experiment.seeds[preset], 1):
-            refuse(f"its seeds of preset {preset} are {seeds!r}, expected their number, a whole one of at least 1")
-        if not isinstance(experiment.grid[preset], Sequence):
-            refuse(
-                f"its grid of preset {preset} is a {type(experiment.grid[preset]).__name__}, expected a tuple of points"
-            )
-    axes = {axis for points in experiment.grid.values() for point in points for axis in point}
-    if unknown := [axis for axis in experiment.together if axis not in axes and axis != "seed"]:
-        refuse(f"together names {unknown[0]!r}, which is no axis of its grid")
-    for what, parts in (("claims", experiment.claims), ("pictures", experiment.pictures)):
-        names = [part.name for part in parts]
-        if twice := [each for each in names if names.count(each) > 1]:
-            refuse(f"two of its {what} are called {twice[0]!r}")
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least

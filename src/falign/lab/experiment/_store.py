@@ -7,7 +7,7 @@ the index (``_index.py``) and the leases (``_leases.py``), can be deleted at any
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -382,14 +382,13 @@ class Store:
             for i, (status, message), records in zip(positions, endings, stored.iterate_records(), strict=True):
                 yield tasks[i], status, message, records
 
-    def counts(self, experiments: Iterable[Experiment]) -> dict[str, int]:
-        """Count the files of runs: {preset: number}; no file is opened."""
-        counts: dict[str, int] = dict.fromkeys(PRESETS, 0)
-        for experiment in experiments:
-            stored = stored_keys(self.folder / experiment.name)
-            for preset in PRESETS if stored else ():
-                counts[preset] += sum(task.key in stored for task in experiment.tasks(preset))
-        return counts
+    def there(self, experiment: Experiment) -> dict[str, set[str]]:
+        """Find the runs of an experiment that have a file: {preset: their keys}; no file is opened."""
+        stored = stored_keys(self.folder / experiment.name)
+        return {
+            preset: {task.key for task in experiment.tasks(preset) if task.key in stored} if stored else set()
+            for preset in PRESETS
+        }
 
     def results(self, experiment: Experiment, preset: str) -> Results:
         """Read all that is there of an experiment.

@@ -1,8 +1,7 @@
 """The content of a report: of each paper its claims, judged, and its experiments with figures and runs."""
 
-import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,13 +13,16 @@ import polars as pl
 import falign
 from falign.lab.experiment import Check, Paper
 from falign.lab.experiment._results import PaperResults, Results, Verdict
-from falign.lab.experiment._specification import RESERVED
-from falign.lab.report._figures import MissingFigure, RenderedFigure, render
-from falign.lab.report._numbers import portable
+from falign.lab.experiment._validation import RESERVED, Origin
+from falign.lab.report._figures import Drawing, MissingFigure, RenderedFigure, render
 
 _PACKAGES = ("torch", "numpy", "polars", "matplotlib")
-STATED, DERIVED = "The paper's claims", "What follows from the theory, and beyond"
-"""Titles of the two tables of claims."""
+_SECTIONS: dict[Origin, str] = {
+    "paper": "The paper's claims",
+    "theory": "What follows from the theory",
+    "beyond": "Our own probes",
+}
+"""Titles of the page's sections, by where their claims come from."""
 _TOLD = 1000
 """So many runs of an experiment that diverged or failed are told one by one; the others are counted."""
 
@@ -64,17 +66,24 @@ class RunTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Claims and runs of an experiment, a paper or a report.
+    """Claims and runs of an experiment or a paper.
 
     Args:
-        stated: Claims that the papers make themselves.
-        derived: Claims that follow from their theory, or go beyond it.
+        stated: Claims that the paper makes itself.
+        theory: Claims that follow from its theory.
+        beyond: Claims that go beyond it.
         runs: Runs.
     """
 
     stated: ClaimCounts = ClaimCounts()
-    derived: ClaimCounts = ClaimCounts()
+    theory: ClaimCounts = ClaimCounts()
+    beyond: ClaimCounts = ClaimCounts()
     runs: RunTotals = RunTotals()
+
+    @property
+    def derived(self) -> ClaimCounts:
+        """Claims that the paper does not make."""
+        return self.theory + self.beyond
 
     @property
     def claims(self) -> ClaimCounts:
@@ -83,7 +92,10 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
-            stated=self.stated + other.stated, derived=self.derived + other.derived, runs=self.runs + other.runs
+            stated=self.stated + other.stated,
+            theory=self.theory + other.theory,
+            beyond=self.beyond + other.beyond,
+            runs=self.runs + other.runs,
         )
 
 
@@ -123,8 +135,9 @@ class ExperimentPart:
     def counts(self) -> Counts:
         """Its claims and runs, counted."""
         return Counts(
-            stated=count_verdicts(each for each in self.verdicts if each.claim.origin == "paper"),
-            derived=count_verdicts(each for each in self.verdicts if each.claim.origin != "paper"),
+            stated=count_verdicts(self.of("paper")),
+            theory=count_verdicts(self.of("theory")),
+            beyond=count_verdicts(self.of("beyond")),
             runs=RunTotals(
                 **{status: self.results.count(status) for status in ("done", "diverged", "failed")},
                 missing=self.results.count("missing") + self.results.count("no data"),
@@ -156,38 +169,148 @@ class ExperimentPart:
             for row in self._unfinished.head(_TOLD).iter_rows(named=True)
         )
 
+    def of(self, origin: Origin) -> list[Verdict]:
+        """Its claims that come from somewhere, judged."""
+        return [each for each in self.verdicts if each.claim.origin == origin]
+
     def anchor_of(self, verdict: Verdict) -> str:
         """The id of a claim on the page."""
         return f"{self.anchor}.{verdict.claim.name}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """Claims of an experiment within a section of the page.
+
+    Args:
+        part: The experiment.
+        verdicts: Those of its claims that belong into the section.
+        first: Whether the experiment was in no section before: then its figures stand here.
+    """
+
+    part: ExperimentPart
+    verdicts: list[Verdict]
+    first: bool
+    origin: Origin
+
+    @property
+    def anchor(self) -> str:
+        """Its id on the page."""
+        return self.part.anchor if self.first else f"{self.part.anchor}:{self.origin}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Section:
+    """Claims of a paper that come from the same place, with their experiments."""
+
+    origin: Origin
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def judged(self) -> list[tuple[ExperimentPart, Verdict]]:
+        """Its claims, with their experiments."""
+        return [(block.part, verdict) for block in self.blocks for verdict in block.verdicts]
+
+    @property
+    def counts(self) -> ClaimCounts:
+        """Its claims by verdict."""
+        return count_verdicts(verdict for _, verdict in self.judged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFigure:
+    """A number that stands on top of the page: that of the first check of a claim that has a headline."""
+
+    anchor: str
+    headline: str
+    check: Check
+    stated: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PaperPart:
     """A paper on the page."""
 
-    anchor: str
     paper: Paper
-    preset: str
     experiments: tuple[ExperimentPart, ...]
 
     @property
+    def anchor(self) -> str:
+        """Its id on the page."""
+        return self.paper.name
+
+    @cached_property
     def counts(self) -> Counts:
         """Its claims and runs, counted."""
         return sum((part.counts for part in self.experiments), Counts())
 
-    @property
-    def stated(self) -> list[tuple[ExperimentPart, Verdict]]:
-        """The claims that the paper makes itself, with their experiments."""
-        return [each for each in self._judged if each[1].claim.origin == "paper"]
+    @cached_property
+    def presets(self) -> dict[str, list[str]]:
+        """{preset: titles of the experiments that are shown at it}, of those of which runs are there, if any are."""
+        there = [part for part in self.experiments if part.counts.runs.done] or self.experiments
+        found: dict[str, list[str]] = {}
+        for part in there:
+            found.setdefault(part.results.preset, []).append(part.results.experiment.title)
+        return found
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The page's sections, those that are empty left out.
+
+        An experiment without claims, whose figures are all that it has, is a probe of ours.
+        """
+        seen: set[str] = set()
+        made = []
+        for origin, title in _SECTIONS.items():
+            blocks = []
+            for part in self.experiments:
+                verdicts, new = part.of(origin), part.anchor not in seen
+                if verdicts or (origin == "beyond" and new):
+                    blocks.append(Block(part=part, verdicts=verdicts, first=new, origin=origin))
+                    seen.add(part.anchor)
+            if blocks:
+                made.append(Section(origin=origin, title=title, blocks=tuple(blocks)))
+        return made
 
     @property
-    def derived(self) -> list[tuple[ExperimentPart, Verdict]]:
-        """The claims that follow from its theory or go beyond it, with their experiments."""
-        return [each for each in self._judged if each[1].claim.origin != "paper"]
+    def failing(self) -> list[tuple[str, Verdict]]:
+        """The paper's own claims that fail, with their ids on the page."""
+        return [
+            (part.anchor_of(verdict), verdict)
+            for part in self.experiments
+            for verdict in part.of("paper")
+            if verdict.verdict == "fails"
+        ]
+
+    @cached_property
+    def figures(self) -> list[KeyFigure]:
+        """The numbers on top of the page."""
+        return [
+            KeyFigure(
+                anchor=part.anchor_of(verdict),
+                headline=verdict.claim.headline,
+                check=verdict.evidence.checks[0],
+                stated=verdict.claim.origin == "paper",
+            )
+            for part in self.experiments
+            for verdict in part.verdicts
+            if verdict.claim.headline and verdict.evidence is not None
+        ]
 
     @property
-    def _judged(self) -> list[tuple[ExperimentPart, Verdict]]:
-        return [(part, verdict) for part in self.experiments for verdict in part.verdicts]
+    def result(self) -> str:
+        """A sentence or two on what came out."""
+        presets = list(self.presets)
+        sizes = f"preset {presets[0]}" if len(presets) == 1 else f"presets {' and '.join(presets)}"
+        said = _told(self.counts.stated, "claim of the paper", "claims of the paper", f" at {sizes}")
+        if self.counts.theory.total:
+            said += " " + _told(
+                self.counts.theory, "statement that follows", "statements that follow", " from its theory"
+            )
+        if not self.counts.stated.total and self.counts.beyond.total:
+            said += " " + _told(self.counts.beyond, "probe of ours", "probes of ours", "")
+        return said.strip()
 
     @cached_property
     def provenance(self) -> dict[str, list[str]]:
@@ -201,54 +324,70 @@ class PaperPart:
         return values
 
 
+def _told(counts: ClaimCounts, one: str, more: str, where: str) -> str:
+    """A sentence on how many claims hold; empty if there are none."""
+    if counts.total == 1:
+        verb = {"holds": "holds", "fails": "does not hold", "not_run": "is not run yet"}
+        return f"The {one}{where} {next(verb[name] for name, count in vars(counts).items() if count)}."
+    if not counts.total:
+        return ""
+    if counts.not_run == counts.total:
+        return f"None of {counts.total} {more}{where} is run yet."
+    if counts.holds == counts.total:
+        return f"All {counts.total} {more}{where} hold."
+    rest = [f"{counts.fails} {'does' if counts.fails == 1 else 'do'} not"] if counts.fails else []
+    rest += [f"{counts.not_run} {'is' if counts.not_run == 1 else 'are'} not run"] if counts.not_run else []
+    return f"Of {counts.total} {more}{where} {counts.holds} hold{'s' * (counts.holds == 1)}, {', '.join(rest)}."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """Trained rules that stand above a paper.
+
+    Args:
+        title: Heading.
+        result: What came out, in a sentence.
+        columns: Heads of the table; the first is of texts.
+        rows: The table, one row a rule.
+        drawing: The runs beside each other.
+        caption: What the drawing shows.
+    """
+
+    title: str
+    result: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    drawing: Drawing
+    caption: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
-    """All that the page and the JSON file say.
+    """All that a page and its JSON file say.
 
     Args:
         when: When it was written, in UTC.
         versions: Of the packages that it was written with.
-        papers: Its papers.
+        part: The paper.
+        training: Trained rules, which then come first.
     """
 
     when: datetime
     versions: dict[str, str]
-    papers: tuple[PaperPart, ...]
-
-    @property
-    def counts(self) -> Counts:
-        """All claims and runs, counted."""
-        return sum((part.counts for part in self.papers), Counts())
-
-    @property
-    def presets(self) -> list[str]:
-        """The presets, each once."""
-        return list(dict.fromkeys(part.preset for part in self.papers))
-
-    @property
-    def failing(self) -> dict[str, list[tuple[str, Verdict]]]:
-        """The claims that fail, with their ids on the page: those of the papers, and the others."""
-        return {
-            title: [
-                (part.anchor_of(verdict), verdict)
-                for paper in self.papers
-                for part, verdict in (paper.stated if title == STATED else paper.derived)
-                if verdict.verdict == "fails"
-            ]
-            for title in (STATED, DERIVED)
-        }
+    part: PaperPart
+    training: Training | None = None
 
 
-def compose(papers: Sequence[PaperResults]) -> Report:
-    """Judge all claims and draw all pictures.
+def compose(results: PaperResults, training: Training | None = None) -> Report:
+    """Judge all claims of a paper and draw all its pictures.
 
     Args:
-        papers: What is there of each paper.
+        results: What is there of the paper.
+        training: Trained rules that stand above it.
 
     Returns:
-        What the report says.
+        What its page says.
     """
-    names = [each.paper.name for each in papers]
     return Report(
         when=datetime.now(UTC).replace(microsecond=0),
         versions={
@@ -256,29 +395,20 @@ def compose(papers: Sequence[PaperResults]) -> Report:
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
         },
-        papers=tuple(_paper(each, alone=names.count(each.paper.name) == 1) for each in papers),
+        part=PaperPart(paper=results.paper, experiments=tuple(map(_experiment, results.results))),
+        training=training,
     )
 
 
-def _paper(results: PaperResults, *, alone: bool) -> PaperPart:
-    suffix = "" if alone else f"-{results.preset}"  # a paper may be shown at two presets
-    return PaperPart(
-        anchor=f"{results.paper.name}{suffix}",
-        paper=results.paper,
-        preset=results.preset,
-        experiments=tuple(_experiment(each, suffix) for each in results.results),
-    )
-
-
-def _experiment(results: Results, suffix: str) -> ExperimentPart:
-    experiment, anchor = results.experiment, f"{results.experiment.name}{suffix}"
+def _experiment(results: Results) -> ExperimentPart:
+    name = results.experiment.name
     return ExperimentPart(
-        anchor=anchor,
+        anchor=name,
         results=results,
         verdicts=results.verdicts,
         figures=tuple(
-            render(picture, results.table, f"{anchor}.{picture.name}".replace(".", "-"))
-            for picture in experiment.pictures
+            render(picture, results.table, f"{name}.{picture.name}".replace(".", "-"))
+            for picture in results.experiment.pictures
         ),
     )
 
@@ -291,117 +421,3 @@ def _flat(setting: dict[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
             yield f"{path}{name}", " ".join(map(str, value))
         elif value is not None:
             yield f"{path}{name}", ("yes" if value else "no") if isinstance(value, bool) else str(value)
-
-
-# The report as plain data: what the page shows, with all digits and the figures' data.
-
-FORMAT = 1
-"""Raised when a reader of the file would have to change."""
-
-
-def document(report: Report) -> dict[str, Any]:
-    """A report as what JSON can hold.
-
-    An open end of an interval is null; any other number that is not finite is "NaN", "Infinity" or "-Infinity".
-
-    Args:
-        report: The report.
-
-    Returns:
-        ``format``, ``written``, ``presets``, ``versions``, ``summary`` and ``papers``.
-    """
-    return {
-        "format": FORMAT,
-        "written": report.when.isoformat(),
-        "presets": report.presets,
-        "versions": report.versions,
-        "summary": _summary(report.counts),
-        "papers": [_paper_data(part) for part in report.papers],
-    }
-
-
-def _paper_data(part: PaperPart) -> dict[str, Any]:
-    paper = part.paper
-    return {
-        "name": paper.name,
-        "title": paper.title,
-        "authors": paper.authors,
-        "venue": paper.venue,
-        "address": paper.address,
-        "preset": part.preset,
-        "summary": _summary(part.counts),
-        "interpretations": [{"question": each.question, "answer": each.answer} for each in paper.interpretations],
-        "experiments": [_experiment_data(each) for each in part.experiments],
-    }
-
-
-def _experiment_data(part: ExperimentPart) -> dict[str, Any]:
-    experiment = part.results.experiment
-    return {
-        "name": experiment.name,
-        "title": experiment.title,
-        "source": experiment.source,
-        "revision": experiment.revision,
-        "anchor": part.anchor,
-        "summary": _summary(part.counts),
-        "claims": [_claim(verdict) for verdict in part.verdicts],
-        "figures": [_figure(each) for each in part.figures],
-        "unfinished": [
-            {"status": run.status, "point": portable(run.point), "seed": run.seed, "message": run.message}
-            for run in part.unfinished
-        ],
-        "untold": part.untold,
-        "provenance": portable(part.results.provenance),
-    }
-
-
-def _summary(counts: Counts) -> dict[str, Any]:
-    runs = counts.runs
-    return {
-        "claims": _verdicts(counts.claims),
-        "stated": _verdicts(counts.stated),
-        "derived": _verdicts(counts.derived),
-        "runs": {"done": runs.done, "diverged": runs.diverged, "failed": runs.failed, "missing": runs.missing},
-        "seconds": portable(runs.seconds),
-    }
-
-
-def _verdicts(claims: ClaimCounts) -> dict[str, int]:
-    return {"holds": claims.holds, "fails": claims.fails, "not run": claims.not_run}
-
-
-def _claim(verdict: Verdict) -> dict[str, Any]:
-    claim, evidence = verdict.claim, verdict.evidence
-    return {
-        "name": claim.name,
-        "statement": claim.statement,
-        "origin": claim.origin,
-        "reference": claim.reference,
-        "method": claim.method,
-        "tolerance_reason": claim.tolerance_reason,
-        "verdict": verdict.verdict,
-        "message": verdict.message,
-        "note": "" if evidence is None else evidence.note,
-        "checks": [] if evidence is None else [_check(check) for check in evidence.checks],
-    }
-
-
-def _check(check: Check) -> dict[str, Any]:
-    return {
-        "label": check.label,
-        "measured": portable(float(check.measured)),
-        "low": None if check.low == -math.inf else portable(float(check.low)),
-        "high": None if check.high == math.inf else portable(float(check.high)),
-        "holds": bool(check.holds),
-    }
-
-
-def _figure(figure: RenderedFigure | MissingFigure) -> dict[str, Any]:
-    shown = {"name": figure.picture.name, "caption": figure.picture.caption}
-    if isinstance(figure, MissingFigure):
-        return {**shown, "status": figure.status, "reason": figure.reason, "data": None}
-    if figure.csv is None:
-        reason = f"its data have {figure.data.height} rows, which are too many for this file"
-        return {**shown, "status": "drawn", "reason": reason, "data": None}
-    columns = portable(figure.data.to_dict(as_series=False))
-    return {**shown, "status": "drawn", "reason": None, "data": columns}

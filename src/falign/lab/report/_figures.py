@@ -1,4 +1,4 @@
-"""Pictures drawn for the page: as SVG that is seen, as PNG and CSV that can be taken along."""
+"""Pictures drawn for the page: as SVG that is seen, and as CSV that can be taken along."""
 
 import io
 import math
@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 
 import matplotlib
 import polars as pl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, LogLocator
 
+from falign.lab._text import explained
 from falign.lab.experiment import Missing, Picture
 from falign.lab.report._numbers import format_number, power_of_ten
 from falign.lab.report.style import RC_PARAMS
@@ -58,7 +60,8 @@ def inline(figure: Figure, prefix: str, label: str) -> Drawing:
         The drawing, the same for the same figure.
     """
     content = io.BytesIO()
-    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # not by savefig, which draws everything twice: the sizes are known, and there is no box to fit
+    FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(content.getvalue())
     _strip(root)
     _rename(root, prefix)
@@ -139,7 +142,6 @@ class RenderedFigure:
     picture: Picture
     data: pl.DataFrame
     drawing: Drawing
-    png: bytes
     csv: bytes | None
 
 
@@ -172,16 +174,16 @@ def render(picture: Picture, table: pl.DataFrame, prefix: str) -> RenderedFigure
         with matplotlib.rc_context(RC_PARAMS):
             figure = picture.draw(data)
             if (layout := figure.get_layout_engine()) is not None:
-                layout.execute(figure)  # once for both files: it takes half as long as drawing
+                layout.execute(figure)  # once: drawing would do it again
                 figure.set_layout_engine("none")
             drawing = inline(figure, prefix, picture.caption)
-            image = png(figure)
         csv = data.write_csv().encode() if data.height * data.width <= _CELLS else None
-        return RenderedFigure(picture=picture, data=data, drawing=drawing, png=image, csv=csv)
+        return RenderedFigure(picture=picture, data=data, drawing=drawing, csv=csv)
     except Missing as missing:
         return MissingFigure(picture=picture, status="not run", reason=str(missing))
     except Exception as error:  # a picture's functions are anyone's: the other pictures and the claims go on
-        return MissingFigure(picture=picture, status="failed", reason=f"{type(error).__name__}: {error}")
+        reason = explained(error, picture.data, picture.draw)
+        return MissingFigure(picture=picture, status="failed", reason=reason)
 
 
 def png(figure: Figure) -> bytes:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from falign.lab.experiment import Check
-from falign.lab.report._content import DERIVED, STATED, Report
+from falign.lab.report._content import Report
+from falign.lab.report._document import entries
 from falign.lab.report._figures import RenderedFigure, variable
 from falign.lab.report._numbers import digits_of, duration, format_number, interval
 
@@ -180,7 +182,7 @@ def _gamma(value: float) -> float:
     return 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055
 
 
-def page(report: Report) -> str:
+def page(report: Report, index: str) -> str:
     """Render a report.
 
     Every text of a paper, a claim or a run is escaped; the only markup that is not is what falign itself made:
@@ -188,12 +190,43 @@ def page(report: Report) -> str:
 
     Args:
         report: What it says.
+        index: Address of the index of all pages.
 
     Returns:
         The whole HTML document.
     """
-    light, dark = _colours(report)
-    return _environment().get_template("page.html.jinja").render(report=report, light=light, dark=dark)
+    used = {
+        colour
+        for part in report.part.experiments
+        for figure in part.figures
+        if isinstance(figure, RenderedFigure)
+        for colour in figure.drawing.colours
+    }
+    if report.training is not None:
+        used |= report.training.drawing.colours
+    return _render("page.html.jinja", used, report=report, index=index)
+
+
+def index(folder: Path) -> str:
+    """Render the index of all pages of a folder that lies beside it.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The whole HTML document.
+    """
+    return _render("index.html.jinja", set(), entries=list(entries(folder)), folder=folder.name)
+
+
+def _render(template: str, colours: set[str], **values: object) -> str:
+    """Render a template with the CSS variables of the page and of all its figures, for light and for dark."""
+    light = {f"--{name}": pair[0] for name, pair in PALETTE.items()}
+    dark = {f"--{name}": pair[1] for name, pair in PALETTE.items()}
+    light |= {variable(colour): colour for colour in sorted(colours)}
+    dark |= {variable(colour): on_dark(colour) for colour in sorted(colours)}
+    style = {"light": _declarations(light), "dark": _declarations(dark)}
+    return _environment().get_template(template).render(**style, **values)
 
 
 @cache
@@ -207,7 +240,6 @@ def _environment() -> Environment:
     )
     made.globals["style"] = Markup(_file("page.css"))
     made.globals["script"] = Markup(_file("page.js"))
-    made.globals["stated_title"], made.globals["derived_title"] = STATED, DERIVED
     made.globals["is_drawn"] = lambda figure: isinstance(figure, RenderedFigure)
     made.filters.update(
         format_number=format_number,
@@ -215,20 +247,15 @@ def _environment() -> Environment:
         interval_bars=interval_bars,
         digits_of=digits_of,
         duration=duration,
-        png=_png,
         csv=_csv,
         markup=Markup,
     )
-    made.filters["several"] = _several
+    made.filters.update(several=_several, verdict_class=_verdict_class)
     return made
 
 
 def _file(name: str) -> str:
     return files("falign.lab.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _png(content: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(content).decode()}"
 
 
 def _csv(content: bytes) -> str:
@@ -240,21 +267,9 @@ def _several(count: int, one: str, more: str) -> str:
     return f"{count} {one if count == 1 else more}"
 
 
-def _colours(report: Report) -> tuple[Markup, Markup]:
-    """CSS variables of the page and of all its figures, for light and for dark."""
-    used = {
-        colour
-        for paper in report.papers
-        for part in paper.experiments
-        for figure in part.figures
-        if isinstance(figure, RenderedFigure)
-        for colour in figure.drawing.colours
-    }
-    light = {f"--{name}": pair[0] for name, pair in PALETTE.items()}
-    dark = {f"--{name}": pair[1] for name, pair in PALETTE.items()}
-    light |= {variable(colour): colour for colour in sorted(used)}
-    dark |= {variable(colour): on_dark(colour) for colour in sorted(used)}
-    return _declarations(light), _declarations(dark)
+def _verdict_class(verdict: str, own: bool) -> str:
+    """The CSS class of a verdict: that a statement of the paper's own fails is red, that another one does is not."""
+    return "differs" if verdict == "fails" and not own else verdict.replace(" ", "-")
 
 
 def _declarations(variables: dict[str, str]) -> Markup:

@@ -20,6 +20,18 @@
 
     const filter = document.getElementById("filter");
     if (filter) filterClaims(filter);
+    for (const each of document.querySelectorAll("button.png")) {
+      each.hidden = false;
+      each.addEventListener("click", () => savePicture(each.closest("figure").querySelector("svg"), each.dataset.name));
+    }
+    // A link into what is folded unfolds it.
+    const unfold = () => {
+      const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      const folded = target && target.closest("details:not([open])");
+      if (folded) { folded.open = true; target.scrollIntoView(); }
+    };
+    addEventListener("hashchange", unfold);
+    unfold();
 
     // On paper nothing can be opened by a click.
     let opened = [];
@@ -29,6 +41,30 @@
     });
     addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
   });
+
+  // The drawing as a file, on white: the name of a variable is the colour that it has on a light page.
+  async function savePicture(svg, name) {
+    const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+    const copy = svg.cloneNode(true), scale = 8 / 3;
+    copy.setAttribute("width", width * scale);
+    copy.setAttribute("height", height * scale);
+    copy.setAttribute("style", "color: #1c1f23; font-family: " + getComputedStyle(svg.querySelector("text") || svg).fontFamily);
+    const text = new XMLSerializer().serializeToString(copy).replace(/var\(--c([0-9a-f]{6})\)/g, "#$1");
+    const image = new Image();
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    const pen = canvas.getContext("2d");
+    pen.fillStyle = "white";
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(image, 0, 0);
+    const link = document.createElement("a");
+    link.href = canvas.toDataURL("image/png");
+    link.download = name;
+    link.click();
+  }
 
   function filterClaims(filter) {
     const buttons = [...filter.querySelectorAll("button")];
@@ -48,10 +84,14 @@
         count += kept;
       }
       // What holds no claim that is left would only stand in the way of those that are.
-      for (const section of document.querySelectorAll("section.experiment, section.paper"))
+      for (const section of document.querySelectorAll("section.experiment, .origin"))
         section.hidden = !everything && !section.querySelector("article.claim:not([hidden])");
-      for (const section of document.querySelectorAll("section.statements, section.interpretations, section.provenance, details.unfinished"))
+      for (const section of document.querySelectorAll(".statements, section.aside, details.unfinished, .experiment > figure"))
         section.hidden = !everything;
+      for (const each of document.querySelectorAll("details.origin")) {
+        each.dataset.folded ??= String(!each.open);
+        each.open = !everything || each.dataset.folded === "false";
+      }
       for (const each of buttons) each.setAttribute("aria-pressed", String(each.dataset.kind === kind));
       const found = count ? `${count} of ${claims.length} claims` : "No claim matches.";
       document.getElementById("found").textContent = everything ? "" : found;

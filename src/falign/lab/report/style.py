@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 from numpy.typing import ArrayLike
 
+from falign._style import AXIS, COLOURS, GRID, INK, MARKERS, RC_PARAMS, law, sequence
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,51 +38,6 @@ __all__ = [
     "sequence",
     "thinned",
 ]
-
-INK, AXIS, GRID = "#1c1f23", "#85898f", "#e4e5e3"
-"""Text and laws; ticks and frames; grids."""
-COLOURS = ("#1f5fa8", "#c04a12", "#17795a", "#8a4a9c", "#8c6a00", "#5b6470")
-"""Of things without an order: at least 4:1 on white, and told apart with colour-blind eyes."""
-MARKERS = "osD^vP"
-"""One a line, so that colour is not all that tells them apart."""
-
-RC_PARAMS: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": AXIS,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.xmargin": 0.03,
-    "figure.facecolor": "none",
-    "font.family": ["DejaVu Sans"],  # it comes with matplotlib: the layout is the same everywhere
-    "font.size": 9,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "legend.title_fontsize": 9,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 4.5,
-    "mathtext.fontset": "dejavusans",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "falign",
-    "text.color": INK,
-    "xtick.color": AXIS,
-    "xtick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.color": AXIS,
-    "ytick.labelcolor": INK,
-    "ytick.labelsize": 8.5,
-}
-"""Settings of matplotlib in which the report draws every picture."""
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y", "both"], ticks: Sequence[float | int] | None = None) -> None:
@@ -197,15 +154,6 @@ def facets(
     return figure, [(value, part, axes[place :: len(parts)]) for place, (value, part) in enumerate(parts)]
 
 
-def sequence(count: int) -> list[str]:
-    """Colours of an ordered parameter, such as λ: from orange to indigo, each darker than the one before."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    shades = colormaps["plasma"]
-    return [to_hex(shades(0.62 - 0.57 * index / max(1, count - 1))) for index in range(count)]
-
-
 def band(
     axes: Axes,
     x: ArrayLike,
@@ -241,11 +189,6 @@ def error_bars(mean: pl.Series, sd: pl.Series) -> list[pl.Series]:
     """
     above = sd.fill_null(0)
     return [pl.select(pl.min_horizontal(above, mean * 0.9)).to_series(), above]
-
-
-def law(axes: Axes, x: ArrayLike, y: ArrayLike, label: str) -> None:
-    """Draw a law of the theory, dashed and in ink."""
-    axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2, label=label, zorder=3)
 
 
 def expected(axes: Axes, low: float | int, high: float | int, label: str) -> None:

@@ -3,16 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from falign.measure._report import aligned, frame
+from falign._show import Loud, Sheet, Tabular
+from falign._style import Points, dots, height_of
 from falign.measure.law._balance import STRETCH, Balance
 from falign.measure.law._laws import Law
-
-if TYPE_CHECKING:
-    import polars as pl
 
 
 def _renamed(report: "LawRow | LawReport") -> bool:
@@ -83,7 +81,7 @@ class LawRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawReport:
+class LawReport(Tabular):
     """The law of a model's neurons after some steps; it is true where the law holds, and prints as a table.
 
     Attributes:
@@ -126,18 +124,10 @@ class LawReport:
         """The rows as dicts, with ``conclusive`` in the column "told"; None there where the law is not checked."""
         return [asdict(row) | {"told": row.conclusive if row.checked else None} for row in self.laws]
 
-    def to_polars(self) -> "pl.DataFrame":
-        """``rows`` as a data frame.
-
-        Raises:
-            ImportError: polars is not installed.
-        """
-        return frame(self.rows())
-
-    def __str__(self) -> str:
+    def _sheet(self) -> Sheet:
         head = f"conservation law after {self.steps} step{'s' * (self.steps != 1)}: "
         if not self.laws:
-            return head + "no layer of this model feeds another, so there is nothing to check"
+            return Sheet(head=head + "no layer of this model feeds another, so there is nothing to check")
         if not self.checked:
             head += "it holds exactly of no layer"
         else:
@@ -148,13 +138,28 @@ class LawReport:
         for row in self.laws:
             why = f"{row.reason}: {row.order}" if row.order else row.reason
             still = row.checked and not row.conclusive
-            mark = "BROKEN  " if row.broken else "too little has moved to tell" + "  " * bool(why) if still else ""
+            mark = "BROKEN" if row.broken else "too little has moved to tell" if still else ""
             values = (row.drift, row.residual, row.leap, row.tolerance)
             numbers = ("-" if value is None else f"{value:.1e}" for value in values)
-            table.append([row.layer, _shortened(row.targets), row.form or "-", row.status, *numbers, mark + why])
+            text = "  ".join(filter(None, (mark, why)))
+            cells = row.layer, _shortened(row.targets), row.form or "-", row.status, *numbers
+            table.append([*cells, Loud(text) if mark else text])
         if not any(line[-1] for line in table[1:]):
             table = [line[:-1] for line in table]
-        return "\n".join([head, *aligned(table, left=(0, 1, 2, 3, 8))])
+        return Sheet(head=head, table=table, left=(0, 1, 2, 3, 8))
+
+    def _size(self) -> tuple[float, float]:
+        return 7.0, height_of(len(self.laws))
+
+    def _draw(self, axes: Any) -> None:
+        columns = ("drift", "residual", f"in {STRETCH}", "tolerance"), ("drift", "residual", "leap", "tolerance")
+        series = [
+            Points(label=label, values=[getattr(row, column) for row in self.laws])
+            for label, column in zip(*columns, strict=True)
+        ]
+        remarks = ["BROKEN" if row.broken else "" if row.checked else f"law: {row.status}" for row in self.laws]
+        names, xlabel = [row.layer for row in self.laws], "relative to the terms of C"
+        dots(axes, names, series, xlabel=xlabel, title="conservation law", remarks=remarks, logarithmic=True)
 
 
 def rows_of(

@@ -28,7 +28,7 @@ def behind(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-_COLOURS = {
+KIND_COLOURS = {
     "bp": INK,
     "layerwise": COLOURS[0],
     "learned direct": COLOURS[1],
@@ -98,7 +98,7 @@ def _draw_accuracy(data: pl.DataFrame) -> Figure:
                 row["accuracy"],
                 at,
                 xerr=row["half"] or 0,
-                color=_COLOURS[row["kind"]],
+                color=KIND_COLOURS[row["kind"]],
                 marker="s" if row["kind"] == "bp" else "o",
                 linestyle="none",
                 elinewidth=1.2,
@@ -139,7 +139,7 @@ def _kinds(figure: Figure) -> None:
 
     handles = [
         Line2D([], [], color=colour, marker="s" if kind == "bp" else "o", linestyle="none", label=kind)
-        for kind, colour in _COLOURS.items()
+        for kind, colour in KIND_COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 
@@ -173,7 +173,7 @@ def _draw_cost(data: pl.DataFrame) -> Figure:
             logarithmic(panel, "x", ticks=_ticks([row[value] for row in rows]))
             panel.set_xlim(min(0.9, *(row[value] for row in rows)) / 1.08, max(row[value] for row in rows) * 1.08)
             for at, row in enumerate(rows):
-                colour, marker = _COLOURS[row["kind"]], "s" if row["kind"] == "bp" else "o"
+                colour, marker = KIND_COLOURS[row["kind"]], "s" if row["kind"] == "bp" else "o"
                 panel.plot(row[value], row["behind"], marker, color=colour)
                 panel.annotate(
                     row["row"],

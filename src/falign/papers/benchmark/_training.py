@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from falign.feedback import generator
-from falign.lab._batches import Images, label_loss, order, prepare, probe
+from falign.lab._batches import Images, keep_apart, label_loss, order, prepare, probe
 from falign.lab._divergence import is_finite
 from falign.lab._learner import Learner, make_learner
+from falign.lab._tune import optuna, search
 from falign.lab._validate import resolve
 from falign.lab.config import TrainConfig
-from falign.lab.data import DataError, Dataset
+from falign.lab.data import Dataset
 from falign.lab.experiment import Setting
 from falign.measure import alignment
 from falign.papers._images import load_images
@@ -127,8 +127,6 @@ SMALLEST = 12
 
 # Their trainings.
 
-LARGE, APART = 50_000, 5_000
-"""Training images from which on a set is large, and the validation images of such a one; else a tenth."""
 PROBE = 256
 """Training images on which alignment is measured."""
 _LOOK = 50
@@ -169,16 +167,10 @@ def split_images(dataset: str, setting: Setting, *, images: int, enlarged: bool)
 @lru_cache(maxsize=1)  # the runs that a process computes one after the other mostly have the same data
 def _split(dataset: str, folder: Path | None, device: str, images: int, enlarged: bool) -> Split:
     data = load_images(dataset, Setting(data=folder))
-    there = len(data.train_labels)
-    if images > there:
-        raise DataError(f"{dataset} has {there} training images, expected at least {images}: ask for fewer")
-    used = torch.randperm(there, generator=generator(0, dataset, "validation"))[: images or None]
-    apart = APART if len(used) >= LARGE else len(used) // 10
     if enlarged:
         train, test = (each.repeat_interleave(2, -1).repeat_interleave(2, -2) for each in _pixels(data))
         data = replace(data, train_images=train, test_images=test)
-    kept = replace(data, train_images=data.train_images[used[apart:]], train_labels=data.train_labels[used[apart:]])
-    other = replace(kept, test_images=data.train_images[used[:apart]], test_labels=data.train_labels[used[:apart]])
+    kept, other = keep_apart(data, images)
     place = torch.device(device)
     train, test = prepare(kept, device=place, dtype=torch.float32)
     _, validation = prepare(other, device=place, dtype=torch.float32)
@@ -318,39 +310,23 @@ def tune(
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
-
-    Source: Bergstra, Bardenet, Bengio and Kégl 2011 (NeurIPS), the tree-structured Parzen estimator, by Optuna.
     """
-    optuna = _optuna()
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=len(LADDER))
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    library = optuna("the benchmark tunes every row")
+    study = library.create_study(
+        direction="maximize", sampler=library.samplers.TPESampler(seed=seed, n_startup_trials=len(LADDER))
+    )
     for rate in LADDER[:trials]:
         study.enqueue_trial({"rate": rate})
     kept: list[Trial] = []
-    best, network = None, None
-    for number in range(trials):
-        asked = study.ask()
+
+    def one(asked: Any) -> tuple[float, Any] | None:
         rate = float(asked.suggest_float("rate", *RATES, log=True))
         result = attempt(rate)
         kept.append(Trial(rate=rate, validation=None if result is None else result[0]))
-        if result is None:
-            study.tell(asked, state=optuna.trial.TrialState.PRUNED)  # which the search takes for worse than any number
-            continue
-        study.tell(asked, result[0])
-        if best is None or result[0] > (kept[best].validation or 0.0):
-            best, network = number, result[1]
+        return result
+
+    best, network = search(study, trials, one)
     return kept, best, network
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            'the benchmark tunes every row by Optuna, which is not installed: pip install "falign[tune]"'
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
 
 def end_columns(cell: Cell, learner: Learner) -> dict[str, float | int | None]:

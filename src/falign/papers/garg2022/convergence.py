@@ -145,6 +145,7 @@ _CLAIMS = (
         statement="FA converges to the optimal solution when r ≥ rank(Y).",
         reference="Abstract. Its initialisation is not readable: taken is the zero start, from which this can be "
         "derived",
+        quotation="We show that FA converges to the optimal solution when r ≥ rank(Y).",
         method=_ERROR_AT_END,
         tolerance_reason=f"At most {_REACHED:g}, which stands for 0.",
         read=lambda table: _ends(table, _REACHED),
@@ -154,6 +155,7 @@ _CLAIMS = (
         name="fa-reaches-it-from-random-starts",
         statement="FA converges to the optimal solution when r ≥ rank(Y), from a random start as well.",
         reference="Abstract, read for a start with small normal entries",
+        quotation="We show that FA converges to the optimal solution when r ≥ rank(Y).",
         method=_ERROR_AT_END,
         tolerance_reason=_SLOW
         + "What Z(0) has outside the columns of Y decays at the rate λ_min(WWᵀ) only, and a direction of "
@@ -166,6 +168,7 @@ _CLAIMS = (
         statement="FA* converges, which forward and feedback matrices coming closer makes easy; when r ≥ rank(Y), to "
         "the optimum.",
         reference="Abstract; that FA* has the best output layer for its hidden one is a choice",
+        quotation="convergence of FA*, a closely related variant of FA",
         method=_ERROR_AT_END,
         tolerance_reason=_SLOW + "Its rate is set by the least singular value of BY.",
         read=lambda table: _ends(table, _NEAR),
@@ -175,6 +178,7 @@ _CLAIMS = (
         name="gd-reaches-the-optimum",
         statement="Gradient descent solves the problem optimally: r ≥ rank(Y).",
         reference="Abstract",
+        quotation="Gradient descent solves this problem optimally.",
         method=_ERROR_AT_END,
         tolerance_reason=_SLOW + "Where r > rank(Y), what the start has in the surplus directions decays slowly.",
         read=lambda table: _ends(table, _NEAR),

@@ -194,6 +194,8 @@ _CLAIMS = (
         statement="Two-layer linear networks on isotropic inputs with linear labels, trained by FA, reach the optimum "
         "when the hidden layer is as wide as the rank of what they learn.",
         reference="Abstract, corollary",
+        quotation="As a corollary, these results also hold for training two-layer linear neural networks when the "
+        "training input is isotropic, and the output is a linear function of the input.",
         method="|W₂W₁ - Y|/|Y| at the end; the most of all networks.",
         tolerance_reason=f"At most {_REACHED:g}, which stands for 0: convergence is exponential, the length of a run "
         "decides.",
@@ -204,6 +206,8 @@ _CLAIMS = (
         name="networks-end-above-the-optimum",
         statement="With a narrower hidden layer they end at Y(BY)⁺BY, above the optimum.",
         reference="Abstract, corollary, for “can be far from optimal”; the closed form is derived",
+        quotation="As a corollary, these results also hold for training two-layer linear neural networks when the "
+        "training input is isotropic, and the output is a linear function of the input.",
         method="|W₂W₁ - Y| at the end over |Y - Y(BY)⁺BY|, B read from the network, less 1; the most of all networks.",
         tolerance_reason=f"At most {_NEAR:g}: on fresh inputs each step is noisy as long as there is an error.",
         read=lambda table: _apart(table, "stationary"),

@@ -84,6 +84,7 @@ _CLAIMS = (
         name="gd-is-optimal-at-every-rank",
         statement="Gradient descent solves the problem optimally.",
         reference="Abstract",
+        quotation="Gradient descent solves this problem optimally.",
         method="Its error at the end over the optimum by singular values, less 1; the most of all starts.",
         tolerance_reason="At most 2 %: where σ_r and σ_(r+1) are close it takes long to tell them apart, and their "
         "order costs least.",
@@ -94,6 +95,7 @@ _CLAIMS = (
         name="above-the-optimum",
         statement="FA is not optimal when r < rank(Y): already on matrices that were not made against it.",
         reference="Abstract: “FA can be far from optimal when r < rank(Y)”; on these matrices it is not stated there",
+        quotation="We also show that FA can be far from optimal when r < rank(Y).",
         method="Logarithm of FA's error over that of gradient descent, of the same draw.",
         tolerance_reason="Above 0 with 99 % confidence (Student's t over the draws, all together).",
         read=_above,

@@ -110,6 +110,9 @@ _CLAIMS = (
         statement="The representations found by gradient descent and FA can be almost orthogonal even when their "
         "errors are approximately equal.",
         reference="Abstract; its matrices and its measure are not readable",
+        quotation="the representations found by gradient descent and FA can be almost orthogonal even when their "
+        "error ‖ZW-Y‖_F is approximately equal",
+        headline="error of FA over gradient descent’s",
         method="Mean ratio of the errors and mean overlap |P_FA P_GD|²/r of the row spaces of W, at the largest m; 1 "
         "is the same representation, r/m what two at random have.",
         tolerance_reason=f"At most {_EQUAL:g} and {_ORTHOGONAL:g}, by half the 99 % interval over the draws (Student's "
@@ -122,6 +125,7 @@ _CLAIMS = (
         statement="On a nearly flat spectrum the overlap is that of a random subspace: it vanishes as r/m.",
         origin="theory",
         reference="Derived: BY is nearly as random as B",
+        headline="exponent of m in the overlap of representations",
         method="Slope of log overlap against log m, one a draw.",
         tolerance_reason="-1 ± 0.1, and half the 99 % interval over the draws (Student's t) on top.",
         read=_falls,

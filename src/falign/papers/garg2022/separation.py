@@ -157,6 +157,8 @@ _CLAIMS = (
         "diag(1, …, 1, ε) it is √(δ(r+1)) times worse with probability 1 - δ, for small ε.",
         reference="Abstract, “the first provable separation result between gradient descent and FA”; its instance is "
         "not readable, this one and its bound are derived: E c² = 1/(r+1), and Markov's inequality",
+        quotation="This is the first provable separation result between gradient descent and FA.",
+        headline="share of draws in which FA is far from optimal",
         method="Share of the draws of B with error/optimum ≥ (1/(δ(r+1)) + ε²)^(-1/2), δ = 0.5 and 0.1.",
         tolerance_reason="The least share of so many draws that does not contradict 1 - δ at 99 % (binomial law).",
         read=_far,

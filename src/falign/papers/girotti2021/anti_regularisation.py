@@ -112,6 +112,9 @@ _CLAIMS = (
         statement="Negligible components are learned before the principal ones: the larger the component below λ_c, "
         "the slower it is learned.",
         reference="Abstract: “implicit anti-regularization”; that θ_1 = -c, θ_2 = 0 shows it is derived",
+        quotation="negligible components are learned before the principal ones … a phenomenon we classify as "
+        "implicit anti-regularization",
+        headline="fall of the rate towards λ_c",
         method="Rate fitted to the flow, and time to 90 %, from each component below λ_c to the next.",
         tolerance_reason="Every step has its sign.",
         read=_falls,
@@ -133,6 +136,7 @@ _CLAIMS = (
         "positive.",
         origin="theory",
         reference="Derived",
+        headline="hidden weight just below λ_c",
         method="θ_1 at the end of the flow.",
         tolerance_reason="Its sign.",
         read=_sides,

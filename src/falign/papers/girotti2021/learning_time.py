@@ -153,6 +153,8 @@ _CLAIMS = (
         statement="From zero weights the time falls with the size of the component as a power, λ^(-(2^L-2)/(2^L-1)): "
         "-2/3, -6/7, -14/15 for two, three and four layers.",
         reference="Abstract: “approximately learned by decreasing order of importance”; the law is derived",
+        quotation="the components of the problem are approximately learned by decreasing order of importance",
+        headline="exponent of λ in a component’s learning time",
         method="Slope of the logarithm of the time to 90 %, read off the flow, against log λ.",
         tolerance_reason="The law ± 0.001.",
         read=_slopes,
@@ -182,6 +184,8 @@ _CLAIMS = (
         name="turns-at-the-critical-size",
         statement="From the anti-aligned start the time rises with the component's size below λ_c and falls above.",
         reference="Abstract: negligible components before the principal ones; λ_c = c³/(3√3m) is derived",
+        quotation="certain specific initializations imply that negligible components are learned before the "
+        "principal ones",
         method="Steps of the logarithm of the time between neighbouring sizes. Between λ_c and 2λ_c the bottleneck of "
         "the vanished fixed points is left out.",
         tolerance_reason="Every step has its sign.",

@@ -285,6 +285,7 @@ _CLAIMS = (
         name="networks-regularise",
         statement="Trained from small weights, networks learn the components approximately in decreasing order.",
         reference="Abstract; that random weights and feedback do it, at depth 3 and for dfa too, is tried here",
+        quotation="the components of the problem are approximately learned by decreasing order of importance",
         method=_PAIRS,
         tolerance_reason=f"At least {_MOSTLY:g}, and above ½ by {_STUDENT}. “Approximately” is ours: "
         "neighbours of nearly the same size may change places, as random feedback carries them unequally.",
@@ -296,6 +297,8 @@ _CLAIMS = (
         statement="Trained from hidden weights against their feedback path, networks learn negligible components "
         "before principal ones.",
         reference="Abstract; that this is such a start is derived, and tried on random feedback here",
+        quotation="certain specific initializations imply that negligible components are learned before the "
+        "principal ones",
         method=_PAIRS,
         tolerance_reason=f"At most {1 - _MOSTLY:.2g}, and below ½ by {_STUDENT}.",
         read=lambda table: _decreasing(table, -1),

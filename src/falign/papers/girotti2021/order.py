@@ -135,6 +135,8 @@ _CLAIMS = (
         statement="From some starts the components are learned approximately in decreasing order of importance: "
         "implicit regularisation.",
         reference="Abstract; that zero and small weights are such a start, at any depth, is derived",
+        quotation="we also provide initialization schemes where the components of the problem are approximately "
+        "learned by decreasing order of importance",
         method=_PAIRS,
         tolerance_reason="1: every pair. “Approximately” is the power law of the times, which parts components less "
         "sharply than gradient descent does: no-staircase.",
@@ -147,6 +149,8 @@ _CLAIMS = (
         "anti-regularisation.",
         reference="Abstract; that the hidden weight anti-aligned with its feedback is such a start, for λ < λ_c, is "
         "derived",
+        quotation="certain specific initializations imply that negligible components are learned before the "
+        "principal ones",
         method=_PAIRS + " Of components below λ_c = 0.192.",
         tolerance_reason="0: no pair.",
         read=lambda table: _ordered(table, 0.0, 0.0),

@@ -212,6 +212,7 @@ _CLAIMS = (
         "size.",
         origin="theory",
         reference="Derived: by scaling; the number is measured",
+        headline="largest stable step, in units of 2/ρ*",
         method="η_max ρ*/2.",
         tolerance_reason="± 0.001.",
         read=_universal,

@@ -298,6 +298,9 @@ _CLAIMS = (
         name="on-the-diagonal",
         statement="Under plain descent the change of ½|W_l|² + ½|b_l|² of a layer is that of ⟨B, W_l+1⟩.",
         reference=_LAW + "Its layerwise form; the paper's figure is not readable",
+        quotation="a novel conservation law linking changes in synaptic weights to implicit regularization that "
+        "maintains alignment with the gradient, with support from experiments",
+        headline="angle to the law’s diagonal",
         method="Angle between the diagonal and the point that both changes make, sizes summed over the layers, at the "
         "smallest rate.",
         tolerance_reason=f"Below {_NEAR:g}°" + _BY_HALF + ": ½Ση²|g|², which is of first order in η, is left.",

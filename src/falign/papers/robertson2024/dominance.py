@@ -220,6 +220,7 @@ _CLAIMS = (
         name="dominance-suffices",
         statement="Where alignment dominates, D = Σ_(l<L) ⟨g_l, f_l⟩/|g_L|² > -1, the loss falls.",
         reference=_ABSTRACT + "The definition is a reconstruction",
+        quotation="sufficient conditions for convergence based on the concept of alignment dominance",
         method="Share of the steps with D > -1 before them that raise the loss; full batches, one step after the "
         "other.",
         tolerance_reason="None: -dL/dt = (1 + D)|g_L|² in gradient flow. Steps that are not small can break it.",
@@ -231,6 +232,7 @@ _CLAIMS = (
         "L(t) ≤ L(0) exp(-κμt) for a = 1, L(0)/(1 + κμL(0)t) for a = 2.",
         reference=_ABSTRACT
         + "“Exponential or generalized decay” by a summary of the paper; the constants are measured",
+        quotation="sufficient conditions for convergence based on the concept of alignment dominance",
         method="Most loss over the lower of the two bounds, each run's own κ = 1 + min D and μ = min |g_L|²/Lᵃ; runs "
         "with κ > 0.",
         tolerance_reason="At most 1 in gradient flow; 0.001 for the curvature that a step meets.",
@@ -241,6 +243,7 @@ _CLAIMS = (
         statement="The decrease of the loss is the sum of the layers' alignment × gradient × feedback components.",
         reference="The components by a summary of the paper; the formula -dL/dt = Σ cos∠(g_l, f_l)|g_l||f_l| is "
         "derived",
+        headline="decrease of the loss over its prediction",
         method="Σ η Σ_l ⟨g_l, f_l⟩ over all steps, over the decrease of the loss; mean over the seeds.",
         tolerance_reason="1 ± 0.1: exact in gradient flow, and of first order in η for steps; at half the rate the "
         "differences are halved.",
@@ -292,6 +295,8 @@ _CLAIMS = (
         "⟨B, w_out⟩ > 0.",
         reference="Abstract: a conservation law “linking changes in synaptic weights to implicit regularization that "
         "maintains alignment”; the bound is derived",
+        quotation="a novel conservation law linking changes in synaptic weights to implicit regularization that "
+        "maintains alignment with the gradient",
         method="Of the neurons that the start promises to stay aligned, the share that is not, at the worst step.",
         tolerance_reason="None.",
         read=_kept,

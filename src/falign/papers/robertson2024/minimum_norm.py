@@ -162,6 +162,7 @@ MINIMUM_NORM = Experiment(
             statement="Overparameterized two-layer linear networks trained by feedback alignment converge to "
             "minimum-norm solutions.",
             reference="Abstract of version 1",
+            headline="distance from the solution of least norm",
             method="|W - X⁺Y|/|X⁺Y|, W = (W₂W₁)ᵀ, once Y is fitted, W₁(0) = 0; the most of all runs.",
             tolerance_reason="Rounding. With W₁(0) = 0 the rows of W₁ stay in the span of the inputs, so that the one "
             "solution in that span is found exactly: derived here, the condition is not in what is readable of the "

@@ -156,6 +156,7 @@ CONVERGENCE = Experiment(
             name="theorem-3-2",
             statement="|e(t+1)| ≤ (1 - ηγ/4)|e(t)| for all t, with probability at least 1 - δ.",
             reference="Theorem 3.2, equation 3.1",
+            quotation="In the overparameterized setting, we prove that the error converges to zero exponentially fast",
             method="Share of runs in which the inequality holds at every step, with γ = λ_min(Ḡ) of the run's inputs, "
             "among those that meet the assumptions.",
             tolerance_reason=f"The least share of so many runs that does not contradict 1 - δ = {1 - DELTA:g} at 99 %, "
@@ -167,6 +168,7 @@ CONVERGENCE = Experiment(
             name="theorem-3-2-parameters",
             statement="|w_r(t) - w_r(0)| ≤ c1 n√(log p)/(γ√p) and |β_r(t) - β_r(0)| ≤ c2 n/(γ√p).",
             reference="Theorem 3.2, equation 3.2",
+            quotation="in the over-parameterized regime … the weights only change by a small amount",
             method="Slope of the logarithm of the farthest neuron's distance against log p, one a seed; against log n, "
             "the distance multiplied by γ.",
             tolerance_reason="The bound's exponents are -½ in p and 1 in n. The farthest of p neurons goes √log p "
@@ -180,6 +182,7 @@ CONVERGENCE = Experiment(
             name="theorem-4-2",
             statement="With a summable ridge |e(t+1)| ≤ (1 - ηγ/4 - ηλ(t))|e(t)| + λ(t)|y|.",
             reference="Theorem 4.2, equation 4.2",
+            quotation="convergence is preserved with regularization, for general activation functions",
             method="As for theorem 3.2, with λ(t) = 0.1 exp(-t/20).",
             tolerance_reason="As for theorem 3.2; c̃_S has no value.",
             read=_held,
@@ -190,6 +193,7 @@ CONVERGENCE = Experiment(
             statement="For linear networks |e(t+1)| ≤ (1 - ηγ/2 - ηλ(t))|e(t)| + λ(t)|y|; for n > d on the column "
             "space of X.",
             reference="Theorem 4.3, equation 4.3, and “large sample scenario”",
+            quotation="we first provide a linear version of Theorem 4.2 that adopts slightly different conditions",
             method="As for theorem 3.2, with γ the smallest (for n > d: the smallest non-zero) eigenvalue of XXᵀ.",
             tolerance_reason="As for theorem 3.2; c_S has no value.",
             read=_held,

@@ -95,6 +95,8 @@ DROPOUT = Experiment(
             name="dropout-helps",
             statement="Dropout as a form of regularization can also help the alignment.",
             reference="Section 5; no figure",
+            quotation="using dropout as a form of regularization can also help the alignment between forward and "
+            "backward weights",
             method="Final cosine with dropout ½ against none, paired by seed, at the narrowest network.",
             tolerance_reason="Above 0 with 99 % confidence (Student's t over the seeds).",
             read=_helps,
@@ -103,6 +105,8 @@ DROPOUT = Experiment(
             name="dropout-fails-wide",
             statement="Dropout fails to keep the alignment away from zero for networks with large hidden layer width.",
             reference="Section 5; no figure",
+            quotation="dropout regularization fails to keep the alignment away from zero for networks with large "
+            "hidden layer width",
             method="Mean final cosine of the widest network against the narrowest.",
             tolerance_reason="It falls at least as 1/√p, the rate by which section 4.1 bounds alignment without "
             "regularization; half the 99 % interval of the difference on top (Student's t, paired by seed).",

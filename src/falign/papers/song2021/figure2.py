@@ -206,6 +206,8 @@ _VANISHES = Claim(
     name="alignment-vanishes",
     statement="For all three types of networks, as p increases, alignment vanishes if there is no regularization.",
     reference="Section 5, figure 2a-c; cos∠(b, β) = O(n/√p), section 4.1",
+    quotation="For all three types of networks, as p increases, alignment vanishes if there is no regularization",
+    headline="cosine of widest networks without a ridge",
     method="Mean final cosine at λ = 0, at the widest network against the narrowest.",
     tolerance_reason="O(n/√p) is read as: between two widths the cosine shrinks at least by √(p_narrow/p_wide). On top "
     "half the 99 % interval of the difference, runs of one seed paired; below 0 no more than half that of the mean.",
@@ -216,6 +218,7 @@ _GROWS = Claim(
     name="alignment-grows",
     statement="Alignment grows with the level of regularization λ for the same network.",
     reference="Section 5, figure 2a-c",
+    quotation="alignment … grows with the level of regularization λ for the same network",
     method="Mean differences of final cosines between values of λ, paired by seed, at every width.",
     tolerance_reason="From no ridge to the largest it must rise with 99 % confidence (Student's t over the seeds), and "
     "between no neighbours may it fall with 99 % confidence, over all neighbours and widths together (Bonferroni).",
@@ -226,6 +229,7 @@ _SLOWER = Claim(
     name="loss-slower",
     statement="The training loss converges slower with larger regularization.",
     reference="Section 5, figure 2d-f",
+    quotation="the training loss converges slower with larger regularization",
     method="Logarithm of the loss against λ = 0, paired by seed, at the step where the mean loss at λ = 0 first is a "
     "hundredth of what it was at the start.",
     tolerance_reason="The largest λ must be behind with 99 % confidence (Student's t over the seeds, the activations "
@@ -248,6 +252,7 @@ _PLATEAU = Claim(
     name="loss-of-order-lambda",
     statement="Due to the regularization, the loss converges to a positive number that is of the same order as λ.",
     reference="Section 5",
+    quotation="Due to the regularization, the loss converges to a positive number that is of the same order as λ.",
     method="Mean loss at the end of the run, divided by λ.",
     tolerance_reason="Of the same order is read as within a factor of 10.",
     read=_plateau,

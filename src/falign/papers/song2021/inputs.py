@@ -161,6 +161,7 @@ INPUTS = Experiment(
             name="proposition-3-3",
             statement="For x_i ~ N(0, I_d/d), ψ sigmoid or tanh and d = Ω(n), λ_min(Ḡ) ≥ γ > 0 with high probability.",
             reference="Proposition 3.3",
+            quotation="If d = Ω(n), then Assumption 3.1 holds with high probability.",
             method=f"Least λ_min(Ḡ) of all draws at each n, d = {_RATIO:g}n.",
             tolerance_reason="At least half of the limit for n → ∞, derived here from the Hermite coefficients of ψ; "
             "any positive number that does not depend on n would do.",
@@ -172,6 +173,7 @@ INPUTS = Experiment(
             statement="d = Ω((1/ε) log(n/δ) + (n/ε) log(1/ε)) makes X (1-ε, 4ε)-isometric with probability 1 - δ: as n "
             "grows.",
             reference="Proposition 4.5",
+            quotation="then X is (1-ε,4ε)-isometric with probability 1-δ",
             method="The least constant that is enough for the smallest n, tried at the larger ones; ε = 0.4.",
             tolerance_reason="The least share of so many draws that does not contradict 0.9 at 99 % (binomial law).",
             read=lambda table: _serves(table, "n"),
@@ -182,6 +184,7 @@ INPUTS = Experiment(
             statement="d = Ω((1/ε) log(n/δ) + (n/ε) log(1/ε)) makes X (1-ε, 4ε)-isometric with probability 1 - δ: as ε "
             "falls.",
             reference="Proposition 4.5",
+            quotation="then X is (1-ε,4ε)-isometric with probability 1-δ",
             method="The least constant that is enough for ε = 0.4, tried at smaller ε.",
             tolerance_reason="As for proposition-4-5-n. For n = 1 the only eigenvalue is χ²_d/d, of variance 2/d, so "
             "that d must grow as 1/ε², faster than the printed condition: one constant cannot serve every ε.",

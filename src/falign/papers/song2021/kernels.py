@@ -164,6 +164,8 @@ _CLAIMS = (
         name="feedback-kernel-vanishes",
         statement="H is close to 0 at initialization if the network is over-parameterized.",
         reference="Section 3, after the equation for e(t+1)",
+        quotation="no longer positive semi-definite and close to 0 at initialization if the network is over- "
+        "parameterized",
         method="Slope of log |H(0)|, the spectral norm, against log p: one a seed, and their mean.",
         tolerance_reason="-½, the order of a mean of p independent matrices whose mean is 0; ± half of the slope's 99 "
         "% interval by Student's t over the seeds, for both activations together (Bonferroni).",
@@ -173,6 +175,7 @@ _CLAIMS = (
         name="kernels-stay",
         statement="The entries of both matrices remain close to their initial values.",
         reference="Section 3, after the equation for e(t+1)",
+        quotation="the entries of both matrices remain close to their initial values, due to over-parameterization",
         method="Slope, as before, of the largest spectral norm of G(t) - G(0), and of H(t) - H(0), along runs without "
         "a ridge. No entry of a matrix is larger than that norm.",
         tolerance_reason="At most -½, the rate at which single weights move in theorem 3.2, plus half of the slope's "

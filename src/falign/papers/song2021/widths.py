@@ -164,6 +164,7 @@ WIDTHS = Experiment(
             "is n/p, to leading order.",
             reference="Section 4.1; the sharper law is derived here: <b, β> grows by ½(|W(t)|² - |W(0)|²), n in the "
             "mean",
+            quotation="alignment between β(t) and b is not guaranteed for over-parameterized networks",
             method="Mean of (<b, β(T)> - <b, β(0)>)/(|b||β(T)|), times p/n, at every width.",
             tolerance_reason="1 ± half the 99 % interval (Student's t over the seeds, all widths together), ± n/p for "
             "the next order of the expansion in n/p.",
@@ -205,6 +206,7 @@ TIME = Experiment(
             statement="With a constant ridge every width aligns in the end; the time it takes grows as √p.",
             origin="theory",
             reference="Derived here from the scalar reduction of section 6; the paper states no time",
+            headline="exponent of p in the time to alignment",
             method="Slope of log(steps until the cosine is 0.5) against log p, one a seed; λ = 30.",
             tolerance_reason="½ ± half the 99 % interval over the seeds (Student's t), ± 1/√p of the narrowest.",
             read=_growth,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from falign._validation import describe, positive, recording_steps, recording_times
 from falign.theory._coerce import outermost, recording
-from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn_of_divergence
+from falign.theory._simulate import (
+    RecordedInTime,
+    integrate,
+    judged,
+    measurements_named,
+    never,
+    record,
+    stacked,
+    warn_of_divergence,
+)
 from falign.theory.conservation import _law
 from falign.theory.conservation._network import Dynamics, Points, State, count_steps, gradients, loss_of, velocity
 
@@ -65,8 +75,12 @@ by its rate. ``map`` W_L…W_1 [runs outputs inputs]: what a network with linear
 """
 
 
+_UNDEFINED = {"dominance"}
+"""Measurements that may be no number of a finite network: where the last layer's gradient is 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Trajectory(Recorded):
+class Trajectory(RecordedInTime):
     """Measurements of a block of runs along their training, read by name: ``trajectory["loss"]``.
 
     Attributes:
@@ -75,14 +89,16 @@ class Trajectory(Recorded):
         end: The networks after it.
         rate: η of the steps; 0 in gradient flow.
         times: Recorded times [times]; of steps, η times their number.
-        values: name -> [runs times …], the measurements that were asked for.
+        values: name -> [runs times …], the measurements that were asked for; nan from where a run diverged.
+        diverged: The recorded step at which a run was first not finite, -1 where it always was.
+        lost: name -> the same of this measurement, and of "weights".
     """
+
+    what: ClassVar[str] = "networks under the conservation law"
 
     dynamics: Dynamics
     start: State
     end: State
-    rate: float
-    times: Float[Tensor, " times"]
 
 
 @recording
@@ -141,11 +157,11 @@ def gradient_descent(
         finite.append(torch.stack([part.isfinite().flatten(1).all(1) for part in now.W]).all(0))
         return _measured(names, now, expected, dynamics, X, y)
 
-    values = record(at, advance, measure)
+    found = judged(record(at, advance, measure), at, undefined=_UNDEFINED, weights=torch.stack(finite, 1))
     if outermost():  # a public function that called this one says it itself, with a rate that would do
-        warn_of_divergence(torch.stack(finite, 1), at)
+        warn_of_divergence(found["diverged"], found["lost"])
     times = rate * torch.tensor(at, dtype=torch.float64)
-    return Trajectory(dynamics=dynamics, start=state, end=now, rate=rate, times=times, values=values)
+    return Trajectory(dynamics=dynamics, start=state, end=now, rate=rate, times=times, **found)
 
 
 @recording
@@ -218,7 +234,10 @@ def gradient_flow(
     )
     pairs = [split(parts) for parts in states]
     values = stacked([_measured(names, here, change, dynamics, X, y) for here, change in pairs])
-    return Trajectory(dynamics=dynamics, start=state, end=pairs[-1][0], rate=0.0, times=times, values=values)
+    kept = never(len(state.W[0]))
+    return Trajectory(
+        dynamics=dynamics, start=state, end=pairs[-1][0], rate=0.0, times=times, values=values, diverged=kept
+    )
 
 
 def _measured(

@@ -11,6 +11,8 @@ from torch import Tensor
 from falign._validation import Numbers, one_of, real_tensor, recording_times
 from falign.theory import conservation
 from falign.theory._coerce import public
+from falign.theory._course import Course, Trajectories
+from falign.theory._simulate import clock_of, judged
 from falign.theory.conservation import State, Trajectory
 from falign.theory.conservation._network import Points, check_inputs, stored_feedback
 from falign.theory.deep_linear import _steps
@@ -214,8 +216,8 @@ def relu_linearisation(state: State, X: Points, rule: Rule = "fa") -> State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction(Curves):
-    """The predicted curves, and what they were made of.
+class Prediction(Curves, Trajectories):
+    """The predicted curves, and what they were made of; prints as a table.
 
     Attributes:
         decoupling: What a mode was taken to be.
@@ -246,6 +248,19 @@ class Prediction(Curves):
     def share(self) -> Float[Tensor, "times modes"]:
         """``s_i a_i / λ_i``: how much of each mode is learned."""
         return self.variance * self.products / self.target
+
+    def _course(self) -> Course:
+        clock, at = clock_of(self.rate, self.times)
+        none = torch.full_like(self.loss, torch.nan)
+        values = {
+            "loss": torch.stack([self.loss, *self.mode_losses.unbind(-1)]),
+            "share": torch.stack([none, *self.share.unbind(-1)]),
+        }
+        labels = ["whole", *(f"λ = {target:.4g}" for target in self.target.tolist())]
+        return Course(
+            what=f"predicted by {self.decoupling}", clock=clock, at=at, axes=("part",), apart="part", labels=labels,
+            **judged(values, at, undefined={"share"}),
+        )  # fmt: skip
 
     @public
     def beside(self, trained: Numbers) -> Float[Tensor, " times"]:

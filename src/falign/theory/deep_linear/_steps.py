@@ -11,7 +11,8 @@ from torch import Tensor
 
 from falign._validation import Numbers, positive, recording_steps, step_count
 from falign.theory._coerce import recording, typed
-from falign.theory._simulate import record, warn
+from falign.theory._course import Course, Trajectories
+from falign.theory._simulate import clock_of, judged, record, warn
 from falign.theory.deep_linear._flow import first_passage, integrated, reduced_ode, settled
 from falign.theory.deep_linear._learning import learning_time
 from falign.theory.deep_linear._modes import Modes, finite, modes
@@ -219,8 +220,8 @@ _GROUP = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModeTrajectory:
-    """The weights of modes along a run of ``gradient_descent`` or ``gradient_flow``.
+class ModeTrajectory(Trajectories):
+    """The weights of modes along a run of ``gradient_descent`` or ``gradient_flow``; prints as a table.
 
     Attributes:
         modes: The modes at the start.
@@ -269,6 +270,19 @@ class ModeTrajectory:
     def invariants(self) -> Float[Tensor, "times links *modes"]:
         """K_l of every record."""
         return torch.stack([self.at(place).invariants for place in range(len(self.times))])
+
+    def _course(self) -> Course:
+        clock, at = clock_of(self.rate, self.times)
+        parts = {"share": self.share, "loss": self.loss, "error": self.error}
+        values = {name: part.flatten(1).mT for name, part in parts.items()}
+        lost = {"weights": self.diverged.flatten().cpu()}
+        # A loss overflows before the weights do; of a share of λ = 0 there is none.
+        found = judged({"loss": values["loss"]}, at, weights=lost["weights"])
+        labels = [f"λ = {target:.4g}" for target in self.modes.target.flatten().tolist()]
+        return Course(
+            what="modes of a deep linear network", clock=clock, at=at, axes=("mode",), apart="mode", values=values,
+            diverged=found["diverged"], lost=found["lost"], labels=labels,
+        )  # fmt: skip
 
 
 @recording

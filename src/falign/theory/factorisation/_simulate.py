@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from falign._validation import positive, recording_steps, recording_times, step_count
 from falign.theory._coerce import recording
-from falign.theory._simulate import Recorded, integrate, measurements_named, record, stacked, warn
+from falign.theory._simulate import RecordedInTime, integrate, judged, measurements_named, never, record, stacked, warn
 from falign.theory.factorisation._closed_forms import optimal_rows
 from falign.theory.factorisation._methods import Method, Small, prepared, reduced, row_basis, settled, sufficient_rate
 from falign.theory.factorisation._problem import Start, State, frobenius
@@ -94,12 +95,15 @@ fa*, is taken off; ``gram drift`` |WWᵀ - W(0)W(0)ᵀ|, ``growth`` η Σ |Ẇ|�
 Y(BY)⁺BY, ``overlap`` of the representation with the optimum's.
 """
 
+_UNDEFINED = {"cosine"}
+"""Names that may be no number of a finite run: where Z is 0."""
+
 _SUMMED = {"account", "growth"}
 """Names that need sums over all steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory(Recorded):
+class Trajectory(RecordedInTime):
     """The record of a block of runs.
 
     Attributes:
@@ -111,17 +115,18 @@ class Trajectory(Recorded):
         rate: η of the steps; 0 in gradient flow.
         times: Recorded times; of steps, η times their number.
         values: name -> those asked for; nan from where a run has diverged.
-        diverged: The step after which a run was no longer finite, -1 where all were.
+        diverged: Step at which a run was first not finite, -1 where it always was: the exact one of its weights, or the
+            recorded one of a measurement that overflowed before they did.
+        lost: name -> that step of each measurement, and of "weights".
     """
+
+    what: ClassVar[str] = "matrix factorisation"
 
     method: Method
     Y: Float[Tensor, "runs n m"]
     B: Float[Tensor, "runs r n"]
     start: State
     end: State
-    rate: float
-    times: Float[Tensor, " times"]
-    diverged: Int[Tensor, " runs"]
 
 
 def _square(A: Tensor) -> Tensor:
@@ -155,9 +160,7 @@ class _Lens:
         at = Here(Z=Z, W=W, R=torch.baddbmm(ref.Y, Z, W, alpha=-1), gained=gained, growth=growth)
         return {name: torch.where(finite, MEASUREMENTS[name](at, ref), torch.nan) for name in self.names}
 
-    def trajectory(
-        self, end: State, values: dict[str, Tensor], *, rate: float, times: Tensor, diverged: Tensor
-    ) -> Trajectory:
+    def trajectory(self, end: State, found: dict[str, Any], *, rate: float, times: Tensor) -> Trajectory:
         """The record, its states lifted to the coordinates of Y."""
         method = self.reference.method
         return Trajectory(
@@ -168,8 +171,7 @@ class _Lens:
             end=settled(method, self.Y, self.small.lifted(end)),
             rate=rate,
             times=times,
-            values=values,
-            diverged=diverged,
+            **found,
         )
 
     def _optimal_rows(self) -> Tensor:
@@ -245,8 +247,8 @@ def gradient_descent(
 
     values = record(at, advance, lambda: lens.measured(now, gained, growth, finite), progress=progress)
     times = rate * torch.tensor(at, dtype=torch.float64)
-    diverged = torch.where(finite, -1, lasted + 1)
-    return lens.trajectory(now, values, rate=rate, times=times, diverged=diverged)
+    found = judged(values, at, undefined=_UNDEFINED, weights=torch.where(finite, -1, lasted + 1))
+    return lens.trajectory(now, found, rate=rate, times=times)
 
 
 @recording
@@ -297,8 +299,7 @@ def gradient_flow(
         Z, W, growth = (torch.cat([run[moment][part] for run in runs]).to(Y) for part in range(3))
         here = State(Z, W)
         rows.append(lens.measured(here, still, growth, finite))
-    never = torch.full((len(B),), -1, device=Y.device)
-    return lens.trajectory(here, stacked(rows), rate=0.0, times=times, diverged=never)
+    return lens.trajectory(here, {"values": stacked(rows), "diverged": never(len(B))}, rate=0.0, times=times)
 
 
 def _warn_of_large_steps(method: str, Y: Tensor, B: Tensor, start: State, rate: float) -> None:

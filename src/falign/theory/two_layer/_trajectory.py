@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from falign._validation import check_recording, check_steps
 from falign.theory._coerce import outermost, public, recording
-from falign.theory._simulate import Recorded, measurements_named, record, warn_of_divergence
+from falign.theory._simulate import Recorded, judged, measurements_named, record, warn_of_divergence
 
 # Measurements that the engines share, of β, b and e.
 
@@ -36,8 +36,8 @@ def told_of_divergence(
 ) -> dict[str, Float[Tensor, "seeds penalties"]]:
     """Return the measurements, with a warning of lost runs unless a public function called that warns itself."""
     if outermost():
-        finite = torch.stack([value.flatten() for value in values.values()]).isfinite().all(0)
-        warn_of_divergence(finite.unsqueeze(1), [step])
+        found = judged({name: value.unsqueeze(-1) for name, value in values.items()}, [step], axes=2)
+        warn_of_divergence(found["diverged"], found["lost"])
     return values
 
 
@@ -126,10 +126,18 @@ class Trajectory(Recorded):
         steps: Steps done at each recording.
         values: name -> numbers; nan from a run's first recording that was not finite onwards.
         diverged: The step of that recording, -1 where there was none.
+        lost: name -> the step of its first recording that was not finite, -1 where there was none.
     """
+
+    what: ClassVar[str] = "two-layer networks"
+    axes: ClassVar[tuple[str, ...]] = ("seed", "penalty")
+    apart: ClassVar[str] = "penalty"
 
     steps: Int[Tensor, " times"]
     diverged: Int[Tensor, "seeds penalties"]
+
+    def _clock(self) -> tuple[str, list[float | int]]:
+        return "step", self.steps.tolist()
 
 
 @recording
@@ -159,22 +167,15 @@ def simulate(
         UserWarning: a run is no longer finite, with the step.
     """
     check_recording(engine.t, at)
-    diverged: Tensor | None = None
 
     def measure() -> dict[str, Tensor]:
-        nonlocal diverged
         latest = engine.measure() if names is None else engine.measure(names)
-        measured = {name: value.detach().cpu() for name, value in latest.items()}
-        finite = torch.stack([value.isfinite() for value in measured.values()]).all(0)
-        before = torch.full(finite.shape, -1) if diverged is None else diverged
-        diverged = torch.where(~finite & (before < 0), engine.t, before)
-        # What comes after is no result, though an overflow may cancel and look like one.
-        return {name: value.masked_fill(diverged >= 0, torch.nan) for name, value in measured.items()}
+        return {name: value.detach().cpu() for name, value in latest.items()}
 
-    values = record(at, engine.advance, measure, start=engine.t, axis=-1, progress=progress)
-    warn_of_divergence(next(iter(values.values())).isfinite().flatten(0, -2), at)
-    assert diverged is not None
-    return Trajectory(steps=torch.tensor(list(at)), values=values, diverged=diverged)
+    recorded = record(at, engine.advance, measure, start=engine.t, axis=-1, progress=progress)
+    found = judged(recorded, at, axes=2)
+    warn_of_divergence(found["diverged"], found["lost"])
+    return Trajectory(steps=torch.tensor(list(at)), **found)
 
 
 @public

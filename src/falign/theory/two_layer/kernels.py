@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, pi, sqrt
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from falign._validation import check_recording, positive
-from falign.theory._coerce import public
-from falign.theory._simulate import Recorded, record
+from falign.theory._coerce import public, recording
+from falign.theory._simulate import Recorded, judged, record, warn_of_divergence
 from falign.theory.two_layer._activations import Activation
 from falign.theory.two_layer._dual import Dual
 
@@ -206,10 +207,15 @@ class Kernels:
     H: Float[Tensor, "*runs n n"]
 
     def extremes(self) -> dict[str, Float[Tensor, "*runs"]]:
-        """Smallest and largest eigenvalue of G, H and G + H: ``G_min``, ``G_max``, ``H_min``, … ``sum_max``."""
+        """Smallest and largest eigenvalue of G, H and G + H: ``G_min``, ``G_max``, ``H_min``, … ``sum_max``.
+
+        nan of runs that are not finite, which the decomposition would refuse together with all others.
+        """
         values = {}
         for name, kernel in (("G", self.G), ("H", self.H), ("sum", self.G + self.H)):
-            eigenvalues = torch.linalg.eigvalsh(kernel)
+            finite = kernel.isfinite().all(-1).all(-1)
+            eigenvalues = torch.linalg.eigvalsh(kernel.where(finite[..., None, None], 0.0))
+            eigenvalues = eigenvalues.where(finite[..., None], torch.nan)
             values[f"{name}_min"], values[f"{name}_max"] = eigenvalues[..., 0], eigenvalues[..., -1]
         return values
 
@@ -360,10 +366,21 @@ class KernelTrajectory(Recorded):
 
     Attributes:
         steps: Steps done at each recording.
-        values: ``G_min``, ``G_max``, ``H_min``, ``H_max``, ``sum_min``, ``sum_max`` -> [seeds penalties times].
+        values: ``G_min``, ``G_max``, ``H_min``, ``H_max``, ``sum_min``, ``sum_max`` -> [seeds penalties times]; nan
+            from a run's first recording that was not finite onwards.
+        diverged: The step of that recording, -1 where there was none.
+        lost: name -> the step of its first recording that was not finite, -1 where there was none.
     """
 
+    what: ClassVar[str] = "kernels of two-layer networks"
+    axes: ClassVar[tuple[str, ...]] = ("seed", "penalty")
+    apart: ClassVar[str] = "penalty"
+
     steps: Int[Tensor, " times"]
+    diverged: Int[Tensor, "seeds penalties"]
+
+    def _clock(self) -> tuple[str, list[float | int]]:
+        return "step", self.steps.tolist()
 
 
 @public
@@ -373,7 +390,7 @@ def kernels_of_engine(engine: Dual) -> Kernels:
     return kernels(engine.U.mT, X @ X.mT, engine.beta, engine.start.b.unsqueeze(1), engine.activation)
 
 
-@public
+@recording
 def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
     """Advance the engine to each step of ``at`` and record the extreme eigenvalues of G, H and G + H.
 
@@ -387,11 +404,16 @@ def follow_kernels(engine: Dual, at: Sequence[int]) -> KernelTrajectory:
     Raises:
         ValueError: the steps do not increase or lie behind the engine.
 
+    Warns:
+        UserWarning: a run is no longer finite, with the step.
+
     Source: Song, Xu and Lafferty 2021 (NeurIPS), section 3.
     """
     check_recording(engine.t, at)
-    values = record(at, engine.advance, lambda: kernels_of_engine(engine).extremes(), start=engine.t, axis=-1)
-    return KernelTrajectory(steps=torch.tensor(list(at)), values=values)
+    recorded = record(at, engine.advance, lambda: kernels_of_engine(engine).extremes(), start=engine.t, axis=-1)
+    found = judged(recorded, at, axes=2)
+    warn_of_divergence(found["diverged"], found["lost"])
+    return KernelTrajectory(steps=torch.tensor(list(at)), **found)
 
 
 # The error of a two-layer network of infinite width under feedback alignment, with and without ridge.

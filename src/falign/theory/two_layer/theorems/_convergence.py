@@ -10,7 +10,7 @@ from torch import Tensor
 
 from falign._validation import check_steps
 from falign.theory._coerce import typed
-from falign.theory._simulate import record, warn_of_divergence
+from falign.theory._simulate import judged, record, warn_of_divergence
 from falign.theory.statement import Assumption, TheoremCheck
 from falign.theory.two_layer._activations import activation as activation_named
 from falign.theory.two_layer._dual import Dual
@@ -76,10 +76,11 @@ def follow(
         return {"error": engine.error().norm(dim=-1)}
 
     error = record(range(steps + 1), engine.advance, measure, axis=-1)["error"]
-    warn_of_divergence(error.isfinite().flatten(0, 1), range(steps + 1))
+    found = judged({"error": error}, range(steps + 1), axes=2)
+    warn_of_divergence(found["diverged"], found["lost"])
     strengths = torch.stack([penalty.values(steps) for penalty in penalties]).to(error)
     return _ErrorTrajectory(
-        error=error.flatten(0, 1),
+        error=found["values"]["error"].flatten(0, 1),
         y=y.repeat_interleave(len(penalties)),
         strengths=strengths.repeat(len(y), 1),
         farthest={name: value.flatten() for name, value in farthest.items()},
