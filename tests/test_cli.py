@@ -289,7 +289,15 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
             "--drtp-output",
             "--positions",
         ),
-        *("--optimizer", "--learning-rate", "--rate-decay", "--momentum", "--weight-decay", "--batch-size"),
+        *(
+            "--optimizer",
+            "--learning-rate",
+            "--rate-decay",
+            "--rate-schedule",
+            "--momentum",
+            "--weight-decay",
+            "--batch-size",
+        ),
         *("--ridge", "--ridge-schedule", "--ridge-steps", "--seed", "--device", "--dtype", "--autocast"),
         *("--measure-every", "--probe-size", "--check-law", "--tensorboard"),
     }
