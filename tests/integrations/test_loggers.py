@@ -97,7 +97,7 @@ def test_wandb(tmp_path):
     for content in records(written.read_bytes()):
         for item in Record.FromString(content).history.item:
             history.setdefault(item.key or "/".join(item.nested_key), []).append(item.value_json)
-    assert any(name.startswith("alignment of neurons/2") for name in history)
+    assert any(name.startswith("alignment of neurons/2") for name in history), list(history)
     assert [int(step) for step in history["_step"]] == [0, 3, 6]
     for name, column in COLUMNS.items():
         assert [float(value) for value in history[name]] == pytest.approx(recorded(monitor, column))

@@ -18,8 +18,10 @@ from falign.lab._text import standard_console
 from falign.lab.config import TrainConfig
 from falign.lab.experiment import _reproduce
 from falign.lab.experiment._local import local_executor
+from falign.lab.experiment._results import Results
 from falign.lab.experiment._selection import select
 from falign.lab.experiment._specification import Setting
+from falign.lab.experiment._store import Store
 from falign.papers import PAPERS
 
 pytest.importorskip("duckdb", reason='DuckDB is not installed: pip install "falign[query]"')
@@ -39,7 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         executor=local_executor(1, Setting(device="cpu", data=None)),
         memory=2**30,
         console=standard_console(),
-        write_report=lambda out, _: (out, out),
+        write_report=lambda out, _: (out, [out]),
     )
     return folder
 
@@ -67,13 +69,18 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return asked
 
 
+def stored(store: Path) -> Results:
+    """What the laboratory itself reads of the experiment."""
+    (experiment,) = select([DROPOUT], PAPERS).experiments
+    return Store(folder=store, repairs=False).results(experiment, "smoke")
+
+
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_runs_and_records_are_what_the_store_holds(store: Path, ask, tmp_path: Path) -> None:
-    results = _reproduce.read_results(_reproduce.Store(folder=store), select([DROPOUT], PAPERS), "smoke")
-    (expected,) = (each for each in results[0].results if each.experiment.name == DROPOUT)
+    expected = stored(store)
     sql = "SELECT status, count(*) AS n, round(sum(seconds), 9) AS seconds FROM runs GROUP BY status"
     code, said, _ = ask(sql, "--store", store, "--csv", "-")
     assert code == 0
@@ -93,11 +100,9 @@ def test_runs_and_records_are_what_the_store_holds(store: Path, ask, tmp_path: P
 def test_claims_are_those_of_the_report(store: Path, ask) -> None:
     code, said, _ = ask(f"FROM claims WHERE experiment = '{DROPOUT}'", "--store", store, "--csv", "-")
     assert code == 0
-    results = _reproduce.read_results(_reproduce.Store(folder=store), select([DROPOUT], PAPERS), "smoke")
-    (judged,) = (each for each in results[0].results if each.experiment.name == DROPOUT)
     expected = {
         (each.claim.name, each.verdict, f"{check.measured}")
-        for each in judged.verdicts
+        for each in stored(store).verdicts
         for check in (each.evidence.checks if each.evidence else ())
     }
     assert expected <= {(row["claim"], row["verdict"], row["measured"]) for row in rows(said)}
