@@ -61,7 +61,7 @@ class Shown:
     sentence: str
 
 
-def two_layer(*, strength: float, width: int, seed: int = 0) -> Shown:
+def two_layer(*, strength: float | int, width: int, seed: int = 0) -> Shown:
     """Train a linear two-layer network of any width, with a ridge on the output weights and without.
 
     Args:
@@ -94,7 +94,7 @@ def two_layer(*, strength: float, width: int, seed: int = 0) -> Shown:
     )
 
 
-def deep_linear(*, target: float, invariant: float, start: Start) -> Shown:
+def deep_linear(*, target: float | int, invariant: float | int, start: Start) -> Shown:
     """Learn three components by gradient flow in a two-layer linear network, with feedback m = 1.
 
     ``K = θ_2 - θ_1²/2`` is what the flow conserves; where it is positive θ_1 begins at 0.
