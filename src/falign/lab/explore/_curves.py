@@ -74,7 +74,7 @@ def two_layer(*, strength: float | int, width: int, seed: int = 0) -> Shown:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a run that overflows ends where its line does
         path = simulate(engine, spaced(STEPS, _RECORDS), ["loss", "cosine"])
-    steps = path.steps.tolist()
+    steps = path.steps.double().tolist()
     loss = path.values["loss"][0] / path.values["loss"][0, :, :1]
     names = (f"λ = {strength:g}", "λ = 0")
     lines = {
@@ -86,7 +86,9 @@ def two_layer(*, strength: float | int, width: int, seed: int = 0) -> Shown:
     ends = [curve.points[-1][1] for curve in lines["cosine"]]
     return Shown(
         panels=(
-            Panel(title="cos∠(b, β): output weights and feedback", x="step", curves=lines["cosine"], low=-0.2, high=1),
+            Panel(
+                title="cos∠(b, β): output weights and feedback", x="step", curves=lines["cosine"], low=-0.2, high=1.0
+            ),
             Panel(title="Loss, as a share of the first", x="step", curves=lines["loss"], logarithmic=True),
         ),
         sentence=f"With λ = {strength:g} and p = {width:,} the cosine ends at {ends[0]:.3f}, without a ridge at "
@@ -192,7 +194,7 @@ def _training(folder: Path) -> Training:
             for column, name in names.items()
             if column in columns
         )
-        return Panel(title=title, x="epoch", curves=tuple(each for each in curves if each.points), low=0)
+        return Panel(title=title, x="epoch", curves=tuple(each for each in curves if each.points), low=0.0)
 
     angles = {name: name.removeprefix("angle_") for name in columns if name.startswith("angle_")}
     return Training(
