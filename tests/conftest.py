@@ -90,6 +90,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trainings: they have tests of their own, and elsewhere they would be most of the time."""
+    from falign.lab import _ending
+
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)
+
+
+@pytest.fixture
 def data_folder() -> Path:
     """The folder with the real data sets, or skip."""
     folder = os.environ.get("FALIGN_DATA")

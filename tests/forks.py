@@ -1,10 +1,17 @@
-"""Scripts in processes of their own, forked from one that has imported torch, most of a short process's time."""
+"""Processes of their own, forked from one that has imported torch, most of a short process's time."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
+
+FORKSERVER = get_context("forkserver")
+"""For ``FORKSERVER.Process``: all tests of a process share its server, which begins with the first of them."""
+FORKSERVER.set_forkserver_preload(
+    ["falign.lab._train", "falign.cli", "falign.measure", "sklearn.datasets", "torch.distributed.fsdp"]
+)
 
 _FORK = """
 import importlib, os, runpy, sys, warnings

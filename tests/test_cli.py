@@ -177,7 +177,9 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--device is cuda, but PyTorch sees 0 CUDA devices here: use --device cpu" in said
 
 
-def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_first_epoch_to_the_comparison(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, said, _ = run([*TRAIN, "--epochs", "2"], capsys)
     folder = "runs/digits-mlp-64-16-10-fa-0-epochs=2"
     assert code == 0
@@ -187,6 +189,7 @@ def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[st
     assert f"{folder} holds a run already: continue it with --resume {folder}, replace it with --force" in wrong
     assert run(["train", "--resume", folder, "--epochs", "3"], capsys)[0] == 0
     assert run([*TRAIN, "--resume", folder, "--epochs", "3"], capsys)[0] == 0, "the same options may be repeated"
+    monkeypatch.setattr(_ending, "draw", lambda *_: None)  # of two runs' pictures is enough
     assert run([*TRAIN, "--rule", "bp", "--out", "bp", "--epochs", "1"], capsys)[0] == 0
     assert run([*TRAIN, "--rule", "bp", "--out", "bp", "--epochs", "2", "--force"], capsys)[0] == 0
     code, said, _ = run(["compare", folder, "bp", "--out", "both.png"], capsys)
@@ -195,6 +198,7 @@ def test_from_the_first_epoch_to_the_comparison(capsys: pytest.CaptureFixture[st
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_references_are_trained_beside_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "train",
@@ -223,9 +227,8 @@ def test_references_are_trained_beside_a_run(capsys: pytest.CaptureFixture[str])
 
 
 def test_options_without_a_value_are_those_of_the_run_that_goes_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], no_pictures: None
 ) -> None:
-    monkeypatch.setattr(_ending, "draw", lambda *_: None)
     words = [*TRAIN, "--check-law", "--tensorboard", "--momentum", "0", "--out", "one", "--epochs"]
     assert run([*words, "1"], capsys)[0] == 0
     code, said, _ = run(["train", "--resume", "one", "--epochs", "2"], capsys)
@@ -238,6 +241,7 @@ def test_options_without_a_value_are_those_of_the_run_that_goes_on(
     assert "--check-law is True, but the run in two has False: leave it out, or begin a new run" in said
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_resume_refuses_other_options_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*TRAIN, "--epochs", "1", "--out", "one"], capsys)[0] == 0
     for words, expected in [
@@ -254,6 +258,7 @@ def test_resume_refuses_other_options_by_name(capsys: pytest.CaptureFixture[str]
         assert expected in said
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_diverged_run_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, said = run([*TRAIN, "--lr", "1e12", "--epochs", "1"], capsys)
     assert code == 1
@@ -333,10 +338,10 @@ def test_the_help_of_train_is_frozen(capsys: pytest.CaptureFixture[str]) -> None
                 *("--ray", "--cpus-per-run", "--gpus-per-run"),
             },
         ),
-        ("query", {"SQL", "--store", "--csv", "--rows"}),
-        ("explore", {"--runs", "--store", "--port", "--browser"}),
         ("status", {"NAME", "--paper", "--preset", "--out", "--against", "--csv"}),
         ("report", {"NAME", "--paper", "--preset", "--out"}),
+        ("query", {"SQL", "--store", "--csv", "--rows"}),
+        ("explore", {"--runs", "--store", "--port", "--browser"}),
         ("demo", {"--preset", "--runs", "--out", "--workers"}),
         ("doctor", {"--data", "--out", "--json"}),
     ],

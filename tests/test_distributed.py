@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import falign
 from cases import RULES, TWINS, batch, build, gradients, loss_of, observes, relative, step
+from forks import FORKSERVER
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 
@@ -32,9 +33,8 @@ def _port() -> int:
 
 def _in_two_processes(worker: Callable[..., None], answers: int, *given: Any) -> dict:
     """Run ``worker(rank, port, *given, queue)`` in two processes, and gather so many (key, value) from the queue."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), _port()
-    processes = [context.Process(target=worker, args=(rank, port, *given, queue)) for rank in range(2)]
+    queue, port = FORKSERVER.Queue(), _port()
+    processes = [FORKSERVER.Process(target=worker, args=(rank, port, *given, queue)) for rank in range(2)]
     for process in processes:
         process.start()
     results = dict(queue.get(timeout=120) for _ in range(answers))

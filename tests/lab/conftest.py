@@ -6,8 +6,6 @@ import pytest
 import torch
 from kills import Nursery, Verdicts
 
-from falign.lab import _ending
-
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
@@ -16,12 +14,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tests of their own, and elsewhere they would be most of the time."""
-    monkeypatch.setattr(_ending, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 import os
 import signal
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic, sleep
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["falign.lab._train", "falign.cli", "sklearn.datasets"])
+from forks import FORKSERVER
+
 PATIENCE = 120
 
 
@@ -25,7 +24,7 @@ class Worker:
     def __init__(self, *words: str, said: Path, step: int = 3, ignored: tuple[int, ...] = ()) -> None:
         self._said = said
         self._there, self._free = (said.with_name(f"{said.name}-{word}") for word in ("there", "free"))
-        self.process = _CONTEXT.Process(target=_work, args=(words, said, step, ignored), daemon=True)
+        self.process = FORKSERVER.Process(target=_work, args=(words, said, step, ignored), daemon=True)
         self.process.start()
 
     def wait(self) -> None:

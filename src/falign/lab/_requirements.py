@@ -10,7 +10,13 @@ from importlib.util import find_spec
 
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Packages that are imported by another name than they are installed by."""
-_OF_OTHER_EXTRAS = {"ray": "ray", "tensorboard": "tensorboard", "optuna": "tune", "duckdb": "query"}
+_OF_OTHER_EXTRAS = {
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "optuna": "tune",
+    "duckdb": "query",
+    "nicegui": "explore",
+}
 _SHOWN = ("", "lab", *_OF_OTHER_EXTRAS.values())
 """Extras that a user may want; "" stands for the packages that falign needs in any case."""
 

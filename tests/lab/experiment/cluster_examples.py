@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -193,10 +194,27 @@ def address_of(digits: str) -> IPv4Address | IPv6Address:
     return getattr(found, "ipv4_mapped", None) or found
 
 
+ELSEWHERE = """
+from falign.lab.experiment import Outcome
+
+def run(*, seed, setting, rate, steps):
+    return Outcome(records={"step": list(range(steps)), "x": [half(rate)] * steps})
+
+def half(rate):
+    return rate / 2
+"""
+
+
 def local(out: Path) -> dict:
-    """A cluster of this machine's own, for a run."""
-    executor = RayExecutor("local", Setting())
-    code = brought(executor, out / "local", experiment(heard, seeds=1, memory=lambda tasks: 2**20))
+    """A cluster of this machine's own, for a run, and for one of a module that its workers cannot import."""
+    folder = out / "elsewhere"
+    folder.mkdir()
+    (folder / "module_elsewhere.py").write_text(ELSEWHERE)
+    sys.path.insert(0, str(folder))
+    own = import_module("module_elsewhere").run
+    executor = RayExecutor("local", Setting(), modules=("module_elsewhere",))
+    first = experiment(heard, seeds=1, memory=lambda tasks: 2**20)
+    code = brought(executor, out / "local", first, experiment(own, name="toy.own", seeds=1, together=(), claims=()))
     folder = Path(os.environ["FALIGN_TEST_CLUSTER"])
     return {"code": code, "notes": notes(folder), "listening": json.loads((folder / "listening").read_text())}
 

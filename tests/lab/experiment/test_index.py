@@ -1,6 +1,5 @@
 """The index of a store: nothing is read twice, nothing that changed is missed, no damage makes a number wrong."""
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ from falign.lab.experiment import _store as stores
 from falign.lab.experiment._results import Results
 from falign.lab.experiment._run_file import StoredRun, records_frame
 from falign.lab.experiment._store import Store
+from forks import FORKSERVER
 from mutations import mutations
 
 READ: list[str] = []
@@ -230,13 +230,11 @@ def put_some(folder: Path, part: int, parts: int) -> None:
 
 
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path) -> None:
-    workers = multiprocessing.get_context("forkserver")
-    workers.set_forkserver_preload(["falign.lab.experiment._store"])
     selected = experiment(seeds=120)
     said: list[str] = []
     store = Store(folder=tmp_path, repairs=False, log=said.append)
     store.open(create=True)
-    writers = [workers.Process(target=put_some, args=(tmp_path, part, 8)) for part in range(8)]
+    writers = [FORKSERVER.Process(target=put_some, args=(tmp_path, part, 8)) for part in range(8)]
     for writer in writers:
         writer.start()
     seen = readings = 0

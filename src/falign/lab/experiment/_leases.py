@@ -35,6 +35,8 @@ from falign.lab.experiment._store import MARKER_BYTES, Store
 _PATIENCE = 5.0
 """Seconds to wait for one's own new lock, which another process may just be trying."""
 FOLDER = "leases"
+_PAGES = "report"
+"""Folder of the papers' pages."""
 _RUN = re.compile(r"\.[0-9a-f]{32}\.parquet\.partial-")
 """Beginning of the name of a run's half-written file."""
 _ABANDONED = 600.0
@@ -98,13 +100,14 @@ class RunLeases:
         """Delete what killed processes left half-written; no other process has leases on the store.
 
         Other folders below the store's may be those of a training that is just writing there: in them only half-written
-        runs are deleted. A report may be being written in the store's own folder.
+        runs are deleted. A page may be being written, in the store's own folder or in that of the pages.
         """
         root = self._store.folder
-        whole = (root, root / FOLDER, root / _index.FOLDER)
+        pages = (root, root / _PAGES)
+        whole = (*pages, root / FOLDER, root / _index.FOLDER)
         for path in [path for folder in (root, *root.iterdir()) for path in leftovers(folder)]:
             with suppress(FileNotFoundError):
-                abandoned = path.parent != root or time() - path.lstat().st_mtime > _ABANDONED
+                abandoned = path.parent not in pages or time() - path.lstat().st_mtime > _ABANDONED
                 if abandoned and (path.parent in whole or _RUN.match(path.name)):
                     _remove(path)
 

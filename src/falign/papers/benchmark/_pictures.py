@@ -166,8 +166,9 @@ def _draw_cost(data: pl.DataFrame) -> Figure:
             panel.axhline(0, color=AXIS, linewidth=0.8)
             panel.axvline(1, color=AXIS, linewidth=0.8)
             panel.set_yscale("symlog", linthresh=1.0)
-            ticks = [tick for tick in (-2, -1, 0, 1, 2, 5, 10, 20, 50) if _between(tick, [r["behind"] for r in rows])]
-            panel.set_yticks(ticks, [str(tick) for tick in ticks])
+            among = (-2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+            ticks = [tick for tick in among if _between(tick, [r["behind"] for r in rows])]
+            panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
             panel.minorticks_off()
             panel.invert_yaxis()
             logarithmic(panel, "x", ticks=_ticks([row[value] for row in rows]))

@@ -105,7 +105,7 @@ def _growth(table: pl.DataFrame) -> Evidence:
     return Evidence(
         checks=(
             Check(
-                label=f"exponent between p = {narrow:.3g} and {wide:.3g}",
+                label=f"exponent between p = {narrow:.0f} and {wide:.0f}",
                 measured=estimate.value,
                 low=0.5 - width,
                 high=0.5 + width,
