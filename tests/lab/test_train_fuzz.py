@@ -268,6 +268,7 @@ ODD: dict[str, list[Any]] = {
     "weight_decay": [1e308],
     "momentum": [1.0, 0.9999999999999999],
     "rate_decay": [1e-320, 0.0],
+    "rate_schedule": ["linear", "cosine"],
     "device": ["cpu:7", "meta", "cuda:99", "[/x]", "\n"],
     "activation": ["identity"],
     "context": [2**62, 0, -1, 1],
