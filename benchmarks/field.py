@@ -16,7 +16,7 @@ import polars as pl
 from falign.lab.experiment._results import Results
 from falign.lab.experiment._store import Store
 from falign.lab.report.style import Figure, panels
-from falign.papers.benchmark._pictures import KIND_COLOURS, PICTURES, summary
+from falign.papers.benchmark._pictures import PICTURES, draw_row, marker_of, summary
 from falign.papers.benchmark._training import NETWORKS, ROWS
 from falign.papers.benchmark.published import PUBLISHED, published_values, values_beside
 from falign.papers.benchmark.table import TABLE
@@ -105,28 +105,27 @@ SIX = {
 def six_rows(cells: pl.DataFrame) -> Figure:
     """The README's picture: accuracy of six rows on three networks."""
     networks = {"mlp": "perceptron", "lenet": "LeNet, tanh", "lenet-norm": "LeNet, batch norm"}
-    titles = list(networks.values())
-    figure, axes = panels(3, titles=titles, xlabels=["test accuracy, %"], share="row", width=10, height=2.9)
+    figure, axes = panels(
+        3, titles=list(networks.values()), xlabels=["test accuracy, %"], share="row", width=10, height=2.9
+    )
     axes[0].set_yticks(range(len(SIX)), [f"{row}: {how}" for row, how in SIX.items()])
     axes[0].set_ylim(len(SIX) - 0.4, -0.7)
     for panel, network in zip(axes, networks, strict=True):
         for at, name in enumerate(SIX):
             (cell,) = cells.filter(dataset="fashion-mnist", network=network, row=name).to_dicts()
-            colour = KIND_COLOURS[cell["kind"]]
-            marker = "s" if name == "bp" else "o"
-            panel.errorbar(cell["accuracy"], at, xerr=cell["half"], color=colour, marker=marker, elinewidth=1.2)
-            label = f"{cell['accuracy']:.1f}"
+            draw_row(panel, at, cell)
+            label, colour = f"{cell['accuracy']:.1f}", marker_of(cell["kind"])["color"]
             panel.annotate(label, (cell["accuracy"], at - 0.2), ha="center", va="bottom", size=8, color=colour)
     return figure
 
 
-def draw(results: Results, folder: Path) -> None:
-    """Write the pictures of the table."""
+def draw(trials: pl.DataFrame, folder: Path) -> None:
+    """Write the pictures of a table of trainings."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {f"benchmark-{picture.name}": picture.draw(picture.data(results.table)) for picture in PICTURES}
-    for name, figure in {**drawn, "benchmark-six": six_rows(summary(results.table))}.items():
+    drawn = {f"benchmark-{picture.name}": picture.draw(picture.data(trials)) for picture in PICTURES}
+    for name, figure in {**drawn, "benchmark-six": six_rows(summary(trials))}.items():
         figure.set_facecolor("white")
         FigureCanvasAgg(figure)
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
@@ -160,7 +159,7 @@ def main() -> None:
         if chosen.trials is not None:
             results.table.write_csv(chosen.trials, float_precision=6)
         if chosen.pictures is not None:
-            draw(results, chosen.pictures)
+            draw(results.table, chosen.pictures)
     print("\n## Published values\n", *published(store.results(PUBLISHED, chosen.preset)), sep="\n")
 
 

@@ -34,8 +34,6 @@ WHOLE = ("test_oracle.py", "test_transport.py")
 """Files in which every rule meets every case."""
 _SEEN: dict[tuple[Path, str], list[str]] = {}
 """Networks that a test has met so far."""
-
-
 _MANY: set[tuple[Path, str]] = set()
 """Tests with cases, of which the first has been collected."""
 ONE_IN = 8
@@ -48,12 +46,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     _choose_slow(item)
 
 
+def _test_of(item: pytest.Item) -> tuple[Path, str]:
+    """The test that an item is a case of."""
+    return item.path, getattr(item, "originalname", item.name)
+
+
 def _choose_checked(item: pytest.Item) -> None:
-    """Leave most cases to the unchecked suite: annotations that hold in some hold in all, and checking them takes as
-    long as the rest of a test. Tests of a group share what one process has made, and stay together."""
+    """Leave most cases of a test to the unchecked suite: checking annotations takes up to three times the rest.
+
+    Tests of a group share what one process has made, and stay together.
+    """
     if not hasattr(item, "callspec") or item.get_closest_marker("xdist_group"):
         return
-    test = (item.path, getattr(item, "originalname", item.name))
+    test = _test_of(item)
     if test in _MANY and crc32(item.nodeid.encode()) % ONE_IN:
         item.add_marker(pytest.mark.unchecked)
     _MANY.add(test)
@@ -65,7 +70,7 @@ def _choose_slow(item: pytest.Item) -> None:
     network = next((str(parameters[name]) for name in ("case", "make", "model") if name in parameters), None)
     if network is None or "rule" not in parameters or item.path.name in WHOLE:
         return
-    seen = _SEEN.setdefault((item.path, getattr(item, "originalname", item.name)), [])
+    seen = _SEEN.setdefault(_test_of(item), [])
     if network not in seen:
         seen.append(network)
     rule = parameters["rule"] if isinstance(parameters["rule"], str) else ""

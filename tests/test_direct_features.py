@@ -186,8 +186,10 @@ def test_autocast_runs_and_no_weight_carries_an_error(case):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         try:
             falign.revert(copy.deepcopy(model))(*x)
-        except RuntimeError as error:  # of LSTM on processors for which oneDNN has no such kernel
-            pytest.skip(f"PyTorch itself cannot: {error}")
+        except RuntimeError as error:
+            if "could not create a primitive" not in str(error):
+                raise
+            pytest.skip("oneDNN has no LSTM in bfloat16 for this processor, converted or not")
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = loss_of(model(*x))
@@ -225,7 +227,6 @@ def test_the_size_of_what_is_delivered_is_that_of_backpropagation(name):
 
 
 @pytest.mark.compiled
-@pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if at % 3 else ()) for at, name in enumerate(CUTS)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -22,6 +23,8 @@ from falign.papers.benchmark.table import TABLE
 pytestmark = pytest.mark.xdist_group("benchmark")
 
 CLAIMS = {claim.name: claim for claim in TABLE.claims}
+ROOT = Path(__file__).parents[2]
+SHOWN = ROOT / "docs" / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +245,17 @@ def test_published_values_come_out_here(source: str, data_folder) -> None:
     assert outcome.diverged is None
     least = {"biotorch": 88.0, "dfa-stall": 93.0}[source]
     assert max(value for value in outcome.records["accuracy"] if isinstance(value, float)) > least
+
+
+@pytest.mark.skipif(not SHOWN.exists(), reason="the documentation is not beside the tests")
+def test_pictures_of_the_docs_are_what_the_code_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.testing.compare import compare_images
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from field import draw
+
+    draw(pl.read_csv(ROOT / "docs" / "benchmark" / "trials.csv", infer_schema_length=None), tmp_path)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in SHOWN.glob("benchmark-*.png"))
+    for name in drawn:
+        assert compare_images(str(SHOWN / name), str(tmp_path / name), tol=2) is None

@@ -110,7 +110,7 @@ class TrainConfig:
         learning_rate: Of the first epoch.
         rate_decay: Factor on the learning rate after every epoch; 1 keeps it constant.
         rate_schedule: Learning rate of epoch k of E, from 0: exponential: η decay^k; linear: η (1 - k/E); cosine:
-            η (1 + cos(πk/E))/2.
+            η (1 + cos(πk/E))/2. More epochs at --resume make E larger from there on.
         momentum: sgd: its momentum.
         weight_decay: Of all parameters: with sgd and adam part of the gradient, with adamw apart from it.
         context: Text: characters that a model sees at once.

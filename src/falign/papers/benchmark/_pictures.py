@@ -1,5 +1,7 @@
 """Reading of the field's table, and its pictures: accuracy beside that of backpropagation, and costs."""
 
+from typing import Any
+
 import polars as pl
 import scipy
 
@@ -28,7 +30,7 @@ def behind(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-KIND_COLOURS = {
+_COLOURS = {
     "bp": INK,
     "layerwise": COLOURS[0],
     "learned direct": COLOURS[1],
@@ -94,16 +96,7 @@ def _draw_accuracy(data: pl.DataFrame) -> Figure:
     for panel, (_, _, part) in zip(axes, cells, strict=False):
         part = part.sort("accuracy")
         for at, row in enumerate(part.to_dicts()):
-            panel.errorbar(
-                row["accuracy"],
-                at,
-                xerr=row["half"] or 0,
-                color=KIND_COLOURS[row["kind"]],
-                marker="s" if row["kind"] == "bp" else "o",
-                linestyle="none",
-                elinewidth=1.2,
-                label=row["kind"],
-            )
+            draw_row(panel, at, row)
         true = part.filter(row="bp")["accuracy"]
         if len(true):
             panel.axvline(true[0], color=INK, linewidth=0.8, linestyle=(0, (4, 2.5)), zorder=0)
@@ -114,6 +107,16 @@ def _draw_accuracy(data: pl.DataFrame) -> Figure:
         panel.set_visible(False)
     _kinds(figure)
     return figure
+
+
+def draw_row(panel: Axes, at: int, cell: dict[str, Any]) -> None:
+    """Draw a cell of ``summary`` at a height: its accuracy as the marker of its kind, with its interval."""
+    panel.errorbar(cell["accuracy"], at, xerr=cell["half"] or 0, elinewidth=1.2, **marker_of(cell["kind"]))
+
+
+def marker_of(kind: str) -> dict[str, Any]:
+    """Options of matplotlib for the marker of a kind of rows."""
+    return {"color": _COLOURS[kind], "marker": "s" if kind == "bp" else "o", "linestyle": "none"}
 
 
 def _zoom(panel: Axes, values: list[float]) -> None:
@@ -137,10 +140,7 @@ def _kinds(figure: Figure) -> None:
     """A legend of the kinds of rows, one marker each."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=colour, marker="s" if kind == "bp" else "o", linestyle="none", label=kind)
-        for kind, colour in KIND_COLOURS.items()
-    ]
+    handles = [Line2D([], [], label=kind, **marker_of(kind)) for kind in _COLOURS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 
 
@@ -174,8 +174,8 @@ def _draw_cost(data: pl.DataFrame) -> Figure:
             logarithmic(panel, "x", ticks=_ticks([row[value] for row in rows]))
             panel.set_xlim(min(0.9, *(row[value] for row in rows)) / 1.08, max(row[value] for row in rows) * 1.08)
             for at, row in enumerate(rows):
-                colour, marker = KIND_COLOURS[row["kind"]], "s" if row["kind"] == "bp" else "o"
-                panel.plot(row[value], row["behind"], marker, color=colour)
+                marker = marker_of(row["kind"])
+                panel.plot(row[value], row["behind"], **marker)
                 panel.annotate(
                     row["row"],
                     (row[value], row["behind"]),
@@ -183,8 +183,8 @@ def _draw_cost(data: pl.DataFrame) -> Figure:
                     textcoords="axes fraction",
                     va="center",
                     size=7,
-                    color=colour,
-                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6},
+                    color=marker["color"],
+                    arrowprops={"arrowstyle": "-", "color": marker["color"], "linewidth": 0.4, "alpha": 0.6},
                 )
     _kinds(figure)
     return figure
